@@ -1,0 +1,62 @@
+"""The command ``l2a distill``."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def distill_command(
+    target: Annotated[str | None, typer.Option(help="Target domain: card, file, folder or Hub id.")] = None,
+    source: Annotated[str | None, typer.Option(help="Source domain, likewise.")] = None,
+    shots: Annotated[int | None, typer.Option(help="Labelled target examples per class for training.")] = None,
+    dev_shots: Annotated[
+        int | None, typer.Option(help="Labelled target examples per class for the reward, and as many for model choice.")
+    ] = None,
+    preset: Annotated[str, typer.Option(help="quick, default, full, or any card in ./configs.")] = "default",
+    config: Annotated[Path | None, typer.Option(help="YAML file; it overrides the preset, flags override it.")] = None,
+    teacher: Annotated[str | None, typer.Option(help="minilm-l6, a model folder or a Hub id.")] = None,
+    fine_tuned_teacher: Annotated[
+        bool | None, typer.Option("--fine-tuned-teacher", help="The teacher classifies already: use it as it is.")
+    ] = None,
+    student: Annotated[str | None, typer.Option(help="Model folder or Hub id to start the student from.")] = None,
+    selector: Annotated[str | None, typer.Option(help="A card in agents/: ppo, a2c, random, nearest, all ...")] = None,
+    text_column: Annotated[str | None, typer.Option(help="Column of the text.")] = None,
+    text_pair_column: Annotated[str | None, typer.Option(help="Column of the second text of a pair.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="Column of the label.")] = None,
+    max_length: Annotated[int | None, typer.Option(help="Longest sequence in tokens.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Decides the few labels and every random draw.")] = None,
+    output_dir: Annotated[str | None, typer.Option(help="Folder of the results.")] = None,
+    overwrite: Annotated[bool | None, typer.Option("--overwrite", help="Replace a finished run.")] = None,
+    compare: Annotated[
+        bool | None, typer.Option("--compare/--no-compare", help="Also train the rows that cost extra training.")
+    ] = None,
+    print_config: Annotated[bool, typer.Option("--print-config", help="Print the configuration and stop.")] = False,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Show every event.")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Show errors only.")] = False,
+) -> None:
+    """Distil a small student for the target domain and show how it compares."""
+    flags: dict[str, Any] = {
+        "target": target, "source": source, "shots": shots, "dev_shots": dev_shots, "seed": seed,
+        "max_length": max_length, "output_dir": output_dir, "overwrite": overwrite, "compare": compare,
+        "teacher.model": teacher, "teacher.fine_tuned": fine_tuned_teacher, "student.model": student,
+        "selector.agent": selector,
+    }  # fmt: skip
+    for name, column in (("text", text_column), ("text_pair", text_pair_column), ("label", label_column)):
+        flags |= {f"source_columns.{name}": column, f"target_columns.{name}": column}
+    _run(preset, config, flags, print_config, -1 if quiet else int(verbose))
+
+
+def _run(preset: str, file: Path | None, flags: dict[str, Any], print_config: bool, verbosity: int) -> None:
+    from l2a.config import as_yaml, load_config
+
+    run_config = load_config(preset, file, flags)
+    if print_config:
+        typer.echo(as_yaml(run_config), nl=False)
+        return
+    from l2a.cli.summary import print_plan, print_result
+    from l2a.pipeline.distill import distill
+
+    result = distill(run_config, verbosity=verbosity, announce=print_plan if verbosity >= 0 else None)
+    if verbosity >= 0:
+        print_result(result)

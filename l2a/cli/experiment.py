@@ -1,0 +1,143 @@
+"""The command ``l2a experiment``: run a grid of cells, report it, compare two budgets."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from l2a.experiments.plan import PlannedGroup
+    from l2a.experiments.runner import Outcome
+
+experiment_app = typer.Typer(help="Run and report grids that show what a method is worth.", no_args_is_help=True)
+
+Card = Annotated[str, typer.Argument(help="A card in configs/experiments, or a path that ends in .yaml.")]
+DataRoot = Annotated[Path | None, typer.Option(help="Folder that the card's data paths start from.")]
+Results = Annotated[Path, typer.Option(help="Folder of results: CARD/cells.jsonl and CARD.json.")]
+Pages = Annotated[Path, typer.Option(help="Folder of report pages.")]
+Count = Annotated[int | None, typer.Option("--workers", help="Cells side by side; by default one a core.")]
+Backend = Annotated[str, typer.Option(help="loky: processes on this machine; dask or ray: a cluster.")]
+Address = Annotated[str | None, typer.Option(help="Scheduler of a running cluster; by default a local one is started.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the cells, what is cached and the cost; run nothing.")]
+RESULTS, PAGES = Path("benchmarks/results"), Path("docs/experiments")
+
+
+@experiment_app.command("run")
+def run_experiment(
+    card: Card,
+    data_root: DataRoot = None,
+    results: Results = RESULTS,
+    workers: Count = None,
+    backend: Backend = "loky",
+    address: Address = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Run the cells of a card that are not finished; stop and start it as you like."""
+    from rich.console import Console
+
+    from l2a.experiments.backends import Workers, default_count
+    from l2a.experiments.card import load_experiment
+    from l2a.experiments.cells import data_files, expand
+    from l2a.experiments.plan import plan
+    from l2a.experiments.results import read_results
+    from l2a.experiments.runner import run_groups
+    from l2a.pipeline.rows import run_row
+    from l2a.progress import RunProgress
+
+    where = Workers(workers if workers is not None else default_count(), backend, address)
+    experiment, console, progress = load_experiment(card), Console(highlight=False), RunProgress(None)
+    folder = results / experiment.name
+    try:
+        groups = expand(experiment, data_root)
+        data = data_files(groups, progress)
+        planned = plan(groups, data, read_results(folder))
+        if not dry_run:
+            outcomes = run_groups(planned, data, folder.resolve(), run_row, where, progress)
+    finally:
+        progress.close()
+    if dry_run:
+        _print_plan(console, planned, where.count)
+    else:
+        _print_outcomes(console, planned, outcomes, folder)
+
+
+@experiment_app.command("report")
+def report_experiment(card: Card, results: Results = RESULTS, pages: Pages = PAGES) -> None:
+    """Write a card's page, figures and summary from its results alone."""
+    from rich.console import Console
+
+    from l2a.experiments.card import load_experiment
+    from l2a.experiments.figures import write_figures
+    from l2a.experiments.report import write_report
+    from l2a.experiments.results import read_results
+    from l2a.experiments.statistics import METRICS, rank_agreement
+    from l2a.experiments.summary import summarise, write_summary
+
+    experiment = load_experiment(card)
+    own = read_results(results / experiment.name)
+    summary = summarise(experiment, own)
+    other = read_results(results / experiment.same_methods_in) if experiment.same_methods_in else ()
+    found = [rank_agreement(summary.results, other, metric) for metric in METRICS]
+    page, data = pages / f"{experiment.name}.md", results / f"{experiment.name}.json"
+    figures = write_figures(summary, pages / experiment.name)
+    write_report(page, summary, figures, [item for item in found if item is not None])
+    write_summary(data, summary)
+    Console(highlight=False).print(f"{page} and {data}: {len(summary.results)} cells, {summary.missing} missing")
+
+
+@experiment_app.command("compare")
+def compare_experiments(first: Card, second: Card, results: Results = RESULTS) -> None:
+    """Say how far two cards, such as two budgets, rank the same methods alike."""
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    from l2a.errors import UsageError
+    from l2a.experiments.card import load_experiment
+    from l2a.experiments.report import agreement_section
+    from l2a.experiments.results import read_results
+    from l2a.experiments.statistics import METRICS, rank_agreement
+
+    names = [load_experiment(card).name for card in (first, second)]
+    one, other = (read_results(results / name) for name in names)
+    found = [rank_agreement(one, other, metric) for metric in METRICS]
+    agreements = [item for item in found if item is not None]
+    if not agreements:
+        raise UsageError(f"results: {names[0]} and {names[1]} share no cells of three methods or more; run both first")
+    Console(highlight=False).print(Markdown(agreement_section(names[0], names[1], agreements)))
+
+
+def _print_plan(console: "Console", planned: "tuple[PlannedGroup, ...]", workers: int) -> None:
+    from rich.box import SIMPLE
+    from rich.table import Table
+
+    from l2a.experiments.plan import cost_seconds
+
+    table = Table("pair", "shots", "seed", "student", "method", "result", "teacher", "seconds", box=SIMPLE)
+    for cell in (cell for group in planned for cell in group):
+        state = "finished" if cell.is_finished else "to run"
+        teacher = {None: "none", True: "cached", False: "to train"}[cell.is_teacher_cached]
+        seconds = "" if cell.is_finished else f"{cell.seconds + cell.teacher_seconds:.0f}"
+        table.add_row(*map(str, cell.cell.place), cell.cell.method, state, teacher, seconds)
+    left = [cell for group in planned for cell in group if not cell.is_finished]
+    console.print(table)
+    console.print(
+        f"{sum(map(len, planned))} cells, {len(left)} to run: about {cost_seconds(planned, workers) / 60:.1f} minutes "
+        f"on {workers} workers, guessed from the cells that are finished"
+    )
+
+
+def _print_outcomes(
+    console: "Console", planned: "tuple[PlannedGroup, ...]", outcomes: "tuple[Outcome, ...]", folder: Path
+) -> None:
+    from l2a.errors import RunError
+
+    failed = [outcome for outcome in outcomes if outcome.status == "failed"]
+    for outcome in failed:
+        place = " ".join(map(str, outcome.cell.place))
+        console.print(f"failed: {place} {outcome.cell.method}: {outcome.message}", markup=False)
+    total, ran = sum(map(len, planned)), sum(outcome.status == "ran" for outcome in outcomes)
+    console.print(f"{folder}: {ran} cells ran, {total - len(failed)} of {total} are finished")
+    if failed:
+        raise RunError(f"{len(failed)} of {total} cells failed; see above, and run the command again after the fix")

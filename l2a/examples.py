@@ -1,0 +1,93 @@
+"""Labelled texts: the one data structure that every stage reads."""
+
+import hashlib
+import unicodedata
+from collections.abc import Iterable, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+TextInput = tuple[str, ...]
+"""One input of a classifier: (sentence,) or (first, second) in tasks on pairs."""
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Texts with their labels.
+
+    Attributes:
+        inputs: N texts, each a tuple of one or two strings.
+        labels: int64 (N,), indices into ``label_names``.
+        label_names: The C class names, in the order of the labels.
+    """
+
+    inputs: tuple[TextInput, ...]
+    labels: NDArray[np.int64]
+    label_names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        """Check that texts and labels match."""
+        if len(self.inputs) != len(self.labels):
+            raise ValueError(f"labels: {len(self.labels)} labels came for {len(self.inputs)} texts; one each is needed")
+
+    def __len__(self) -> int:
+        """Return the number of examples."""
+        return len(self.inputs)
+
+    def take(self, indices: Sequence[int] | NDArray[np.int64]) -> "Examples":
+        """Select examples by position.
+
+        Args:
+            indices: Positions, in the wanted order.
+
+        Returns:
+            The selected examples.
+        """
+        chosen = np.asarray(indices, dtype=np.int64)
+        return Examples(tuple(self.inputs[i] for i in chosen), self.labels[chosen], self.label_names)
+
+
+def concatenate(*parts: Examples) -> Examples:
+    """Join examples that share their label names.
+
+    Args:
+        *parts: One or more sets of examples.
+
+    Returns:
+        All examples, in order.
+
+    Raises:
+        ValueError: If the label names differ.
+    """
+    if any(part.label_names != parts[0].label_names for part in parts):
+        raise ValueError(f"label_names: cannot join examples with {[part.label_names for part in parts]}")
+    inputs = tuple(text for part in parts for text in part.inputs)
+    return Examples(inputs, np.concatenate([part.labels for part in parts]), parts[0].label_names)
+
+
+def normalised_hash(text_input: TextInput) -> str:
+    """Hash a text so that copies that differ in case, width or spacing collide.
+
+    Args:
+        text_input: One or two strings.
+
+    Returns:
+        32 hexadecimal digits.
+    """
+    folded = (" ".join(unicodedata.normalize("NFKC", part).casefold().split()) for part in text_input)
+    return hashlib.sha256("\x1f".join(folded).encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def without_hashes(inputs: Iterable[TextInput], hashes: AbstractSet[str]) -> tuple[TextInput, ...]:
+    """Drop the texts whose normalised hash is in a set.
+
+    Args:
+        inputs: Texts.
+        hashes: Normalised hashes, as made by ``normalised_hash``.
+
+    Returns:
+        The other texts, in order.
+    """
+    return tuple(text for text in inputs if normalised_hash(text) not in hashes)

@@ -1,0 +1,1 @@
+"""Grids of cells that show what a method is worth: run, resumed, compared and reported."""

@@ -1,0 +1,147 @@
+"""Cells of a grid: their configurations, their order and the keys that decide whether a result still holds."""
+
+import itertools
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from l2a.cache import fingerprint
+from l2a.config import DistillConfig, as_mapping
+from l2a.domains.domain import Columns
+from l2a.domains.load import load_domain
+from l2a.experiments.card import ExperimentCard, Pair, method_config
+from l2a.experiments.results import Place
+from l2a.progress import SILENT, Progress
+
+RESULTS_VERSION = 1
+"""Raise it when a change of the code, rather than of a field, changes what cells give: then all run again."""
+
+NEVER_DECIDES = ("output_dir", "overwrite", "compare", "data_root")
+DECIDES_STUDENTS_ONLY = ("student", "generator", "selector", "kd")
+
+DataFiles = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of one method.
+
+    Attributes:
+        place: Its place in the grid.
+        method: The method's name in the card.
+        row: The row to run.
+        config: The whole configuration.
+        preset: The budget that the configuration started from.
+    """
+
+    place: Place
+    method: str
+    row: str
+    config: DistillConfig
+    preset: str
+
+
+Group = tuple[Cell, ...]
+"""The cells of one pair, number of shots and seed: they share their teachers and run one after another."""
+
+
+def expand(card: ExperimentCard, data_root: Path | None) -> tuple[Group, ...]:
+    """List the cells of a card, grouped and in the order in which they should run.
+
+    A group's cells run in the card's order, so that what they share through the cache is filled in one order whatever
+    runs beside them. Groups that share a source stand apart, so that the first few train different source teachers
+    side by side and those that follow find them in the cache, instead of waiting for one another.
+
+    Args:
+        card: The card.
+        data_root: Folder that relative data paths start from.
+
+    Returns:
+        All groups.
+    """
+    by_source: dict[str, list[Group]] = {}
+    for seed, shots, pair in itertools.product(card.seeds, card.shots, card.pairs):
+        by_source.setdefault(pair.source, []).append(_group(card, pair, shots, seed, data_root))
+    rounds = itertools.zip_longest(*by_source.values())
+    return tuple(group for one_round in rounds for group in one_round if group is not None)
+
+
+def data_files(groups: Iterable[Group], progress: Progress = SILENT) -> dict[str, DataFiles]:
+    """Read every domain of a grid once and note the sha256 of its files; test labels stay held back.
+
+    Args:
+        groups: Groups of one card.
+        progress: Told about the reading.
+
+    Returns:
+        The files of source and target, by name of the pair.
+
+    Raises:
+        UsageError: If a domain cannot be read.
+        RunError: If a shipped domain cannot be fetched.
+    """
+    known: dict[tuple[str, Columns], DataFiles] = {}
+    found: dict[str, DataFiles] = {}
+    with progress.stage("read domains"):
+        for cell in (group[0] for group in groups):
+            config = cell.config
+            sides = ((config.source, config.source_columns), (config.target, config.target_columns))
+            for side in sides:
+                if side not in known:
+                    known[side] = _files_of(*side, config.data_root, progress)
+            found[cell.place.pair] = {**known[sides[0]], **known[sides[1]]}
+    return found
+
+
+def cell_key(cell: Cell, data: DataFiles) -> str:
+    """Fingerprint everything that decides a cell's result.
+
+    Rows without a student keep their key when only a setting of students changes.
+
+    Args:
+        cell: The cell.
+        data: Names and sha256 of its data files.
+
+    Returns:
+        32 hexadecimal digits.
+    """
+    ignored = NEVER_DECIDES if has_student(cell.row) else (*NEVER_DECIDES, *DECIDES_STUDENTS_ONLY)
+    decisive: dict[str, Any] = {key: value for key, value in as_mapping(cell.config).items() if key not in ignored}
+    return fingerprint(RESULTS_VERSION, cell.row, decisive, dict(data))
+
+
+def has_student(row: str) -> bool:
+    """Tell whether a row trains a student.
+
+    Args:
+        row: Name of a row.
+
+    Returns:
+        True for rows that depend on the student's settings.
+    """
+    return row.endswith("_student")
+
+
+def _group(card: ExperimentCard, pair: Pair, shots: int, seed: int, data_root: Path | None) -> Group:
+    cells = []
+    for student, method in itertools.product(card.students, card.methods):
+        config = replace(
+            method_config(card, student, method),
+            source=pair.source,
+            target=pair.target,
+            source_columns=pair.source_columns,
+            target_columns=pair.target_columns,
+            shots=shots,
+            seed=seed,
+            data_root=str(data_root.resolve()) if data_root else None,
+        )
+        place = Place(pair.name, shots, seed, student)
+        cells.append(Cell(place, method, card.methods[method].row, config, card.preset))
+    return tuple(cells)
+
+
+def _files_of(reference: str, columns: Columns, data_root: str | None, progress: Progress) -> DataFiles:
+    """Name files by the card's reference, since both domains may be folders that hold a train.csv."""
+    files = load_domain(reference, columns, Path(data_root) if data_root else None, progress).files
+    return {reference if reference.endswith(name) else f"{reference}/{name}": files[name] for name in files}

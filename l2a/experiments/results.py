@@ -1,0 +1,190 @@
+"""Finished cells on disk: one JSON line each, safe against kills, damage and a second runner."""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from filelock import FileLock
+
+from l2a.cache import fingerprint
+from l2a.files import atomic_write_text
+
+RESULTS_FILE = "cells.jsonl"
+LOCK_FOLDER = ".locks"
+logger = logging.getLogger(__name__)
+
+
+class Place(NamedTuple):
+    """Where a cell stands in the grid of a card, its method aside: what paired comparisons match on."""
+
+    pair: str
+    shots: int
+    seed: int
+    student: str
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """What one cell gave, and everything needed to judge and repeat it.
+
+    Attributes:
+        pair: Name of the pair of domains.
+        shots: Labelled target examples per class.
+        seed: The run's seed.
+        student: Student preset.
+        method: Name of the method in the card.
+        row: Row of the final table that the method is.
+        key: Fingerprint of the configuration and the data; another key means another result.
+        preset: The budget.
+        accuracy: Fraction on the target's test split.
+        macro_f1: Fraction on the target's test split.
+        test_examples: Size of that split.
+        predictions: Fingerprint of the predicted labels, in the order of the test split.
+        parameters: Parameters of the model.
+        labels_used: Labelled target examples used, those of the reward and model-choice splits included.
+        seconds: The method's own training and selection, shared teacher work aside.
+        wall_seconds: The whole cell, with whatever teacher work it found missing in the cache.
+        data: Files read, with their sha256.
+        versions: Versions of the packages that decide numbers.
+        machine: Cores, memory and device.
+        diagnostics: What the method says about its own run.
+    """
+
+    pair: str
+    shots: int
+    seed: int
+    student: str
+    method: str
+    row: str
+    key: str
+    preset: str
+    accuracy: float
+    macro_f1: float
+    test_examples: int
+    predictions: str
+    parameters: int
+    labels_used: int
+    seconds: float
+    wall_seconds: float
+    data: Mapping[str, str]
+    versions: Mapping[str, str]
+    machine: Mapping[str, str | int | float]
+    diagnostics: Mapping[str, float | int | str]
+
+    @property
+    def place(self) -> Place:
+        """The cell's place in the grid."""
+        return Place(self.pair, self.shots, self.seed, self.student)
+
+    def moved(self, place: Place, method: str) -> "CellResult":
+        """Give the same result another place: methods without a student do not change with the student.
+
+        Args:
+            place: The other place.
+            method: The method's name there.
+
+        Returns:
+            The copy.
+        """
+        return replace(self, **place._asdict(), method=method)
+
+
+def to_line(result: CellResult) -> str:
+    """Write a result as one line of JSON that carries its own checksum.
+
+    Args:
+        result: A finished cell.
+
+    Returns:
+        The line, without a line break.
+    """
+    # Through JSON once, so that the checksum is that of what a reader will parse.
+    content = json.loads(json.dumps(asdict(result), default=float))
+    return json.dumps({**content, "checksum": fingerprint(content)}, ensure_ascii=False)
+
+
+def from_line(line: bytes) -> CellResult:
+    """Read one line, checking that it is what was written.
+
+    Args:
+        line: UTF-8 JSON, as made by ``to_line``.
+
+    Returns:
+        The finished cell.
+
+    Raises:
+        ValueError: If the line is damaged, or of another version of this file.
+    """
+    content: dict[str, Any] = json.loads(line.decode("utf-8"))
+    if not isinstance(content, dict) or content.pop("checksum", None) != fingerprint(content):
+        raise ValueError("the checksum does not match")
+    try:
+        return CellResult(**content)
+    except TypeError as error:
+        raise ValueError(f"the fields do not match: {error}") from error
+
+
+def read_results(folder: Path) -> tuple[CellResult, ...]:
+    """Read the finished cells of a card; damaged lines are reported and left out, so that their cells run again.
+
+    Args:
+        folder: The card's results folder, which may not exist yet.
+
+    Returns:
+        The finished cells, sorted by place and method.
+    """
+    path = folder / RESULTS_FILE
+    if not path.exists():
+        return ()
+    results = []
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+        try:
+            if line.strip():
+                results.append(from_line(line))
+        except ValueError as error:
+            logger.warning("%s line %d is damaged (%s); its cell will run again", path, number, error)
+    return tuple(sorted(results, key=_order))
+
+
+def save_result(folder: Path, result: CellResult) -> None:
+    """Add a finished cell to the results file in one step; an older result of the same cell is replaced.
+
+    Args:
+        folder: The card's results folder; it is created.
+        result: The finished cell.
+
+    Raises:
+        RunError: If the disk is full; the file keeps its old content.
+    """
+    with lock_for(folder, "results"):
+        others = [known for known in read_results(folder) if _order(known) != _order(result)]
+        _write(folder, [*others, result])
+
+
+def lock_for(folder: Path, name: str) -> FileLock:
+    """Make a lock that all runners of one results folder share; it opens by itself when its holder dies.
+
+    Args:
+        folder: The card's results folder; it is created.
+        name: What is locked: a group of cells, or "results" for the file.
+
+    Returns:
+        The lock, not yet taken.
+    """
+    locks = folder / LOCK_FOLDER
+    locks.mkdir(parents=True, exist_ok=True)
+    if not (locks / ".gitignore").exists():
+        atomic_write_text(locks / ".gitignore", "*\n")
+    return FileLock(locks / f"{name}.lock")
+
+
+def _order(result: CellResult) -> tuple[Place, str]:
+    return (result.place, result.method)
+
+
+def _write(folder: Path, results: Sequence[CellResult]) -> None:
+    lines = [to_line(result) for result in sorted(results, key=_order)]
+    atomic_write_text(folder / RESULTS_FILE, "\n".join(lines) + "\n")

@@ -1,0 +1,120 @@
+"""Atomic writes and content hashes, so that a killed process never leaves half a file behind."""
+
+import contextlib
+import errno
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from l2a.errors import RunError
+
+
+@contextlib.contextmanager
+def full_disk_as_run_error(path: Path) -> Iterator[None]:
+    """Turn 'no space left' into one sentence that names the path and the fix.
+
+    Args:
+        path: The file or folder being written.
+
+    Raises:
+        RunError: If the disk or the quota is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise RunError(
+                f"cannot write {path}: the disk is full; free some space or point --output-dir "
+                "or the L2A_CACHE variable to another disk"
+            ) from error
+        raise
+
+
+def atomic_write_bytes(path: Path, data: bytes) -> None:
+    """Write a file in one step: readers see the old content or the new one, never a part.
+
+    Args:
+        path: Destination; its parent folder is created.
+        data: The whole content.
+
+    Raises:
+        RunError: If the disk is full; nothing is left behind.
+    """
+    with full_disk_as_run_error(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)  # mkstemp makes files private; results are meant to be shared
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+
+def atomic_write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 text file in one step.
+
+    Args:
+        path: Destination; its parent folder is created.
+        text: The whole content.
+
+    Raises:
+        RunError: If the disk is full; nothing is left behind.
+    """
+    atomic_write_bytes(path, text.encode("utf-8"))
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Fill a temporary sibling folder that takes the final name only on success.
+
+    Args:
+        path: Final folder; an existing one is replaced.
+
+    Yields:
+        The temporary folder to write into.
+
+    Raises:
+        RunError: If the disk is full; nothing is left behind.
+    """
+    with full_disk_as_run_error(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        try:
+            yield temporary
+            os.chmod(temporary, 0o755)
+            _replace_folder(temporary, path)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+
+def _replace_folder(temporary: Path, path: Path) -> None:
+    if not path.exists():
+        os.replace(temporary, path)
+        return
+    # A folder cannot be replaced in one call: move the old one aside first, so that a crash loses neither.
+    old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
+    os.replace(path, old)
+    os.replace(temporary, path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def sha256_file(path: Path) -> str:
+    """Hash a file without reading it into memory at once.
+
+    Args:
+        path: An existing file.
+
+    Returns:
+        The sha256 as 64 hexadecimal digits.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,195 @@
+"""The pool of candidates: what the generator hands to the selector."""
+
+import itertools
+import logging
+import math
+import time
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from l2a.errors import RunError
+from l2a.examples import TextInput, normalised_hash
+from l2a.generator.chain import metropolis_hastings
+from l2a.generator.config import OPERATORS, GeneratorConfig, resolve_degree
+from l2a.generator.corpus import tokenize_corpus
+from l2a.generator.density import TargetDensity, fit_target_density
+from l2a.generator.diagnostics import ChainDiagnostics
+from l2a.generator.harvest import Candidate, Harvest
+from l2a.generator.labelled import LabelledTexts
+from l2a.generator.lifted import SOURCE, LiftedSpace
+from l2a.generator.problem import GeneratorProblem
+from l2a.progress import SILENT, Progress
+from l2a.teacher.outputs import TeacherOutputs
+
+STEP_LIMIT_FACTOR = 10
+"""The chains stop when the pool is full, or after this many times the steps that a full harvest would take."""
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CandidatePool:
+    """N candidates, all different, none a test text or one of the target's labelled texts.
+
+    Attributes:
+        inputs: The texts.
+        origins: The text that each was made from, such as "source:17" or "target:3".
+        operators: The operator that made it; a source text that came through unchanged counts as "source".
+        degrees: float32 (N,), realised share of changed tokens.
+        teacher: The teacher's outputs.
+        log_density: float32 (N,), standardised log target density.
+        domain_probability: float32 (N,), of the target domain.
+        max_target_cosine: float32 (N,), to the nearest of the target's labelled texts.
+    """
+
+    inputs: tuple[TextInput, ...]
+    origins: tuple[str, ...]
+    operators: tuple[str, ...]
+    degrees: NDArray[np.float32]
+    teacher: TeacherOutputs
+    log_density: NDArray[np.float32]
+    domain_probability: NDArray[np.float32]
+    max_target_cosine: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        """Return the number of candidates."""
+        return len(self.inputs)
+
+
+def draw_pool(
+    problem: GeneratorProblem,
+    config: GeneratorConfig,
+    size: int,
+    rng: np.random.Generator,
+    progress: Progress = SILENT,
+) -> tuple[CandidatePool, ChainDiagnostics]:
+    """Run the chains until they have visited enough different texts.
+
+    The pool holds every text that the chains visited after the burn-in, once: near ones and far ones, in the order of
+    the first visit.
+
+    Args:
+        problem: The two domains and the callables.
+        config: Settings.
+        size: Candidates wanted.
+        rng: Source of all randomness.
+        progress: Told of the candidates found.
+
+    Returns:
+        The pool, smaller than asked for (with a logged warning) if the chains keep returning to the same texts, and
+        the chain's diagnostics.
+
+    Raises:
+        RunError: If no candidate was found at all.
+    """
+    started = time.perf_counter()
+    density = fit_target_density(problem.source_outputs.embeddings, problem.target_outputs.embeddings)
+    labelled = _known_texts(problem, density)
+    corpus = tokenize_corpus(labelled.inputs, problem.tokenizer, problem.max_length, problem.neighbours)
+    degree = resolve_degree(config.degree, len(corpus.inputs))
+    space = LiftedSpace(problem, config, degree, corpus, labelled)
+    harvest = _run_chains(space, labelled, problem, config, size, rng, progress)
+    pool = _assemble(list(harvest.candidates.values()), problem, density, labelled)
+    target_log_density = float(density.log_density(problem.target_outputs.embeddings).mean())
+    return pool, _diagnose(harvest, config, degree, labelled, target_log_density, time.perf_counter() - started)
+
+
+def _known_texts(problem: GeneratorProblem, density: TargetDensity) -> LabelledTexts:
+    source, target = problem.source_outputs, problem.target_outputs
+    outputs = TeacherOutputs(
+        np.concatenate([source.logits, target.logits]), np.concatenate([source.embeddings, target.embeddings])
+    )
+    inputs = problem.source_inputs + problem.target_inputs
+    return LabelledTexts(inputs, outputs, density, problem.labeller, problem.forbidden_hashes)
+
+
+def _run_chains(
+    space: LiftedSpace,
+    labelled: LabelledTexts,
+    problem: GeneratorProblem,
+    config: GeneratorConfig,
+    size: int,
+    rng: np.random.Generator,
+    progress: Progress,
+) -> Harvest:
+    initial = space.draw(config.chains, rng)
+    harvest = Harvest(initial, labelled, {normalised_hash(text) for text in problem.target_inputs}, size)
+    limit = config.burn_in + STEP_LIMIT_FACTOR * math.ceil(size / config.chains)
+    with progress.stage("candidates", size) as advance:
+        for step in itertools.islice(metropolis_hastings(initial, space.propose, space.score, rng), limit):
+            harvest.count(step)
+            if harvest.steps > config.burn_in:
+                advance(harvest.collect(step.states))
+            if harvest.is_full:
+                break
+    if not harvest.candidates:
+        raise RunError("generator: the chains found no candidate; raise generator.tau or generator.target_share")
+    if not harvest.is_full:
+        logger.warning("the pool holds %d of %d candidates; a larger tau gives more", len(harvest.candidates), size)
+    return harvest
+
+
+def _assemble(
+    candidates: list[Candidate], problem: GeneratorProblem, density: TargetDensity, labelled: LabelledTexts
+) -> CandidatePool:
+    rows = np.array([candidate.row for candidate in candidates], dtype=np.int64)
+    outputs = labelled.outputs(rows)
+    return CandidatePool(
+        inputs=tuple(labelled.inputs[row] for row in rows),
+        origins=tuple(_origin(candidate.base, len(problem.source_inputs)) for candidate in candidates),
+        operators=tuple(_operator_name(candidate, len(problem.source_inputs)) for candidate in candidates),
+        degrees=np.array([candidate.degree for candidate in candidates], dtype=np.float32),
+        teacher=outputs,
+        log_density=labelled.densities(rows).astype(np.float32),
+        domain_probability=density.domain_probability(outputs.embeddings).astype(np.float32),
+        max_target_cosine=max_cosine(outputs.embeddings, problem.target_outputs.embeddings),
+    )
+
+
+def _origin(base: int, source_count: int) -> str:
+    return f"source:{base}" if base < source_count else f"target:{base - source_count}"
+
+
+def _operator_name(candidate: Candidate, source_count: int) -> str:
+    is_copy = candidate.degree == 0 and candidate.base < source_count
+    return OPERATORS[SOURCE if is_copy else candidate.operator]
+
+
+def max_cosine(embeddings: NDArray[np.float32], references: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return each row's cosine to the reference that is most like it.
+
+    Args:
+        embeddings: float32 (N, d).
+        references: float32 (n, d).
+
+    Returns:
+        float32 (N,).
+    """
+    rows, others = (part / np.maximum(np.linalg.norm(part, axis=1, keepdims=True), 1e-12) for part in (embeddings, references))
+    nearest: NDArray[np.float32] = (rows @ others.T).max(axis=1).astype(np.float32)
+    return nearest
+
+
+def _diagnose(
+    harvest: Harvest,
+    config: GeneratorConfig,
+    degree: float,
+    labelled: LabelledTexts,
+    target_log_density: float,
+    seconds: float,
+) -> ChainDiagnostics:
+    return ChainDiagnostics(
+        steps=harvest.steps,
+        chains=config.chains,
+        degree=degree,
+        acceptance=harvest.acceptance(),
+        effective_sample_size=harvest.effective_sample_size(),
+        proposal_log_density=harvest.plain_log_density(),
+        sample_log_density=harvest.sample_log_density(),
+        target_log_density=target_log_density,
+        distinct_share=harvest.distinct_share(),
+        labelled_texts=labelled.labelled,
+        labelling_seconds=labelled.labelling_seconds,
+        seconds=seconds,
+    )

@@ -1,0 +1,1 @@
+"""Knowledge distillation: losses, mixtures of data and the training loop."""

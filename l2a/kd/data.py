@@ -1,0 +1,138 @@
+"""What the student learns from: encoded texts with teacher outputs, mixed in fixed shares."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from l2a.encoding import EncodedTexts
+from l2a.errors import RunError
+from l2a.teacher.outputs import TeacherOutputs
+
+
+@dataclass(frozen=True)
+class DistillationSet:
+    """Texts that the teacher has labelled.
+
+    Attributes:
+        encoded: N texts in the student's tokens.
+        teacher: The teacher's outputs for them.
+        labels: int64 (N,), the real label or -1.
+    """
+
+    encoded: EncodedTexts
+    teacher: TeacherOutputs
+    labels: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        """Return the number of texts."""
+        return len(self.labels)
+
+    def take(self, indices: NDArray[np.int64]) -> "DistillationSet":
+        """Select examples by position.
+
+        Args:
+            indices: int64 positions.
+
+        Returns:
+            The selected examples.
+        """
+        starts, lengths = self.encoded.offsets[:-1][indices], self.encoded.lengths[indices]
+        tokens = np.concatenate(
+            [np.arange(s, s + n) for s, n in zip(starts, lengths, strict=True)] or [np.zeros(0, int)]
+        )
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        encoded = EncodedTexts(self.encoded.ids[tokens], self.encoded.types[tokens], offsets, self.encoded.pad_id)
+        return DistillationSet(encoded, self.teacher.take(indices), self.labels[indices])
+
+
+def join(sets: Sequence[DistillationSet]) -> DistillationSet:
+    """Concatenate sets.
+
+    Args:
+        sets: One or more sets of one tokenizer and one teacher.
+
+    Returns:
+        All examples, in order.
+    """
+    starts = np.cumsum([0] + [len(part.encoded.ids) for part in sets])
+    offsets = [part.encoded.offsets[1:] + start for part, start in zip(sets, starts, strict=False)]
+    encoded = EncodedTexts(
+        np.concatenate([part.encoded.ids for part in sets]),
+        np.concatenate([part.encoded.types for part in sets]),
+        np.concatenate([[0], *offsets]).astype(np.int64),
+        sets[0].encoded.pad_id,
+    )
+    teacher = TeacherOutputs(
+        np.concatenate([part.teacher.logits for part in sets]),
+        np.concatenate([part.teacher.embeddings for part in sets]),
+    )
+    return DistillationSet(encoded, teacher, np.concatenate([part.labels for part in sets]))
+
+
+def refuse_constant_targets(data: DistillationSet) -> None:
+    """Stop when every teacher label is the same: the student would learn a constant.
+
+    Args:
+        data: The set to distil on.
+
+    Raises:
+        RunError: If more than one text came and all soft labels agree to 1e-6.
+    """
+    if len(data) > 1 and float(np.ptp(data.teacher.probabilities(), axis=0).max()) < 1e-6:
+        raise RunError(
+            "teacher: it gives every text the same probabilities, so there is nothing to distil; "
+            "fine-tune it (teacher.fine_tuned: false) or check the order of its labels"
+        )
+
+
+def mixture_batches(
+    sizes: Sequence[int],
+    shares: Sequence[float],
+    lengths: NDArray[np.int64],
+    batch_size: int,
+    steps: int,
+    rng: np.random.Generator,
+    window: int = 16,
+) -> Iterator[NDArray[np.int64]]:
+    """Draw batches from several joined sets, each contributing a fixed share.
+
+    Every set is cycled through in its own shuffled order, so that a small set repeats evenly. Texts are sorted by
+    length inside a window of batches, so that little padding is computed.
+
+    Args:
+        sizes: Examples in each set, in the order in which they were joined.
+        shares: Relative weight of each set; empty sets get none.
+        lengths: int64 (sum of sizes,), tokens in each text.
+        batch_size: Texts in a batch.
+        steps: Batches to draw.
+        rng: Source of the draws.
+        window: Batches sorted together.
+
+    Yields:
+        int64 (batch_size,) positions in the joined set.
+    """
+    starts = np.cumsum([0, *sizes])[:-1]
+    weights = np.array([share if size else 0.0 for size, share in zip(sizes, shares, strict=True)])
+    cycles = [_cycle(start, size, rng) for start, size in zip(starts, sizes, strict=True)]
+    done = 0
+    while done < steps:
+        batches = min(window, steps - done)
+        groups = _split(batches * batch_size, weights / weights.sum())
+        drawn = np.array([next(cycles[g]) for g, count in enumerate(groups) for _ in range(count)], np.int64)
+        drawn = rng.permutation(drawn)
+        drawn = drawn[np.argsort(lengths[drawn], kind="stable")]
+        for batch in rng.permutation(batches):
+            yield drawn[batch * batch_size : (batch + 1) * batch_size]
+        done += batches
+
+
+def _cycle(start: int, size: int, rng: np.random.Generator) -> Iterator[int]:
+    while size:
+        yield from (rng.permutation(size) + start).tolist()
+
+
+def _split(total: int, shares: NDArray[np.float64]) -> list[int]:
+    bounds = np.round(np.cumsum(shares) * total).astype(int)
+    return [int(count) for count in np.diff(bounds, prepend=0)]

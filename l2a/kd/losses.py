@@ -1,0 +1,71 @@
+"""Distillation losses: sums over classes, means over examples."""
+
+import torch
+from torch.nn import functional
+
+
+def soft_label_loss(student_logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    """T^2 KL(softmax(z_T / T) || softmax(z_S / T)), so that the gradient's size hardly depends on T.
+
+    Source: Hinton, Vinyals and Dean (2015), equation 4 and the remark on T^2.
+
+    Args:
+        student_logits: float32 (B, C).
+        teacher_logits: float32 (B, C).
+        temperature: T, above 0.
+
+    Returns:
+        float32 (), mean over the B examples; 0 iff the two distributions are equal.
+    """
+    student = functional.log_softmax(student_logits / temperature, dim=1)
+    teacher = functional.log_softmax(teacher_logits / temperature, dim=1)
+    return temperature**2 * functional.kl_div(student, teacher, reduction="batchmean", log_target=True)
+
+
+def distillation_loss(
+    student_logits: torch.Tensor,
+    teacher_logits: torch.Tensor,
+    labels: torch.Tensor,
+    temperature: float,
+    alpha: float,
+) -> torch.Tensor:
+    """Soft labels everywhere, cross-entropy where a real label exists.
+
+    L_i = alpha T^2 KL_i + (1 - alpha) CE_i with a real label, L_i = T^2 KL_i without one.
+
+    Args:
+        student_logits: float32 (B, C).
+        teacher_logits: float32 (B, C).
+        labels: int64 (B,), -1 where only the teacher's label exists (augmented text).
+        temperature: T, above 0.
+        alpha: Weight of the soft-label term, 0 to 1.
+
+    Returns:
+        float32 (), mean over the B examples.
+    """
+    student = functional.log_softmax(student_logits / temperature, dim=1)
+    teacher = functional.log_softmax(teacher_logits / temperature, dim=1)
+    soft = temperature**2 * functional.kl_div(student, teacher, reduction="none", log_target=True).sum(1)
+    hard = functional.cross_entropy(student_logits, labels.clamp(min=0), reduction="none")
+    real = (labels >= 0).to(soft.dtype)
+    return (soft * (1 - real * (1 - alpha)) + hard * real * (1 - alpha)).mean()
+
+
+def hidden_state_loss(
+    student_states: torch.Tensor, teacher_states: torch.Tensor, projection: torch.Tensor
+) -> torch.Tensor:
+    """Mean squared distance of projected student states to teacher states, both on the unit sphere.
+
+    Source: the hidden-state loss of TinyBERT (Jiao et al., 2020, equation 8) on pooled states; the normalisation,
+    which makes the weight independent of the teacher's scale, is our own.
+
+    Args:
+        student_states: float32 (B, h).
+        teacher_states: float32 (B, d).
+        projection: float32 (h, d), learned and dropped on export.
+
+    Returns:
+        float32 (), mean over the B examples, 0 to 4.
+    """
+    projected = functional.normalize(student_states @ projection, dim=1)
+    return (projected - functional.normalize(teacher_states, dim=1)).pow(2).sum(1).mean()

@@ -1,0 +1,1 @@
+"""Joins the stages: data, teachers, students, comparison rows and the whole run."""

@@ -1,0 +1,88 @@
+"""One run's parts, each made when it is first needed and shared by all rows."""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+
+from l2a.config import DistillConfig
+from l2a.examples import Examples
+from l2a.pipeline.data import RunData, load_run_data
+from l2a.pipeline.teachers import fine_tuned, refuse_useless_teacher
+from l2a.progress import SILENT, Progress
+from l2a.students.build import build_student
+from l2a.students.student import Student
+from l2a.teacher.labelling import cached_labeller
+from l2a.teacher.load import load_encoder, load_fine_tuned
+from l2a.teacher.model import Teacher
+from l2a.teacher.outputs import Labeller
+
+
+def best_device() -> torch.device:
+    """Choose a GPU where there is one.
+
+    Returns:
+        The device that models are trained on.
+    """
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """The parts of one run.
+
+    Attributes:
+        config: What was asked for.
+        progress: Shows how far the run is.
+    """
+
+    config: DistillConfig
+    progress: Progress = field(default=SILENT)
+
+    @cached_property
+    def data(self) -> RunData:
+        """Both domains and the few labels."""
+        with self.progress.stage("read the domains"):
+            return load_run_data(self.config, self.progress)
+
+    def pretrained(self) -> Teacher:
+        """Load the teacher's encoder as it is before any fine-tuning."""
+        config = self.config.teacher
+        teacher = load_encoder(config.model, self.data.label_names, config.source_seed, self.progress)
+        return teacher.to(best_device())
+
+    @cached_property
+    def teacher(self) -> Teacher:
+        """The teacher that the student learns from: source first, then the target's training shots."""
+        config = self.config.teacher
+        if config.fine_tuned:
+            return load_fine_tuned(config.model, self.data.label_names, self.progress).to(best_device())
+        source = self._fit(
+            self.pretrained(), self.data.source, config.source_epochs, config.source_seed, "teacher: source"
+        )
+        few = self.data.splits.train
+        return self._fit(source, few, config.target_epochs, self.config.seed, "teacher: target")
+
+    @cached_property
+    def target_only_teacher(self) -> Teacher:
+        """The yardstick: the same encoder on all target labels and nothing else."""
+        epochs = self.config.teacher.target_only_epochs
+        labels = self.data.target_labels
+        return self._fit(self.pretrained(), labels, epochs, self.config.seed, "teacher: target only")
+
+    @cached_property
+    def labeller(self) -> Labeller:
+        """The teacher's soft labels, cached by content."""
+        labeller = cached_labeller(self.teacher, self.config.max_length, self.progress)
+        refuse_useless_teacher(labeller, self.data.splits.reward, self.progress)
+        return labeller
+
+    def new_student(self) -> Student:
+        """Build an untrained student; every call gives the same one."""
+        student = build_student(self.config.student, self.teacher, self.data.label_names, self.config.seed)
+        student.model.to(best_device())
+        return student
+
+    def _fit(self, base: Teacher, examples: Examples, epochs: float, seed: int, stage: str) -> Teacher:
+        settings, length = self.config.teacher, self.config.max_length
+        return fine_tuned(base, examples, settings, epochs, length, seed, stage, self.progress)

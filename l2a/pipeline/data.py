@@ -1,0 +1,74 @@
+"""The data of one run: both domains with their labels matched, and the target cut down to a few labels."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from l2a.config import DistillConfig
+from l2a.domains.domain import Domain
+from l2a.domains.labels import align_labels
+from l2a.domains.load import load_domain
+from l2a.domains.splits import TargetSplits, few_shot_splits
+from l2a.examples import Examples, concatenate, normalised_hash
+from l2a.progress import SILENT, Progress
+
+
+@dataclass(frozen=True)
+class RunData:
+    """What a run may read.
+
+    Attributes:
+        source: Labelled source examples, free of every held-out target text.
+        target: The target domain; its test split is opened by the final evaluation alone.
+        splits: The few labelled target examples.
+        forbidden: Normalised hashes of the target's test, reward and model-choice texts: none may be trained on.
+        files: Names of the files read, with their sha256.
+    """
+
+    source: Examples
+    target: Domain
+    splits: TargetSplits
+    forbidden: frozenset[str]
+    files: dict[str, str]
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """The C class names."""
+        return self.target.label_names
+
+    @property
+    def target_labels(self) -> Examples:
+        """All labelled target examples, for methods that need no splits."""
+        return concatenate(self.splits.train, self.splits.reward, self.splits.choice)
+
+
+def load_run_data(config: DistillConfig, progress: Progress = SILENT) -> RunData:
+    """Read both domains and draw the few labels.
+
+    Args:
+        config: Names the domains, the shots and the seed.
+        progress: Shows downloads.
+
+    Returns:
+        The data.
+
+    Raises:
+        UsageError: If a domain cannot be read or the two do not fit together.
+        RunError: If a domain cannot be fetched.
+    """
+    root = Path(config.data_root) if config.data_root else None
+    source = load_domain(config.source, config.source_columns, root, progress)
+    target = load_domain(config.target, config.target_columns, root, progress)
+    source, target = align_labels(source, target)
+    splits = few_shot_splits(target, config.shots, config.dev_shots, np.random.default_rng([config.seed, 1]))
+    held_out = (*splits.reward.inputs, *splits.choice.inputs)
+    forbidden = target.test.hashes | {normalised_hash(text) for text in held_out}
+    allowed = [i for i, text in enumerate(source.train.inputs) if normalised_hash(text) not in forbidden]
+    return RunData(
+        source=source.train.take(allowed),
+        target=target,
+        splits=splits,
+        forbidden=frozenset(forbidden),
+        files={**source.files, **target.files},
+    )

@@ -1,0 +1,244 @@
+"""Trains the student: plainly, or in rounds of drawing, selecting and distilling candidates."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from l2a.encoding import encode
+from l2a.examples import Examples, TextInput
+from l2a.generator.diagnostics import ChainDiagnostics
+from l2a.generator.neighbours import build_neighbour_table
+from l2a.generator.pool import CandidatePool, draw_pool
+from l2a.generator.problem import GeneratorProblem, vocabulary
+from l2a.kd.config import KDConfig
+from l2a.kd.data import DistillationSet, join
+from l2a.kd.gradients import embedding_gradients
+from l2a.kd.trainer import KDTrainer, fit_output_layer, run_student
+from l2a.pipeline.context import RunContext
+from l2a.selector.problem import Selection, SelectionProblem
+from l2a.selector.select import select
+from l2a.students.student import Student
+
+REAL_STEPS = 10
+"""Distillation steps that judge one selection in the second tier of the reward."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round of candidates.
+
+    Attributes:
+        pool: What the generator drew.
+        selection: What the selector kept of it.
+        chains: How well the generator's chains moved.
+    """
+
+    pool: CandidatePool
+    selection: Selection
+    chains: ChainDiagnostics
+
+
+@dataclass(frozen=True)
+class TrainedStudent:
+    """A distilled student.
+
+    Attributes:
+        student: With its best weights, in eval mode.
+        rounds: What was drawn and kept; empty without augmentation.
+        choice_log_likelihood: Score of the best state on the model-choice split.
+    """
+
+    student: Student
+    rounds: tuple[Round, ...]
+    choice_log_likelihood: float
+
+
+@dataclass(frozen=True)
+class Workbench:
+    """A student in training with the labelled texts of both domains.
+
+    Attributes:
+        context: The run.
+        student: Trained in place.
+        trainer: Its optimiser, schedule and best state.
+    """
+
+    context: RunContext
+    student: Student
+    trainer: KDTrainer
+
+    def labelled(self, inputs: tuple[TextInput, ...], labels: NDArray[np.int64] | None = None) -> DistillationSet:
+        """Label texts with the teacher and tokenise them for the student.
+
+        Args:
+            inputs: N texts.
+            labels: int64 (N,), their real labels, or None.
+
+        Returns:
+            The set to distil on.
+        """
+        real = np.full(len(inputs), -1, np.int64) if labels is None else labels
+        length = self.context.config.max_length
+        return DistillationSet(encode(self.student.tokenizer, inputs, length), self.context.labeller(inputs), real)
+
+    def examples(self, examples: Examples) -> DistillationSet:
+        """Label examples with the teacher and keep their real labels beside.
+
+        Args:
+            examples: Labelled texts.
+
+        Returns:
+            The set to distil on.
+        """
+        return self.labelled(examples.inputs, examples.labels)
+
+    @cached_property
+    def target(self) -> DistillationSet:
+        """The target's training shots."""
+        return self.examples(self.context.data.splits.train)
+
+    @cached_property
+    def source(self) -> DistillationSet:
+        """The source domain."""
+        return self.examples(self.context.data.source)
+
+    @cached_property
+    def reward(self) -> DistillationSet:
+        """The reward split; it is never trained on."""
+        return self.examples(self.context.data.splits.reward)
+
+
+def open_workbench(context: RunContext) -> Workbench:
+    """Build the student and everything that its training needs.
+
+    Args:
+        context: The run.
+
+    Returns:
+        The workbench, its student not yet trained but for the output layer.
+    """
+    student, config = context.new_student(), context.config
+    choice, width = context.data.splits.choice, context.teacher.hidden_size
+    trainer = KDTrainer(student, config.kd, choice, width, config.max_length, config.seed)
+    bench = Workbench(context, student, trainer)
+    fit_output_layer(student, join([bench.source, bench.target]))
+    return bench
+
+
+def train_plain_student(context: RunContext) -> TrainedStudent:
+    """Distil on the target's shots and the source alone, with as many updates as the full method.
+
+    Args:
+        context: The run.
+
+    Returns:
+        The student.
+    """
+    bench, kd = open_workbench(context), context.config.kd
+    shares = (kd.target_share, 1 - kd.target_share)
+    bench.trainer.train([bench.target, bench.source], shares, kd.total_steps, context.progress, "plain distillation")
+    return _finish(bench, ())
+
+
+def train_l2a_student(context: RunContext) -> TrainedStudent:
+    """Warm up on target and source, then draw, select and distil for some rounds.
+
+    Args:
+        context: The run.
+
+    Returns:
+        The student, with everything that was drawn and kept.
+    """
+    bench, kd = open_workbench(context), context.config.kd
+    shares = (kd.target_share, 1 - kd.target_share)
+    bench.trainer.train([bench.target, bench.source], shares, kd.warmup_steps, context.progress, "warm-up")
+    rounds: list[Round] = []
+    for number in range(kd.rounds):
+        rounds.append(_round(bench, number, rounds[-1].selection if rounds else None))
+    return _finish(bench, tuple(rounds))
+
+
+def _round(bench: Workbench, number: int, previous: Selection | None) -> Round:
+    context, kd = bench.context, bench.context.config.kd
+    rng = np.random.default_rng([context.config.seed, 2, number])
+    with context.progress.stage("draw candidates"):
+        pool, chains = draw_pool(
+            _generator_problem(bench), context.config.generator, kd.pool_size, rng, context.progress
+        )
+    candidates = bench.labelled(pool.inputs)
+    with context.progress.stage("select candidates"):
+        problem = _selection_problem(bench, pool, candidates)
+        policy = previous.policy if previous else None
+        selection = select(problem, context.config.selector, rng, policy, context.progress)
+    context.progress.event("round", number=number, kept=int(selection.kept.sum()), **_facts(selection.diagnostics))
+    kept = candidates.take(np.flatnonzero(selection.kept))
+    shares = _round_shares(kd)
+    bench.trainer.train([bench.target, bench.source, kept], shares, kd.round_steps, context.progress, "distillation")
+    return Round(pool, selection, chains)
+
+
+def _facts(diagnostics: Mapping[str, object]) -> dict[str, object]:
+    return {name: value for name, value in diagnostics.items() if not isinstance(value, list)}
+
+
+def _finish(bench: Workbench, rounds: tuple[Round, ...]) -> TrainedStudent:
+    bench.trainer.restore_best()
+    bench.student.model.eval()
+    return TrainedStudent(bench.student, rounds, bench.trainer.best_score)
+
+
+def _generator_problem(bench: Workbench) -> GeneratorProblem:
+    context, student = bench.context, bench.student
+    embeddings = student.word_embeddings().cpu()
+    shared = student.tokenizer.get_vocab() == context.teacher.tokenizer.get_vocab()
+    # The teacher's embeddings know better which words are near; the gradient lives in the student's.
+    geometry = context.teacher.word_embeddings().cpu() if shared else embeddings
+    neighbours = context.config.generator.neighbours
+    length = context.config.max_length
+    return GeneratorProblem(
+        source_inputs=context.data.source.inputs,
+        target_inputs=context.data.splits.train.inputs,
+        source_outputs=bench.source.teacher,
+        target_outputs=bench.target.teacher,
+        tokenizer=student.tokenizer,
+        word_embeddings=embeddings,
+        neighbours=build_neighbour_table(geometry, vocabulary(student.tokenizer), neighbours, context.progress),
+        labeller=context.labeller,
+        gradient=lambda inputs: embedding_gradients(student, context.labeller, inputs, length),
+        forbidden_hashes=context.data.forbidden,
+        max_length=length,
+    )
+
+
+def _selection_problem(bench: Workbench, pool: CandidatePool, candidates: DistillationSet) -> SelectionProblem:
+    student = bench.student
+    logits, features = run_student(student, candidates.encoded)
+    _, reward_features = run_student(student, bench.reward.encoded)
+    return SelectionProblem(
+        pool=pool,
+        student_features=features,
+        student_logits=logits,
+        head_weight=student.output.weight.detach().cpu().numpy().T.copy(),
+        head_bias=student.output.bias.detach().cpu().numpy().copy(),
+        reward_features=reward_features,
+        reward_labels=bench.reward.labels,
+        real_reward=lambda kept: _real_reward(bench, candidates.take(np.flatnonzero(kept))),
+    )
+
+
+def _real_reward(bench: Workbench, kept: DistillationSet) -> float:
+    """Distil for some real steps on the kept candidates, score the reward split, and take the steps back."""
+    config, weights = bench.context.config, bench.student.snapshot()
+    probe_config = replace(config.kd, warmup_steps=0, rounds=1, round_steps=REAL_STEPS, evaluate_every=REAL_STEPS)
+    reward, width = bench.context.data.splits.reward, bench.context.teacher.hidden_size
+    probe = KDTrainer(bench.student, probe_config, reward, width, config.max_length, config.seed)
+    probe.train([bench.target, bench.source, kept], _round_shares(config.kd), REAL_STEPS)
+    bench.student.restore(weights)
+    return probe.best_score
+
+
+def _round_shares(kd: KDConfig) -> tuple[float, float, float]:
+    return (kd.target_share, 1 - kd.target_share - kd.augmented_share, kd.augmented_share)

@@ -1,0 +1,1 @@
+"""Task-agnostic distillation of a small general student from a pretrained encoder."""

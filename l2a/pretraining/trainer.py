@@ -1,0 +1,160 @@
+"""Trains the general student on the teacher's cached states."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from l2a.cache import fingerprint
+from l2a.errors import RunError
+from l2a.pretraining.batches import batch_stream
+from l2a.pretraining.checkpoint import load_checkpoint, save_checkpoint
+from l2a.pretraining.config import PretrainConfig
+from l2a.pretraining.device import uses_bfloat16
+from l2a.pretraining.losses import sentence_loss, similarity_loss, token_loss
+from l2a.pretraining.model import GeneralStudent
+from l2a.pretraining.targets import TeacherTargets
+from l2a.progress import SILENT, Progress
+from l2a.teacher.model import mean_pool
+
+WARM_UP = 0.05
+LOG_EVERY = 50
+
+
+@dataclass(frozen=True)
+class StepLosses:
+    """The three losses of a step.
+
+    Attributes:
+        sentence: Scalar.
+        similarity: Scalar.
+        token: Scalar.
+    """
+
+    sentence: torch.Tensor
+    similarity: torch.Tensor
+    token: torch.Tensor
+
+    @property
+    def total(self) -> torch.Tensor:
+        """Their plain sum."""
+        return self.sentence + self.similarity + self.token
+
+
+def train(
+    model: GeneralStudent,
+    targets: TeacherTargets,
+    config: PretrainConfig,
+    checkpoint: Path,
+    progress: Progress = SILENT,
+) -> None:
+    """Train in place, from the checkpoint if there is one.
+
+    Args:
+        model: On the device to train on.
+        targets: The labelled corpus.
+        config: Steps, rate, batch and seed.
+        checkpoint: Folder of the checkpoint.
+        progress: Shows the steps and records the losses.
+
+    Raises:
+        RunError: If a loss is not finite.
+        UsageError: If the checkpoint belongs to another run.
+    """
+    optimizer, settings = _optimizer(model, config), _settings(config, targets)
+    first = load_checkpoint(checkpoint, model, optimizer, settings)
+    stream = batch_stream(targets.encoded.lengths, config.tokens_per_batch, config.seed, first, config.steps)
+    with progress.stage("general stage", config.steps) as advance:
+        advance(first)
+        for step, batch in enumerate(stream, start=first):
+            inputs = targets.encoded.padded(batch)
+            hidden = targets.padded_hidden(batch, inputs["input_ids"].shape[1])
+            losses = _step(model, optimizer, inputs, hidden, learning_rate(step, config))
+            _check_and_log(losses, step, progress)
+            advance(1)
+            if (step + 1) % config.checkpoint_every == 0:
+                save_checkpoint(checkpoint, model, optimizer, step + 1, settings)
+
+
+def learning_rate(step: int, config: PretrainConfig) -> float:
+    """Rate of a step: linear warm-up over 5 % of the steps, then linear decay to zero.
+
+    Args:
+        step: Steps done before it.
+        config: Steps and peak rate.
+
+    Returns:
+        The rate.
+    """
+    warm_up = max(1, math.ceil(WARM_UP * config.steps))
+    rising = (step + 1) / warm_up
+    falling = (config.steps - step) / max(1, config.steps - warm_up)
+    return config.learning_rate * min(rising, falling, 1.0)
+
+
+def _settings(config: PretrainConfig, targets: TeacherTargets) -> str:
+    choices = dataclasses.asdict(config)
+    # Neither changes the student, so a resumed run may change them.
+    del choices["output_dir"], choices["checkpoint_every"]
+    encoded = targets.encoded
+    return fingerprint(choices, encoded.ids, encoded.types, encoded.offsets, targets.states(0))
+
+
+def _optimizer(model: nn.Module, config: PretrainConfig) -> torch.optim.AdamW:
+    matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
+    vectors = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": 0.01}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98), fused=True)
+
+
+def _step(
+    model: GeneralStudent,
+    optimizer: torch.optim.Optimizer,
+    inputs: dict[str, torch.Tensor],
+    hidden: torch.Tensor,
+    rate: float,
+) -> StepLosses:
+    device = next(model.parameters()).device
+    inputs = {name: value.to(device, non_blocking=True) for name, value in inputs.items()}
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    with torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(device)):
+        losses = step_losses(model, inputs, hidden.to(device, non_blocking=True))
+    optimizer.zero_grad()
+    losses.total.backward()  # type: ignore[no-untyped-call]
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    return losses
+
+
+def step_losses(model: GeneralStudent, inputs: dict[str, torch.Tensor], hidden: torch.Tensor) -> StepLosses:
+    """Compare the student's states with the teacher's.
+
+    Args:
+        model: The student.
+        inputs: input_ids, attention_mask and token_type_ids, int64 (B, L).
+        hidden: float (B, L, d), the teacher's last hidden states.
+
+    Returns:
+        The three losses.
+    """
+    mask = inputs["attention_mask"]
+    states = model(inputs)
+    pooled = mean_pool(hidden.float(), mask)
+    return StepLosses(
+        sentence_loss(states.sentence, pooled),
+        similarity_loss(states.sentence, pooled),
+        token_loss(states.tokens, hidden.float(), mask),
+    )
+
+
+def _check_and_log(losses: StepLosses, step: int, progress: Progress) -> None:
+    if step % LOG_EVERY:
+        return
+    values = {name: float(getattr(losses, name)) for name in ("sentence", "similarity", "token")}
+    if not all(math.isfinite(value) for value in values.values()):
+        raise RunError(f"general stage: the loss of step {step} is not finite {values}; lower --learning-rate")
+    progress.event("general stage", step=step, **values)

@@ -1,0 +1,104 @@
+"""What a selector is given, and what it gives back."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from l2a.errors import RunError, UsageError
+from l2a.generator.pool import CandidatePool
+from l2a.selector.numerics import Floats
+from l2a.selector.policy import TrainedPolicy
+
+RealReward = Callable[[NDArray[np.bool_]], float]
+Fact = float | int | str | list[float]
+
+
+@dataclass(frozen=True)
+class SelectionProblem:
+    """One pool of candidates and the state of the student that is to learn from some of them.
+
+    The only labels in here are those of the reward split: neither the split that chooses the model nor the test
+    split can reach an environment, a rule or a policy.
+
+    Attributes:
+        pool: N labelled candidates.
+        student_features: float32 (N, h), the student's pooled last hidden state of each candidate.
+        student_logits: float32 (N, C), what the student predicts for each candidate.
+        head_weight: float32 (h, C) of a linear head on the student's features, fitted on the labelled target texts.
+        head_bias: float32 (C,) of that head.
+        reward_features: float32 (M, h), the student's features of the reward split.
+        reward_labels: int64 (M,), class indices of the reward split.
+        real_reward: Distils the student for a few steps on the kept candidates (bool (N,)), from a saved state, and
+            returns its mean log-likelihood on the reward split; None when there is no second tier.
+    """
+
+    pool: CandidatePool
+    student_features: Floats
+    student_logits: Floats
+    head_weight: Floats
+    head_bias: Floats
+    reward_features: Floats
+    reward_labels: NDArray[np.int64]
+    real_reward: RealReward | None = None
+
+    def __post_init__(self) -> None:
+        candidates, classes = self.pool.teacher.logits.shape
+        width = self.student_features.shape[1]
+        expected = {
+            "student_features": (candidates, width),
+            "student_logits": (candidates, classes),
+            "head_weight": (width, classes),
+            "head_bias": (classes,),
+            "reward_features": (len(self.reward_labels), width),
+        }
+        for name, shape in expected.items():
+            values = getattr(self, name)
+            if values.shape != shape:
+                raise UsageError(f"{name}: shape {values.shape} came, {shape} is needed to match the pool")
+            if not np.isfinite(values).all():
+                raise RunError(f"{name}: not all values are finite; lower the student's learning rate")
+        if candidates < 2 or len(self.reward_labels) == 0:
+            raise UsageError(
+                f"selection: {candidates} candidates and {len(self.reward_labels)} reward labels came; "
+                "at least 2 and 1 are needed"
+            )
+
+    def __len__(self) -> int:
+        """Return the number of candidates."""
+        return len(self.student_logits)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which candidates the student is to learn from.
+
+    Attributes:
+        kept: bool (N,), exactly round(keep_rate * N) of them true (all of them for the rule "all").
+        scores: float32 (N,), higher is kept first.
+        agent: Name of the agent or rule.
+        diagnostics: Facts of the run, such as steps per second and tier correlation; values that JSON can hold.
+        policy: The learned policy; None for a rule.
+    """
+
+    kept: NDArray[np.bool_]
+    scores: Floats
+    agent: str
+    diagnostics: Mapping[str, Fact]
+    policy: TrainedPolicy | None = None
+
+
+def keep_best(scores: Floats, keep_rate: float) -> NDArray[np.bool_]:
+    """Keep the best-scored share; ties go to the earlier candidate.
+
+    Args:
+        scores: float32 (N,).
+        keep_rate: Share to keep, in (0, 1].
+
+    Returns:
+        bool (N,), round(keep_rate * N) true and never fewer than one.
+    """
+    kept = np.zeros(len(scores), bool)
+    kept[np.argsort(-scores, kind="stable")[: max(1, round(keep_rate * len(scores)))]] = True
+    return kept

@@ -1,0 +1,124 @@
+"""One interface for every agent and rule: candidates in, the kept ones out."""
+
+import numpy as np
+
+from l2a.errors import UsageError
+from l2a.progress import SILENT, Progress
+from l2a.selector.agents import AgentCard, load_agent
+from l2a.selector.config import SelectorConfig
+from l2a.selector.episodes import SelectionTask, build_task
+from l2a.selector.numerics import Floats
+from l2a.selector.policy import TrainedPolicy
+from l2a.selector.problem import Fact, Selection, SelectionProblem, keep_best
+from l2a.selector.rules import RULES
+from l2a.selector.scoring import score_pool
+from l2a.selector.tiers import rerank
+
+
+def select(
+    problem: SelectionProblem,
+    config: SelectorConfig,
+    rng: np.random.Generator,
+    start_from: TrainedPolicy | None = None,
+    progress: Progress = SILENT,
+) -> Selection:
+    """Choose the candidates that the student learns from.
+
+    Args:
+        problem: The pool and the state of the student.
+        config: Agent, keep rate and budget of the training.
+        rng: The source of every random draw.
+        start_from: A policy to train further, such as the previous round's; rules ignore it.
+        progress: Shows the training.
+
+    Returns:
+        Exactly round(keep_rate * N) kept candidates, whichever agent or rule chose them; "all" keeps all.
+
+    Raises:
+        UsageError: If the agent's card is missing or wrong.
+        RunError: If the training diverges.
+    """
+    card = load_agent(config.agent)
+    if card.rule is not None:
+        return _select_by_rule(problem, config, card.rule, rng)
+    return _select_by_policy(problem, config, card, rng, start_from, progress)
+
+
+def apply_policy(
+    problem: SelectionProblem, policy: TrainedPolicy, config: SelectorConfig, rng: np.random.Generator
+) -> Selection:
+    """Choose candidates with a policy as it is, without training.
+
+    Args:
+        problem: The pool and the state of the student.
+        policy: Trained here or on other domains.
+        config: Keep rate, batch and steps.
+        rng: Draws the orders in which candidates are shown.
+
+    Returns:
+        Exactly round(keep_rate * N) kept candidates.
+    """
+    task = build_task(problem, config, policy.feature_names)
+    scores = score_pool(policy, task, config.keep_rate, rng)
+    return Selection(keep_best(scores, config.keep_rate), scores, policy.agent, {}, policy)
+
+
+def _select_by_rule(
+    problem: SelectionProblem, config: SelectorConfig, rule: str, rng: np.random.Generator
+) -> Selection:
+    if rule not in RULES:
+        raise UsageError(f"algorithm: there is no rule {rule!r}; known: {', '.join(RULES)}")
+    scores = RULES[rule](problem, rng)
+    return Selection(keep_best(scores, 1.0 if rule == "all" else config.keep_rate), scores, config.agent, {})
+
+
+def _select_by_policy(
+    problem: SelectionProblem,
+    config: SelectorConfig,
+    card: AgentCard,
+    rng: np.random.Generator,
+    start_from: TrainedPolicy | None,
+    progress: Progress,
+) -> Selection:
+    from l2a.selector.training import train_agent
+
+    task = build_task(problem, config, None if start_from is None else start_from.feature_names)
+    seed = int(rng.integers(2**31))
+    training = train_agent(task, config.agent, card, config, seed, start_from, progress)
+    scores = [score_pool(policy, task, config.keep_rate, rng) for policy in training.snapshots]
+    facts: dict[str, Fact] = {
+        "training_steps": training.steps,
+        "steps_per_second": training.steps_per_second,
+        "reward_curve": list(training.reward_curve),
+    }
+    best, chosen, more_facts = _best_by_real_reward(problem, config, task, scores, rng)
+    policy = training.snapshots[min(best, len(training.snapshots) - 1)]
+    return Selection(keep_best(chosen, config.keep_rate), chosen, config.agent, facts | more_facts, policy)
+
+
+def _best_by_real_reward(
+    problem: SelectionProblem,
+    config: SelectorConfig,
+    task: SelectionTask,
+    scores: list[Floats],
+    rng: np.random.Generator,
+) -> tuple[int, Floats, dict[str, Fact]]:
+    if problem.real_reward is None or config.real_evaluations == 0:
+        return len(scores) - 1, scores[-1], {}
+    tiers, judged = rerank(
+        scores,
+        task.surrogate,
+        problem.real_reward,
+        config.keep_rate,
+        config.real_evaluations,
+        config.tier_correlation,
+        rng,
+    )
+    facts: dict[str, Fact] = {
+        "tier_correlation": tiers.correlation,
+        "tiers_agree": tiers.trusted,
+        "surrogate_rewards": list(tiers.surrogate),
+        "real_rewards": list(tiers.real),
+        "chosen": "policy" if tiers.chosen < len(scores) else "random",
+    }
+    return tiers.chosen, judged[tiers.chosen], facts

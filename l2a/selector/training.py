@@ -1,0 +1,139 @@
+"""Trains a policy on the surrogate reward with Stable-Baselines3, on the CPU, the same for the same seed."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.vec_env import VecMonitor, VecNormalize
+
+from l2a.errors import RunError, UsageError
+from l2a.progress import SILENT, Advance, Progress
+from l2a.selector.actor_critic import CandidatePolicy
+from l2a.selector.agents import AgentCard, algorithm_class
+from l2a.selector.config import SelectorConfig
+from l2a.selector.episodes import STATE_FEATURES, SelectionTask
+from l2a.selector.network import CandidateNetwork, snapshot
+from l2a.selector.policy import TrainedPolicy
+from l2a.selector.vector import SelectionVecEnv
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a training gives.
+
+    Attributes:
+        snapshots: Policies at equal distances of the training, the last one fully trained.
+        reward_curve: Mean gain in log-likelihood of the episodes that ended between two snapshots' tenths, in order.
+        steps: Environment steps taken.
+        steps_per_second: Environment steps a second, the policy's updates included.
+    """
+
+    snapshots: tuple[TrainedPolicy, ...]
+    reward_curve: tuple[float, ...]
+    steps: int
+    steps_per_second: float
+
+
+class _Recorder(BaseCallback):
+    """Keeps copies of the network and the returns of episodes, and moves the progress bar."""
+
+    def __init__(self, network: CandidateNetwork, steps: int, copies: int, advance: Advance) -> None:
+        super().__init__()
+        self.network, self.advance = network, advance
+        self.copy_at = [round(steps * (i + 1) / copies) for i in range(copies - 1)]
+        self.copies: list[CandidateNetwork] = []
+        self.returns: list[float] = []
+
+    def _on_step(self) -> bool:
+        ended = np.flatnonzero(self.locals["dones"])
+        self.returns += [self.locals["infos"][position]["episode"]["r"] for position in ended]
+        self.advance(self.training_env.num_envs)
+        return True
+
+    def _on_rollout_start(self) -> None:
+        if len(self.copies) < len(self.copy_at) and self.num_timesteps >= self.copy_at[len(self.copies)]:
+            self.copies.append(snapshot(self.network))
+
+
+def train_agent(
+    task: SelectionTask,
+    name: str,
+    card: AgentCard,
+    config: SelectorConfig,
+    seed: int,
+    start_from: TrainedPolicy | None = None,
+    progress: Progress = SILENT,
+) -> Training:
+    """Train a policy to choose candidates.
+
+    Args:
+        task: The pool and the shape of an episode; its feature columns must be those of ``start_from``.
+        name: The agent's name.
+        card: Algorithm, network and hyper-parameters.
+        config: Steps and snapshots.
+        seed: Seeds the environments, the network and the algorithm.
+        start_from: A policy to train further; None for a new one.
+        progress: Shown as "selector training".
+
+    Returns:
+        The policies and the course of the training.
+
+    Raises:
+        UsageError: If the card's hyper-parameters are not the algorithm's.
+        RunError: If the training diverges.
+    """
+    with _isolated_randomness(seed), progress.stage("selector training", config.training_steps) as advance:
+        network = _network(task, card, config, start_from)
+        recorder = _Recorder(network, config.training_steps, config.snapshots, advance)
+        algorithm = _algorithm(task, card, network, seed)
+        started = time.perf_counter()
+        algorithm.learn(config.training_steps, callback=recorder)
+        seconds = time.perf_counter() - started
+    if not all(torch.isfinite(weight).all() for weight in network.parameters()):
+        raise RunError(f"agent {name}: the policy's weights are not finite; lower learning_rate in its card")
+    policies = (TrainedPolicy(copy, task.features.names, name) for copy in [*recorder.copies, snapshot(network)])
+    curve = tuple(float(np.mean(part)) for part in np.array_split(recorder.returns, 20) if len(part))
+    return Training(tuple(policies), curve, algorithm.num_timesteps, algorithm.num_timesteps / seconds)
+
+
+@contextlib.contextmanager
+def _isolated_randomness(seed: int) -> Iterator[None]:
+    # Stable-Baselines3 seeds and draws from the global generators: give them back as they were. One thread is faster
+    # than several on matrices this small, and its sums come in a fixed order.
+    numpy_state, threads = np.random.get_state(), torch.get_num_threads()  # noqa: NPY002
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            torch.set_num_threads(1)
+            yield
+    finally:
+        np.random.set_state(numpy_state)  # noqa: NPY002
+        torch.set_num_threads(threads)
+
+
+def _network(
+    task: SelectionTask, card: AgentCard, config: SelectorConfig, start_from: TrainedPolicy | None
+) -> CandidateNetwork:
+    if start_from is None:
+        return CandidateNetwork(task.candidate_width, len(STATE_FEATURES), card.hidden, config.keep_rate)
+    return snapshot(start_from.network).train().requires_grad_(True)
+
+
+def _algorithm(task: SelectionTask, card: AgentCard, network: CandidateNetwork, seed: int) -> OnPolicyAlgorithm:
+    options = dict(card.hyperparameters)
+    environments = VecMonitor(SelectionVecEnv(task, card.environments, seed))
+    # Only the reward's scale is normalised: log-likelihood gains are thousandths, and differ from pool to pool.
+    scaled = VecNormalize(environments, norm_obs=False, gamma=float(options.get("gamma", 0.99)))
+    kind = algorithm_class(card)
+    try:
+        algorithm: OnPolicyAlgorithm = kind(
+            CandidatePolicy, scaled, policy_kwargs={"network": network}, seed=seed, device="cpu", **options
+        )
+    except TypeError as error:
+        raise UsageError(f"hyperparameters: {error}; allowed are the arguments of {card.algorithm}") from error
+    return algorithm

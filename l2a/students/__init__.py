@@ -1,0 +1,1 @@
+"""The student: which model it starts from and how large it may be."""

@@ -1,0 +1,142 @@
+"""Builds the student: the shipped general model, a narrow BERT read from the teacher, or any checkpoint."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from l2a.errors import RunError, UsageError
+from l2a.students.config import StudentConfig
+from l2a.students.student import Student
+from l2a.teacher.model import Teacher
+
+GENERAL = Path(__file__).parent / "general"
+
+
+def build_student(config: StudentConfig, teacher: Teacher, label_names: tuple[str, ...], seed: int) -> Student:
+    """Build the student and check its size.
+
+    Args:
+        config: Preset or checkpoint, and the largest share.
+        teacher: Gives embeddings, vocabulary and the size to compare with.
+        label_names: The C classes.
+        seed: Draws the weights that are not initialised from the teacher.
+
+    Returns:
+        The student in eval mode, on the CPU.
+
+    Raises:
+        UsageError: If the checkpoint has no tokenizer or the student is larger than allowed.
+        RunError: If the checkpoint cannot be loaded.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if config.model is not None:
+            student = _from_checkpoint(config.model, label_names)
+        elif config.preset == "general" or (config.preset == "auto" and _general_fits(teacher)):
+            student = _from_checkpoint(str(GENERAL), label_names)
+        else:
+            student = _narrow(teacher, label_names, config.max_share)
+    share = student.parameters_count / teacher.parameters_count
+    if share > config.max_share:
+        raise UsageError(
+            f"student: {student.parameters_count:,} parameters are {share:.1%} of the teacher's "
+            f"{teacher.parameters_count:,}; at most {config.max_share:.1%} is allowed (student.max_share)"
+        )
+    student.model.eval()
+    return student
+
+
+def _general_fits(teacher: Teacher) -> bool:
+    from transformers import AutoTokenizer
+
+    if not (GENERAL / "config.json").exists():
+        return False
+    return bool(AutoTokenizer.from_pretrained(str(GENERAL)).get_vocab() == teacher.tokenizer.get_vocab())
+
+
+def _from_checkpoint(model: str, label_names: tuple[str, ...]) -> Student:
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    names = dict(enumerate(label_names))
+    try:
+        loaded = AutoModelForSequenceClassification.from_pretrained(
+            model,
+            dtype=torch.float32,
+            use_safetensors=True,
+            id2label=names,
+            label2id={name: i for i, name in names.items()},
+            ignore_mismatched_sizes=True,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(model)
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise RunError(f"student.model {model!r}: not loadable ({reason}); give a model folder or a Hub id") from error
+    if not tokenizer.is_fast:
+        raise UsageError(f"student.model {model!r}: it has no fast tokenizer; save tokenizer.json into its folder")
+    return Student(loaded, tokenizer)
+
+
+def narrow_width(vocabulary: int, positions: int, layers: int, budget: int) -> int:
+    """Find the widest BERT whose parameters fit a budget.
+
+    Args:
+        vocabulary: V.
+        positions: Longest sequence.
+        layers: Transformer layers.
+        budget: Parameters allowed.
+
+    Returns:
+        The hidden size, a multiple of 8.
+
+    Raises:
+        UsageError: If not even 32 fits.
+    """
+    # 12 h^2 a layer plus the pooler's h^2, embeddings of V + positions + 2 rows, and 16 h a layer of biases and norms.
+    fitting = [
+        h
+        for h in range(32, 1025, 8)
+        if (12 * layers + 1) * h * h + (vocabulary + positions + 8 + 16 * layers) * h <= budget
+    ]
+    if not fitting:
+        raise UsageError(
+            f"student.max_share: {budget:,} parameters do not hold a vocabulary of {vocabulary:,}; "
+            "raise student.max_share or give --student a checkpoint with a smaller vocabulary"
+        )
+    return fitting[-1]
+
+
+def _narrow(teacher: Teacher, label_names: tuple[str, ...], max_share: float) -> Student:
+    from transformers import BertConfig, BertForSequenceClassification
+
+    source = teacher.encoder.config
+    embeddings = teacher.word_embeddings()
+    layers = max(2, int(source.num_hidden_layers) // 3)
+    positions = min(512, int(source.max_position_embeddings))
+    width = narrow_width(len(embeddings), positions, layers, int(max_share * teacher.parameters_count) - 4096)
+    config = BertConfig(
+        vocab_size=len(embeddings),
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=max(1, width // 32) if width % max(1, width // 32) == 0 else width // 8,
+        intermediate_size=4 * width,
+        max_position_embeddings=positions,
+        pad_token_id=teacher.tokenizer.pad_token_id,
+        id2label=dict(enumerate(label_names)),
+        label2id={name: i for i, name in enumerate(label_names)},
+    )
+    model = BertForSequenceClassification(config)
+    _read_embeddings(model, embeddings)
+    return Student(model, teacher.tokenizer)
+
+
+def _read_embeddings(model: Any, embeddings: torch.Tensor) -> None:
+    # The principal directions keep most of the geometry; one scale brings the rows to the size BERT starts from.
+    centred = embeddings - embeddings.mean(0)
+    width = model.config.hidden_size
+    _, directions = torch.linalg.eigh(centred.T @ centred)
+    reduced = centred @ directions[:, -width:].flip(1)
+    table: nn.Embedding = model.get_input_embeddings()
+    with torch.no_grad():
+        table.weight.copy_(reduced * (0.05 / reduced.std()))

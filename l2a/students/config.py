@@ -1,0 +1,28 @@
+"""Which student is built and how large it may be."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from l2a.errors import UsageError
+
+
+@dataclass(frozen=True)
+class StudentConfig:
+    """The student.
+
+    Attributes:
+        preset: "general" starts from the shipped model that was distilled, without any task, from the embedded
+            teacher; "narrow" is a fresh narrow BERT whose embeddings are read from the teacher; "auto" takes the
+            first where its vocabulary is the teacher's and the second elsewhere.
+        model: A folder or Hub id to start from instead of a preset.
+        max_share: Largest allowed share of the teacher's parameters.
+    """
+
+    preset: Literal["auto", "general", "narrow"] = "auto"
+    model: str | None = None
+    max_share: float = 0.133
+
+    def __post_init__(self) -> None:
+        """Check the share once."""
+        if not 0 < self.max_share <= 1:
+            raise UsageError(f"student.max_share: {self.max_share} came; a share above 0 and at most 1 is needed")

@@ -1,0 +1,115 @@
+"""Labels texts with the teacher: cached by content, duplicates labelled once, batches of similar length."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from l2a.cache import cache_root, cached_folder, fingerprint
+from l2a.encoding import EncodedTexts, encode, inference_batches
+from l2a.errors import RunError
+from l2a.examples import TextInput
+from l2a.progress import SILENT, Progress
+from l2a.teacher.model import Teacher
+from l2a.teacher.outputs import Labeller, TeacherOutputs
+from l2a.teacher.predictions import PredictionStore, content_key
+
+
+def predict(
+    teacher: Teacher, inputs: Sequence[TextInput], max_length: int, progress: Progress = SILENT
+) -> TeacherOutputs:
+    """Run the teacher once over texts.
+
+    Args:
+        teacher: Any teacher; it is put in eval mode and left in the mode it came in.
+        inputs: N texts.
+        max_length: Longest sequence in tokens.
+        progress: Shows how many texts are done.
+
+    Returns:
+        Logits and embeddings in the order of the texts.
+
+    Raises:
+        RunError: If a logit is not finite.
+    """
+    outputs = run_teacher(teacher, encode(teacher.tokenizer, inputs, max_length), progress)
+    if not np.isfinite(outputs.logits).all():
+        bad = int(np.flatnonzero(~np.isfinite(outputs.logits).all(axis=1))[0])
+        raise RunError(f"teacher: its logits for text {bad} ({inputs[bad][0][:60]!r}) are not finite; train it again")
+    return outputs
+
+
+def run_teacher(teacher: Teacher, encoded: EncodedTexts, progress: Progress = SILENT) -> TeacherOutputs:
+    """Run the teacher over token ids.
+
+    Args:
+        teacher: Any teacher; it is put in eval mode and left in the mode it came in.
+        encoded: N texts in its tokens.
+        progress: Shows how many texts are done.
+
+    Returns:
+        Logits and embeddings in the order of the texts.
+    """
+    logits = np.zeros((len(encoded), len(teacher.label_names)), np.float32)
+    embeddings = np.zeros((len(encoded), teacher.hidden_size), np.float32)
+    device, training = next(teacher.parameters()).device, teacher.training
+    teacher.eval()
+    with torch.inference_mode(), progress.stage("label with the teacher", len(encoded)) as advance:
+        for indices in inference_batches(encoded):
+            batch = {name: value.to(device) for name, value in encoded.padded(indices).items()}
+            batch_logits, pooled = teacher(batch)
+            logits[indices], embeddings[indices] = batch_logits.float().cpu().numpy(), pooled.float().cpu().numpy()
+            advance(len(indices))
+    teacher.train(training)
+    return TeacherOutputs(logits, embeddings)
+
+
+def token_vectors(teacher: Teacher, progress: Progress = SILENT) -> NDArray[np.float32]:
+    """Read one vector for each token of the vocabulary: the teacher's embedding of the token alone.
+
+    Args:
+        teacher: The fine-tuned teacher.
+        progress: Shows how many tokens are done.
+
+    Returns:
+        float32 (V, d); computed once for each teacher and then read from the cache.
+    """
+    size, tokenizer = len(teacher.tokenizer), teacher.tokenizer
+    ids = np.empty((size, 3), np.int32)
+    ids[:, 0], ids[:, 1], ids[:, 2] = tokenizer.cls_token_id, np.arange(size), tokenizer.sep_token_id
+    encoded = EncodedTexts(ids.ravel(), np.zeros(3 * size, np.int8), np.arange(size + 1) * 3, tokenizer.pad_token_id)
+
+    def build(folder: Path) -> None:
+        np.save(folder / "vectors.npy", run_teacher(teacher, encoded, progress).embeddings)
+
+    folder = cached_folder("token_vectors", teacher.fingerprint(), build)
+    vectors: NDArray[np.float32] = np.load(folder / "vectors.npy", allow_pickle=False)
+    return vectors
+
+
+def cached_labeller(teacher: Teacher, max_length: int, progress: Progress = SILENT) -> Labeller:
+    """Make a labeller that asks the teacher only about texts that it has never seen.
+
+    Args:
+        teacher: The fine-tuned teacher.
+        max_length: Longest sequence in tokens.
+        progress: Shows how many texts are done.
+
+    Returns:
+        A function from texts to outputs.
+    """
+    key = fingerprint(teacher.fingerprint(), max_length)
+    folder = cache_root() / "predictions" / key
+    store = PredictionStore(folder, len(teacher.label_names), teacher.hidden_size)
+
+    def label(inputs: Sequence[TextInput]) -> TeacherOutputs:
+        keys = [content_key(text) for text in inputs]
+        missing = store.find(keys) < 0
+        new = {key: text for key, text, absent in zip(keys, inputs, missing, strict=True) if absent}
+        if new:
+            store.append(list(new), predict(teacher, list(new.values()), max_length, progress))
+        return store.read(store.find(keys))
+
+    return label

@@ -1,0 +1,92 @@
+"""The teacher: a BERT-family encoder with a classification head, or a model that is fine-tuned already."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from l2a.cache import fingerprint
+
+
+class Teacher(nn.Module):
+    """Classifies texts and embeds them.
+
+    A pretrained encoder gets mean pooling and a fresh linear head. A model that already classifies keeps its own
+    head, and its mean-pooled last hidden state is the embedding.
+
+    Attributes:
+        tokenizer: The model's fast tokenizer.
+        label_names: The C class names, in the order of the logits.
+    """
+
+    def __init__(
+        self, encoder: nn.Module, tokenizer: Any, label_names: tuple[str, ...], head: nn.Linear | None
+    ) -> None:
+        """Join an encoder and a head.
+
+        Args:
+            encoder: A model of transformers; when ``head`` is None it returns logits itself.
+            tokenizer: Its tokenizer.
+            label_names: The class names.
+            head: (d) -> (C) on the mean-pooled last hidden state, or None.
+        """
+        super().__init__()
+        self.encoder: Any = encoder
+        self.head = head
+        self.tokenizer = tokenizer
+        self.label_names = label_names
+
+    def forward(self, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Classify and embed a padded batch.
+
+        Args:
+            batch: attention_mask, optionally token_type_ids, int64 (B, L), with either input_ids, int64 (B, L), or
+                inputs_embeds, float32 (B, L, d).
+
+        Returns:
+            Logits, float32 (B, C), and mean-pooled last hidden states, float32 (B, d).
+        """
+        arguments = {name: value for name, value in batch.items() if name != "token_type_ids" or self._uses_types()}
+        outputs = self.encoder(**arguments, output_hidden_states=self.head is None)
+        hidden = outputs.hidden_states[-1] if self.head is None else outputs.last_hidden_state
+        pooled = mean_pool(hidden, batch["attention_mask"])
+        return (outputs.logits if self.head is None else self.head(pooled)), pooled
+
+    def _uses_types(self) -> bool:
+        return "type_vocab_size" in self.encoder.config and bool(self.encoder.config.type_vocab_size)
+
+    @property
+    def hidden_size(self) -> int:
+        """Width d of the embeddings."""
+        return int(self.encoder.config.hidden_size)
+
+    @property
+    def parameters_count(self) -> int:
+        """All parameters, embeddings and head included."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def word_embeddings(self) -> torch.Tensor:
+        """Return the word-embedding matrix E, float32 (V, d), detached."""
+        weight: torch.Tensor = self.encoder.get_input_embeddings().weight
+        return weight.detach().float()
+
+    def fingerprint(self) -> str:
+        """Hash weights, class names and vocabulary: the key of everything that the teacher labels."""
+        weights = {name: value.cpu().float().numpy() for name, value in self.state_dict().items()}
+        vocabulary = sorted(self.tokenizer.get_vocab().items())
+        return fingerprint(weights, list(self.label_names), [list(item) for item in vocabulary])
+
+
+def mean_pool(hidden: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    """Average the hidden states of the real tokens.
+
+    Args:
+        hidden: float (B, L, d).
+        attention_mask: int64 (B, L), 1 for real tokens.
+
+    Returns:
+        float (B, d).
+    """
+    mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
+    return (hidden * mask).sum(1) / mask.sum(1).clamp(min=1.0)

@@ -1,0 +1,52 @@
+"""A small synthetic problem: half of the candidates carry wrong labels, and the features betray which."""
+
+import numpy as np
+import pytest
+
+from l2a.generator.pool import CandidatePool
+from l2a.selector.problem import SelectionProblem
+from l2a.teacher.outputs import TeacherOutputs
+
+
+def synthetic_problem(size=512, reward=64, classes=2, seed=0, width=16, **changes):
+    """Candidates x ~ N(0, 1) with labels from a linear rule; the ones far from the target have random labels."""
+    rng = np.random.default_rng(seed)
+    truth = rng.normal(size=(width, classes)).astype(np.float32)
+    features = rng.normal(size=(size, width)).astype(np.float32)
+    is_bad = rng.random(size) < 0.5
+    logits = 2.0 * features @ truth
+    logits[is_bad] = 2.0 * rng.normal(size=(int(is_bad.sum()), width)).astype(np.float32) @ truth
+    density = np.where(is_bad, -3.0, 0.0) + rng.normal(size=size)
+    pool = CandidatePool(
+        inputs=tuple((f"text number {i}" + " word" * (i % 7),) for i in range(size)),
+        origins=tuple(f"source:{i}" for i in range(size)),
+        operators=tuple(str(o) for o in rng.choice(["source", "knn"], size)),
+        degrees=rng.random(size).astype(np.float32),
+        teacher=TeacherOutputs(logits.astype(np.float32), rng.normal(size=(size, 24)).astype(np.float32)),
+        log_density=density.astype(np.float32),
+        domain_probability=rng.random(size).astype(np.float32),
+        max_target_cosine=rng.random(size).astype(np.float32),
+    )
+    reward_features = rng.normal(size=(reward, width)).astype(np.float32)
+    start = (0.1 * rng.normal(size=(width, classes))).astype(np.float32)
+    problem = SelectionProblem(
+        pool=pool,
+        student_features=features,
+        student_logits=features @ start,
+        head_weight=start,
+        head_bias=np.zeros(classes, np.float32),
+        reward_features=reward_features,
+        reward_labels=(reward_features @ truth).argmax(axis=1).astype(np.int64),
+        **changes,
+    )
+    return problem, ~is_bad
+
+
+@pytest.fixture
+def problem():
+    return synthetic_problem()[0]
+
+
+@pytest.fixture
+def problem_and_good():
+    return synthetic_problem()

@@ -1,0 +1,154 @@
+"""The environment keeps the contracts of Gymnasium and Stable-Baselines3."""
+
+import pickle
+import warnings
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium.utils.env_checker import check_env as gymnasium_check_env
+from stable_baselines3.common.env_checker import check_env as sb3_check_env
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
+
+from l2a.selector.config import SelectorConfig
+from l2a.selector.environment import ENVIRONMENT_ID, SelectionEnvironment
+from l2a.selector.episodes import build_task
+from l2a.selector.vector import SelectionVecEnv
+
+SMALL = SelectorConfig(batch=8, episode_steps=4)
+
+
+@pytest.fixture
+def task(problem):
+    return build_task(problem, SMALL)
+
+
+def play(environment, seed, keep=0.5, steps=20):
+    """Random actions; returns all that came back."""
+    rng = np.random.default_rng(seed)
+    seen = [environment.reset(seed=seed)[0]]
+    rewards, ends = [], []
+    for _ in range(steps):
+        action = (rng.random(environment.action_space.n) < keep).astype(np.int8)
+        observation, reward, terminated, truncated, _ = environment.step(action)
+        seen.append(observation)
+        rewards.append(reward)
+        ends.append((terminated, truncated))
+        if terminated or truncated:
+            break
+    return np.array(seen), np.array(rewards), ends
+
+
+def test_both_checkers_pass_without_a_warning(task):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sb3_check_env(SelectionEnvironment(task))
+        gymnasium_check_env(gymnasium.make(ENVIRONMENT_ID, task=task).unwrapped)
+
+
+def test_the_same_seed_gives_the_same_episode(task):
+    first, second = play(SelectionEnvironment(task), 3), play(SelectionEnvironment(task), 3)
+    assert np.array_equal(first[0], second[0])
+    assert np.array_equal(first[1], second[1])
+    assert not np.array_equal(first[0], play(SelectionEnvironment(task), 4)[0])
+
+
+def test_a_pickled_environment_continues_where_it_was(task):
+    environment = SelectionEnvironment(task)
+    environment.reset(seed=0)
+    copy = pickle.loads(pickle.dumps(environment))
+    action = np.ones(task.batch, np.int8)
+    for got, expected in zip(copy.step(action), environment.step(action), strict=True):
+        np.testing.assert_equal(got, expected)
+    assert np.array_equal(copy.reset()[0], environment.reset()[0])
+
+
+def test_spending_the_budget_terminates(task):
+    ends = play(SelectionEnvironment(task), 0, keep=1.0)[2]
+    assert ends == [(False, False), (True, False)]  # half of 4 batches
+
+
+def test_running_out_of_candidates_terminates_with_budget_left(task):
+    ends = play(SelectionEnvironment(task), 0, keep=0.0)[2]
+    assert len(ends) == task.steps
+    assert ends[-1] == (True, False)
+
+
+def test_a_time_limit_truncates(task):
+    environment = gymnasium.make(ENVIRONMENT_ID, task=task, max_episode_steps=2)
+    ends = play(environment, 0, keep=0.0)[2]
+    assert ends == [(False, False), (False, True)]
+
+
+def test_no_candidate_is_shown_twice_in_an_episode(task):
+    environment = SelectionEnvironment(task)
+    _, info = environment.reset(seed=0)
+    shown = [info["candidates"]]
+    for _ in range(task.steps - 1):
+        shown.append(environment.step(np.zeros(task.batch, np.int8))[4]["candidates"])
+    assert len(np.unique(np.concatenate(shown))) == task.steps * task.batch
+
+
+def test_keeping_nothing_gains_nothing(task):
+    assert np.array_equal(play(SelectionEnvironment(task), 0, keep=0.0)[1], np.zeros(task.steps))
+
+
+def test_the_rewards_of_an_episode_add_up_to_the_whole_gain(task):
+    environment = SelectionEnvironment(task)
+    _, rewards, _ = play(environment, 0)
+    heads = environment._episodes.heads
+    assert rewards.sum() == pytest.approx(heads.log_likelihood[0] - heads.start, abs=1e-5)
+
+
+def test_what_exceeds_the_budget_is_dropped(problem):
+    task = build_task(problem, SelectorConfig(batch=8, episode_steps=4, keep_rate=0.125))
+    environment = SelectionEnvironment(task)
+    play(environment, 0, keep=1.0)
+    assert environment._episodes.kept_count[0] == task.budget == 4
+
+
+@pytest.mark.parametrize("kind", [DummyVecEnv, pytest.param(SubprocVecEnv, marks=pytest.mark.slow)])
+def test_it_works_in_vectorised_environments(task, kind):
+    environments = kind([lambda: SelectionEnvironment(task)] * 2)
+    assert environments.reset().shape == (2, task.observation_width)
+    _, rewards, _, _ = environments.step(np.ones((2, task.batch), np.int8))
+    environments.close()
+    assert rewards.shape == (2,)
+
+
+def test_many_environments_in_one_call_follow_the_same_process(task):
+    together = SelectionVecEnv(task, 3, seed=0)
+    together.reset()
+    alone = [SelectionEnvironment(task) for _ in range(3)]
+    for position, environment in enumerate(alone):
+        environment.reset(seed=0)
+        environment._episodes.reset(np.zeros(1, np.intp), together._episodes.candidates[[position]])
+    rng = np.random.default_rng(0)
+    for _ in range(task.steps):
+        actions = rng.random((3, task.batch)) < [[0.2], [0.5], [1.0]]
+        observations, rewards, ended, infos = together.step(actions)
+        for position, environment in enumerate(alone):
+            observation, reward, terminated, _, _ = environment.step(actions[position])
+            last = infos[position].get("terminal_observation", observations[position])
+            np.testing.assert_allclose(last, observation, atol=1e-4)
+            assert rewards[position] == pytest.approx(reward, abs=1e-5)
+            assert ended[position] == terminated
+        if ended.any():
+            break
+    assert ended.tolist() == [False, False, True]
+
+
+def test_neither_reward_labels_nor_any_other_labels_stand_in_an_observation(problem):
+    """The start of an episode looks the same whatever the reward split's labels are."""
+    flipped = type(problem)(**{**vars(problem), "reward_labels": 1 - problem.reward_labels})
+    first = SelectionEnvironment(build_task(problem, SMALL)).reset(seed=0)[0]
+    second = SelectionEnvironment(build_task(flipped, SMALL)).reset(seed=0)[0]
+    assert np.array_equal(first, second)
+
+
+def test_no_global_randomness_is_touched(task):
+    before = np.random.get_state()[1].copy(), torch.get_rng_state()
+    play(SelectionEnvironment(task), 0)
+    assert np.array_equal(np.random.get_state()[1], before[0])
+    assert torch.equal(torch.get_rng_state(), before[1])
