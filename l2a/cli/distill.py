@@ -54,9 +54,9 @@ def _run(preset: str, file: Path | None, flags: dict[str, Any], print_config: bo
     if print_config:
         typer.echo(as_yaml(run_config), nl=False)
         return
-    from l2a.cli.summary import print_plan, print_result
+    from l2a.cli.summary import print_result
     from l2a.pipeline.distill import distill
 
-    result = distill(run_config, verbosity=verbosity, announce=print_plan if verbosity >= 0 else None)
+    result = distill(run_config, verbosity=verbosity, announce=(lambda sentence: typer.echo(sentence, err=True)) if verbosity >= 0 else None)
     if verbosity >= 0:
         print_result(result)

@@ -1,6 +1,6 @@
 """What a domain is: labelled splits of one kind of text, with the test split held back."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from l2a.examples import Examples, normalised_hash
@@ -30,6 +30,17 @@ class HeldOut:
             The closed split.
         """
         return cls(len(examples), frozenset(map(normalised_hash, examples.inputs)), examples)
+
+    def converted(self, convert: Callable[[Examples], Examples]) -> "HeldOut":
+        """Change the split without opening it, such as the order of its label names.
+
+        Args:
+            convert: Keeps the texts as they are.
+
+        Returns:
+            The closed split, changed.
+        """
+        return HeldOut(self.size, self.hashes, convert(self._examples))
 
     def reveal(self) -> Examples:
         """Give texts and labels away; only the final evaluation of a run may call this.

@@ -58,5 +58,5 @@ def relabel(domain: Domain, label_names: tuple[str, ...]) -> Domain:
     def convert(examples: Examples) -> Examples:
         return Examples(examples.inputs, new_index[examples.labels], label_names)
 
-    test = HeldOut(domain.test.size, domain.test.hashes, convert(domain.test.reveal()))
+    test = domain.test.converted(convert)
     return replace(domain, label_names=label_names, train=convert(domain.train), dev=convert(domain.dev), test=test)

@@ -35,17 +35,20 @@ class TfidfFeatures:
             inputs: N texts, all single or all pairs.
 
         Returns:
-            float32 (N, F), sparse; for pairs, both sides, what they share, and their cosine similarities.
+            float32 (N, F), sparse; for pairs, the words of both sides, the words that they share, and their cosine
+            similarities by words and by characters.
         """
-        sides = [self._blocks([text[side] for text in inputs]) for side in range(len(inputs[0]))]
-        if len(sides) == 1:
-            return sparse.hstack(sides[0], format="csr")
-        shared = [first.multiply(second) for first, second in zip(*sides, strict=True)]
+        words, characters = self._blocks(self.words, inputs), self._blocks(self.characters, inputs)
+        if len(words) == 1:
+            return sparse.hstack([*words, *characters], format="csr")
+        # What the sides share tells more than what they are, and all character n-grams of both would cost too much.
+        shared = [first.multiply(second) for first, second in (words, characters)]
         cosines = [sparse.csr_matrix(block.sum(axis=1)) for block in shared]
-        return sparse.hstack([*sides[0], *sides[1], *shared, *cosines], format="csr", dtype=np.float32)
+        return sparse.hstack([*words, shared[0], *cosines], format="csr", dtype=np.float32)
 
-    def _blocks(self, texts: list[str]) -> list[sparse.csr_matrix]:
-        return [self.words.transform(texts), self.characters.transform(texts)]
+    @staticmethod
+    def _blocks(vectorizer: TfidfVectorizer, inputs: Sequence[TextInput]) -> list[sparse.csr_matrix]:
+        return [vectorizer.transform([text[side] for text in inputs]) for side in range(len(inputs[0]))]
 
 
 def fit_tfidf(inputs: Sequence[TextInput]) -> TfidfFeatures:

@@ -90,10 +90,8 @@ def _point(labels: NDArray[np.int64], predictions: NDArray[np.int64], classes: i
     return np.array([accuracy_score(labels, predictions), macro_f1])
 
 
-def _resampled_counts(
-    columns: list[NDArray[np.int64]], classes: int, rng: np.random.Generator
-) -> NDArray[np.int64]:
-    """Resample examples with replacement: a multinomial draw over the cells of their contingency table, (R, C, C...)."""
+def _resampled_counts(columns: list[NDArray[np.int64]], classes: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Resample examples: a multinomial draw over the cells of their contingency table, (R, C, C) or (R, C, C, C)."""
     shape = (classes,) * len(columns)
     cells = np.bincount(np.ravel_multi_index(columns, shape), minlength=classes ** len(columns))
     total = int(cells.sum())

@@ -18,7 +18,8 @@ RESULTS_VERSION = 1
 """Raise it when a change of the code, rather than of a field, changes what cells give: then all run again."""
 
 NEVER_DECIDES = ("output_dir", "overwrite", "compare", "data_root")
-DECIDES_STUDENTS_ONLY = ("student", "generator", "selector", "kd")
+AUGMENTATION = ("generator", "selector")
+STUDENT = ("student", "kd")
 
 DataFiles = Mapping[str, str]
 
@@ -97,7 +98,7 @@ def data_files(groups: Iterable[Group], progress: Progress = SILENT) -> dict[str
 def cell_key(cell: Cell, data: DataFiles) -> str:
     """Fingerprint everything that decides a cell's result.
 
-    Rows without a student keep their key when only a setting of students changes.
+    A row keeps its key when only settings change that it never reads.
 
     Args:
         cell: The cell.
@@ -106,21 +107,15 @@ def cell_key(cell: Cell, data: DataFiles) -> str:
     Returns:
         32 hexadecimal digits.
     """
-    ignored = NEVER_DECIDES if has_student(cell.row) else (*NEVER_DECIDES, *DECIDES_STUDENTS_ONLY)
+    ignored = {*NEVER_DECIDES, *_unread_sections(cell.row)}
     decisive: dict[str, Any] = {key: value for key, value in as_mapping(cell.config).items() if key not in ignored}
     return fingerprint(RESULTS_VERSION, cell.row, decisive, dict(data))
 
 
-def has_student(row: str) -> bool:
-    """Tell whether a row trains a student.
-
-    Args:
-        row: Name of a row.
-
-    Returns:
-        True for rows that depend on the student's settings.
-    """
-    return row.endswith("_student")
+def _unread_sections(row: str) -> tuple[str, ...]:
+    if row == "l2a_student":
+        return ()
+    return AUGMENTATION if row == "plain_kd_student" else (*AUGMENTATION, *STUDENT)
 
 
 def _group(card: ExperimentCard, pair: Pair, shots: int, seed: int, data_root: Path | None) -> Group:

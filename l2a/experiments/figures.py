@@ -24,6 +24,8 @@ STYLE: dict[Any, Any] = {
     "grid.color": "#DDDDDD",
     "grid.linewidth": 0.6,
     "axes.axisbelow": True,
+    "figure.constrained_layout.h_pad": 0.09,
+    "figure.constrained_layout.w_pad": 0.09,
     "svg.hashsalt": "l2a",  # the same results give the same file
 }
 
@@ -70,7 +72,7 @@ def methods_figure(summary: Summary) -> Figure:
         axes.plot(100 * level.mean, position, _marker(summary, method), color=_colour(summary, method), markersize=7)
     axes.set_yticks(range(len(ordered)), ordered)
     axes.set_ylim(len(ordered) - 0.5, -0.5)
-    axes.set_xlabel("accuracy on the target's test split, % (mean, 95 % interval; grey: mean on each pair)")
+    axes.set_xlabel("accuracy, % (mean and 95 % interval; grey: mean on each pair)")
     return figure
 
 

@@ -1,5 +1,6 @@
 """Runs one cell and writes down what it gave, with what is needed to judge and repeat it."""
 
+import functools
 import os
 import platform
 import time
@@ -11,6 +12,7 @@ import psutil
 import torch
 from sklearn.metrics import accuracy_score, f1_score
 
+from l2a import __version__
 from l2a.cache import fingerprint
 from l2a.config import DistillConfig
 from l2a.experiments.cells import Cell, DataFiles
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 RunRow = Callable[[DistillConfig, str], "RowResult"]
 """Trains and evaluates one row of one configuration; it alone opens the test split, at its end."""
 
-PACKAGES = ("l2a", "torch", "transformers", "tokenizers", "stable-baselines3", "scikit-learn", "numpy")
+PACKAGES = ("torch", "transformers", "tokenizers", "stable-baselines3", "scikit-learn", "numpy")
 
 
 def measure(cell: Cell, key: str, data: DataFiles, run_row: RunRow) -> CellResult:
@@ -62,7 +64,7 @@ def measure(cell: Cell, key: str, data: DataFiles, run_row: RunRow) -> CellResul
         seconds=round(row.seconds, 2),
         wall_seconds=round(wall_seconds, 2),
         data=dict(data),
-        versions={"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        versions=_versions(),
         machine=describe_machine(),
         diagnostics=dict(row.diagnostics),
     )
@@ -80,3 +82,9 @@ def describe_machine() -> dict[str, str | int | float]:
         "memory_gib": round(psutil.virtual_memory().total / 2**30),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
     }
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    installed = {name: version(name) for name in PACKAGES}
+    return {"l2a": __version__, "python": platform.python_version(), **installed}

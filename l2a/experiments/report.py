@@ -63,7 +63,7 @@ def agreement_section(first: str, second: str, agreements: Iterable[RankAgreemen
     for item in agreements:
         rows = [
             [f"`{method}`", f"{100 * one:.1f}", f"{100 * other:.1f}"]
-            for method, one, other in zip(item.methods, item.first, item.second, strict=True)
+            for one, other, method in sorted(zip(item.first, item.second, item.methods, strict=True), reverse=True)
         ]
         parts.append(
             f"{_metric(item.metric)}: Spearman rank correlation {item.spearman:.2f} over {len(item.methods)} methods, "

@@ -229,7 +229,13 @@ def _mean(rows: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _interquartile_mean(rows: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.atleast_1d(np.asarray(stats.trim_mean(rows, TRIMMED, axis=1, nan_policy="omit"), dtype=np.float64))
+    known = ~np.isnan(rows)
+    counts, found = known.sum(axis=1), np.empty(len(rows))
+    for count in np.unique(counts):
+        chosen = counts == count
+        values = rows[chosen][known[chosen]].reshape(-1, count)
+        found[chosen] = stats.trim_mean(values, TRIMMED, axis=1)
+    return found
 
 
 def _differences(method: Values, baseline: Values) -> dict[Place, float]:

@@ -150,11 +150,11 @@ def write_summary(path: Path, summary: Summary) -> None:
 
 
 def _levels(card: ExperimentCard, results: Sequence[CellResult], methods: Iterable[str]) -> Iterable[Level]:
-    """Overall first, then along each axis that the card varies."""
+    """Overall first, then on each pair, then along each other axis that the card varies."""
     slices: list[tuple[str | None, int | None, str | None]] = [(None, None, None)]
     slices += [(pair.name, None, None) for pair in card.pairs]
-    slices += [(None, shots, None) for shots in card.shots]
-    slices += [(None, None, student) for student in card.students]
+    slices += [(None, shots, None) for shots in card.shots if len(card.shots) > 1]
+    slices += [(None, None, student) for student in card.students if len(card.students) > 1]
     for method in methods:
         for metric in METRICS:
             values = values_of(results, method, metric)

@@ -115,3 +115,17 @@ def choose_states(condition: NDArray[np.bool_], first: States, second: States) -
     ]
     chosen: States = type(first)(*arrays)
     return chosen
+
+
+def take_states(states: States, chains: NDArray[np.int64]) -> States:
+    """Select chains.
+
+    Args:
+        states: Of C chains.
+        chains: int64 (M,), positions.
+
+    Returns:
+        States of M chains.
+    """
+    taken: States = type(states)(*[array[chains] for array in states])
+    return taken

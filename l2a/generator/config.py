@@ -1,6 +1,7 @@
 """Settings of the generator."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from l2a.errors import UsageError
 
@@ -40,6 +41,7 @@ class GeneratorConfig:
     """Settings of the generator.
 
     Attributes:
+        density: "kde" for a kernel density of the target's embeddings, "ratio" for a domain classifier's log odds.
         tau: Temperature of the target density; small seeks the target's modes, infinity gives the plain proposals.
         beta: Cost of each unit of degree beyond ``max_degree``.
         degree: Share of the tokens that an operator changes, or "auto" to choose it by the amount of labelled data.
@@ -52,29 +54,27 @@ class GeneratorConfig:
         neighbours: Nearest neighbours kept for each token.
     """
 
+    density: Literal["kde", "ratio"] = "kde"
     tau: float = 1.0
     beta: float = 10.0
-    degree: str | float = "auto"
+    degree: Literal["auto"] | float = "auto"
     max_degree: float = 0.5
     operators: OperatorWeights = field(default_factory=OperatorWeights)
-    mix_variant: str = "reference"
+    mix_variant: Literal["reference", "between"] = "reference"
     target_share: float = 0.5
     chains: int = 64
     burn_in: int = 5
     neighbours: int = 16
 
     def __post_init__(self) -> None:
-        """Check every field, naming the first that is wrong."""
+        """Check the numbers, naming the first that is wrong."""
         _require("tau", self.tau, self.tau > 0, "a number above 0 (inf for the plain proposals)")
         _require("beta", self.beta, self.beta >= 0, "0 or more")
-        named = self.degree == "auto" if isinstance(self.degree, str) else 0 < self.degree <= 1
-        _require("degree", self.degree, named, '"auto" or a share above 0 and up to 1')
+        _require("degree", self.degree, self.degree == "auto" or 0 < self.degree <= 1, '"auto" or a share in (0, 1]')
         _require("max_degree", self.max_degree, 0 <= self.max_degree <= 1, "a share from 0 to 1")
-        _require("mix_variant", self.mix_variant, self.mix_variant in ("reference", "between"), "reference or between")
         _require("target_share", self.target_share, 0 <= self.target_share <= 1, "a share from 0 to 1")
-        _require("chains", self.chains, self.chains >= 1, "1 or more")
-        _require("burn_in", self.burn_in, self.burn_in >= 0, "0 or more")
-        _require("neighbours", self.neighbours, self.neighbours >= 1, "1 or more")
+        for name, least in (("chains", 1), ("burn_in", 0), ("neighbours", 1)):
+            _require(name, getattr(self, name), getattr(self, name) >= least, f"{least} or more")
 
 
 def _require(name: str, value: object, is_valid: bool, allowed: str) -> None:
@@ -82,7 +82,7 @@ def _require(name: str, value: object, is_valid: bool, allowed: str) -> None:
         raise UsageError(f"generator.{name}: got {value!r}; give {allowed}")
 
 
-def resolve_degree(degree: str | float, labelled_inputs: int) -> float:
+def resolve_degree(degree: Literal["auto"] | float, labelled_inputs: int) -> float:
     """Choose the share of tokens to change.
 
     Args:
@@ -93,7 +93,7 @@ def resolve_degree(degree: str | float, labelled_inputs: int) -> float:
     Returns:
         The share of tokens to change, in (0, 1].
     """
-    if not isinstance(degree, str):
+    if degree != "auto":
         return degree
     if labelled_inputs < 10_000:
         return 0.5

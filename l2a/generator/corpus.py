@@ -39,9 +39,7 @@ class TokenCorpus:
     words: NDArray[np.int64]
 
 
-def tokenize_corpus(
-    inputs: Sequence[TextInput], tokenizer: Any, max_length: int, table: NeighbourTable
-) -> TokenCorpus:
+def tokenize_corpus(inputs: Sequence[TextInput], tokenizer: Any, max_length: int, table: NeighbourTable) -> TokenCorpus:
     """Tokenize texts and mark the slots that operators may change.
 
     Args:

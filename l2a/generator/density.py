@@ -1,19 +1,23 @@
 """How close a text is to the target domain, judged by the teacher's embeddings."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import eigh
-from scipy.special import expit, logsumexp
+from scipy.special import expit
 from sklearn.covariance import ledoit_wolf
 from sklearn.linear_model import LogisticRegression
-from threadpoolctl import threadpool_limits
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from l2a.errors import UsageError
 
-MAX_DIMENSIONS = 16
+MAX_DIMENSIONS = 4
+"""On four pairs of domains with 8 to 256 target texts, 4 directions ranked held-out target text above source text as
+well as any number (AUC 0.77 to 1.00) and 16 clearly worse (0.72 to 0.99): a kernel density fades in many dimensions."""
 BLOCK = 512
+SCALE_POINTS = 2000
+"""Texts of each domain, at most, that fix the zero and the unit of the log density."""
 Floats = NDArray[np.float64]
 
 
@@ -21,31 +25,37 @@ Floats = NDArray[np.float64]
 class TargetDensity:
     """A kernel density of the target's embeddings and a classifier of the two domains.
 
+    The density is what the chain seeks by default. The classifier's log odds rank held-out target text higher still
+    (AUC 0.93 to 1.00 on the same pairs), but they grow without bound along one direction and so prize caricatures.
+
     Attributes:
+        kind: "kde" or "ratio": which of the two ``log_density`` gives.
         mean: float64 (d,), of both domains.
         whitening: float64 (d, r), to the r leading principal directions, unit variance each.
         points: float64 (n, r), the whitened target embeddings.
         bandwidth: Standard deviation of the Gaussian kernel.
-        location: Median raw log density of the source texts.
-        scale: Standard deviation of the raw log density of the source texts.
         domain_weights: float64 (d,), logistic regression of target against source.
         domain_bias: Its intercept.
+        location: Median of the raw values over the source texts.
+        scale: Standard deviation of the raw values over both domains, each with half of the weight.
     """
 
+    kind: str
     mean: Floats
     whitening: Floats
     points: Floats
     bandwidth: float
-    location: float
-    scale: float
     domain_weights: Floats
     domain_bias: float
+    location: float = 0.0
+    scale: float = 1.0
 
     def log_density(self, embeddings: NDArray[np.float32]) -> Floats:
-        """Standardised log density: 0 for the median source text, one unit is one standard deviation over the source.
+        """Standardised log density: 0 for the median source text, in standard deviations over both domains.
 
-        The unit gives the chain's temperature the same meaning whatever the domains, the teacher's width and the
-        number of target texts (our derivation).
+        With half of the weight on each domain the mean target text is at most 2 above the mean source text, so the
+        chain's temperature means the same whatever the domains, the teacher's width and the number of target texts
+        (our derivation).
 
         Args:
             embeddings: float32 (N, d), the teacher's h_T(x).
@@ -53,8 +63,8 @@ class TargetDensity:
         Returns:
             float64 (N,).
         """
-        whitened = (embeddings - self.mean) @ self.whitening
-        standardised: Floats = (kernel_log_density(whitened, self.points, self.bandwidth) - self.location) / self.scale
+        raw = self._log_odds(embeddings) if self.kind == "ratio" else self._kernel(embeddings)
+        standardised: Floats = (raw - self.location) / self.scale
         return standardised
 
     def domain_probability(self, embeddings: NDArray[np.float32]) -> Floats:
@@ -66,16 +76,24 @@ class TargetDensity:
         Returns:
             float64 (N,).
         """
-        probability: Floats = expit((embeddings - self.mean) @ self.domain_weights + self.domain_bias)
+        probability: Floats = expit(self._log_odds(embeddings))
         return probability
 
+    def _kernel(self, embeddings: NDArray[np.float32]) -> Floats:
+        return kernel_log_density((embeddings - self.mean) @ self.whitening, self.points, self.bandwidth)
 
-def fit_target_density(source: NDArray[np.float32], target: NDArray[np.float32]) -> TargetDensity:
+    def _log_odds(self, embeddings: NDArray[np.float32]) -> Floats:
+        odds: Floats = (embeddings - self.mean) @ self.domain_weights + self.domain_bias
+        return odds
+
+
+def fit_target_density(source: NDArray[np.float32], target: NDArray[np.float32], kind: str = "kde") -> TargetDensity:
     """Fit the density and the domain classifier.
 
     Args:
         source: float32 (S, d), the teacher's embeddings of source texts.
         target: float32 (n, d), of the few target texts.
+        kind: "kde", or "ratio" for the classifier's log odds in place of the density.
 
     Returns:
         The fitted density.
@@ -88,19 +106,28 @@ def fit_target_density(source: NDArray[np.float32], target: NDArray[np.float32])
             f"generator: {len(source)} source and {len(target)} target texts came; give at least 2 of each domain"
         )
     with threadpool_limits(limits=1, user_api="blas"):  # these problems are small: more threads only get in the way
-        return _fit(source.astype(np.float64), target.astype(np.float64))
+        raw = _fit(source.astype(np.float64), target.astype(np.float64), kind)
+        return _standardise(raw, raw.log_density(_thinned(source)), raw.log_density(_thinned(target)))
 
 
-def _fit(source: Floats, target: Floats) -> TargetDensity:
+def _thinned(embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
+    return embeddings[:: -(-len(embeddings) // SCALE_POINTS)]
+
+
+def _standardise(raw: TargetDensity, source_values: Floats, target_values: Floats) -> TargetDensity:
+    gap = target_values.mean() - source_values.mean()
+    scale = float(np.sqrt((source_values.var() + target_values.var()) / 2 + gap**2 / 4))
+    return replace(raw, location=float(np.median(source_values)), scale=max(scale, 1e-6))
+
+
+def _fit(source: Floats, target: Floats, kind: str) -> TargetDensity:
     both = np.concatenate([source, target])
     mean = both.mean(axis=0)
     whitening = fit_whitening(both, dimensions=min(MAX_DIMENSIONS, max(1, len(target) // 2)))
     points = (target - mean) @ whitening
     bandwidth = float(len(points) ** (-1 / (points.shape[1] + 4)))  # Scott's rule at unit variance
-    reference = kernel_log_density((source - mean) @ whitening, points, bandwidth)
     weights, bias = _fit_domain_classifier(source - mean, target - mean)
-    scale = max(float(reference.std()), 1e-6)
-    return TargetDensity(mean, whitening, points, bandwidth, float(np.median(reference)), scale, weights, bias)
+    return TargetDensity(kind, mean, whitening, points, bandwidth, weights, bias)
 
 
 def fit_whitening(embeddings: Floats, dimensions: int) -> Floats:
@@ -136,8 +163,10 @@ def kernel_log_density(queries: Floats, points: Floats, bandwidth: float) -> Flo
     result = np.empty(len(queries))
     for start in range(0, len(queries), BLOCK):
         block = queries[start : start + BLOCK]
-        squared = (block**2).sum(axis=1)[:, None] + squares - 2 * block @ points.T
-        result[start : start + BLOCK] = logsumexp(-np.maximum(squared, 0) / (2 * bandwidth**2), axis=1) - constant
+        exponents = ((block**2).sum(axis=1)[:, None] + squares - 2 * block @ points.T) / (-2 * bandwidth**2)
+        highest = exponents.max(axis=1)
+        exponents -= highest[:, None]
+        result[start : start + BLOCK] = highest + np.log(np.exp(exponents).sum(axis=1)) - constant
     return result
 
 

@@ -94,7 +94,9 @@ class LabelledTexts:
         Returns:
             The outputs, in order.
         """
-        return TeacherOutputs(np.stack([self._logits[row] for row in rows]), np.stack([self._embeddings[row] for row in rows]))
+        return TeacherOutputs(
+            np.stack([self._logits[row] for row in rows]), np.stack([self._embeddings[row] for row in rows])
+        )
 
     def _append(self, inputs: Sequence[TextInput], hashes: Sequence[str], outputs: TeacherOutputs) -> None:
         for text, key in zip(inputs, hashes, strict=True):

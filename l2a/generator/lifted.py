@@ -17,8 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from l2a.errors import UsageError
 from l2a.generator import operators
-from l2a.generator.chain import Proposal, choose_states
+from l2a.generator.chain import Proposal, choose_states, take_states
 from l2a.generator.config import OPERATORS, GeneratorConfig
 from l2a.generator.corpus import TokenCorpus, align_partners
 from l2a.generator.labelled import LabelledTexts
@@ -74,10 +75,7 @@ class LiftedSpace:
         self._corpus, self._labelled = corpus, labelled
         self._source_count = len(problem.source_inputs)
         self._fgsm_ids: dict[int, Tensor] = {}
-        weights = np.array(config.operators.as_tuple())
-        if problem.gradient is None:
-            weights[AUGPRO_FGSM] = 0.0
-        self._operator_law = weights / weights.sum()
+        self._operator_law = _operator_law(config, has_gradient=problem.gradient is not None)
 
     def draw(self, count: int, rng: np.random.Generator) -> LiftedStates:
         """Draw independent states from the base law mu.
@@ -121,8 +119,10 @@ class LiftedSpace:
             float64 (C,), minus infinity where the text is forbidden.
         """
         excess = np.maximum(0.0, states.degree - self._config.max_degree)
-        tempered: NDArray[np.float64] = self._labelled.densities(states.row) / self._config.tau
-        return np.where(states.row < 0, -np.inf, tempered) - self._config.beta * excess
+        density = self._labelled.densities(states.row)
+        is_allowed = np.isfinite(density)
+        scores = np.where(is_allowed, density, 0.0) / self._config.tau - self._config.beta * excess
+        return np.where(is_allowed, scores, -np.inf)
 
     def _draw(self, count: int, rng: np.random.Generator) -> LiftedStates:
         operator = rng.choice(len(OPERATORS), size=count, p=self._operator_law)
@@ -172,7 +172,7 @@ class LiftedSpace:
         for code in (AUGPRO_MIX, AUGPRO_FGSM, KNN):
             members = np.flatnonzero(states.operator == code)
             if len(members):
-                ids[members] = self._operate(code, LiftedStates(*(part[members] for part in states)))
+                ids[members] = self._operate(code, take_states(states, members))
         return ids
 
     def _operate(self, code: int, states: LiftedStates) -> Tensor:
@@ -210,3 +210,13 @@ class LiftedSpace:
                 )
             padded[row, : len(gradient)] = torch.as_tensor(gradient)
         return padded
+
+
+def _operator_law(config: GeneratorConfig, has_gradient: bool) -> NDArray[np.float64]:
+    weights = np.array(config.operators.as_tuple())
+    if not has_gradient:
+        weights[AUGPRO_FGSM] = 0.0
+    if weights.sum() == 0:
+        raise UsageError("generator.operators: only augpro_fgsm has a weight, but no gradient came; weigh another")
+    law: NDArray[np.float64] = weights / weights.sum()
+    return law

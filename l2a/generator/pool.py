@@ -84,7 +84,7 @@ def draw_pool(
         RunError: If no candidate was found at all.
     """
     started = time.perf_counter()
-    density = fit_target_density(problem.source_outputs.embeddings, problem.target_outputs.embeddings)
+    density = fit_target_density(problem.source_outputs.embeddings, problem.target_outputs.embeddings, config.density)
     labelled = _known_texts(problem, density)
     corpus = tokenize_corpus(labelled.inputs, problem.tokenizer, problem.max_length, problem.neighbours)
     degree = resolve_degree(config.degree, len(corpus.inputs))
@@ -166,9 +166,14 @@ def max_cosine(embeddings: NDArray[np.float32], references: NDArray[np.float32])
     Returns:
         float32 (N,).
     """
-    rows, others = (part / np.maximum(np.linalg.norm(part, axis=1, keepdims=True), 1e-12) for part in (embeddings, references))
-    nearest: NDArray[np.float32] = (rows @ others.T).max(axis=1).astype(np.float32)
+    nearest: NDArray[np.float32] = (_unit(embeddings) @ _unit(references).T).max(axis=1).astype(np.float32)
     return nearest
+
+
+def _unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    lengths = np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    scaled: NDArray[np.float32] = (rows / lengths).astype(np.float32)
+    return scaled
 
 
 def _diagnose(

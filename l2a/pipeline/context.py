@@ -3,12 +3,11 @@
 from dataclasses import dataclass, field
 from functools import cached_property
 
-import torch
-
 from l2a.config import DistillConfig
 from l2a.examples import Examples
 from l2a.pipeline.data import RunData, load_run_data
 from l2a.pipeline.teachers import fine_tuned, refuse_useless_teacher
+from l2a.precision import best_device
 from l2a.progress import SILENT, Progress
 from l2a.students.build import build_student
 from l2a.students.student import Student
@@ -16,15 +15,6 @@ from l2a.teacher.labelling import cached_labeller
 from l2a.teacher.load import load_encoder, load_fine_tuned
 from l2a.teacher.model import Teacher
 from l2a.teacher.outputs import Labeller
-
-
-def best_device() -> torch.device:
-    """Choose a GPU where there is one.
-
-    Returns:
-        The device that models are trained on.
-    """
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,5 @@ def batch_stream(
     step, epoch = 0, 0
     while step < last_step:
         batches = epoch_batches(lengths, tokens_per_batch, np.random.default_rng([seed, epoch]))
-        for batch in batches[max(0, first_step - step) : last_step - step]:
-            yield batch
+        yield from batches[max(0, first_step - step) : last_step - step]
         step, epoch = step + len(batches), epoch + 1

@@ -46,14 +46,15 @@ def read_corpus(config: PretrainConfig, progress: Progress = SILENT) -> Corpus:
         UsageError: If a file or domain cannot be read, or nothing is left.
         RunError: If a domain cannot be fetched.
     """
-    paths = [Path(name) for name in config.text if name.endswith(".txt")]
-    domains = [load_domain(name, progress=progress) for name in config.text if not name.endswith(".txt")]
+    domains = {name: load_domain(name, progress=progress) for name in config.text if not name.endswith(".txt")}
     whole = [load_domain(name, progress=progress) for name in config.protect]
-    sources = [read_text_file(path) for path in paths] + [domain.train.inputs for domain in domains]
-    texts = clean_corpus(sources, protected_hashes(domains, whole))
-    files = {path.name: sha256_file(path) for path in paths}
-    for domain in domains:
-        files |= domain.files
+    files: dict[str, str] = {}
+    sources: list[tuple[TextInput, ...]] = []
+    for name in config.text:
+        path = Path(name)
+        sources.append(domains[name].train.inputs if name in domains else read_text_file(path))
+        files |= domains[name].files if name in domains else {path.name: sha256_file(path)}
+    texts = clean_corpus(sources, protected_hashes(domains.values(), whole))
     return Corpus(texts, make_variants(texts, config.variants, np.random.default_rng([config.seed, 1])), files)
 
 

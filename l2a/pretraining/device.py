@@ -13,5 +13,5 @@ def uses_bfloat16(device: torch.device) -> bool:
         True on a GPU that has them, and on processors with matrix units for them (AMX).
     """
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    return device.type == "cpu" and torch.cpu._is_amx_tile_supported()
+        return bool(torch.cuda.is_bf16_supported())
+    return device.type == "cpu" and bool(torch.cpu._is_amx_tile_supported())

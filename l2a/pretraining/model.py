@@ -90,7 +90,7 @@ class GeneralStudent(nn.Module):
         Returns:
             The states in the teacher's space.
         """
-        hidden = self.classifier.electra(**batch).last_hidden_state  # type: ignore[operator, union-attr]
+        hidden = self.classifier.electra(**batch).last_hidden_state  # type: ignore[operator]
         sentence = self.sentence_projection(sentence_representation(self.classifier, hidden))
         return StudentStates(sentence.float(), self.token_projection(hidden).float())
 
@@ -124,7 +124,7 @@ def build_student(encoder: nn.Module, tokenizer: Any, shape: StudentShape, seed:
     from transformers import ElectraConfig, ElectraForSequenceClassification
 
     config = ElectraConfig(
-        vocab_size=encoder.get_input_embeddings().num_embeddings,  # type: ignore[operator, union-attr]
+        vocab_size=encoder.get_input_embeddings().num_embeddings,  # type: ignore[operator]
         embedding_size=shape.embedding_size,
         hidden_size=shape.hidden_size,
         num_hidden_layers=shape.layers,
@@ -156,10 +156,10 @@ def word_states(encoder: nn.Module, tokenizer: Any) -> torch.Tensor:
         float32 (V, d), the last hidden state of each word.
     """
     device = next(encoder.parameters()).device
-    ids = torch.arange(encoder.get_input_embeddings().num_embeddings, device=device)  # type: ignore[operator, union-attr]
+    ids = torch.arange(encoder.get_input_embeddings().num_embeddings, device=device)  # type: ignore[operator]
     first, last = (torch.full_like(ids, value) for value in (tokenizer.cls_token_id, tokenizer.sep_token_id))
     inputs = torch.stack([first, ids, last], dim=1)
-    parts = [encoder(part).last_hidden_state[:, 1] for part in inputs.split(TOKENS_PER_CHUNK)]
+    parts = [encoder(part).last_hidden_state[:, 1] for part in torch.split(inputs, TOKENS_PER_CHUNK)]
     return torch.cat(parts).float().cpu()
 
 
@@ -182,5 +182,6 @@ def principal_word_vectors(states: torch.Tensor, size: int) -> torch.Tensor:
     eigenvectors = torch.linalg.eigh(centred.T @ centred).eigenvectors.flip(1)[:, :size]
     # The sign of an eigenvector is arbitrary: fix it, so that every machine starts from the same student.
     eigenvectors = eigenvectors * eigenvectors.sum(0).sign()
-    projected = centred @ eigenvectors
-    return projected * (0.02 * size**0.5 / projected.norm(dim=1).mean())
+    projected: torch.Tensor = centred @ eigenvectors
+    scale: torch.Tensor = 0.02 * size**0.5 / projected.norm(dim=1).mean()
+    return projected * scale

@@ -1,6 +1,7 @@
 """Cheap variants of texts: the pretrained teacher labels whatever comes, so variety is free.
 
-Spans, pairs, token mixes (after AugPro-Mix, arXiv 2210.11768, with the two ends as the only candidates) and light noise.
+Spans, pairs, token mixes (after AugPro-Mix, arXiv 2210.11768, with the two ends as the only candidates) and light
+noise.
 """
 
 import math

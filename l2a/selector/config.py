@@ -18,7 +18,7 @@ class SelectorConfig:
         snapshots: Moments of the training at which the policy is kept for the real reward to compare.
         real_evaluations: Selections that are scored with real distillation steps; 0 switches the second tier off.
         tier_correlation: Spearman correlation of surrogate and real reward below which the run does not trust the
-            policy alone, warns and lets random selections compete.
+            learned policies alone, warns and lets random policies compete.
     """
 
     agent: str = "ppo"

@@ -45,7 +45,7 @@ class SelectionProblem:
 
     def __post_init__(self) -> None:
         candidates, classes = self.pool.teacher.logits.shape
-        width = self.student_features.shape[1]
+        width = len(self.head_weight)
         expected = {
             "student_features": (candidates, width),
             "student_logits": (candidates, classes),

@@ -105,20 +105,12 @@ def _best_by_real_reward(
 ) -> tuple[int, Floats, dict[str, Fact]]:
     if problem.real_reward is None or config.real_evaluations == 0:
         return len(scores) - 1, scores[-1], {}
-    tiers, judged = rerank(
-        scores,
-        task.surrogate,
-        problem.real_reward,
-        config.keep_rate,
-        config.real_evaluations,
-        config.tier_correlation,
-        rng,
-    )
+    tiers, judged = rerank(scores, task, problem.real_reward, config, rng)
     facts: dict[str, Fact] = {
         "tier_correlation": tiers.correlation,
         "tiers_agree": tiers.trusted,
         "surrogate_rewards": list(tiers.surrogate),
         "real_rewards": list(tiers.real),
-        "chosen": "policy" if tiers.chosen < len(scores) else "random",
+        "chosen": "learned policy" if tiers.chosen < len(scores) else "random policy",
     }
     return tiers.chosen, judged[tiers.chosen], facts

@@ -83,8 +83,8 @@ class Heads:
         """
         width, classes = surrogate.directions.shape[1], surrogate.targets.shape[1]
         self._surrogate = surrogate
-        self._weight = np.zeros((count, width, classes), np.float32)
-        self._bias = np.zeros((count, 1, classes), np.float32)
+        self.weight = np.zeros((count, width, classes), np.float32)
+        self.bias = np.zeros((count, 1, classes), np.float32)
         self.log_likelihood = self._evaluate()
         self.start = float(self.log_likelihood[0])
 
@@ -94,8 +94,8 @@ class Heads:
         Args:
             which: intp (K,), positions of the heads.
         """
-        self._weight[which] = 0.0
-        self._bias[which] = 0.0
+        self.weight[which] = 0.0
+        self.bias[which] = 0.0
         self.log_likelihood = self.log_likelihood.copy()
         self.log_likelihood[which] = self.start
 
@@ -110,14 +110,14 @@ class Heads:
         start, targets = self._surrogate.logits[candidates], self._surrogate.targets[candidates]
         step = (LEARNING_RATE * weights)[:, :, None]
         for _ in range(STEPS_PER_BATCH):
-            gradient = (softmax(start + inputs @ self._weight + self._bias) - targets) * step
-            self._weight -= inputs.transpose(0, 2, 1) @ gradient
-            self._bias -= gradient.sum(axis=1, keepdims=True)
+            gradient = (softmax(start + inputs @ self.weight + self.bias) - targets) * step
+            self.weight -= inputs.transpose(0, 2, 1) @ gradient
+            self.bias -= gradient.sum(axis=1, keepdims=True)
         self.log_likelihood = self._evaluate()
 
     def _evaluate(self) -> Floats:
         surrogate = self._surrogate
-        probabilities = softmax(surrogate.reward_logits + surrogate.reward_directions @ self._weight + self._bias)
+        probabilities = softmax(surrogate.reward_logits + surrogate.reward_directions @ self.weight + self.bias)
         of_labels = probabilities[:, np.arange(len(surrogate.reward_labels)), surrogate.reward_labels]
         logarithms: Floats = np.log(np.maximum(of_labels, SMALLEST_PROBABILITY)).mean(axis=1)
         return logarithms

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import spearmanr
 
+from l2a.selector.config import SelectorConfig
+from l2a.selector.episodes import SelectionTask
 from l2a.selector.numerics import Floats
 from l2a.selector.problem import RealReward, keep_best
-from l2a.selector.surrogate import Surrogate, surrogate_reward
+from l2a.selector.surrogate import surrogate_reward
 
 logger = logging.getLogger(__name__)
 
@@ -34,45 +36,45 @@ class Tiers:
 
 def rerank(
     policy_scores: list[Floats],
-    surrogate: Surrogate,
+    task: SelectionTask,
     real_reward: RealReward,
-    keep_rate: float,
-    evaluations: int,
-    level: float,
+    config: SelectorConfig,
     rng: np.random.Generator,
 ) -> tuple[Tiers, list[Floats]]:
     """Choose among policies by real reward, and measure how far the surrogate can be trusted.
 
-    Besides the policies' selections, random ones are judged, and one that a policy ranks last, so that the
-    correlation is measured over selections of different worth. Where it is below the level, the run warns, and the
-    random selections compete with the policies.
+    Besides the policies' selections, random ones are judged: one drawn without regard to the candidates, and those of
+    linear policies with random weights, so that the correlation is measured over selections of different worth.
+    Where it is below ``config.tier_correlation``, the run warns, and the random policies compete with the learned
+    ones: a search by real reward over few policies.
 
     Args:
-        policy_scores: float32 (N,) of each policy.
-        surrogate: The first tier.
+        policy_scores: float32 (N,) of each learned policy.
+        task: The candidates' features and the first tier.
         real_reward: The second tier.
-        keep_rate: Share that is kept.
-        evaluations: Real rewards to compute, at least one a policy.
-        level: Smallest correlation that is trusted.
+        config: Keep rate, real rewards to compute (at least one a policy) and the correlation that is trusted.
         rng: Draws the random selections and the surrogate's orders.
 
     Returns:
-        The verdict, and the scores of every selection judged, policies first, then random ones.
+        The verdict, and the scores of every selection judged, learned policies first.
     """
-    policies, size = len(policy_scores), len(policy_scores[0])
-    spare = max(evaluations - policies, 0)
-    opposite = [-policy_scores[-1]] if spare > 1 else []
-    drawn = [rng.random(size, np.float32) for _ in range(spare - len(opposite))]
-    scores = [*policy_scores, *drawn, *opposite]
-    kept = [keep_best(values, keep_rate) for values in scores]
-    first = tuple(surrogate_reward(surrogate, mask, rng) for mask in kept)
+    policies = len(policy_scores)
+    scores = [*policy_scores, *_random_scores(task, max(config.real_evaluations - policies, 0), rng)]
+    kept = [keep_best(values, config.keep_rate) for values in scores]
+    first = tuple(surrogate_reward(task.surrogate, mask, rng) for mask in kept)
     second = tuple(float(real_reward(mask)) for mask in kept)
     correlation = _spearman(first, second)
-    trusted = bool(correlation >= level)
+    trusted = bool(correlation >= config.tier_correlation)
     if not trusted:
-        logger.warning(_distrust(correlation, level))
-    eligible = policies if trusted else policies + len(drawn)
+        logger.warning(_distrust(correlation, config.tier_correlation))
+    eligible = policies if trusted else len(scores)
     return Tiers(int(np.argmax(second[:eligible])), first, second, correlation, trusted), scores
+
+
+def _random_scores(task: SelectionTask, count: int, rng: np.random.Generator) -> list[Floats]:
+    features = task.features.matrix
+    weights = rng.normal(size=(features.shape[1], count)).astype(np.float32)
+    return [rng.random(len(task), np.float32) if i == 0 else features @ weights[:, i] for i in range(count)]
 
 
 def _spearman(first: tuple[float, ...], second: tuple[float, ...]) -> float:
@@ -84,5 +86,5 @@ def _spearman(first: tuple[float, ...], second: tuple[float, ...]) -> float:
 def _distrust(correlation: float, level: float) -> str:
     return (
         f"selector: the surrogate reward ranks selections unlike real distillation (Spearman {correlation:.2f}, "
-        f"below {level:.2f}); the selection with the best real reward is used, random ones included"
+        f"below {level:.2f}); the selection with the best real reward is used, random policies included"
     )

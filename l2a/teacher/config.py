@@ -25,7 +25,7 @@ class TeacherConfig:
     model: str = "minilm-l6"
     fine_tuned: bool = False
     frozen_layers: int = 2
-    source_epochs: float = 2.0
+    source_epochs: float = 1.0
     target_epochs: float = 8.0
     target_only_epochs: float = 20.0
     learning_rate: float = 1e-4

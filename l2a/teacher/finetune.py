@@ -12,6 +12,7 @@ from l2a.encoding import encode, training_batches
 from l2a.errors import RunError
 from l2a.examples import Examples
 from l2a.optimisation import adamw, linear_schedule
+from l2a.precision import mixed_precision
 from l2a.progress import SILENT, Progress
 from l2a.teacher.config import TeacherConfig
 from l2a.teacher.model import Teacher
@@ -63,7 +64,9 @@ def fine_tune(
         while step < total:
             for indices in training_batches(encoded.lengths, config.batch_size, rng):
                 batch = {name: value.to(device) for name, value in encoded.padded(indices).items()}
-                loss = functional.cross_entropy(teacher(batch)[0], labels[indices].to(device))
+                with mixed_precision(device):
+                    logits = teacher(batch)[0]
+                loss = functional.cross_entropy(logits.float(), labels[indices].to(device))
                 _check_finite(loss, stage, step, examples, indices)
                 _update(teacher, optimizer, schedule, loss)
                 step += 1

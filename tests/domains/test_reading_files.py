@@ -123,9 +123,14 @@ def test_a_text_of_100_000_characters_is_accepted(write):
 
 
 def test_reading_long_fields_leaves_the_csv_module_as_it_was(write):
-    before = csv.field_size_limit()
+    csv.field_size_limit(131_072)
     load_domain(str(write("x.csv", f"text,label,split\n{'w' * 200_000},x,train\nb,y,train\n")))
-    assert csv.field_size_limit() == before
+    assert csv.field_size_limit() == 131_072
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_column(write):
+    path = write("x.csv", b"\xef\xbb\xbftext,label,split\na,x,train\nb,y,train\n")
+    assert load_domain(str(path)).train.inputs == (("a",), ("b",))
 
 
 def test_tab_separated_text_with_stray_quotes_is_read_without_quoting(write):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from l2a.domains import few_shot_splits
 from l2a.domains.domain import Domain, HeldOut
 from l2a.errors import UsageError
-from l2a.examples import Examples, normalised_hash
+from l2a.examples import Examples, concatenate, normalised_hash
 
 BALANCED = {"negative": 40, "positive": 40}
 
@@ -57,8 +57,9 @@ def test_more_shots_keep_the_earlier_examples_and_the_other_parts(make_domain):
 def test_dev_helps_out_when_train_is_short(make_domain):
     domain = make_domain({"negative": 9, "positive": 40}, {"negative": 20, "positive": 20}, BALANCED)
     splits = draw(domain, 8, 4)
-    negative = [text for part in (splits.reward, splits.choice) for text, label in zip(part.inputs, part.labels, strict=True) if label == 0]  # fmt: skip  # noqa: E501
-    assert sum(text[0].startswith("dev") for text in negative) == 7
+    held_out = concatenate(splits.reward, splits.choice)
+    negative = [held_out.inputs[i][0] for i in np.flatnonzero(held_out.labels == 0)]
+    assert sum(text.startswith("dev") for text in negative) == 7
 
 
 @pytest.mark.parametrize(("train", "dev"), [(7, 40), (9, 6), (15, 0)])

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from l2a.generator.pool import CandidatePool
 from l2a.selector.problem import SelectionProblem
@@ -50,3 +51,18 @@ def problem():
 @pytest.fixture
 def problem_and_good():
     return synthetic_problem()
+
+
+@pytest.fixture
+def make_problem():
+    return synthetic_problem
+
+
+@pytest.fixture
+def global_generators():
+    """Reads the state of the generators that nothing of the project may touch."""
+
+    def read():
+        return np.random.get_state()[1].tobytes(), torch.get_rng_state().numpy().tobytes()  # noqa: NPY002
+
+    return read

@@ -6,7 +6,6 @@ import warnings
 import gymnasium
 import numpy as np
 import pytest
-import torch
 from gymnasium.utils.env_checker import check_env as gymnasium_check_env
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
@@ -147,8 +146,7 @@ def test_neither_reward_labels_nor_any_other_labels_stand_in_an_observation(prob
     assert np.array_equal(first, second)
 
 
-def test_no_global_randomness_is_touched(task):
-    before = np.random.get_state()[1].copy(), torch.get_rng_state()
+def test_no_global_randomness_is_touched(task, global_generators):
+    before = global_generators()
     play(SelectionEnvironment(task), 0)
-    assert np.array_equal(np.random.get_state()[1], before[0])
-    assert torch.equal(torch.get_rng_state(), before[1])
+    assert global_generators() == before

@@ -1,0 +1,47 @@
+"""The comparison as a table: its cells for the terminal, and Markdown for pages."""
+
+from collections.abc import Sequence
+
+from l2a.evaluation.metrics import Interval
+from l2a.report.row import Row
+
+HEADERS = ("classifier", "accuracy %", "macro-F1 %", "parameters", "ms/text", "ms/text in 32")
+
+
+def table_cells(rows: Sequence[Row]) -> list[tuple[str, ...]]:
+    """Format rows, one cell for each of ``HEADERS``.
+
+    Args:
+        rows: In the order to show.
+
+    Returns:
+        A tuple of strings for each row.
+    """
+    return [
+        (
+            row.name,
+            _percent(row.metrics.accuracy),
+            _percent(row.metrics.macro_f1),
+            f"{row.parameters:,}",
+            *(f"{row.latency_ms[name]:.2f}" for name in ("batch_1", "batch_32")),
+        )
+        for row in rows
+    ]
+
+
+def markdown_table(rows: Sequence[Row]) -> str:
+    """Lay rows out as a Markdown table.
+
+    Args:
+        rows: In the order to show.
+
+    Returns:
+        The table's lines, ending with a newline.
+    """
+    lines = [HEADERS, ("---", *["---:"] * (len(HEADERS) - 1)), *table_cells(rows)]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def _percent(interval: Interval) -> str:
+    value, low, high = (100.0 * number for number in (interval.value, interval.low, interval.high))
+    return f"{value:.1f} ({low:.1f} to {high:.1f})"

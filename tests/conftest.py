@@ -1,0 +1,99 @@
+"""Tiny models and tokenizers, built on the spot: no test needs the network."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import BertConfig, BertForSequenceClassification, BertModel, BertTokenizerFast
+
+from l2a.examples import Examples
+from l2a.teacher.load import load_encoder
+from l2a.teacher.model import Teacher
+
+POSITIVE = ("good", "great", "fine", "lovely")
+NEGATIVE = ("bad", "awful", "poor", "nasty")
+NEUTRAL = ("the", "film", "was", "a", "phone", "it", "is", "and", "very", "story", "battery", "this")
+LABELS = ("negative", "positive")
+
+
+@pytest.fixture(autouse=True)
+def private_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Give every test an empty cache and one thread."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("L2A_CACHE", str(folder))
+    torch.set_num_threads(1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> BertTokenizerFast:
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *POSITIVE, *NEGATIVE, *NEUTRAL]
+    pieces = [*"abcdefghijklmnopqrstuvwxyz.,!", *(f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz")]
+    path = tmp_path_factory.mktemp("vocabulary") / "vocab.txt"
+    path.write_text("\n".join(dict.fromkeys([*words, *pieces])) + "\n")
+    return BertTokenizerFast(vocab=str(path), do_lower_case=True)
+
+
+def tiny_bert_config(tokenizer: BertTokenizerFast, **changes: object) -> BertConfig:
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
+    return BertConfig(vocab_size=len(tokenizer), max_position_embeddings=64, **{**sizes, **changes})
+
+
+@pytest.fixture(scope="session")
+def encoder_folder(tokenizer: BertTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pretrained encoder as a folder."""
+    folder = tmp_path_factory.mktemp("encoder")
+    torch.manual_seed(0)
+    BertModel(tiny_bert_config(tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def classifier_folder(tokenizer: BertTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A classifier as a folder, its labels in the other order."""
+    folder = tmp_path_factory.mktemp("classifier")
+    torch.manual_seed(1)
+    names = {0: "positive", 1: "negative"}
+    config = tiny_bert_config(tokenizer, id2label=names, label2id={name: i for i, name in names.items()})
+    BertForSequenceClassification(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def teacher(encoder_folder: Path) -> Teacher:
+    return load_encoder(str(encoder_folder), LABELS, seed=0)
+
+
+def make_examples(count: int, seed: int = 0, pairs: bool = False) -> Examples:
+    """Sentences whose one loaded word decides the label."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 2, count)
+    inputs = []
+    for label in labels:
+        words = list(rng.choice(NEUTRAL, int(rng.integers(2, 8))))
+        words.insert(int(rng.integers(len(words) + 1)), str(rng.choice(POSITIVE if label else NEGATIVE)))
+        sentence = " ".join(words)
+        inputs.append((sentence, "it was") if pairs else (sentence,))
+    return Examples(tuple(inputs), labels.astype(np.int64), LABELS)
+
+
+@pytest.fixture
+def examples() -> Examples:
+    return make_examples(96)
+
+
+def write_domain(path: Path, count: int, seed: int, prefix: str = "") -> Path:
+    """Write a domain of distinct sentences as JSON lines with splits."""
+    import json
+
+    examples = make_examples(count, seed)
+    rows = []
+    for i, (text, label) in enumerate(zip(examples.inputs, examples.labels, strict=True)):
+        split = ("train", "train", "train", "dev", "test")[i % 5]
+        tag = "".join("abcdefghij"[int(digit)] for digit in str(i))
+        rows.append({"text": f"{prefix}{text[0]} {tag}", "label": LABELS[label], "split": split})
+    path.write_text("\n".join(json.dumps(row) for row in rows) + "\n")
+    return path

@@ -1,0 +1,79 @@
+from pathlib import Path
+
+import pytest
+
+from l2a.errors import UsageError
+from l2a.experiments.card import ROWS, load_experiment
+from l2a.experiments.cells import expand
+
+from .conftest import CARD, write_card
+
+
+def test_a_card_becomes_a_grid(workspace: Path) -> None:
+    card = load_experiment("tiny")
+    cells = [cell for group in expand(card, workspace / "data") for cell in group]
+    assert len(cells) == 2 * 2 * 3
+    chosen = next(cell for cell in cells if cell.method == "random" and cell.place.seed == 1)
+    assert (chosen.config.selector.agent, chosen.config.kd.rounds, chosen.config.seed) == ("random", 1, 1)
+    assert chosen.config.max_length == 64  # the preset's
+
+
+def test_a_card_may_be_a_path(workspace: Path) -> None:
+    assert load_experiment("configs/experiments/tiny.yaml") == load_experiment("tiny")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"sheds": [1]}, ["unknown key sheds", "seeds"]),
+        ({"methods": {"a": {"row": "l2a_studnt"}}}, ["did you mean 'l2a_student'"]),
+        ({"methods": {"a": {"row": "l2a_student", "overrides": {"selector.agnt": "all"}}}}, ["methods.a", "'agent'"]),
+        ({"methods": {"a": {"row": "l2a_student", "overrides": {"kd.alpha": 7}}}}, ["methods.a", "kd.alpha: 7"]),
+        ({"methods": {"a": {"row": "l2a_student", "overrides": {"shots": 7}}}}, ["shots is set by the grid"]),
+        ({"seeds": []}, ["seeds: empty"]),
+        ({"shots": [4, 4], "seeds": [1, 1]}, ["shots: 4 comes more than once", "seeds: 1 comes more than once"]),
+        ({"preset": "screning"}, ["'screening'"]),
+        ({"students": ["narow"]}, ["'narrow'"]),
+    ],
+)
+def test_what_is_wrong_with_a_card_is_said_before_anything_runs(
+    workspace: Path, changes: dict[str, object], words: list[str]
+) -> None:
+    write_card(workspace, **changes)
+    with pytest.raises(UsageError) as caught:
+        load_experiment("tiny")
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_a_wrong_override_is_said_once_for_all_students(workspace: Path) -> None:
+    methods = {"a": {"row": "l2a_student", "overrides": {"kd.alfa": 1}}}
+    write_card(workspace, students=["auto", "narrow"], methods=methods)
+    with pytest.raises(UsageError) as caught:
+        load_experiment("tiny")
+    assert str(caught.value).count("kd.alfa") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "cells"), [("baselines", 6 * 3 * 7), ("baselines_standard", 6 * 7), ("shipped", 3 * 3 * 7)]
+)
+def test_the_shipped_cards_are_right(name: str, cells: int) -> None:
+    card = load_experiment(name)
+    assert sum(map(len, expand(card, None))) == cells
+    assert set(card.methods) >= {"l2a", "plain_kd", "tfidf_logreg", "target_only_teacher", "cross_domain_teacher"}
+
+
+def test_the_two_budgets_of_the_baselines_have_the_same_methods() -> None:
+    screening = load_experiment("baselines")
+    standard = load_experiment(screening.same_methods_in or "")
+    assert screening.methods == standard.methods
+    assert screening.pairs == standard.pairs
+
+
+def test_a_card_knows_the_rows_of_the_pipeline() -> None:
+    from l2a.pipeline.rows import ROWS as RUNNABLE
+
+    assert set(ROWS) == set(RUNNABLE)
+
+
+def test_the_order_of_keys_in_the_card_is_the_order_of_methods(workspace: Path) -> None:
+    assert tuple(load_experiment("tiny").methods) == tuple(CARD["methods"])

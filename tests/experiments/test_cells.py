@@ -1,0 +1,75 @@
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from l2a.config import override
+from l2a.experiments.card import load_experiment
+from l2a.experiments.cells import Cell, cell_key, data_files, expand
+
+from .conftest import write_card, write_domain
+
+
+def cell_of(method: str) -> Cell:
+    groups = expand(load_experiment("tiny"), Path("data"))
+    return next(cell for group in groups for cell in group if cell.method == method)
+
+
+def test_neighbouring_groups_have_different_sources(workspace: Path) -> None:
+    sources = [group[0].config.source for group in expand(load_experiment("tiny"), None)]
+    assert sources == ["sea.jsonl", "land.jsonl", "sea.jsonl", "land.jsonl"]
+
+
+def test_the_cells_of_a_group_share_pair_shots_and_seed(workspace: Path) -> None:
+    write_card(workspace, students=["auto", "narrow"], shots=[2, 4])
+    for group in expand(load_experiment("tiny"), None):
+        assert len({(cell.place.pair, cell.place.shots, cell.place.seed) for cell in group}) == 1
+        assert len(group) == 2 * 3
+
+
+@pytest.mark.parametrize(
+    ("method", "change", "stays"),
+    [
+        ("random", {"selector.agent": "nearest"}, False),
+        ("random", {"kd.alpha": 0.5}, False),
+        ("plain", {"kd.alpha": 0.5}, False),
+        ("plain", {"generator.tau": 2.0}, True),
+        ("tfidf", {"kd.alpha": 0.5}, True),
+        ("tfidf", {"student.preset": "narrow"}, True),
+        ("tfidf", {"max_length": 32}, False),
+        ("tfidf", {"seed": 5}, False),
+        ("random", {"output_dir": "elsewhere", "data_root": "/moved", "overwrite": True, "compare": False}, True),
+    ],
+)
+def test_the_key_changes_with_what_decides_the_result(
+    workspace: Path, method: str, change: dict[str, object], stays: bool
+) -> None:
+    cell, data = cell_of(method), {"sea.jsonl": "a"}
+    changed = replace(cell, config=override(cell.config, change))
+    assert (cell_key(changed, data) == cell_key(cell, data)) == stays
+
+
+def test_the_key_changes_with_the_data(workspace: Path) -> None:
+    cell = cell_of("tfidf")
+    assert cell_key(cell, {"sea.jsonl": "a"}) != cell_key(cell, {"sea.jsonl": "b"})
+
+
+def test_each_pair_names_the_files_of_both_domains_even_when_they_are_called_alike(workspace: Path) -> None:
+    for seed, folder in enumerate(("one", "two")):
+        write_domain(workspace / "data" / folder / "rows.jsonl", folder, seed)
+        (workspace / "data" / folder / "rows.jsonl").rename(workspace / "data" / folder / "train.jsonl")
+    pair = {"name": "folders", "source": "one/train.jsonl", "target": "two/train.jsonl"}
+    write_card(workspace, pairs=[pair])
+    files = data_files(expand(load_experiment("tiny"), workspace / "data"))["folders"]
+    assert sorted(files) == ["one/train.jsonl", "two/train.jsonl"]
+    assert len(set(files.values())) == 2
+
+
+def test_a_changed_file_changes_the_key(workspace: Path) -> None:
+    groups = expand(load_experiment("tiny"), workspace / "data")
+    before = data_files(groups)["sea_sky"]
+    shutil.copy(workspace / "data" / "land.jsonl", workspace / "data" / "sea.jsonl")
+    after = data_files(groups)["sea_sky"]
+    cell = groups[0][0]
+    assert cell_key(cell, before) != cell_key(cell, after)

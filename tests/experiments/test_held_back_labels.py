@@ -1,0 +1,95 @@
+"""No label of the test split reaches a choice: the runner never opens it, and flipping its labels changes nothing."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from l2a.domains.domain import HeldOut
+from l2a.examples import Examples
+from l2a.experiments.backends import Workers
+from l2a.experiments.card import ROWS, load_experiment
+from l2a.experiments.cells import data_files, expand
+from l2a.experiments.plan import plan
+from l2a.experiments.results import read_results
+from l2a.experiments.runner import run_groups
+from l2a.experiments.summary import summarise
+
+from .conftest import write_card_of_one_cell
+
+
+@pytest.fixture
+def openings(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """Who was on the stack whenever a test split was opened."""
+    stacks: list[list[str]] = []
+    reveal = HeldOut.reveal
+
+    def spy(self: HeldOut) -> Examples:
+        frame, names = sys._getframe(1), []
+        while frame is not None:
+            names.append(frame.f_code.co_name)
+            frame = frame.f_back  # type: ignore[assignment]
+        if names[0] != "relabel":  # puts the source's class indices in the target's order, unseen
+            stacks.append(names)
+        return reveal(self)
+
+    monkeypatch.setattr(HeldOut, "reveal", spy)
+    return stacks
+
+
+def run_card(workspace: Path, run_row: Callable[..., Any]) -> None:
+    groups = expand(load_experiment("tiny"), workspace / "data")
+    data = data_files(groups)
+    planned = plan(groups, data, read_results(workspace / "results"))
+    failed = [o for o in run_groups(planned, data, workspace / "results", run_row, Workers(1)) if o.status == "failed"]
+    assert not failed, failed[0].message
+
+
+def flip_test_labels(path: Path) -> None:
+    other = {"good": "bad", "bad": "good"}
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for row in rows:
+        row["label"] = other[row["label"]] if row["split"] == "test" else row["label"]
+    path.write_text("\n".join(json.dumps(row) for row in rows) + "\n")
+
+
+def test_the_runner_opens_no_test_split_itself(
+    workspace: Path, fake_run_row: Callable[..., Any], openings: list[list[str]]
+) -> None:
+    run_card(workspace, fake_run_row)
+    assert len(openings) == 12  # once a cell
+    assert all(names[0] == "run_row" for names in openings)
+    openings.clear()
+    run_card(workspace, fake_run_row)
+    summarise(load_experiment("tiny"), read_results(workspace / "results"))
+    assert openings == []
+
+
+def test_the_spy_would_see_a_runner_that_looks(workspace: Path, openings: list[list[str]]) -> None:
+    from l2a.domains.load import load_domain
+
+    load_domain("sea.jsonl", data_root=workspace / "data").test.reveal()
+    assert openings[0][0] == "test_the_spy_would_see_a_runner_that_looks"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", ROWS)
+def test_flipped_test_labels_change_no_prediction_of_any_row(
+    workspace: Path, encoder_folder: Path, openings: list[list[str]], row: str
+) -> None:
+    from l2a.pipeline.rows import run_row
+
+    write_card_of_one_cell(workspace, row, encoder_folder)
+    results = []
+    for _ in range(2):
+        run_card(workspace, run_row)
+        results += read_results(workspace / "results")
+        flip_test_labels(workspace / "data" / "sky.jsonl")
+    before, after = results
+    assert before.predictions == after.predictions
+    assert before.accuracy == pytest.approx(1 - after.accuracy)  # the labels that it is judged by did change
+    assert len(openings) == 2
+    assert all(names[0] == "evaluate_row" for names in openings)

@@ -1,0 +1,141 @@
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from l2a.cli.experiment import experiment_app
+from l2a.errors import RunError, UsageError
+from l2a.experiments.card import load_experiment
+from l2a.experiments.cells import cell_key, expand
+from l2a.experiments.results import CellResult, read_results, save_result
+from l2a.experiments.summary import summarise
+
+from .conftest import write_card
+
+Make = Callable[..., CellResult]
+COMPARISON = {
+    "method", "baseline", "metric", "mean_difference", "low", "high", "p_value", "wins", "ties", "losses", "cells",
+}  # fmt: skip
+LEVELS = {"tfidf": 0.6, "plain": 0.7, "random": 0.8}
+
+
+def simulate(make: Make, name: str, seed: int = 0) -> list[CellResult]:
+    """Results as a finished run leaves them, their data long gone."""
+    rng, results = np.random.default_rng(seed), []
+    for group in expand(load_experiment(name), None):
+        for cell in group:
+            data = {cell.config.source: "0" * 64, cell.config.target: "1" * 64}
+            accuracy = round(LEVELS[cell.method] + float(rng.normal(0, 0.01)), 3)
+            result = make(
+                **cell.place._asdict(), method=cell.method, row=cell.row, key=cell_key(cell, data), data=data,
+                accuracy=accuracy, macro_f1=accuracy - 0.01,
+            )  # fmt: skip
+            results.append(result)
+            save_result(Path("benchmarks/results") / name, result)
+    return results
+
+
+def call(*arguments: str) -> str:
+    outcome = CliRunner().invoke(experiment_app, arguments, catch_exceptions=False)
+    assert outcome.exit_code == 0, outcome.output
+    return outcome.output
+
+
+@pytest.fixture
+def simulated(workspace: Path, make_result: Make) -> Sequence[CellResult]:
+    write_card(workspace, shots=[4, 8], same_methods_in="tiny_standard")
+    write_card(workspace, "tiny_standard", preset="standard", seeds=[0])
+    simulate(make_result, "tiny_standard", seed=1)
+    return simulate(make_result, "tiny")
+
+
+def test_the_summary_holds_cells_means_and_comparisons(workspace: Path, simulated: Sequence[CellResult]) -> None:
+    call("report", "tiny")
+    summary = json.loads(Path("benchmarks/results/tiny.json").read_text())
+    assert len(summary["cells"]) == len(simulated) == 24
+    assert {cell["method"] for cell in summary["cells"]} == set(LEVELS)
+    assert all(set(item) == COMPARISON for item in summary["comparisons"])
+    assert len(summary["comparisons"]) == 3 * 2 * 2
+    item = next(
+        i
+        for i in summary["comparisons"]
+        if (i["method"], i["baseline"], i["metric"]) == ("random", "plain", "accuracy")
+    )
+    assert item["mean_difference"] == pytest.approx(0.1, abs=0.02)
+    assert (item["wins"], item["ties"], item["losses"], item["cells"]) == (8, 0, 0, 8)
+    overall = [m for m in summary["means"] if (m["pair"], m["shots"], m["student"]) == (None, None, None)]
+    expected = np.mean([result.accuracy for result in simulated if result.method == "plain"])
+    level = next(m for m in overall if (m["method"], m["metric"]) == ("plain", "accuracy"))
+    assert level["mean"] == pytest.approx(expected)
+
+
+def test_the_page_shows_the_numbers_of_the_summary(workspace: Path, simulated: Sequence[CellResult]) -> None:
+    call("report", "tiny")
+    page = Path("docs/experiments/tiny.md").read_text()
+    mean = 100 * np.mean([result.accuracy for result in simulated if result.method == "random"])
+    assert f"| `random` | {mean:.1f} [" in page
+    assert page.index("`random`") < page.index("`plain`") < page.index("`tfidf`")  # the best first
+    assert "Spearman rank correlation 1.00 over 3 methods, on the 2 cells" in page
+    assert "| `sky.jsonl` | `" + "1" * 64 + "` |" in page
+    assert "have not run" not in page and "other settings" not in page
+    figures = re.findall(r"\]\((.+?\.svg)\)", page)
+    assert figures == ["tiny/methods.svg", "tiny/pairs.svg", "tiny/shots.svg"]
+    assert all((Path("docs/experiments") / figure).stat().st_size > 1000 for figure in figures)
+
+
+def test_the_same_results_give_the_same_files(workspace: Path, simulated: Sequence[CellResult]) -> None:
+    def files() -> dict[Path, bytes]:
+        call("report", "tiny")
+        return {path: path.read_bytes() for path in [*Path("docs").rglob("*.*"), Path("benchmarks/results/tiny.json")]}
+
+    assert files() == files()
+
+
+def test_missing_and_outdated_cells_are_said(workspace: Path, simulated: Sequence[CellResult]) -> None:
+    card = load_experiment("tiny")
+    fewer = [replace(result, key="of old") if result.seed == 1 else result for result in simulated[3:]]
+    summary = summarise(card, fewer)
+    assert (summary.missing, summary.outdated) == (3, sum(result.key == "of old" for result in fewer))
+    strangers = [replace(result, method="gone") for result in simulated]
+    assert summarise(card, [*simulated, *strangers]).results == tuple(simulated)
+
+
+def test_a_card_without_results_says_how_to_get_them(workspace: Path) -> None:
+    with pytest.raises(UsageError, match="l2a experiment run tiny"):
+        summarise(load_experiment("tiny"), ())
+
+
+def test_two_cards_are_compared_by_rank(workspace: Path, simulated: Sequence[CellResult]) -> None:
+    assert "correlation 1.00" in call("compare", "tiny", "tiny_standard")
+    with pytest.raises(UsageError, match="share no cells"):
+        call("compare", "tiny", "baselines")
+
+
+def test_a_dry_run_tells_what_is_left_and_runs_nothing(workspace: Path, make_result: Make) -> None:
+    output = call("run", "tiny", "--data-root", "data", "--dry-run", "--workers", "1")
+    assert "12 cells, 12 to run: about 8.0 minutes on 1 workers" in output
+    assert output.count("to run") == 13
+    assert read_results(Path("benchmarks/results/tiny")) == ()
+
+
+def test_run_and_report_work_together(
+    workspace: Path, fake_run_row: Callable[..., object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("l2a.pipeline.rows.run_row", fake_run_row)
+    monkeypatch.setenv("FAIL_ROW", "plain_kd_student")
+    with pytest.raises(RunError, match="4 of 12 cells failed"):
+        call("run", "tiny", "--data-root", "data", "--workers", "1")
+    monkeypatch.delenv("FAIL_ROW")
+    assert "4 cells ran, 12 of 12 are finished" in call("run", "tiny", "--data-root", "data", "--workers", "1")
+    assert "12 cells, 0 to run: about 0.0 minutes" in call("run", "tiny", "--data-root", "data", "--dry-run")
+    assert "12 cells, 0 missing" in call("report", "tiny")
+
+
+def test_missing_data_is_a_clear_error(workspace: Path) -> None:
+    with pytest.raises(UsageError, match=r"sea\.jsonl"):
+        call("run", "tiny", "--data-root", "nowhere", "--workers", "1")

@@ -1,0 +1,273 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from l2a.errors import RunError, UsageError
+from l2a.experiments.backends import Workers
+from l2a.experiments.card import load_experiment
+from l2a.experiments.cells import data_files, expand
+from l2a.experiments.plan import cost_seconds, plan
+from l2a.experiments.results import RESULTS_FILE, CellResult, lock_for, read_results
+from l2a.experiments.runner import Outcome, run_groups
+
+from .conftest import write_card, write_card_of_one_cell
+
+RunRow = Callable[..., Any]
+
+
+def run_tiny(workspace: Path, run_row: RunRow, folder: str = "results", workers: int = 1) -> Sequence[Outcome]:
+    groups = expand(load_experiment("tiny"), workspace / "data")
+    data = data_files(groups)
+    planned = plan(groups, data, read_results(workspace / folder))
+    return run_groups(planned, data, workspace / folder, run_row, Workers(workers))
+
+
+def without_times(result: CellResult) -> CellResult:
+    return replace(result, wall_seconds=0.0)
+
+
+def rows_run(trace: Path) -> list[str]:
+    return [line.rsplit(" ", 1)[0] for line in trace.read_text().splitlines()] if trace.exists() else []
+
+
+def test_every_cell_runs_once_and_none_again(workspace: Path, fake_run_row: RunRow, trace: Path) -> None:
+    outcomes = run_tiny(workspace, fake_run_row)
+    assert Counter(outcome.status for outcome in outcomes) == {"ran": 12}
+    assert run_tiny(workspace, fake_run_row) == ()
+    assert set(Counter(rows_run(trace)).values()) == {1}
+    result = read_results(workspace / "results")[0]
+    assert sorted(result.data) == ["land.jsonl", "sky.jsonl"]
+    assert result.labels_used == (4 + 2 * 16) * 2
+
+
+@pytest.mark.slow
+def test_results_are_identical_with_one_and_with_two_workers(workspace: Path, fake_run_row: RunRow) -> None:
+    run_tiny(workspace, fake_run_row, "one", workers=1)
+    run_tiny(workspace, fake_run_row, "two", workers=2)
+    one, two = (list(map(without_times, read_results(workspace / folder))) for folder in ("one", "two"))
+    assert one == two
+    assert len({result.diagnostics["weights"] for result in one}) > 1
+
+
+def test_a_cell_runs_on_one_thread_and_leaves_the_process_as_it_was(workspace: Path, fake_run_row: RunRow) -> None:
+    import torch
+
+    torch.set_num_threads(2)
+    run_tiny(workspace, fake_run_row)
+    assert {result.diagnostics["threads"] for result in read_results(workspace / "results")} == {1}
+    assert torch.get_num_threads() == 2
+
+
+def test_a_failed_cell_is_reported_and_stops_no_other(
+    workspace: Path, fake_run_row: RunRow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAIL_ROW", "plain_kd_student")
+    outcomes = run_tiny(workspace, fake_run_row)
+    assert Counter(outcome.status for outcome in outcomes) == {"ran": 8, "failed": 4}
+    assert "as it was told to" in next(outcome.message for outcome in outcomes if outcome.status == "failed")
+    monkeypatch.delenv("FAIL_ROW")
+    assert len(run_tiny(workspace, fake_run_row)) == 4
+    assert len(read_results(workspace / "results")) == 12
+
+
+def test_an_unexpected_error_is_a_failed_cell_too(workspace: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def broken(config: Any, row: str) -> Any:
+        raise ZeroDivisionError("one over nothing")
+
+    outcomes = run_tiny(workspace, broken)
+    assert {outcome.message for outcome in outcomes} == {"ZeroDivisionError: one over nothing"}
+    assert "Traceback" in caplog.text
+
+
+def test_a_cell_with_a_corrupted_result_runs_again(workspace: Path, fake_run_row: RunRow, trace: Path) -> None:
+    run_tiny(workspace, fake_run_row)
+    path, before = workspace / "results" / RESULTS_FILE, read_results(workspace / "results")
+    lines = path.read_text().splitlines()
+    lines[3] = lines[3].replace('"accuracy": ', '"accuracy": 1')
+    path.write_text("\n".join(lines))
+    trace.unlink()
+    run_tiny(workspace, fake_run_row)
+    assert len(rows_run(trace)) == 1
+    assert list(map(without_times, read_results(workspace / "results"))) == list(map(without_times, before))
+
+
+def test_cells_whose_settings_changed_run_again(workspace: Path, fake_run_row: RunRow, trace: Path) -> None:
+    run_tiny(workspace, fake_run_row)
+    trace.unlink()
+    changed = {"tfidf": {"row": "tfidf_logreg"}, "plain": {"row": "plain_kd_student", "overrides": {"kd.alpha": 0.5}}}
+    write_card(workspace, methods=changed)
+    run_tiny(workspace, fake_run_row)
+    assert {line.split()[2] for line in rows_run(trace)} == {"plain_kd_student"}
+    assert len(read_results(workspace / "results")) == 12  # one line a cell: the old ones are replaced
+
+
+def test_a_method_without_a_student_runs_once_for_all_students(
+    workspace: Path, fake_run_row: RunRow, trace: Path
+) -> None:
+    write_card(workspace, students=["auto", "narrow"], seeds=[0])
+    run_tiny(workspace, fake_run_row)
+    counts = Counter(line.split()[2] for line in rows_run(trace))
+    assert counts == {"tfidf_logreg": 2, "plain_kd_student": 4, "l2a_student": 4}
+    values = [result for result in read_results(workspace / "results") if result.method == "tfidf"]
+    assert {result.student for result in values} == {"auto", "narrow"}
+
+
+def test_a_group_that_another_runner_holds_is_left_to_it_and_found_finished(
+    workspace: Path, fake_run_row: RunRow, trace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from l2a.cache import fingerprint
+
+    held = lock_for(workspace / "results", fingerprint("sea_sky", 4, 0))
+    seen: list[str] = []
+
+    def run_and_release(config: Any, row: str) -> Any:
+        seen.append(f"{config.source} {config.seed}")
+        if len(seen) == 9:  # every cell of the three other groups
+            held.release()
+        return fake_run_row(config, row)
+
+    held.acquire()
+    outcomes = run_tiny(workspace, run_and_release)
+    assert seen[-3:] == ["sea.jsonl 0"] * 3
+    assert len(outcomes) == 12
+
+
+@pytest.mark.slow
+def test_two_runners_at_once_run_every_cell_once(
+    workspace: Path, fake_run_row: RunRow, trace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import multiprocessing
+
+    monkeypatch.setenv("ROW_SECONDS", "0.02")
+    context = multiprocessing.get_context("fork")
+    runners = [context.Process(target=run_tiny, args=(workspace, fake_run_row)) for _ in range(2)]
+    for runner in runners:
+        runner.start()
+    for runner in runners:
+        runner.join()
+    assert len(read_results(workspace / "results")) == 12
+    assert set(Counter(rows_run(trace)).values()) == {1}
+
+
+def test_a_killed_runner_loses_only_the_cell_it_was_running(
+    workspace: Path, fake_run_row: RunRow, trace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import multiprocessing
+
+    monkeypatch.setenv("ROW_SECONDS", "0.05")
+    runner = multiprocessing.get_context("fork").Process(target=run_tiny, args=(workspace, fake_run_row))
+    runner.start()
+    while len(rows_run(trace)) < 5:
+        time.sleep(0.005)
+    assert runner.pid is not None
+    os.kill(runner.pid, signal.SIGKILL)
+    runner.join()
+    finished = read_results(workspace / "results")
+    assert len(finished) >= 4
+    monkeypatch.setenv("ROW_SECONDS", "0")
+    assert len(run_tiny(workspace, fake_run_row)) == 12 - len(finished)
+    run_tiny(workspace, fake_run_row, "at_once")
+    resumed, at_once = (read_results(workspace / folder) for folder in ("results", "at_once"))
+    assert list(map(without_times, resumed)) == list(map(without_times, at_once))
+
+
+@pytest.mark.slow
+def test_a_result_does_not_depend_on_what_is_cached(workspace: Path, encoder_folder: Path) -> None:
+    from l2a.pipeline.rows import run_row
+
+    write_card_of_one_cell(workspace, "l2a_student", encoder_folder)
+    run_tiny(workspace, run_row, "cold")
+    run_tiny(workspace, run_row, "warm")
+    (cold,), (warm,) = read_results(workspace / "cold"), read_results(workspace / "warm")
+    assert cold.predictions == warm.predictions
+    facts = [{name: fact for name, fact in it.diagnostics.items() if "seconds" not in name} for it in (cold, warm)]
+    assert facts[0] == facts[1]
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_is_a_clear_error_and_the_rest_is_kept(workspace: Path, fake_run_row: RunRow) -> None:
+    def deadly(config: Any, row: str) -> Any:
+        import os
+        import signal
+        import time
+
+        if config.seed == 1:
+            time.sleep(0.3)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return fake_run_row(config, row)
+
+    with pytest.raises(RunError, match="worker process was killed"):
+        run_tiny(workspace, deadly, workers=2)
+    assert {result.seed for result in read_results(workspace / "results")} == {0}
+
+
+def test_the_cost_is_learned_from_finished_cells(workspace: Path, make_result: Callable[..., CellResult]) -> None:
+    groups = expand(load_experiment("tiny"), workspace / "data")
+    data = data_files(groups)
+    places = [cell for group in groups for cell in group]
+    slow = [make_result(method=cell.method, seconds=100.0, wall_seconds=110.0) for cell in places]
+    guessed, learned = plan(groups, data, ()), plan(groups, data, slow)
+    assert cost_seconds(guessed, 1) == 12 * 30 + 4 * 30  # a teacher for each pair and seed
+    assert cost_seconds(learned, 1) == 12 * 100 + 4 * 10
+    assert cost_seconds(learned, 2) == (12 * 100 + 4 * 10) / 2
+    assert cost_seconds(learned, 100) == 3 * 100 + 10  # the cells of a group run one after another
+
+
+def test_the_plan_knows_which_teachers_are_cached(workspace: Path, fake_run_row: RunRow) -> None:
+    groups = expand(load_experiment("tiny"), workspace / "data")
+    data = data_files(groups)
+
+    def teachers() -> list[bool | None]:
+        return [cell.is_teacher_cached for cell in plan(groups, data, ())[0]]
+
+    assert teachers() == [None, False, False]
+    run_tiny(workspace, fake_run_row)
+    assert teachers() == [None, True, True]
+
+
+@pytest.mark.parametrize(
+    ("fields", "word"),
+    [
+        ({"count": 0}, "workers: 0"),
+        ({"count": 1, "backend": "threads"}, "loky, dask, ray"),
+        ({"count": 1, "address": "tcp://somewhere:1"}, "choose --backend"),
+    ],
+)
+def test_wrong_workers_are_refused(fields: dict[str, Any], word: str) -> None:
+    with pytest.raises(UsageError, match=word):
+        Workers(**fields)
+
+
+@pytest.mark.slow
+def test_a_local_dask_cluster_gives_the_same_results(workspace: Path, fake_run_row: RunRow) -> None:
+    groups = expand(load_experiment("tiny"), workspace / "data")
+    data = data_files(groups)
+    run_groups(plan(groups, data, ()), data, workspace / "dask", fake_run_row, Workers(2, "dask"))
+    run_tiny(workspace, fake_run_row, "here")
+    dask, here = (list(map(without_times, read_results(workspace / folder))) for folder in ("dask", "here"))
+    assert dask == here
+
+
+@pytest.mark.slow
+def test_no_scheduler_at_the_address_is_a_clear_error(workspace: Path, fake_run_row: RunRow) -> None:
+    groups = expand(load_experiment("tiny"), workspace / "data")
+    data = data_files(groups)
+    nowhere = Workers(1, "dask", "tcp://127.0.0.1:9")
+    with pytest.raises(RunError, match="no Dask scheduler answers"):
+        run_groups(plan(groups, data, ()), data, workspace / "dask", fake_run_row, nowhere)
+
+
+def test_experiments_are_not_loaded_by_the_command_line() -> None:
+    code = (
+        "import l2a.cli.experiment, sys; print([m for m in ('numpy', 'torch', 'joblib', 'scipy') if m in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

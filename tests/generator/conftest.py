@@ -1,0 +1,92 @@
+"""A small WordPiece vocabulary, its neighbour table, and a problem whose target density is known by construction."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from transformers import BertTokenizerFast
+
+from l2a.examples import TextInput, normalised_hash
+from l2a.generator.neighbours import NeighbourTable, find_neighbours, token_kinds
+from l2a.generator.problem import GeneratorProblem, vocabulary
+from l2a.teacher.outputs import TeacherOutputs
+
+SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[unused1]", "[unused2]"]
+FILM = ["film", "movie", "plot", "actor", "scene", "script", "cinema", "drama", "director", "cast"]
+PHONE = ["phone", "battery", "screen", "camera", "charger", "signal", "button", "speaker", "case", "cable"]
+COMMON = ["the", "was", "very", "good", "bad", "and", "this", "great", "awful", "with", "my", "has", "don", "is"]
+PIECES = ["##ing", "##ed", "##er", "##ly", "##ness", "##ful", "##s", "##x"]
+MARKS = [".", ",", "!", "'", "#", "@", "a", "i", "t", "s", "4", "10", "é"]
+WORDS = [*FILM, *PHONE, *COMMON]
+
+
+@pytest.fixture(scope="session")
+def word_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> BertTokenizerFast:
+    path = tmp_path_factory.mktemp("words") / "vocab.txt"
+    path.write_text("\n".join([*SPECIALS, *WORDS, *PIECES, *MARKS]) + "\n")
+    return BertTokenizerFast(vocab=str(path), do_lower_case=True)
+
+
+@pytest.fixture(scope="session")
+def tokens(word_tokenizer: BertTokenizerFast) -> tuple[str, ...]:
+    return vocabulary(word_tokenizer)
+
+
+@pytest.fixture(scope="session")
+def embeddings(tokens: tuple[str, ...]) -> torch.Tensor:
+    return torch.randn(len(tokens), 8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="session")
+def table(tokens: tuple[str, ...], embeddings: torch.Tensor) -> NeighbourTable:
+    word_start, allowed = token_kinds(tokens)
+    ids, distances = find_neighbours(embeddings, word_start, allowed, k=4)
+    return NeighbourTable(ids, distances, word_start, allowed)
+
+
+def toy_outputs(inputs: Sequence[TextInput]) -> TeacherOutputs:
+    """Embed a text by how often it names phones and films: the two domains are two clouds."""
+    rows = []
+    for text in inputs:
+        words = " ".join(text).split()
+        phones, films = sum(word in PHONE for word in words), sum(word in FILM for word in words)
+        rows.append([phones - films, 0.1 * len(words), 0.05 * (hash_fraction(text) - 0.5)])
+    embeddings = np.array(rows, dtype=np.float32).reshape(-1, 3)
+    return TeacherOutputs(np.stack([embeddings[:, 0], -embeddings[:, 0]], axis=1), embeddings)
+
+
+def hash_fraction(text: TextInput) -> float:
+    return int(normalised_hash(text)[:8], 16) / 2**32
+
+
+def sentences(topic: list[str], count: int, seed: int) -> tuple[TextInput, ...]:
+    rng = np.random.default_rng(seed)
+    made = dict.fromkeys(
+        " ".join([*rng.choice(COMMON, 3), *rng.choice(topic, 2), rng.choice(COMMON), "!"]) for _ in range(2 * count)
+    )
+    return tuple((sentence,) for sentence in list(made)[:count])
+
+
+@pytest.fixture(scope="session")
+def problem(word_tokenizer: BertTokenizerFast, embeddings: torch.Tensor, table: NeighbourTable) -> GeneratorProblem:
+    """Films as the source, phones as the target; one source text is a forbidden test text."""
+    source, target = sentences(FILM, 60, seed=1), sentences(PHONE, 12, seed=2)
+
+    def gradient(inputs: Sequence[TextInput]) -> list[np.ndarray]:
+        lengths = [len(word_tokenizer(*text, truncation=True, max_length=16)["input_ids"]) for text in inputs]
+        return [np.tile(np.arange(8, dtype=np.float32), (length, 1)) for length in lengths]
+
+    return GeneratorProblem(
+        source_inputs=source,
+        target_inputs=target,
+        source_outputs=toy_outputs(source),
+        target_outputs=toy_outputs(target),
+        tokenizer=word_tokenizer,
+        word_embeddings=embeddings,
+        neighbours=table,
+        labeller=toy_outputs,
+        gradient=gradient,
+        forbidden_hashes=frozenset({normalised_hash(source[0])}),
+        max_length=16,
+    )

@@ -1,0 +1,89 @@
+"""The chains' empirical law against the law that is written down, on spaces that can be enumerated."""
+
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from l2a.generator.chain import Proposal, accepts, metropolis_hastings
+
+STATES = 24
+SCORES = np.concatenate([np.linspace(-2.0, 2.0, STATES - 1), [-np.inf]])
+TARGET = np.exp(SCORES) / np.exp(SCORES).sum()
+TOLERANCE = 0.02
+
+
+class ToyStates(NamedTuple):
+    place: NDArray[np.int64]
+
+
+def score(states: ToyStates) -> NDArray[np.float64]:
+    return SCORES[states.place]
+
+
+def drifting_proposal(states: ToyStates, rng: np.random.Generator, is_corrected: bool) -> Proposal[ToyStates]:
+    """Walk on a ring, up three times as often as down; or jump, to high places more often than to low ones."""
+    count = len(states.place)
+    up = rng.random(count) < 0.75
+    walked = (states.place + np.where(up, 1, -1)) % STATES
+    jump_law = (1.0 + np.arange(STATES)) / (1.0 + np.arange(STATES)).sum()
+    jumped = rng.choice(STATES, size=count, p=jump_law)
+    moves = rng.integers(0, 2, size=count)
+    proposed = np.where(moves == 0, walked, jumped)
+    walk_correction = np.where(up, np.log(0.25 / 0.75), np.log(0.75 / 0.25))
+    jump_correction = np.log(jump_law[states.place] / jump_law[jumped])
+    correction = np.where(moves == 0, walk_correction, jump_correction) if is_corrected else np.zeros(count)
+    return Proposal(ToyStates(proposed), correction, moves)
+
+
+def distance_to_target(is_corrected: bool) -> float:
+    rng = np.random.default_rng(0)
+    steps = metropolis_hastings(
+        ToyStates(rng.integers(0, STATES, size=500)),
+        lambda states, generator: drifting_proposal(states, generator, is_corrected),
+        score,
+        rng,
+    )
+    counts = np.zeros(STATES)
+    for number, step in zip(range(560), steps, strict=False):
+        if number >= 60:
+            counts += np.bincount(step.states.place, minlength=STATES)
+    return 0.5 * float(np.abs(counts / counts.sum() - TARGET).sum())
+
+
+def test_the_empirical_law_is_the_stationary_law():
+    assert distance_to_target(is_corrected=True) < TOLERANCE
+
+
+def test_a_wrong_acceptance_ratio_misses_the_stationary_law():
+    assert distance_to_target(is_corrected=False) > 2 * TOLERANCE
+
+
+def test_a_forbidden_state_is_left_and_never_entered():
+    rng = np.random.default_rng(1)
+    start = ToyStates(np.full(50, STATES - 1))
+    steps = metropolis_hastings(start, lambda states, g: drifting_proposal(states, g, True), score, rng)
+    visited = [step.states.place for step, _ in zip(steps, range(60), strict=False)]
+    assert (visited[-1] != STATES - 1).all()
+    left = np.stack(visited) != STATES - 1
+    assert (np.diff(left.astype(int), axis=0) >= 0).all(), "a chain came back to the forbidden state"
+
+
+def test_the_acceptance_rule():
+    proposed, current = np.array([0.0, -1.0, -1.0, -np.inf, 0.0, -np.inf]), np.array([-1.0, 0, 0, 0, -np.inf, -np.inf])
+    uniform = np.array([0.999, np.exp(-1) - 1e-6, np.exp(-1) + 1e-6, 0.0, 0.999, 0.0])
+    assert accepts(proposed, current, np.zeros(6), uniform).tolist() == [True, True, False, False, True, False]
+    assert accepts(np.zeros(1), np.zeros(1), np.array([-2.0]), np.array([0.5])).tolist() == [False]
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_chains_repeat_from_their_seed(seed):
+    def run() -> list[list[int]]:
+        rng = np.random.default_rng(seed)
+        steps = metropolis_hastings(
+            ToyStates(np.arange(5)), lambda states, g: drifting_proposal(states, g, True), score, rng
+        )
+        return [step.states.place.tolist() for step, _ in zip(steps, range(20), strict=False)]
+
+    assert run() == run()

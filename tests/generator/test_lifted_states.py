@@ -1,0 +1,170 @@
+"""The moves on lifted states: reversible with respect to the base law, deterministic texts, and the exact law."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from l2a.errors import UsageError
+from l2a.examples import normalised_hash
+from l2a.generator.chain import metropolis_hastings
+from l2a.generator.config import GeneratorConfig, OperatorWeights
+from l2a.generator.corpus import tokenize_corpus
+from l2a.generator.density import fit_target_density
+from l2a.generator.labelled import FORBIDDEN, LabelledTexts
+from l2a.generator.lifted import AUGPRO_FGSM, MOVES, SOURCE, LiftedSpace
+from l2a.teacher.outputs import TeacherOutputs
+
+from .conftest import toy_outputs
+
+
+def open_space(problem, config, degree=0.4):
+    inputs = problem.source_inputs + problem.target_inputs
+    known = toy_outputs(inputs)
+    density = fit_target_density(problem.source_outputs.embeddings, problem.target_outputs.embeddings)
+    labelled = LabelledTexts(inputs, known, density, problem.labeller, problem.forbidden_hashes)
+    corpus = tokenize_corpus(inputs, problem.tokenizer, problem.max_length, problem.neighbours)
+    return LiftedSpace(problem, config, degree, corpus, labelled), labelled
+
+
+def test_draws_follow_the_base_law(problem):
+    config = GeneratorConfig(operators=OperatorWeights(2, 1, 1, 0), target_share=0.25)
+    space, _ = open_space(problem, config)
+    states = space.draw(4000, np.random.default_rng(0))
+    sources = len(problem.source_inputs)
+    shares = np.bincount(states.operator, minlength=4) / 4000
+    assert shares == pytest.approx([0.5, 0.25, 0.25, 0.0], abs=0.03)
+    from_target = states.base >= sources
+    assert from_target[states.operator != SOURCE].mean() == pytest.approx(0.25, abs=0.03)
+    assert not from_target[states.operator == SOURCE].any()
+    assert ((states.partner >= sources) != from_target).all(), "a partner is from the same domain"
+    assert (states.degree[states.operator == SOURCE] == 0).all()
+
+
+def test_each_move_changes_its_part_and_no_other(problem):
+    space, _ = open_space(problem, GeneratorConfig())
+    rng = np.random.default_rng(0)
+    states = space.draw(600, rng)
+    proposal = space.propose(states, rng)
+    assert not proposal.log_correction.any()
+    for move in ("local", "partner"):
+        chains = proposal.moves == MOVES.index(move)
+        assert chains.any()
+        for name in ("base", "operator"):
+            assert np.array_equal(getattr(proposal.states, name)[chains], getattr(states, name)[chains])
+        assert np.array_equal(proposal.states.u[chains], states.u[chains]) == (move == "partner")
+        same_partner = np.array_equal(proposal.states.partner[chains], states.partner[chains])
+        assert same_partner == (move == "local")
+
+
+def test_local_moves_redraw_one_block(problem):
+    space, _ = open_space(problem, GeneratorConfig())
+    rng = np.random.default_rng(0)
+    states = space.draw(300, rng)
+    proposal = space.propose(states, rng)
+    chains = proposal.moves == MOVES.index("local")
+    redrawn = (proposal.states.u != states.u).any(axis=2)[chains]
+    edges = np.abs(np.diff(np.pad(redrawn.astype(int), ((0, 0), (1, 1))), axis=1)).sum(axis=1)
+    assert (edges == 2).all()
+    assert redrawn.mean() < 0.9
+
+
+def test_a_state_decides_its_text(problem):
+    space, labelled = open_space(problem, GeneratorConfig())
+    states = space.draw(50, np.random.default_rng(0))
+    again, other = open_space(problem, GeneratorConfig())
+    assert np.array_equal(space.project(states), again.project(states))
+    assert len(labelled.inputs) > len(other.inputs) == 72
+
+
+def cell_of(states, problem):
+    return 4 * (states.base >= len(problem.source_inputs)) + states.operator
+
+
+def test_the_law_of_the_chain_is_the_reweighted_base_law(problem):
+    """Plain draws, weighted by exp(score), estimate the same stationary law as the chain does."""
+    config = GeneratorConfig(tau=0.5, beta=5.0, max_degree=0.2)
+    space, _ = open_space(problem, config)
+    rng = np.random.default_rng(0)
+    plain = space.draw(12_000, rng)
+    weights = np.exp(space.score(plain))
+    expected = np.bincount(cell_of(plain, problem), weights=weights, minlength=8) / weights.sum()
+    counts = np.zeros(8)
+    steps = metropolis_hastings(space.draw(300, rng), space.propose, space.score, rng)
+    for step, _ in zip(steps, range(50), strict=False):
+        counts += np.bincount(cell_of(step.states, problem), minlength=8)
+    assert 0.5 * np.abs(counts / counts.sum() - expected).sum() < 0.04
+    unweighted = np.bincount(cell_of(plain, problem), minlength=8) / len(plain.base)
+    assert 0.5 * np.abs(unweighted - expected).sum() > 0.2, "the test would not notice a chain that ignores the score"
+
+
+def test_an_infinite_temperature_leaves_only_the_limit_on_the_degree(problem):
+    space, _ = open_space(problem, GeneratorConfig(tau=float("inf"), beta=2.0, max_degree=0.3))
+    states = space.draw(200, np.random.default_rng(0))
+    allowed = states.row != FORBIDDEN
+    expected = -2.0 * np.maximum(0.0, states.degree - 0.3)
+    assert space.score(states)[allowed] == pytest.approx(expected[allowed])
+    assert (space.score(states)[~allowed] == -np.inf).all()
+
+
+def test_test_texts_are_never_labelled(problem):
+    asked = []
+
+    def labeller(inputs):
+        asked.extend(inputs)
+        return toy_outputs(inputs)
+
+    plain = open_space(problem, GeneratorConfig())[0]
+    plain.draw(300, np.random.default_rng(0))
+    free, labelled = open_space(problem, GeneratorConfig())
+    free.draw(300, np.random.default_rng(0))
+    made = {normalised_hash(text) for text in labelled.inputs[72:100]}
+    guarded, _ = open_space(replace(problem, labeller=labeller, forbidden_hashes=made), GeneratorConfig())
+    states = guarded.draw(300, np.random.default_rng(0))
+    assert (states.row == FORBIDDEN).any()
+    assert not made & {normalised_hash(text) for text in asked}
+    assert (guarded.score(states)[states.row == FORBIDDEN] == -np.inf).all()
+
+
+def test_each_text_is_labelled_once_and_each_gradient_asked_for_once(problem):
+    asked, differentiated = [], []
+
+    def labeller(inputs):
+        asked.extend(inputs)
+        return toy_outputs(inputs)
+
+    def gradient(inputs):
+        differentiated.extend(inputs)
+        return problem.gradient(inputs)
+
+    space, labelled = open_space(replace(problem, labeller=labeller, gradient=gradient), GeneratorConfig())
+    states, rng = space.draw(200, np.random.default_rng(0)), np.random.default_rng(1)
+    for _ in range(3):
+        states = space.propose(states, rng).states
+    assert len(asked) == len(set(asked)) == labelled.labelled
+    assert len(differentiated) == len(set(differentiated)) > 0
+    assert not set(asked) & set(problem.source_inputs + problem.target_inputs)
+
+
+def test_fgsm_needs_a_gradient(problem):
+    without = replace(problem, gradient=None)
+    states = open_space(without, GeneratorConfig())[0].draw(300, np.random.default_rng(0))
+    assert not (states.operator == AUGPRO_FGSM).any()
+    with pytest.raises(UsageError, match="only augpro_fgsm"):
+        open_space(without, GeneratorConfig(operators=OperatorWeights(0, 0, 1, 0)))
+
+
+def test_a_gradient_of_the_wrong_shape_is_refused(problem):
+    wrong = replace(problem, gradient=lambda inputs: [np.zeros((3, 8), np.float32) for _ in inputs])
+    with pytest.raises(ValueError, match="one row for each token"):
+        open_space(wrong, GeneratorConfig())[0].draw(100, np.random.default_rng(0))
+
+
+def test_rows_keep_their_own_outputs(problem):
+    _, labelled = open_space(problem, GeneratorConfig())
+    texts = [("a very new phone !",), problem.source_inputs[3], ("another phone !",), ("a very new phone !",)]
+    rows = labelled.rows(texts)
+    assert rows[0] == rows[3] and rows[1] == 3
+    expected: TeacherOutputs = toy_outputs(texts)
+    assert np.array_equal(labelled.outputs(rows).embeddings, expected.embeddings)
+    assert np.array_equal(labelled.outputs(rows).logits, expected.logits)

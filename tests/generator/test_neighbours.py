@@ -1,0 +1,72 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import l2a.generator.neighbours as neighbours
+from l2a.errors import UsageError
+from l2a.generator.neighbours import build_neighbour_table, find_neighbours, token_kinds, unit_rows
+
+
+def test_only_pieces_of_two_letters_or_more_may_change():
+    tokens = ["[CLS]", "[unused3]", "film", "##ing", "##s", "a", "10", "!", "don't", "für", "##"]
+    word_start, allowed = token_kinds(tokens)
+    assert [token for token, is_allowed in zip(tokens, allowed.tolist(), strict=True) if is_allowed] == [
+        "film",
+        "##ing",
+        "für",
+    ]
+    assert [token for token, starts in zip(tokens, word_start.tolist(), strict=True) if not starts] == [
+        "##ing",
+        "##s",
+        "##",
+    ]
+
+
+@pytest.mark.parametrize("token", ["\u0120film", "\u2581film"])
+def test_other_vocabularies_are_refused(token):
+    with pytest.raises(UsageError, match="not WordPiece"):
+        token_kinds(["[CLS]", token])
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10_000), size=st.integers(2, 40), k=st.integers(1, 6))
+def test_neighbours_are_the_nearest_compatible_tokens(seed, size, k):
+    rng = np.random.default_rng(seed)
+    embeddings = torch.from_numpy(rng.normal(size=(size, 5)).astype(np.float32))
+    word_start, allowed = (torch.from_numpy(rng.random(size) < share) for share in (0.6, 0.7))
+    ids, distances = find_neighbours(embeddings, word_start, allowed, k)
+    exact = torch.cdist(unit_rows(embeddings), unit_rows(embeddings))
+    for token in range(size):
+        others = [w for w in range(size) if allowed[w] and word_start[w] == word_start[token] and w != token]
+        if not allowed[token] or not others:
+            assert ids[token].tolist() == [token] * k and distances[token].isinf().all()
+            continue
+        assert set(ids[token].tolist()) <= set(others)
+        expected = sorted(exact[token, others].tolist())[:k]
+        assert distances[token, : len(expected)].tolist() == pytest.approx(expected, abs=1e-3)
+
+
+def test_short_untrained_rows_are_not_near_everything():
+    trained = torch.randn(50, 64, generator=torch.Generator().manual_seed(0))
+    embeddings = torch.cat([trained, 1e-3 * torch.ones(1, 64)])
+    everything = torch.ones(51, dtype=torch.bool)
+    ids, _ = find_neighbours(embeddings, everything, everything, k=3)
+    raw = torch.cdist(trained, embeddings).topk(4, largest=False).indices
+    assert (raw == 50).any(dim=1).float().mean() > 0.9
+    assert (ids[:50] == 50).any(dim=1).float().mean() < 0.3
+
+
+def test_a_matrix_is_searched_once(tokens, embeddings, monkeypatch):
+    first = build_neighbour_table(embeddings, tokens, k=4)
+    monkeypatch.setattr(neighbours, "find_neighbours", lambda *_: pytest.fail("searched again"))
+    second = build_neighbour_table(embeddings, tokens, k=4)
+    assert torch.equal(first.ids, second.ids) and torch.equal(first.distances, second.distances)
+    assert not second.allowed[tokens.index("[unused1]")] and second.allowed[tokens.index("film")]
+
+
+def test_another_matrix_is_another_table(tokens, embeddings):
+    first = build_neighbour_table(embeddings, tokens, k=4)
+    second = build_neighbour_table(embeddings.flip(0), tokens, k=4)
+    assert not torch.equal(first.ids, second.ids)

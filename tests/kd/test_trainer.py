@@ -1,0 +1,112 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from l2a.encoding import encode
+from l2a.errors import RunError
+from l2a.kd.config import KDConfig
+from l2a.kd.data import DistillationSet
+from l2a.kd.gradients import embedding_gradients
+from l2a.kd.trainer import KDTrainer, fit_output_layer, run_student
+from l2a.students.build import build_student
+from l2a.students.config import StudentConfig
+from l2a.students.student import Student
+from l2a.teacher.model import Teacher
+from l2a.teacher.outputs import TeacherOutputs
+from tests.conftest import LABELS, make_examples
+
+CONFIG = KDConfig(warmup_steps=20, rounds=1, round_steps=20, batch_size=8, learning_rate=3e-3, evaluate_every=5)
+
+
+@pytest.fixture
+def student(teacher: Teacher) -> Student:
+    return build_student(StudentConfig(preset="narrow", max_share=0.9), teacher, LABELS, seed=0)
+
+
+def make_set(student: Student, count: int, seed: int = 0) -> DistillationSet:
+    examples = make_examples(count, seed)
+    logits = np.stack([-2.0 * (examples.labels * 2 - 1), 2.0 * (examples.labels * 2 - 1)], axis=1).astype(np.float32)
+    logits += np.random.default_rng(seed).normal(scale=0.3, size=logits.shape).astype(np.float32)
+    outputs = TeacherOutputs(logits, np.random.default_rng(1).normal(size=(count, 64)).astype(np.float32))
+    return DistillationSet(encode(student.tokenizer, examples.inputs, 16), outputs, examples.labels)
+
+
+def make_trainer(student: Student, config: KDConfig = CONFIG) -> KDTrainer:
+    return KDTrainer(student, config, make_examples(16, seed=5), 64, 16, seed=0)
+
+
+@pytest.mark.parametrize("count", [1, 2, 31])
+def test_few_examples_train(student, count):
+    trainer, data = make_trainer(student), make_set(student, count)
+    before = student.snapshot()
+    trainer.train([data], [1.0], 3)
+    assert trainer.steps_done == 3
+    assert any(not torch.equal(before[name], value) for name, value in student.snapshot().items())
+
+
+def test_the_student_comes_to_agree_with_its_teacher(student):
+    data = make_set(student, 96)
+    trainer = make_trainer(student, dataclasses.replace(CONFIG, warmup_steps=60, round_steps=60))
+    trainer.train([data], [1.0], 120)
+    agreement = (run_student(student, data.encoded)[0].argmax(1) == data.teacher.logits.argmax(1)).mean()
+    assert agreement > 0.9
+
+
+def test_training_mode_is_restored_around_evaluation(student):
+    trainer = make_trainer(student)
+    student.model.train()
+    trainer.look()
+    assert student.model.training
+    trainer.train([make_set(student, 16)], [1.0], 2)
+    assert not student.model.training
+
+
+def test_the_best_state_is_restored(student):
+    trainer = make_trainer(student)
+    trainer.train([make_set(student, 32)], [1.0], 20)
+    best = trainer.best_score
+    with torch.no_grad():
+        student.output.weight.fill_(3.0)
+    trainer.restore_best()
+    assert trainer.look() == pytest.approx(best, abs=1e-5)
+
+
+def test_two_runs_with_one_seed_are_identical(teacher):
+    scores = []
+    for _ in range(2):
+        student = build_student(StudentConfig(preset="narrow", max_share=0.9), teacher, LABELS, seed=0)
+        trainer = make_trainer(student)
+        trainer.train([make_set(student, 40)], [1.0], 10)
+        scores.append(trainer.look())
+    assert scores[0] == scores[1]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(student):
+    data = make_set(student, 8)
+    data.teacher.embeddings[:] = np.nan
+    with pytest.raises(RunError, match="loss is nan at step 0"):
+        make_trainer(student).train([data], [1.0], 2)
+
+
+def test_fitting_the_output_layer_alone_leaves_the_body(student):
+    data, before = make_set(student, 64), student.snapshot()
+    fit_output_layer(student, data)
+    changed = {name for name, value in student.snapshot().items() if not torch.equal(before[name], value)}
+    assert changed == {"classifier.weight", "classifier.bias"}
+
+
+def test_gradients_have_one_row_a_token_and_do_not_depend_on_the_batch(student):
+    inputs = make_examples(6).inputs
+    logits = np.tile(np.array([[2.0, -2.0]], np.float32), (6, 1))
+
+    def labeller(texts):
+        return TeacherOutputs(logits[: len(texts)], np.zeros((len(texts), 64), np.float32))
+
+    together = embedding_gradients(student, labeller, inputs, 16)
+    alone = embedding_gradients(student, labeller, inputs[:1], 16)
+    lengths = encode(student.tokenizer, inputs, 16).lengths
+    assert [len(rows) for rows in together] == lengths.tolist()
+    assert np.allclose(together[0], alone[0], atol=1e-6)
+    assert np.abs(together[0]).max() > 0

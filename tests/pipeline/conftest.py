@@ -1,0 +1,50 @@
+"""One tiny whole run, shared by the tests that only read it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from l2a.config import DistillConfig, override
+from l2a.pipeline.distill import DistillResult, distill
+from tests.conftest import write_domain
+
+
+@pytest.fixture(scope="module")
+def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache that the module's tests share, so that teachers are trained once."""
+    folder = tmp_path_factory.mktemp("shared-cache")
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("L2A_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture(autouse=True)
+def use_shared_cache(private_cache: Path, shared_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("L2A_CACHE", str(shared_cache))
+
+
+@pytest.fixture(scope="module")
+def config(shared_cache: Path, encoder_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> DistillConfig:
+    """A whole run on tiny data with tiny models: seconds, not minutes."""
+    folder = tmp_path_factory.mktemp("data")
+    source = write_domain(folder / "source.jsonl", 200, seed=1, prefix="the story ")
+    target = write_domain(folder / "target.jsonl", 150, seed=2, prefix="this phone ")
+    return override(
+        DistillConfig(),
+        {
+            "source": str(source), "target": str(target), "shots": 8, "dev_shots": 6, "max_length": 24,
+            "output_dir": str(folder / "run"), "teacher.model": str(encoder_folder), "teacher.learning_rate": 1e-3,
+            "teacher.frozen_layers": 0, "teacher.source_epochs": 4, "student.max_share": 0.9,
+            "kd.warmup_steps": 20, "kd.rounds": 2, "kd.round_steps": 10, "kd.pool_size": 48,
+            "kd.learning_rate": 2e-3, "generator.chains": 8, "selector.training_steps": 64,
+            "selector.real_evaluations": 3, "selector.batch": 8, "selector.episode_steps": 4,
+        },
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def result(config: DistillConfig, shared_cache: Path) -> DistillResult:
+    return distill(config)

@@ -1,0 +1,129 @@
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+
+from l2a.config import override
+from l2a.domains.domain import HeldOut
+from l2a.errors import RunError, UsageError
+from l2a.examples import normalised_hash
+from l2a.pipeline.context import RunContext
+from l2a.pipeline.data import load_run_data
+from l2a.pipeline.distill import distill
+from l2a.pipeline.rows import ROWS, run_row
+
+
+def test_a_run_leaves_a_complete_folder(config, result):
+    names = {path.name for path in result.output_dir.iterdir()}
+    assert {"student", "selector", "augmentations.parquet", "metrics.json", "README.md", "log.jsonl"} <= names
+    metrics = json.loads((result.output_dir / "metrics.json").read_text())
+    assert [row["name"] for row in metrics["rows"]] == list(ROWS)
+    for row in metrics["rows"]:
+        assert row["accuracy"].keys() == row["macro_f1"].keys() == {"value", "low", "high"}
+        assert row["latency_ms"].keys() == {"batch_1", "batch_32"}
+        assert row["accuracy"]["low"] <= row["accuracy"]["value"] <= row["accuracy"]["high"]
+    expected = {"parameter_share", "labels_used", "seconds_by_stage", "peak_memory_mb", "seed", "versions", "command"}
+    assert expected <= metrics.keys()
+    assert metrics["labels_used"] == 2 * (8 + 6 + 6)
+
+
+def test_the_student_loads_without_this_package(result):
+    code = (
+        "import sys; sys.modules['l2a'] = None\n"
+        "from transformers import pipeline\n"
+        "print(pipeline('text-classification', model=sys.argv[1])('the film was good')[0]['label'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(result.output_dir / "student")],
+        capture_output=True, text=True, check=True, env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    assert done.stdout.split()[-1] in ("negative", "positive")
+
+
+def test_no_candidate_is_a_held_out_target_text(config, result):
+    data = load_run_data(config)
+    frame = pd.read_parquet(result.output_dir / "augmentations.parquet")
+    assert not {normalised_hash((text,)) for text in frame["text"]} & data.forbidden
+    assert frame.groupby("round")["kept"].mean().round(1).unique().tolist() == [0.5]
+    assert set(frame.columns) >= {"text", "origin", "operator", "degree", "teacher_probabilities", "selector_score"}
+
+
+def test_one_seed_gives_one_result_and_another_seed_other_shots(config, result, tmp_path):
+    again = distill(override(config, {"output_dir": str(tmp_path / "again")}))
+    first, second = ([dataclasses.asdict(row.metrics) for row in run.rows] for run in (result, again))
+    assert first == second
+    other = load_run_data(override(config, {"seed": 1})).splits.train.inputs
+    assert other != load_run_data(config).splits.train.inputs
+
+
+def test_the_test_split_stays_closed_until_the_final_evaluation(config, monkeypatch):
+    def refuse(held_out: HeldOut):
+        raise AssertionError("the test split was opened")
+
+    monkeypatch.setattr(HeldOut, "reveal", refuse)
+    context = RunContext(config)
+    fitted = [fit(context) for fit in ROWS.values()]
+    assert len(fitted) == len(ROWS)
+
+
+def test_a_finished_run_and_foreign_files_are_not_overwritten(config, result, tmp_path):
+    with pytest.raises(UsageError, match="--overwrite"):
+        distill(config)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(UsageError, match="holds other files"):
+        distill(override(config, {"output_dir": str(tmp_path / "mine"), "overwrite": True}))
+    assert (tmp_path / "mine" / "thesis.txt").exists()
+
+
+def test_a_failed_run_leaves_no_output(config, tmp_path, monkeypatch):
+    def fail(*arguments, **options):
+        raise RunError("the loss is nan")
+
+    monkeypatch.setattr("l2a.pipeline.distill.train_l2a_student", fail)
+    with pytest.raises(RunError):
+        distill(override(config, {"compare": False, "output_dir": str(tmp_path / "run")}))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_second_run_trains_no_teacher(config, result, monkeypatch, tmp_path):
+    def fail(*arguments, **options):
+        raise AssertionError("a cached teacher was trained again")
+
+    monkeypatch.setattr("l2a.pipeline.teachers.fine_tune", fail)
+    changed = {"output_dir": str(tmp_path / "second"), "selector.agent": "random"}
+    assert distill(override(config, changed)).rows[1].metrics == result.rows[1].metrics
+
+
+@pytest.mark.parametrize("agent", ["all", "random", "nearest", "a2c"])
+def test_every_kind_of_selector_runs(config, agent):
+    changed = override(config, {"selector.agent": agent, "kd.rounds": 1, "kd.warmup_steps": 5})
+    assert len(run_row(changed, "l2a_student").predictions) == 30
+
+
+def test_plain_distillation_makes_as_many_updates(config, monkeypatch):
+    steps = []
+    from l2a.kd.trainer import KDTrainer
+
+    original = KDTrainer.train
+
+    def count(self, sets, shares, number, *rest):
+        steps.append(number)
+        return original(self, sets, shares, number, *rest)
+
+    monkeypatch.setattr(KDTrainer, "train", count)
+    quick = override(config, {"selector.agent": "random"})
+    run_row(quick, "plain_kd_student")
+    plain = sum(steps)
+    steps.clear()
+    run_row(quick, "l2a_student")
+    assert plain == sum(steps) == quick.kd.total_steps
+
+
+def test_an_unknown_row_is_refused(config):
+    with pytest.raises(UsageError, match="did you mean 'l2a_student'"):
+        run_row(config, "l2a_studnt")

@@ -1,0 +1,234 @@
+"""Agents and rules share one interface, one keep rate, and know only what they may."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from l2a.cards import list_cards
+from l2a.errors import RunError, UsageError
+from l2a.selector.agents import algorithm_class, load_agent
+from l2a.selector.config import SelectorConfig
+from l2a.selector.features import candidate_features
+from l2a.selector.numerics import kl_divergence, ranks_within, softmax
+from l2a.selector.problem import SelectionProblem, keep_best
+from l2a.selector.rules import RULES
+from l2a.selector.select import select
+from l2a.selector.surrogate import Heads, build_surrogate, surrogate_reward
+
+QUICK = SelectorConfig(batch=16, episode_steps=4, training_steps=256, snapshots=2, real_evaluations=5)
+LEARNED = ("a2c", "ppo", "reinforce")
+
+
+def rng():
+    return np.random.default_rng(0)
+
+
+def test_every_shipped_card_is_valid():
+    cards = {name: load_agent(name) for name in list_cards("agents")}
+    assert {name for name, card in cards.items() if card.rule is None} == set(LEARNED)
+    assert {card.rule for card in cards.values() if card.rule} == set(RULES)
+    for name in LEARNED:
+        algorithm_class(cards[name])
+
+
+@pytest.mark.parametrize("keep_rate", [0.1, 0.5, 0.77])
+@pytest.mark.parametrize("agent", [*sorted(set(RULES) - {"all"}), "ppo"])
+def test_every_agent_keeps_exactly_the_asked_share(problem, agent, keep_rate):
+    config = dataclasses.replace(QUICK, agent=agent, keep_rate=keep_rate)
+    selection = select(problem, config, rng())
+    assert selection.kept.sum() == round(keep_rate * len(problem))
+    assert selection.scores.shape == (len(problem),)
+    assert selection.scores.dtype == np.float32
+    assert selection.scores[selection.kept].min() >= selection.scores[~selection.kept].max()
+
+
+def test_all_keeps_everything(problem):
+    assert select(problem, dataclasses.replace(QUICK, agent="all"), rng()).kept.all()
+
+
+@pytest.mark.parametrize("agent", LEARNED)
+def test_learning_is_the_same_for_the_same_seed(problem, agent):
+    config = dataclasses.replace(QUICK, agent=agent)
+    first = select(problem, config, rng())
+    torch.manual_seed(7)
+    np.random.seed(7)  # noqa: NPY002
+    second = select(problem, config, rng())
+    assert np.array_equal(first.scores, second.scores)
+    assert not np.array_equal(first.scores, select(problem, config, np.random.default_rng(1)).scores)
+
+
+def test_training_leaves_the_global_generators_alone(problem, global_generators):
+    before = global_generators(), torch.get_num_threads()
+    select(problem, QUICK, rng())
+    assert (global_generators(), torch.get_num_threads()) == before
+
+
+def test_training_can_go_on_from_a_policy(problem):
+    first = select(problem, QUICK, rng())
+    weights = first.policy.network.score.weight.clone()
+    second = select(problem, QUICK, rng(), start_from=first.policy)
+    assert torch.equal(first.policy.network.score.weight, weights)  # the given policy is not changed
+    assert not torch.equal(second.policy.network.score.weight, weights)
+    assert second.policy.feature_names == first.policy.feature_names
+
+
+@pytest.mark.parametrize("size", [2, 5, 33])
+def test_small_pools_are_handled(make_problem, size):
+    problem, _ = make_problem(size=size, reward=1)
+    assert select(problem, QUICK, rng()).kept.sum() == max(1, round(size / 2))
+
+
+def test_many_classes_are_handled(make_problem):
+    problem, _ = make_problem(size=64, classes=5)
+    for agent in [*RULES, "ppo"]:
+        assert np.isfinite(select(problem, dataclasses.replace(QUICK, agent=agent), rng()).scores).all()
+
+
+def test_the_trained_policy_beats_random_selection(make_problem):
+    problem, good = make_problem(size=512)
+    config = SelectorConfig(training_steps=12_000, episode_steps=8)
+    learned, random = (select(problem, dataclasses.replace(config, agent=agent), rng()) for agent in ("ppo", "random"))
+    surrogate = build_surrogate(problem)
+    assert surrogate_reward(surrogate, learned.kept, rng()) > surrogate_reward(surrogate, random.kept, rng()) + 0.05
+    assert good[learned.kept].mean() > good[random.kept].mean() + 0.1
+
+
+def test_the_problem_holds_no_labels_but_those_of_the_reward_split(problem):
+    integers = {
+        name
+        for name, value in vars(problem).items()
+        if isinstance(value, np.ndarray) and np.issubdtype(value.dtype, np.integer)
+    }
+    assert integers == {"reward_labels"}
+    assert {field.name for field in dataclasses.fields(SelectionProblem)} == {
+        "pool",
+        "student_features",
+        "student_logits",
+        "head_weight",
+        "head_bias",
+        "reward_features",
+        "reward_labels",
+        "real_reward",
+    }
+
+
+def test_rules_do_not_depend_on_the_reward_split(problem):
+    other = dataclasses.replace(problem, reward_labels=1 - problem.reward_labels)
+    for rule in RULES.values():
+        assert np.array_equal(rule(problem, rng()), rule(other, rng()))
+
+
+def test_rules_prefer_what_they_say(problem):
+    teacher, student = problem.pool.teacher.probabilities(), softmax(problem.student_logits)
+    kept = {name: keep_best(rule(problem, rng()), 0.5) for name, rule in RULES.items()}
+    values = {
+        "nearest": problem.pool.log_density,
+        "confidence": teacher.max(axis=1),
+        "glitter": kl_divergence(teacher, student),
+        "llkd": teacher.max(axis=1) - student.max(axis=1),
+        "low_variance": -np.abs(teacher[:, 0] - teacher[:, 0].mean()),
+    }
+    for name, preferred in values.items():
+        assert preferred[kept[name]].mean() > preferred[~kept[name]].mean()
+
+
+def test_llkd_takes_the_same_share_of_each_class(problem):
+    classes = problem.pool.teacher.logits.argmax(axis=1)
+    kept = keep_best(RULES["llkd"](problem, rng()), 0.3)
+    shares = [kept[classes == c].mean() for c in (0, 1)]
+    assert shares[0] == pytest.approx(shares[1], abs=0.1)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(2, 60), st.floats(0.01, 1.0), st.integers(0, 1000))
+def test_keep_best_keeps_the_best(size, keep_rate, seed):
+    scores = np.random.default_rng(seed).integers(0, 5, size).astype(np.float32)
+    kept = keep_best(scores, keep_rate)
+    assert kept.sum() == max(1, round(keep_rate * size))
+    assert kept.all() or scores[kept].min() >= scores[~kept].max()
+
+
+def test_ranks_within_groups():
+    ranks = ranks_within(np.array([3.0, 1.0, 9.0, 2.0], np.float32), np.array([0, 0, 1, 0]))
+    np.testing.assert_allclose(ranks, [1.0, 1 / 3, 1.0, 2 / 3], atol=1e-6)
+
+
+def test_features_are_standardised_and_found_by_name(problem):
+    features = candidate_features(problem)
+    assert np.isfinite(features.matrix).all()
+    assert np.abs(features.matrix).max() <= 5.0
+    column = features.matrix[:, features.names.index("log_density")]
+    assert abs(np.median(column)) < 1e-5
+    picked = candidate_features(problem, ("operator=absent", "log_density"))
+    assert np.array_equal(picked.matrix[:, 1], column)
+    assert not picked.matrix[:, 0].any()
+
+
+def test_heads_follow_the_gradient_of_the_divergence(problem):
+    """One step lowers KL(teacher || head) on the candidates that it was taken on."""
+    surrogate = build_surrogate(problem)
+    heads = Heads(surrogate, 1)
+    candidates = np.arange(64)[None]
+
+    def divergence():
+        logits = surrogate.logits[candidates] + surrogate.directions[candidates] @ heads.weight + heads.bias
+        return kl_divergence(surrogate.targets[candidates], softmax(logits)).mean()
+
+    before = divergence()
+    heads.learn(candidates, np.full((1, 64), 1 / 64, np.float32))
+    assert divergence() < before
+
+
+def test_dropped_candidates_do_not_move_the_heads(problem):
+    heads = Heads(build_surrogate(problem), 2)
+    weights = np.zeros((2, 8), np.float32)
+    weights[1, :4] = 0.25
+    heads.learn(np.arange(16).reshape(2, 8), weights)
+    assert heads.log_likelihood[0] == heads.start
+    assert heads.log_likelihood[1] != heads.start
+
+
+@pytest.mark.parametrize("field", ["student_features", "student_logits", "head_weight", "reward_features"])
+def test_a_wrong_shape_is_refused_by_name(problem, field):
+    with pytest.raises(UsageError, match=field):
+        dataclasses.replace(problem, **{field: getattr(problem, field)[:, :1]})
+
+
+def test_a_diverged_student_is_refused(problem):
+    logits = problem.student_logits.copy()
+    logits[3, 0] = np.nan
+    with pytest.raises(RunError, match="student_logits"):
+        dataclasses.replace(problem, student_logits=logits)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("keep_rate", 0.0), ("keep_rate", 1.5), ("batch", 0), ("training_steps", 0), ("real_evaluations", -1)],
+)
+def test_wrong_options_are_refused_by_name(field, value):
+    with pytest.raises(UsageError, match=f"selector.{field}"):
+        SelectorConfig(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("card", "message"),
+    [
+        ({"algorithm": "stable_baselines3.DQN"}, "MultiBinary"),
+        ({"algorithm": "stable_baselines3.Nothing"}, "cannot be imported"),
+        ({"algorithm": "PPO"}, "cannot be imported"),
+        ({"algorithm": "rule: best"}, "no rule 'best'"),
+        ({"algorithm": "stable_baselines3.PPO", "hyperparameters": {"speed": 1}}, "speed"),
+        ({"algorithm": "stable_baselines3.PPO", "enviroments": 1}, "did you mean 'environments'"),
+    ],
+)
+def test_a_wrong_card_is_refused_in_words(problem, tmp_path, monkeypatch, card, message):
+    (tmp_path / "agents").mkdir()
+    (tmp_path / "agents" / "mine.yaml").write_text(yaml.safe_dump({"description": "A trial.", **card}))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=message):
+        select(problem, dataclasses.replace(QUICK, agent="mine"), rng())
