@@ -15,6 +15,7 @@ app = typer.Typer(
     help="Distil a small text classifier for a domain with few labels.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help: loading rich for it would double the start-up time
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("distill")(distill_command)

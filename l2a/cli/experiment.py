@@ -1,5 +1,6 @@
 """The command ``l2a experiment``: run a grid of cells, report it, compare two budgets."""
 
+import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from l2a.experiments.runner import Outcome
 
 experiment_app = typer.Typer(help="Run and report grids that show what a method is worth.", no_args_is_help=True)
+EXTRA_PACKAGES = ("joblib", "matplotlib", "statsmodels")
 
 Card = Annotated[str, typer.Argument(help="A card in configs/experiments, or a path that ends in .yaml.")]
 DataRoot = Annotated[Path | None, typer.Option(help="Folder that the card's data paths start from.")]
@@ -22,6 +24,16 @@ Backend = Annotated[str, typer.Option(help="loky: processes on this machine; das
 Address = Annotated[str | None, typer.Option(help="Scheduler of a running cluster; by default a local one is started.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the cells, what is cached and the cost; run nothing.")]
 RESULTS, PAGES = Path("benchmarks/results"), Path("docs/experiments")
+
+
+@experiment_app.callback()
+def _require_extra_packages() -> None:
+    """Run and report grids that show what a method is worth."""
+    from l2a.errors import UsageError
+
+    missing = [name for name in EXTRA_PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UsageError(f"experiments need {', '.join(missing)}; install them by: pip install 'l2a[experiments]'")
 
 
 @experiment_app.command("run")
@@ -114,12 +126,14 @@ def _print_plan(console: "Console", planned: "tuple[PlannedGroup, ...]", workers
 
     from l2a.experiments.plan import cost_seconds
 
-    table = Table("pair", "shots", "seed", "student", "method", "result", "teacher", "seconds", box=SIMPLE)
+    table = Table("cell", "result", "teacher", "seconds", box=SIMPLE)
     for cell in (cell for group in planned for cell in group):
         state = "finished" if cell.is_finished else "to run"
         teacher = {None: "none", True: "cached", False: "to train"}[cell.is_teacher_cached]
         seconds = "" if cell.is_finished else f"{cell.seconds + cell.teacher_seconds:.0f}"
-        table.add_row(*map(str, cell.cell.place), cell.cell.method, state, teacher, seconds)
+        place = cell.cell.place
+        name = f"{place.pair} {place.shots} shots, seed {place.seed}, {place.student}: {cell.cell.method}"
+        table.add_row(name, state, teacher, seconds)
     left = [cell for group in planned for cell in group if not cell.is_finished]
     console.print(table)
     console.print(

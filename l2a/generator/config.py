@@ -55,7 +55,7 @@ class GeneratorConfig:
     """
 
     density: Literal["kde", "ratio"] = "kde"
-    tau: float = 1.0
+    tau: float = 0.5
     beta: float = 10.0
     degree: Literal["auto"] | float = "auto"
     max_degree: float = 0.5

@@ -61,7 +61,7 @@ class LabelledTexts:
         Returns:
             int64, their rows; -1 for forbidden texts.
         """
-        new = {text: normalised_hash(text) for text in dict.fromkeys(inputs) if text not in self._rows}
+        new = {text: normalised_hash(text) for text in inputs if text not in self._rows}
         for text, key in new.items():
             if key in self._forbidden:
                 self._rows[text] = FORBIDDEN

@@ -41,7 +41,7 @@ def tokenize_texts(inputs: Sequence[TextInput], tokenizer: Any, max_length: int)
     if not inputs:
         return []
     sides = [list(side) for side in zip(*inputs, strict=True)]
-    encoded = tokenizer(*sides, truncation=True, max_length=max_length, return_offsets_mapping=True)
+    encoded = tokenizer(*sides, truncation=True, max_length=max_length)
     return [_tokenized(encoding) for encoding in encoded.encodings]
 
 
@@ -70,9 +70,9 @@ def substitute(
     """
     changed = np.flatnonzero((new_ids != tokenized.ids) & (tokenized.segments != SPECIAL))
     sides = list(text_input)
-    for position in changed[::-1]:  # from the end, so that the spans before stay true
-        start, end = tokenized.spans[position]
-        side = sides[tokenized.segments[position]]
-        piece = tokens[new_ids[position]].removeprefix("##")
-        sides[tokenized.segments[position]] = side[:start] + piece + side[end:]
+    places = zip(
+        tokenized.segments[changed].tolist(), tokenized.spans[changed].tolist(), new_ids[changed].tolist(), strict=True
+    )
+    for segment, (start, end), token in reversed(list(places)):  # from the end, so that the spans before stay true
+        sides[segment] = sides[segment][:start] + tokens[token].removeprefix("##") + sides[segment][end:]
     return tuple(sides)

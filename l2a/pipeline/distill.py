@@ -20,6 +20,7 @@ from l2a.pipeline.rows import ROWS, FittedRow, evaluate_row, student_row
 from l2a.pipeline.students import TrainedStudent, train_l2a_student
 from l2a.progress import RunProgress
 from l2a.report.row import Row
+from l2a.selector.agents import load_agent
 
 NEEDS_EXTRA_TRAINING = frozenset(ROWS) - {"cross_domain_teacher", "l2a_student"}
 
@@ -58,6 +59,7 @@ def distill(
     """
     output_dir = Path(config.output_dir).expanduser()
     _refuse_overwriting(output_dir, config.overwrite)
+    load_agent(config.selector.agent)  # a misspelt name should not cost the minutes before the selection
     with atomic_folder(output_dir) as folder:
         progress = RunProgress(folder / "log.jsonl", verbosity)
         try:

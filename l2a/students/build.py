@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from l2a.errors import RunError, UsageError
+from l2a.quiet import silence_transformers
 from l2a.students.config import StudentConfig
 from l2a.students.student import Student
 from l2a.teacher.model import Teacher
@@ -59,6 +60,7 @@ def _general_fits(teacher: Teacher) -> bool:
 def _from_checkpoint(model: str, label_names: tuple[str, ...]) -> Student:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+    silence_transformers()
     names = dict(enumerate(label_names))
     try:
         loaded = AutoModelForSequenceClassification.from_pretrained(

