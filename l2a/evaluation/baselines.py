@@ -15,8 +15,7 @@ from l2a.evaluation.tuning import Features, LabelledFeatures, tuned_logistic_reg
 from l2a.examples import Examples, TextInput
 
 TFIDF_PENALTIES = (3.0, 10.0, 30.0, 100.0)
-DENSE_PENALTIES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
-TOKENS_PER_CALL = 4096
+DENSE_PENALTIES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 
 
 @dataclass(frozen=True)
