@@ -22,7 +22,7 @@ def has_fast_bfloat16(device: torch.device) -> bool:
         True on GPUs that support it and on CPUs with AMX tiles.
     """
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported())
     return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
 
 

@@ -1,12 +1,13 @@
 """Progress of a run: rich bars on a terminal, silence elsewhere, and a JSON line for every event."""
 
 import contextlib
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
+
+from l2a.jsontext import to_json
 
 Advance = Callable[[int], None]
 
@@ -95,7 +96,7 @@ class RunProgress:
         """
         line = {"seconds": round(time.monotonic() - self._started, 3), "event": name, **values}
         if self._log:
-            self._log.write(json.dumps(line, default=float) + "\n")
+            self._log.write(to_json(line) + "\n")
             self._log.flush()
         if self._verbosity > 0 and name != "stage":
             facts = " ".join(f"{key}={value}" for key, value in values.items())
@@ -111,7 +112,14 @@ class RunProgress:
 
 def _make_bars() -> Any:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     bars = Progress(
         TextColumn("{task.description}"),

@@ -5,5 +5,5 @@ def silence_transformers() -> None:
     """Switch off the progress bars and the warnings about fresh heads that transformers prints while it loads."""
     from transformers.utils import logging
 
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]

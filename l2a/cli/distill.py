@@ -11,7 +11,8 @@ def distill_command(
     source: Annotated[str | None, typer.Option(help="Source domain, likewise.")] = None,
     shots: Annotated[int | None, typer.Option(help="Labelled target examples per class for training.")] = None,
     dev_shots: Annotated[
-        int | None, typer.Option(help="Labelled target examples per class for the reward, and as many for model choice.")
+        int | None,
+        typer.Option(help="Labelled target examples per class for the reward, and as many for model choice."),
     ] = None,
     preset: Annotated[str, typer.Option(help="quick, default, full, or any card in ./configs.")] = "default",
     config: Annotated[Path | None, typer.Option(help="YAML file; it overrides the preset, flags override it.")] = None,
@@ -57,6 +58,10 @@ def _run(preset: str, file: Path | None, flags: dict[str, Any], print_config: bo
     from l2a.cli.summary import print_result
     from l2a.pipeline.distill import distill
 
-    result = distill(run_config, verbosity=verbosity, announce=(lambda sentence: typer.echo(sentence, err=True)) if verbosity >= 0 else None)
+    result = distill(
+        run_config,
+        verbosity=verbosity,
+        announce=(lambda sentence: typer.echo(sentence, err=True)) if verbosity >= 0 else None,
+    )
     if verbosity >= 0:
         print_result(result)

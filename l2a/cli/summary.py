@@ -18,12 +18,14 @@ def print_result(result: "DistillResult") -> None:
 
     from l2a.report.table import HEADERS, table_cells
 
-    table = Table(box=SIMPLE)
+    table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
     for number, header in enumerate(HEADERS):
         table.add_column(header, justify="right" if number else "left", no_wrap=True)
     for cells in table_cells(result.rows):
         table.add_row(*cells)
     console = Console(highlight=False, soft_wrap=True)
     console.print(table)
-    console.print("95 % bootstrap intervals over the test examples; ms/text on the CPU, alone and in batches of 32.")
+    console.print(
+        "95 % bootstrap intervals over the test examples; ms: CPU milliseconds a text, alone and in batches of 32"
+    )
     console.print(f"model: {result.output_dir / 'student'}    evidence: {result.output_dir / 'metrics.json'}")

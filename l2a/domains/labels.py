@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from l2a.cards import did_you_mean
-from l2a.domains.domain import Domain, HeldOut
+from l2a.domains.domain import Domain
 from l2a.errors import UsageError
 from l2a.examples import Examples
 

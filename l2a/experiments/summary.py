@@ -180,6 +180,6 @@ def _flat(level: Level) -> dict[str, Any]:
 
 
 def _lines(value: Any) -> str:
-    if not isinstance(value, list):
+    if not isinstance(value, list) or not value:
         return json.dumps(value, ensure_ascii=False)
     return "[\n" + ",\n".join("  " + json.dumps(entry, ensure_ascii=False) for entry in value) + "\n ]"

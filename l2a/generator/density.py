@@ -8,7 +8,7 @@ from scipy.linalg import eigh
 from scipy.special import expit
 from sklearn.covariance import ledoit_wolf
 from sklearn.linear_model import LogisticRegression
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+from threadpoolctl import threadpool_limits
 
 from l2a.errors import UsageError
 

@@ -173,7 +173,32 @@ def mean_log_likelihood(logits: NDArray[np.float32], labels: NDArray[np.int64]) 
     return float(log_probabilities[np.arange(len(labels)), labels].mean())
 
 
-def fit_output_layer(student: Student, data: DistillationSet, steps: int = 300) -> None:
+def fit_head(
+    features: NDArray[np.float32], targets: NDArray[np.float32], steps: int = 300
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Fit a linear head on fixed features and soft labels by full-batch Adam on the cross-entropy.
+
+    Args:
+        features: float32 (N, h).
+        targets: float32 (N, C), class probabilities.
+        steps: Updates.
+
+    Returns:
+        Weight, float32 (C, h), and bias, float32 (C,).
+    """
+    inputs, goals = torch.from_numpy(features), torch.from_numpy(targets)
+    weight = torch.zeros(goals.shape[1], inputs.shape[1], requires_grad=True)
+    bias = torch.zeros(goals.shape[1], requires_grad=True)
+    optimizer = torch.optim.Adam([weight, bias], lr=0.05)
+    for _ in range(steps):
+        loss = nn.functional.cross_entropy(inputs @ weight.T + bias, goals) + 1e-3 * weight.pow(2).sum()
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    return weight.detach().numpy(), bias.detach().numpy()
+
+
+def fit_output_layer(student: Student, data: DistillationSet) -> None:
     """Fit the output layer on frozen features and soft labels, before the body is trained.
 
     Training the head first keeps a pretrained body from being distorted (Kumar et al., 2022, "LP-FT").
@@ -181,21 +206,11 @@ def fit_output_layer(student: Student, data: DistillationSet, steps: int = 300) 
     Args:
         student: Changed in place.
         data: Texts with teacher outputs.
-        steps: Full-batch Adam steps.
     """
-    features = torch.from_numpy(run_student(student, data.encoded)[1])
-    targets = torch.from_numpy(data.teacher.probabilities())
-    weight = torch.zeros(student.output.weight.shape, requires_grad=True)
-    bias = torch.zeros(student.output.bias.shape, requires_grad=True)
-    optimizer = torch.optim.Adam([weight, bias], lr=0.05)
-    for _ in range(steps):
-        loss = nn.functional.cross_entropy(features @ weight.T + bias, targets) + 1e-3 * weight.pow(2).sum()
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
+    weight, bias = fit_head(run_student(student, data.encoded)[1], data.teacher.probabilities())
     with torch.no_grad():
-        student.output.weight.copy_(weight)
-        student.output.bias.copy_(bias)
+        student.output.weight.copy_(torch.from_numpy(weight))
+        student.output.bias.copy_(torch.from_numpy(bias))
 
 
 def _to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:

@@ -40,9 +40,7 @@ class DistillResult:
     metrics: Mapping[str, Any]
 
 
-def distill(
-    config: DistillConfig, verbosity: int = -1, announce: Callable[[str], None] | None = None
-) -> DistillResult:
+def distill(config: DistillConfig, verbosity: int = -1, announce: Callable[[str], None] | None = None) -> DistillResult:
     """Run the whole job and write the output folder in one step at the end.
 
     Args:

@@ -1,11 +1,12 @@
 """Fills the output folder of a run."""
 
-import json
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from l2a.files import atomic_write_text
+from l2a.jsontext import to_json
 from l2a.pipeline.context import RunContext
 from l2a.pipeline.students import Round, TrainedStudent
 from l2a.progress import RunProgress
@@ -54,7 +55,7 @@ def write_run(
     atomic_write_text(folder / "README.md", card)
     write_augmentations(folder / "augmentations.parquet", [_augmentations(done) for done in trained.rounds])
     _write_selector(folder / "selector", trained)
-    atomic_write_text(folder / "metrics.json", json.dumps(metrics, indent=1, default=float) + "\n")
+    atomic_write_text(folder / "metrics.json", to_json(metrics, indent=1) + "\n")
     return metrics
 
 
@@ -72,14 +73,12 @@ def _augmentations(done: Round) -> Augmentations:
 
 
 def _round_facts(done: Round) -> dict[str, Any]:
-    import dataclasses
-
     return {"generator": dataclasses.asdict(done.chains), "selector": dict(done.selection.diagnostics)}
 
 
 def _write_selector(folder: Path, trained: TrainedStudent) -> None:
     last = trained.rounds[-1].selection
     facts = {"agent": last.agent, "rounds": [dict(done.selection.diagnostics) for done in trained.rounds]}
-    atomic_write_text(folder / "selection.json", json.dumps(facts, indent=1, default=float) + "\n")
+    atomic_write_text(folder / "selection.json", to_json(facts, indent=1) + "\n")
     if last.policy is not None:
         save_policy(last.policy, folder)

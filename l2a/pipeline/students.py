@@ -16,7 +16,7 @@ from l2a.generator.problem import GeneratorProblem, vocabulary
 from l2a.kd.config import KDConfig
 from l2a.kd.data import DistillationSet, join
 from l2a.kd.gradients import embedding_gradients
-from l2a.kd.trainer import KDTrainer, fit_output_layer, run_student
+from l2a.kd.trainer import KDTrainer, fit_head, fit_output_layer, run_student
 from l2a.pipeline.context import RunContext
 from l2a.selector.problem import Selection, SelectionProblem
 from l2a.selector.select import select
@@ -217,12 +217,14 @@ def _selection_problem(bench: Workbench, pool: CandidatePool, candidates: Distil
     student = bench.student
     logits, features = run_student(student, candidates.encoded)
     _, reward_features = run_student(student, bench.reward.encoded)
+    # A head of the target's shots follows the real reward better than the student's own.
+    weight, bias = fit_head(run_student(student, bench.target.encoded)[1], bench.target.teacher.probabilities())
     return SelectionProblem(
         pool=pool,
         student_features=features,
         student_logits=logits,
-        head_weight=student.output.weight.detach().cpu().numpy().T.copy(),
-        head_bias=student.output.bias.detach().cpu().numpy().copy(),
+        head_weight=np.ascontiguousarray(weight.T),
+        head_bias=bias,
         reward_features=reward_features,
         reward_labels=bench.reward.labels,
         real_reward=lambda kept: _real_reward(bench, candidates.take(np.flatnonzero(kept))),

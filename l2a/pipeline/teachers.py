@@ -1,6 +1,7 @@
 """Trains the teachers of a run, each once: they are kept by the content of their data, weights and settings."""
 
 import dataclasses
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from l2a.teacher.model import Teacher
 from l2a.teacher.outputs import Labeller
 
 WEIGHTS = "trained.safetensors"
+logger = logging.getLogger(__name__)
 
 
 def fine_tuned(
@@ -75,15 +77,18 @@ def refuse_useless_teacher(labeller: Labeller, reward: Examples, progress: Progr
         Its accuracy on them.
 
     Raises:
-        RunError: If it is below chance.
+        RunError: If it is below chance by more than a standard error; near chance it is a warning.
     """
     chance = 1 / len(reward.label_names)
     accuracy = float(np.mean(labeller(reward.inputs).logits.argmax(axis=1) == reward.labels))
     progress.event("teacher_on_reward_split", accuracy=accuracy, chance=chance)
-    if accuracy < chance:
-        raise RunError(
-            f"teacher: it is right on {accuracy:.0%} of {len(reward)} held-out target examples, chance is "
-            f"{chance:.0%}; check that the labels of source and target mean the same, give more --shots, "
-            "or choose another --teacher"
-        )
+    message = (
+        f"teacher: it is right on {accuracy:.0%} of {len(reward)} held-out target examples, chance is {chance:.0%}; "
+        "check that the labels of source and target mean the same, give more --shots, or choose another --teacher"
+    )
+    standard_error = (chance * (1 - chance) / len(reward)) ** 0.5
+    if accuracy < chance - standard_error:
+        raise RunError(message)
+    if accuracy < chance + 2 * standard_error:
+        logger.warning(message)
     return accuracy

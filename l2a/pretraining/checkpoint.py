@@ -16,9 +16,7 @@ STEP = "step.json"
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
-def save_checkpoint(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int, settings: str
-) -> None:
+def save_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int, settings: str) -> None:
     """Write a checkpoint that takes the place of the last one in one move.
 
     Args:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from l2a.errors import UsageError
-from l2a.pretraining.model import StudentShape
+from l2a.pretraining.shape import StudentShape
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class PretrainConfig:
     seed: int = 0
     max_length: int = 128
     variants: int = 200_000
-    tokens_per_batch: int = 8192
+    tokens_per_batch: int = 4096
     learning_rate: float = 2e-3
     checkpoint_every: int = 500
     student: StudentShape = field(default_factory=StudentShape)

@@ -7,39 +7,9 @@ import torch
 from torch import nn
 
 from l2a.errors import UsageError
+from l2a.pretraining.shape import StudentShape
 
 TOKENS_PER_CHUNK = 4096
-
-
-@dataclass(frozen=True)
-class StudentShape:
-    """Size of the student; the ELECTRA architecture has factorised embeddings natively.
-
-    Attributes:
-        embedding_size: Width of the word embeddings.
-        hidden_size: Width of the layers.
-        layers: Number of layers.
-        intermediate_size: Width of the feed-forward blocks.
-        heads: Attention heads in a layer.
-        positions: Longest input in tokens.
-    """
-
-    embedding_size: int = 64
-    hidden_size: int = 192
-    layers: int = 2
-    intermediate_size: int = 768
-    heads: int = 4
-    positions: int = 256
-
-    def __post_init__(self) -> None:
-        """Check the sizes once."""
-        for name, value in vars(self).items():
-            if value < 1:
-                raise UsageError(f"student {name}: {value} came; a number of at least 1 is needed")
-        if self.hidden_size % self.heads:
-            raise UsageError(
-                f"student heads: {self.heads} heads do not divide hidden_size {self.hidden_size}; choose a divisor"
-            )
 
 
 @dataclass(frozen=True)
@@ -141,7 +111,22 @@ def build_student(encoder: nn.Module, tokenizer: Any, shape: StudentShape, seed:
     embeddings = principal_word_vectors(word_states(encoder, tokenizer), shape.embedding_size)
     with torch.no_grad():
         student.electra.embeddings.word_embeddings.weight.copy_(embeddings)
+    start_by_averaging(student.electra)
     return student
+
+
+def start_by_averaging(body: Any) -> None:
+    """Let every attention block start as the mean over all tokens (our derivation).
+
+    Small random queries and keys attend to all tokens alike; identity values and outputs pass the mean on. With the
+    usual small random values the first token, which the classifier reads, sees nothing of the text for long.
+
+    Args:
+        body: An ELECTRA model, changed in place.
+    """
+    for layer in body.encoder.layer:
+        nn.init.eye_(layer.attention.self.value.weight)
+        nn.init.eye_(layer.attention.output.dense.weight)
 
 
 @torch.inference_mode()

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from l2a.evaluation.metrics import Interval
 from l2a.report.row import Row
 
-HEADERS = ("classifier", "accuracy %", "macro-F1 %", "parameters", "ms/text", "ms/text in 32")
+HEADERS = ("classifier", "accuracy %", "macro-F1 %", "parameters", "ms", "ms in 32")
 
 
 def table_cells(rows: Sequence[Row]) -> list[tuple[str, ...]]:
@@ -22,7 +22,7 @@ def table_cells(rows: Sequence[Row]) -> list[tuple[str, ...]]:
             row.name,
             _percent(row.metrics.accuracy),
             _percent(row.metrics.macro_f1),
-            f"{row.parameters:,}",
+            f"{row.parameters / 1e6:.2f} M",
             *(f"{row.latency_ms[name]:.2f}" for name in ("batch_1", "batch_32")),
         )
         for row in rows
@@ -44,4 +44,4 @@ def markdown_table(rows: Sequence[Row]) -> str:
 
 def _percent(interval: Interval) -> str:
     value, low, high = (100.0 * number for number in (interval.value, interval.low, interval.high))
-    return f"{value:.1f} ({low:.1f} to {high:.1f})"
+    return f"{value:.1f} ({low:.1f}-{high:.1f})"

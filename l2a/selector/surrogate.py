@@ -12,8 +12,8 @@ from l2a.selector.numerics import SMALLEST_PROBABILITY, Floats, softmax
 from l2a.selector.problem import SelectionProblem
 
 DIRECTIONS = 32
-LEARNING_RATE = 0.5
-STEPS_PER_BATCH = 2
+LEARNING_RATE = 0.1
+PULL_TO_START = 0.1
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,9 @@ class Heads:
         self.log_likelihood[which] = self.start
 
     def learn(self, candidates: NDArray[np.int64], weights: Floats) -> None:
-        """Take a few gradient steps on the KL divergence from the teacher.
+        """Take a gradient step on the KL divergence from the teacher.
+
+        A pull back to the start stands for the source and target texts that a real student goes on learning from.
 
         Args:
             candidates: int64 (E, B), the candidates in front of each head.
@@ -108,11 +110,10 @@ class Heads:
         """
         inputs = self._surrogate.directions[candidates]
         start, targets = self._surrogate.logits[candidates], self._surrogate.targets[candidates]
-        step = (LEARNING_RATE * weights)[:, :, None]
-        for _ in range(STEPS_PER_BATCH):
-            gradient = (softmax(start + inputs @ self.weight + self.bias) - targets) * step
-            self.weight -= inputs.transpose(0, 2, 1) @ gradient
-            self.bias -= gradient.sum(axis=1, keepdims=True)
+        gradient = (softmax(start + inputs @ self.weight + self.bias) - targets) * weights[:, :, None]
+        pull = PULL_TO_START * np.minimum(weights.sum(axis=1), 1.0)[:, None, None]
+        self.weight -= LEARNING_RATE * (inputs.transpose(0, 2, 1) @ gradient + pull * self.weight)
+        self.bias -= LEARNING_RATE * (gradient.sum(axis=1, keepdims=True) + pull * self.bias)
         self.log_likelihood = self._evaluate()
 
     def _evaluate(self) -> Floats:

@@ -112,7 +112,15 @@ def test_a_label_that_the_other_domain_lacks_is_named(run, domains, tmp_path):
 
 def test_too_few_examples_for_the_shots_are_counted(run, domains, tmp_path):
     code, _, err = run(
-        "distill", "--source", domains[0], "--target", domains[1], "--output-dir", str(tmp_path / "run"), "--shots", "500"
+        "distill",
+        "--source",
+        domains[0],
+        "--target",
+        domains[1],
+        "--output-dir",
+        str(tmp_path / "run"),
+        "--shots",
+        "500",
     )
     assert code == 2 and "500" in err
 

@@ -37,7 +37,9 @@ def test_an_entry_is_built_once():
 def test_a_damaged_entry_is_noticed_and_built_again(caplog):
     folder = cached_folder("kind", "key", lambda path: atomic_write_text(path / "x", "right"))
     (folder / "x").write_text("wrong")
-    assert (cached_folder("kind", "key", lambda path: atomic_write_text(path / "x", "right")) / "x").read_text() == "right"
+    assert (
+        cached_folder("kind", "key", lambda path: atomic_write_text(path / "x", "right")) / "x"
+    ).read_text() == "right"
     assert "damaged" in caplog.text
 
 
