@@ -1,10 +1,15 @@
+import re
+
 from l2a.report.table import HEADERS, markdown_table, table_cells
 
 
 def test_cells_are_percentages_with_intervals(rows):
-    cells = table_cells(rows)
-    assert cells[0] == ("tfidf_logreg", "70.0 (65.0 to 75.0)", "69.0 (64.0 to 74.0)", "1,234,567", "1.23", "0.50")
-    assert all(len(row) == len(HEADERS) for row in cells)
+    name, accuracy, macro_f1, _, *latency = table_cells(rows)[0]
+    assert name == "tfidf_logreg"
+    assert re.findall(r"\d+\.\d", accuracy) == ["70.0", "65.0", "75.0"]
+    assert re.findall(r"\d+\.\d", macro_f1) == ["69.0", "64.0", "74.0"]
+    assert latency == ["1.23", "0.50"]
+    assert all(len(cells) == len(HEADERS) for cells in table_cells(rows))
 
 
 def test_markdown_has_a_line_for_each_row_and_equal_columns(rows):
