@@ -9,6 +9,7 @@ from l2a import __version__
 from l2a.cli.distill import distill_command
 from l2a.cli.domains import domains_app
 from l2a.cli.experiment import experiment_app
+from l2a.cli.pretrain import pretrain_command
 from l2a.errors import RunError, UsageError
 
 app = typer.Typer(
@@ -19,6 +20,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("distill")(distill_command)
+app.command("pretrain")(pretrain_command)
 app.add_typer(domains_app, name="domains")
 app.add_typer(experiment_app, name="experiment")
 

@@ -57,7 +57,7 @@ class GeneratorConfig:
     density: Literal["kde", "ratio"] = "kde"
     tau: float = 0.5
     beta: float = 10.0
-    degree: Literal["auto"] | float = "auto"
+    degree: Literal["auto"] | float = 0.15
     max_degree: float = 0.5
     operators: OperatorWeights = field(default_factory=OperatorWeights)
     mix_variant: Literal["reference", "between"] = "reference"

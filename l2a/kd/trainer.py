@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import log_softmax
 from torch import nn
 
 from l2a.encoding import EncodedTexts, encode, inference_batches
@@ -18,13 +19,16 @@ from l2a.progress import SILENT, Progress
 from l2a.students.student import Student
 
 
+CALIBRATION_TEMPERATURES = np.geomspace(0.25, 16.0, 25)
+
+
 class KDTrainer:
     """One student's training over several calls, with one optimiser, one schedule and one best state.
 
     Attributes:
         student: Trained in place; in eval mode between calls.
         steps_done: Updates so far.
-        best_score: Mean log-likelihood of the best state on the model-choice split.
+        best_score: Calibrated log-likelihood of the best state on the model-choice split.
     """
 
     def __init__(
@@ -116,11 +120,11 @@ class KDTrainer:
             progress: Gets the score.
 
         Returns:
-            Mean log-likelihood.
+            Calibrated log-likelihood.
         """
         encoded, labels = self._choice
         logits, _ = run_student(self.student, encoded)
-        score = mean_log_likelihood(logits, labels)
+        score = calibrated_log_likelihood(logits, labels)
         progress.event("model_choice", step=self.steps_done, log_likelihood=score)
         if score > self.best_score:
             self.best_score, self._best = score, self.student.snapshot()
@@ -158,8 +162,11 @@ def run_student(student: Student, encoded: EncodedTexts) -> tuple[NDArray[np.flo
     return logits, features
 
 
-def mean_log_likelihood(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
-    """Mean log-probability of the right class.
+def calibrated_log_likelihood(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
+    """Mean log-probability of the right class at the temperature that suits the logits best.
+
+    A student of a confident teacher grows confident too; without the temperature the score would prefer states that
+    are hardly trained over ones that rank better (temperature scaling: Guo et al., 2017).
 
     Args:
         logits: float32 (N, C).
@@ -168,9 +175,9 @@ def mean_log_likelihood(logits: NDArray[np.float32], labels: NDArray[np.int64]) 
     Returns:
         A number of nats, at most 0.
     """
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    log_probabilities = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    return float(log_probabilities[np.arange(len(labels)), labels].mean())
+    scaled = logits[None].astype(np.float64) / CALIBRATION_TEMPERATURES[:, None, None]
+    log_probabilities = log_softmax(scaled, axis=2)
+    return float(log_probabilities[:, np.arange(len(labels)), labels].mean(axis=1).max())
 
 
 def fit_head(

@@ -35,7 +35,7 @@ class PretrainConfig:
     max_length: int = 128
     variants: int = 200_000
     tokens_per_batch: int = 4096
-    learning_rate: float = 2e-3
+    learning_rate: float = 8e-4
     checkpoint_every: int = 500
     student: StudentShape = field(default_factory=StudentShape)
 

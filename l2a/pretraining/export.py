@@ -1,14 +1,15 @@
 """The finished student as an ordinary transformers folder: float16 weights, tokenizer and a model card."""
 
+import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
-from l2a.files import atomic_write_text
+from l2a.files import atomic_write_bytes, atomic_write_text
 from l2a.pretraining.config import PretrainConfig
 from l2a.pretraining.model import GeneralStudent
 
@@ -31,12 +32,21 @@ def save_student(model: GeneralStudent, tokenizer: Any, folder: Path) -> None:
         for name, value in classifier.state_dict().items()
         if not name.startswith(OUTPUT_LAYER)
     }
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    atomic_write_bytes(folder / "model.safetensors", save(weights, metadata={"format": "pt"}))
     classifier.config.architectures = [type(classifier).__name__]
     # Stored in float16, loaded in float32: fine-tuning in half precision diverges.
     classifier.config.dtype = torch.float32
     classifier.config.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    _plain_tokenizer(tokenizer, int(classifier.config.max_position_embeddings)).save_pretrained(folder)
+
+
+def _plain_tokenizer(tokenizer: Any, positions: int) -> Any:
+    plain = copy.deepcopy(tokenizer)
+    plain.model_max_length = positions
+    # The last call's truncation and padding would be saved along and surprise those who use the file on its own.
+    plain.backend_tokenizer.no_truncation()
+    plain.backend_tokenizer.no_padding()
+    return plain
 
 
 def write_card(folder: Path, config: PretrainConfig, facts: Mapping[str, Any]) -> None:

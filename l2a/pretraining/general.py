@@ -13,7 +13,14 @@ from l2a.pretraining.checkpoint import FOLDER
 from l2a.pretraining.config import PretrainConfig
 from l2a.pretraining.corpus import Corpus, read_corpus
 from l2a.pretraining.export import save_student, write_card
-from l2a.pretraining.model import GeneralStudent, build_student
+from l2a.pretraining.initialisation import (
+    average_word_states,
+    build_student,
+    fit_projections,
+    isolated_word_states,
+    principal_word_vectors,
+)
+from l2a.pretraining.model import GeneralStudent
 from l2a.pretraining.targets import TeacherTargets, label_texts
 from l2a.pretraining.trainer import train
 from l2a.progress import SILENT, Progress
@@ -40,13 +47,34 @@ def pretrain(config: PretrainConfig, progress: Progress = SILENT) -> Path:
     corpus = read_corpus(config, progress)
     teacher = load_encoder(config.teacher, ("0", "1"), seed=0, progress=progress)
     targets = label_texts(teacher, corpus, config, device, progress)
-    student = build_student(teacher.encoder, teacher.tokenizer, config.student, config.seed)
-    model = GeneralStudent(student, teacher.hidden_size, config.seed).to(device)
+    model = start_student(teacher, targets, config).to(device)
     train(model, targets, config, config.output_dir / FOLDER, progress)
     with atomic_folder(config.output_dir) as folder:
         save_student(model, teacher.tokenizer, folder)
         write_card(folder, config, _facts(teacher, model, targets, corpus))
     return config.output_dir
+
+
+def start_student(teacher: Teacher, targets: TeacherTargets, config: PretrainConfig) -> GeneralStudent:
+    """Build the student in the state that training starts from.
+
+    Args:
+        teacher: The pretrained teacher.
+        targets: The labelled corpus.
+        config: Size and seed.
+
+    Returns:
+        The student, with its projections fitted.
+
+    Raises:
+        UsageError: If the student's word vectors are wider than the teacher.
+    """
+    states = average_word_states(targets, isolated_word_states(teacher.encoder, teacher.tokenizer))
+    vectors = principal_word_vectors(states, config.student.embedding_size)
+    student = build_student(vectors, int(teacher.tokenizer.pad_token_id), config.student, config.seed)
+    model = GeneralStudent(student, teacher.hidden_size, config.seed)
+    fit_projections(model, targets, config.seed)
+    return model
 
 
 def _check_output(folder: Path) -> None:

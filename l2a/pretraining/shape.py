@@ -18,10 +18,10 @@ class StudentShape:
         positions: Longest input in tokens.
     """
 
-    embedding_size: int = 64
-    hidden_size: int = 192
+    embedding_size: int = 80
+    hidden_size: int = 128
     layers: int = 2
-    intermediate_size: int = 768
+    intermediate_size: int = 512
     heads: int = 4
     positions: int = 256
 

@@ -22,6 +22,9 @@ from l2a.teacher.model import mean_pool
 
 WARM_UP = 0.05
 LOG_EVERY = 50
+SIMILARITY_WEIGHT = 0.05
+WORD_RATE = 3.0
+"""Rate of the word vectors relative to the rest: most words are seen in few steps."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +43,8 @@ class StepLosses:
 
     @property
     def total(self) -> torch.Tensor:
-        """Their plain sum."""
-        return self.sentence + self.similarity + self.token
+        """Their weighted sum; the similarity's gradient is the largest by far at equal weights."""
+        return self.sentence + SIMILARITY_WEIGHT * self.similarity + self.token
 
 
 def train(
@@ -103,10 +106,15 @@ def _settings(config: PretrainConfig, targets: TeacherTargets) -> str:
     return fingerprint(choices, encoded.ids, encoded.types, encoded.offsets, targets.states(0))
 
 
-def _optimizer(model: nn.Module, config: PretrainConfig) -> torch.optim.AdamW:
-    matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
+def _optimizer(model: GeneralStudent, config: PretrainConfig) -> torch.optim.AdamW:
+    words = model.classifier.get_input_embeddings().weight  # type: ignore[operator]
+    matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1 and parameter is not words]
     vectors = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
-    groups = [{"params": matrices, "weight_decay": 0.01}, {"params": vectors, "weight_decay": 0.0}]
+    groups = [
+        {"params": [words], "weight_decay": 0.0, "relative_rate": WORD_RATE},
+        {"params": matrices, "weight_decay": 0.01, "relative_rate": 1.0},
+        {"params": vectors, "weight_decay": 0.0, "relative_rate": 1.0},
+    ]
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98), fused=True)
 
 
@@ -120,7 +128,7 @@ def _step(
     device = next(model.parameters()).device
     inputs = {name: value.to(device, non_blocking=True) for name, value in inputs.items()}
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["relative_rate"]
     with torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(device)):
         losses = step_losses(model, inputs, hidden.to(device, non_blocking=True))
     optimizer.zero_grad()
@@ -152,9 +160,10 @@ def step_losses(model: GeneralStudent, inputs: dict[str, torch.Tensor], hidden: 
 
 
 def _check_and_log(losses: StepLosses, step: int, progress: Progress) -> None:
-    if step % LOG_EVERY:
+    finite = bool(losses.total.isfinite())
+    if finite and step % LOG_EVERY:
         return
-    values = {name: float(getattr(losses, name)) for name in ("sentence", "similarity", "token")}
-    if not all(math.isfinite(value) for value in values.values()):
+    values = {name: getattr(losses, name).item() for name in ("sentence", "similarity", "token")}
+    if not finite:
         raise RunError(f"general stage: the loss of step {step} is not finite {values}; lower --learning-rate")
     progress.event("general stage", step=step, **values)

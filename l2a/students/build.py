@@ -1,25 +1,28 @@
-"""Builds the student: the shipped general model, a narrow BERT read from the teacher, or any checkpoint."""
+"""Builds the student: a narrow BERT that is read from the teacher, or any checkpoint."""
 
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from l2a.errors import RunError, UsageError
 from l2a.quiet import silence_transformers
 from l2a.students.config import StudentConfig
 from l2a.students.student import Student
+from l2a.teacher.labelling import token_vectors
 from l2a.teacher.model import Teacher
 
-GENERAL = Path(__file__).parent / "general"
+EMBEDDING_SCALE = 0.05
+"""Standard deviation of a fresh student's word embeddings."""
 
 
 def build_student(config: StudentConfig, teacher: Teacher, label_names: tuple[str, ...], seed: int) -> Student:
     """Build the student and check its size.
 
     Args:
-        config: Preset or checkpoint, and the largest share.
+        config: The checkpoint, if any, and the largest share.
         teacher: Gives embeddings, vocabulary and the size to compare with.
         label_names: The C classes.
         seed: Draws the weights that are not initialised from the teacher.
@@ -35,8 +38,6 @@ def build_student(config: StudentConfig, teacher: Teacher, label_names: tuple[st
         torch.manual_seed(seed)
         if config.model is not None:
             student = _from_checkpoint(config.model, label_names)
-        elif config.preset == "general" or (config.preset == "auto" and _general_fits(teacher)):
-            student = _from_checkpoint(str(GENERAL), label_names)
         else:
             student = _narrow(teacher, label_names, config.max_share)
     share = student.parameters_count / teacher.parameters_count
@@ -47,14 +48,6 @@ def build_student(config: StudentConfig, teacher: Teacher, label_names: tuple[st
         )
     student.model.eval()
     return student
-
-
-def _general_fits(teacher: Teacher) -> bool:
-    from transformers import AutoTokenizer
-
-    if not (GENERAL / "config.json").exists():
-        return False
-    return bool(AutoTokenizer.from_pretrained(str(GENERAL)).get_vocab() == teacher.tokenizer.get_vocab())
 
 
 def _from_checkpoint(model: str, label_names: tuple[str, ...]) -> Student:
@@ -113,12 +106,12 @@ def _narrow(teacher: Teacher, label_names: tuple[str, ...], max_share: float) ->
     from transformers import BertConfig, BertForSequenceClassification
 
     source = teacher.encoder.config
-    embeddings = teacher.word_embeddings()
+    vectors = token_vectors(teacher)
     layers = max(2, int(source.num_hidden_layers) // 3)
     positions = min(512, int(source.max_position_embeddings))
-    width = narrow_width(len(embeddings), positions, layers, int(max_share * teacher.parameters_count) - 4096)
+    width = narrow_width(len(vectors), positions, layers, int(max_share * teacher.parameters_count) - 4096)
     config = BertConfig(
-        vocab_size=len(embeddings),
+        vocab_size=len(vectors),
         hidden_size=width,
         num_hidden_layers=layers,
         num_attention_heads=max(1, width // 32) if width % max(1, width // 32) == 0 else width // 8,
@@ -129,16 +122,18 @@ def _narrow(teacher: Teacher, label_names: tuple[str, ...], max_share: float) ->
         label2id={name: i for i, name in enumerate(label_names)},
     )
     model = BertForSequenceClassification(config)
-    _read_embeddings(model, embeddings)
+    _read_embeddings(model, vectors)
     return Student(model, teacher.tokenizer)
 
 
-def _read_embeddings(model: Any, embeddings: torch.Tensor) -> None:
-    # The principal directions keep most of the geometry; one scale brings the rows to the size BERT starts from.
-    centred = embeddings - embeddings.mean(0)
+def _read_embeddings(model: Any, vectors: NDArray[np.float32]) -> None:
+    # What the teacher makes of each token alone already holds much of the task, also for words that no text shows.
+    # The principal directions keep most of that; one scale brings the rows to the size that BERT starts from.
+    table = torch.from_numpy(vectors)
+    centred = table - table.mean(0)
     width = model.config.hidden_size
     _, directions = torch.linalg.eigh(centred.T @ centred)
     reduced = centred @ directions[:, -width:].flip(1)
-    table: nn.Embedding = model.get_input_embeddings()
+    embeddings: nn.Embedding = model.get_input_embeddings()
     with torch.no_grad():
-        table.weight.copy_(reduced * (0.05 / reduced.std()))
+        embeddings.weight.copy_(reduced * (EMBEDDING_SCALE / reduced.std()))

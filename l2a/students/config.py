@@ -11,14 +11,13 @@ class StudentConfig:
     """The student.
 
     Attributes:
-        preset: "general" starts from the shipped model that was distilled, without any task, from the embedded
-            teacher; "narrow" is a fresh narrow BERT whose embeddings are read from the teacher; "auto" takes the
-            first where its vocabulary is the teacher's and the second elsewhere.
+        preset: "narrow" is a fresh narrow BERT whose embeddings are read from the teacher; "auto" takes the preset
+            that is known to do best, at present this one.
         model: A folder or Hub id to start from instead of a preset.
         max_share: Largest allowed share of the teacher's parameters.
     """
 
-    preset: Literal["auto", "general", "narrow"] = "auto"
+    preset: Literal["auto", "narrow"] = "auto"
     model: str | None = None
     max_share: float = 0.133
 

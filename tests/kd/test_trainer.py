@@ -9,7 +9,7 @@ from l2a.errors import RunError
 from l2a.kd.config import KDConfig
 from l2a.kd.data import DistillationSet
 from l2a.kd.gradients import embedding_gradients
-from l2a.kd.trainer import KDTrainer, fit_output_layer, run_student
+from l2a.kd.trainer import KDTrainer, calibrated_log_likelihood, fit_output_layer, run_student
 from l2a.students.build import build_student
 from l2a.students.config import StudentConfig
 from l2a.students.student import Student
@@ -22,7 +22,7 @@ CONFIG = KDConfig(warmup_steps=20, rounds=1, round_steps=20, batch_size=8, learn
 
 @pytest.fixture
 def student(teacher: Teacher) -> Student:
-    return build_student(StudentConfig(preset="narrow", max_share=0.9), teacher, LABELS, seed=0)
+    return build_student(StudentConfig(max_share=0.9), teacher, LABELS, seed=0)
 
 
 def make_set(student: Student, count: int, seed: int = 0) -> DistillationSet:
@@ -76,7 +76,7 @@ def test_the_best_state_is_restored(student):
 def test_two_runs_with_one_seed_are_identical(teacher):
     scores = []
     for _ in range(2):
-        student = build_student(StudentConfig(preset="narrow", max_share=0.9), teacher, LABELS, seed=0)
+        student = build_student(StudentConfig(max_share=0.9), teacher, LABELS, seed=0)
         trainer = make_trainer(student)
         trainer.train([make_set(student, 40)], [1.0], 10)
         scores.append(trainer.look())
@@ -110,3 +110,13 @@ def test_gradients_have_one_row_a_token_and_do_not_depend_on_the_batch(student):
     assert [len(rows) for rows in together] == lengths.tolist()
     assert np.allclose(together[0], alone[0], atol=1e-6)
     assert np.abs(together[0]).max() > 0
+
+
+def test_the_score_of_a_state_rewards_ranking_not_confidence():
+    labels = np.array([0, 1, 0, 1])
+    right = np.array([[1.0, -1], [-1, 1], [1, -1], [-1, 1]], np.float32)
+    one_wrong = right * np.array([[1], [1], [1], [-1]], np.float32)
+    assert calibrated_log_likelihood(right, labels) > calibrated_log_likelihood(one_wrong, labels)
+    assert calibrated_log_likelihood(one_wrong, labels) == pytest.approx(
+        calibrated_log_likelihood(4 * one_wrong, labels), abs=0.01
+    )

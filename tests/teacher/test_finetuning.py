@@ -1,0 +1,94 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from l2a.errors import RunError, UsageError
+from l2a.pipeline.teachers import fine_tuned, refuse_useless_teacher
+from l2a.teacher.config import TeacherConfig
+from l2a.teacher.finetune import fine_tune
+from l2a.teacher.labelling import predict
+from l2a.teacher.load import load_encoder, load_fine_tuned, locate
+from l2a.teacher.outputs import TeacherOutputs
+from tests.conftest import LABELS, make_examples
+
+CONFIG = TeacherConfig(learning_rate=2e-3, head_learning_rate=5e-3, batch_size=16, frozen_layers=0)
+
+
+def test_a_teacher_learns_the_task(teacher, examples):
+    fine_tune(teacher, examples, CONFIG, 12, 24, 0, "train")
+    fresh = make_examples(60, seed=9)
+    assert (predict(teacher, fresh.inputs, 24).logits.argmax(1) == fresh.labels).mean() > 0.8
+
+
+@pytest.mark.parametrize("count", [1, 2, 17])
+def test_fewer_examples_than_a_batch_train(teacher, examples, count):
+    before = teacher.head.weight.clone()
+    fine_tune(teacher, examples.take(range(count)), CONFIG, 1, 24, 0, "train")
+    assert not torch.equal(before, teacher.head.weight)
+    assert not teacher.training
+
+
+def test_frozen_parts_keep_their_weights(teacher, examples):
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    fine_tune(teacher, examples, dataclasses.replace(CONFIG, frozen_layers=1), 1, 24, 0, "train")
+    changed = {name for name, value in teacher.state_dict().items() if not torch.equal(value, before[name])}
+    assert not [name for name in changed if "embeddings" in name or "layer.0." in name]
+    assert [name for name in changed if "layer.1." in name]
+
+
+def test_a_diverged_loss_names_its_batch(teacher, examples):
+    teacher.head.weight.data[:] = float("nan")
+    with pytest.raises(RunError, match="loss is nan at step 0, batch starting with"):
+        fine_tune(teacher, examples, CONFIG, 1, 24, 0, "train")
+
+
+def test_the_same_training_is_read_from_the_cache(encoder_folder, examples, monkeypatch):
+    arguments = (examples, CONFIG, 2, 24, 0, "train")
+    first = fine_tuned(load_encoder(str(encoder_folder), LABELS, 0), *arguments)
+    monkeypatch.setattr("l2a.pipeline.teachers.fine_tune", lambda *rest: pytest.fail("trained again"))
+    second = fine_tuned(load_encoder(str(encoder_folder), LABELS, 0), *arguments)
+    assert first.fingerprint() == second.fingerprint()
+
+
+@pytest.mark.parametrize("change", [{"learning_rate": 1e-3}, {"batch_size": 8}])
+def test_another_setting_trains_again(encoder_folder, examples, change):
+    first = fine_tuned(load_encoder(str(encoder_folder), LABELS, 0), examples, CONFIG, 1, 24, 0, "train")
+    other = dataclasses.replace(CONFIG, **change)
+    second = fine_tuned(load_encoder(str(encoder_folder), LABELS, 0), examples, other, 1, 24, 0, "train")
+    assert first.fingerprint() != second.fingerprint()
+
+
+def test_a_fine_tuned_model_is_brought_into_our_label_order(classifier_folder):
+    ours = load_fine_tuned(str(classifier_folder), LABELS)
+    as_saved = load_fine_tuned(str(classifier_folder), LABELS[::-1])
+    texts = make_examples(5).inputs
+    assert np.allclose(predict(ours, texts, 24).logits, predict(as_saved, texts, 24).logits[:, ::-1], atol=1e-5)
+
+
+def test_other_label_names_are_refused(classifier_folder):
+    with pytest.raises(UsageError, match="its labels are positive, negative"):
+        load_fine_tuned(str(classifier_folder), ("good", "bad"))
+
+
+def test_a_missing_folder_is_named():
+    with pytest.raises(UsageError, match="no such folder"):
+        locate("./nowhere")
+    with pytest.raises(UsageError, match="did you mean 'minilm-l6'"):
+        locate("minilml6")
+
+
+def test_a_teacher_below_chance_is_refused(examples):
+    def wrong(inputs):
+        logits = np.eye(2, dtype=np.float32)[1 - examples.labels]
+        return TeacherOutputs(logits, np.zeros((len(inputs), 2), np.float32))
+
+    with pytest.raises(RunError, match="right on 0% of 96"):
+        refuse_useless_teacher(wrong, examples)
+
+
+def test_pairs_use_both_sides(teacher):
+    one = predict(teacher, [("good film", "it was bad")], 24).logits
+    other = predict(teacher, [("good film", "it was lovely")], 24).logits
+    assert not np.allclose(one, other)
