@@ -16,12 +16,12 @@ def print_result(result: "DistillResult") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from l2a.report.table import HEADERS, table_cells
+    from l2a.report.table import SHORT_HEADERS, short_cells
 
     table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
-    for number, header in enumerate(HEADERS):
+    for number, header in enumerate(SHORT_HEADERS):
         table.add_column(header, justify="right" if number else "left", no_wrap=True)
-    for cells in table_cells(result.rows):
+    for cells in short_cells(result.rows):
         table.add_row(*cells)
     console = Console(highlight=False, soft_wrap=True)
     console.print(table)

@@ -6,6 +6,7 @@ from l2a.evaluation.metrics import Interval
 from l2a.report.row import Row
 
 HEADERS = ("classifier", "accuracy %", "macro-F1 %", "parameters", "ms", "ms in 32")
+SHORT_HEADERS = ("classifier", "accuracy %", "F1 %", "size", "ms", "ms/32")
 
 
 def table_cells(rows: Sequence[Row]) -> list[tuple[str, ...]]:
@@ -26,6 +27,21 @@ def table_cells(rows: Sequence[Row]) -> list[tuple[str, ...]]:
             *(f"{row.latency_ms[name]:.2f}" for name in ("batch_1", "batch_32")),
         )
         for row in rows
+    ]
+
+
+def short_cells(rows: Sequence[Row]) -> list[tuple[str, ...]]:
+    """Format rows for a terminal of 80 columns, one cell for each of ``SHORT_HEADERS``.
+
+    Args:
+        rows: In the order to show.
+
+    Returns:
+        A tuple of strings for each row.
+    """
+    return [
+        (name, accuracy, f"{100 * row.metrics.macro_f1.value:.1f}", *rest)
+        for row, (name, accuracy, _, *rest) in zip(rows, table_cells(rows), strict=True)
     ]
 
 
