@@ -18,7 +18,6 @@ from l2a.optimisation import adamw, linear_schedule
 from l2a.progress import SILENT, Progress
 from l2a.students.student import Student
 
-
 CALIBRATION_TEMPERATURES = np.geomspace(0.25, 16.0, 25)
 
 
