@@ -102,9 +102,28 @@ def _replace_folder(temporary: Path, path: Path) -> None:
         return
     # A folder cannot be replaced in one call: move the old one aside first, so that a crash loses neither.
     old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
-    os.replace(path, old)
-    os.replace(temporary, path)
+    try:
+        os.replace(path, old)
+    except OSError:  # a mount point or a busy folder cannot be renamed: replace what is in it
+        old.rmdir()
+        _replace_content(temporary, path)
+        return
+    try:
+        os.replace(temporary, path)
+    except BaseException:
+        os.replace(old, path)
+        raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _replace_content(temporary: Path, path: Path) -> None:
+    for child in path.iterdir():
+        if child.is_dir() and not child.is_symlink():
+            shutil.rmtree(child)
+        else:
+            child.unlink()
+    shutil.copytree(temporary, path, dirs_exist_ok=True)
+    shutil.rmtree(temporary)
 
 
 def sha256_file(path: Path) -> str:

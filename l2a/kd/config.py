@@ -19,8 +19,8 @@ class KDConfig:
         rounds: How often a pool is drawn and selected from.
         round_steps: Steps in each round.
         pool_size: Candidates drawn in each round.
-        target_share: Share of a batch that is target text.
-        augmented_share: Share of a batch that is kept candidates; the rest is source text.
+        target_share: Share of the texts of a few batches that is target text.
+        augmented_share: Share that is kept candidates; the rest is source text.
         evaluate_every: Steps between looks at the model-choice split.
     """
 

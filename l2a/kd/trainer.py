@@ -52,7 +52,8 @@ class KDTrainer:
         self._choice = (encode(student.tokenizer, choice.inputs, max_length), choice.labels)
         generator = torch.Generator().manual_seed(seed)
         width = student.output.in_features
-        self._projection = nn.Parameter(torch.randn(width, teacher_width, generator=generator) / width**0.5)
+        start = torch.randn(width, teacher_width, generator=generator) / width**0.5
+        self._projection = nn.Parameter(start.to(self._device))
         parameters = [*student.model.parameters(), self._projection]
         self._optimizer = adamw([(parameters, config.learning_rate)])
         self._schedule = linear_schedule(self._optimizer, config.total_steps)
@@ -70,7 +71,7 @@ class KDTrainer:
 
         Args:
             sets: Texts with teacher outputs, each in the student's tokens.
-            shares: Share of every batch that each set contributes.
+            shares: Share that each set contributes to every 16 batches.
             steps: Updates to make.
             progress: Shows the steps; gets the score of every look at the model-choice split.
             stage: Name shown to the user.

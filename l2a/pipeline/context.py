@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from l2a.config import DistillConfig
+from l2a.encoding import bucket_of
+from l2a.errors import UsageError
 from l2a.examples import Examples
 from l2a.pipeline.data import RunData, load_run_data
 from l2a.pipeline.teachers import fine_tuned, refuse_useless_teacher
@@ -15,6 +17,21 @@ from l2a.teacher.labelling import cached_labeller
 from l2a.teacher.load import load_encoder, load_fine_tuned
 from l2a.teacher.model import Teacher
 from l2a.teacher.outputs import Labeller
+
+
+def refuse_long_sequences(teacher: Teacher, max_length: int) -> None:
+    """Stop before training when texts would be longer than the models can read.
+
+    Args:
+        teacher: The student reads at most as many positions, and at most 512.
+        max_length: Longest sequence in tokens.
+
+    Raises:
+        UsageError: If padded texts would not fit.
+    """
+    positions = min(512, int(teacher.encoder.config.max_position_embeddings))
+    if bucket_of(max_length) > positions:
+        raise UsageError(f"max_length: {max_length} came; teacher and student read at most {positions} tokens")
 
 
 @dataclass(frozen=True)
@@ -39,6 +56,7 @@ class RunContext:
         """Load the teacher's encoder as it is before any fine-tuning."""
         config = self.config.teacher
         teacher = load_encoder(config.model, self.data.label_names, config.source_seed, self.progress)
+        refuse_long_sequences(teacher, self.config.max_length)
         return teacher.to(best_device())
 
     @cached_property
@@ -46,7 +64,9 @@ class RunContext:
         """The teacher that the student learns from: source first, then the target's training shots."""
         config = self.config.teacher
         if config.fine_tuned:
-            return load_fine_tuned(config.model, self.data.label_names, self.progress).to(best_device())
+            teacher = load_fine_tuned(config.model, self.data.label_names, self.progress)
+            refuse_long_sequences(teacher, self.config.max_length)
+            return teacher.to(best_device())
         source = self._fit(
             self.pretrained(), self.data.source, config.source_epochs, config.source_seed, "teacher: source"
         )

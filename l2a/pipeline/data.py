@@ -1,5 +1,6 @@
 """The data of one run: both domains with their labels matched, and the target cut down to a few labels."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from l2a.domains.domain import Domain
 from l2a.domains.labels import align_labels
 from l2a.domains.load import load_domain
 from l2a.domains.splits import TargetSplits, few_shot_splits
+from l2a.errors import UsageError
 from l2a.examples import Examples, concatenate, normalised_hash
 from l2a.progress import SILENT, Progress
 
@@ -64,11 +66,28 @@ def load_run_data(config: DistillConfig, progress: Progress = SILENT) -> RunData
     splits = few_shot_splits(target, config.shots, config.dev_shots, np.random.default_rng([config.seed, 1]))
     held_out = (*splits.reward.inputs, *splits.choice.inputs)
     forbidden = target.test.hashes | {normalised_hash(text) for text in held_out}
+    _refuse_same_texts(source, target)
     allowed = [i for i, text in enumerate(source.train.inputs) if normalised_hash(text) not in forbidden]
     return RunData(
         source=source.train.take(allowed),
         target=target,
         splits=splits,
         forbidden=frozenset(forbidden),
-        files={**source.files, **target.files},
+        files={f"{side}: {name}": digest for side, name, digest in _files(source, target)},
     )
+
+
+def _refuse_same_texts(source: Domain, target: Domain) -> None:
+    known = {normalised_hash(text) for text in source.train.inputs}
+    shared = sum(normalised_hash(text) in known for text in target.train.inputs)
+    if shared > len(target.train) / 2:
+        raise UsageError(
+            f"source {source.name!r}: it holds {shared} of the {len(target.train)} training texts of the target with "
+            "their labels, so the labels would not be few; give another source"
+        )
+
+
+def _files(source: Domain, target: Domain) -> Iterator[tuple[str, str, str]]:
+    for side, domain in (("source", source), ("target", target)):
+        for name, digest in domain.files.items():
+            yield side, name, digest

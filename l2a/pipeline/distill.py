@@ -1,5 +1,6 @@
 """The main job: teachers, candidates, selection, distillation, comparison and the output folder."""
 
+import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -23,6 +24,8 @@ from l2a.report.row import Row
 from l2a.selector.agents import load_agent
 
 NEEDS_EXTRA_TRAINING = frozenset(ROWS) - {"cross_domain_teacher", "l2a_student"}
+NEEDS_PRETRAINED_ENCODER = frozenset({"target_only_teacher", "frozen_teacher_logreg"})
+"""Rows that would be unfair with a teacher that was fine-tuned elsewhere, perhaps on this very target."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ def distill(config: DistillConfig, verbosity: int = -1, announce: Callable[[str]
         UsageError: If the request or the data are wrong, or a finished run would be overwritten.
         RunError: If the run fails; no half-written output is left.
     """
-    output_dir = Path(config.output_dir).expanduser()
+    output_dir = Path(config.output_dir).expanduser().resolve()
     _refuse_overwriting(output_dir, config.overwrite)
     load_agent(config.selector.agent)  # a misspelt name should not cost the minutes before the selection
     with atomic_folder(output_dir) as folder:
@@ -104,11 +107,17 @@ def _run(
 def _fit_rows(context: RunContext) -> tuple[TrainedStudent, dict[str, FittedRow]]:
     fitted: dict[str, FittedRow] = {}
     for name, fit in ROWS.items():
-        if name != "l2a_student" and (context.config.compare or name not in NEEDS_EXTRA_TRAINING):
+        if name != "l2a_student" and name not in _left_out(context.config):
             fitted[name] = _timed(context, name, lambda fit=fit: fit(context))  # type: ignore[misc]
     trained: TrainedStudent = _timed(context, "l2a_student", lambda: train_l2a_student(context))
     fitted["l2a_student"] = student_row(trained, context.config.max_length)
     return trained, fitted
+
+
+def _left_out(config: DistillConfig) -> frozenset[str]:
+    if not config.compare:
+        return NEEDS_EXTRA_TRAINING
+    return NEEDS_PRETRAINED_ENCODER if config.teacher.fine_tuned else frozenset()
 
 
 def _timed(context: RunContext, name: str, work: Callable[[], Any]) -> Any:
@@ -127,4 +136,4 @@ def _evaluate(context: RunContext, name: str, fitted: FittedRow) -> Row:
 
 
 def _command() -> str:
-    return " ".join(["l2a", *sys.argv[1:]]) if Path(sys.argv[0]).name in ("l2a", "__main__.py") else "l2a.distill"
+    return shlex.join(["l2a", *sys.argv[1:]]) if Path(sys.argv[0]).name in ("l2a", "__main__.py") else "l2a.distill"

@@ -192,10 +192,11 @@ def _finish(bench: Workbench, rounds: tuple[Round, ...]) -> TrainedStudent:
 
 def _generator_problem(bench: Workbench) -> GeneratorProblem:
     context, student = bench.context, bench.student
-    embeddings = student.word_embeddings().cpu()
+    size = len(student.tokenizer)  # embedding matrices are often padded beyond the vocabulary
+    embeddings = student.word_embeddings().cpu()[:size]
     shared = student.tokenizer.get_vocab() == context.teacher.tokenizer.get_vocab()
     # The teacher's embeddings know better which words are near; the gradient lives in the student's.
-    geometry = context.teacher.word_embeddings().cpu() if shared else embeddings
+    geometry = context.teacher.word_embeddings().cpu()[:size] if shared else embeddings
     neighbours = context.config.generator.neighbours
     length = context.config.max_length
     return GeneratorProblem(

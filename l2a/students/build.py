@@ -109,7 +109,8 @@ def _narrow(teacher: Teacher, label_names: tuple[str, ...], max_share: float) ->
     vectors = token_vectors(teacher)
     layers = max(2, int(source.num_hidden_layers) // 3)
     positions = min(512, int(source.max_position_embeddings))
-    width = narrow_width(len(vectors), positions, layers, int(max_share * teacher.parameters_count) - 4096)
+    budget = int(max_share * teacher.parameters_count) - 4096 - 1024 * len(label_names)  # room for the head
+    width = min(narrow_width(len(vectors), positions, layers, budget), vectors.shape[1])
     config = BertConfig(
         vocab_size=len(vectors),
         hidden_size=width,

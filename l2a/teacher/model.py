@@ -1,5 +1,6 @@
 """The teacher: a BERT-family encoder with a classification head, or a model that is fine-tuned already."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,6 +8,8 @@ import torch
 from torch import nn
 
 from l2a.cache import fingerprint
+
+NEVER_DECIDES = ("_name_or_path", "transformers_version", "dtype")
 
 
 class Teacher(nn.Module):
@@ -72,10 +75,13 @@ class Teacher(nn.Module):
         return weight.detach().float()
 
     def fingerprint(self) -> str:
-        """Hash weights, class names and vocabulary: the key of everything that the teacher labels."""
+        """Hash weights, class names, tokenizer and settings: the key of everything that the teacher labels."""
         weights = {name: value.cpu().float().numpy() for name, value in self.state_dict().items()}
-        vocabulary = sorted(self.tokenizer.get_vocab().items())
-        return fingerprint(weights, list(self.label_names), [list(item) for item in vocabulary])
+        tokenizer = json.loads(self.tokenizer.backend_tokenizer.to_str())
+        tokenizer |= {"truncation": None, "padding": None}  # these change with every call
+        config = {k: v for k, v in self.encoder.config.to_dict().items() if k not in NEVER_DECIDES}
+        settings = json.dumps([tokenizer, config], sort_keys=True, default=str)
+        return fingerprint(weights, list(self.label_names), settings)
 
 
 def mean_pool(hidden: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
