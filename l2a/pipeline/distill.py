@@ -58,10 +58,10 @@ def distill(config: DistillConfig, verbosity: int = -1, announce: Callable[[str]
         UsageError: If the request or the data are wrong, or a finished run would be overwritten.
         RunError: If the run fails; no half-written output is left.
     """
-    output_dir = Path(config.output_dir).expanduser().resolve()
+    output_dir = Path(config.output_dir).expanduser()
     _refuse_overwriting(output_dir, config.overwrite)
     load_agent(config.selector.agent)  # a misspelt name should not cost the minutes before the selection
-    with atomic_folder(output_dir) as folder:
+    with atomic_folder(output_dir.resolve()) as folder:
         progress = RunProgress(folder / "log.jsonl", verbosity)
         try:
             rows, metrics = _run(RunContext(config, progress), folder, announce or (lambda sentence: None))

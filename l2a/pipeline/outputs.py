@@ -79,6 +79,6 @@ def _round_facts(done: Round) -> dict[str, Any]:
 def _write_selector(folder: Path, trained: TrainedStudent) -> None:
     last = trained.rounds[-1].selection
     facts = {"agent": last.agent, "rounds": [dict(done.selection.diagnostics) for done in trained.rounds]}
-    atomic_write_text(folder / "selection.json", to_json(facts, indent=1) + "\n")
     if last.policy is not None:
-        save_policy(last.policy, folder)
+        save_policy(last.policy, folder)  # replaces the folder, so it comes first
+    atomic_write_text(folder / "selection.json", to_json(facts, indent=1) + "\n")

@@ -20,6 +20,8 @@ from l2a.pipeline.rows import ROWS, run_row
 def test_a_run_leaves_a_complete_folder(config, result):
     names = {path.name for path in result.output_dir.iterdir()}
     assert {"student", "selector", "augmentations.parquet", "metrics.json", "README.md", "log.jsonl"} <= names
+    selector = {path.name for path in (result.output_dir / "selector").iterdir()}
+    assert selector == {"policy.json", "policy.safetensors", "selection.json"}
     metrics = json.loads((result.output_dir / "metrics.json").read_text())
     assert [row["name"] for row in metrics["rows"]] == list(ROWS)
     for row in metrics["rows"]:
