@@ -9,6 +9,7 @@ import transformers
 import l2a
 from l2a.errors import UsageError
 from l2a.files import atomic_folder
+from l2a.precision import best_device
 from l2a.pretraining.checkpoint import FOLDER
 from l2a.pretraining.config import PretrainConfig
 from l2a.pretraining.corpus import Corpus, read_corpus
@@ -43,7 +44,7 @@ def pretrain(config: PretrainConfig, progress: Progress = SILENT) -> Path:
         UsageError: If a text, a domain or the output folder cannot be used.
     """
     _check_output(config.output_dir)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device()
     corpus = read_corpus(config, progress)
     teacher = load_encoder(config.teacher, ("0", "1"), seed=0, progress=progress)
     targets = label_texts(teacher, corpus, config, device, progress)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from l2a.errors import UsageError
-from l2a.pretraining.device import uses_bfloat16
+from l2a.precision import mixed_precision
 from l2a.pretraining.model import GeneralStudent, sentence_representation
 from l2a.pretraining.shape import StudentShape
 from l2a.pretraining.targets import TeacherTargets
@@ -166,7 +166,7 @@ def _states_of_batch(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     device = next(model.parameters()).device
     inputs = {name: value.to(device) for name, value in targets.encoded.padded(batch).items()}
-    with torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(device)):
+    with mixed_precision(device):
         hidden = model.classifier.electra(**inputs).last_hidden_state  # type: ignore[operator]
         sentence = sentence_representation(model.classifier, hidden)
     rows = [torch.from_numpy(targets.states(int(index))).float() for index in batch]

@@ -14,9 +14,9 @@ from torch import nn
 from l2a.cache import cached_folder, fingerprint
 from l2a.encoding import EncodedTexts, encode, inference_batches
 from l2a.examples import TextInput
+from l2a.precision import has_fast_bfloat16
 from l2a.pretraining.config import PretrainConfig
 from l2a.pretraining.corpus import Corpus
-from l2a.pretraining.device import uses_bfloat16
 from l2a.progress import SILENT, Progress
 from l2a.teacher.model import Teacher
 
@@ -89,7 +89,7 @@ def label_texts(
     """
     key = teacher.fingerprint()
     parts = [encode_corpus(teacher.tokenizer, texts, config.max_length) for texts in (corpus.texts, corpus.variants)]
-    dtype = torch.bfloat16 if uses_bfloat16(device) else torch.float32
+    dtype = torch.bfloat16 if has_fast_bfloat16(device) else torch.float32
     encoder = copy.deepcopy(teacher.encoder).to(device, dtype)
     return TeacherTargets(join_encoded(parts), tuple(label_part(encoder, part, key, progress) for part in parts))
 

@@ -10,10 +10,10 @@ from torch import nn
 
 from l2a.cache import fingerprint
 from l2a.errors import RunError
+from l2a.precision import mixed_precision
 from l2a.pretraining.batches import batch_stream
 from l2a.pretraining.checkpoint import load_checkpoint, save_checkpoint
 from l2a.pretraining.config import PretrainConfig
-from l2a.pretraining.device import uses_bfloat16
 from l2a.pretraining.losses import sentence_loss, similarity_loss, token_loss
 from l2a.pretraining.model import GeneralStudent
 from l2a.pretraining.targets import TeacherTargets
@@ -129,7 +129,7 @@ def _step(
     inputs = {name: value.to(device, non_blocking=True) for name, value in inputs.items()}
     for group in optimizer.param_groups:
         group["lr"] = rate * group["relative_rate"]
-    with torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(device)):
+    with mixed_precision(device):
         losses = step_losses(model, inputs, hidden.to(device, non_blocking=True))
     optimizer.zero_grad()
     losses.total.backward()  # type: ignore[no-untyped-call]
