@@ -25,6 +25,8 @@ class DistillConfig:
     Attributes:
         source: Source domain: a card name, a file, a folder or a Hub id.
         target: Target domain, likewise.
+        unlabelled: Text near the target, or general text, without labels: a .txt file or a domain; None for none. The
+            teacher labels it; it is distilled on and seeds the generator.
         shots: Labelled target examples per class for training.
         dev_shots: Labelled target examples per class that give the reward, and as many again that choose the model.
         seed: Decides the few labelled examples and every random draw.
@@ -44,6 +46,7 @@ class DistillConfig:
 
     source: str = "movies"
     target: str = "tweets"
+    unlabelled: str | None = None
     shots: int = 32
     dev_shots: int = 16
     seed: int = 0

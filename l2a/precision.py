@@ -1,6 +1,10 @@
 """Where arithmetic runs: a GPU if there is one, and bfloat16 where the hardware multiplies it natively."""
 
+import os
+
 import torch
+
+CPU = torch.device("cpu")
 
 
 def best_device() -> torch.device:
@@ -9,7 +13,7 @@ def best_device() -> torch.device:
     Returns:
         The device that models are trained on.
     """
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if torch.cuda.is_available() else CPU
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
@@ -26,13 +30,15 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
 
 
-def mixed_precision(device: torch.device) -> torch.autocast:
+def mixed_precision(device: torch.device, on_cpu: bool = True) -> torch.autocast:
     """Run matrix products in bfloat16 where that pays; weights, sums and losses stay float32.
 
     Args:
         device: Where the model is.
+        on_cpu: Also on CPUs with the tiles for it; matrices as narrow as a student's do not gain there.
 
     Returns:
         A context, without effect on other hardware.
     """
-    return torch.autocast(device.type, torch.bfloat16, enabled=has_fast_bfloat16(device))
+    pays = has_fast_bfloat16(device) and (on_cpu or device.type != "cpu")
+    return torch.autocast(device.type, torch.bfloat16, enabled=pays)

@@ -9,6 +9,9 @@ import typer
 def distill_command(
     target: Annotated[str | None, typer.Option(help="Target domain: card, file, folder or Hub id.")] = None,
     source: Annotated[str | None, typer.Option(help="Source domain, likewise.")] = None,
+    unlabelled: Annotated[
+        str | None, typer.Option(help="Text without labels near the target: a .txt file or a domain.")
+    ] = None,
     shots: Annotated[int | None, typer.Option(help="Labelled target examples per class for training.")] = None,
     dev_shots: Annotated[
         int | None,
@@ -38,8 +41,8 @@ def distill_command(
 ) -> None:
     """Distil a small student for the target domain and show how it compares."""
     flags: dict[str, Any] = {
-        "target": target, "source": source, "shots": shots, "dev_shots": dev_shots, "seed": seed,
-        "max_length": max_length, "output_dir": output_dir, "overwrite": overwrite, "compare": compare,
+        "target": target, "source": source, "unlabelled": unlabelled, "shots": shots, "dev_shots": dev_shots,
+        "seed": seed, "max_length": max_length, "output_dir": output_dir, "overwrite": overwrite, "compare": compare,
         "teacher.model": teacher, "teacher.fine_tuned": fine_tuned_teacher, "student.model": student,
         "selector.agent": selector,
     }  # fmt: skip

@@ -18,6 +18,8 @@ RowName = Literal[
     "frozen_teacher_logreg",
     "vector_sum_logreg",
     "plain_kd_student",
+    "plain_kd_unlabelled_student",
+    "l2a_without_unlabelled_student",
     "l2a_student",
 ]
 ROWS: tuple[str, ...] = get_args(RowName)

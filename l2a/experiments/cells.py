@@ -21,6 +21,8 @@ NEVER_DECIDES = ("output_dir", "overwrite", "compare", "data_root")
 AUGMENTATION = ("generator", "selector")
 STUDENT = ("student", "kd")
 
+READ_UNLABELLED = ("l2a_student", "plain_kd_unlabelled_student")
+
 DataFiles = Mapping[str, str]
 
 
@@ -113,9 +115,10 @@ def cell_key(cell: Cell, data: DataFiles) -> str:
 
 
 def _unread_sections(row: str) -> tuple[str, ...]:
-    if row == "l2a_student":
-        return ()
-    return AUGMENTATION if row == "plain_kd_student" else (*AUGMENTATION, *STUDENT)
+    if not row.endswith("_student"):
+        return (*AUGMENTATION, *STUDENT, "unlabelled")
+    unread = () if row.startswith("l2a") else AUGMENTATION
+    return unread if row in READ_UNLABELLED else (*unread, "unlabelled")
 
 
 def _group(card: ExperimentCard, pair: Pair, shots: int, seed: int, data_root: Path | None) -> Group:

@@ -69,3 +69,29 @@ def hidden_state_loss(
     """
     projected = functional.normalize(student_states @ projection, dim=1)
     return (projected - functional.normalize(teacher_states, dim=1)).pow(2).sum(1).mean()
+
+
+def attention_loss(
+    student_attention: torch.Tensor, teacher_attention: torch.Tensor, attention_mask: torch.Tensor
+) -> torch.Tensor:
+    """Mean squared difference of the head-averaged attention of the last layers, over pairs of real tokens.
+
+    L_i = 1 / n_i^2 sum_{j,k <= n_i} (A_S - A_T)_jk^2, A = mean over heads of softmax(QK' / sqrt(d_k)). Source: TinyBERT
+    (Jiao et al., 2020, equation 7), which compares head by head and before the softmax; averaging over heads lets
+    their numbers differ, and transformers returns attention after the softmax only (both changes are our own).
+
+    Both models must read the same tokens, and must be loaded with ``attn_implementation="eager"``: the fused kernels
+    return no attention, so this loss costs their speed.
+
+    Args:
+        student_attention: float32 (B, H_S, L, L), rows sum to 1.
+        teacher_attention: float32 (B, H_T, L, L).
+        attention_mask: int64 (B, L), 1 for real tokens.
+
+    Returns:
+        float32 (), mean over the B examples, 0 iff the averaged maps agree on all pairs of real tokens.
+    """
+    real = attention_mask.bool()
+    pairs = real[:, :, None] & real[:, None, :]
+    difference = (student_attention.mean(dim=1) - teacher_attention.mean(dim=1)).masked_fill(~pairs, 0.0)
+    return (difference.pow(2).sum(dim=(1, 2)) / pairs.sum(dim=(1, 2)).clamp(min=1)).mean()

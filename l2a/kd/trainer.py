@@ -1,6 +1,8 @@
 """Knowledge distillation: trains the student on cached teacher outputs and keeps its best state."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -8,13 +10,19 @@ from numpy.typing import NDArray
 from scipy.special import log_softmax
 from torch import nn
 
+from l2a.distributed import join_processes, process_count, process_rank, sum_gradients
 from l2a.encoding import EncodedTexts, encode, inference_batches
 from l2a.errors import RunError
 from l2a.examples import Examples
+from l2a.kd.averaging import WeightAverage
 from l2a.kd.config import KDConfig
 from l2a.kd.data import DistillationSet, join, mixture_batches, refuse_constant_targets
+from l2a.kd.lelp import Subclasses, subclass_targets
 from l2a.kd.losses import distillation_loss, hidden_state_loss
+from l2a.kd.occurring import compact_embeddings, occurring_tokens
+from l2a.kd.subclass_head import FoldParity, refit_output_layer, subclass_head, subclass_loss
 from l2a.optimisation import adamw, linear_schedule
+from l2a.precision import mixed_precision
 from l2a.progress import SILENT, Progress
 from l2a.students.student import Student
 
@@ -43,6 +51,7 @@ class KDTrainer:
             max_length: Longest sequence in tokens.
             seed: Order of the data and dropout.
         """
+        join_processes()
         self.student = student
         self.steps_done = 0
         self.best_score = -np.inf
@@ -54,10 +63,32 @@ class KDTrainer:
         width = student.output.in_features
         start = torch.randn(width, teacher_width, generator=generator) / width**0.5
         self._projection = nn.Parameter(start.to(self._device))
-        parameters = [*student.model.parameters(), self._projection]
-        self._optimizer = adamw([(parameters, config.learning_rate)])
-        self._schedule = linear_schedule(self._optimizer, config.total_steps)
+        self._subclasses: Subclasses | None = None
+        self._head: nn.Linear | None = None
+        self._optimizer, self._schedule = self._fresh_optimizer()
+        self._average: WeightAverage | None = None
         self._best: dict[str, torch.Tensor] = {}
+        self._best_head: dict[str, torch.Tensor] = {}
+        self._looks_without_gain = 0
+        self._table: tuple[NDArray[np.int64], torch.Tensor] | None = None
+
+    def _fresh_optimizer(self) -> tuple[torch.optim.AdamW, torch.optim.lr_scheduler.LambdaLR]:
+        rate, table = self._config.learning_rate, self.student.model.get_input_embeddings().weight
+        table.requires_grad_(self._config.embedding_rate > 0)
+        body = [parameter for parameter in self.student.model.parameters() if parameter is not table]
+        head = list(self._head.parameters()) if self._head is not None else []
+        groups = [([*body, self._projection, *head], rate), ([table], rate * self._config.embedding_rate)]
+        optimizer = adamw(groups)
+        return optimizer, linear_schedule(optimizer, self._config.total_steps)
+
+    def learn_subclasses(self, subclasses: Subclasses) -> None:
+        """Distil by pseudo-subclasses instead of soft labels; to be called before the first step.
+
+        Args:
+            subclasses: Fitted on the teacher's outputs.
+        """
+        self._subclasses, self._head = subclasses, subclass_head(self.student.output, subclasses.counts)
+        self._optimizer, self._schedule = self._fresh_optimizer()
 
     def train(
         self,
@@ -85,36 +116,83 @@ class KDTrainer:
         batches = mixture_batches(sizes, shares, data.encoded.lengths, self._config.batch_size, steps, self._rng)
         with torch.random.fork_rng(devices=[]), progress.stage(stage, steps) as advance:
             torch.manual_seed(self._seed + self.steps_done)  # dropout, the same wherever the call starts
-            self.student.model.train()
-            for indices in batches:
-                self._step(data, indices)
-                advance(1)
-                if self.steps_done % self._config.evaluate_every == 0:
+            with self._occurring_tokens_only(data) as renumbered:
+                self._average = WeightAverage(self._trained_parameters, self._config.average)
+                self.student.model.train()
+                for indices in batches:
+                    self._step(renumbered, indices)
+                    self._average.update()
+                    advance(1)
+                    if self.steps_done % self._config.evaluate_every == 0:
+                        self.look(progress)
+                    if self._is_out_of_patience():
+                        break
+                if self.steps_done % self._config.evaluate_every:
                     self.look(progress)
-        if self.steps_done % self._config.evaluate_every:
-            self.look(progress)
+                self._average = None
         self.student.model.eval()
 
+    @contextmanager
+    def _occurring_tokens_only(self, data: DistillationSet) -> Iterator[DistillationSet]:
+        if not self._config.embedding_rate:
+            yield data
+            return
+        encoded, labels = self._choice
+        vocabulary = self.student.word_embeddings().shape[0]
+        tokens = occurring_tokens([data.encoded, encoded], vocabulary)
+        with compact_embeddings(self.student, self._optimizer, tokens) as table:
+            self._choice, self._table = (tokens.renumber(encoded), labels), (tokens.ids, table)
+            try:
+                yield replace(data, encoded=tokens.renumber(data.encoded))
+            finally:
+                self._choice, self._table = (encoded, labels), None
+
     def _step(self, data: DistillationSet, indices: NDArray[np.int64]) -> None:
-        batch = _to_device(data.encoded.padded(indices), self._device)
-        logits, features = self.student(batch)
-        teacher_logits = torch.from_numpy(data.teacher.logits[indices]).to(self._device)
-        labels = torch.from_numpy(data.labels[indices]).to(self._device)
-        loss = distillation_loss(logits, teacher_logits, labels, self._config.temperature, self._config.alpha)
-        if self._config.hidden_weight:
-            states = torch.from_numpy(data.teacher.embeddings[indices]).to(self._device)
-            loss = loss + self._config.hidden_weight * hidden_state_loss(features, states, self._projection)
-        if not torch.isfinite(loss):
-            raise RunError(f"kd: the loss is {loss.item()} at step {self.steps_done}; lower kd.learning_rate")
         self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.student.model.parameters(), 1.0)
+        mine = indices[process_rank() :: process_count()]
+        for part in np.array_split(mine, min(self._config.gradient_accumulation, len(mine))):
+            # Each part counts by its texts, so that the gradient is that of the mean over the whole batch.
+            loss = self._loss(data, part) * (len(part) / len(indices))
+            loss.backward()  # type: ignore[no-untyped-call]
+        sum_gradients(self._trained_parameters)
+        nn.utils.clip_grad_norm_([p for p in self._trained_parameters if p is not self._projection], 1.0)
         self._optimizer.step()
         self._schedule.step()
         self.steps_done += 1
 
+    def _loss(self, data: DistillationSet, indices: NDArray[np.int64]) -> torch.Tensor:
+        batch = _to_device(data.encoded.padded(indices), self._device)
+        with mixed_precision(self._device, on_cpu=False):
+            logits, features = self.student(batch)
+        loss = self._label_loss(data, indices, logits.float(), features.float())
+        if self._config.hidden_weight:
+            states = torch.from_numpy(data.teacher.embeddings[indices]).to(self._device)
+            loss = loss + self._config.hidden_weight * hidden_state_loss(features.float(), states, self._projection)
+        if not torch.isfinite(loss):
+            raise RunError(f"kd: the loss is {loss.item()} at step {self.steps_done}; lower kd.learning_rate")
+        return loss
+
+    def _label_loss(
+        self, data: DistillationSet, indices: NDArray[np.int64], logits: torch.Tensor, features: torch.Tensor
+    ) -> torch.Tensor:
+        config = self._config
+        if self._head is not None and self._subclasses is not None:
+            outputs, softness = data.teacher.take(indices), (config.temperature, config.subclass_temperature)
+            targets = torch.from_numpy(subclass_targets(self._subclasses, outputs, *softness)).to(self._device)
+            return subclass_loss(features, self._head, self.student.output, targets, self._subclasses.counts)
+        teacher_logits = torch.from_numpy(data.teacher.logits[indices]).to(self._device)
+        labels = torch.from_numpy(data.labels[indices]).to(self._device)
+        return distillation_loss(logits, teacher_logits, labels, config.temperature, config.alpha)
+
+    @property
+    def _trained_parameters(self) -> list[nn.Parameter]:
+        return [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
+
+    def _is_out_of_patience(self) -> bool:
+        return self._config.patience is not None and self._looks_without_gain >= self._config.patience
+
     def look(self, progress: Progress = SILENT) -> float:
-        """Score the student on the model-choice split and keep its state if it is the best so far.
+        """Score the student's averaged weights on the model-choice split and keep them if they are the best so far.
 
         Args:
             progress: Gets the score.
@@ -122,18 +200,46 @@ class KDTrainer:
         Returns:
             Calibrated log-likelihood.
         """
-        encoded, labels = self._choice
-        logits, _ = run_student(self.student, encoded)
-        score = calibrated_log_likelihood(logits, labels)
+        with self._average.applied() if self._average is not None else nullcontext():
+            encoded, labels = self._choice
+            score = calibrated_log_likelihood(run_student(self.student, encoded)[0], labels)
+            self._looks_without_gain += 1
+            if score > self.best_score:
+                self.best_score, self._looks_without_gain = score, 0
+                self._keep()
         progress.event("model_choice", step=self.steps_done, log_likelihood=score)
-        if score > self.best_score:
-            self.best_score, self._best = score, self.student.snapshot()
         return score
+
+    def _keep(self) -> None:
+        self._best = self.student.snapshot()
+        if self._head is not None:
+            self._best_head = {name: value.detach().clone() for name, value in self._head.state_dict().items()}
+        if self._table is not None:
+            ids, table = self._table
+            whole = table.clone()
+            whole[torch.from_numpy(ids).to(table.device)] = self._best[self.student.embeddings_name]
+            self._best[self.student.embeddings_name] = whole
 
     def restore_best(self) -> None:
         """Load the state that scored best on the model-choice split."""
         if self._best:
             self.student.restore(self._best)
+        if self._head is not None and self._best_head:
+            self._head.load_state_dict(self._best_head)
+
+    def refit_output_layer(self, encoded: EncodedTexts) -> FoldParity | None:
+        """Turn the subclass head, where there is one, into the student's ordinary output layer.
+
+        Args:
+            encoded: Texts on which the two shall agree.
+
+        Returns:
+            How well they agree; None for a student that learned no subclasses.
+        """
+        if self._head is None or self._subclasses is None:
+            return None
+        features = run_student(self.student, encoded)[1]
+        return refit_output_layer(self.student.output, self._head, self._subclasses.counts, features)
 
     @property
     def _device(self) -> torch.device:
@@ -178,46 +284,6 @@ def calibrated_log_likelihood(logits: NDArray[np.float32], labels: NDArray[np.in
     scaled = logits[None].astype(np.float64) / CALIBRATION_TEMPERATURES[:, None, None]
     log_probabilities = log_softmax(scaled, axis=2)
     return float(log_probabilities[:, np.arange(len(labels)), labels].mean(axis=1).max())
-
-
-def fit_head(
-    features: NDArray[np.float32], targets: NDArray[np.float32], steps: int = 300
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Fit a linear head on fixed features and soft labels by full-batch Adam on the cross-entropy.
-
-    Args:
-        features: float32 (N, h).
-        targets: float32 (N, C), class probabilities.
-        steps: Updates.
-
-    Returns:
-        Weight, float32 (C, h), and bias, float32 (C,).
-    """
-    inputs, goals = torch.from_numpy(features), torch.from_numpy(targets)
-    weight = torch.zeros(goals.shape[1], inputs.shape[1], requires_grad=True)
-    bias = torch.zeros(goals.shape[1], requires_grad=True)
-    optimizer = torch.optim.Adam([weight, bias], lr=0.05)
-    for _ in range(steps):
-        loss = nn.functional.cross_entropy(inputs @ weight.T + bias, goals) + 1e-3 * weight.pow(2).sum()
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-    return weight.detach().numpy(), bias.detach().numpy()
-
-
-def fit_output_layer(student: Student, data: DistillationSet) -> None:
-    """Fit the output layer on frozen features and soft labels, before the body is trained.
-
-    Training the head first keeps a pretrained body from being distorted (Kumar et al., 2022, "LP-FT").
-
-    Args:
-        student: Changed in place.
-        data: Texts with teacher outputs.
-    """
-    weight, bias = fit_head(run_student(student, data.encoded)[1], data.teacher.probabilities())
-    with torch.no_grad():
-        student.output.weight.copy_(torch.from_numpy(weight))
-        student.output.bias.copy_(torch.from_numpy(bias))
 
 
 def _to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:

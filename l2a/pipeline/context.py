@@ -1,6 +1,6 @@
 """One run's parts, each made when it is first needed and shared by all rows."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from l2a.config import DistillConfig
@@ -52,6 +52,12 @@ class RunContext:
         with self.progress.stage("read the domains"):
             return load_run_data(self.config, self.progress)
 
+    def without_unlabelled(self) -> "RunContext":
+        """Return the same run without its unlabelled text; teachers come from the cache."""
+        if self.config.unlabelled is None:
+            return self
+        return RunContext(replace(self.config, unlabelled=None), self.progress)
+
     def pretrained(self) -> Teacher:
         """Load the teacher's encoder as it is before any fine-tuning."""
         config = self.config.teacher
@@ -89,7 +95,9 @@ class RunContext:
 
     def new_student(self) -> Student:
         """Build an untrained student; every call gives the same one."""
-        student = build_student(self.config.student, self.teacher, self.data.label_names, self.config.seed)
+        config, data = self.config, self.data
+        texts = (*data.source.inputs, *data.splits.train.inputs, *data.unlabelled)
+        student = build_student(config.student, self.teacher, data.label_names, texts, config.seed)
         student.model.to(best_device())
         return student
 

@@ -1,6 +1,6 @@
 """The data of one run: both domains with their labels matched, and the target cut down to a few labels."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,8 +11,9 @@ from l2a.domains.domain import Domain
 from l2a.domains.labels import align_labels
 from l2a.domains.load import load_domain
 from l2a.domains.splits import TargetSplits, few_shot_splits
+from l2a.domains.unlabelled import read_unlabelled
 from l2a.errors import UsageError
-from l2a.examples import Examples, concatenate, normalised_hash
+from l2a.examples import Examples, TextInput, concatenate, normalised_hash
 from l2a.progress import SILENT, Progress
 
 
@@ -24,6 +25,7 @@ class RunData:
         source: Labelled source examples, free of every held-out target text.
         target: The target domain; its test split is opened by the final evaluation alone.
         splits: The few labelled target examples.
+        unlabelled: Texts without labels, free of every held-out target text; empty unless the run was given some.
         forbidden: Normalised hashes of the target's test, reward and model-choice texts: none may be trained on.
         files: Names of the files read, with their sha256.
     """
@@ -31,6 +33,7 @@ class RunData:
     source: Examples
     target: Domain
     splits: TargetSplits
+    unlabelled: tuple[TextInput, ...]
     forbidden: frozenset[str]
     files: dict[str, str]
 
@@ -68,13 +71,33 @@ def load_run_data(config: DistillConfig, progress: Progress = SILENT) -> RunData
     forbidden = target.test.hashes | {normalised_hash(text) for text in held_out}
     _refuse_same_texts(source, target)
     allowed = [i for i, text in enumerate(source.train.inputs) if normalised_hash(text) not in forbidden]
+    unlabelled, unlabelled_files = _unlabelled(config, target, forbidden, progress)
     return RunData(
         source=source.train.take(allowed),
         target=target,
         splits=splits,
+        unlabelled=unlabelled,
         forbidden=frozenset(forbidden),
-        files={f"{side}: {name}": digest for side, name, digest in _files(source, target)},
+        files={f"{side}: {name}": digest for side, name, digest in _files(source, target)} | unlabelled_files,
     )
+
+
+def _unlabelled(
+    config: DistillConfig, target: Domain, forbidden: Set[str], progress: Progress
+) -> tuple[tuple[TextInput, ...], dict[str, str]]:
+    """Read the unlabelled text, drop what is held out or double, and draw as much as is wanted."""
+    if config.unlabelled is None:
+        return (), {}
+    root = Path(config.data_root) if config.data_root else None
+    inputs, files = read_unlabelled(config.unlabelled, root, progress)
+    sides = 2 if target.is_pair else 1
+    distinct = {normalised_hash(text): text for text in inputs if len(text) == sides}
+    usable = [text for digest, text in distinct.items() if digest not in forbidden]
+    if not usable:
+        kind = "pairs (two texts separated by a tab)" if target.is_pair else "single texts"
+        raise UsageError(f"unlabelled {config.unlabelled!r}: no usable text; the target needs {kind}")
+    order = np.random.default_rng([config.seed, 5]).permutation(len(usable))[: config.kd.unlabelled_size]
+    return tuple(usable[i] for i in np.sort(order)), {f"unlabelled: {name}": digest for name, digest in files.items()}
 
 
 def _refuse_same_texts(source: Domain, target: Domain) -> None:

@@ -24,6 +24,7 @@ from l2a.report.row import Row
 from l2a.selector.agents import load_agent
 
 NEEDS_EXTRA_TRAINING = frozenset(ROWS) - {"cross_domain_teacher", "l2a_student"}
+NEEDS_UNLABELLED = frozenset({"plain_kd_unlabelled_student", "l2a_without_unlabelled_student"})
 NEEDS_PRETRAINED_ENCODER = frozenset({"target_only_teacher", "frozen_teacher_logreg"})
 """Rows that would be unfair with a teacher that was fine-tuned elsewhere, perhaps on this very target."""
 
@@ -117,7 +118,8 @@ def _fit_rows(context: RunContext) -> tuple[TrainedStudent, dict[str, FittedRow]
 def _left_out(config: DistillConfig) -> frozenset[str]:
     if not config.compare:
         return NEEDS_EXTRA_TRAINING
-    return NEEDS_PRETRAINED_ENCODER if config.teacher.fine_tuned else frozenset()
+    no_text = NEEDS_UNLABELLED if config.unlabelled is None else frozenset()
+    return no_text | (NEEDS_PRETRAINED_ENCODER if config.teacher.fine_tuned else frozenset())
 
 
 def _timed(context: RunContext, name: str, work: Callable[[], Any]) -> Any:

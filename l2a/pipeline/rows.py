@@ -100,8 +100,20 @@ def fit_vector_sum_logreg(context: RunContext) -> FittedRow:
 
 
 def fit_plain_kd_student(context: RunContext) -> FittedRow:
-    """Distil the student without augmentation."""
+    """Distil the student without augmentation and without unlabelled text."""
+    return student_row(train_plain_student(context.without_unlabelled()), context.config.max_length)
+
+
+def fit_plain_kd_unlabelled_student(context: RunContext) -> FittedRow:
+    """Distil the student without augmentation, on the unlabelled text too."""
+    _refuse_no_unlabelled(context)
     return student_row(train_plain_student(context), context.config.max_length)
+
+
+def fit_l2a_without_unlabelled_student(context: RunContext) -> FittedRow:
+    """Distil as ``l2a_student`` does, without the unlabelled text."""
+    _refuse_no_unlabelled(context)
+    return student_row(train_l2a_student(context.without_unlabelled()), context.config.max_length)
 
 
 def fit_l2a_student(context: RunContext) -> FittedRow:
@@ -116,6 +128,8 @@ ROWS: Mapping[str, Callable[[RunContext], FittedRow]] = {
     "frozen_teacher_logreg": fit_frozen_teacher_logreg,
     "vector_sum_logreg": fit_vector_sum_logreg,
     "plain_kd_student": fit_plain_kd_student,
+    "plain_kd_unlabelled_student": fit_plain_kd_unlabelled_student,
+    "l2a_without_unlabelled_student": fit_l2a_without_unlabelled_student,
     "l2a_student": fit_l2a_student,
 }
 
@@ -207,6 +221,11 @@ def classes_of(logits: NDArray[np.float32]) -> NDArray[np.int64]:
     """
     likeliest: NDArray[np.int64] = logits.argmax(axis=1)
     return likeliest
+
+
+def _refuse_no_unlabelled(context: RunContext) -> None:
+    if context.config.unlabelled is None:
+        raise UsageError("unlabelled: none was given; this row needs a .txt file or a domain (--unlabelled)")
 
 
 def _prepare(context: RunContext, row: str) -> None:

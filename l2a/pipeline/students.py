@@ -1,7 +1,7 @@
 """Trains the student: plainly, or in rounds of drawing, selecting and distilling candidates."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -13,10 +13,11 @@ from l2a.generator.diagnostics import ChainDiagnostics
 from l2a.generator.neighbours import build_neighbour_table
 from l2a.generator.pool import CandidatePool, draw_pool
 from l2a.generator.problem import GeneratorProblem, vocabulary
-from l2a.kd.config import KDConfig
 from l2a.kd.data import DistillationSet, join
 from l2a.kd.gradients import embedding_gradients
-from l2a.kd.trainer import KDTrainer, fit_head, fit_output_layer, run_student
+from l2a.kd.head import fit_head, fit_output_layer
+from l2a.kd.lelp import fit_subclasses, teacher_output_weight
+from l2a.kd.trainer import KDTrainer, run_student
 from l2a.pipeline.context import RunContext
 from l2a.selector.problem import Selection, SelectionProblem
 from l2a.selector.select import select
@@ -106,9 +107,49 @@ class Workbench:
         return self.examples(self.context.data.source)
 
     @cached_property
+    def unlabelled(self) -> DistillationSet | None:
+        """The text without labels, where the run was given some."""
+        inputs = self.context.data.unlabelled
+        return self.labelled(inputs) if inputs else None
+
+    @property
+    def known(self) -> DistillationSet:
+        """Everything that the student learns from before any candidate is drawn."""
+        return join([part for part in (self.source, self.target, self.unlabelled) if part is not None])
+
+    def distil(self, kept: DistillationSet | None, steps: int, stage: str) -> None:
+        """Train the student on a mixture of everything at hand.
+
+        Args:
+            kept: Candidates, or None.
+            steps: Updates.
+            stage: Name shown to the user.
+        """
+        sets, shares = mixture(self, kept)
+        self.trainer.train(sets, shares, steps, self.context.progress, stage)
+
+    @cached_property
     def reward(self) -> DistillationSet:
         """The reward split; it is never trained on."""
         return self.examples(self.context.data.splits.reward)
+
+
+def mixture(bench: Workbench, kept: DistillationSet | None) -> tuple[list[DistillationSet], list[float]]:
+    """Choose what each batch is made of: the configured shares, and source text for the rest.
+
+    Args:
+        bench: Holds the sets.
+        kept: Candidates, or None.
+
+    Returns:
+        The sets and their shares.
+    """
+    kd, optional = bench.context.config.kd, bench.unlabelled
+    parts = [(bench.target, kd.target_share)]
+    parts += [(optional, kd.unlabelled_share)] if optional is not None else []
+    parts += [(kept, kd.augmented_share)] if kept is not None else []
+    parts.append((bench.source, 1 - sum(share for _, share in parts)))
+    return [part for part, _ in parts], [share for _, share in parts]
 
 
 def open_workbench(context: RunContext) -> Workbench:
@@ -124,12 +165,17 @@ def open_workbench(context: RunContext) -> Workbench:
     choice, width = context.data.splits.choice, context.teacher.hidden_size
     trainer = KDTrainer(student, config.kd, choice, width, config.max_length, config.seed)
     bench = Workbench(context, student, trainer)
-    fit_output_layer(student, join([bench.source, bench.target]))
+    known = bench.known
+    fit_output_layer(student, known)
+    if config.kd.objective != "soft_labels":
+        weight = teacher_output_weight(context.teacher, known.teacher)
+        rng = np.random.default_rng([config.seed, 4])
+        trainer.learn_subclasses(fit_subclasses(known.teacher, weight, config.kd.objective, config.kd.subclasses, rng))
     return bench
 
 
 def train_plain_student(context: RunContext) -> TrainedStudent:
-    """Distil on the target's shots and the source alone, with as many updates as the full method.
+    """Distil on the target's shots, the source and any unlabelled text, with as many updates as the full method.
 
     Args:
         context: The run.
@@ -137,9 +183,8 @@ def train_plain_student(context: RunContext) -> TrainedStudent:
     Returns:
         The student.
     """
-    bench, kd = open_workbench(context), context.config.kd
-    shares = (kd.target_share, 1 - kd.target_share)
-    bench.trainer.train([bench.target, bench.source], shares, kd.total_steps, context.progress, "plain distillation")
+    bench = open_workbench(context)
+    bench.distil(None, context.config.kd.total_steps, "plain distillation")
     return _finish(bench, ())
 
 
@@ -153,8 +198,7 @@ def train_l2a_student(context: RunContext) -> TrainedStudent:
         The student, with everything that was drawn and kept.
     """
     bench, kd = open_workbench(context), context.config.kd
-    shares = (kd.target_share, 1 - kd.target_share)
-    bench.trainer.train([bench.target, bench.source], shares, kd.warmup_steps, context.progress, "warm-up")
+    bench.distil(None, kd.warmup_steps, "warm-up")
     rounds: list[Round] = []
     for number in range(kd.rounds):
         rounds.append(_round(bench, number, rounds[-1].selection if rounds else None))
@@ -174,9 +218,7 @@ def _round(bench: Workbench, number: int, previous: Selection | None) -> Round:
         policy = previous.policy if previous else None
         selection = select(problem, context.config.selector, rng, policy, context.progress)
     context.progress.event("round", number=number, kept=int(selection.kept.sum()), **_facts(selection.diagnostics))
-    kept = candidates.take(np.flatnonzero(selection.kept))
-    shares = _round_shares(kd)
-    bench.trainer.train([bench.target, bench.source, kept], shares, kd.round_steps, context.progress, "distillation")
+    bench.distil(candidates.take(np.flatnonzero(selection.kept)), kd.round_steps, "distillation")
     return Round(pool, selection, chains)
 
 
@@ -186,6 +228,9 @@ def _facts(diagnostics: Mapping[str, object]) -> dict[str, object]:
 
 def _finish(bench: Workbench, rounds: tuple[Round, ...]) -> TrainedStudent:
     bench.trainer.restore_best()
+    parity = bench.trainer.refit_output_layer(bench.known.encoded)
+    if parity is not None:
+        bench.context.progress.event("fold_parity", **asdict(parity))
     bench.student.model.eval()
     return TrainedStudent(bench.student, rounds, bench.trainer.best_score)
 
@@ -200,9 +245,9 @@ def _generator_problem(bench: Workbench) -> GeneratorProblem:
     neighbours = context.config.generator.neighbours
     length = context.config.max_length
     return GeneratorProblem(
-        source_inputs=context.data.source.inputs,
+        source_inputs=context.data.source.inputs + context.data.unlabelled,
         target_inputs=context.data.splits.train.inputs,
-        source_outputs=bench.source.teacher,
+        source_outputs=join([part for part in (bench.source, bench.unlabelled) if part is not None]).teacher,
         target_outputs=bench.target.teacher,
         tokenizer=student.tokenizer,
         word_embeddings=embeddings,
@@ -235,13 +280,11 @@ def _selection_problem(bench: Workbench, pool: CandidatePool, candidates: Distil
 def _real_reward(bench: Workbench, kept: DistillationSet) -> float:
     """Distil for some real steps on the kept candidates, score the reward split, and take the steps back."""
     config, weights = bench.context.config, bench.student.snapshot()
-    probe_config = replace(config.kd, warmup_steps=0, rounds=1, round_steps=REAL_STEPS, evaluate_every=REAL_STEPS)
+    probe_config = replace(
+        config.kd, warmup_steps=0, rounds=1, round_steps=REAL_STEPS, evaluate_every=REAL_STEPS, average=0.0
+    )
     reward, width = bench.context.data.splits.reward, bench.context.teacher.hidden_size
     probe = KDTrainer(bench.student, probe_config, reward, width, config.max_length, config.seed)
-    probe.train([bench.target, bench.source, kept], _round_shares(config.kd), REAL_STEPS)
+    probe.train(*mixture(bench, kept), REAL_STEPS)
     bench.student.restore(weights)
     return probe.best_score
-
-
-def _round_shares(kd: KDConfig) -> tuple[float, float, float]:
-    return (kd.target_share, 1 - kd.target_share - kd.augmented_share, kd.augmented_share)

@@ -9,6 +9,7 @@ import numpy as np
 
 from l2a.domains.domain import Domain
 from l2a.domains.load import load_domain
+from l2a.domains.unlabelled import read_text_file
 from l2a.errors import UsageError
 from l2a.examples import TextInput, normalised_hash
 from l2a.files import sha256_file
@@ -56,30 +57,6 @@ def read_corpus(config: PretrainConfig, progress: Progress = SILENT) -> Corpus:
         files |= domains[name].files if name in domains else {path.name: sha256_file(path)}
     texts = clean_corpus(sources, protected_hashes(domains.values(), whole))
     return Corpus(texts, make_variants(texts, config.variants, np.random.default_rng([config.seed, 1])), files)
-
-
-def read_text_file(path: Path) -> tuple[TextInput, ...]:
-    """Read a plain text file that holds one text a line.
-
-    Args:
-        path: A UTF-8 file.
-
-    Returns:
-        The lines that are not blank, as single texts.
-
-    Raises:
-        UsageError: If the file is missing, is not UTF-8 or holds no text.
-    """
-    try:
-        lines = path.read_text("utf-8").splitlines()
-    except FileNotFoundError as error:
-        raise UsageError(f"text {path}: no such file; give a .txt file with one text a line, or a domain") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"text {path}: not UTF-8 at byte {error.start}; save it as UTF-8") from error
-    texts = tuple((line.strip(),) for line in lines if line.strip())
-    if not texts:
-        raise UsageError(f"text {path}: the file holds no text; one text a line is needed")
-    return texts
 
 
 def protected_hashes(domains: Iterable[Domain], whole: Iterable[Domain] = ()) -> frozenset[str]:

@@ -19,12 +19,12 @@ from l2a.pretraining.initialisation import (
     build_student,
     fit_projections,
     isolated_word_states,
-    principal_word_vectors,
 )
 from l2a.pretraining.model import GeneralStudent
 from l2a.pretraining.targets import TeacherTargets, label_texts
 from l2a.pretraining.trainer import train
 from l2a.progress import SILENT, Progress
+from l2a.students.word_vectors import principal_word_vectors
 from l2a.teacher.load import load_encoder
 from l2a.teacher.model import Teacher
 

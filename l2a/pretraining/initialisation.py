@@ -12,15 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from l2a.errors import UsageError
 from l2a.precision import mixed_precision
 from l2a.pretraining.model import GeneralStudent, sentence_representation
 from l2a.pretraining.shape import StudentShape
 from l2a.pretraining.targets import TeacherTargets
+from l2a.students.attention import start_by_averaging
 
 WORDS_PER_CHUNK = 4096
-WORD_SCALE = 0.1
-"""Standard deviation of a word vector's entries: well above the positions' 0.02, so that words are what is averaged."""
 FITTED_TEXTS = 6000
 
 
@@ -62,20 +60,6 @@ def build_student(vectors: torch.Tensor, pad_token_id: int, shape: StudentShape,
     return student  # type: ignore[no-any-return]
 
 
-def start_by_averaging(body: Any) -> None:
-    """Let every attention block start as the mean over all tokens.
-
-    Small random queries and keys attend to all tokens alike; identity values and outputs pass the mean on. With the
-    usual small random values the first token, which the classifier reads, sees nothing of the text for long.
-
-    Args:
-        body: An ELECTRA model, changed in place.
-    """
-    for layer in body.encoder.layer:
-        nn.init.eye_(layer.attention.self.value.weight)
-        nn.init.eye_(layer.attention.output.dense.weight)
-
-
 @torch.inference_mode()
 def isolated_word_states(encoder: nn.Module, tokenizer: Any) -> NDArray[np.float32]:
     """Read every vocabulary entry through the teacher, on its own between the special tokens.
@@ -115,29 +99,6 @@ def average_word_states(targets: TeacherTargets, isolated: NDArray[np.float32]) 
             counts += np.bincount(ids, minlength=len(counts)).astype(np.float32)
         position += len(part)
     return np.asarray(sums.numpy() / counts[:, None], dtype=np.float32)
-
-
-def principal_word_vectors(states: NDArray[np.float32], size: int) -> torch.Tensor:
-    """Project word states onto their leading principal components.
-
-    Args:
-        states: float32 (V, d).
-        size: Number of components e, at most d.
-
-    Returns:
-        float32 (V, e), the components' scales kept relative to each other, the rows' mean norm 0.1 sqrt(e).
-
-    Raises:
-        UsageError: If size exceeds d.
-    """
-    if size > states.shape[1]:
-        raise UsageError(f"student embedding_size: {size} exceeds the teacher's width {states.shape[1]}; lower it")
-    centred = torch.from_numpy(states - states.mean(0))
-    directions = torch.linalg.eigh(centred.T @ centred).eigenvectors.flip(1)[:, :size]
-    # The sign of an eigenvector is arbitrary: fix it, so that every machine starts from the same student.
-    projected: torch.Tensor = centred @ (directions * directions.sum(0).sign())
-    scale: torch.Tensor = WORD_SCALE * size**0.5 / projected.norm(dim=1).mean()
-    return projected * scale
 
 
 @torch.inference_mode()

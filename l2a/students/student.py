@@ -74,6 +74,12 @@ class Student:
         """All parameters, embeddings and head included."""
         return sum(parameter.numel() for parameter in self.model.parameters())
 
+    @property
+    def embeddings_name(self) -> str:
+        """Name of the word-embedding matrix among the model's weights."""
+        table = self.model.get_input_embeddings().weight
+        return next(str(name) for name, parameter in self.model.named_parameters() if parameter is table)
+
     def word_embeddings(self) -> torch.Tensor:
         """Return the word-embedding matrix, float32 (V, e), detached."""
         weight: torch.Tensor = self.model.get_input_embeddings().weight

@@ -1,0 +1,216 @@
+"""LELP: each class is split into pseudo-subclasses along directions of the teacher's embedding that its head ignores.
+
+Source: Loo et al. (2024), "Linear projections of teacher embeddings for few-class distillation", arXiv 2409.20449. The
+outline (null space of the output weights, PCA in each class, random rotation, tempered softmax times the class
+probability, one cross-entropy) is the paper's as others report it; the exact formulas below are our derivation.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import eigh, lstsq, orth, qr
+from threadpoolctl import threadpool_limits
+
+from l2a.errors import UsageError
+from l2a.teacher.model import Teacher
+from l2a.teacher.outputs import TeacherOutputs
+
+DIRECTIONS, RANDOM_DIRECTIONS, RANDOM_PARTITIONS = "lelp", "lelp_random_directions", "lelp_random_partitions"
+OBJECTIVES = (DIRECTIONS, RANDOM_DIRECTIONS, RANDOM_PARTITIONS)
+TEXTS_PER_SUBCLASS = 4
+FIT_TEXTS = 20_000
+"""Texts of a class, at most, that its directions are fitted on; memory then does not grow with the data."""
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class LELPSubclasses:
+    """Directions that split C classes into K = S_1 + ... + S_C subclasses.
+
+    Attributes:
+        counts: S_c for each class; class c has the columns that follow those of the classes before it.
+        means: float64 (C, d), mu_c, the mean embedding of the texts that the teacher puts in class c.
+        directions: float64 (d, K), columns U, orthogonal to all output weights and orthonormal in a class (unless the
+            class has fewer dimensions than subclasses).
+        rms: float64 (C,), root mean square of U_c'(h - mu_c) over the texts of class c and its directions.
+    """
+
+    counts: tuple[int, ...]
+    means: Floats
+    directions: Floats
+    rms: Floats
+
+    def scores(self, embeddings: NDArray[np.float32]) -> Floats:
+        """Place texts along the directions: r = U_c'(h - mu_c) / rms_c, where U_c'P = U_c' spares the projection.
+
+        Args:
+            embeddings: float32 (N, d).
+
+        Returns:
+            float64 (N, K).
+        """
+        owner = owners(self.counts)
+        centres = (self.means[owner] * self.directions.T).sum(axis=1)
+        scores: Floats = (embeddings @ self.directions - centres) / self.rms[owner]
+        return scores
+
+
+@dataclass(frozen=True)
+class RandomPartitions:
+    """The control without geometry: scores are standard normal noise, fixed for each text by its embedding's bits.
+
+    Attributes:
+        counts: S_c for each class.
+        seed: Another seed gives another partition.
+    """
+
+    counts: tuple[int, ...]
+    seed: int
+
+    def scores(self, embeddings: NDArray[np.float32]) -> Floats:
+        """Draw the noise of texts; equal embeddings get equal noise wherever they stand.
+
+        Args:
+            embeddings: float32 (N, d).
+
+        Returns:
+            float64 (N, K).
+        """
+        salt = self.seed.to_bytes(8, "little")
+        scores = np.zeros((len(embeddings), sum(self.counts)))
+        for row, embedding in enumerate(embeddings):
+            digest = hashlib.blake2b(embedding.tobytes(), digest_size=16, key=salt).digest()
+            bits = np.random.Philox(key=int.from_bytes(digest, "little"))
+            scores[row] = np.random.Generator(bits).standard_normal(scores.shape[1])
+        return scores
+
+
+Subclasses = LELPSubclasses | RandomPartitions
+
+
+def teacher_output_weight(teacher: Teacher, outputs: TeacherOutputs) -> Floats:
+    """Read the weight that turns embeddings into logits.
+
+    A teacher with a head of its own inside may read another state than the mean-pooled one; the linear map that fits
+    its logits best then stands in for the weight.
+
+    Args:
+        teacher: Any teacher.
+        outputs: What it says about N texts.
+
+    Returns:
+        float64 (C, d).
+    """
+    if teacher.head is not None:
+        weight: Floats = teacher.head.weight.detach().cpu().numpy().astype(np.float64)
+        return weight
+    few = outputs.take(_thinned(np.arange(len(outputs))))
+    centred = few.embeddings - few.embeddings.mean(axis=0, dtype=np.float64)
+    solution: Floats = lstsq(centred, few.logits - few.logits.mean(axis=0))[0].T
+    return solution
+
+
+def fit_subclasses(
+    outputs: TeacherOutputs, output_weight: Floats, objective: str, count: int, rng: np.random.Generator
+) -> Subclasses:
+    """Fit the subclasses on all text that the teacher has embedded; classes are the teacher's own decisions.
+
+    With P the projection onto the null space of W and X_c = {P(h - mu_c)}, U_c is the top-S_c right singular vectors
+    of X_c times a random orthonormal Q, so that the directions have equal variance in expectation. "Random directions"
+    draws U_c uniformly in the null space instead; "random partitions" drops the embedding altogether.
+
+    Args:
+        outputs: The teacher's outputs for N texts.
+        output_weight: float64 (C, d), W.
+        objective: "lelp", "lelp_random_directions" or "lelp_random_partitions".
+        count: S; S_c is at most a quarter of the texts of class c and the width of the null space, and at least 1.
+        rng: Draws Q, the random directions or the seed of the partition.
+
+    Returns:
+        The subclasses, of the same sizes for all three objectives.
+
+    Raises:
+        UsageError: If the objective is unknown or the count is below 1.
+    """
+    if objective not in OBJECTIVES or count < 1:
+        raise UsageError(
+            f"kd.objective {objective!r} with kd.subclasses {count}: one of {', '.join(OBJECTIVES)} with at least 1 "
+            "subclass is needed; set kd.objective to soft_labels to train without subclasses"
+        )
+    seen = orth(output_weight.T)  # (d, rank)
+    assigned = outputs.logits.argmax(axis=1)
+    sizes = np.bincount(assigned, minlength=outputs.logits.shape[1]) // TEXTS_PER_SUBCLASS
+    counts = tuple(int(size) for size in np.clip(sizes, 1, max(1, min(count, len(seen) - seen.shape[1]))))
+    if objective == RANDOM_PARTITIONS:
+        return RandomPartitions(counts, int(rng.integers(2**63)))
+    rows = [outputs.embeddings[_thinned(np.flatnonzero(assigned == c))] for c in range(len(counts))]
+    with threadpool_limits(limits=1, user_api="blas"):  # small problems: more threads only get in the way
+        fits = [_fit_class(part, seen, size, objective, rng) for part, size in zip(rows, counts, strict=True)]
+    means, directions, rms = zip(*fits, strict=True)
+    return LELPSubclasses(counts, np.stack(means), np.concatenate(directions, axis=1), np.array(rms))
+
+
+def _fit_class(
+    rows: NDArray[np.float32], seen: Floats, count: int, objective: str, rng: np.random.Generator
+) -> tuple[Floats, Floats, float]:
+    width = len(seen)
+    mean: Floats = rows.mean(axis=0, dtype=np.float64) if len(rows) else np.zeros(width)
+    unseen = rows - mean
+    unseen -= (unseen @ seen) @ seen.T
+    if objective == RANDOM_DIRECTIONS:
+        drawn = rng.standard_normal((width, count))
+        directions = qr(drawn - seen @ (seen.T @ drawn), mode="economic")[0]
+    else:
+        _, vectors = eigh(unseen.T @ unseen, subset_by_index=[width - count, width - 1])
+        directions = vectors @ _random_rotation(count, rng)
+        directions -= seen @ (seen.T @ directions)  # a class of rank below S_c has directions outside the null space
+    rms = float(np.sqrt(np.mean((unseen @ directions) ** 2))) if len(rows) else 1.0
+    return mean, directions, max(rms, 1e-6)
+
+
+def _random_rotation(size: int, rng: np.random.Generator) -> Floats:
+    orthonormal, triangular = qr(rng.standard_normal((size, size)))
+    rotation: Floats = orthonormal * np.where(np.diag(triangular) < 0, -1.0, 1.0)  # uniform (Mezzadri, 2007)
+    return rotation
+
+
+def _thinned(indices: NDArray[np.int64]) -> NDArray[np.int64]:
+    return indices[:: max(1, -(-len(indices) // FIT_TEXTS))]
+
+
+def owners(counts: Sequence[int]) -> NDArray[np.int64]:
+    """Name the class of each subclass.
+
+    Args:
+        counts: S_c for each class.
+
+    Returns:
+        int64 (K,), 0 to C - 1.
+    """
+    return np.repeat(np.arange(len(counts)), counts)
+
+
+def subclass_targets(
+    subclasses: Subclasses, outputs: TeacherOutputs, temperature: float, subclass_temperature: float
+) -> NDArray[np.float32]:
+    """Soft labels over subclasses: t(c, s) = softmax(z_T / tau)_c softmax(r_c / beta)_s, for any text.
+
+    Args:
+        subclasses: As fitted.
+        outputs: The teacher's outputs for N texts.
+        temperature: tau, above 0.
+        subclass_temperature: beta, above 0; the higher, the more even the split.
+
+    Returns:
+        float32 (N, K); rows sum to 1, and the sum over a class's columns is its tempered probability.
+    """
+    owner = owners(subclasses.counts)
+    starts = np.cumsum([0, *subclasses.counts])[:-1]
+    scaled = subclasses.scores(outputs.embeddings) / subclass_temperature
+    exponents = np.exp(scaled - np.maximum.reduceat(scaled, starts, axis=1)[:, owner])
+    inside = exponents / np.add.reduceat(exponents, starts, axis=1)[:, owner]
+    targets: NDArray[np.float32] = (inside * outputs.probabilities(temperature)[:, owner]).astype(np.float32)
+    return targets

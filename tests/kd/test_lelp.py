@@ -1,0 +1,201 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from l2a.errors import UsageError
+from l2a.kd.lelp import OBJECTIVES, LELPSubclasses, fit_subclasses, owners, subclass_targets, teacher_output_weight
+from l2a.teacher.load import load_fine_tuned
+from l2a.teacher.outputs import TeacherOutputs
+from tests.conftest import LABELS
+
+WIDTH = 12
+
+
+def make_outputs(count: int, classes: int, seed: int = 0) -> tuple[TeacherOutputs, np.ndarray]:
+    """Embeddings of unequal variance and the logits of a linear head on them."""
+    rng = np.random.default_rng(seed)
+    embeddings = (rng.normal(size=(count, WIDTH)) * np.geomspace(4, 0.2, WIDTH) + 1).astype(np.float32)
+    weight = rng.normal(size=(classes, WIDTH))
+    return TeacherOutputs(((embeddings - 1) @ weight.T).astype(np.float32), embeddings), weight
+
+
+def fit(outputs, weight, objective="lelp", count=3, seed=0):
+    return fit_subclasses(outputs, weight, objective, count, np.random.default_rng(seed))
+
+
+any_objective = st.sampled_from(OBJECTIVES)
+temperatures = st.floats(0.3, 8)
+
+
+@settings(deadline=None, max_examples=40)
+@given(any_objective, st.integers(2, 5), st.integers(1, 60), st.integers(1, 9), temperatures, temperatures)
+def test_summed_over_a_class_the_targets_are_its_tempered_probability(objective, classes, texts, count, tau, beta):
+    outputs, weight = make_outputs(texts, classes)
+    subclasses = fit(outputs, weight, objective, count)
+    targets = subclass_targets(subclasses, outputs, tau, beta)
+    sums = np.stack([targets[:, owners(subclasses.counts) == c].sum(1) for c in range(classes)], axis=1)
+    assert targets.min() >= 0
+    assert np.allclose(targets.sum(1), 1, atol=1e-5)
+    assert np.allclose(sums, outputs.probabilities(tau), atol=1e-5)
+
+
+@settings(deadline=None)
+@given(any_objective, st.randoms(use_true_random=False))
+def test_permuted_texts_get_permuted_targets_alone_or_together(objective, random):
+    outputs, weight = make_outputs(40, 2)
+    subclasses = fit(outputs, weight, objective)
+    order = np.array(random.sample(range(40), 40))
+    targets = subclass_targets(subclasses, outputs, 2.0, 1.0)
+    assert np.allclose(subclass_targets(subclasses, outputs.take(order), 2.0, 1.0), targets[order], atol=1e-6)
+    assert np.allclose(subclass_targets(subclasses, outputs.take(order[:1]), 2.0, 1.0), targets[order[:1]], atol=1e-6)
+
+
+@settings(deadline=None)
+@given(st.sampled_from(OBJECTIVES[:2]), st.integers(2, 4), st.integers(1, 4), st.integers(0, 5))
+def test_directions_are_orthonormal_and_unseen_by_the_output_weights(objective, classes, count, seed):
+    outputs, weight = make_outputs(200, classes, seed)
+    subclasses = fit(outputs, weight, objective, count, seed)
+    assert np.abs(weight @ subclasses.directions).max() < 1e-9
+    for c in range(classes):
+        own = subclasses.directions[:, owners(subclasses.counts) == c]
+        assert np.allclose(own.T @ own, np.eye(own.shape[1]), atol=1e-9)
+
+
+def test_what_moves_only_the_logits_does_not_move_the_split():
+    outputs, weight = make_outputs(100, 2)
+    subclasses = fit(outputs, weight)
+    moved = outputs.embeddings + (np.random.default_rng(1).normal(size=(100, 2)) @ weight).astype(np.float32)
+    assert np.allclose(subclasses.scores(moved), subclasses.scores(outputs.embeddings), atol=1e-4)
+
+
+def test_the_directions_span_the_leading_components_of_each_class():
+    outputs, weight = make_outputs(300, 2)
+    subclasses = fit(outputs, weight, count=3)
+    projector = np.eye(WIDTH) - weight.T @ np.linalg.pinv(weight @ weight.T) @ weight
+    for c in range(2):
+        rows = outputs.embeddings[outputs.logits.argmax(1) == c].astype(np.float64)
+        leading = np.linalg.svd((rows - rows.mean(0)) @ projector)[2][:3]
+        own = subclasses.directions[:, owners(subclasses.counts) == c]
+        assert np.allclose(own @ own.T, leading.T @ leading, atol=1e-6)
+
+
+def test_the_rotation_evens_out_the_variances():
+    outputs, weight = make_outputs(400, 2)
+    first = np.flatnonzero(outputs.logits.argmax(1) == 0)
+    variances = [
+        fit(outputs, weight, count=3, seed=seed).scores(outputs.embeddings[first])[:, :3].var(0) for seed in range(200)
+    ]
+    assert np.mean(variances, axis=0) == pytest.approx([1, 1, 1], abs=0.2)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_scores_have_unit_size_in_their_own_class(objective):
+    outputs, weight = make_outputs(2000, 2)
+    subclasses = fit(outputs, weight, objective)
+    for c in range(2):
+        own = subclasses.scores(outputs.embeddings[outputs.logits.argmax(1) == c])[:, owners(subclasses.counts) == c]
+        assert np.sqrt((own**2).mean()) == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_the_number_of_subclasses_is_capped_at_a_quarter_of_the_class(objective):
+    rng = np.random.default_rng(0)
+    weight = np.eye(4, WIDTH)
+    decisions = np.repeat([0, 1, 2], [100, 20, 3])  # and none of the fourth class
+    outputs = TeacherOutputs(np.eye(4, dtype=np.float32)[decisions], rng.normal(size=(123, WIDTH)).astype(np.float32))
+    subclasses = fit(outputs, weight, objective, count=16)
+    assert subclasses.counts == (WIDTH - 4, 5, 1, 1)
+    assert np.isfinite(subclass_targets(subclasses, outputs, 2.0, 0.5)).all()
+
+
+def test_identical_embeddings_give_finite_targets():
+    outputs, weight = make_outputs(40, 2)
+    same = TeacherOutputs(outputs.logits, np.ones_like(outputs.embeddings))
+    targets = subclass_targets(fit(same, weight), same, 2.0, 0.5)
+    assert np.isfinite(targets).all()
+
+
+def test_a_class_of_few_dimensions_still_has_directions_that_the_output_weights_ignore():
+    outputs, weight = make_outputs(40, 2)
+    flat = outputs.embeddings[:, :1] * np.random.default_rng(1).normal(size=WIDTH)
+    subclasses = fit(TeacherOutputs(outputs.logits, flat.astype(np.float32)), weight, count=9)
+    assert subclasses.directions.shape[1] > 4
+    assert np.abs(weight @ subclasses.directions).max() < 1e-9
+
+
+def test_of_very_many_texts_some_are_fitted_on_and_all_are_counted(monkeypatch):
+    monkeypatch.setattr("l2a.kd.lelp.FIT_TEXTS", 20)
+    rng = np.random.default_rng(0)
+    logits = np.tile(np.array([[1, 0]], np.float32), (80, 1))
+    embeddings = rng.normal(size=(80, WIDTH)).astype(np.float32)
+    whole = fit(TeacherOutputs(logits, embeddings), np.eye(2, WIDTH), count=8)
+    assert whole.counts == (8, 1)
+    thinned = fit(TeacherOutputs(logits[::4], embeddings[::4]), np.eye(2, WIDTH), count=5)
+    assert np.allclose(whole.means, thinned.means)
+
+
+def test_a_higher_temperature_splits_more_evenly():
+    outputs, weight = make_outputs(100, 2)
+    subclasses = fit(outputs, weight)
+    sharp, even = (subclass_targets(subclasses, outputs, 2.0, beta).max(1).mean() for beta in (0.1, 100.0))
+    uniform = outputs.probabilities(2.0).max(1).mean() / 3
+    assert even == pytest.approx(uniform, rel=0.05)
+    assert sharp > 2 * even
+
+
+def test_new_texts_are_split_by_the_fitted_directions():
+    outputs, weight = make_outputs(300, 2)
+    subclasses = fit(outputs, weight)
+    assert isinstance(subclasses, LELPSubclasses)
+    text = subclasses.means[1] + 5 * subclasses.rms[1] * subclasses.directions[:, 4]
+    new = TeacherOutputs(np.array([[-9.0, 9.0]], np.float32), text[None].astype(np.float32))
+    targets = subclass_targets(subclasses, new, 1.0, 0.5)
+    assert targets[0].argmax() == 4
+    assert targets[0, 4] > 0.99
+
+
+def test_a_random_partition_follows_the_text_and_the_seed_not_the_geometry():
+    outputs, weight = make_outputs(500, 2)
+    partition = fit(outputs, weight, "lelp_random_partitions", seed=0)
+    scores = partition.scores(outputs.embeddings)
+    assert np.array_equal(partition.scores(np.repeat(outputs.embeddings[:1], 3, axis=0)), np.repeat(scores[:1], 3, 0))
+    assert not np.allclose(partition.scores(outputs.embeddings + np.float32(1e-3)), scores)
+    assert not np.allclose(fit(outputs, weight, "lelp_random_partitions", seed=1).scores(outputs.embeddings), scores)
+    correlations = np.corrcoef(np.concatenate([scores, outputs.embeddings], axis=1).T)[:6, 6:]
+    assert np.abs(correlations).max() < 0.2
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_one_seed_gives_one_split_and_another_seed_another(objective):
+    outputs, weight = make_outputs(60, 2)
+    first, same, other = (
+        subclass_targets(fit(outputs, weight, objective, seed=seed), outputs, 2.0, 1.0) for seed in (0, 0, 1)
+    )
+    assert np.array_equal(first, same)
+    assert not np.allclose(first, other, atol=1e-3)
+
+
+def test_a_random_direction_is_not_a_leading_component():
+    outputs, weight = make_outputs(300, 2)
+    leading, random = (fit(outputs, weight, objective).rms.mean() for objective in OBJECTIVES[:2])
+    assert random < 0.8 * leading
+
+
+def test_wrong_requests_name_the_field():
+    outputs, weight = make_outputs(20, 2)
+    with pytest.raises(UsageError, match=r"kd.objective 'pca'.*lelp_random_directions"):
+        fit(outputs, weight, "pca")
+    with pytest.raises(UsageError, match=r"kd.subclasses 0"):
+        fit(outputs, weight, count=0)
+
+
+def test_the_weight_of_a_teachers_own_head_is_read(teacher):
+    outputs = TeacherOutputs(np.zeros((3, 2), np.float32), np.zeros((3, 64), np.float32))
+    assert np.array_equal(teacher_output_weight(teacher, outputs), teacher.head.weight.detach().numpy())
+
+
+def test_the_weight_of_a_hidden_head_is_the_map_that_fits_its_logits(classifier_folder):
+    outputs, weight = make_outputs(200, 2)
+    found = teacher_output_weight(load_fine_tuned(str(classifier_folder), LABELS), outputs)
+    assert np.allclose(found, weight, atol=1e-3)

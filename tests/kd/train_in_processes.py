@@ -1,0 +1,47 @@
+"""Trains a tiny student for some steps and saves it; started by a launcher with one or two processes."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
+
+from l2a.distributed import process_rank
+from l2a.encoding import encode
+from l2a.kd.config import KDConfig
+from l2a.kd.data import DistillationSet
+from l2a.kd.trainer import KDTrainer
+from l2a.students.student import Student
+from l2a.teacher.outputs import TeacherOutputs
+from tests.conftest import NEGATIVE, NEUTRAL, POSITIVE, make_examples
+
+CONFIG = KDConfig(warmup_steps=12, rounds=1, round_steps=1, batch_size=10, evaluate_every=4, embedding_rate=1.0)
+
+
+def make_student(folder: Path) -> Student:
+    vocabulary = folder / f"vocab{process_rank()}.txt"
+    vocabulary.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *POSITIVE, *NEGATIVE, *NEUTRAL]))
+    tokenizer = BertTokenizerFast(vocab=str(vocabulary))
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    torch.manual_seed(0)  # no dropout: each process would draw its own
+    config = BertConfig(vocab_size=len(tokenizer), **sizes, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    return Student(BertForSequenceClassification(config), tokenizer)
+
+
+def main(out: Path) -> None:
+    torch.set_num_threads(1)
+    student, examples = make_student(out.parent), make_examples(50)
+    signs = (examples.labels * 2 - 1).astype(np.float32)
+    outputs = TeacherOutputs(np.stack([-signs, signs], 1), np.random.default_rng(0).normal(size=(50, 8)).astype("f4"))
+    data = DistillationSet(encode(student.tokenizer, examples.inputs, 16), outputs, examples.labels)
+    trainer = KDTrainer(student, CONFIG, make_examples(8, seed=3), 8, 16, seed=0)
+    trainer.train([data], [1.0], 12)
+    trainer.restore_best()
+    if process_rank() == 0:
+        save_file({name: value.contiguous() for name, value in student.snapshot().items()}, out)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
