@@ -96,6 +96,17 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             raise
 
 
+@contextlib.contextmanager
+def discarded_folder() -> Iterator[Path]:
+    """Give a folder that is gone afterwards.
+
+    Yields:
+        An empty folder.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
 def _replace_folder(temporary: Path, path: Path) -> None:
     if not path.exists():
         os.replace(temporary, path)

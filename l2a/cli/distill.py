@@ -59,8 +59,10 @@ def _run(preset: str, file: Path | None, flags: dict[str, Any], print_config: bo
         typer.echo(as_yaml(run_config), nl=False)
         return
     from l2a.cli.summary import print_result
+    from l2a.distributed import process_rank
     from l2a.pipeline.distill import distill
 
+    verbosity = verbosity if process_rank() == 0 else -1  # of several processes one speaks
     result = distill(
         run_config,
         verbosity=verbosity,

@@ -28,6 +28,7 @@ SET_BY_THE_GRID = (
     "target",
     "source_columns",
     "target_columns",
+    "unlabelled",
     "shots",
     "seed",
     "data_root",
@@ -47,6 +48,7 @@ class Pair:
         target: Domain card, or a file or folder relative to the data root.
         source_columns: Columns of the source; found by their usual names when not given.
         target_columns: Columns of the target, likewise.
+        unlabelled: Text without labels for methods that use some: a .txt file relative to the data root, or a domain.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Pair:
     target: str
     source_columns: Columns = field(default_factory=Columns)
     target_columns: Columns = field(default_factory=Columns)
+    unlabelled: str | None = None
 
 
 @dataclass(frozen=True)
@@ -63,10 +66,12 @@ class Method:
     Attributes:
         row: Row of the final table of ``l2a distill`` that this method is.
         overrides: Fields of the configuration that differ from the preset, by dotted name.
+        unlabelled: Whether the method gets the pair's text without labels.
     """
 
     row: RowName
     overrides: Mapping[str, Any] = field(default_factory=dict)
+    unlabelled: bool = False
 
 
 @dataclass(frozen=True)

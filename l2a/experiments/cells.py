@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from l2a.cache import fingerprint
 from l2a.config import DistillConfig, as_mapping
 from l2a.domains.domain import Columns
 from l2a.domains.load import load_domain
+from l2a.domains.unlabelled import read_unlabelled
 from l2a.experiments.card import ExperimentCard, Pair, method_config
 from l2a.experiments.results import Place
 from l2a.progress import SILENT, Progress
@@ -111,7 +113,29 @@ def cell_key(cell: Cell, data: DataFiles) -> str:
     """
     ignored = {*NEVER_DECIDES, *_unread_sections(cell.row)}
     decisive: dict[str, Any] = {key: value for key, value in as_mapping(cell.config).items() if key not in ignored}
-    return fingerprint(RESULTS_VERSION, cell.row, decisive, dict(data))
+    return fingerprint(RESULTS_VERSION, cell.row, decisive, dict(cell_files(cell, data)))
+
+
+def cell_files(cell: Cell, data: DataFiles) -> DataFiles:
+    """Name the files that a cell reads.
+
+    Args:
+        cell: The cell.
+        data: Files of its source and target.
+
+    Returns:
+        Names and sha256, those of its unlabelled text included.
+    """
+    config = cell.config
+    if config.unlabelled is None or cell.row not in READ_UNLABELLED:
+        return data
+    return {**data, **_unlabelled_files(config.unlabelled, config.data_root)}
+
+
+@cache
+def _unlabelled_files(reference: str, data_root: str | None) -> DataFiles:
+    files = read_unlabelled(reference, Path(data_root) if data_root else None)[1]
+    return {reference if reference.endswith(name) else f"{reference}/{name}": files[name] for name in files}
 
 
 def _unread_sections(row: str) -> tuple[str, ...]:
@@ -130,6 +154,7 @@ def _group(card: ExperimentCard, pair: Pair, shots: int, seed: int, data_root: P
             target=pair.target,
             source_columns=pair.source_columns,
             target_columns=pair.target_columns,
+            unlabelled=pair.unlabelled if card.methods[method].unlabelled else None,
             shots=shots,
             seed=seed,
             data_root=str(data_root.resolve()) if data_root else None,

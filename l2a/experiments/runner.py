@@ -12,7 +12,7 @@ from filelock import Timeout
 from l2a.cache import fingerprint
 from l2a.errors import RunError, UsageError
 from l2a.experiments.backends import Workers, parallel
-from l2a.experiments.cells import Cell, DataFiles
+from l2a.experiments.cells import Cell, DataFiles, cell_files
 from l2a.experiments.measure import RunRow, measure
 from l2a.experiments.plan import PlannedCell, PlannedGroup, teacher_mark
 from l2a.experiments.results import lock_for, read_results, save_result
@@ -119,7 +119,7 @@ def _run_or_find(planned: PlannedCell, data: DataFiles, folder: Path, run_row: R
             save_result(folder, known.moved(cell.place, cell.method))
         return Outcome(cell, "found")
     try:
-        save_result(folder, measure(cell, planned.key, data, run_row))
+        save_result(folder, measure(cell, planned.key, cell_files(cell, data), run_row))
     except Exception as error:  # one cell's failure, of whatever kind, must not cost the others
         return _failed(cell, error)
     mark = teacher_mark(cell, data)

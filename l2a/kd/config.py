@@ -25,6 +25,8 @@ class KDConfig:
         temperature: T of the soft labels.
         alpha: Weight of the soft-label term on examples with a real label; the rest goes to cross-entropy.
         hidden_weight: Weight of the hidden-state term (pooled student state against the teacher's embedding).
+        folds: Label each source text by a teacher that was not trained on it, one of so many; None labels all with the
+            main teacher.
         objective: What the student learns from: the teacher's soft labels, LELP's pseudo-subclasses or one of the
             controls of LELP.
         subclasses: Pseudo-subclasses of each class, S.
@@ -51,10 +53,11 @@ class KDConfig:
     temperature: float = 2.0
     alpha: float = 0.9
     hidden_weight: float = 0.1
+    folds: int | None = None
     objective: Literal["soft_labels", "lelp", "lelp_random_directions", "lelp_random_partitions"] = "soft_labels"
     subclasses: int = 4
     subclass_temperature: float = 1.0
-    learning_rate: float = 6e-4
+    learning_rate: float = 8e-4
     embedding_rate: float = 1.0
     average: float = 0.98
     batch_size: int = 32
@@ -87,6 +90,8 @@ class KDConfig:
         for name in COUNTS:
             if getattr(self, name) < 1:
                 raise UsageError(f"kd.{name}: {getattr(self, name)} came; at least 1 is needed")
+        if self.folds is not None and self.folds < 2:
+            raise UsageError(f"kd.folds: {self.folds} came; at least 2 teachers, or null for the main one, are needed")
         if self.patience is not None and self.patience < 1:
             raise UsageError(f"kd.patience: {self.patience} came; at least 1 look, or null for none, is needed")
 

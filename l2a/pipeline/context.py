@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+import numpy as np
+
 from l2a.config import DistillConfig
 from l2a.encoding import bucket_of
 from l2a.errors import UsageError
@@ -13,6 +15,7 @@ from l2a.precision import best_device
 from l2a.progress import SILENT, Progress
 from l2a.students.build import build_student
 from l2a.students.student import Student
+from l2a.teacher.crossfit import cross_fitted_labeller
 from l2a.teacher.labelling import cached_labeller
 from l2a.teacher.load import load_encoder, load_fine_tuned
 from l2a.teacher.model import Teacher
@@ -73,11 +76,12 @@ class RunContext:
             teacher = load_fine_tuned(config.model, self.data.label_names, self.progress)
             refuse_long_sequences(teacher, self.config.max_length)
             return teacher.to(best_device())
-        source = self._fit(
-            self.pretrained(), self.data.source, config.source_epochs, config.source_seed, "teacher: source"
-        )
-        few = self.data.splits.train
-        return self._fit(source, few, config.target_epochs, self.config.seed, "teacher: target")
+        return self._both_stages(self.data.source)
+
+    def _both_stages(self, source: Examples) -> Teacher:
+        config, few = self.config.teacher, self.data.splits.train
+        first = self._fit(self.pretrained(), source, config.source_epochs, config.source_seed, "teacher: source")
+        return self._fit(first, few, config.target_epochs, self.config.seed, "teacher: target")
 
     @cached_property
     def target_only_teacher(self) -> Teacher:
@@ -91,7 +95,18 @@ class RunContext:
         """The teacher's soft labels, cached by content."""
         labeller = cached_labeller(self.teacher, self.config.max_length, self.progress)
         refuse_useless_teacher(labeller, self.data.splits.reward, self.progress)
-        return labeller
+        folds = self.config.kd.folds
+        if folds is None:
+            return labeller
+        if self.config.teacher.fine_tuned:
+            raise UsageError(
+                "kd.folds: with teacher.fine_tuned no teachers of folds can be trained; drop one of the two"
+            )
+        rng = np.random.default_rng([self.config.teacher.source_seed, 3])
+        return cross_fitted_labeller(self.data.source, labeller, self._labeller_trained_on, folds, rng)
+
+    def _labeller_trained_on(self, source: Examples) -> Labeller:
+        return cached_labeller(self._both_stages(source), self.config.max_length, self.progress)
 
     def new_student(self) -> Student:
         """Build an untrained student; every call gives the same one."""

@@ -4,6 +4,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from l2a.config import DistillConfig, as_yaml
+from l2a.distributed import process_rank
 from l2a.errors import UsageError
 from l2a.evaluation.latency import measure_latency
 from l2a.evaluation.metrics import classification_metrics
-from l2a.files import atomic_folder, atomic_write_text
+from l2a.files import atomic_folder, atomic_write_text, discarded_folder
 from l2a.pipeline.context import RunContext
 from l2a.pipeline.outputs import write_run
 from l2a.pipeline.rows import ROWS, FittedRow, evaluate_row, student_row
@@ -62,13 +64,20 @@ def distill(config: DistillConfig, verbosity: int = -1, announce: Callable[[str]
     output_dir = Path(config.output_dir).expanduser()
     _refuse_overwriting(output_dir, config.overwrite)
     load_agent(config.selector.agent)  # a misspelt name should not cost the minutes before the selection
-    with atomic_folder(output_dir.resolve()) as folder:
+    with _output_folder(output_dir) as folder:
         progress = RunProgress(folder / "log.jsonl", verbosity)
         try:
             rows, metrics = _run(RunContext(config, progress), folder, announce or (lambda sentence: None))
         finally:
             progress.close()
     return DistillResult(output_dir, rows, metrics)
+
+
+def _output_folder(output_dir: Path) -> AbstractContextManager[Path]:
+    """Give the folder to fill; of several processes only the first one's is kept."""
+    if process_rank() == 0:
+        return atomic_folder(output_dir.resolve())
+    return discarded_folder()
 
 
 def _refuse_overwriting(output_dir: Path, overwrite: bool) -> None:
@@ -100,6 +109,8 @@ def _run(
     )
     with progress.stage("evaluate"):
         rows = tuple(_evaluate(context, name, row) for name, row in fitted.items())
+    if process_rank() != 0:
+        return rows, {}
     metrics = write_run(context, folder, trained, rows, _command())
     atomic_write_text(folder / "config.yaml", as_yaml(config))
     return rows, metrics

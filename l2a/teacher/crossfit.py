@@ -34,7 +34,7 @@ def assign_folds(examples: Examples, folds: int, rng: np.random.Generator) -> ND
     _, first, group = np.unique(hashes, return_index=True, return_inverse=True)
     if not 2 <= folds <= len(first):
         raise UsageError(
-            f"teacher.folds: {folds} came for {len(first)} different source texts; from 2 to that number is allowed, "
+            f"kd.folds: {folds} came for {len(first)} different source texts; from 2 to that number is allowed, "
             "2 is usual"
         )
     shuffled = rng.permutation(len(first))

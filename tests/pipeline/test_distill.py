@@ -3,17 +3,19 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
-from l2a.config import override
+from l2a.config import as_yaml, override
 from l2a.domains.domain import HeldOut
 from l2a.errors import RunError, UsageError
 from l2a.examples import normalised_hash
 from l2a.pipeline.context import RunContext
 from l2a.pipeline.data import load_run_data
-from l2a.pipeline.distill import distill
+from l2a.pipeline.distill import NEEDS_UNLABELLED, distill
 from l2a.pipeline.rows import ROWS, run_row
 
 
@@ -23,7 +25,7 @@ def test_a_run_leaves_a_complete_folder(config, result):
     selector = {path.name for path in (result.output_dir / "selector").iterdir()}
     assert selector == {"policy.json", "policy.safetensors", "selection.json"}
     metrics = json.loads((result.output_dir / "metrics.json").read_text())
-    assert [row["name"] for row in metrics["rows"]] == list(ROWS)
+    assert [row["name"] for row in metrics["rows"]] == [name for name in ROWS if name not in NEEDS_UNLABELLED]
     for row in metrics["rows"]:
         assert row["accuracy"].keys() == row["macro_f1"].keys() == {"value", "low", "high"}
         assert row["latency_ms"].keys() == {"batch_1", "batch_32"}
@@ -67,7 +69,7 @@ def test_the_test_split_stays_closed_until_the_final_evaluation(config, monkeypa
         raise AssertionError("the test split was opened")
 
     monkeypatch.setattr(HeldOut, "reveal", refuse)
-    context = RunContext(config)
+    context = RunContext(override(config, {"unlabelled": config.target}))
     fitted = [fit(context) for fit in ROWS.values()]
     assert len(fitted) == len(ROWS)
 
@@ -129,3 +131,56 @@ def test_plain_distillation_makes_as_many_updates(config, monkeypatch):
 def test_an_unknown_row_is_refused(config):
     with pytest.raises(UsageError, match="did you mean 'l2a_student'"):
         run_row(config, "l2a_studnt")
+
+
+def test_unlabelled_text_is_reported_with_and_without(config, tmp_path):
+    domain = load_run_data(config).target
+    lines = [*(text for (text,) in domain.train.inputs), *(text for (text,) in domain.test.reveal().inputs)]
+    (tmp_path / "more.txt").write_text("\n".join([*lines, "this phone is bad"]) + "\n")
+    changes = {
+        "unlabelled": str(tmp_path / "more.txt"),
+        "output_dir": str(tmp_path / "run"),
+        "selector.agent": "random",
+    }
+    with_text = override(config, changes)
+    assert {row.name for row in distill(with_text).rows} >= NEEDS_UNLABELLED
+    data = load_run_data(with_text)
+    assert data.unlabelled and not {normalised_hash(text) for text in data.unlabelled} & data.forbidden
+    assert "unlabelled: more.txt" in data.files
+
+
+def test_unlabelled_rows_ask_for_text(config):
+    with pytest.raises(UsageError, match="--unlabelled"):
+        run_row(config, "plain_kd_unlabelled_student")
+
+
+def test_cross_fitted_labels_differ_on_the_source_alone(config):
+    plain, folded = RunContext(config), RunContext(override(config, {"kd.folds": 2}))
+    source, target = plain.data.source.inputs, plain.data.splits.train.inputs
+    assert not np.allclose(plain.labeller(source).logits, folded.labeller(source).logits)
+    assert np.array_equal(plain.labeller(target).logits, folded.labeller(target).logits)
+
+
+@pytest.mark.parametrize("objective", ["lelp", "lelp_random_partitions"])
+def test_subclass_objectives_run(config, objective):
+    changed = override(config, {"kd.objective": objective, "kd.warmup_steps": 5, "kd.rounds": 1})
+    assert len(run_row(changed, "plain_kd_student").predictions) == 30
+
+
+@pytest.mark.slow
+def test_a_run_in_two_processes_gives_what_one_gives(config, tmp_path):
+    accuracies = []
+    for processes in (1, 2):
+        out = tmp_path / str(processes)
+        changes = {"output_dir": str(out), "selector.agent": "random", "compare": False}
+        (tmp_path / "config.yaml").write_text(as_yaml(override(config, changes)))
+        torchrun = ["torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29611", "-m"]
+        command = [sys.executable, "-m", *(torchrun if processes == 2 else []), "l2a", "distill", "-q"]
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+        arguments = [*command, "--config", str(tmp_path / "config.yaml")]
+        done = subprocess.run(arguments, capture_output=True, text=True, timeout=300, env=environment)
+        assert done.returncode == 0, done.stderr[-3000:]
+        rows = json.loads((out / "metrics.json").read_text())["rows"]
+        accuracies.append({row["name"]: row["accuracy"] for row in rows})
+    assert accuracies[0]["cross_domain_teacher"] == accuracies[1]["cross_domain_teacher"]
+    assert abs(accuracies[0]["l2a_student"] - accuracies[1]["l2a_student"]) < 0.2  # each draws its own dropout
