@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from l2a import __version__
+from l2a.cli.augment import augment_command
 from l2a.cli.distill import distill_command
 from l2a.cli.domains import domains_app
 from l2a.cli.experiment import experiment_app
@@ -20,6 +21,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("distill")(distill_command)
+app.command("augment")(augment_command)
 app.command("pretrain")(pretrain_command)
 app.add_typer(domains_app, name="domains")
 app.add_typer(experiment_app, name="experiment")
@@ -49,7 +51,7 @@ def main() -> None:
     except RunError as error:
         _fail(str(error), 1)
     except KeyboardInterrupt:
-        _fail("interrupted; nothing was written but the cache", 130)
+        _fail("interrupted; the same command takes up what is in the cache or was kept beside the output", 130)
 
 
 def _fail(message: str, code: int) -> None:

@@ -1,11 +1,12 @@
 """Finding the columns of a table and turning its records into checked rows."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from l2a.cards import did_you_mean
 from l2a.domains.domain import Columns
 from l2a.domains.rows import Problem, Record, Row, SplitName, Table
+from l2a.examples import TextInput
 
 TEXT_NAMES = ("text", "sentence", "sentence1", "premise", "question1", "review", "content", "tweet", "document")
 PAIR_NAMES = ("text_pair", "sentence2", "hypothesis", "question2")
@@ -68,6 +69,34 @@ def rows_of_table(table: Table, columns: Columns) -> tuple[list[Row], list[Probl
     return rows, sorted(problems, key=lambda problem: problem.line or 0)
 
 
+def texts_of_table(table: Table, columns: Columns) -> tuple[list[TextInput], list[Problem]]:
+    """Check the texts of a table, which needs no labels.
+
+    Args:
+        table: What a reader gave.
+        columns: The columns that the user named; that of the label is not read.
+
+    Returns:
+        The good texts, and everything that is wrong with the table.
+    """
+    problems = list(table.problems)
+    if not table.columns:
+        return [], problems or [Problem(table.file, None, "no rows; a header and rows with text are needed")]
+    # Any column will do as that of the label, which is not read.
+    found, missing = find_columns(table, replace(columns, label=table.columns[0]))
+    if found is None:
+        return [], problems + missing
+    texts: list[TextInput] = []
+    for record in table.records:
+        text, message = _check_texts(record, found)
+        if message:
+            problems.append(Problem(table.file, record.line, message))
+        texts.append(text)
+    if not texts and not problems:
+        problems.append(Problem(table.file, None, "a header but no rows; rows with text are needed"))
+    return texts, sorted(problems, key=lambda problem: problem.line or 0)
+
+
 def find_columns(table: Table, columns: Columns) -> tuple[FoundColumns | None, list[Problem]]:
     """Choose the columns of a table: those that the user named, else the first usual name that it has.
 
@@ -119,18 +148,25 @@ def _missing(table: Table, role: str, option: str, named: str | None, usual: tup
     return Problem(table.file, None, f"no {role} column {looked_for}{hint}; the file has {has}; name one by {option}")
 
 
-def _check_record(record: Record, columns: FoundColumns) -> tuple[Row | None, str]:
+def _check_texts(record: Record, columns: FoundColumns) -> tuple[TextInput, str]:
     names = (columns.text,) if columns.text_pair is None else (columns.text, columns.text_pair)
     texts = [record.values.get(name) for name in names]
     for name, text in zip(names, texts, strict=True):
         message = _text_problem(name, text)
         if message:
-            return None, message
+            return (), message
+    return tuple(map(str, texts)), ""
+
+
+def _check_record(record: Record, columns: FoundColumns) -> tuple[Row | None, str]:
+    texts, message = _check_texts(record, columns)
+    if message:
+        return None, message
     label, message = _label_name(columns.label, record.values.get(columns.label))
     split, split_message = _split_name(record, columns.split)
     if message or split_message:
         return None, message or split_message
-    return Row(tuple(map(str, texts)), label, split), ""
+    return Row(texts, label, split), ""
 
 
 def _text_problem(column: str, text: Any) -> str:

@@ -20,6 +20,7 @@ RowName = Literal[
     "plain_kd_student",
     "plain_kd_unlabelled_student",
     "l2a_without_unlabelled_student",
+    "augmented_kd_student",
     "l2a_student",
 ]
 ROWS: tuple[str, ...] = get_args(RowName)

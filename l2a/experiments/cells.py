@@ -20,6 +20,8 @@ RESULTS_VERSION = 1
 """Raise it when a change of the code, rather than of a field, changes what cells give: then all run again."""
 
 NEVER_DECIDES = ("output_dir", "overwrite", "compare", "data_root")
+READ_BY_ONE_OPERATOR = ("operator", "copies")
+"""Fields of the generator that only the row of one operator without a selector reads."""
 AUGMENTATION = ("generator", "selector")
 STUDENT = ("student", "kd")
 
@@ -113,6 +115,9 @@ def cell_key(cell: Cell, data: DataFiles) -> str:
     """
     ignored = {*NEVER_DECIDES, *_unread_sections(cell.row)}
     decisive: dict[str, Any] = {key: value for key, value in as_mapping(cell.config).items() if key not in ignored}
+    if "generator" in decisive and cell.row != "augmented_kd_student":
+        read = {key: value for key, value in decisive["generator"].items() if key not in READ_BY_ONE_OPERATOR}
+        decisive["generator"] = read
     return fingerprint(RESULTS_VERSION, cell.row, decisive, dict(cell_files(cell, data)))
 
 
@@ -141,6 +146,8 @@ def _unlabelled_files(reference: str, data_root: str | None) -> DataFiles:
 def _unread_sections(row: str) -> tuple[str, ...]:
     if not row.endswith("_student"):
         return (*AUGMENTATION, *STUDENT, "unlabelled")
+    if row == "augmented_kd_student":
+        return ("selector", "unlabelled")
     unread = () if row.startswith("l2a") else AUGMENTATION
     return unread if row in READ_UNLABELLED else (*unread, "unlabelled")
 

@@ -3,10 +3,15 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from l2a.cards import did_you_mean
 from l2a.errors import UsageError
 
 OPERATORS = ("source", "augpro_mix", "augpro_fgsm", "knn")
 """The operators of a lifted state, in the order of their integer codes."""
+TEXT_OPERATORS = (*OPERATORS, "eda", "tinybert", "target_only")
+"""The operators that make texts, each of which can run alone."""
+EMBEDDING_OPERATORS = ("mixkd", "unprojected_fgsm")
+"""Augmentation of the models' inputs, which no text can show: only while a student is distilled."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,9 @@ class GeneratorConfig:
         chains: Chains that run side by side; the number of texts in one call of the teacher.
         burn_in: First steps of each chain that give no candidates.
         neighbours: Nearest neighbours kept for each token.
+        operator: What the row "augmented_kd_student" augments by: a name of ``TEXT_OPERATORS`` or
+            ``EMBEDDING_OPERATORS``; None for the chain with all its operators. No other row reads it.
+        copies: Augmented texts of that row in each round, as a multiple of ``kd.pool_size``. No other row reads it.
     """
 
     density: Literal["kde", "ratio"] = "kde"
@@ -65,6 +73,8 @@ class GeneratorConfig:
     chains: int = 64
     burn_in: int = 5
     neighbours: int = 16
+    operator: str | None = None
+    copies: int = 1
 
     def __post_init__(self) -> None:
         """Check the numbers, naming the first that is wrong."""
@@ -73,8 +83,12 @@ class GeneratorConfig:
         _require("degree", self.degree, self.degree == "auto" or 0 < self.degree <= 1, '"auto" or a share in (0, 1]')
         _require("max_degree", self.max_degree, 0 <= self.max_degree <= 1, "a share from 0 to 1")
         _require("target_share", self.target_share, 0 <= self.target_share <= 1, "a share from 0 to 1")
-        for name, least in (("chains", 1), ("burn_in", 0), ("neighbours", 1)):
+        for name, least in (("chains", 1), ("burn_in", 0), ("neighbours", 1), ("copies", 1)):
             _require(name, getattr(self, name), getattr(self, name) >= least, f"{least} or more")
+        known = (*TEXT_OPERATORS, *EMBEDDING_OPERATORS)
+        if self.operator is not None:
+            hint = did_you_mean(self.operator, known)
+            _require("operator", self.operator, self.operator in known, f"one of {', '.join(known)}{hint}")
 
 
 def _require(name: str, value: object, is_valid: bool, allowed: str) -> None:

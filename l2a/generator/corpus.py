@@ -51,7 +51,20 @@ def tokenize_corpus(inputs: Sequence[TextInput], tokenizer: Any, max_length: int
     Returns:
         The corpus, on the CPU.
     """
-    texts = tokenize_texts(inputs, tokenizer, max_length)
+    return pad_corpus(inputs, tokenize_texts(inputs, tokenizer, max_length), table)
+
+
+def pad_corpus(inputs: Sequence[TextInput], texts: Sequence[TokenizedText], table: NeighbourTable) -> TokenCorpus:
+    """Pad tokenized texts and mark the slots that operators may change.
+
+    Args:
+        inputs: N texts, at least one.
+        texts: Their tokens.
+        table: Says which tokens may change.
+
+    Returns:
+        The corpus, on the CPU.
+    """
     lengths = np.array([len(text.ids) for text in texts], dtype=np.int64)
     ids = np.zeros((len(texts), int(lengths.max())), dtype=np.int64)
     segments = np.full(ids.shape, SPECIAL, dtype=np.int8)

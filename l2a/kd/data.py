@@ -1,14 +1,19 @@
 """What the student learns from: encoded texts with teacher outputs, mixed in fixed shares."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from l2a.encoding import EncodedTexts
 from l2a.errors import RunError
+from l2a.students.student import Student
 from l2a.teacher.outputs import TeacherOutputs
+
+Batch = dict[str, Tensor]
+"""What a model reads: input_ids or inputs_embeds, attention_mask and token_type_ids, on the model's device."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,26 @@ class DistillationSet:
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         encoded = EncodedTexts(self.encoded.ids[tokens], self.encoded.types[tokens], offsets, self.encoded.pad_id)
         return DistillationSet(encoded, self.teacher.take(indices), self.labels[indices])
+
+
+BatchReader = Callable[[Student, DistillationSet, NDArray[np.int64]], tuple[Batch, TeacherOutputs]]
+"""Gives what the student reads of the examples at some positions, and what the teacher says of them."""
+
+
+def read_tokens(student: Student, data: DistillationSet, indices: NDArray[np.int64]) -> tuple[Batch, TeacherOutputs]:
+    """Read a batch as it is: the reader of all training that changes no embeddings.
+
+    Args:
+        student: Says where the batch goes.
+        data: The examples.
+        indices: int64 (B,), positions.
+
+    Returns:
+        The padded batch and the teacher's outputs.
+    """
+    device = student.output.weight.device
+    batch = {name: value.to(device) for name, value in data.encoded.padded(indices).items()}
+    return batch, data.teacher.take(indices)
 
 
 def join(sets: Sequence[DistillationSet]) -> DistillationSet:

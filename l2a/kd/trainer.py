@@ -16,7 +16,7 @@ from l2a.errors import RunError
 from l2a.examples import Examples
 from l2a.kd.averaging import WeightAverage
 from l2a.kd.config import KDConfig
-from l2a.kd.data import DistillationSet, join, mixture_batches, refuse_constant_targets
+from l2a.kd.data import BatchReader, DistillationSet, join, mixture_batches, read_tokens, refuse_constant_targets
 from l2a.kd.lelp import Subclasses, subclass_targets
 from l2a.kd.losses import distillation_loss, hidden_state_loss
 from l2a.kd.occurring import compact_embeddings, occurring_tokens
@@ -25,6 +25,7 @@ from l2a.optimisation import adamw, linear_schedule
 from l2a.precision import mixed_precision
 from l2a.progress import SILENT, Progress
 from l2a.students.student import Student
+from l2a.teacher.outputs import TeacherOutputs
 
 CALIBRATION_TEMPERATURES = np.geomspace(0.25, 16.0, 25)
 
@@ -36,6 +37,7 @@ class KDTrainer:
         student: Trained in place; in eval mode between calls.
         steps_done: Updates so far.
         best_score: Calibrated log-likelihood of the best state on the model-choice split.
+        read_batch: Reads the batches of the texts that are trained on.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class KDTrainer:
         self.student = student
         self.steps_done = 0
         self.best_score = -np.inf
+        self.read_batch: BatchReader = read_tokens
         self._config = config
         self._rng = np.random.default_rng(seed)
         self._seed = seed
@@ -161,27 +164,27 @@ class KDTrainer:
         self.steps_done += 1
 
     def _loss(self, data: DistillationSet, indices: NDArray[np.int64]) -> torch.Tensor:
-        batch = _to_device(data.encoded.padded(indices), self._device)
+        batch, taught = self.read_batch(self.student, data, indices)
         with mixed_precision(self._device, on_cpu=False):
             logits, features = self.student(batch)
-        loss = self._label_loss(data, indices, logits.float(), features.float())
+        loss = self._label_loss(taught, data.labels[indices], logits.float(), features.float())
         if self._config.hidden_weight:
-            states = torch.from_numpy(data.teacher.embeddings[indices]).to(self._device)
+            states = torch.from_numpy(taught.embeddings).to(self._device)
             loss = loss + self._config.hidden_weight * hidden_state_loss(features.float(), states, self._projection)
         if not torch.isfinite(loss):
             raise RunError(f"kd: the loss is {loss.item()} at step {self.steps_done}; lower kd.learning_rate")
         return loss
 
     def _label_loss(
-        self, data: DistillationSet, indices: NDArray[np.int64], logits: torch.Tensor, features: torch.Tensor
+        self, taught: TeacherOutputs, classes: NDArray[np.int64], logits: torch.Tensor, features: torch.Tensor
     ) -> torch.Tensor:
         config = self._config
         if self._head is not None and self._subclasses is not None:
-            outputs, softness = data.teacher.take(indices), (config.temperature, config.subclass_temperature)
-            targets = torch.from_numpy(subclass_targets(self._subclasses, outputs, *softness)).to(self._device)
+            softness = (config.temperature, config.subclass_temperature)
+            targets = torch.from_numpy(subclass_targets(self._subclasses, taught, *softness)).to(self._device)
             return subclass_loss(features, self._head, self.student.output, targets, self._subclasses.counts)
-        teacher_logits = torch.from_numpy(data.teacher.logits[indices]).to(self._device)
-        labels = torch.from_numpy(data.labels[indices]).to(self._device)
+        teacher_logits = torch.from_numpy(taught.logits).to(self._device)
+        labels = torch.from_numpy(classes).to(self._device)
         return distillation_loss(logits, teacher_logits, labels, config.temperature, config.alpha)
 
     @property

@@ -15,6 +15,7 @@ from l2a.errors import UsageError
 from l2a.evaluation.baselines import FittedBaseline, frozen_teacher_logreg, tfidf_logreg, vector_sum_logreg
 from l2a.examples import TextInput
 from l2a.kd.trainer import run_student
+from l2a.pipeline.augmented import train_augmented_student
 from l2a.pipeline.context import RunContext
 from l2a.pipeline.students import TrainedStudent, train_l2a_student, train_plain_student
 from l2a.progress import SILENT, Progress
@@ -116,6 +117,11 @@ def fit_l2a_without_unlabelled_student(context: RunContext) -> FittedRow:
     return student_row(train_l2a_student(context.without_unlabelled()), context.config.max_length)
 
 
+def fit_augmented_kd_student(context: RunContext) -> FittedRow:
+    """Distil the student with every text of one operator, or of the chain, and without unlabelled text."""
+    return student_row(train_augmented_student(context.without_unlabelled()), context.config.max_length)
+
+
 def fit_l2a_student(context: RunContext) -> FittedRow:
     """Distil the student with drawn and selected candidates."""
     return student_row(train_l2a_student(context), context.config.max_length)
@@ -130,6 +136,7 @@ ROWS: Mapping[str, Callable[[RunContext], FittedRow]] = {
     "plain_kd_student": fit_plain_kd_student,
     "plain_kd_unlabelled_student": fit_plain_kd_unlabelled_student,
     "l2a_without_unlabelled_student": fit_l2a_without_unlabelled_student,
+    "augmented_kd_student": fit_augmented_kd_student,
     "l2a_student": fit_l2a_student,
 }
 

@@ -185,7 +185,7 @@ def train_plain_student(context: RunContext) -> TrainedStudent:
     """
     bench = open_workbench(context)
     bench.distil(None, context.config.kd.total_steps, "plain distillation")
-    return _finish(bench, ())
+    return finish(bench, ())
 
 
 def train_l2a_student(context: RunContext) -> TrainedStudent:
@@ -202,7 +202,7 @@ def train_l2a_student(context: RunContext) -> TrainedStudent:
     rounds: list[Round] = []
     for number in range(kd.rounds):
         rounds.append(_round(bench, number, rounds[-1].selection if rounds else None))
-    return _finish(bench, tuple(rounds))
+    return finish(bench, tuple(rounds))
 
 
 def _round(bench: Workbench, number: int, previous: Selection | None) -> Round:
@@ -210,7 +210,7 @@ def _round(bench: Workbench, number: int, previous: Selection | None) -> Round:
     rng = np.random.default_rng([context.config.seed, 2, number])
     with context.progress.stage("draw candidates"):
         pool, chains = draw_pool(
-            _generator_problem(bench), context.config.generator, kd.pool_size, rng, context.progress
+            generator_problem(bench), context.config.generator, kd.pool_size, rng, context.progress
         )
     candidates = bench.labelled(pool.inputs)
     with context.progress.stage("select candidates"):
@@ -226,7 +226,16 @@ def _facts(diagnostics: Mapping[str, object]) -> dict[str, object]:
     return {name: value for name, value in diagnostics.items() if not isinstance(value, list)}
 
 
-def _finish(bench: Workbench, rounds: tuple[Round, ...]) -> TrainedStudent:
+def finish(bench: Workbench, rounds: tuple[Round, ...]) -> TrainedStudent:
+    """Take the best state as the result.
+
+    Args:
+        bench: Its student has been trained.
+        rounds: What was drawn and kept.
+
+    Returns:
+        The student, in eval mode.
+    """
     bench.trainer.restore_best()
     parity = bench.trainer.refit_output_layer(bench.known.encoded)
     if parity is not None:
@@ -235,7 +244,15 @@ def _finish(bench: Workbench, rounds: tuple[Round, ...]) -> TrainedStudent:
     return TrainedStudent(bench.student, rounds, bench.trainer.best_score)
 
 
-def _generator_problem(bench: Workbench) -> GeneratorProblem:
+def generator_problem(bench: Workbench) -> GeneratorProblem:
+    """Give the generator what it reads of a run, the student's gradient as it is now.
+
+    Args:
+        bench: The run with its student.
+
+    Returns:
+        Texts, labels, tokens, neighbours and callables.
+    """
     context, student = bench.context, bench.student
     size = len(student.tokenizer)  # embedding matrices are often padded beyond the vocabulary
     embeddings = student.word_embeddings().cpu()[:size]

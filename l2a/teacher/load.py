@@ -108,6 +108,35 @@ def load_fine_tuned(model: str, label_names: tuple[str, ...], progress: Progress
     return Teacher(classifier, tokenizer, label_names, head=None).eval()
 
 
+def load_masked_language_model(model: str, progress: Progress = SILENT) -> tuple[Any, Any] | None:
+    """Load a model with its masked-LM head, where its weights have one.
+
+    Args:
+        model: "minilm-l6", a folder, or a Hub id.
+        progress: Shows the download.
+
+    Returns:
+        ``AutoModelForMaskedLM`` in eval mode and its tokenizer; None when the weights were saved without the head.
+
+    Raises:
+        RunError: If the weights cannot be had.
+        UsageError: If the folder is not a model with a tokenizer.
+    """
+    from transformers import AutoConfig, AutoModelForMaskedLM
+
+    if model == EMBEDDED:  # known to have none, so it need not be fetched
+        return None
+    location = locate(model, progress)
+    try:
+        names = AutoConfig.from_pretrained(location).architectures or []
+    except (OSError, ValueError, KeyError) as error:
+        raise _load_error(model, "its config", error) from error
+    if not any(name.endswith(("ForMaskedLM", "ForPreTraining")) for name in names):
+        return None
+    loaded, tokenizer = _load(AutoModelForMaskedLM, model, location)
+    return loaded.eval(), tokenizer
+
+
 def _reorder_output(classifier: nn.Module, order: list[int]) -> None:
     layer = [module for module in classifier.modules() if isinstance(module, nn.Linear)][-1]
     with torch.no_grad():

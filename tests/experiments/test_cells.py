@@ -35,6 +35,8 @@ def test_the_cells_of_a_group_share_pair_shots_and_seed(workspace: Path) -> None
         ("random", {"kd.alpha": 0.5}, False),
         ("plain", {"kd.alpha": 0.5}, False),
         ("plain", {"generator.tau": 2.0}, True),
+        ("random", {"generator.tau": 2.0}, False),
+        ("random", {"generator.operator": "eda", "generator.copies": 4}, True),
         ("tfidf", {"kd.alpha": 0.5}, True),
         ("tfidf", {"student.preset": "narrow"}, True),
         ("tfidf", {"max_length": 32}, False),
@@ -73,3 +75,17 @@ def test_a_changed_file_changes_the_key(workspace: Path) -> None:
     after = data_files(groups)["sea_sky"]
     cell = groups[0][0]
     assert cell_key(cell, before) != cell_key(cell, after)
+
+
+def test_the_row_of_one_operator_reads_the_operator_and_no_selector(workspace: Path) -> None:
+    cell, data = replace(cell_of("random"), row="augmented_kd_student"), {"sea.jsonl": "a"}
+    for change, stays in (
+        ({"generator.operator": "eda"}, False),
+        ({"generator.copies": 4}, False),
+        ({"generator.degree": 0.3}, False),
+        ({"kd.alpha": 0.5}, False),
+        ({"selector.agent": "nearest"}, True),
+        ({"unlabelled": "texts.txt"}, True),
+    ):
+        changed = replace(cell, config=override(cell.config, change))
+        assert (cell_key(changed, data) == cell_key(cell, data)) == stays, change

@@ -15,7 +15,7 @@ from l2a.errors import RunError, UsageError
 from l2a.examples import normalised_hash
 from l2a.pipeline.context import RunContext
 from l2a.pipeline.data import load_run_data
-from l2a.pipeline.distill import NEEDS_UNLABELLED, distill
+from l2a.pipeline.distill import NEEDS_OPERATOR, NEEDS_UNLABELLED, distill
 from l2a.pipeline.rows import ROWS, run_row
 
 
@@ -25,7 +25,9 @@ def test_a_run_leaves_a_complete_folder(config, result):
     selector = {path.name for path in (result.output_dir / "selector").iterdir()}
     assert selector == {"policy.json", "policy.safetensors", "selection.json"}
     metrics = json.loads((result.output_dir / "metrics.json").read_text())
-    assert [row["name"] for row in metrics["rows"]] == [name for name in ROWS if name not in NEEDS_UNLABELLED]
+    assert [row["name"] for row in metrics["rows"]] == [
+        name for name in ROWS if name not in NEEDS_UNLABELLED | NEEDS_OPERATOR
+    ]
     for row in metrics["rows"]:
         assert row["accuracy"].keys() == row["macro_f1"].keys() == {"value", "low", "high"}
         assert row["latency_ms"].keys() == {"batch_1", "batch_32"}
@@ -181,6 +183,6 @@ def test_a_run_in_two_processes_gives_what_one_gives(config, tmp_path):
         done = subprocess.run(arguments, capture_output=True, text=True, timeout=300, env=environment)
         assert done.returncode == 0, done.stderr[-3000:]
         rows = json.loads((out / "metrics.json").read_text())["rows"]
-        accuracies.append({row["name"]: row["accuracy"] for row in rows})
+        accuracies.append({row["name"]: row["accuracy"]["value"] for row in rows})
     assert accuracies[0]["cross_domain_teacher"] == accuracies[1]["cross_domain_teacher"]
     assert abs(accuracies[0]["l2a_student"] - accuracies[1]["l2a_student"]) < 0.2  # each draws its own dropout

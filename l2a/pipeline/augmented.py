@@ -1,0 +1,172 @@
+"""Trains a student with one augmentation operator and no selector: every augmented example is used."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from l2a.encoding import encode
+from l2a.errors import RunError
+from l2a.examples import TextInput, normalised_hash
+from l2a.generator.build import build_operator
+from l2a.generator.config import EMBEDDING_OPERATORS, resolve_degree
+from l2a.generator.pool import draw_pool
+from l2a.generator.problem import vocabulary
+from l2a.generator.rewrite import TextOperator
+from l2a.generator.token_rewriting import TokenSpace
+from l2a.kd.data import DistillationSet, read_tokens
+from l2a.kd.embedding_space import (
+    MIX_CONCENTRATION,
+    MixedBatches,
+    PerturbedBatches,
+    median_neighbour_distance,
+    mixed_outputs,
+    open_tokens,
+)
+from l2a.pipeline.augment_models import masked_language_model
+from l2a.pipeline.context import RunContext
+from l2a.pipeline.students import (
+    TrainedStudent,
+    Workbench,
+    finish,
+    generator_problem,
+    mixture,
+    open_workbench,
+)
+
+COPIES_FROM_TARGET = {"source": 0.0, "target_only": 1.0}
+"""Operators that change nothing, with the share of their texts that comes from the target."""
+DRAWS_LIMIT = 10
+"""Drawing stops when enough different texts came, or after this many times as many draws."""
+logger = logging.getLogger(__name__)
+
+
+def train_augmented_student(context: RunContext) -> TrainedStudent:
+    """Warm up on target and source, then distil on augmented examples too, with as many updates as without them.
+
+    Args:
+        context: The run; ``generator.operator`` and ``generator.copies`` say what is drawn in each round.
+
+    Returns:
+        The student.
+    """
+    bench, kd = open_workbench(context), context.config.kd
+    bench.distil(None, kd.warmup_steps, "warm-up")
+    for number in range(kd.rounds):
+        rng = np.random.default_rng([context.config.seed, 2, number])
+        if context.config.generator.operator in EMBEDDING_OPERATORS:
+            _distil_in_embedding_space(bench, rng)
+        else:
+            with context.progress.stage("draw candidates"):
+                inputs = _draw_texts(bench, rng)
+            bench.distil(bench.labelled(inputs), kd.round_steps, "distillation")
+    return finish(bench, ())
+
+
+def _wanted(bench: Workbench) -> int:
+    config = bench.context.config
+    return config.generator.copies * config.kd.pool_size
+
+
+def _draw_texts(bench: Workbench, rng: np.random.Generator) -> tuple[TextInput, ...]:
+    context, size = bench.context, _wanted(bench)
+    config, name = context.config.generator, context.config.generator.operator
+    if name is None:
+        return draw_pool(generator_problem(bench), config, size, rng, context.progress)[0].inputs
+    if name in COPIES_FROM_TARGET:
+        return _draw_pairs(bench, size, rng, COPIES_FROM_TARGET[name])[0]
+    operator = build_operator(
+        name, lambda: _token_space(bench),
+        lambda: masked_language_model(context.config.teacher.model, context.config.max_length, context.progress),
+        context.progress,
+    )  # fmt: skip
+    found: dict[str, TextInput] = {}
+    for _ in range(DRAWS_LIMIT):
+        _draw_more(bench, operator, size, found, rng)
+        if len(found) >= size:
+            break
+    if not found:
+        raise RunError(f"generator.operator: {name} made no new text; raise generator.degree")
+    if len(found) < size:
+        logger.warning("%s made %d of %d different texts", name, len(found), size)
+    return tuple(found.values())[:size]
+
+
+def _draw_more(
+    bench: Workbench, operator: TextOperator, size: int, found: dict[str, TextInput], rng: np.random.Generator
+) -> None:
+    """Draw once and add what is new: neither a held-out text nor one of the target's own."""
+    data, config = bench.context.data, bench.context.config.generator
+    excluded = data.forbidden | {normalised_hash(text) for text in data.splits.train.inputs}
+    bases, partners = _draw_pairs(bench, size, rng, config.target_share)
+    degree = resolve_degree(config.degree, len(data.source) + len(data.splits.train))
+    for rewrite in operator(bases, partners, degree, rng):
+        key = normalised_hash(rewrite.text)
+        if key not in excluded:
+            found.setdefault(key, rewrite.text)
+
+
+def _draw_pairs(
+    bench: Workbench, size: int, rng: np.random.Generator, target_share: float
+) -> tuple[tuple[TextInput, ...], tuple[TextInput, ...]]:
+    """Draw bases and a partner of the other domain for each, by the base law of the generator's chains."""
+    source = (*bench.context.data.source.inputs, *bench.context.data.unlabelled)
+    target = bench.context.data.splits.train.inputs
+    in_target = rng.random(size) < target_share
+    bases = _choose(in_target, target, source, rng)
+    return bases, _choose(~in_target, target, source, rng)
+
+
+def _choose(
+    in_target: NDArray[np.bool_], target: Sequence[TextInput], source: Sequence[TextInput], rng: np.random.Generator
+) -> tuple[TextInput, ...]:
+    few, many = (rng.integers(0, len(texts), size=len(in_target)) for texts in (target, source))
+    return tuple(target[i] if is_target else source[j] for is_target, i, j in zip(in_target, few, many, strict=True))
+
+
+def _token_space(bench: Workbench) -> TokenSpace:
+    problem = generator_problem(bench)
+    return TokenSpace(
+        problem.tokenizer, problem.neighbours, problem.word_embeddings, problem.gradient, problem.max_length
+    )
+
+
+def _distil_in_embedding_space(bench: Workbench, rng: np.random.Generator) -> None:
+    context, trainer = bench.context, bench.trainer
+    share = context.config.generator.target_share
+    bases, partners = _draw_pairs(bench, _wanted(bench), rng, share)
+    augmented = bench.labelled(bases)
+    sets, shares = mixture(bench, augmented)
+    place = next(i for i, part in enumerate(sets) if part is augmented)
+    start = sum(len(part) for part in sets[:place])
+    if context.config.generator.operator == "mixkd":
+        weights = rng.beta(MIX_CONCENTRATION, MIX_CONCENTRATION, size=len(bases)).astype(np.float32)
+        pairs = encode(context.teacher.tokenizer, (*bases, *partners), context.config.max_length)
+        sets[place] = replace(augmented, teacher=mixed_outputs(context.teacher, pairs, weights))
+        # The partners are in the joined set, so that their tokens count as occurring, but have no share of it.
+        sets, shares = [*sets, bench.labelled(partners)], [*shares, 0.0]
+        trainer.read_batch = MixedBatches(start, sum(len(part) for part in sets[:-1]), weights)
+    else:
+        trainer.read_batch = _perturbed_batches(bench, augmented, bases, start, rng)
+    trainer.train(sets, shares, context.config.kd.round_steps, context.progress, "distillation")
+    trainer.read_batch = read_tokens
+
+
+def _perturbed_batches(
+    bench: Workbench, augmented: DistillationSet, bases: Sequence[TextInput], start: int, rng: np.random.Generator
+) -> PerturbedBatches:
+    teacher, student = bench.context.teacher, bench.student
+    words, student_words = vocabulary(teacher.tokenizer), vocabulary(student.tokenizer)
+    texts = encode(teacher.tokenizer, bases, bench.context.config.max_length)
+    table, student_table = teacher.word_embeddings().cpu(), student.word_embeddings().cpu()
+    return PerturbedBatches(
+        start=start,
+        teacher=teacher,
+        texts=texts,
+        teacher_open=open_tokens(texts, words),
+        student_open=open_tokens(augmented.encoded, student_words),
+        teacher_step=median_neighbour_distance(table[: len(words)], words, rng),
+        student_step=median_neighbour_distance(student_table[: len(student_words)], student_words, rng),
+    )

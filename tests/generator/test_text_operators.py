@@ -1,0 +1,184 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import BertConfig, BertForMaskedLM
+
+from l2a.errors import UsageError
+from l2a.generator.build import build_operator
+from l2a.generator.config import TEXT_OPERATORS, GeneratorConfig
+from l2a.generator.eda import Eda
+from l2a.generator.lexicons import NearestWords, read_synsets
+from l2a.generator.tinybert import MaskedLanguageModel, TinyBertAugmentation
+from l2a.generator.token_rewriting import TokenRewriting, TokenSpace
+from l2a.generator.words import count_words, find_words
+
+from .conftest import COMMON, FILM, MARKS, PHONE, SPECIALS, WORDS
+
+OPERATORS = ("augpro_mix", "augpro_fgsm", "knn", "eda", "tinybert", "masked", "source", "target_only")
+words = st.lists(
+    st.sampled_from([*FILM, *PHONE, *COMMON, *MARKS, *SPECIALS[:5], "don't", "10th", "#film", "good-bad", "Filming"]),
+    max_size=12,
+)
+sides = words.map(" ".join)
+batches = st.one_of(
+    st.lists(st.tuples(sides), min_size=2, max_size=5), st.lists(st.tuples(sides, sides), min_size=2, max_size=5)
+)
+SYNONYMS = {word: [other for other in group if other != word] for group in (FILM, PHONE) for word in group}
+
+
+@pytest.fixture(scope="module")
+def operators(word_tokenizer, tokens, embeddings, table):
+    def gradient(inputs):
+        ids = word_tokenizer(*map(list, zip(*inputs, strict=True)), truncation=True, max_length=14)["input_ids"]
+        return [np.tile(np.arange(8, dtype=np.float32), (len(row), 1)) for row in ids]
+
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(tokens), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+        max_position_embeddings=64,
+    )  # fmt: skip
+    masked = MaskedLanguageModel(BertForMaskedLM(config).eval(), word_tokenizer, 14, count=5)
+    vectors = torch.nn.functional.normalize(torch.randn(len(WORDS), 6, generator=torch.Generator().manual_seed(1)))
+    nearest = NearestWords(WORDS, vectors.numpy(), count=4)
+    space = TokenSpace(word_tokenizer, table, embeddings, gradient, 14)
+    made = {name: TokenRewriting(name, space) for name in ("augpro_mix", "augpro_fgsm", "knn")}
+    made |= {name: build_operator(name, lambda: space, lambda: None) for name in ("source", "target_only")}
+    made |= {"tinybert": TinyBertAugmentation(nearest), "masked": TinyBertAugmentation(nearest, masked)}
+    return made | {"eda": Eda(SYNONYMS)}
+
+
+def closed_words(side, name):
+    """Token operators reach into words that marks join; word operators leave these alone."""
+    by_word = name in ("eda", "tinybert", "masked")
+    return [word for word in side.split() if word in {*MARKS, *SPECIALS} or (by_word and not find_words(word))]
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+@settings(max_examples=40, deadline=None)
+@given(batch=batches, seed=st.integers(0, 10_000), degree=st.floats(0.05, 1.0))
+def test_guards(operators, name, batch, seed, degree):
+    partners = batch[::-1]
+    made = operators[name](batch, partners, degree, np.random.default_rng(seed))
+    assert made == operators[name](batch, partners, degree, np.random.default_rng(seed)), "the seed decides"
+    assert len(made) == len(batch)
+    for base, partner, rewrite in zip(batch, partners, made, strict=True):
+        kept = partner if name == "source" else base
+        assert 0 <= rewrite.changed_share <= 1
+        assert len(rewrite.text) == len(base), "a side came or went"
+        assert (rewrite.changed_share == 0) >= (rewrite.text == kept), "a changed share of an unchanged text"
+        for old, new in zip(kept, rewrite.text, strict=True):
+            assert closed_words(new, name) == closed_words(old, name), (
+                "a special token, number or mark changed or was emitted"
+            )
+
+
+@pytest.mark.parametrize("name", ["augpro_mix", "augpro_fgsm", "knn", "tinybert", "masked"])
+@settings(max_examples=30, deadline=None)
+@given(batch=batches, seed=st.integers(0, 10_000))
+def test_replacements_keep_the_number_of_words(operators, name, batch, seed):
+    for base, rewrite in zip(batch, operators[name](batch, batch, 0.7, np.random.default_rng(seed)), strict=True):
+        assert [len(side.split()) for side in rewrite.text] == [len(side.split()) for side in base]
+
+
+@settings(max_examples=60, deadline=None)
+@given(text=st.lists(st.sampled_from([*FILM, *PHONE, *COMMON]), min_size=1, max_size=30), seed=st.integers(0, 10_000))
+def test_eda_changes_as_many_words_as_its_degree_says(operators, text, seed):
+    base = (" ".join(text),)
+    (rewrite,) = operators["eda"]([base], [base], 0.2, np.random.default_rng(seed))
+    allowed, after = max(1, int(0.2 * len(text))), rewrite.text[0].split()
+    assert len(after) <= len(text) + allowed, "more words were inserted"
+    assert len(after) >= 1, "all words were deleted"
+    if len(after) == len(text):
+        moved = sum(one != other for one, other in zip(text, after, strict=True))
+        assert moved <= 2 * allowed, "more words were replaced or moved"
+        assert rewrite.changed_share == pytest.approx(moved / len(text))
+
+
+@pytest.mark.parametrize("name", ["augpro_mix", "augpro_fgsm", "knn", "tinybert", "masked"])
+def test_the_changed_share_is_the_degree_on_the_average(operators, name):
+    base, partner = (" ".join(FILM),), (" ".join(PHONE),)
+    made = operators[name]([base] * 400, [partner] * 400, 0.3, np.random.default_rng(0))
+    changed = [np.mean([old not in (new,) for old, new in zip(FILM, one.text[0].split(), strict=True)]) for one in made]
+    assert np.mean([one.changed_share for one in made]) == pytest.approx(0.3, abs=0.03)
+    assert np.mean(changed) == pytest.approx(0.3, abs=0.03)
+
+
+def test_tinybert_leaves_stop_words_and_takes_only_candidates(operators):
+    base = ("This Film was very GOOD",)
+    made = operators["tinybert"]([base] * 50, [base] * 50, 1.0, np.random.default_rng(0))
+    for rewrite in made:
+        this, film, was, very, good = rewrite.text[0].split()
+        assert (this, was, very) == ("This", "was", "very"), "a stop word changed"
+        assert film.istitle() and film != "Film" and good.isupper() and good != "GOOD"
+        assert rewrite.changed_share == pytest.approx(2 / 5)
+
+
+def test_masked_words_are_asked_with_their_text(word_tokenizer, operators):
+    model = operators["masked"]._masked
+    texts = [("the film was bad", "my phone"), ("the film was bad", "my phone"), ("filming it",)]
+    first, second, several = model(texts, [(0, (4, 8)), (1, (3, 8)), (0, (0, 7))])
+    assert len(first) == len(second) == 5 and "film" not in first and "phone" not in second
+    assert several == [], "a word of several tokens is for the word vectors"
+
+
+def test_augpro_mix_takes_tokens_of_the_partner(operators):
+    base, partner = (" ".join(FILM[:5]), "my phone"), (" ".join(PHONE[:5]), "the film")
+    (rewrite,) = operators["augpro_mix"]([base], [partner], 1.0, np.random.default_rng(0))
+    assert set(rewrite.text[0].split()) <= set(PHONE)
+    assert set(rewrite.text[1].split()) <= {"the", "film"}, "the second side took tokens of the first"
+
+
+def test_a_text_beyond_the_longest_sequence_keeps_its_end(operators):
+    base = (" ".join(FILM * 5),)
+    for name in ("augpro_mix", "augpro_fgsm", "knn"):
+        (rewrite,) = operators[name]([base], [(" ".join(PHONE * 5),)], 1.0, np.random.default_rng(0))
+        assert rewrite.text[0].split()[12:] == base[0].split()[12:]
+        assert rewrite.text[0].split()[:12] != base[0].split()[:12]
+
+
+def test_augpro_fgsm_without_gradients_is_refused(word_tokenizer, table, embeddings):
+    with pytest.raises(UsageError, match="teacher and a student"):
+        TokenRewriting("augpro_fgsm", TokenSpace(word_tokenizer, table, embeddings, None, 14))
+
+
+def test_synonyms_are_the_other_words_of_a_synset():
+    lines = [
+        "  1 This software and database is being provided to you",
+        "06613686 10 n 05 movie 0 film 0 picture 0 moving_picture 0 flick 1 000 | a form of entertainment",
+        "00001740 00 a 02 Able(p) 0 24-hour 0 000 | having the means",
+        "00002000 00 v 02 film 0 shoot 4 000 | make a film",
+    ]
+    synonyms = read_synsets(lines)
+    assert synonyms["film"] == ["movie", "picture", "moving picture", "flick", "shoot"]
+    assert "able" not in synonyms and synonyms["shoot"] == ["film"]
+
+
+def test_nearest_words_are_those_of_an_exhaustive_search():
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(300, 5)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    names = [f"w{i}" for i in range(300)]
+    found = NearestWords(names, vectors, count=7)([*names[:200], "unknown"])
+    assert found[200] == []
+    for row in range(200):
+        cosine = vectors @ vectors[row]
+        cosine[row] = -np.inf
+        assert found[row] == [names[i] for i in np.argsort(-cosine)[:7]]
+
+
+@pytest.mark.parametrize("side", ["[SEP] it [CLS]", "don't won\u2019t", "@user #topic a/b well-made 10th x2", "! 4 a"])
+def test_what_is_no_plain_word_stays(side):
+    assert [side[start:end] for start, end in find_words(side)] in ([], ["it"])
+
+
+def test_words_are_counted_over_both_sides():
+    assert count_words(("one two", "three")) == 3 and count_words(("",)) == 1
+
+
+def test_a_misspelt_operator_is_refused():
+    with pytest.raises(UsageError, match=r"generator\.operator.*did you mean 'augpro_mix'"):
+        GeneratorConfig(operator="augpro_mx")
+    for name in TEXT_OPERATORS:
+        assert GeneratorConfig(operator=name).copies == 1

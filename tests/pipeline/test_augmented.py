@@ -1,0 +1,91 @@
+"""The row of one operator without a selector."""
+
+import numpy as np
+import pytest
+
+import l2a.pipeline.augmented as augmented
+from l2a.config import override
+from l2a.errors import UsageError
+from l2a.examples import normalised_hash
+from l2a.generator.eda import Eda
+from l2a.pipeline.augmented import train_augmented_student
+from l2a.pipeline.context import RunContext
+from l2a.pipeline.rows import run_row
+from l2a.pipeline.students import Workbench
+
+OPERATORS = [None, "augpro_mix", "augpro_fgsm", "knn", "source", "target_only", "mixkd", "unprojected_fgsm"]
+
+
+@pytest.fixture
+def context(config) -> RunContext:
+    return RunContext(override(config, {"generator.degree": 0.5}))
+
+
+def with_operator(context: RunContext, operator: str | None, copies: int = 1) -> RunContext:
+    return RunContext(override(context.config, {"generator.operator": operator, "generator.copies": copies}))
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_every_operator_trains_as_long_as_plain_distillation(context, monkeypatch, operator):
+    steps = []
+    original = augmented.finish
+    monkeypatch.setattr(
+        augmented, "finish", lambda bench, _: steps.append(bench.trainer.steps_done) or original(bench, ())
+    )
+    trained = train_augmented_student(with_operator(context, operator))
+    assert steps == [context.config.kd.total_steps]
+    assert np.isfinite(trained.choice_log_likelihood) and not trained.student.model.training
+
+
+def drawn(context: RunContext, monkeypatch) -> list[tuple]:
+    sets = []
+    original = Workbench.distil
+
+    def spy(self, kept, steps, stage):
+        sets.extend([] if kept is None else [kept])
+        original(self, kept, steps, stage)
+
+    monkeypatch.setattr(Workbench, "distil", spy)
+    made = []
+    monkeypatch.setattr(
+        augmented,
+        "_draw_texts",
+        lambda bench, rng, draw=augmented._draw_texts: made.append(draw(bench, rng)) or made[-1],
+    )
+    train_augmented_student(context)
+    assert [len(part) for part in sets] == [len(part) for part in made]
+    return made
+
+
+@pytest.mark.parametrize(("operator", "copies"), [("augpro_mix", 1), ("knn", 2)])
+def test_candidates_are_new_and_as_many_as_asked(context, monkeypatch, operator, copies):
+    context = with_operator(context, operator, copies)
+    splits, test = context.data.splits, context.data.target.test.hashes
+    own = {normalised_hash(text) for text in splits.train.inputs}
+    for inputs in drawn(context, monkeypatch):
+        hashes = {normalised_hash(text) for text in inputs}
+        assert len(inputs) == len(hashes) == copies * context.config.kd.pool_size
+        assert not hashes & own and not hashes & test and not hashes & context.data.forbidden
+
+
+def test_copies_come_from_the_domain_that_the_operator_names(context, monkeypatch):
+    for operator, inputs in (("source", context.data.source.inputs), ("target_only", context.data.splits.train.inputs)):
+        for texts in drawn(with_operator(context, operator), monkeypatch):
+            assert set(texts) <= set(inputs)
+
+
+def test_eda_reads_its_synonyms(context, monkeypatch):
+    synonyms = {"good": ["lovely"], "story": ["film"]}
+    monkeypatch.setattr(augmented, "build_operator", lambda *arguments: Eda(synonyms))
+    trained = train_augmented_student(with_operator(context, "eda"))
+    assert np.isfinite(trained.choice_log_likelihood)
+
+
+def test_the_row_runs_by_its_name(context):
+    result = run_row(with_operator(context, "mixkd").config, "augmented_kd_student")
+    assert len(result.predictions) == len(result.labels)
+
+
+def test_an_unknown_operator_is_refused(context):
+    with pytest.raises(UsageError, match=r"generator\.operator"):
+        with_operator(context, "mixdk")
