@@ -11,6 +11,7 @@ from l2a.cli.distill import distill_command
 from l2a.cli.domains import domains_app
 from l2a.cli.experiment import experiment_app
 from l2a.cli.pretrain import pretrain_command
+from l2a.cli.selector import selector_app
 from l2a.errors import RunError, UsageError
 
 app = typer.Typer(
@@ -25,6 +26,7 @@ app.command("augment")(augment_command)
 app.command("pretrain")(pretrain_command)
 app.add_typer(domains_app, name="domains")
 app.add_typer(experiment_app, name="experiment")
+app.add_typer(selector_app, name="selector")
 
 
 def _show_version(wanted: bool) -> None:

@@ -24,7 +24,9 @@ def distill_command(
         bool | None, typer.Option("--fine-tuned-teacher", help="The teacher classifies already: use it as it is.")
     ] = None,
     student: Annotated[str | None, typer.Option(help="Model folder or Hub id to start the student from.")] = None,
-    selector: Annotated[str | None, typer.Option(help="A card in agents/: ppo, a2c, random, nearest, all ...")] = None,
+    selector: Annotated[
+        str | None, typer.Option(help="A card in agents/ (ppo, random, all ...) or the folder of a saved policy.")
+    ] = None,
     text_column: Annotated[str | None, typer.Option(help="Column of the text.")] = None,
     text_pair_column: Annotated[str | None, typer.Option(help="Column of the second text of a pair.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Column of the label.")] = None,

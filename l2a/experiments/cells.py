@@ -25,7 +25,7 @@ READ_BY_ONE_OPERATOR = ("operator", "copies")
 AUGMENTATION = ("generator", "selector")
 STUDENT = ("student", "kd")
 
-READ_UNLABELLED = ("l2a_student", "plain_kd_unlabelled_student")
+READ_UNLABELLED = ("l2a_student", "plain_kd_unlabelled_student", "augmented_kd_student")
 
 DataFiles = Mapping[str, str]
 
@@ -118,6 +118,7 @@ def cell_key(cell: Cell, data: DataFiles) -> str:
     if "generator" in decisive and cell.row != "augmented_kd_student":
         read = {key: value for key, value in decisive["generator"].items() if key not in READ_BY_ONE_OPERATOR}
         decisive["generator"] = read
+    decisive.get("selector", {}).pop("tensorboard", None)  # it only shows a training
     return fingerprint(RESULTS_VERSION, cell.row, decisive, dict(cell_files(cell, data)))
 
 
@@ -147,7 +148,7 @@ def _unread_sections(row: str) -> tuple[str, ...]:
     if not row.endswith("_student"):
         return (*AUGMENTATION, *STUDENT, "unlabelled")
     if row == "augmented_kd_student":
-        return ("selector", "unlabelled")
+        return ("selector",)
     unread = () if row.startswith("l2a") else AUGMENTATION
     return unread if row in READ_UNLABELLED else (*unread, "unlabelled")
 

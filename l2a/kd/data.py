@@ -72,6 +72,23 @@ def read_tokens(student: Student, data: DistillationSet, indices: NDArray[np.int
     return batch, data.teacher.take(indices)
 
 
+@dataclass(frozen=True)
+class Renewal:
+    """A set of which only some texts are in use, chosen anew while the student learns.
+
+    Attributes:
+        pool: One of the sets that the student is trained on.
+        kept: int64, positions in the pool that are in use at first.
+        every: Updates after which they are chosen anew.
+        choose: Gives the positions in use from the student's logits (N, C) and features (N, h) of the pool.
+    """
+
+    pool: DistillationSet
+    kept: NDArray[np.int64]
+    every: int
+    choose: Callable[[NDArray[np.float32], NDArray[np.float32]], NDArray[np.int64]]
+
+
 def join(sets: Sequence[DistillationSet]) -> DistillationSet:
     """Concatenate sets.
 

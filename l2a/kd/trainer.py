@@ -16,7 +16,15 @@ from l2a.errors import RunError
 from l2a.examples import Examples
 from l2a.kd.averaging import WeightAverage
 from l2a.kd.config import KDConfig
-from l2a.kd.data import BatchReader, DistillationSet, join, mixture_batches, read_tokens, refuse_constant_targets
+from l2a.kd.data import (
+    BatchReader,
+    DistillationSet,
+    Renewal,
+    join,
+    mixture_batches,
+    read_tokens,
+    refuse_constant_targets,
+)
 from l2a.kd.lelp import Subclasses, subclass_targets
 from l2a.kd.losses import distillation_loss, hidden_state_loss
 from l2a.kd.occurring import compact_embeddings, occurring_tokens
@@ -100,6 +108,7 @@ class KDTrainer:
         steps: int,
         progress: Progress = SILENT,
         stage: str = "distil",
+        renewal: Renewal | None = None,
     ) -> None:
         """Update the student on a mixture of sets.
 
@@ -109,20 +118,19 @@ class KDTrainer:
             steps: Updates to make.
             progress: Shows the steps; gets the score of every look at the model-choice split.
             stage: Name shown to the user.
+            renewal: A set of which only some texts are used, chosen anew every so many updates.
 
         Raises:
             RunError: If the teacher's outputs are constant or the loss is not finite.
         """
         data = join(sets)
         refuse_constant_targets(data)
-        sizes = [len(part) for part in sets]
-        batches = mixture_batches(sizes, shares, data.encoded.lengths, self._config.batch_size, steps, self._rng)
         with torch.random.fork_rng(devices=[]), progress.stage(stage, steps) as advance:
             torch.manual_seed(self._seed + self.steps_done)  # dropout, the same wherever the call starts
             with self._occurring_tokens_only(data) as renumbered:
                 self._average = WeightAverage(self._trained_parameters, self._config.average)
                 self.student.model.train()
-                for indices in batches:
+                for indices in self._batches(renumbered, sets, shares, steps, renewal):
                     self._step(renumbered, indices)
                     self._average.update()
                     advance(1)
@@ -134,6 +142,28 @@ class KDTrainer:
                     self.look(progress)
                 self._average = None
         self.student.model.eval()
+
+    def _batches(
+        self,
+        data: DistillationSet,
+        sets: Sequence[DistillationSet],
+        shares: Sequence[float],
+        steps: int,
+        renewal: Renewal | None,
+    ) -> Iterator[NDArray[np.int64]]:
+        parts = np.split(np.arange(len(data)), np.cumsum([len(part) for part in sets])[:-1])
+        every = renewal.every if renewal is not None else max(steps, 1)
+        for done in range(0, steps, every):
+            used = list(parts)
+            if renewal is not None:
+                place = next(number for number, part in enumerate(sets) if part is renewal.pool)
+                pool = data.take(parts[place])
+                kept = renewal.choose(*run_student(self.student, pool.encoded)) if done else renewal.kept
+                used[place] = parts[place][kept]
+            index, sizes = np.concatenate(used), [len(part) for part in used]
+            batch, count = self._config.batch_size, min(every, steps - done)
+            for chosen in mixture_batches(sizes, shares, data.encoded.lengths[index], batch, count, self._rng):
+                yield index[chosen]
 
     @contextmanager
     def _occurring_tokens_only(self, data: DistillationSet) -> Iterator[DistillationSet]:

@@ -13,12 +13,13 @@ from l2a.generator.diagnostics import ChainDiagnostics
 from l2a.generator.neighbours import build_neighbour_table
 from l2a.generator.pool import CandidatePool, draw_pool
 from l2a.generator.problem import GeneratorProblem, vocabulary
-from l2a.kd.data import DistillationSet, join
+from l2a.kd.data import DistillationSet, Renewal, join
 from l2a.kd.gradients import embedding_gradients
 from l2a.kd.head import fit_head, fit_output_layer
 from l2a.kd.lelp import fit_subclasses, teacher_output_weight
 from l2a.kd.trainer import KDTrainer, run_student
 from l2a.pipeline.context import RunContext
+from l2a.selector.agents import load_agent
 from l2a.selector.problem import Selection, SelectionProblem
 from l2a.selector.select import select
 from l2a.students.student import Student
@@ -39,6 +40,21 @@ class Round:
 
     pool: CandidatePool
     selection: Selection
+    chains: ChainDiagnostics
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A pool that was just drawn.
+
+    Attributes:
+        pool: What the generator drew.
+        candidates: The same texts, to distil on.
+        chains: How well the generator's chains moved.
+    """
+
+    pool: CandidatePool
+    candidates: DistillationSet
     chains: ChainDiagnostics
 
 
@@ -117,16 +133,17 @@ class Workbench:
         """Everything that the student learns from before any candidate is drawn."""
         return join([part for part in (self.source, self.target, self.unlabelled) if part is not None])
 
-    def distil(self, kept: DistillationSet | None, steps: int, stage: str) -> None:
+    def distil(self, kept: DistillationSet | None, steps: int, stage: str, renewal: Renewal | None = None) -> None:
         """Train the student on a mixture of everything at hand.
 
         Args:
             kept: Candidates, or None.
             steps: Updates.
             stage: Name shown to the user.
+            renewal: Which of the candidates are used, chosen anew every so many updates; None for all of them.
         """
         sets, shares = mixture(self, kept)
-        self.trainer.train(sets, shares, steps, self.context.progress, stage)
+        self.trainer.train(sets, shares, steps, self.context.progress, stage, renewal)
 
     @cached_property
     def reward(self) -> DistillationSet:
@@ -206,20 +223,56 @@ def train_l2a_student(context: RunContext) -> TrainedStudent:
 
 
 def _round(bench: Workbench, number: int, previous: Selection | None) -> Round:
-    context, kd = bench.context, bench.context.config.kd
+    context = bench.context
     rng = np.random.default_rng([context.config.seed, 2, number])
-    with context.progress.stage("draw candidates"):
-        pool, chains = draw_pool(
-            generator_problem(bench), context.config.generator, kd.pool_size, rng, context.progress
-        )
-    candidates = bench.labelled(pool.inputs)
+    drawn = draw_candidates(bench, rng)
     with context.progress.stage("select candidates"):
-        problem = _selection_problem(bench, pool, candidates)
+        problem = selection_problem(bench, drawn)
         policy = previous.policy if previous else None
         selection = select(problem, context.config.selector, rng, policy, context.progress)
     context.progress.event("round", number=number, kept=int(selection.kept.sum()), **_facts(selection.diagnostics))
-    bench.distil(candidates.take(np.flatnonzero(selection.kept)), kd.round_steps, "distillation")
-    return Round(pool, selection, chains)
+    selection = _distil_kept(bench, drawn.candidates, problem, selection, rng)
+    return Round(drawn.pool, selection, drawn.chains)
+
+
+def draw_candidates(bench: Workbench, rng: np.random.Generator) -> Drawn:
+    """Draw a pool of candidates for a student as it is now.
+
+    Args:
+        bench: The student and its texts.
+        rng: The source of every random draw.
+
+    Returns:
+        The pool, labelled and tokenised.
+    """
+    context, size = bench.context, bench.context.config.kd.pool_size
+    with context.progress.stage("draw candidates"):
+        pool, chains = draw_pool(generator_problem(bench), context.config.generator, size, rng, context.progress)
+    return Drawn(pool, bench.labelled(pool.inputs), chains)
+
+
+def _distil_kept(
+    bench: Workbench,
+    candidates: DistillationSet,
+    problem: SelectionProblem,
+    selection: Selection,
+    rng: np.random.Generator,
+) -> Selection:
+    """Distil on the kept candidates; a rule that says so keeps others as the student changes."""
+    steps, config = bench.context.config.kd.round_steps, bench.context.config.selector
+    every, kept = load_agent(config.agent).rescore_every, np.flatnonzero(selection.kept)
+    if every is None:
+        bench.distil(candidates.take(kept), steps, "distillation")
+        return selection
+    chosen = [selection]
+
+    def choose(logits: NDArray[np.float32], features: NDArray[np.float32]) -> NDArray[np.int64]:
+        now = replace(problem, student_logits=logits, student_features=features)
+        chosen.append(select(now, config, rng))
+        return np.flatnonzero(chosen[-1].kept)
+
+    bench.distil(candidates, steps, "distillation", Renewal(candidates, kept, every, choose))
+    return replace(chosen[-1], diagnostics={**selection.diagnostics, "rescored": len(chosen) - 1})
 
 
 def _facts(diagnostics: Mapping[str, object]) -> dict[str, object]:
@@ -276,32 +329,48 @@ def generator_problem(bench: Workbench) -> GeneratorProblem:
     )
 
 
-def _selection_problem(bench: Workbench, pool: CandidatePool, candidates: DistillationSet) -> SelectionProblem:
-    student = bench.student
+def selection_problem(bench: Workbench, drawn: Drawn) -> SelectionProblem:
+    """Describe a pool and the student's state to a selector.
+
+    Args:
+        bench: The student and its texts.
+        drawn: The pool.
+
+    Returns:
+        The problem; its only labels are those of the reward split.
+    """
+    student, candidates = bench.student, drawn.candidates
     logits, features = run_student(student, candidates.encoded)
     _, reward_features = run_student(student, bench.reward.encoded)
     # A head of the target's shots follows the real reward better than the student's own.
     weight, bias = fit_head(run_student(student, bench.target.encoded)[1], bench.target.teacher.probabilities())
     return SelectionProblem(
-        pool=pool,
+        pool=drawn.pool,
         student_features=features,
         student_logits=logits,
         head_weight=np.ascontiguousarray(weight.T),
         head_bias=bias,
         reward_features=reward_features,
         reward_labels=bench.reward.labels,
-        real_reward=lambda kept: _real_reward(bench, candidates.take(np.flatnonzero(kept))),
+        real_reward=lambda kept: real_reward(bench, candidates.take(np.flatnonzero(kept))),
     )
 
 
-def _real_reward(bench: Workbench, kept: DistillationSet) -> float:
-    """Distil for some real steps on the kept candidates, score the reward split, and take the steps back."""
+def real_reward(bench: Workbench, kept: DistillationSet, steps: int = REAL_STEPS) -> float:
+    """Distil for some real steps on the kept candidates, score the reward split, and take the steps back.
+
+    Args:
+        bench: The student; it is left as it came.
+        kept: Candidates.
+        steps: Updates.
+
+    Returns:
+        Calibrated log-likelihood of the reward split.
+    """
     config, weights = bench.context.config, bench.student.snapshot()
-    probe_config = replace(
-        config.kd, warmup_steps=0, rounds=1, round_steps=REAL_STEPS, evaluate_every=REAL_STEPS, average=0.0
-    )
+    probe_config = replace(config.kd, warmup_steps=0, rounds=1, round_steps=steps, evaluate_every=steps, average=0.0)
     reward, width = bench.context.data.splits.reward, bench.context.teacher.hidden_size
     probe = KDTrainer(bench.student, probe_config, reward, width, config.max_length, config.seed)
-    probe.train(*mixture(bench, kept), REAL_STEPS)
+    probe.train(*mixture(bench, kept), steps)
     bench.student.restore(weights)
     return probe.best_score

@@ -51,6 +51,8 @@ class CandidatePolicy(ActorCriticPolicy):
         use_sde: bool = False,
         *,
         network: CandidateNetwork,
+        optimizer_class: type[torch.optim.Optimizer] = torch.optim.Adam,
+        optimizer_kwargs: dict[str, Any] | None = None,
     ) -> None:
         """Make the policy around a network.
 
@@ -60,10 +62,20 @@ class CandidatePolicy(ActorCriticPolicy):
             lr_schedule: Learning rate by the share of training that is left.
             use_sde: Passed by Stable-Baselines3; for continuous actions only.
             network: The shared network; it is trained in place.
+            optimizer_class: Of the policy's weights; some algorithms bring their own.
+            optimizer_kwargs: Its arguments; None for Stable-Baselines3's defaults.
         """
         batch = spaces.flatdim(action_space)
         self._parts = (network, batch)  # in a tuple: torch forbids modules before its own __init__
-        super().__init__(observation_space, action_space, lr_schedule, use_sde=use_sde, ortho_init=False)
+        super().__init__(
+            observation_space,
+            action_space,
+            lr_schedule,
+            use_sde=use_sde,
+            ortho_init=False,
+            optimizer_class=optimizer_class,
+            optimizer_kwargs=optimizer_kwargs,
+        )
 
     def _build_mlp_extractor(self) -> None:
         self.mlp_extractor = _ActorCriticHeads(*self._parts)
@@ -71,4 +83,5 @@ class CandidatePolicy(ActorCriticPolicy):
     def _build(self, lr_schedule: Schedule) -> None:
         super()._build(lr_schedule)
         self.action_net = nn.Identity()  # the network's scores are the logits already
-        self.optimizer = torch.optim.Adam(self.parameters(), lr=lr_schedule(1.0), eps=1e-5)
+        rate: dict[str, Any] = {"lr": lr_schedule(1.0)}
+        self.optimizer = self.optimizer_class(self.parameters(), **rate, **self.optimizer_kwargs)

@@ -1,12 +1,16 @@
-"""Agent cards: which algorithm learns the policy, or which rule stands in for it."""
+"""Agent cards: which algorithm learns the policy, which trained policy is used, or which rule stands in for it."""
 
 import importlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
 
-from l2a.cards import build, find_card, load_yaml
+from l2a.cards import build, find_card, list_cards, load_yaml
 from l2a.errors import UsageError
+
+DESCRIPTION = "policy.json"
+"""The file by which the folder of a saved policy is known."""
 
 
 @dataclass(frozen=True)
@@ -17,16 +21,41 @@ class AgentCard:
         description: One sentence for people.
         algorithm: "rule: NAME" for a rule of ``l2a.selector.rules``, else a Stable-Baselines3 on-policy class by its
             import path, such as "stable_baselines3.PPO".
+        policy: Folder of a trained policy, beside the card; it is used as it is, and nothing is trained.
         environments: Environments that run side by side during training.
         hidden: Widths of the shared network's hidden layers.
+        activation: Of those layers.
         hyperparameters: Keyword arguments of the class.
+        scale_rewards: Divide rewards by their running spread; off for an algorithm that needs them in nats.
+        patience: Looks, twenty in a training, without a better mean return after which it ends early; None never does.
+        rescore_every: Updates of the student after which a rule scores the pool anew inside a round; None for once a
+            round.
     """
 
     description: str
     algorithm: str
+    policy: str | None = None
     environments: int = 16
     hidden: tuple[int, ...] = (32, 32)
+    activation: Literal["tanh", "relu"] = "tanh"
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
+    scale_rewards: bool = True
+    patience: int | None = None
+    rescore_every: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check the numbers once."""
+        for name in ("environments", "patience", "rescore_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{name}: {value} came; at least 1 is needed")
+        if not self.hidden or min(self.hidden) < 1:
+            raise UsageError(f"hidden: {list(self.hidden)} came; one width or more, each at least 1, is needed")
+        if self.rescore_every is not None and self.rule is None:
+            raise UsageError(
+                f"rescore_every: {self.rescore_every} came with {self.algorithm!r}; only a rule scores anew inside a "
+                "round: write null"
+            )
 
     @property
     def rule(self) -> str | None:
@@ -36,26 +65,38 @@ class AgentCard:
 
 
 def load_agent(name: str) -> AgentCard:
-    """Read an agent's card.
+    """Read an agent's card, or make one for the folder of a saved policy.
 
     Args:
-        name: The card's name in ``agents/``.
+        name: A card's name in ``agents/``, or else the folder of a saved policy.
 
     Returns:
-        The card.
+        The card; a policy's folder in it is a path that can be opened.
 
     Raises:
-        UsageError: If there is no such card, or it is wrong; every wrong key is named.
+        UsageError: If there is neither card nor policy, or the card is wrong; every wrong key is named.
     """
+    if name not in list_cards("agents") and (Path(name).is_dir() or "/" in name or "\\" in name):
+        return _with_policy(AgentCard("A saved policy.", "saved policy"), Path(name).expanduser(), "selector.agent")
     path = find_card("agents", name)
-    return build(AgentCard, load_yaml(path), f"agent card {path}")
+    card = build(AgentCard, load_yaml(path), f"agent card {path}")
+    return card if card.policy is None else _with_policy(card, path.parent / card.policy, f"agent card {path}: policy")
+
+
+def _with_policy(card: AgentCard, folder: Path, where: str) -> AgentCard:
+    if not (folder / DESCRIPTION).is_file():
+        raise UsageError(
+            f"{where}: {folder} holds no {DESCRIPTION}; give the folder that 'l2a selector train' wrote, "
+            f"or a card in agents/: {', '.join(list_cards('agents'))}"
+        )
+    return replace(card, policy=str(folder))
 
 
 def algorithm_class(card: AgentCard) -> Any:
     """Import the class that learns the policy.
 
     Args:
-        card: A card whose ``rule`` is None.
+        card: A card without a rule and without a trained policy.
 
     Returns:
         A subclass of Stable-Baselines3's OnPolicyAlgorithm.

@@ -10,7 +10,8 @@ class SelectorConfig:
     """Options of one selection.
 
     Attributes:
-        agent: Name of a card in ``agents/``: an algorithm that learns a policy, or a rule.
+        agent: Name of a card in ``agents/`` (an algorithm that learns a policy, a trained policy or a rule), or the
+            folder of a saved policy.
         keep_rate: Share of the candidates that is kept, in (0, 1]; the same for every agent and rule.
         batch: Candidates that the policy decides on in one environment step.
         episode_steps: Environment steps in an episode.
@@ -19,6 +20,7 @@ class SelectorConfig:
         real_evaluations: Selections that are scored with real distillation steps; 0 switches the second tier off.
         tier_correlation: Spearman correlation of surrogate and real reward below which the run does not trust the
             learned policies alone, warns and lets random policies compete.
+        tensorboard: Folder for the course of a policy's training, for TensorBoard; None writes none.
     """
 
     agent: str = "ppo"
@@ -29,6 +31,7 @@ class SelectorConfig:
     snapshots: int = 3
     real_evaluations: int = 8
     tier_correlation: float = 0.3
+    tensorboard: str | None = None
 
     def __post_init__(self) -> None:
         if not 0.0 < self.keep_rate <= 1.0:

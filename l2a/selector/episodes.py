@@ -206,3 +206,22 @@ class Episodes:
         np.add.at(self._class_counts, (episode, self.task.classes[chosen]), 1.0)
         self._selected[episode, position[episode, slot]] = self.task.unit_embeddings[chosen]
         self.kept_count += kept.sum(axis=1)
+
+
+def gain_of_everything(task: SelectionTask, rng: np.random.Generator, episodes: int = 32) -> float:
+    """Measure what an episode gains that keeps all it is shown, each candidate with the same share of the steps.
+
+    Args:
+        task: The pool and the shape of an episode.
+        rng: Draws what the episodes show.
+        episodes: How many the result is the mean of.
+
+    Returns:
+        Gain of the mean log-likelihood on the reward split, in nats.
+    """
+    runs = Episodes(task, episodes)
+    shown = runs.draw(episodes, rng)
+    weights = np.full((episodes, task.batch), 1.0 / task.batch, np.float32)
+    for start in range(0, shown.shape[1], task.batch):
+        runs.heads.learn(shown[:, start : start + task.batch], weights)
+    return float(runs.heads.log_likelihood.mean() - runs.heads.start)

@@ -37,7 +37,7 @@ def candidate_features(problem: SelectionProblem, names: tuple[str, ...] | None 
     Returns:
         The features in the order of ``names``.
     """
-    columns = {name: _standardise(values) for name, values in _measurements(problem).items()}
+    columns = {name: _standardise(values) for name, values in measurements(problem).items()}
     columns |= _operator_columns(problem.pool.operators)
     wanted = tuple(columns) if names is None else names
     absent = np.zeros(len(problem), np.float32)
@@ -45,7 +45,15 @@ def candidate_features(problem: SelectionProblem, names: tuple[str, ...] | None 
     return CandidateFeatures(np.ascontiguousarray(matrix, np.float32), wanted)
 
 
-def _measurements(problem: SelectionProblem) -> dict[str, Floats]:
+def measurements(problem: SelectionProblem) -> dict[str, Floats]:
+    """Measure every candidate of a pool, before any standardisation.
+
+    Args:
+        problem: The pool, the teacher's and the student's view of it.
+
+    Returns:
+        float32 (N,) by name; operators apart.
+    """
     pool = problem.pool
     teacher, student = pool.teacher.probabilities(), softmax(problem.student_logits)
     predicted = teacher.argmax(axis=1)

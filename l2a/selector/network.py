@@ -3,10 +3,14 @@
 import copy
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
+
+Activation = Literal["tanh", "relu"]
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "relu": torch.relu}
 
 
 class CandidateNetwork(nn.Module):
@@ -15,7 +19,14 @@ class CandidateNetwork(nn.Module):
     Permuting the candidates permutes the scores and leaves the pooled summary as it is. The batch can have any size.
     """
 
-    def __init__(self, candidate_width: int, state_width: int, hidden: Sequence[int], keep_rate: float = 0.5) -> None:
+    def __init__(
+        self,
+        candidate_width: int,
+        state_width: int,
+        hidden: Sequence[int],
+        keep_rate: float = 0.5,
+        activation: Activation = "tanh",
+    ) -> None:
         """Make the layers.
 
         Args:
@@ -23,9 +34,11 @@ class CandidateNetwork(nn.Module):
             state_width: Numbers that describe the run.
             hidden: Widths of the hidden layers.
             keep_rate: The untrained network keeps a candidate with this probability.
+            activation: Of the hidden layers.
         """
         super().__init__()
         self.candidate_width, self.state_width, self.hidden = candidate_width, state_width, tuple(hidden)
+        self.activation = activation
         self.candidate_layer = nn.Linear(candidate_width, hidden[0])
         self.state_layer = nn.Linear(state_width, hidden[0], bias=False)
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(hidden))
@@ -48,9 +61,10 @@ class CandidateNetwork(nn.Module):
         """
         candidates, state = observations[:, : -self.state_width], observations[:, -self.state_width :]
         candidates = candidates.reshape(len(observations), -1, self.candidate_width)
-        embedded = torch.tanh(self.candidate_layer(candidates) + self.state_layer(state)[:, None])
+        activation = ACTIVATIONS[self.activation]
+        embedded = activation(self.candidate_layer(candidates) + self.state_layer(state)[:, None])
         for layer in self.layers:
-            embedded = torch.tanh(layer(embedded))
+            embedded = activation(layer(embedded))
         return self.score(embedded).squeeze(-1), torch.cat([embedded.mean(dim=1), state], dim=1)
 
 

@@ -69,8 +69,9 @@ def glitter(problem: SelectionProblem, rng: np.random.Generator) -> Floats:
     """Prefer candidates on which the student is furthest from the teacher.
 
     Glitter (Kamalloo et al., Findings of ACL 2022, arXiv 2203.09391) keeps the augmentations with the largest loss,
-    here the temperature-scaled KL(p_T || p_S). The paper chooses among each text's own augmentations and scores them
-    anew during training; this rule chooses from the whole pool, once at each selection (our adaptation).
+    here the temperature-scaled KL(p_T || p_S), 2 of 8 in the paper, and scores them anew during training, as the card's
+    ``rescore_every`` does. The paper chooses among each text's own augmentations, this rule from the whole pool at the
+    keep rate of every other agent (our adaptation).
 
     Args:
         problem: The pool and the student's logits.

@@ -1,5 +1,7 @@
 """One interface for every agent and rule: candidates in, the kept ones out."""
 
+from pathlib import Path
+
 import numpy as np
 
 from l2a.errors import UsageError
@@ -11,6 +13,7 @@ from l2a.selector.numerics import Floats
 from l2a.selector.policy import TrainedPolicy
 from l2a.selector.problem import Fact, Selection, SelectionProblem, keep_best
 from l2a.selector.rules import RULES
+from l2a.selector.saving import load_policy
 from l2a.selector.scoring import score_pool
 from l2a.selector.tiers import rerank
 
@@ -28,7 +31,7 @@ def select(
         problem: The pool and the state of the student.
         config: Agent, keep rate and budget of the training.
         rng: The source of every random draw.
-        start_from: A policy to train further, such as the previous round's; rules ignore it.
+        start_from: A policy to train further, such as the previous round's; rules and trained policies ignore it.
         progress: Shows the training.
 
     Returns:
@@ -36,11 +39,13 @@ def select(
 
     Raises:
         UsageError: If the agent's card is missing or wrong.
-        RunError: If the training diverges.
+        RunError: If the training diverges, or a saved policy cannot be read.
     """
     card = load_agent(config.agent)
     if card.rule is not None:
         return _select_by_rule(problem, config, card.rule, rng)
+    if card.policy is not None:
+        return apply_policy(problem, load_policy(Path(card.policy)), config, rng)
     return _select_by_policy(problem, config, card, rng, start_from, progress)
 
 
@@ -84,7 +89,7 @@ def _select_by_policy(
 
     task = build_task(problem, config, None if start_from is None else start_from.feature_names)
     seed = int(rng.integers(2**31))
-    training = train_agent(task, config.agent, card, config, seed, start_from, progress)
+    training = train_agent([task], config.agent, card, config, seed, start_from, progress)
     scores = [score_pool(policy, task, config.keep_rate, rng) for policy in training.snapshots]
     facts: dict[str, Fact] = {
         "training_steps": training.steps,

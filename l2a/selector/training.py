@@ -1,15 +1,16 @@
 """Trains a policy on the surrogate reward with Stable-Baselines3, on the CPU, the same for the same seed."""
 
 import contextlib
+import importlib.util
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.vec_env import VecMonitor, VecNormalize
+from stable_baselines3.common.vec_env import VecEnv, VecMonitor, VecNormalize
 
 from l2a.errors import RunError, UsageError
 from l2a.progress import SILENT, Advance, Progress
@@ -21,6 +22,9 @@ from l2a.selector.network import CandidateNetwork, snapshot
 from l2a.selector.policy import TrainedPolicy
 from l2a.selector.vector import SelectionVecEnv
 
+LOOKS = 20
+"""Points of the reward curve, and looks at it for early stopping, in a whole training."""
+
 
 @dataclass(frozen=True)
 class Training:
@@ -29,7 +33,7 @@ class Training:
     Attributes:
         snapshots: Policies at equal distances of the training, the last one fully trained.
         reward_curve: Mean gain in log-likelihood of the episodes that ended between two snapshots' tenths, in order.
-        steps: Environment steps taken.
+        steps: Environment steps taken, fewer than asked for where patience ran out.
         steps_per_second: Environment steps a second, the policy's updates included.
     """
 
@@ -40,64 +44,78 @@ class Training:
 
 
 class _Recorder(BaseCallback):
-    """Keeps copies of the network and the returns of episodes, and moves the progress bar."""
+    """Keeps copies of the network and the returns of episodes, moves the progress bar, and ends a stalled training."""
 
-    def __init__(self, network: CandidateNetwork, steps: int, copies: int, advance: Advance) -> None:
+    def __init__(self, network: CandidateNetwork, config: SelectorConfig, card: AgentCard, advance: Advance) -> None:
         super().__init__()
-        self.network, self.advance = network, advance
+        self.network, self.patience, self.advance = network, card.patience, advance
+        steps, copies = config.training_steps, config.snapshots
         self.copy_at = [round(steps * (i + 1) / copies) for i in range(copies - 1)]
         self.copies: list[CandidateNetwork] = []
         self.returns: list[float] = []
+        self.look_every, self.looks, self.seen, self.best, self.stale = steps / LOOKS, 1, 0, -np.inf, 0
 
     def _on_step(self) -> bool:
         ended = np.flatnonzero(self.locals["dones"])
-        self.returns += [self.locals["infos"][position]["episode"]["r"] for position in ended]
+        self.returns += [float(self.locals["infos"][position]["episode"]["r"]) for position in ended]
         self.advance(self.training_env.num_envs)
-        return True
+        return self.patience is None or self.stale < self.patience
 
     def _on_rollout_start(self) -> None:
         if len(self.copies) < len(self.copy_at) and self.num_timesteps >= self.copy_at[len(self.copies)]:
             self.copies.append(snapshot(self.network))
 
+    def _on_rollout_end(self) -> None:
+        if self.num_timesteps < self.looks * self.look_every or self.seen == len(self.returns):
+            return
+        mean = float(np.mean(self.returns[self.seen :]))
+        self.looks, self.seen = int(self.num_timesteps // self.look_every) + 1, len(self.returns)
+        self.stale = 0 if mean > self.best else self.stale + 1
+        self.best = max(self.best, mean)
+
 
 def train_agent(
-    task: SelectionTask,
+    tasks: Sequence[SelectionTask],
     name: str,
     card: AgentCard,
     config: SelectorConfig,
     seed: int,
     start_from: TrainedPolicy | None = None,
     progress: Progress = SILENT,
+    callbacks: Sequence[BaseCallback] = (),
 ) -> Training:
     """Train a policy to choose candidates.
 
     Args:
-        task: The pool and the shape of an episode; its feature columns must be those of ``start_from``.
+        tasks: Pools, of one pair of domains or of several side by side; their feature columns must be those of
+            ``start_from``.
         name: The agent's name.
         card: Algorithm, network and hyper-parameters.
-        config: Steps and snapshots.
+        config: Steps, snapshots and TensorBoard's folder.
         seed: Seeds the environments, the network and the algorithm.
         start_from: A policy to train further; None for a new one.
         progress: Shown as "selector training".
+        callbacks: Callbacks of Stable-Baselines3 that run besides; one that returns False ends the training.
 
     Returns:
         The policies and the course of the training.
 
     Raises:
-        UsageError: If the card's hyper-parameters are not the algorithm's.
+        UsageError: If the card's hyper-parameters are not the algorithm's, or TensorBoard is asked for and missing.
         RunError: If the training diverges.
     """
     with _isolated_randomness(seed), progress.stage("selector training", config.training_steps) as advance:
-        network = _network(task, card, config, start_from)
-        recorder = _Recorder(network, config.training_steps, config.snapshots, advance)
-        algorithm = _algorithm(task, card, network, seed)
+        network = _network(tasks[0], card, config, start_from)
+        recorder = _Recorder(network, config, card, advance)
+        algorithm = _algorithm(tasks, card, network, seed, config.tensorboard)
         started = time.perf_counter()
-        algorithm.learn(config.training_steps, callback=recorder)
+        every = 1 if config.tensorboard else LOOKS
+        algorithm.learn(config.training_steps, CallbackList([recorder, *callbacks]), every, tb_log_name=name)
         seconds = time.perf_counter() - started
     if not all(torch.isfinite(weight).all() for weight in network.parameters()):
         raise RunError(f"agent {name}: the policy's weights are not finite; lower learning_rate in its card")
-    policies = (TrainedPolicy(copy, task.features.names, name) for copy in [*recorder.copies, snapshot(network)])
-    curve = tuple(float(np.mean(part)) for part in np.array_split(recorder.returns, 20) if len(part))
+    policies = (TrainedPolicy(copy, tasks[0].features.names, name) for copy in [*recorder.copies, snapshot(network)])
+    curve = tuple(float(np.mean(part)) for part in np.array_split(recorder.returns, LOOKS) if len(part))
     return Training(tuple(policies), curve, algorithm.num_timesteps, algorithm.num_timesteps / seconds)
 
 
@@ -120,20 +138,26 @@ def _network(
     task: SelectionTask, card: AgentCard, config: SelectorConfig, start_from: TrainedPolicy | None
 ) -> CandidateNetwork:
     if start_from is None:
-        return CandidateNetwork(task.candidate_width, len(STATE_FEATURES), card.hidden, config.keep_rate)
+        widths = task.candidate_width, len(STATE_FEATURES)
+        return CandidateNetwork(*widths, card.hidden, config.keep_rate, card.activation)
     return snapshot(start_from.network).train().requires_grad_(True)
 
 
-def _algorithm(task: SelectionTask, card: AgentCard, network: CandidateNetwork, seed: int) -> OnPolicyAlgorithm:
-    options = dict(card.hyperparameters)
-    environments = VecMonitor(SelectionVecEnv(task, card.environments, seed))
-    # Only the reward's scale is normalised: log-likelihood gains are thousandths, and differ from pool to pool.
-    scaled = VecNormalize(environments, norm_obs=False, gamma=float(options.get("gamma", 0.99)))
-    kind = algorithm_class(card)
-    try:
-        algorithm: OnPolicyAlgorithm = kind(
-            CandidatePolicy, scaled, policy_kwargs={"network": network}, seed=seed, device="cpu", **options
+def _algorithm(
+    tasks: Sequence[SelectionTask], card: AgentCard, network: CandidateNetwork, seed: int, tensorboard: str | None
+) -> OnPolicyAlgorithm:
+    if tensorboard is not None and importlib.util.find_spec("tensorboard") is None:
+        raise UsageError(
+            f"selector.tensorboard: {tensorboard!r} needs a package; pip install 'l2a[tensorboard]' or write null"
         )
+    options, kind = dict(card.hyperparameters), algorithm_class(card)
+    environments: VecEnv = VecMonitor(SelectionVecEnv(tasks, card.environments, seed))
+    if card.scale_rewards:
+        # Only the reward's scale is normalised: log-likelihood gains are thousandths, and differ from pool to pool.
+        environments = VecNormalize(environments, norm_obs=False, gamma=float(options.get("gamma", 0.99)))
+    options |= {"policy_kwargs": {"network": network}, "tensorboard_log": tensorboard}
+    try:
+        algorithm: OnPolicyAlgorithm = kind(CandidatePolicy, environments, seed=seed, device="cpu", **options)
     except TypeError as error:
         raise UsageError(f"hyperparameters: {error}; allowed are the arguments of {card.algorithm}") from error
     return algorithm

@@ -89,3 +89,10 @@ def test_the_row_of_one_operator_reads_the_operator_and_no_selector(workspace: P
     ):
         changed = replace(cell, config=override(cell.config, change))
         assert (cell_key(changed, data) == cell_key(cell, data)) == stays, change
+
+
+def test_what_only_shows_a_training_does_not_change_the_key(workspace: Path) -> None:
+    cell, data = cell_of("random"), {"sea.jsonl": "a"}
+    shown = replace(cell, config=override(cell.config, {"selector.tensorboard": "logs"}))
+    other = replace(cell, config=override(cell.config, {"selector.agent": "nearest"}))
+    assert cell_key(shown, data) == cell_key(cell, data) != cell_key(other, data)

@@ -117,12 +117,12 @@ def test_it_works_in_vectorised_environments(task, kind):
 
 
 def test_many_environments_in_one_call_follow_the_same_process(task):
-    together = SelectionVecEnv(task, 3, seed=0)
+    together = SelectionVecEnv([task], 3, seed=0)
     together.reset()
     alone = [SelectionEnvironment(task) for _ in range(3)]
     for position, environment in enumerate(alone):
         environment.reset(seed=0)
-        environment._episodes.reset(np.zeros(1, np.intp), together._episodes.candidates[[position]])
+        environment._episodes.reset(np.zeros(1, np.intp), together._groups[0].candidates[[position]])
     rng = np.random.default_rng(0)
     for _ in range(task.steps):
         actions = rng.random((3, task.batch)) < [[0.2], [0.5], [1.0]]

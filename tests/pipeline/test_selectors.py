@@ -1,0 +1,142 @@
+"""Policies on their own, over tiny pairs of domains."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import yaml
+
+from l2a.config import override
+from l2a.domains.domain import HeldOut
+from l2a.errors import UsageError
+from l2a.pipeline.context import RunContext
+from l2a.pipeline.data import load_run_data
+from l2a.pipeline.rows import run_row
+from l2a.pipeline.selectors import (
+    evaluate_policy,
+    explain_policy,
+    open_policy,
+    pair_name,
+    prepare_pair,
+    train_selector,
+)
+from l2a.pipeline.students import train_l2a_student
+from l2a.selector.rules import RULES
+from tests.conftest import write_domain
+
+
+@pytest.fixture(scope="module")
+def pairs(config, tmp_path_factory):
+    """The run's pair, and one with another target."""
+    other = write_domain(tmp_path_factory.mktemp("other") / "other.jsonl", 150, seed=4, prefix="a battery ")
+    return [config, override(config, {"target": str(other)})]
+
+
+@pytest.fixture(scope="module")
+def policy_folder(pairs, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("policies") / "policy"
+    train_selector(pairs, folder)
+    return folder
+
+
+def test_one_policy_is_trained_on_several_pairs(pairs, policy_folder):
+    policy, facts = open_policy(str(policy_folder))
+    assert facts["pairs"] == [pair_name(pair) for pair in pairs]
+    assert facts["seeds"] == [0] and facts["steps"] >= 64 and len(facts["reward_curve"]) > 0
+    assert {"torch", "stable-baselines3", "l2a"} <= facts["versions"].keys()
+    assert policy.agent == "ppo"
+
+
+def test_the_same_seed_trains_the_same_policy(pairs, policy_folder, tmp_path):
+    train_selector(pairs, tmp_path / "again")
+    first, second = ((folder / "policy.safetensors").read_bytes() for folder in (policy_folder, tmp_path / "again"))
+    assert first == second
+
+
+def test_a_policy_is_compared_with_every_rule(config, policy_folder):
+    result = evaluate_policy(config, open_policy(str(policy_folder))[0], updates=3)
+    kept = {verdict.name: verdict.kept for verdict in result.verdicts}
+    assert list(kept) == ["policy", *RULES] and result.updates == 3
+    assert {count for name, count in kept.items() if name != "all"} == {kept["all"] // 2}
+    assert len({verdict.real for verdict in result.verdicts}) > 1
+    assert np.isfinite([(verdict.surrogate, verdict.real) for verdict in result.verdicts]).all()
+    assert -1 <= result.correlation <= 1
+
+
+def test_evaluation_leaves_the_student_as_it_was(config, policy_folder):
+    """Every selection starts from one state: the same selection twice gets the same real gain."""
+    policy = open_policy(str(policy_folder))[0]
+    first, second = (evaluate_policy(config, policy, updates=3).verdicts for _ in range(2))
+    assert first == second
+
+
+def test_a_policy_is_explained_on_a_pair(config, policy_folder):
+    found = explain_policy(config, open_policy(str(policy_folder))[0])
+    assert "teacher_student_kl" in found.importances and "operator" in found.importances
+    assert len(found.kept_texts) == len(found.dropped_texts) == 10
+
+
+def test_a_run_uses_a_saved_policy_without_training(config, policy_folder, monkeypatch):
+    monkeypatch.setattr("l2a.selector.training.train_agent", lambda *_: pytest.fail("a trained policy was trained"))
+    changed = override(config, {"selector.agent": str(policy_folder), "kd.warmup_steps": 5})
+    trained = train_l2a_student(RunContext(changed))
+    saved = open_policy(str(policy_folder))[0].network.state_dict()
+    for done in trained.rounds:
+        assert all((saved[name] == value).all() for name, value in done.selection.policy.network.state_dict().items())
+
+
+def test_neither_test_nor_model_choice_labels_reach_a_selector(config, monkeypatch):
+    """What an environment is made of stays the same to the bit when those labels are flipped, and the test is shut."""
+    plain = prepare_pair(config).problem
+    data = load_run_data(config)
+    flipped = dataclasses.replace(data.splits.choice, labels=1 - data.splits.choice.labels)
+    changed = dataclasses.replace(data, splits=dataclasses.replace(data.splits, choice=flipped))
+    monkeypatch.setattr("l2a.pipeline.context.load_run_data", lambda *_: changed)
+    monkeypatch.setattr(HeldOut, "reveal", lambda self: pytest.fail("the test split was opened"))
+    other = prepare_pair(config).problem
+    assert other.pool.inputs == plain.pool.inputs
+    for name in ("student_features", "student_logits", "head_weight", "head_bias", "reward_features", "reward_labels"):
+        assert np.array_equal(getattr(other, name), getattr(plain, name))
+    kept = np.arange(len(plain)) % 2 == 0
+    assert other.real_reward(kept) == plain.real_reward(kept)
+
+
+def test_a_rule_that_says_so_scores_anew_inside_a_round(config, tmp_path, monkeypatch):
+    (tmp_path / "agents").mkdir()
+    card = {"description": "A trial.", "algorithm": "rule: glitter", "rescore_every": 4}
+    (tmp_path / "agents" / "often.yaml").write_text(yaml.safe_dump(card))
+    monkeypatch.chdir(tmp_path)
+    quick = {"kd.rounds": 1, "kd.warmup_steps": 5}
+    trained = train_l2a_student(RunContext(override(config, {"selector.agent": "often", **quick})))
+    (done,) = trained.rounds
+    assert done.selection.diagnostics["rescored"] == 2  # at 4 and 8 of 10 updates
+    assert done.selection.kept.sum() == len(done.pool) // 2
+    once = train_l2a_student(RunContext(override(config, {"selector.agent": "glitter", **quick}))).rounds[0]
+    assert once.pool.inputs == done.pool.inputs
+    assert not np.array_equal(once.selection.scores, done.selection.scores)
+
+
+def test_the_shipped_glitter_scores_anew_and_the_other_rules_do_not(config):
+    changed = override(config, {"selector.agent": "glitter", "kd.rounds": 1, "kd.round_steps": 30})
+    assert run_row(changed, "l2a_student").diagnostics["round_0_rescored"] == 1
+    assert "round_0_rescored" not in run_row(override(changed, {"selector.agent": "llkd"}), "l2a_student").diagnostics
+
+
+@pytest.mark.parametrize("agent", ["nearest", "policy"])
+def test_what_does_not_learn_is_not_trained(config, policy_folder, tmp_path, agent):
+    name = str(policy_folder) if agent == "policy" else agent
+    with pytest.raises(UsageError, match="does not learn"):
+        train_selector([override(config, {"selector.agent": name})], tmp_path / "policy")
+
+
+def test_a_policy_and_foreign_files_are_not_overwritten(config, policy_folder, tmp_path):
+    with pytest.raises(UsageError, match="--overwrite"):
+        train_selector([config], policy_folder)
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(UsageError, match="holds other files"):
+        train_selector([config], tmp_path, overwrite=True)
+
+
+def test_a_card_that_only_learns_is_no_policy():
+    with pytest.raises(UsageError, match="without a trained policy"):
+        open_policy("ppo")

@@ -1,0 +1,90 @@
+"""Saved policies as agents: a folder, or a card that names one, chooses without any training."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import yaml
+
+from l2a.errors import RunError, UsageError
+from l2a.selector.agents import AgentCard, load_agent
+from l2a.selector.config import SelectorConfig
+from l2a.selector.saving import load_facts, load_policy, save_policy
+from l2a.selector.select import apply_policy, select
+
+QUICK = SelectorConfig(batch=16, episode_steps=4, training_steps=256, snapshots=1, real_evaluations=0)
+FACTS = {"pairs": ["a:b"], "steps": 256, "reward_curve": [0.1, 0.2]}
+
+
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(params=["ppo", "dvrl"])
+def saved(problem, tmp_path, monkeypatch, request):
+    """A policy in agents/shipped, and a card beside it; no training is possible any more."""
+    policy = select(problem, dataclasses.replace(QUICK, agent=request.param), rng()).policy
+    save_policy(policy, tmp_path / "agents" / "shipped", FACTS)
+    card = {"description": "A trial.", "algorithm": "stable_baselines3.PPO", "policy": "shipped/"}
+    (tmp_path / "agents" / "mine.yaml").write_text(yaml.safe_dump(card))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("l2a.selector.training.train_agent", lambda *_: pytest.fail("a trained policy was trained"))
+    return policy
+
+
+@pytest.mark.parametrize("agent", ["agents/shipped", "mine"])
+def test_decisions_are_those_of_the_policy_that_was_saved(problem, saved, agent):
+    expected = apply_policy(problem, saved, QUICK, rng())
+    found = select(problem, dataclasses.replace(QUICK, agent=agent), rng())
+    assert np.array_equal(found.scores, expected.scores)
+    assert np.array_equal(found.kept, expected.kept)
+    assert found.policy.network.activation == saved.network.activation
+
+
+def test_facts_are_kept_beside_the_weights(saved, tmp_path):
+    assert load_facts(tmp_path / "agents" / "shipped") == FACTS
+    save_policy(saved, tmp_path / "bare")
+    assert load_facts(tmp_path / "bare") == {}
+
+
+def test_a_card_wins_over_a_folder_of_its_name(problem, saved, tmp_path):
+    save_policy(saved, tmp_path / "random")
+    assert load_agent("random").rule == "random"
+
+
+def test_an_unknown_activation_is_refused(saved, tmp_path):
+    path = tmp_path / "agents" / "shipped" / "policy.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "activation": "__import__"}))
+    with pytest.raises(RunError, match=r"activation is __import__, one of tanh, relu"):
+        load_policy(path.parent)
+
+
+@pytest.mark.parametrize(("agent", "message"), [("no/such", "no/such holds no policy.json"), ("empty", "policy.json")])
+def test_a_folder_without_a_policy_is_refused(tmp_path, monkeypatch, agent, message):
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=message):
+        load_agent(agent)
+
+
+def test_a_card_whose_policy_is_missing_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "agents").mkdir()
+    (tmp_path / "agents" / "mine.yaml").write_text("{description: d, algorithm: a.B, policy: gone/}")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=r"agents/mine.yaml: policy: .*gone"):
+        load_agent("mine")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"environments": 0}, "environments: 0"),
+        ({"patience": 0}, "patience: 0"),
+        ({"hidden": ()}, "hidden"),
+        ({"rescore_every": 5}, "only a rule"),
+    ],
+)
+def test_wrong_numbers_on_a_card_are_refused_by_name(changes, message):
+    with pytest.raises(UsageError, match=message):
+        AgentCard("d", "stable_baselines3.PPO", **changes)

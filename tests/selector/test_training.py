@@ -1,0 +1,141 @@
+"""Training: several pools side by side, early stopping, callbacks, TensorBoard and algorithms of one's own."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from stable_baselines3.common.callbacks import BaseCallback
+
+from l2a.errors import UsageError
+from l2a.selector.agents import load_agent
+from l2a.selector.config import SelectorConfig
+from l2a.selector.episodes import Episodes, build_task
+from l2a.selector.features import candidate_features
+from l2a.selector.select import select
+from l2a.selector.training import train_agent
+from l2a.selector.vector import SelectionVecEnv
+
+QUICK = SelectorConfig(batch=16, episode_steps=4, training_steps=256, snapshots=2, real_evaluations=0)
+
+
+@pytest.fixture
+def task(problem):
+    return build_task(problem, QUICK)
+
+
+@pytest.fixture
+def two_tasks(make_problem):
+    problems = [make_problem(seed=0)[0], make_problem(seed=1, classes=5, size=200)[0]]
+    names = candidate_features(problems[0]).names
+    return [build_task(problem, QUICK, names) for problem in problems]
+
+
+def train(tasks, config=QUICK, name="a2c", callbacks=(), **changes):
+    return train_agent(tasks, name, dataclasses.replace(load_agent(name), **changes), config, 0, callbacks=callbacks)
+
+
+def weights(training):
+    return training.snapshots[-1].network.state_dict()
+
+
+def same(first, second):
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_each_pool_keeps_its_own_environments(two_tasks):
+    together = SelectionVecEnv(two_tasks, 5, seed=0)
+    together.reset()
+    alone = [Episodes(task, count) for task, count in zip(two_tasks, (3, 2), strict=True)]
+    for group, episodes in zip(together._groups, alone, strict=True):
+        episodes.reset(np.arange(episodes.count), group.candidates.copy())
+    actions = np.random.default_rng(0).random((5, 16)) < 0.3
+    observations, rewards, ended, infos = together.step(actions)
+    expected = np.concatenate([e.step(a)[0] for e, a in zip(alone, np.split(actions, [3]), strict=True)])
+    np.testing.assert_allclose(rewards, expected, atol=1e-6)
+    np.testing.assert_allclose(observations, np.concatenate([e.observe() for e in alone]), atol=1e-5)
+    assert not ended.any() and infos == [{}] * 5
+
+
+def test_there_are_never_fewer_environments_than_pools(two_tasks):
+    assert [group.count for group in SelectionVecEnv(two_tasks, 1, seed=0)._groups] == [1, 1]
+
+
+def test_a_policy_learns_from_all_pools(two_tasks):
+    both, first = train(two_tasks), train(two_tasks[:1])
+    assert both.snapshots[-1].feature_names == first.snapshots[-1].feature_names
+    assert not same(weights(both), weights(first))
+    assert same(weights(both), weights(train(two_tasks)))
+
+
+def test_pools_that_differ_in_features_are_refused(make_problem):
+    problem = make_problem()[0]
+    tasks = [build_task(problem, QUICK), build_task(make_problem(size=9)[0], QUICK)]
+    with pytest.raises(UsageError, match=r"selector.batch: .*\[9, 16\]"):
+        SelectionVecEnv(tasks, 2, seed=0)
+
+
+def test_training_without_progress_ends_early(task):
+    long = dataclasses.replace(QUICK, training_steps=20_000)
+    still = {"hyperparameters": {"learning_rate": 0.0, "n_steps": 4}}
+    assert train([task], long, patience=2, **still).steps < 20_000
+    assert train([task], QUICK, **still).steps == 256
+
+
+def test_patience_does_not_end_a_training_that_gains(task, monkeypatch):
+    gains, mean = iter(range(10**6)), np.mean
+    monkeypatch.setattr(np, "mean", lambda values, **options: mean(values, **options) if options else next(gains))
+    assert train([task], dataclasses.replace(QUICK, training_steps=1024), patience=1).steps == 1024
+
+
+def test_callbacks_of_the_user_run_and_can_end_the_training(task):
+    class Stop(BaseCallback):
+        def _on_step(self):
+            return self.n_calls < 3
+
+    stop = Stop()
+    assert train([task], callbacks=[stop]).steps == 3 * load_agent("a2c").environments
+    assert stop.n_calls == 3
+
+
+@pytest.mark.parametrize("name", ["a2c", "dvrl"])
+def test_tensorboard_gets_the_course_and_changes_nothing(task, tmp_path, name):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    shown = train([task], dataclasses.replace(QUICK, tensorboard=str(tmp_path)), name)
+    assert same(weights(shown), weights(train([task], name=name)))
+    (folder,) = tmp_path.iterdir()
+    events = accumulator.EventAccumulator(str(folder))
+    events.Reload()
+    tags = set(events.Tags()["scalars"])
+    assert folder.name.startswith(name)
+    assert {"rollout/ep_rew_mean", "rollout/ep_len_mean", "time/fps"} <= tags
+    assert {tag for tag in tags if tag.startswith("train/")}
+    assert events.Scalars("rollout/ep_rew_mean")[-1].step == shown.steps
+
+
+def test_a_missing_tensorboard_is_named(task, monkeypatch, tmp_path):
+    monkeypatch.setattr("l2a.selector.training.importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"l2a\[tensorboard\]"):
+        train([task], dataclasses.replace(QUICK, tensorboard=str(tmp_path)))
+
+
+def test_an_algorithm_of_ones_own_plugs_in_by_a_card(problem, tmp_path, monkeypatch):
+    (tmp_path / "my_algorithms.py").write_text(
+        "from stable_baselines3 import A2C\n\n\n"
+        "class Shy(A2C):\n"
+        "    updates = 0\n\n"
+        "    def train(self):\n"
+        "        Shy.updates += 1\n"
+        "        super().train()\n"
+    )
+    card = {"description": "A trial.", "algorithm": "my_algorithms.Shy", "hyperparameters": {"n_steps": 4}}
+    (tmp_path / "agents").mkdir()
+    (tmp_path / "agents" / "shy.yaml").write_text(yaml.safe_dump(card))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    selection = select(problem, dataclasses.replace(QUICK, agent="shy"), np.random.default_rng(0))
+    import my_algorithms  # type: ignore[import-not-found]
+
+    assert my_algorithms.Shy.updates == 256 // (4 * 16)
+    assert selection.policy.agent == "shy" and selection.kept.sum() == len(problem) // 2
