@@ -62,6 +62,8 @@ class KDTrainer:
             seed: Order of the data and dropout.
         """
         join_processes()
+        if config.compile:
+            student.model.compile()
         self.student = student
         self.steps_done = 0
         self.best_score = -np.inf

@@ -85,10 +85,21 @@ def test_the_row_of_one_operator_reads_the_operator_and_no_selector(workspace: P
         ({"generator.degree": 0.3}, False),
         ({"kd.alpha": 0.5}, False),
         ({"selector.agent": "nearest"}, True),
-        ({"unlabelled": "texts.txt"}, True),
     ):
         changed = replace(cell, config=override(cell.config, change))
         assert (cell_key(changed, data) == cell_key(cell, data)) == stays, change
+
+
+def test_the_content_of_unlabelled_text_decides_the_rows_that_read_it(workspace: Path, tmp_path: Path) -> None:
+    files = [tmp_path / "one" / "more.txt", tmp_path / "two" / "more.txt"]
+    for file, text in zip(files, ("a calm day", "a rough night"), strict=True):
+        file.parent.mkdir()
+        file.write_text(text)
+    config = cell_of("random").config
+    configs = [replace(config, unlabelled="more.txt", data_root=str(file.parent)) for file in files]
+    for row, differs in (("l2a_student", True), ("augmented_kd_student", True), ("plain_kd_student", False)):
+        keys = {cell_key(replace(cell_of("random"), row=row, config=each), {}) for each in configs}
+        assert (len(keys) == 2) == differs, row
 
 
 def test_what_only_shows_a_training_does_not_change_the_key(workspace: Path) -> None:

@@ -172,6 +172,19 @@ def test_training_ends_early_when_patience_is_over(student):
     assert trainer.steps_done < 40
 
 
+@pytest.mark.slow
+def test_a_compiled_student_learns_what_an_eager_one_does(teacher, monkeypatch):
+    compile_module = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda module: compile_module(module, backend="aot_eager"))  # quick
+    ends = []
+    for compiled in (False, True):
+        student = without_dropout(build_student(StudentConfig(max_share=0.9), teacher, LABELS, (), seed=0))
+        trainer = make_trainer(student, dataclasses.replace(CONFIG, compile=compiled))
+        trainer.train([make_set(student, 40)], [1.0], 6)
+        ends.append(run_student(student, make_set(student, 40).encoded)[0])
+    np.testing.assert_allclose(ends[0], ends[1], atol=1e-3)
+
+
 def test_the_judged_state_is_the_average_of_the_steps(student):
     trainer = make_trainer(student, dataclasses.replace(CONFIG, average=0.9, evaluate_every=1000))
     trainer.train([make_set(student, 32)], [1.0], 15)

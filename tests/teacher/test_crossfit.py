@@ -108,7 +108,7 @@ def test_labels_stay_with_their_texts_in_any_order(teacher):
 
 @pytest.mark.parametrize("folds", [0, 1, 11])
 def test_too_few_or_too_many_folds_are_refused(folds):
-    with pytest.raises(UsageError, match=rf"teacher.folds: {folds} came for 10 different source texts"):
+    with pytest.raises(UsageError, match=rf"kd.folds: {folds} came for 10 different source texts"):
         assign_folds(distinct(10), folds, np.random.default_rng(0))
 
 
