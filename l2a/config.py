@@ -63,6 +63,11 @@ class DistillConfig:
     selector: SelectorConfig = field(default_factory=SelectorConfig)
     kd: KDConfig = field(default_factory=KDConfig)
 
+    @property
+    def data_folder(self) -> Path | None:
+        """Folder that relative data paths start from first, where there is one."""
+        return Path(self.data_root) if self.data_root else None
+
     def __post_init__(self) -> None:
         """Check the numbers once."""
         for name, least in (("shots", 1), ("dev_shots", 1), ("max_length", 8), ("seed", 0)):

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from l2a.examples import TextInput
+from l2a.precision import CPU
 
 BUCKETS = (4, 8, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128, 192, 256, 384, 512)
 """Padded lengths: few, so that compiled kernels are reused, and close, so that little padding is computed."""
@@ -39,14 +40,15 @@ class EncodedTexts:
         """Tokens in each text, int64 (N,)."""
         return np.diff(self.offsets)
 
-    def padded(self, indices: NDArray[np.int64]) -> dict[str, torch.Tensor]:
+    def padded(self, indices: NDArray[np.int64], device: torch.device = CPU) -> dict[str, torch.Tensor]:
         """Build the model inputs of a batch, padded to the nearest bucket.
 
         Args:
             indices: int64 (B,), positions of the texts.
+            device: Where the model is.
 
         Returns:
-            input_ids, attention_mask and token_type_ids, int64 (B, L).
+            input_ids, attention_mask and token_type_ids, int64 (B, L), on the device.
         """
         width = bucket_of(int(self.lengths[indices].max()))
         ids = np.full((len(indices), width), self.pad_id, dtype=np.int64)
@@ -58,7 +60,7 @@ class EncodedTexts:
             types[row, : end - start] = self.types[start:end]
             mask[row, : end - start] = 1
         arrays = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
-        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+        return {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
 
 
 def bucket_of(length: int) -> int:

@@ -63,7 +63,7 @@ def read_raw(reference: str, columns: Columns, data_root: Path | None, progress:
     cards = list_cards("domains")
     if reference in cards:
         return with_splits(_read_card(reference, progress))
-    path = _find_path(reference, data_root)
+    path = find_path(reference, data_root)
     if path is not None:
         return with_splits(read_path(path, columns))
     hint = did_you_mean(reference, cards)
@@ -90,7 +90,16 @@ def _read_card(name: str, progress: Progress) -> RawDomain:
     return raw
 
 
-def _find_path(reference: str, data_root: Path | None) -> Path | None:
+def find_path(reference: str, data_root: Path | None) -> Path | None:
+    """Find a file or folder, under the data root first, then under the working directory.
+
+    Args:
+        reference: A path; ``~`` is expanded.
+        data_root: Folder that relative paths start from first.
+
+    Returns:
+        The path that exists, or None.
+    """
     path = Path(reference).expanduser()
     roots = [data_root, Path()] if data_root else [Path()]
     return next((root / path for root in roots if (root / path).exists()), None)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from l2a.domains.domain import USUAL_COLUMNS
-from l2a.domains.load import load_domain
+from l2a.domains.load import find_path, load_domain
 from l2a.errors import UsageError
 from l2a.examples import TextInput
 from l2a.files import sha256_file
@@ -32,9 +32,7 @@ def read_unlabelled(
     if not reference.endswith(".txt"):
         domain = load_domain(reference, USUAL_COLUMNS, data_root, progress)
         return domain.train.inputs, domain.files
-    path = Path(reference).expanduser()
-    if data_root is not None and (data_root / path).exists():
-        path = data_root / path
+    path = find_path(reference, data_root) or Path(reference)
     return read_text_file(path), {path.name: sha256_file(path)}
 
 

@@ -96,7 +96,7 @@ def data_files(groups: Iterable[Group], progress: Progress = SILENT) -> dict[str
             sides = ((config.source, config.source_columns), (config.target, config.target_columns))
             for side in sides:
                 if side not in known:
-                    known[side] = _files_of(*side, config.data_root, progress)
+                    known[side] = _files_of(*side, config.data_folder, progress)
             found[cell.place.pair] = {**known[sides[0]], **known[sides[1]]}
     return found
 
@@ -135,13 +135,12 @@ def cell_files(cell: Cell, data: DataFiles) -> DataFiles:
     config = cell.config
     if config.unlabelled is None or cell.row not in READ_UNLABELLED:
         return data
-    return {**data, **_unlabelled_files(config.unlabelled, config.data_root)}
+    return {**data, **_unlabelled_files(config.unlabelled, config.data_folder)}
 
 
 @cache
-def _unlabelled_files(reference: str, data_root: str | None) -> DataFiles:
-    files = read_unlabelled(reference, Path(data_root) if data_root else None)[1]
-    return {reference if reference.endswith(name) else f"{reference}/{name}": files[name] for name in files}
+def _unlabelled_files(reference: str, data_folder: Path | None) -> DataFiles:
+    return _named_after(reference, read_unlabelled(reference, data_folder)[1])
 
 
 def _unread_sections(row: str) -> tuple[str, ...]:
@@ -172,7 +171,10 @@ def _group(card: ExperimentCard, pair: Pair, shots: int, seed: int, data_root: P
     return tuple(cells)
 
 
-def _files_of(reference: str, columns: Columns, data_root: str | None, progress: Progress) -> DataFiles:
+def _files_of(reference: str, columns: Columns, data_folder: Path | None, progress: Progress) -> DataFiles:
+    return _named_after(reference, load_domain(reference, columns, data_folder, progress).files)
+
+
+def _named_after(reference: str, files: DataFiles) -> DataFiles:
     """Name files by the card's reference, since both domains may be folders that hold a train.csv."""
-    files = load_domain(reference, columns, Path(data_root) if data_root else None, progress).files
     return {reference if reference.endswith(name) else f"{reference}/{name}": files[name] for name in files}

@@ -67,9 +67,7 @@ def read_tokens(student: Student, data: DistillationSet, indices: NDArray[np.int
     Returns:
         The padded batch and the teacher's outputs.
     """
-    device = student.output.weight.device
-    batch = {name: value.to(device) for name, value in data.encoded.padded(indices).items()}
-    return batch, data.teacher.take(indices)
+    return data.encoded.padded(indices, student.output.weight.device), data.teacher.take(indices)
 
 
 @dataclass(frozen=True)

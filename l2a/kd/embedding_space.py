@@ -85,7 +85,7 @@ def mix_pairs(
     """
     table = model.get_input_embeddings()  # type: ignore[operator]
     device, count = table.weight.device, len(first)
-    both = {name: value.to(device) for name, value in encoded.padded(np.concatenate([first, second])).items()}
+    both = encoded.padded(np.concatenate([first, second]), device)
     one, other = ({name: value[part] for name, value in both.items()} for part in (slice(count), slice(count, None)))
     weight = torch.from_numpy(weights).to(device)[:, None, None]
     embeds = weight * table(one["input_ids"]) + (1 - weight) * table(other["input_ids"])

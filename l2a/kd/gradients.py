@@ -33,7 +33,7 @@ def embedding_gradients(
     table = student.model.get_input_embeddings()
     student.model.eval()
     for indices in inference_batches(encoded):
-        batch = {name: value.to(device) for name, value in encoded.padded(indices).items()}
+        batch = encoded.padded(indices, device)
         embeds = table(batch.pop("input_ids")).detach().requires_grad_(True)
         logits, _ = student({**batch, "inputs_embeds": embeds})
         # The sum, not the mean, so that a text's gradient does not depend on its batch.

@@ -297,7 +297,7 @@ def run_student(student: Student, encoded: EncodedTexts) -> tuple[NDArray[np.flo
     student.model.eval()
     with torch.inference_mode():
         for indices in inference_batches(encoded):
-            batch_logits, batch_features = student(_to_device(encoded.padded(indices), device))
+            batch_logits, batch_features = student(encoded.padded(indices, device))
             logits[indices], features[indices] = batch_logits.cpu().numpy(), batch_features.cpu().numpy()
     student.model.train(training)
     return logits, features
@@ -319,7 +319,3 @@ def calibrated_log_likelihood(logits: NDArray[np.float32], labels: NDArray[np.in
     scaled = logits[None].astype(np.float64) / CALIBRATION_TEMPERATURES[:, None, None]
     log_probabilities = log_softmax(scaled, axis=2)
     return float(log_probabilities[:, np.arange(len(labels)), labels].mean(axis=1).max())
-
-
-def _to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
-    return {name: value.to(device) for name, value in batch.items()}

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Set
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -62,9 +61,8 @@ def load_run_data(config: DistillConfig, progress: Progress = SILENT) -> RunData
         UsageError: If a domain cannot be read or the two do not fit together.
         RunError: If a domain cannot be fetched.
     """
-    root = Path(config.data_root) if config.data_root else None
-    source = load_domain(config.source, config.source_columns, root, progress)
-    target = load_domain(config.target, config.target_columns, root, progress)
+    source = load_domain(config.source, config.source_columns, config.data_folder, progress)
+    target = load_domain(config.target, config.target_columns, config.data_folder, progress)
     source, target = align_labels(source, target)
     splits = few_shot_splits(target, config.shots, config.dev_shots, np.random.default_rng([config.seed, 1]))
     held_out = (*splits.reward.inputs, *splits.choice.inputs)
@@ -88,8 +86,7 @@ def _unlabelled(
     """Read the unlabelled text, drop what is held out or double, and draw as much as is wanted."""
     if config.unlabelled is None:
         return (), {}
-    root = Path(config.data_root) if config.data_root else None
-    inputs, files = read_unlabelled(config.unlabelled, root, progress)
+    inputs, files = read_unlabelled(config.unlabelled, config.data_folder, progress)
     sides = 2 if target.is_pair else 1
     distinct = {normalised_hash(text): text for text in inputs if len(text) == sides}
     usable = [text for digest, text in distinct.items() if digest not in forbidden]

@@ -128,7 +128,7 @@ class Workbench:
         inputs = self.context.data.unlabelled
         return self.labelled(inputs) if inputs else None
 
-    @property
+    @cached_property
     def known(self) -> DistillationSet:
         """Everything that the student learns from before any candidate is drawn."""
         return join([part for part in (self.source, self.target, self.unlabelled) if part is not None])
@@ -368,7 +368,9 @@ def real_reward(bench: Workbench, kept: DistillationSet, steps: int = REAL_STEPS
         Calibrated log-likelihood of the reward split.
     """
     config, weights = bench.context.config, bench.student.snapshot()
-    probe_config = replace(config.kd, warmup_steps=0, rounds=1, round_steps=steps, evaluate_every=steps, average=0.0)
+    probe_config = replace(
+        config.kd, warmup_steps=0, rounds=1, round_steps=steps, evaluate_every=steps, average=0.0, compile=False
+    )
     reward, width = bench.context.data.splits.reward, bench.context.teacher.hidden_size
     probe = KDTrainer(bench.student, probe_config, reward, width, config.max_length, config.seed)
     probe.train(*mixture(bench, kept), steps)

@@ -126,7 +126,7 @@ def _states_of_batch(
     model: GeneralStudent, targets: TeacherTargets, batch: NDArray[np.int64]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     device = next(model.parameters()).device
-    inputs = {name: value.to(device) for name, value in targets.encoded.padded(batch).items()}
+    inputs = targets.encoded.padded(batch, device)
     with mixed_precision(device):
         hidden = model.classifier.electra(**inputs).last_hidden_state  # type: ignore[operator]
         sentence = sentence_representation(model.classifier, hidden)

@@ -165,7 +165,7 @@ def _write_batch(
     encoder: nn.Module, encoded: EncodedTexts, batch: NDArray[np.int64], hidden: NDArray[np.float16]
 ) -> int:
     device = next(encoder.parameters()).device
-    inputs = {name: value.to(device) for name, value in encoded.padded(batch).items()}
+    inputs = encoded.padded(batch, device)
     states = encoder(**inputs).last_hidden_state.to(torch.float16).cpu().numpy()
     for row, index in enumerate(batch):
         start, end = encoded.offsets[index], encoded.offsets[index + 1]

@@ -63,7 +63,7 @@ def fine_tune(
         torch.manual_seed(seed)  # dropout
         while step < total:
             for indices in training_batches(encoded.lengths, config.batch_size, rng):
-                batch = {name: value.to(device) for name, value in encoded.padded(indices).items()}
+                batch = encoded.padded(indices, device)
                 with mixed_precision(device):
                     logits = teacher(batch)[0]
                 loss = functional.cross_entropy(logits.float(), labels[indices].to(device))

@@ -59,7 +59,7 @@ def run_teacher(teacher: Teacher, encoded: EncodedTexts, progress: Progress = SI
     teacher.eval()
     with torch.inference_mode(), progress.stage("label with the teacher", len(encoded)) as advance:
         for indices in inference_batches(encoded):
-            batch = {name: value.to(device) for name, value in encoded.padded(indices).items()}
+            batch = encoded.padded(indices, device)
             with mixed_precision(device):
                 batch_logits, pooled = teacher(batch)
             logits[indices], embeddings[indices] = batch_logits.float().cpu().numpy(), pooled.float().cpu().numpy()
