@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from l2a.errors import RunError
+from l2a.errors import RunError, UsageError
 
 
 @contextlib.contextmanager
@@ -105,6 +105,29 @@ def discarded_folder() -> Iterator[Path]:
     """
     with tempfile.TemporaryDirectory() as folder:
         yield Path(folder)
+
+
+def refuse_overwriting(folder: Path, mark: str, content: str, overwrite: bool) -> None:
+    """Stop before work whose results would replace what the user may want to keep.
+
+    Args:
+        folder: Where the results are to go.
+        mark: A file that only a folder of such results holds.
+        content: What such a folder holds, for the message.
+        overwrite: Whether the user allows to replace it.
+
+    Raises:
+        UsageError: If the path is a file, the folder holds anything else, or it holds such results and may not be
+            replaced.
+    """
+    if folder.is_file():
+        raise UsageError(f"--output-dir {folder}: a file has that name; give a folder")
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    if not (folder / mark).exists():
+        raise UsageError(f"--output-dir {folder}: it holds other files; give an empty or a new folder")
+    if not overwrite:
+        raise UsageError(f"--output-dir {folder}: it holds {content}; add --overwrite to replace it")
 
 
 def _replace_folder(temporary: Path, path: Path) -> None:

@@ -13,10 +13,9 @@ import numpy as np
 
 from l2a.config import DistillConfig, as_yaml
 from l2a.distributed import process_rank
-from l2a.errors import UsageError
 from l2a.evaluation.latency import measure_latency
 from l2a.evaluation.metrics import classification_metrics
-from l2a.files import atomic_folder, atomic_write_text, discarded_folder
+from l2a.files import atomic_folder, atomic_write_text, discarded_folder, refuse_overwriting
 from l2a.pipeline.context import RunContext
 from l2a.pipeline.outputs import write_run
 from l2a.pipeline.rows import ROWS, FittedRow, evaluate_row, student_row
@@ -64,7 +63,7 @@ def distill(config: DistillConfig, verbosity: int = -1, announce: Callable[[str]
         RunError: If the run fails; no half-written output is left.
     """
     output_dir = Path(config.output_dir).expanduser()
-    _refuse_overwriting(output_dir, config.overwrite)
+    refuse_overwriting(output_dir, "metrics.json", "a finished run", config.overwrite)
     load_agent(config.selector.agent)  # a misspelt name should not cost the minutes before the selection
     with _output_folder(output_dir) as folder:
         progress = RunProgress(folder / "log.jsonl", verbosity)
@@ -80,17 +79,6 @@ def _output_folder(output_dir: Path) -> AbstractContextManager[Path]:
     if process_rank() == 0:
         return atomic_folder(output_dir.resolve())
     return discarded_folder()
-
-
-def _refuse_overwriting(output_dir: Path, overwrite: bool) -> None:
-    if output_dir.is_file():
-        raise UsageError(f"--output-dir {output_dir}: a file has that name; give a folder")
-    if not output_dir.exists() or not any(output_dir.iterdir()):
-        return
-    if not (output_dir / "metrics.json").exists():
-        raise UsageError(f"--output-dir {output_dir}: it holds other files; give an empty or a new folder")
-    if not overwrite:
-        raise UsageError(f"--output-dir {output_dir}: it holds a finished run; add --overwrite to replace it")
 
 
 def _run(

@@ -10,6 +10,7 @@ from scipy.stats import spearmanr
 
 from l2a.config import DistillConfig
 from l2a.errors import UsageError
+from l2a.files import refuse_overwriting
 from l2a.kd.trainer import calibrated_log_likelihood, run_student
 from l2a.pipeline.context import RunContext
 from l2a.pipeline.students import Drawn, Workbench, draw_candidates, open_workbench, real_reward, selection_problem
@@ -111,7 +112,7 @@ def train_selector(
     """
     name, config = configs[0].selector.agent, configs[0].selector
     card = _learning_card(name)
-    _refuse_overwriting(folder, overwrite)
+    refuse_overwriting(folder, "policy.json", "a policy", overwrite)
     # Without the real reward nothing holds on to a pair's teacher and student.
     problems = [replace(prepare_pair(one, progress).problem, real_reward=None) for one in configs]
     training = train_agent(_tasks(problems, configs), name, card, config, configs[0].seed, progress=progress)
@@ -202,17 +203,6 @@ def _learning_card(name: str) -> AgentCard:
     if card.rule is not None or card.policy is not None:
         raise UsageError(f"selector.agent: {name!r} does not learn; give an algorithm's card, such as ppo or a2c")
     return card
-
-
-def _refuse_overwriting(folder: Path, overwrite: bool) -> None:
-    if folder.is_file():
-        raise UsageError(f"--output-dir {folder}: a file has that name; give a folder")
-    if not folder.exists() or not any(folder.iterdir()):
-        return
-    if not (folder / "policy.json").exists():
-        raise UsageError(f"--output-dir {folder}: it holds other files; give an empty or a new folder")
-    if not overwrite:
-        raise UsageError(f"--output-dir {folder}: it holds a policy; add --overwrite to replace it")
 
 
 def _tasks(problems: Sequence[SelectionProblem], configs: Sequence[DistillConfig]) -> list[SelectionTask]:
