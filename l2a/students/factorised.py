@@ -47,6 +47,8 @@ def _electra(request: StudentRequest, width: int) -> Any:
         intermediate_size=4 * width,
         max_position_embeddings=request.positions,
         pad_token_id=request.teacher.tokenizer.pad_token_id,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
         **request.labels(),
     )
     return ElectraForSequenceClassification(config)

@@ -9,8 +9,6 @@ from l2a.students.request import StudentRequest
 from l2a.students.student import Student
 from l2a.teacher.labelling import token_vectors
 
-DROPOUT = 0.1
-"""As in BERT; the architecture's own default of 0 suits pre-training on much text."""
 
 
 def build_mean_pooled(request: StudentRequest) -> Student:
@@ -44,10 +42,6 @@ def _modernbert(request: StudentRequest, width: int) -> Any:
         max_position_embeddings=request.positions,
         layer_types=["full_attention"] * request.layers,
         classifier_pooling="mean",
-        attention_dropout=DROPOUT,
-        embedding_dropout=DROPOUT,
-        mlp_dropout=DROPOUT,
-        classifier_dropout=DROPOUT,
         **{f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "cls", "sep", "bos", "eos")},
         **request.labels(),
     )

@@ -6,19 +6,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from l2a.students.alignment import aligned_size, start_by_aligning
 from l2a.students.attention import start_by_averaging
 from l2a.students.fitting import attention_heads, largest_fitting
 from l2a.students.head import open_head
 from l2a.students.request import StudentRequest
 from l2a.students.student import Student
-from l2a.students.word_vectors import principal_word_vectors
+from l2a.students.word_vectors import even_word_vectors, principal_word_vectors
 from l2a.teacher.labelling import token_vectors
 
 LEAST_WIDTH = 32
 
 
 def build_narrow(request: StudentRequest) -> Student:
-    """Build a narrow BERT that starts by averaging the teacher's token vectors.
+    """Build a narrow BERT that starts from the teacher's token vectors.
 
     Args:
         request: The student wanted.
@@ -32,7 +33,7 @@ def build_narrow(request: StudentRequest) -> Student:
     student = Student(
         fresh_bert(request, "narrow", request.teacher.tokenizer, request.layers), request.teacher.tokenizer
     )
-    start_from_words(student, token_vectors(request.teacher))
+    start_from_words(student, token_vectors(request.teacher), request.of_pairs)
     return student
 
 
@@ -78,6 +79,8 @@ def fresh_bert(request: StudentRequest, preset: str, tokenizer: Any, layers: int
             intermediate_size=4 * width,
             max_position_embeddings=request.positions,
             pad_token_id=tokenizer.pad_token_id,
+            hidden_dropout_prob=0.0,  # with so few updates dropout costs a fifth of their time and helps nothing
+            attention_probs_dropout_prob=0.0,
             **request.labels(),
         )
         return BertForSequenceClassification(config)
@@ -97,8 +100,8 @@ def widths(request: StudentRequest) -> range:
     return range(min(LEAST_WIDTH, request.width), request.width + 1, 8)
 
 
-def start_from_words(student: Student, vectors: NDArray[np.float32]) -> None:
-    """Let a fresh student start as a mean over word vectors.
+def start_from_words(student: Student, vectors: NDArray[np.float32], of_pairs: bool = False) -> None:
+    """Let a fresh student start as a mean over words; over words and what sets them apart from their matches in a pair.
 
     What the teacher makes of each token alone already holds much of the task, also for words that no text shows; the
     principal directions keep most of that.
@@ -106,9 +109,16 @@ def start_from_words(student: Student, vectors: NDArray[np.float32]) -> None:
     Args:
         student: A BERT, ELECTRA or ModernBERT classifier, changed in place.
         vectors: float32 (V, d), one vector for each token of its vocabulary.
+        of_pairs: Whether a BERT of two attention heads or more is to align the two texts that it reads.
     """
-    table = student.model.get_input_embeddings()
+    body, table = student.model.base_model, student.model.get_input_embeddings()
+    aligned = aligned_size(body) if of_pairs else 0
+    start_by_averaging(body)
     with torch.no_grad():
-        table.weight.copy_(principal_word_vectors(vectors, table.embedding_dim))
-    start_by_averaging(student.model.base_model)
+        if aligned:
+            table.weight.zero_()
+            table.weight[:, : aligned - 1] = even_word_vectors(vectors, aligned - 1)
+            start_by_aligning(body)
+        else:
+            table.weight.copy_(principal_word_vectors(vectors, table.embedding_dim))
     open_head(student)

@@ -35,5 +35,5 @@ def build_pruned_narrow(request: StudentRequest) -> Student:
     kept = choose_tokens(full, counts, size)
     tokenizer = keep_tokens(full, kept)
     student = Student(fresh_bert(request, "pruned_narrow", tokenizer, 2 * request.layers), tokenizer)
-    start_from_words(student, token_vectors(request.teacher)[kept])
+    start_from_words(student, token_vectors(request.teacher)[kept], request.of_pairs)
     return student

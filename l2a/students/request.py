@@ -30,6 +30,11 @@ class StudentRequest:
         return int(self.max_share * self.teacher.parameters_count)
 
     @property
+    def of_pairs(self) -> bool:
+        """Whether the student is to read two texts at a time."""
+        return bool(self.texts) and len(self.texts[0]) == 2
+
+    @property
     def width(self) -> int:
         """Width d of the teacher; word vectors cannot be wider."""
         return self.teacher.hidden_size
