@@ -49,7 +49,15 @@ def demo(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """The table of the README: three targets, three seeds, every row. Finished cells are not run again."""
+    """The table of the README (three targets, three seeds, every row; finished cells are kept), then bench_kd."""
     session.install(*CONSTRAINTS, "-e", ".[experiments]")
     session.run("l2a", "experiment", "run", "shipped", *session.posargs)
     session.run("l2a", "experiment", "report", "shipped")
+    session.notify("bench_kd", [])  # without the arguments of this session
+
+
+@nox.session
+def bench_kd(session: nox.Session) -> None:
+    """The KD trainer beside its peers, in minutes; `-- --smoke --output FILE` tries it in a few steps."""
+    session.install(*CONSTRAINTS, "-e", ".", "accelerate", "textbrewer==0.2.1.post1")
+    session.run("python", "benchmarks/kd/run.py", *session.posargs)

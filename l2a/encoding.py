@@ -14,6 +14,9 @@ from l2a.precision import CPU
 BUCKETS = (4, 8, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128, 192, 256, 384, 512)
 """Padded lengths: few, so that compiled kernels are reused, and close, so that little padding is computed."""
 
+ENCODED_AT_ONCE = 2048
+"""Texts in a call of the tokenizer, whose results take some 8 kB a text until they are numbers."""
+
 
 @dataclass(frozen=True)
 class EncodedTexts:
@@ -88,17 +91,17 @@ def encode(tokenizer: Any, inputs: Sequence[TextInput], max_length: int) -> Enco
     """
     if not inputs:
         return EncodedTexts(np.zeros(0, np.int32), np.zeros(0, np.int8), np.zeros(1, np.int64), tokenizer.pad_token_id)
-    second = [text[1] for text in inputs] if len(inputs[0]) == 2 else None
-    encoded = tokenizer(
-        [text[0] for text in inputs], second, truncation=True, max_length=max_length, return_token_type_ids=True
-    )
-    lengths = [len(ids) for ids in encoded["input_ids"]]
-    return EncodedTexts(
-        ids=np.concatenate([np.asarray(ids, np.int32) for ids in encoded["input_ids"]]),
-        types=np.concatenate([np.asarray(types, np.int8) for types in encoded["token_type_ids"]]),
-        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        pad_id=int(tokenizer.pad_token_id),
-    )
+    pair = len(inputs[0]) == 2
+    ids, types, lengths = [], [], [[0]]
+    for start in range(0, len(inputs), ENCODED_AT_ONCE):
+        some = inputs[start : start + ENCODED_AT_ONCE]
+        first, second = [text[0] for text in some], [text[1] for text in some] if pair else None
+        encoded = tokenizer(first, second, truncation=True, max_length=max_length, return_token_type_ids=True)
+        ids.append(np.concatenate([np.asarray(row, np.int32) for row in encoded["input_ids"]]))
+        types.append(np.concatenate([np.asarray(row, np.int8) for row in encoded["token_type_ids"]]))
+        lengths.append([len(row) for row in encoded["input_ids"]])
+    offsets = np.cumsum(np.concatenate(lengths), dtype=np.int64)
+    return EncodedTexts(np.concatenate(ids), np.concatenate(types), offsets, int(tokenizer.pad_token_id))
 
 
 def inference_batches(encoded: EncodedTexts, tokens_per_batch: int = 2048) -> Iterator[NDArray[np.int64]]:

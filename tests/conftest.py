@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from transformers import BertConfig, BertForSequenceClassification, BertModel, BertTokenizerFast
 
 from l2a.examples import Examples
@@ -15,6 +16,10 @@ POSITIVE = ("good", "great", "fine", "lovely")
 NEGATIVE = ("bad", "awful", "poor", "nasty")
 NEUTRAL = ("the", "film", "was", "a", "phone", "it", "is", "and", "very", "story", "battery", "this")
 LABELS = ("negative", "positive")
+
+# A busy machine is no reason to fail.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 
 @pytest.fixture(autouse=True)

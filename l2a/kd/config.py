@@ -25,6 +25,7 @@ class KDConfig:
         temperature: T of the soft labels.
         alpha: Weight of the soft-label term on examples with a real label; the rest goes to cross-entropy.
         hidden_weight: Weight of the hidden-state term (pooled student state against the teacher's embedding).
+        attention_weight: Weight of the attention term (the last layers' maps); above 0 the teacher reads every batch.
         folds: Label each source text by a teacher that was not trained on it, one of so many; None labels all with the
             main teacher.
         objective: What the student learns from: the teacher's soft labels, LELP's pseudo-subclasses or one of the
@@ -53,6 +54,7 @@ class KDConfig:
     temperature: float = 2.0
     alpha: float = 0.9
     hidden_weight: float = 0.1
+    attention_weight: float = 0.0
     folds: int | None = None
     objective: Literal["soft_labels", "lelp", "lelp_random_directions", "lelp_random_partitions"] = "soft_labels"
     subclasses: int = 4
@@ -81,6 +83,8 @@ class KDConfig:
                 raise UsageError(f"kd.{name}: {getattr(self, name)} came; a number above 0 is needed")
         if not 0 <= self.alpha <= 1:
             raise UsageError(f"kd.alpha: {self.alpha} came; a weight from 0 to 1 is needed")
+        if self.attention_weight < 0:
+            raise UsageError(f"kd.attention_weight: {self.attention_weight} came; 0 (none) or more is needed")
         if self.embedding_rate < 0 or not 0 <= self.average < 1:
             raise UsageError("kd.embedding_rate must be 0 or more, kd.average 0 or more and below 1")
         shares = (self.target_share, self.augmented_share, self.unlabelled_share)

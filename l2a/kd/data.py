@@ -10,7 +10,7 @@ from torch import Tensor
 from l2a.encoding import EncodedTexts
 from l2a.errors import RunError
 from l2a.students.student import Student
-from l2a.teacher.outputs import TeacherOutputs
+from l2a.teacher.outputs import TeacherOutputs, join_outputs
 
 Batch = dict[str, Tensor]
 """What a model reads: input_ids or inputs_embeds, attention_mask and token_type_ids, on the model's device."""
@@ -104,10 +104,7 @@ def join(sets: Sequence[DistillationSet]) -> DistillationSet:
         np.concatenate([[0], *offsets]).astype(np.int64),
         sets[0].encoded.pad_id,
     )
-    teacher = TeacherOutputs(
-        np.concatenate([part.teacher.logits for part in sets]),
-        np.concatenate([part.teacher.embeddings for part in sets]),
-    )
+    teacher = join_outputs([part.teacher for part in sets])
     return DistillationSet(encoded, teacher, np.concatenate([part.labels for part in sets]))
 
 

@@ -146,7 +146,7 @@ def fit_subclasses(
     counts = tuple(int(size) for size in np.clip(sizes, 1, max(1, min(count, len(seen) - seen.shape[1]))))
     if objective == RANDOM_PARTITIONS:
         return RandomPartitions(counts, int(rng.integers(2**63)))
-    rows = [outputs.embeddings[_thinned(np.flatnonzero(assigned == c))] for c in range(len(counts))]
+    rows = [outputs.take(_thinned(np.flatnonzero(assigned == c))).embeddings for c in range(len(counts))]
     with threadpool_limits(limits=1, user_api="blas"):  # small problems: more threads only get in the way
         fits = [_fit_class(part, seen, size, objective, rng) for part, size in zip(rows, counts, strict=True)]
     means, directions, rms = zip(*fits, strict=True)

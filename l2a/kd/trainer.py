@@ -14,6 +14,7 @@ from l2a.distributed import join_processes, process_count, process_rank, sum_gra
 from l2a.encoding import EncodedTexts, encode, inference_batches
 from l2a.errors import RunError
 from l2a.examples import Examples
+from l2a.kd.attention import AttentionTransfer
 from l2a.kd.averaging import WeightAverage
 from l2a.kd.config import KDConfig
 from l2a.kd.data import (
@@ -33,6 +34,7 @@ from l2a.optimisation import adamw, linear_schedule
 from l2a.precision import mixed_precision
 from l2a.progress import SILENT, Progress
 from l2a.students.student import Student
+from l2a.teacher.model import Teacher
 from l2a.teacher.outputs import TeacherOutputs
 
 CALIBRATION_TEMPERATURES = np.geomspace(0.25, 16.0, 25)
@@ -78,6 +80,7 @@ class KDTrainer:
         self._projection = nn.Parameter(start.to(self._device))
         self._subclasses: Subclasses | None = None
         self._head: nn.Linear | None = None
+        self._attention: AttentionTransfer | None = None
         self._optimizer, self._schedule = self._fresh_optimizer()
         self._average: WeightAverage | None = None
         self._best: dict[str, torch.Tensor] = {}
@@ -103,6 +106,17 @@ class KDTrainer:
         self._subclasses, self._head = subclasses, subclass_head(self.student.output, subclasses.counts)
         self._optimizer, self._schedule = self._fresh_optimizer()
 
+    def learn_attention(self, teacher: Teacher) -> None:
+        """Add the attention term, weighted by ``config.attention_weight``.
+
+        Args:
+            teacher: Its encoder is copied.
+
+        Raises:
+            UsageError: If student and teacher read different tokens.
+        """
+        self._attention = AttentionTransfer(self.student, teacher)
+
     def train(
         self,
         sets: Sequence[DistillationSet],
@@ -127,7 +141,8 @@ class KDTrainer:
         """
         data = join(sets)
         refuse_constant_targets(data)
-        with torch.random.fork_rng(devices=[]), progress.stage(stage, steps) as advance:
+        watching = self._attention.watching() if self._attention is not None else nullcontext()
+        with torch.random.fork_rng(devices=[]), progress.stage(stage, steps) as advance, watching:
             torch.manual_seed(self._seed + self.steps_done)  # dropout, the same wherever the call starts
             with self._occurring_tokens_only(data) as renumbered:
                 self._average = WeightAverage(self._trained_parameters, self._config.average)
@@ -203,6 +218,9 @@ class KDTrainer:
         if self._config.hidden_weight:
             states = torch.from_numpy(taught.embeddings).to(self._device)
             loss = loss + self._config.hidden_weight * hidden_state_loss(features.float(), states, self._projection)
+        if self._attention is not None:
+            tokens = None if self._table is None else torch.from_numpy(self._table[0]).to(self._device)
+            loss = loss + self._config.attention_weight * self._attention.loss(batch, tokens)
         if not torch.isfinite(loss):
             raise RunError(f"kd: the loss is {loss.item()} at step {self.steps_done}; lower kd.learning_rate")
         return loss

@@ -128,9 +128,9 @@ class Workbench:
         inputs = self.context.data.unlabelled
         return self.labelled(inputs) if inputs else None
 
-    @cached_property
+    @property
     def known(self) -> DistillationSet:
-        """Everything that the student learns from before any candidate is drawn."""
+        """Everything that the student learns from before any candidate is drawn; joined anew, not kept twice."""
         return join([part for part in (self.source, self.target, self.unlabelled) if part is not None])
 
     def distil(self, kept: DistillationSet | None, steps: int, stage: str, renewal: Renewal | None = None) -> None:
@@ -181,6 +181,8 @@ def open_workbench(context: RunContext) -> Workbench:
     student, config = context.new_student(), context.config
     choice, width = context.data.splits.choice, context.teacher.hidden_size
     trainer = KDTrainer(student, config.kd, choice, width, config.max_length, config.seed)
+    if config.kd.attention_weight:
+        trainer.learn_attention(context.teacher)
     bench = Workbench(context, student, trainer)
     known = bench.known
     fit_output_layer(student, known)

@@ -10,7 +10,6 @@ from l2a.students.student import Student
 from l2a.teacher.labelling import token_vectors
 
 
-
 def build_mean_pooled(request: StudentRequest) -> Student:
     """Build a mean-pooled ModernBERT that starts by averaging the teacher's token vectors.
 

@@ -6,6 +6,7 @@ as semiparametric inference", arXiv 2104.09732.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -85,6 +86,6 @@ def cross_fitted_labeller(
         for fold in np.unique(places[places >= 0]):
             rows = np.flatnonzero(places == fold)
             logits[rows] = labeller_of(int(fold))([inputs[int(row)] for row in rows]).logits
-        return TeacherOutputs(logits, outputs.embeddings)
+        return replace(outputs, logits=logits)
 
     return label

@@ -17,6 +17,9 @@ from l2a.teacher.model import Teacher
 from l2a.teacher.outputs import Labeller, TeacherOutputs
 from l2a.teacher.predictions import PredictionStore, content_key
 
+LABELLED_AT_ONCE = 16_384
+"""Texts after which labels are written down: memory stays the same however many there are, and little work is lost."""
+
 
 def predict(
     teacher: Teacher, inputs: Sequence[TextInput], max_length: int, progress: Progress = SILENT
@@ -108,10 +111,15 @@ def cached_labeller(teacher: Teacher, max_length: int, progress: Progress = SILE
 
     def label(inputs: Sequence[TextInput]) -> TeacherOutputs:
         keys = [content_key(text) for text in inputs]
-        missing = store.find(keys) < 0
-        new = {key: text for key, text, absent in zip(keys, inputs, missing, strict=True) if absent}
-        if new:
-            store.append(list(new), predict(teacher, list(new.values()), max_length, progress))
-        return store.read(store.find(keys))
+        rows = store.find(keys)
+        new = {key: text for key, text, row in zip(keys, inputs, rows, strict=True) if row < 0}
+        new_keys = list(new)
+        for start in range(0, len(new_keys), LABELLED_AT_ONCE):
+            some = new_keys[start : start + LABELLED_AT_ONCE]
+            store.append(some, predict(teacher, [new[key] for key in some], max_length, progress))
+        rows = store.find(keys) if new else rows
+        if (rows < 0).any():
+            raise RunError(f"{folder}: what was just written there is gone or damaged; check the disk and run again")
+        return store.read(rows)
 
     return label

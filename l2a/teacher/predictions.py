@@ -1,13 +1,14 @@
-"""A teacher's outputs on disk: append-only files read by memory map, keyed by content.
+"""A teacher's outputs on disk, keyed by content: append-only files that are read by memory map.
 
-Each row has a key (digest of the text), a checksum, its logits and its embedding, so that a torn or damaged row is
-noticed and labelled again instead of being trusted.
+An index holds 24 bytes a text (key, sum of the logits, sum of the embedding); logits, 4 bytes a class, and embeddings,
+2 bytes a dimension, lie in files of their own. A row that is torn or damaged is labelled again instead of being
+trusted.
 """
 
 import hashlib
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from filelock import FileLock
@@ -15,9 +16,13 @@ from numpy.typing import NDArray
 
 from l2a.examples import TextInput
 from l2a.files import full_disk_as_run_error
-from l2a.teacher.outputs import TeacherOutputs
+from l2a.teacher.key_index import KEY_TYPE, KeyIndex
+from l2a.teacher.outputs import StoredRows, TeacherOutputs
+from l2a.teacher.row_file import RowFile, row_sums
 
-KEY_BYTES = 16
+KEY_BYTES, KEY_WORDS = 16, 4
+CHECKED_AT_ONCE = 2048
+"""Rows in memory while they are checked."""
 
 
 def content_key(text_input: TextInput) -> bytes:
@@ -34,70 +39,66 @@ def content_key(text_input: TextInput) -> bytes:
 
 
 class PredictionStore:
-    """Outputs of one teacher at one maximum length.
+    """Outputs of one teacher at one maximum length; a new row is appended, never rewritten.
 
-    Rows of 16 bytes of key, 4 of checksum, 4 C of logits and 2 d of embedding (float16) lie in one file; a new row is
-    appended, never rewritten.
+    Logits and embedding of a row are written before its line of the index, so that a row without that line does not
+    count: the next writer overwrites what a killed one has left.
     """
 
     def __init__(self, folder: Path, classes: int, width: int) -> None:
         """Open a store, creating its folder.
 
         Args:
-            folder: Where the file lives; its name should hold the teacher's fingerprint and the maximum length.
+            folder: Where the files live; its name should hold the teacher's fingerprint and the maximum length.
             classes: C.
             width: d.
         """
-        self._row = np.dtype(
-            [("key", f"V{KEY_BYTES}"), ("sum", "<u4"), ("logits", "<f4", (classes,)), ("embedding", "<f2", (width,))]
-        )
-        self._path = folder / f"outputs-{classes}x{width}.bin"
+        shape = f"{classes}x{width}"
+        self._index = RowFile(folder / f"index-{shape}.bin", "<u4", KEY_WORDS + 2)
+        self._logits = RowFile(folder / f"logits-{shape}.bin", "<f4", classes)
+        self._embeddings = RowFile(folder / f"embeddings-{shape}.bin", "<f2", width)
         with full_disk_as_run_error(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        self._positions: dict[bytes, int] = {}
-        self._rows = self._map()
-        self._index(0)
+        self._known, self._rows_read = KeyIndex(), 0
+        self._read_index()
 
     def __len__(self) -> int:
         """Return the number of texts known."""
-        return len(self._positions)
+        return len(self._known)
 
-    def _map(self) -> NDArray[np.void]:
-        count = self._path.stat().st_size // self._row.itemsize if self._path.exists() else 0
-        if count == 0:
-            return np.zeros(0, self._row)
-        return np.memmap(self._path, dtype=self._row, mode="r", shape=(count,))
+    def _read_index(self) -> None:
+        lines = self._index.map()
+        keys = np.ascontiguousarray(lines[self._rows_read :, :KEY_WORDS]).view(KEY_TYPE)[:, 0]
+        self._known.add(keys, self._rows_read)
+        self._rows_read = len(lines)
 
-    def _index(self, start: int) -> None:
-        for position in range(start, len(self._rows)):
-            self._positions[self._rows["key"][position].tobytes()] = position
-
-    def find(self, keys: Sequence[bytes]) -> NDArray[np.int64]:
-        """Look texts up.
+    def find(self, keys: Sequence[bytes], embeddings: bool = True) -> NDArray[np.int64]:
+        """Look texts up and check their rows.
 
         Args:
             keys: N content keys.
+            embeddings: Check the embeddings too; a reader of logits alone leaves their file alone.
 
         Returns:
             int64 (N,): the row of each text, or -1 where it is missing or its row is damaged.
         """
-        found = np.array([self._positions.get(key, -1) for key in keys], dtype=np.int64)
-        for i, position in enumerate(found):
-            if position >= 0 and _checksum(self._rows[position]) != self._rows["sum"][position]:
-                found[i] = -1
-        return found
+        rows = self._known.find(np.frombuffer(b"".join(keys), KEY_TYPE))
+        index, parts = self._index.map(), [self._logits.map(), *([self._embeddings.map()] if embeddings else [])]
+        for start in range(0, len(rows), CHECKED_AT_ONCE):
+            some = rows[start : start + CHECKED_AT_ONCE]
+            some[~_are_intact(some, index, parts)] = -1
+        return rows
 
-    def read(self, positions: NDArray[np.int64]) -> TeacherOutputs:
-        """Read rows.
+    def read(self, rows: NDArray[np.int64]) -> TeacherOutputs:
+        """Read rows; their embeddings stay on disk until they are asked for.
 
         Args:
-            positions: int64 (N,), as found.
+            rows: int64 (N,), as found.
 
         Returns:
             The outputs in that order.
         """
-        rows = self._rows[positions]
-        return TeacherOutputs(np.array(rows["logits"]), rows["embedding"].astype(np.float32))
+        return TeacherOutputs(self._logits.map()[rows], StoredRows((self._embeddings.map(),), rows))
 
     def append(self, keys: Sequence[bytes], outputs: TeacherOutputs) -> None:
         """Add new texts.
@@ -109,19 +110,21 @@ class PredictionStore:
         Raises:
             RunError: If the disk is full.
         """
-        rows = np.zeros(len(keys), self._row)
-        rows["key"] = np.frombuffer(b"".join(keys), dtype=f"V{KEY_BYTES}")
-        rows["logits"], rows["embedding"] = outputs.logits, outputs.embeddings.astype(np.float16)
-        rows["sum"] = [_checksum(row) for row in rows]
-        with full_disk_as_run_error(self._path), FileLock(f"{self._path}.lock"):
-            known = self._path.stat().st_size // self._row.itemsize if self._path.exists() else 0
-            with self._path.open("r+b" if self._path.exists() else "wb") as file:
-                file.seek(known * self._row.itemsize)  # a torn row of a killed writer is overwritten
-                file.write(rows.tobytes())
-        before = len(self._rows)
-        self._rows = self._map()
-        self._index(before)
+        words = np.frombuffer(b"".join(keys), "<u4").reshape(-1, KEY_WORDS)
+        logits, embeddings = outputs.logits.astype("<f4"), outputs.embeddings.astype("<f2")
+        sums = [row_sums(words, values) for values in (logits, embeddings)]
+        with full_disk_as_run_error(self._index.path), FileLock(f"{self._index.path}.lock"):
+            start = len(self._index)
+            self._logits.write(start, logits)
+            self._embeddings.write(start, embeddings)
+            self._index.write(start, np.column_stack([words, *sums]))
+        self._read_index()
 
 
-def _checksum(row: np.void) -> int:
-    return zlib.crc32(row["embedding"].tobytes(), zlib.crc32(row["logits"].tobytes(), zlib.crc32(row["key"].tobytes())))
+def _are_intact(rows: NDArray[np.int64], index: NDArray[np.uint32], parts: Sequence[NDArray[Any]]) -> NDArray[np.bool_]:
+    intact = (rows >= 0) & (rows < min(map(len, (index, *parts))))  # a power cut may shorten a file
+    checked = np.flatnonzero(intact)
+    lines = index[rows[checked]]
+    for column, part in enumerate(parts, start=KEY_WORDS):
+        intact[checked] &= row_sums(lines[:, :KEY_WORDS], part[rows[checked]]) == lines[:, column]
+    return intact

@@ -1,11 +1,7 @@
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from l2a.teacher.labelling import cached_labeller, predict, token_vectors
-from l2a.teacher.outputs import TeacherOutputs
-from l2a.teacher.predictions import PredictionStore, content_key
+from l2a.teacher.labelling import cached_labeller, predict, run_teacher, token_vectors
 from tests.conftest import make_examples
 
 TEXTS = make_examples(20).inputs
@@ -71,45 +67,19 @@ def test_every_token_has_a_vector(teacher):
     assert np.allclose(vectors[good], predict(teacher, [("good",)], 24).embeddings[0], atol=2e-2)
 
 
-def fill(store: PredictionStore, texts: list[tuple[str, ...]], seed: int = 0) -> TeacherOutputs:
-    rng = np.random.default_rng(seed)
-    outputs = TeacherOutputs(
-        rng.normal(size=(len(texts), 3)).astype(np.float32), rng.normal(size=(len(texts), 4)).astype(np.float32)
-    )
-    store.append([content_key(text) for text in texts], outputs)
-    return outputs
+def test_an_interrupted_labelling_keeps_the_blocks_that_were_done(teacher, calls, monkeypatch):
+    monkeypatch.setattr("l2a.teacher.labelling.LABELLED_AT_ONCE", 4)
+    rounds = iter(range(2))
 
+    def interrupted(*arguments):
+        if next(rounds, None) is None:
+            raise KeyboardInterrupt
+        return run_teacher(*arguments)
 
-@given(st.lists(st.tuples(st.text(max_size=8)), min_size=1, max_size=12, unique=True))
-def test_a_store_gives_back_what_it_was_given(tmp_path_factory, texts):
-    folder = tmp_path_factory.mktemp("store")
-    outputs = fill(PredictionStore(folder, 3, 4), texts)
-    reopened = PredictionStore(folder, 3, 4)
-    found = reopened.read(reopened.find([content_key(text) for text in texts]))
-    assert np.array_equal(found.logits, outputs.logits)
-    assert np.allclose(found.embeddings, outputs.embeddings, atol=2e-3)
-
-
-def test_a_damaged_row_is_missed_not_trusted(tmp_path):
-    texts = [(str(i),) for i in range(4)]
-    fill(PredictionStore(tmp_path, 3, 4), texts)
-    (file,) = tmp_path.glob("*.bin")
-    content = bytearray(file.read_bytes())
-    content[len(content) // 4 + 22] ^= 0xFF
-    file.write_bytes(content)
-    found = PredictionStore(tmp_path, 3, 4).find([content_key(text) for text in texts])
-    assert found.tolist() == [0, -1, 2, 3]
-
-
-def test_a_torn_last_row_is_overwritten(tmp_path):
-    fill(PredictionStore(tmp_path, 3, 4), [("a",), ("b",)])
-    (file,) = tmp_path.glob("*.bin")
-    file.write_bytes(file.read_bytes()[:-5])
-    store = PredictionStore(tmp_path, 3, 4)
-    assert store.find([content_key(("a",)), content_key(("b",))]).tolist() == [0, -1]
-    fill(store, [("b",)], seed=1)
-    assert (PredictionStore(tmp_path, 3, 4).find([content_key(("a",)), content_key(("b",))]) >= 0).all()
-
-
-def test_pairs_and_single_texts_never_share_a_key():
-    assert content_key(("a", "b")) != content_key(("ab",)) != content_key(("a b",))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("l2a.teacher.labelling.run_teacher", interrupted)
+        cached_labeller(teacher, 24)(TEXTS)
+    calls.clear()
+    outputs = cached_labeller(teacher, 24)(TEXTS)
+    assert len(calls) == len(set(TEXTS)) - 2 * 4
+    assert np.allclose(outputs.logits, predict(teacher, TEXTS, 24).logits, atol=2e-2)

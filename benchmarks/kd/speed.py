@@ -1,0 +1,100 @@
+"""Times the contenders in turn, so that each ratio comes from one run on one machine."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from contenders import L2A, Contender, HuggingFace, TextBrewer
+from efficiency import forward_cost, label, labelling_dtype, labelling_shapes, matmul_seconds
+from material import Material
+from timing import Seconds
+
+Clock = Literal["wall", "cpu"]
+
+
+@dataclass
+class Timings:
+    """What the repeats gave, one entry each.
+
+    Attributes:
+        pieces: Of each contender's piece.
+        accuracy: Of each contender at the end of a whole training.
+        labelling: Of labelling all texts once.
+        float32_product: One square matrix product in float32, just before l2a trains.
+        labelling_product: The same in the teacher's number format, just before it labels.
+    """
+
+    pieces: dict[str, list[Seconds]] = field(default_factory=dict)
+    accuracy: dict[str, float] = field(default_factory=dict)
+    labelling: list[Seconds] = field(default_factory=list)
+    float32_product: list[Seconds] = field(default_factory=list)
+    labelling_product: list[Seconds] = field(default_factory=list)
+
+
+def contenders(material: Material) -> dict[str, Contender]:
+    """Build all contenders."""
+    return {
+        "l2a": L2A(material),
+        "trainer_cached": HuggingFace(material),
+        "textbrewer_dynamic": TextBrewer(material, padded=False),
+        "textbrewer_padded": TextBrewer(material, padded=True),
+    }
+
+
+def measure(material: Material, all_of_them: Mapping[str, Contender]) -> Timings:
+    """Time labelling and every contender, in turn, as often as asked."""
+    timings, size = Timings({name: [] for name in all_of_them}), material.sizes.matmul
+    for repeat in range(material.sizes.repeats):
+        timings.labelling_product.append(matmul_seconds(size, labelling_dtype()))
+        timings.labelling.append(label(material))
+        timings.float32_product.append(matmul_seconds(size, torch.float32))
+        for name, contender in all_of_them.items():
+            timings.pieces[name].append(contender.train())
+            print(f"{repeat + 1}: {name}, {contender.updates} updates: {timings.pieces[name][-1]}", flush=True)
+    timings.accuracy.update({name: material.accuracy(contender.student) for name, contender in all_of_them.items()})
+    return timings
+
+
+def throughput(
+    material: Material, all_of_them: Mapping[str, Contender], timings: Timings, clock: Clock
+) -> dict[str, float]:
+    """Examples a second of every contender, and of those that need labels first with labelling included."""
+    updates, rates = material.sizes.updates, dict[str, float]()
+    examples, labelling = material.sizes.batch_size * updates, _median(timings.labelling, clock)
+    for name, contender in all_of_them.items():
+        seconds = _median(timings.pieces[name], clock) * updates / contender.updates
+        rates[name] = examples / seconds
+        if not isinstance(contender, TextBrewer):
+            rates[f"{name}_with_labelling"] = examples / (seconds + labelling)
+    return rates
+
+
+def speedups(rates: Mapping[str, float]) -> dict[str, float]:
+    """l2a over each peer; with labelling included, over those that keep the teacher in the loop."""
+    peers = ("textbrewer_padded", "textbrewer_dynamic", "trainer_cached")
+    ratios = {f"speedup_{peer}": rates["l2a"] / rates[peer] for peer in peers}
+    return ratios | {f"speedup_{peer}_with_labelling": rates["l2a_with_labelling"] / rates[peer] for peer in peers[:2]}
+
+
+def efficiencies(material: Material, trained: L2A, timings: Timings, clock: Clock) -> dict[str, float]:
+    """Counted multiply-adds a second over those of a square matrix product, median of the repeats."""
+    student, teacher, product = trained.student, material.teacher, material.sizes.matmul**3
+    step = 3 * forward_cost(student.model, student.model.config, student).of(trained.shapes)
+    labelled = forward_cost(teacher, teacher.encoder.config, teacher).of(labelling_shapes(material))
+    parts = {
+        "student_step_efficiency": (step, timings.pieces["l2a"], timings.float32_product),
+        "labelling_efficiency": (labelled, timings.labelling, timings.labelling_product),
+    }
+    return {
+        name: statistics.median(
+            count / getattr(spent, clock) / (product / getattr(rate, clock))
+            for spent, rate in zip(durations, products, strict=True)
+        )
+        for name, (count, durations, products) in parts.items()
+    }
+
+
+def _median(durations: Sequence[Seconds], clock: Clock) -> float:
+    return statistics.median(getattr(duration, clock) for duration in durations)

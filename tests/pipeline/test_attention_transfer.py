@@ -1,0 +1,23 @@
+from l2a.config import override
+from l2a.pipeline.context import RunContext
+from l2a.pipeline.students import open_workbench, real_reward, train_plain_student
+
+
+def test_a_run_learns_attention_only_when_asked_to(config, monkeypatch):
+    context, asked = RunContext(config), []
+    monkeypatch.setattr("l2a.kd.trainer.KDTrainer.learn_attention", lambda trainer, teacher: asked.append(teacher))
+    open_workbench(context)
+    assert not asked
+    with_attention = RunContext(override(config, {"kd.attention_weight": 1.0}))
+    open_workbench(with_attention)
+    assert asked == [with_attention.teacher]
+
+
+def test_a_student_that_learns_attention_is_trained_and_judged_as_any_other(config):
+    context = RunContext(override(config, {"kd.attention_weight": 100.0}))
+    trained = train_plain_student(context)
+    plain = train_plain_student(RunContext(config))
+    assert not trained.rounds
+    assert (trained.student.word_embeddings() != plain.student.word_embeddings()).any()
+    bench = open_workbench(context)
+    assert real_reward(bench, bench.target, steps=1) < 0
