@@ -153,6 +153,21 @@ def read_results(folder: Path) -> tuple[CellResult, ...]:
     return tuple(sorted(results, key=_order))
 
 
+def find_result(folder: Path, key: str) -> CellResult | None:
+    """Find a finished cell by what decides it, in a card's results or in those of the cards beside it.
+
+    Args:
+        folder: The card's results folder.
+        key: The cell's fingerprint.
+
+    Returns:
+        The cell, wherever it stands, or None.
+    """
+    beside = sorted(other for other in folder.parent.glob("*/") if other != folder)
+    cells = (result for place in (folder, *beside) for result in read_results(place))
+    return next((result for result in cells if result.key == key), None)
+
+
 def save_result(folder: Path, result: CellResult) -> None:
     """Add a finished cell to the results file in one step; an older result of the same cell is replaced.
 

@@ -15,7 +15,7 @@ from l2a.experiments.backends import Workers, parallel
 from l2a.experiments.cells import Cell, DataFiles, cell_files
 from l2a.experiments.measure import RunRow, measure
 from l2a.experiments.plan import PlannedCell, PlannedGroup, teacher_mark
-from l2a.experiments.results import lock_for, read_results, save_result
+from l2a.experiments.results import find_result, lock_for, save_result
 from l2a.files import atomic_write_text
 from l2a.progress import SILENT, Progress
 
@@ -112,8 +112,8 @@ def _run_or_return(group: PlannedGroup, data: Mapping[str, DataFiles], *argument
 
 def _run_or_find(planned: PlannedCell, data: DataFiles, folder: Path, run_row: RunRow) -> Outcome:
     cell = planned.cell
-    # A method without a student has one result for all students: it is run once and copied.
-    known = next((result for result in read_results(folder) if result.key == planned.key), None)
+    # A method without a student has one result for all students, and cards share methods: run once and copied.
+    known = find_result(folder, planned.key)
     if known is not None:
         if (known.place, known.method) != (cell.place, cell.method):
             save_result(folder, known.moved(cell.place, cell.method))

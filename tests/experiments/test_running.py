@@ -49,11 +49,20 @@ def test_every_cell_runs_once_and_none_again(workspace: Path, fake_run_row: RunR
     assert result.labels_used == (4 + 2 * 16) * 2
 
 
+def test_a_cell_that_another_card_has_finished_is_taken_over(workspace: Path, fake_run_row: RunRow, trace: Path) -> None:
+    run_tiny(workspace, fake_run_row, "results/tiny")
+    rows = rows_run(trace)
+    outcomes = run_tiny(workspace, fake_run_row, "results/other")
+    assert Counter(outcome.status for outcome in outcomes) == {"found": 12}
+    assert rows_run(trace) == rows
+    assert read_results(workspace / "results/other") == read_results(workspace / "results/tiny")
+
+
 @pytest.mark.slow
 def test_results_are_identical_with_one_and_with_two_workers(workspace: Path, fake_run_row: RunRow) -> None:
-    run_tiny(workspace, fake_run_row, "one", workers=1)
-    run_tiny(workspace, fake_run_row, "two", workers=2)
-    one, two = (list(map(without_times, read_results(workspace / folder))) for folder in ("one", "two"))
+    run_tiny(workspace, fake_run_row, "one/tiny", workers=1)
+    run_tiny(workspace, fake_run_row, "two/tiny", workers=2)
+    one, two = (list(map(without_times, read_results(workspace / folder))) for folder in ("one/tiny", "two/tiny"))
     assert one == two
     assert len({result.diagnostics["weights"] for result in one}) > 1
 
@@ -175,8 +184,8 @@ def test_a_killed_runner_loses_only_the_cell_it_was_running(
     assert len(finished) >= 4
     monkeypatch.setenv("ROW_SECONDS", "0")
     assert len(run_tiny(workspace, fake_run_row)) == 12 - len(finished)
-    run_tiny(workspace, fake_run_row, "at_once")
-    resumed, at_once = (read_results(workspace / folder) for folder in ("results", "at_once"))
+    run_tiny(workspace, fake_run_row, "at_once/tiny")
+    resumed, at_once = (read_results(workspace / folder) for folder in ("results", "at_once/tiny"))
     assert list(map(without_times, resumed)) == list(map(without_times, at_once))
 
 
@@ -185,9 +194,9 @@ def test_a_result_does_not_depend_on_what_is_cached(workspace: Path, encoder_fol
     from l2a.pipeline.rows import run_row
 
     write_card_of_one_cell(workspace, "l2a_student", encoder_folder)
-    run_tiny(workspace, run_row, "cold")
-    run_tiny(workspace, run_row, "warm")
-    (cold,), (warm,) = read_results(workspace / "cold"), read_results(workspace / "warm")
+    run_tiny(workspace, run_row, "cold/tiny")
+    run_tiny(workspace, run_row, "warm/tiny")
+    (cold,), (warm,) = read_results(workspace / "cold/tiny"), read_results(workspace / "warm/tiny")
     assert cold.predictions == warm.predictions
     facts = [{name: fact for name, fact in it.diagnostics.items() if "seconds" not in name} for it in (cold, warm)]
     assert facts[0] == facts[1]
@@ -252,8 +261,8 @@ def test_a_local_dask_cluster_gives_the_same_results(workspace: Path, fake_run_r
     groups = expand(load_experiment("tiny"), workspace / "data")
     data = data_files(groups)
     run_groups(plan(groups, data, ()), data, workspace / "dask", fake_run_row, Workers(2, "dask"))
-    run_tiny(workspace, fake_run_row, "here")
-    dask, here = (list(map(without_times, read_results(workspace / folder))) for folder in ("dask", "here"))
+    run_tiny(workspace, fake_run_row, "here/tiny")
+    dask, here = (list(map(without_times, read_results(workspace / folder))) for folder in ("dask", "here/tiny"))
     assert dask == here
 
 
