@@ -49,11 +49,12 @@ def demo(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """The table of the README (three targets, three seeds, every row; finished cells are kept), then bench_kd."""
+    """The table of the README (three targets, three seeds, every row), then the speed of the parts."""
     session.install(*CONSTRAINTS, "-e", ".[experiments]")
     session.run("l2a", "experiment", "run", "shipped", *session.posargs)
     session.run("l2a", "experiment", "report", "shipped")
-    session.notify("bench_kd", [])  # without the arguments of this session
+    for part in ("bench_kd", "bench_generator", "bench_selector"):
+        session.notify(part, [])  # without the arguments of this session
 
 
 @nox.session
@@ -61,3 +62,23 @@ def bench_kd(session: nox.Session) -> None:
     """The KD trainer beside its peers, in minutes; `-- --smoke --output FILE` tries it in a few steps."""
     session.install(*CONSTRAINTS, "-e", ".", "accelerate", "textbrewer==0.2.1.post1")
     session.run("python", "benchmarks/kd/run.py", *session.posargs)
+
+
+@nox.session
+def bench_generator(session: nox.Session) -> None:
+    """The generator's speed beside its reference, nlpaug and TextAttack, and its share of a run."""
+    session.install(*CONSTRAINTS, "-e", ".[experiments]")
+    needed = ("nltk", "lru-dict", "editdistance", "lemminflect", "terminaltables", "word2number", "num2words",
+              "more-itertools", "jieba", "Levenshtein", "bert-score", "language_tool_python", "pinyin",
+              "OpenHowNet", "langdetect")  # fmt: skip
+    session.install(*CONSTRAINTS, "nlpaug==1.1.11", *needed)
+    # Without its dependencies: flair's pins rule out current numpy and transformers, and nothing measured calls it.
+    session.install("--no-deps", "textattack==0.3.11")
+    session.run("python", "benchmarks/generator/run.py", *session.posargs)
+
+
+@nox.session
+def bench_selector(session: nox.Session) -> None:
+    """Speed of the surrogate environment, the selector's share of a run and the correlation of its two rewards."""
+    session.install(*CONSTRAINTS, "-e", ".")
+    session.run("python", "benchmarks/selector/bench.py", *(session.posargs or ["--smoke"]))

@@ -29,6 +29,7 @@ class DistillConfig:
             teacher labels it; it is distilled on and seeds the generator.
         shots: Labelled target examples per class for training.
         dev_shots: Labelled target examples per class that give the reward, and as many again that choose the model.
+        source_size: Labelled source examples used at most; of more, as many are drawn by the seed. None for all.
         seed: Decides the few labelled examples and every random draw.
         max_length: Longest sequence in tokens.
         output_dir: Where the results go.
@@ -49,6 +50,7 @@ class DistillConfig:
     unlabelled: str | None = None
     shots: int = 32
     dev_shots: int = 16
+    source_size: int | None = None
     seed: int = 0
     max_length: int = 128
     output_dir: str = "runs/latest"
@@ -74,6 +76,8 @@ class DistillConfig:
             value = getattr(self, name)
             if value < least:
                 raise UsageError(f"{name}: {value} came; a whole number of at least {least} is needed")
+        if self.source_size is not None and self.source_size < 2:
+            raise UsageError(f"source_size: {self.source_size} came; at least 2, or null for all, is needed")
 
 
 def load_config(preset: str, file: Path | None = None, flags: Mapping[str, Any] | None = None) -> DistillConfig:

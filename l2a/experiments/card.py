@@ -21,6 +21,7 @@ RowName = Literal[
     "plain_kd_unlabelled_student",
     "l2a_without_unlabelled_student",
     "augmented_kd_student",
+    "augmented_fine_tuned_student",
     "l2a_student",
 ]
 ROWS: tuple[str, ...] = get_args(RowName)

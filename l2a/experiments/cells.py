@@ -15,6 +15,7 @@ from l2a.domains.unlabelled import read_unlabelled
 from l2a.experiments.card import ExperimentCard, Pair, method_config
 from l2a.experiments.results import Place
 from l2a.progress import SILENT, Progress
+from l2a.selector.agents import agent_files
 
 RESULTS_VERSION = 1
 """Raise it when a change of the code, rather than of a field, changes what cells give: then all run again."""
@@ -22,6 +23,7 @@ RESULTS_VERSION = 1
 NEVER_DECIDES = ("output_dir", "overwrite", "compare", "data_root")
 READ_BY_ONE_OPERATOR = ("operator", "copies")
 """Fields of the generator that only the row of one operator without a selector reads."""
+ROWS_OF_ONE_OPERATOR = ("augmented_kd_student", "augmented_fine_tuned_student")
 AUGMENTATION = ("generator", "selector")
 STUDENT = ("student", "kd")
 
@@ -104,7 +106,8 @@ def data_files(groups: Iterable[Group], progress: Progress = SILENT) -> dict[str
 def cell_key(cell: Cell, data: DataFiles) -> str:
     """Fingerprint everything that decides a cell's result.
 
-    A row keeps its key when only settings change that it never reads.
+    A row keeps its key when only settings change that it never reads. The selector's card, and its policy where it
+    has one, count by their content.
 
     Args:
         cell: The cell.
@@ -115,11 +118,16 @@ def cell_key(cell: Cell, data: DataFiles) -> str:
     """
     ignored = {*NEVER_DECIDES, *_unread_sections(cell.row)}
     decisive: dict[str, Any] = {key: value for key, value in as_mapping(cell.config).items() if key not in ignored}
-    if "generator" in decisive and cell.row != "augmented_kd_student":
+    if decisive["source_size"] is None:
+        del decisive["source_size"]  # results from before there was this field hold
+    if "generator" in decisive and cell.row not in ROWS_OF_ONE_OPERATOR:
         read = {key: value for key, value in decisive["generator"].items() if key not in READ_BY_ONE_OPERATOR}
         decisive["generator"] = read
-    decisive.get("selector", {}).pop("tensorboard", None)  # it only shows a training
-    return fingerprint(RESULTS_VERSION, cell.row, decisive, dict(cell_files(cell, data)))
+    parts = [RESULTS_VERSION, cell.row, decisive, dict(cell_files(cell, data))]
+    if "selector" in decisive:
+        decisive["selector"].pop("tensorboard")  # it only shows a training
+        parts.append(agent_files(cell.config.selector.agent))
+    return fingerprint(*parts)
 
 
 def cell_files(cell: Cell, data: DataFiles) -> DataFiles:
@@ -146,7 +154,7 @@ def _unlabelled_files(reference: str, data_folder: Path | None) -> DataFiles:
 def _unread_sections(row: str) -> tuple[str, ...]:
     if not row.endswith("_student"):
         return (*AUGMENTATION, *STUDENT, "unlabelled")
-    if row == "augmented_kd_student":
+    if row in ROWS_OF_ONE_OPERATOR:
         return ("selector",)
     unread = () if row.startswith("l2a") else AUGMENTATION
     return unread if row in READ_UNLABELLED else (*unread, "unlabelled")

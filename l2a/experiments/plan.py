@@ -11,7 +11,7 @@ from l2a.experiments.results import CellResult, Place
 FIRST_GUESS = 30.0
 """Seconds of a cell, and of a teacher, before any has been timed."""
 
-ROWS_WITHOUT_TEACHER_TRAINING = ("tfidf_logreg", "frozen_teacher_logreg")
+ROWS_WITHOUT_TEACHER_TRAINING = ("tfidf_logreg", "frozen_teacher_logreg", "augmented_fine_tuned_student")
 
 
 @dataclass(frozen=True)

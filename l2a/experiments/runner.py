@@ -115,8 +115,7 @@ def _run_or_find(planned: PlannedCell, data: DataFiles, folder: Path, run_row: R
     # A method without a student has one result for all students, and cards share methods: run once and copied.
     known = find_result(folder, planned.key)
     if known is not None:
-        if (known.place, known.method) != (cell.place, cell.method):
-            save_result(folder, known.moved(cell.place, cell.method))
+        save_result(folder, known.moved(cell.place, cell.method))
         return Outcome(cell, "found")
     try:
         save_result(folder, measure(cell, planned.key, cell_files(cell, data), run_row))

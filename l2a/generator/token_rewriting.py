@@ -2,23 +2,22 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from l2a.errors import UsageError
 from l2a.examples import TextInput
 from l2a.generator import operators
-from l2a.generator.corpus import TokenCorpus, align_partners, pad_corpus
+from l2a.generator.corpus import FROZEN
+from l2a.generator.flat_texts import FlatTexts, Ints, TokenChanges, flatten_texts
 from l2a.generator.neighbours import NeighbourTable
 from l2a.generator.problem import Gradient, vocabulary
 from l2a.generator.rewrite import Rewrite
-from l2a.generator.tokens import TokenizedText, substitute, tokenize_texts
-
-REMEMBERED = 65_536
-"""Tokenized texts that are kept."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +56,23 @@ class TokenRewriting:
             raise UsageError(
                 "operator 'augpro_fgsm': it needs the gradient of a teacher and a student; name both, or use knn"
             )
-        self._name, self._space, self._tokens = name, space, vocabulary(space.tokenizer)
-        self._known: dict[TextInput, TokenizedText] = {}
+        self._name, self._space = name, space
+
+    @cached_property
+    def surfaces(self) -> tuple[str, ...]:
+        """What each token writes into a text, by id."""
+        return tuple(token.removeprefix("##") for token in vocabulary(self._space.tokenizer))
+
+    def tokenize(self, inputs: Sequence[TextInput]) -> FlatTexts:
+        """Tokenize texts, so that many batches can be drawn from them.
+
+        Args:
+            inputs: One or more texts; what comes twice is kept once.
+
+        Returns:
+            The texts.
+        """
+        return flatten_texts(inputs, self._space.tokenizer, self._space.max_length, self._space.neighbours)
 
     def __call__(
         self, bases: Sequence[TextInput], partners: Sequence[TextInput], degree: float, rng: np.random.Generator
@@ -66,42 +80,66 @@ class TokenRewriting:
         """Change each base; see ``TextOperator``."""
         if not bases:
             return []
-        space, count = self._space, len(bases)
-        texts = [*bases, *partners] if self._name == "augpro_mix" else list(bases)
-        corpus = pad_corpus(texts, self._tokenize(texts), space.neighbours)
-        u = torch.from_numpy(rng.random((count, corpus.ids.shape[1], 2), dtype=np.float32))
-        new = self._operate(corpus, count, u, degree)
-        changed = (new != corpus.ids[:count]).sum(dim=1).numpy() / np.maximum(corpus.words[:count], 1)
-        rows = zip(bases, corpus.texts[:count], new.numpy().astype(np.int32), changed.tolist(), strict=True)
-        return [
-            Rewrite(substitute(base, text, ids[: len(text.ids)], self._tokens) if share else base, share)
-            for base, text, ids, share in rows
-        ]
+        texts = self.tokenize([*bases, *partners] if self._name == "augpro_mix" else bases)
+        others = texts.numbers(partners if self._name == "augpro_mix" else ())
+        changes = self.changes(texts, texts.numbers(bases), others, degree, rng)
+        written = _write(bases, changes, self.surfaces)
+        return [Rewrite(text, share) for text, share in zip(written, changes.shares.tolist(), strict=True)]
 
-    def _tokenize(self, texts: Sequence[TextInput]) -> list[TokenizedText]:
-        """Tokenize what was not tokenized before: partners and further copies come again and again."""
-        new = [text for text in dict.fromkeys(texts) if text not in self._known]
-        if len(self._known) + len(new) > REMEMBERED:
-            self._known, new = {}, list(dict.fromkeys(texts))
-        made = tokenize_texts(new, self._space.tokenizer, self._space.max_length)
-        self._known |= zip(new, made, strict=True)
-        return [self._known[text] for text in texts]
+    def changes(
+        self, texts: FlatTexts, rows: Ints, partners: Ints, degree: float, rng: np.random.Generator
+    ) -> TokenChanges:
+        """Choose the tokens to change, each open one with probability ``degree``, and their replacements.
 
-    def _operate(self, corpus: TokenCorpus, count: int, u: Tensor, degree: float) -> Tensor:
-        ids, slots = corpus.ids[:count], corpus.slots[:count]
-        table, embeddings = self._space.neighbours, self._space.word_embeddings
+        Args:
+            texts: Made by ``tokenize``.
+            rows: int64 (B,), numbers of the texts to change, at least one.
+            partners: int64 (B,), numbers of their partners; only augpro_mix reads them.
+            degree: In (0, 1].
+            rng: Source of all randomness.
+
+        Returns:
+            The changes.
+        """
+        read = np.concatenate([rows, partners]) if self._name == "augpro_mix" else rows
+        u = rng.random((len(rows), int(texts.lengths[read].max()), 2), dtype=np.float32)
+        owners, positions = np.divmod(np.flatnonzero(u[..., 0] < degree), u.shape[1])
+        chosen = rows[owners]
+        places = np.minimum(texts.starts[chosen] + positions, len(texts.ids) - 1)
+        is_open = (positions < texts.lengths[chosen]) & (texts.slots[places] != FROZEN)
+        owners, positions, places = owners[is_open], positions[is_open], places[is_open]
         if self._name == "augpro_mix":
-            partners = align_partners(ids, slots, corpus.ids[count:], corpus.slots[count:])
-            return operators.mix_tokens(ids, slots, partners, u, degree)
-        if self._name == "knn":
-            return operators.knn_tokens(ids, slots, u, degree, table)
-        gradients = self._padded_gradients(corpus, ids.shape[1])
-        best = operators.fgsm_replacements(ids, slots, gradients, table, embeddings)
-        return operators.fgsm_tokens(ids, slots, best, u, degree)
+            tokens = texts.offered(places, partners[owners])
+        elif self._name == "knn":
+            tokens = self._random_neighbours(texts.ids[places], u[owners, positions, 1])
+        else:
+            tokens = self._steepest_neighbours(texts, rows, owners, positions)
+        new = tokens != texts.ids[places]
+        return TokenChanges(texts, rows, owners[new], places[new], tokens[new])
 
-    def _padded_gradients(self, corpus: TokenCorpus, width: int) -> Tensor:
-        assert self._space.gradient is not None  # checked when the operator was chosen
-        padded = torch.zeros(len(corpus.inputs), width, self._space.word_embeddings.shape[1])
-        for row, gradient in enumerate(self._space.gradient(corpus.inputs)):
-            padded[row, : len(gradient)] = torch.as_tensor(gradient)
-        return padded
+    def _random_neighbours(self, ids: Ints, u: NDArray[np.float32]) -> Ints:
+        table = self._space.neighbours
+        found: Ints = operators.random_neighbours(torch.from_numpy(ids), torch.from_numpy(u), table).numpy()
+        return found
+
+    def _steepest_neighbours(self, texts: FlatTexts, rows: Ints, owners: Ints, positions: Ints) -> Ints:
+        space = self._space
+        assert space.gradient is not None  # checked when the operator was chosen
+        gradients = [torch.as_tensor(gradient) for gradient in space.gradient([texts.inputs[row] for row in rows])]
+        firsts = np.cumsum([0, *map(len, gradients)])[:-1]
+        slopes = torch.cat(gradients)[torch.from_numpy(firsts[owners] + positions)]
+        ids = torch.from_numpy(texts.ids[texts.starts[rows[owners]] + positions])
+        found: Ints = operators.steepest_neighbours(ids, slopes, space.neighbours, space.word_embeddings).numpy()
+        return found
+
+
+def _write(bases: Sequence[TextInput], changes: TokenChanges, surfaces: Sequence[str]) -> list[TextInput]:
+    """Write changed tokens into texts; every other character stays."""
+    sides = [list(base) for base in bases]
+    texts, places = changes.texts, changes.places
+    segments, spans = texts.segments[places].tolist(), texts.spans[places].tolist()
+    found = list(zip(changes.owners.tolist(), segments, spans, changes.tokens.tolist(), strict=True))
+    for owner, segment, (start, end), token in reversed(found):  # so that the spans before stay true
+        side = sides[owner][segment]
+        sides[owner][segment] = side[:start] + surfaces[token] + side[end:]
+    return [tuple(both) for both in sides]

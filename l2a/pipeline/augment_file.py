@@ -1,7 +1,7 @@
 """Augments a file of texts by one operator, batch by batch, so that an interrupted job goes on where it stopped."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,8 +22,9 @@ from l2a.files import atomic_write_bytes, full_disk_as_run_error
 from l2a.generator.build import build_operator
 from l2a.generator.config import EMBEDDING_OPERATORS, TEXT_OPERATORS, GeneratorConfig, resolve_degree
 from l2a.generator.rewrite import TextOperator
-from l2a.jsontext import to_json
+from l2a.generator.token_rewriting import TokenRewriting
 from l2a.pipeline.augment_models import masked_language_model, token_space
+from l2a.pipeline.augmented_lines import LineFormat
 from l2a.progress import SILENT, Progress
 
 OUTPUT_SUFFIXES = (".jsonl", ".parquet")
@@ -33,6 +34,8 @@ RECIPES = {"eda": 0.1, "tinybert": 0.4}
 LAYOUT = 1
 """Part of the key of unfinished work: raise it when the rows that a job writes change."""
 PARSED_AT_ONCE = 1 << 25
+TOKENIZED_AT_ONCE = 200_000
+"""Texts of input and source that token operators keep tokenized (about 1 kB each); of more, a batch at a time."""
 
 
 @dataclass(frozen=True)
@@ -116,19 +119,19 @@ def augment_file(job: AugmentJob, progress: Progress = SILENT) -> int:
         job.operator, lambda: token_space(job.operator, job.teacher, job.student, job.max_length, progress),
         lambda: masked_language_model(job.teacher, job.max_length, progress), progress,
     )  # fmt: skip
+    make = _batch_maker(job, operator, degree, inputs, source, progress)
     total = job.copies * len(inputs)
     partial = _partial_file(job, degree, inputs, source)
     with full_disk_as_run_error(job.output), progress.stage("augment", total) as advance:
         partial.parent.mkdir(parents=True, exist_ok=True)
         done = _keep_whole_batches(partial, job.batch_size)
         advance(done)
-        with partial.open("a", encoding="utf-8") as file:
+        with partial.open("ab") as file:
             for start in range(done, total, job.batch_size):
                 rows = np.arange(start, min(start + job.batch_size, total)) % len(inputs)
-                lines = list(_augment(job, operator, degree, inputs, source, rows, start // job.batch_size))
-                file.write("".join(lines))
+                file.write(make(rows, start // job.batch_size))
                 file.flush()
-                advance(len(lines))
+                advance(len(rows))
         _publish(partial, job.output)
     return total
 
@@ -209,25 +212,42 @@ def _keep_whole_batches(partial: Path, batch_size: int) -> int:
     return done
 
 
-def _augment(
+def _batch_maker(
     job: AugmentJob,
     operator: TextOperator,
     degree: float,
     inputs: Sequence[TextInput],
     source: Sequence[TextInput],
-    rows: NDArray[np.int64],
-    batch: int,
-) -> Iterator[str]:
-    """Make the lines of one batch; its number seeds it, so that it does not matter what ran before."""
-    rng = np.random.default_rng([job.seed, batch])
-    partners = rng.integers(0, len(source), size=len(rows))
-    origins = partners if job.operator == "source" else rows
-    made = operator([inputs[i] for i in rows], [source[i] for i in partners], degree, rng)
-    for origin, rewrite in zip(origins.tolist(), made, strict=True):
-        text, pair = (*rewrite.text, None)[:2]
-        facts = {"origin": origin, "operator": job.operator, "degree": degree}
-        share = round(rewrite.changed_share, 6)
-        yield to_json({"text": text, "text_pair": pair, **facts, "changed_share": share, "seed": job.seed}) + "\n"
+    progress: Progress,
+) -> Callable[[NDArray[np.int64], int], bytes]:
+    """Give the function from the rows and the number of a batch to its lines.
+
+    The number seeds a batch, so that it does not matter what ran before.
+    """
+    lines = LineFormat(job.operator, degree, job.seed)
+    if isinstance(operator, TokenRewriting) and len(inputs) + len(source) <= TOKENIZED_AT_ONCE:
+        with progress.stage("tokenize"):
+            texts = operator.tokenize([*inputs, *source])
+        bases, others = texts.numbers(inputs), texts.numbers(source)
+
+        def change(rows: NDArray[np.int64], batch: int) -> bytes:
+            rng, partners = _draw_partners(job.seed, batch, len(source), len(rows))
+            changes = operator.changes(texts, bases[rows], others[partners], degree, rng)
+            return lines.of_changes(rows.tolist(), changes, operator.surfaces)
+
+        return change
+
+    def rewrite(rows: NDArray[np.int64], batch: int) -> bytes:
+        rng, partners = _draw_partners(job.seed, batch, len(source), len(rows))
+        made = operator([inputs[i] for i in rows], [source[i] for i in partners], degree, rng)
+        return lines.of_rewrites((partners if job.operator == "source" else rows).tolist(), made)
+
+    return rewrite
+
+
+def _draw_partners(seed: int, batch: int, count: int, size: int) -> tuple[np.random.Generator, NDArray[np.int64]]:
+    rng = np.random.default_rng([seed, batch])
+    return rng, rng.integers(0, count, size=size)
 
 
 def _publish(partial: Path, output: Path) -> None:

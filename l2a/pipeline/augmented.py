@@ -1,14 +1,19 @@
-"""Trains a student with one augmentation operator and no selector: every augmented example is used."""
+"""Trains a student with one augmentation operator and no selector: every augmented example is used.
+
+A degree study (Wang et al., arXiv 2305.12565) sets distillation beside fine-tuning, where an augmented text keeps the
+label of the text that it was made from: ``train_fine_tuned_student`` is that, with the same texts and updates.
+"""
 
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from l2a.encoding import encode
-from l2a.errors import RunError
+from l2a.errors import RunError, UsageError
 from l2a.examples import TextInput, normalised_hash
 from l2a.generator.build import build_operator
 from l2a.generator.config import EMBEDDING_OPERATORS, resolve_degree
@@ -35,9 +40,15 @@ from l2a.pipeline.students import (
     mixture,
     open_workbench,
 )
+from l2a.teacher.model import Teacher
+from l2a.teacher.outputs import Labeller, TeacherOutputs
 
 COPIES_FROM_TARGET = {"source": 0.0, "target_only": 1.0}
 """Operators that change nothing, with the share of their texts that comes from the target."""
+NEED_NO_TEACHER = ("augpro_mix", "knn", "eda", "tinybert", "source", "target_only")
+"""Operators whose texts can be drawn for fine-tuning."""
+CERTAIN = 10.0
+"""Logit of a real label where a teacher's would stand."""
 DRAWS_LIMIT = 10
 """Drawing stops when enough different texts came, or after this many times as many draws."""
 logger = logging.getLogger(__name__)
@@ -60,8 +71,62 @@ def train_augmented_student(context: RunContext) -> TrainedStudent:
             _distil_in_embedding_space(bench, rng)
         else:
             with context.progress.stage("draw candidates"):
-                inputs = _draw_texts(bench, rng)
+                inputs, _ = _draw_texts(bench, rng)
             bench.distil(bench.labelled(inputs), kd.round_steps, "distillation")
+    return finish(bench, ())
+
+
+class FineTuning(RunContext):
+    """A run without a teacher: the encoder as it was pretrained, and the real labels alone."""
+
+    @cached_property
+    def teacher(self) -> Teacher:
+        """The pretrained encoder, from which the student starts."""
+        return self.pretrained()
+
+    @cached_property
+    def known_labels(self) -> dict[TextInput, int]:
+        """The real label of every source and target training text."""
+        sets = (self.data.source, self.data.splits.train)
+        return {text: int(label) for few in sets for text, label in zip(few.inputs, few.labels, strict=True)}
+
+    @cached_property
+    def labeller(self) -> Labeller:
+        """Gives real labels the form of a teacher's outputs; other texts get none."""
+        classes, width = len(self.data.label_names), self.teacher.hidden_size
+
+        def label(inputs: Sequence[TextInput]) -> TeacherOutputs:
+            numbers = np.array([self.known_labels.get(text, -1) for text in inputs], np.int64)
+            certain = (numbers[:, None] == np.arange(classes)).astype(np.float32) * CERTAIN
+            return TeacherOutputs(certain, np.zeros((len(inputs), width), np.float32))
+
+        return label
+
+
+def train_fine_tuned_student(context: RunContext) -> TrainedStudent:
+    """Train as ``train_augmented_student`` does, but by cross-entropy on real labels, those of new texts inherited.
+
+    Args:
+        context: The run; ``generator.operator`` and ``generator.copies`` say what is drawn in each round.
+
+    Returns:
+        The student; no teacher had a part in it.
+
+    Raises:
+        UsageError: If the operator asks a teacher.
+    """
+    operator = context.config.generator.operator
+    if operator not in NEED_NO_TEACHER:
+        raise UsageError(f"generator.operator: {operator} asks a teacher; give one of {', '.join(NEED_NO_TEACHER)}")
+    kd = replace(context.config.kd, alpha=0.0, hidden_weight=0.0, objective="soft_labels")
+    alone = FineTuning(replace(context.config, kd=kd), context.progress)
+    bench = open_workbench(alone)
+    bench.distil(None, kd.warmup_steps, "warm-up")
+    for number in range(kd.rounds):
+        with context.progress.stage("draw candidates"):
+            inputs, bases = _draw_texts(bench, np.random.default_rng([context.config.seed, 2, number]))
+        labels = np.array([alone.known_labels[base] for base in bases], np.int64)
+        bench.distil(bench.labelled(inputs, labels), kd.round_steps, "fine-tuning")
     return finish(bench, ())
 
 
@@ -70,19 +135,24 @@ def _wanted(bench: Workbench) -> int:
     return config.generator.copies * config.kd.pool_size
 
 
-def _draw_texts(bench: Workbench, rng: np.random.Generator) -> tuple[TextInput, ...]:
+Texts = tuple[TextInput, ...]
+
+
+def _draw_texts(bench: Workbench, rng: np.random.Generator) -> tuple[Texts, Texts]:
+    """Draw new texts, and beside each the text that it was made from; the chain does not say which."""
     context, size = bench.context, _wanted(bench)
     config, name = context.config.generator, context.config.generator.operator
     if name is None:
-        return draw_pool(generator_problem(bench), config, size, rng, context.progress)[0].inputs
+        return draw_pool(generator_problem(bench), config, size, rng, context.progress)[0].inputs, ()
     if name in COPIES_FROM_TARGET:
-        return _draw_pairs(bench, size, rng, COPIES_FROM_TARGET[name])[0]
+        copies, _ = _draw_pairs(bench, size, rng, COPIES_FROM_TARGET[name])
+        return copies, copies
     operator = build_operator(
         name, lambda: _token_space(bench),
         lambda: masked_language_model(context.config.teacher.model, context.config.max_length, context.progress),
         context.progress,
     )  # fmt: skip
-    found: dict[str, TextInput] = {}
+    found: dict[str, tuple[TextInput, TextInput]] = {}
     for _ in range(DRAWS_LIMIT):
         _draw_more(bench, operator, size, found, rng)
         if len(found) >= size:
@@ -91,21 +161,26 @@ def _draw_texts(bench: Workbench, rng: np.random.Generator) -> tuple[TextInput, 
         raise RunError(f"generator.operator: {name} made no new text; raise generator.degree")
     if len(found) < size:
         logger.warning("%s made %d of %d different texts", name, len(found), size)
-    return tuple(found.values())[:size]
+    new, bases = zip(*list(found.values())[:size], strict=True)
+    return new, bases
 
 
 def _draw_more(
-    bench: Workbench, operator: TextOperator, size: int, found: dict[str, TextInput], rng: np.random.Generator
+    bench: Workbench,
+    operator: TextOperator,
+    size: int,
+    found: dict[str, tuple[TextInput, TextInput]],
+    rng: np.random.Generator,
 ) -> None:
     """Draw once and add what is new: neither a held-out text nor one of the target's own."""
     data, config = bench.context.data, bench.context.config.generator
     excluded = data.forbidden | {normalised_hash(text) for text in data.splits.train.inputs}
     bases, partners = _draw_pairs(bench, size, rng, config.target_share)
     degree = resolve_degree(config.degree, len(data.source) + len(data.splits.train))
-    for rewrite in operator(bases, partners, degree, rng):
+    for base, rewrite in zip(bases, operator(bases, partners, degree, rng), strict=True):
         key = normalised_hash(rewrite.text)
         if key not in excluded:
-            found.setdefault(key, rewrite.text)
+            found.setdefault(key, (rewrite.text, base))
 
 
 def _draw_pairs(

@@ -71,13 +71,21 @@ def load_run_data(config: DistillConfig, progress: Progress = SILENT) -> RunData
     allowed = [i for i, text in enumerate(source.train.inputs) if normalised_hash(text) not in forbidden]
     unlabelled, unlabelled_files = _unlabelled(config, target, forbidden, progress)
     return RunData(
-        source=source.train.take(allowed),
+        source=source.train.take(_few_enough(allowed, config)),
         target=target,
         splits=splits,
         unlabelled=unlabelled,
         forbidden=frozenset(forbidden),
         files={f"{side}: {name}": digest for side, name, digest in _files(source, target)} | unlabelled_files,
     )
+
+
+def _few_enough(allowed: list[int], config: DistillConfig) -> list[int]:
+    """Draw as many source examples as are wanted, in their order."""
+    if config.source_size is None or config.source_size >= len(allowed):
+        return allowed
+    chosen = np.random.default_rng([config.seed, 6]).choice(len(allowed), config.source_size, replace=False)
+    return [allowed[i] for i in np.sort(chosen)]
 
 
 def _unlabelled(

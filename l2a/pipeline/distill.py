@@ -28,6 +28,7 @@ NEEDS_EXTRA_TRAINING = frozenset(ROWS) - {"cross_domain_teacher", "l2a_student"}
 NEEDS_UNLABELLED = frozenset({"plain_kd_unlabelled_student", "l2a_without_unlabelled_student"})
 NEEDS_OPERATOR = frozenset({"augmented_kd_student"})
 """Trained only where ``generator.operator`` names what it augments by."""
+ONLY_IN_EXPERIMENTS = frozenset({"augmented_fine_tuned_student"})
 NEEDS_PRETRAINED_ENCODER = frozenset({"target_only_teacher", "frozen_teacher_logreg"})
 """Rows that would be unfair with a teacher that was fine-tuned elsewhere, perhaps on this very target."""
 
@@ -121,7 +122,12 @@ def _left_out(config: DistillConfig) -> frozenset[str]:
         return NEEDS_EXTRA_TRAINING
     no_text = NEEDS_UNLABELLED if config.unlabelled is None else frozenset()
     no_operator = NEEDS_OPERATOR if config.generator.operator is None else frozenset()
-    return no_text | no_operator | (NEEDS_PRETRAINED_ENCODER if config.teacher.fine_tuned else frozenset())
+    return (
+        ONLY_IN_EXPERIMENTS
+        | no_text
+        | no_operator
+        | (NEEDS_PRETRAINED_ENCODER if config.teacher.fine_tuned else frozenset())
+    )
 
 
 def _timed(context: RunContext, name: str, work: Callable[[], Any]) -> Any:

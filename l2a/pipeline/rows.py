@@ -15,7 +15,7 @@ from l2a.errors import UsageError
 from l2a.evaluation.baselines import FittedBaseline, frozen_teacher_logreg, tfidf_logreg, vector_sum_logreg
 from l2a.examples import TextInput
 from l2a.kd.trainer import run_student
-from l2a.pipeline.augmented import train_augmented_student
+from l2a.pipeline.augmented import train_augmented_student, train_fine_tuned_student
 from l2a.pipeline.context import RunContext
 from l2a.pipeline.students import TrainedStudent, train_l2a_student, train_plain_student
 from l2a.progress import SILENT, Progress
@@ -122,6 +122,11 @@ def fit_augmented_kd_student(context: RunContext) -> FittedRow:
     return student_row(train_augmented_student(context.without_unlabelled()), context.config.max_length)
 
 
+def fit_augmented_fine_tuned_student(context: RunContext) -> FittedRow:
+    """Fine-tune the student on the real labels, those of augmented texts inherited, without any teacher."""
+    return student_row(train_fine_tuned_student(context.without_unlabelled()), context.config.max_length)
+
+
 def fit_l2a_student(context: RunContext) -> FittedRow:
     """Distil the student with drawn and selected candidates."""
     return student_row(train_l2a_student(context), context.config.max_length)
@@ -137,6 +142,7 @@ ROWS: Mapping[str, Callable[[RunContext], FittedRow]] = {
     "plain_kd_unlabelled_student": fit_plain_kd_unlabelled_student,
     "l2a_without_unlabelled_student": fit_l2a_without_unlabelled_student,
     "augmented_kd_student": fit_augmented_kd_student,
+    "augmented_fine_tuned_student": fit_augmented_fine_tuned_student,
     "l2a_student": fit_l2a_student,
 }
 
@@ -237,6 +243,8 @@ def _refuse_no_unlabelled(context: RunContext) -> None:
 
 def _prepare(context: RunContext, row: str) -> None:
     """Do the shared, cached work first, so that a row's seconds are its own."""
+    if row == "augmented_fine_tuned_student":
+        return
     if row == "target_only_teacher":
         _ = context.target_only_teacher
     elif row not in ("tfidf_logreg", "frozen_teacher_logreg"):

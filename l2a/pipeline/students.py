@@ -20,12 +20,17 @@ from l2a.kd.lelp import fit_subclasses, teacher_output_weight
 from l2a.kd.trainer import KDTrainer, run_student
 from l2a.pipeline.context import RunContext
 from l2a.selector.agents import load_agent
+from l2a.selector.calibration import separation
 from l2a.selector.problem import Selection, SelectionProblem
 from l2a.selector.select import select
 from l2a.students.student import Student
 
-REAL_STEPS = 10
-"""Distillation steps that judge one selection in the second tier of the reward."""
+REAL_STEPS = 4
+"""Distillation steps, each on all the candidates judged, that judge one selection in the second tier of the reward."""
+REAL_RATE = 0.25
+"""Their learning rate as a share of the student's: a new optimiser's first steps at the whole rate only unsettle it."""
+REAL_POOL = 600
+"""Candidates of the pool, the same for all selections, among which a selection is judged."""
 
 
 @dataclass(frozen=True)
@@ -344,7 +349,7 @@ def selection_problem(bench: Workbench, drawn: Drawn) -> SelectionProblem:
     student, candidates = bench.student, drawn.candidates
     logits, features = run_student(student, candidates.encoded)
     _, reward_features = run_student(student, bench.reward.encoded)
-    # A head of the target's shots follows the real reward better than the student's own.
+    judged = np.random.default_rng([bench.context.config.seed, 8]).permutation(len(logits)) < REAL_POOL
     weight, bias = fit_head(run_student(student, bench.target.encoded)[1], bench.target.teacher.probabilities())
     return SelectionProblem(
         pool=drawn.pool,
@@ -354,27 +359,32 @@ def selection_problem(bench: Workbench, drawn: Drawn) -> SelectionProblem:
         head_bias=bias,
         reward_features=reward_features,
         reward_labels=bench.reward.labels,
-        real_reward=lambda kept: real_reward(bench, candidates.take(np.flatnonzero(kept))),
+        real_reward=lambda kept: real_reward(bench, candidates.take(np.flatnonzero(kept & judged))),
     )
 
 
-def real_reward(bench: Workbench, kept: DistillationSet, steps: int = REAL_STEPS) -> float:
+def real_reward(bench: Workbench, kept: DistillationSet) -> float:
     """Distil for some real steps on the kept candidates, score the reward split, and take the steps back.
+
+    Each step is taken on all of them at once: in small batches their order would decide more than the selection.
 
     Args:
         bench: The student; it is left as it came.
         kept: Candidates.
-        steps: Updates.
 
     Returns:
-        Calibrated log-likelihood of the reward split.
+        Log-likelihood of the reward split, whatever the student's confidence and thresholds (``separation``).
     """
     config, weights = bench.context.config, bench.student.snapshot()
     probe_config = replace(
-        config.kd, warmup_steps=0, rounds=1, round_steps=steps, evaluate_every=steps, average=0.0, compile=False
-    )
+        config.kd, warmup_steps=0, rounds=1, round_steps=REAL_STEPS, evaluate_every=REAL_STEPS, average=0.0,
+        learning_rate=REAL_RATE * config.kd.learning_rate, batch_size=max(1, len(kept)),
+        gradient_accumulation=1 + len(kept) // config.kd.batch_size, compile=False,
+    )  # fmt: skip
     reward, width = bench.context.data.splits.reward, bench.context.teacher.hidden_size
     probe = KDTrainer(bench.student, probe_config, reward, width, config.max_length, config.seed)
-    probe.train(*mixture(bench, kept), steps)
+    for _ in range(REAL_STEPS if len(kept) else 0):
+        probe.train([kept], [1.0], 1)
+    logits, _ = run_student(bench.student, bench.reward.encoded)
     bench.student.restore(weights)
-    return probe.best_score
+    return float(separation(logits, bench.reward.labels))

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from l2a.cards import build, find_card, list_cards, load_yaml
 from l2a.errors import UsageError
+from l2a.files import sha256_file
 
 DESCRIPTION = "policy.json"
 """The file by which the folder of a saved policy is known."""
@@ -81,6 +82,24 @@ def load_agent(name: str) -> AgentCard:
     path = find_card("agents", name)
     card = build(AgentCard, load_yaml(path), f"agent card {path}")
     return card if card.policy is None else _with_policy(card, path.parent / card.policy, f"agent card {path}: policy")
+
+
+def agent_files(name: str) -> dict[str, str]:
+    """Fingerprint what an agent is made of, so that a result can tell when its card was changed.
+
+    Args:
+        name: A card's name in ``agents/``, or the folder of a saved policy.
+
+    Returns:
+        The sha256 of the card's file and of the files of its policy, by file name; a missing agent has none.
+    """
+    try:
+        card = load_agent(name)
+    except UsageError:  # whoever runs the agent says what is wrong; whoever reports old results can go on
+        return {}
+    paths = [list_cards("agents")[name]] if name in list_cards("agents") else []
+    paths += sorted(path for path in Path(card.policy).iterdir() if path.is_file()) if card.policy else []
+    return {path.name: sha256_file(path) for path in paths}
 
 
 def _with_policy(card: AgentCard, folder: Path, where: str) -> AgentCard:

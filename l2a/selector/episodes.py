@@ -194,7 +194,7 @@ class Episodes:
         batch, before = self.batch(), self.heads.log_likelihood
         position = self.kept_count[:, None] + np.cumsum(actions, axis=1) - 1
         kept = actions & (position < self.task.budget)
-        self.heads.learn(batch, kept * np.float32(self.task.steps / self.task.budget))
+        self.heads.learn(batch, kept)
         self._remember(batch, kept, position)
         self.step_index += 1
         ended = (self.kept_count >= self.task.budget) | (self.step_index >= self.task.steps)
@@ -209,7 +209,7 @@ class Episodes:
 
 
 def gain_of_everything(task: SelectionTask, rng: np.random.Generator, episodes: int = 32) -> float:
-    """Measure what an episode gains that keeps all it is shown, each candidate with the same share of the steps.
+    """Measure what an episode gains that keeps all it is shown.
 
     Args:
         task: The pool and the shape of an episode.
@@ -221,7 +221,7 @@ def gain_of_everything(task: SelectionTask, rng: np.random.Generator, episodes: 
     """
     runs = Episodes(task, episodes)
     shown = runs.draw(episodes, rng)
-    weights = np.full((episodes, task.batch), 1.0 / task.batch, np.float32)
+    everything = np.ones((episodes, task.batch), bool)
     for start in range(0, shown.shape[1], task.batch):
-        runs.heads.learn(shown[:, start : start + task.batch], weights)
+        runs.heads.learn(shown[:, start : start + task.batch], everything)
     return float(runs.heads.log_likelihood.mean() - runs.heads.start)

@@ -94,7 +94,7 @@ def _importances(
         return keep_best(score_pool(policy, shuffled, keep_rate, np.random.default_rng(seed)), keep_rate)
 
     def reward(kept: NDArray[np.bool_]) -> float:
-        return surrogate_reward(task.surrogate, kept, np.random.default_rng(seed))
+        return surrogate_reward(task.surrogate, kept)
 
     matrix, found = task.features.matrix, {}
     reference = keep(matrix)

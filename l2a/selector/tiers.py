@@ -22,7 +22,7 @@ class Tiers:
     Attributes:
         chosen: Position of the selection to use.
         surrogate: Gain in log-likelihood by the surrogate, one a selection.
-        real: Log-likelihood after real distillation steps, one a selection.
+        real: Log-likelihood (``separation``) after real distillation steps, one a selection.
         correlation: Spearman correlation of the two; nan when one of them is constant.
         trusted: Whether the correlation reaches the level that was asked for.
     """
@@ -53,7 +53,7 @@ def rerank(
         task: The candidates' features and the first tier.
         real_reward: The second tier.
         config: Keep rate, real rewards to compute (at least one a policy) and the correlation that is trusted.
-        rng: Draws the random selections and the surrogate's orders.
+        rng: Draws the random selections.
 
     Returns:
         The verdict, and the scores of every selection judged, learned policies first.
@@ -61,7 +61,7 @@ def rerank(
     policies = len(policy_scores)
     scores = [*policy_scores, *_random_scores(task, max(config.real_evaluations - policies, 0), rng)]
     kept = [keep_best(values, config.keep_rate) for values in scores]
-    first = tuple(surrogate_reward(task.surrogate, mask, rng) for mask in kept)
+    first = tuple(surrogate_reward(task.surrogate, mask) for mask in kept)
     second = tuple(float(real_reward(mask)) for mask in kept)
     correlation = _spearman(first, second)
     trusted = bool(correlation >= config.tier_correlation)

@@ -1,4 +1,3 @@
-import itertools
 import json
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from tests.conftest import make_examples, tiny_bert_config
 from .test_cli import run  # noqa: F401  (the fixture)
 
 OPERATORS = ["augpro_mix", "knn", "target_only", "source"]
+BATCH_MAKER = augment_file_module._batch_maker
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def source(tmp_path: Path) -> Path:
 
 
 def read(path: Path) -> list[dict[str, object]]:
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    return [json.loads(line) for line in path.read_text("utf-8").split("\n") if line]
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
@@ -73,35 +73,71 @@ def test_a_resumed_job_writes_what_an_uninterrupted_one_does(
 ):
     whole, resumed = tmp_path / f"whole{suffix}", tmp_path / f"resumed{suffix}"
     augment_file(job(texts, whole, encoder_folder))
-    original, counter, batches = augment_file_module._augment, itertools.count(), []
-
-    def interrupted(*arguments):
-        if next(counter) == stop:
-            raise KeyboardInterrupt
-        return original(*arguments)
-
-    monkeypatch.setattr(augment_file_module, "_augment", interrupted)
+    stop_before(monkeypatch, stop)
     with pytest.raises(KeyboardInterrupt):
         augment_file(job(texts, resumed, encoder_folder))
     (partial,) = tmp_path.glob(".resumed*partial")
     with partial.open("ab") as file:
         file.write(b'{"text": "one whole line of a batch that was cut"}\n{"text": "half a li')
     assert not resumed.exists()
-    monkeypatch.setattr(augment_file_module, "_augment", lambda *a: batches.append(a[-1]) or original(*a))
+    batches = stop_before(monkeypatch, None)
     augment_file(job(texts, resumed, encoder_folder))
     assert batches == list(range(stop, 13)), "finished batches were made again"
     assert resumed.read_bytes() == whole.read_bytes()
 
 
+def stop_before(monkeypatch, stop: int | None) -> list[int]:
+    """Interrupt the next job before a batch; give the list that its batches are noted in."""
+    batches: list[int] = []
+
+    def watched(*arguments):
+        make = BATCH_MAKER(*arguments)
+
+        def make_batch(rows, batch):
+            if batch == stop:
+                raise KeyboardInterrupt
+            batches.append(batch)
+            return make(rows, batch)
+
+        return make_batch
+
+    monkeypatch.setattr(augment_file_module, "_batch_maker", watched)
+    return batches
+
+
 def test_another_request_does_not_go_on_with_unfinished_work(texts, encoder_folder, tmp_path, monkeypatch):
-    original = augment_file_module._augment
-    monkeypatch.setattr(augment_file_module, "_augment", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+    stop_before(monkeypatch, 0)
     with pytest.raises(KeyboardInterrupt):
         augment_file(job(texts, tmp_path / "out.jsonl", encoder_folder, seed=1))
-    monkeypatch.setattr(augment_file_module, "_augment", original)
+    stop_before(monkeypatch, None)
     augment_file(job(texts, tmp_path / "out.jsonl", encoder_folder, seed=2))
     assert {row["seed"] for row in read(tmp_path / "out.jsonl")} == {2}
     assert not list(tmp_path.glob(".*partial")), "unfinished work of another request was left"
+
+
+ODD = [
+    'a "good" film \\ bad\tstory',
+    "caf\u00e9 good \u2013 great\u2028bad \u0007",
+    "\U0001f600 lovely \U0001f600 story",
+    "!!",
+    "fine",
+]
+
+
+@pytest.mark.parametrize("operator", ["augpro_mix", "knn"])
+@pytest.mark.parametrize("pairs", [False, True])
+def test_a_file_too_large_to_be_kept_gives_the_same_lines(encoder_folder, tmp_path, monkeypatch, operator, pairs):
+    path = tmp_path / "odd.jsonl"
+    rows = [
+        {"text": one, "text_pair": other} if pairs else {"text": one} for one, other in zip(ODD, ODD[::-1], strict=True)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows * 3))
+    request = {"operator": operator, "copies": 4, "degree": 0.9, "batch_size": 7}
+    augment_file(job(path, tmp_path / "kept.jsonl", encoder_folder, **request))
+    monkeypatch.setattr(augment_file_module, "TOKENIZED_AT_ONCE", 0)
+    augment_file(job(path, tmp_path / "large.jsonl", encoder_folder, **request))
+    assert (tmp_path / "kept.jsonl").read_bytes() == (tmp_path / "large.jsonl").read_bytes()
+    assert any(row["changed_share"] > 0 for row in read(tmp_path / "kept.jsonl"))
 
 
 def test_the_seed_decides(texts, encoder_folder, tmp_path):

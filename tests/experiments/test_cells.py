@@ -40,6 +40,7 @@ def test_the_cells_of_a_group_share_pair_shots_and_seed(workspace: Path) -> None
         ("tfidf", {"kd.alpha": 0.5}, True),
         ("tfidf", {"student.preset": "narrow"}, True),
         ("tfidf", {"max_length": 32}, False),
+        ("tfidf", {"source_size": 5}, False),
         ("tfidf", {"seed": 5}, False),
         ("random", {"output_dir": "elsewhere", "data_root": "/moved", "overwrite": True, "compare": False}, True),
     ],
@@ -107,3 +108,23 @@ def test_what_only_shows_a_training_does_not_change_the_key(workspace: Path) -> 
     shown = replace(cell, config=override(cell.config, {"selector.tensorboard": "logs"}))
     other = replace(cell, config=override(cell.config, {"selector.agent": "nearest"}))
     assert cell_key(shown, data) == cell_key(cell, data) != cell_key(other, data)
+
+
+def test_the_content_of_the_agents_card_and_policy_decides_only_the_rows_that_select(workspace: Path) -> None:
+    card, policy = workspace / "agents" / "mine.yaml", workspace / "agents" / "trained" / "policy.json"
+    policy.parent.mkdir(parents=True)
+    cells = [replace(cell_of(name), config=override(cell_of(name).config, {"selector.agent": "mine"}))
+             for name in ("random", "plain")]  # fmt: skip
+    keys = []
+    for card_text, policy_text in (("a", "{}"), ("b", "{}"), ("b", '{"format": 1}')):
+        card.write_text(f"description: {card_text}\nalgorithm: saved policy\npolicy: trained\n")
+        policy.write_text(policy_text)
+        keys.append([cell_key(cell, {}) for cell in cells])
+    selecting, plain = zip(*keys, strict=True)
+    assert len(set(selecting)) == 3 and len(set(plain)) == 1
+
+
+def test_a_missing_agent_gives_a_key_so_that_old_results_can_be_reported(workspace: Path) -> None:
+    cell = cell_of("random")
+    missing = replace(cell, config=override(cell.config, {"selector.agent": "gone"}))
+    assert cell_key(missing, {}) != cell_key(cell, {})

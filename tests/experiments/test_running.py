@@ -49,7 +49,9 @@ def test_every_cell_runs_once_and_none_again(workspace: Path, fake_run_row: RunR
     assert result.labels_used == (4 + 2 * 16) * 2
 
 
-def test_a_cell_that_another_card_has_finished_is_taken_over(workspace: Path, fake_run_row: RunRow, trace: Path) -> None:
+def test_a_cell_that_another_card_has_finished_is_taken_over(
+    workspace: Path, fake_run_row: RunRow, trace: Path
+) -> None:
     run_tiny(workspace, fake_run_row, "results/tiny")
     rows = rows_run(trace)
     outcomes = run_tiny(workspace, fake_run_row, "results/other")

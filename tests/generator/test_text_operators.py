@@ -6,12 +6,16 @@ from hypothesis import strategies as st
 from transformers import BertConfig, BertForMaskedLM
 
 from l2a.errors import UsageError
+from l2a.generator import operators as token_operators
 from l2a.generator.build import build_operator
 from l2a.generator.config import TEXT_OPERATORS, GeneratorConfig
+from l2a.generator.corpus import align_partners, tokenize_corpus
 from l2a.generator.eda import Eda
 from l2a.generator.lexicons import NearestWords, read_synsets
+from l2a.generator.problem import vocabulary
 from l2a.generator.tinybert import MaskedLanguageModel, TinyBertAugmentation
 from l2a.generator.token_rewriting import TokenRewriting, TokenSpace
+from l2a.generator.tokens import substitute
 from l2a.generator.words import count_words, find_words
 
 from .conftest import COMMON, FILM, MARKS, PHONE, SPECIALS, WORDS
@@ -72,6 +76,27 @@ def test_guards(operators, name, batch, seed, degree):
             assert closed_words(new, name) == closed_words(old, name), (
                 "a special token, number or mark changed or was emitted"
             )
+
+
+@pytest.mark.parametrize("name", ["augpro_mix", "knn"])
+@settings(max_examples=60, deadline=None)
+@given(batch=batches, seed=st.integers(0, 10_000), degree=st.floats(0.05, 1.0))
+def test_a_few_tokens_change_as_the_operators_on_whole_texts_say(
+    operators, word_tokenizer, table, name, batch, seed, degree
+):
+    partners = batch[::-1]
+    made = operators[name](batch, partners, degree, np.random.default_rng(seed))
+    corpus = tokenize_corpus([*batch, *partners] if name == "augpro_mix" else batch, word_tokenizer, 14, table)
+    ids, slots = corpus.ids[: len(batch)], corpus.slots[: len(batch)]
+    drawn = np.random.default_rng(seed).random((len(batch), ids.shape[1], 2), dtype=np.float32)
+    u = torch.from_numpy(drawn)
+    if name == "augpro_mix":
+        offered = align_partners(ids, slots, corpus.ids[len(batch) :], corpus.slots[len(batch) :])
+        new = token_operators.mix_tokens(ids, slots, offered, u, degree)
+    else:
+        new = token_operators.knn_tokens(ids, slots, u, degree, table)
+    for rewrite, base, text, row in zip(made, batch, corpus.texts, new.numpy().astype(np.int32), strict=False):
+        assert rewrite.text == substitute(base, text, row[: len(text.ids)], vocabulary(word_tokenizer))
 
 
 @pytest.mark.parametrize("name", ["augpro_mix", "augpro_fgsm", "knn", "tinybert", "masked"])

@@ -8,7 +8,7 @@ from l2a.config import override
 from l2a.errors import UsageError
 from l2a.examples import normalised_hash
 from l2a.generator.eda import Eda
-from l2a.pipeline.augmented import train_augmented_student
+from l2a.pipeline.augmented import train_augmented_student, train_fine_tuned_student
 from l2a.pipeline.context import RunContext
 from l2a.pipeline.rows import run_row
 from l2a.pipeline.students import Workbench
@@ -53,8 +53,8 @@ def drawn(context: RunContext, monkeypatch) -> list[tuple]:
         lambda bench, rng, draw=augmented._draw_texts: made.append(draw(bench, rng)) or made[-1],
     )
     train_augmented_student(context)
-    assert [len(part) for part in sets] == [len(part) for part in made]
-    return made
+    assert [len(part) for part in sets] == [len(inputs) for inputs, _ in made]
+    return [inputs for inputs, _ in made]
 
 
 @pytest.mark.parametrize(("operator", "copies"), [("augpro_mix", 1), ("knn", 2)])
@@ -89,3 +89,55 @@ def test_the_row_runs_by_its_name(context):
 def test_an_unknown_operator_is_refused(context):
     with pytest.raises(UsageError, match=r"generator\.operator"):
         with_operator(context, "mixdk")
+
+
+@pytest.mark.parametrize("operator", ["augpro_mix", "target_only"])
+def test_fine_tuning_inherits_labels_and_asks_no_teacher(context, monkeypatch, operator):
+    context = with_operator(context, operator)
+    texts, sets = [], []
+    draw, distil = augmented._draw_texts, Workbench.distil
+
+    def no_teacher(*_):
+        raise AssertionError("a teacher was trained")
+
+    def spy(bench, kept, steps, stage):
+        sets.extend([] if kept is None else [kept])
+        assert (bench.trainer._config.alpha, bench.trainer._config.hidden_weight) == (0, 0)
+        distil(bench, kept, steps, stage)
+
+    monkeypatch.setattr("l2a.pipeline.context.fine_tuned", no_teacher)
+    monkeypatch.setattr(augmented, "_draw_texts", lambda *a: texts.append(draw(*a)) or texts[-1])
+    monkeypatch.setattr(Workbench, "distil", spy)
+    trained = train_fine_tuned_student(context)
+    assert np.isfinite(trained.choice_log_likelihood) and len(sets) == context.config.kd.rounds
+    data = context.data
+    real = {
+        text: label
+        for part in (data.source, data.splits.train)
+        for text, label in zip(part.inputs, part.labels.tolist(), strict=True)
+    }
+    for kept, (inputs, bases) in zip(sets, texts, strict=True):
+        assert kept.labels.tolist() == [real[base] for base in bases]
+        assert (inputs == bases) == (operator == "target_only")
+        assert all(len(one[0].split()) == len(base[0].split()) for one, base in zip(inputs, bases, strict=True))
+
+
+def test_fine_tuning_learns_and_runs_by_its_name(context):
+    result = run_row(with_operator(context, "augpro_mix").config, "augmented_fine_tuned_student")
+    assert (result.predictions == result.labels).mean() > 0.8
+
+
+@pytest.mark.parametrize("operator", [None, "augpro_fgsm", "mixkd"])
+def test_fine_tuning_refuses_operators_that_ask_a_teacher(context, operator):
+    with pytest.raises(UsageError, match=r"generator\.operator.*asks a teacher.*augpro_mix"):
+        train_fine_tuned_student(with_operator(context, operator))
+
+
+def test_the_source_can_be_cut_to_a_size(context):
+    whole = context.data.source
+    cut = RunContext(override(context.config, {"source_size": 20})).data.source
+    again = RunContext(override(context.config, {"source_size": 20})).data.source
+    assert len(cut) == 20 < len(whole) and cut.inputs == again.inputs and set(cut.inputs) <= set(whole.inputs)
+    assert RunContext(override(context.config, {"source_size": 10_000})).data.source.inputs == whole.inputs
+    with pytest.raises(UsageError, match="source_size"):
+        override(context.config, {"source_size": 1})

@@ -20,7 +20,7 @@ from l2a.pipeline.selectors import (
     prepare_pair,
     train_selector,
 )
-from l2a.pipeline.students import train_l2a_student
+from l2a.pipeline.students import real_reward, train_l2a_student
 from l2a.selector.rules import RULES
 from tests.conftest import write_domain
 
@@ -99,6 +99,19 @@ def test_neither_test_nor_model_choice_labels_reach_a_selector(config, monkeypat
         assert np.array_equal(getattr(other, name), getattr(plain, name))
     kept = np.arange(len(plain)) % 2 == 0
     assert other.real_reward(kept) == plain.real_reward(kept)
+
+
+def test_the_real_reward_judges_candidates_and_not_their_order(config):
+    """The same candidates in another order get the same reward; other candidates do not; the student is untouched."""
+    pair = prepare_pair(config)
+    candidates, kept = pair.drawn.candidates, np.arange(len(pair.problem)) % 2 == 0
+    chosen = np.flatnonzero(kept)
+    before = pair.bench.student.snapshot()
+    reward = real_reward(pair.bench, candidates.take(chosen))
+    assert reward == pair.problem.real_reward(kept)
+    assert reward == pytest.approx(real_reward(pair.bench, candidates.take(chosen[::-1])), abs=0.02)
+    assert reward != pair.problem.real_reward(~kept)
+    assert all((value == before[name]).all() for name, value in pair.bench.student.snapshot().items())
 
 
 def test_a_rule_that_says_so_scores_anew_inside_a_round(config, tmp_path, monkeypatch):

@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 from l2a.cards import list_cards
 from l2a.errors import RunError, UsageError
 from l2a.selector.agents import algorithm_class, load_agent
+from l2a.selector.calibration import separation
 from l2a.selector.config import SelectorConfig
 from l2a.selector.features import candidate_features
 from l2a.selector.numerics import kl_divergence, ranks_within, softmax
 from l2a.selector.problem import SelectionProblem, keep_best
 from l2a.selector.rules import RULES
 from l2a.selector.select import select
-from l2a.selector.surrogate import Heads, build_surrogate, surrogate_reward
+from l2a.selector.surrogate import RIDGE, Heads, build_surrogate, surrogate_reward
 
 QUICK = SelectorConfig(batch=16, episode_steps=4, training_steps=256, snapshots=2, real_evaluations=5)
 LEARNED = ("a2c", "dvrl", "ppo", "reinforce")
@@ -94,7 +95,7 @@ def test_the_trained_policy_beats_random_selection(make_problem):
     config = SelectorConfig(training_steps=10_000)
     learned, random = (select(problem, dataclasses.replace(config, agent=agent), rng()) for agent in ("ppo", "random"))
     surrogate = build_surrogate(problem)
-    assert surrogate_reward(surrogate, learned.kept, rng()) > surrogate_reward(surrogate, random.kept, rng()) + 0.03
+    assert surrogate_reward(surrogate, learned.kept) > surrogate_reward(surrogate, random.kept) + 0.03
     assert good[learned.kept].mean() > good[random.kept].mean() + 0.1
 
 
@@ -169,28 +170,49 @@ def test_features_are_standardised_and_found_by_name(problem):
     assert not picked.matrix[:, 0].any()
 
 
-def test_heads_follow_the_gradient_of_the_divergence(problem):
-    """One step lowers KL(teacher || head) on the candidates that it was taken on."""
-    surrogate = build_surrogate(problem)
-    heads = Heads(surrogate, 1)
-    candidates = np.arange(64)[None]
-
-    def divergence():
-        logits = surrogate.logits[candidates] + surrogate.directions[candidates] @ heads.weight + heads.bias
-        return kl_divergence(surrogate.targets[candidates], softmax(logits)).mean()
-
-    before = divergence()
-    heads.learn(candidates, np.full((1, 64), 1 / 64, np.float32))
-    assert divergence() < before
+def test_a_head_is_the_ridge_regression_of_the_teacher_on_what_was_kept(problem, monkeypatch):
+    """In closed form, whatever the order and however the candidates were dealt to the steps."""
+    monkeypatch.setattr("l2a.selector.surrogate.PRIOR", 0.001)
+    surrogate, order = build_surrogate(problem), rng().permutation(64)
+    heads = Heads(surrogate, 2)
+    for part in (slice(0, 16), slice(16, 64)):
+        heads.learn(np.stack([np.arange(64), order])[:, part], np.ones((2, part.stop - part.start), bool))
+    x, y = surrogate.directions[:64], surrogate.targets[:64]
+    x, y = x - x.mean(axis=0), y - y.mean(axis=0)
+    expected = np.linalg.solve(x.T @ x / 64 + RIDGE * np.eye(x.shape[1]), x.T @ y / 64)
+    np.testing.assert_allclose(heads.weight[0], expected, atol=1e-3)
+    np.testing.assert_allclose(heads.weight[1], heads.weight[0], atol=1e-4)
 
 
 def test_dropped_candidates_do_not_move_the_heads(problem):
     heads = Heads(build_surrogate(problem), 2)
-    weights = np.zeros((2, 8), np.float32)
-    weights[1, :4] = 0.25
-    heads.learn(np.arange(16).reshape(2, 8), weights)
+    kept = np.zeros((2, 8), bool)
+    kept[1, :4] = True
+    heads.learn(np.arange(16).reshape(2, 8), kept)
     assert heads.log_likelihood[0] == heads.start
     assert heads.log_likelihood[1] != heads.start
+
+
+def test_before_any_candidate_a_head_is_that_of_the_target(problem):
+    right = np.linalg.lstsq(problem.reward_features, np.eye(2)[problem.reward_labels], rcond=None)[0]
+    heads = {"right": 8 * right.astype(np.float32), "none": np.zeros_like(problem.head_weight)}
+    starts = {name: Heads(build_surrogate(dataclasses.replace(problem, head_weight=head)), 1).start
+              for name, head in heads.items()}  # fmt: skip
+    assert starts["right"] > starts["none"] + 0.1
+    assert starts["none"] == pytest.approx(np.log(0.5), abs=0.05)
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+def test_separation_ignores_confidence_and_thresholds_but_not_the_order(classes):
+    labels = np.arange(200) % classes
+    logits = (np.eye(classes)[labels] + rng().normal(size=(200, classes))).astype(np.float32)
+    plain = separation(logits, labels)
+    moved = separation(7 * logits + np.arange(classes, dtype=np.float32), labels)
+    assert moved == pytest.approx(plain, abs=1e-4)
+    worse = logits + 2 * np.random.default_rng(1).normal(size=logits.shape).astype(np.float32)
+    assert plain > separation(worse, labels) > separation(-logits, labels)
+    both = separation(np.stack([logits, worse]), labels)
+    np.testing.assert_allclose(both, [plain, separation(worse, labels)], atol=1e-5)
 
 
 @pytest.mark.parametrize("field", ["student_features", "student_logits", "head_weight", "reward_features"])

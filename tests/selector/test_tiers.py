@@ -33,7 +33,7 @@ def judge(problem, scores, real_reward, evaluations=8):
 
 def test_tiers_that_agree_are_trusted(problem, policy_scores):
     surrogate = build_surrogate(problem)
-    tiers, _ = judge(problem, policy_scores, lambda kept: surrogate_reward(surrogate, kept, rng()))
+    tiers, _ = judge(problem, policy_scores, lambda kept: surrogate_reward(surrogate, kept))
     assert tiers.correlation > 0.6
     assert tiers.trusted
     assert tiers.chosen == int(np.argmax(tiers.real[:2]))
@@ -42,7 +42,7 @@ def test_tiers_that_agree_are_trusted(problem, policy_scores):
 def test_tiers_that_disagree_warn_and_let_random_policies_compete(problem, policy_scores, caplog):
     surrogate = build_surrogate(problem)
     with caplog.at_level(logging.WARNING):
-        tiers, _ = judge(problem, policy_scores, lambda kept: -surrogate_reward(surrogate, kept, rng()))
+        tiers, _ = judge(problem, policy_scores, lambda kept: -surrogate_reward(surrogate, kept))
     assert tiers.correlation < -0.6
     assert not tiers.trusted
     assert tiers.chosen == int(np.argmax(tiers.real)) >= 2

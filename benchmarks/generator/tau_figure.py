@@ -1,0 +1,101 @@
+"""Draws docs/generator/tau.svg: what the temperature tau does to the chains on the shipped domains.
+
+    python benchmarks/generator/tau_figure.py
+
+Target texts are 64 training texts of "tweets", source texts 2,000 of "movies"; the embeddings are the pretrained
+encoder's. For each tau it draws how near the chains' samples are to the target and how many of them are different.
+"""
+
+import dataclasses
+import io
+import json
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from l2a.domains.load import load_domain
+from l2a.examples import normalised_hash
+from l2a.experiments.figures import COLOURS, STYLE
+from l2a.files import atomic_write_bytes, atomic_write_text
+from l2a.generator.config import GeneratorConfig, OperatorWeights
+from l2a.generator.diagnostics import ChainDiagnostics
+from l2a.generator.neighbours import build_neighbour_table
+from l2a.generator.pool import draw_pool
+from l2a.generator.problem import GeneratorProblem, vocabulary
+from l2a.teacher.labelling import cached_labeller
+from l2a.teacher.load import load_encoder
+
+FOLDER = Path(__file__).parents[2] / "docs" / "generator"
+NUMBERS = Path(__file__).parents[1] / "results" / "generator_tau.json"
+TAUS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, float("inf"))
+SOURCE, TARGET, POOL, LENGTH, SEED = 2000, 64, 400, 64, 0
+
+
+def main() -> None:
+    """Run the chains at every temperature, then draw."""
+    problem = _problem()
+    facts = []
+    for tau in TAUS:
+        config = GeneratorConfig(tau=tau, operators=OperatorWeights(augpro_fgsm=0.0))
+        facts.append(draw_pool(problem, config, POOL, np.random.default_rng(SEED))[1])
+        print(f"tau {tau}: {facts[-1].sample_log_density:.2f}, {facts[-1].distinct_share:.0%} different")
+    numbers = {str(tau): dataclasses.asdict(fact) for tau, fact in zip(TAUS, facts, strict=True)}
+    atomic_write_text(NUMBERS, json.dumps(numbers, indent=1) + "\n")
+    with matplotlib.rc_context(STYLE):
+        buffer = io.BytesIO()
+        figure = _draw(facts)
+        figure.savefig(buffer, format="svg", metadata={"Date": None}, edgecolor=figure.get_edgecolor())
+    atomic_write_bytes(FOLDER / "tau.svg", buffer.getvalue())
+
+
+def _problem() -> GeneratorProblem:
+    source, target = load_domain("movies").train, load_domain("tweets")
+    rng = np.random.default_rng(SEED)
+    far = source.take(np.sort(rng.choice(len(source), SOURCE, replace=False)))
+    near = target.train.take(np.sort(rng.choice(len(target.train), TARGET, replace=False)))
+    teacher = load_encoder("minilm-l6", source.label_names, SEED)
+    labeller, size = cached_labeller(teacher, LENGTH), len(teacher.tokenizer)
+    embeddings = teacher.word_embeddings().cpu()[:size]
+    return GeneratorProblem(
+        source_inputs=tuple(text for text in far.inputs if normalised_hash(text) not in target.test.hashes),
+        target_inputs=near.inputs,
+        source_outputs=labeller([text for text in far.inputs if normalised_hash(text) not in target.test.hashes]),
+        target_outputs=labeller(near.inputs),
+        tokenizer=teacher.tokenizer,
+        word_embeddings=embeddings,
+        neighbours=build_neighbour_table(embeddings, vocabulary(teacher.tokenizer)),
+        labeller=labeller,
+        gradient=None,
+        forbidden_hashes=target.test.hashes,
+        max_length=LENGTH,
+    )
+
+
+def _draw(facts: list[ChainDiagnostics]) -> Figure:
+    figure = Figure(figsize=(7.4, 3.2), facecolor="white", layout="constrained", edgecolor="#BBBBBB", linewidth=1.0)
+    near, different = figure.subplots(1, 2)
+    places, names = range(len(TAUS)), ["plain" if np.isinf(tau) else f"{tau:g}" for tau in TAUS]
+    near.plot(places, [fact.sample_log_density for fact in facts], "o-", color=COLOURS[0], label="chains' samples")
+    plain, target = facts[-1].proposal_log_density, facts[0].target_log_density
+    near.axhline(plain, color=COLOURS[1], linestyle="--", label="plain proposals")
+    near.axhline(target, color="#444444", linestyle=":", label="target texts")
+    near.set_ylabel("standardised log target density")
+    near.legend(frameon=False, fontsize=8)
+    different.plot(
+        places, [100 * fact.distinct_share for fact in facts], "s-", color=COLOURS[2], label="different texts"
+    )
+    accepted = [100 * fact.acceptance["jump"] for fact in facts]
+    different.plot(places, accepted, "^--", color=COLOURS[3], label="accepted jumps")
+    different.set_ylabel("%")
+    different.set_ylim(0, 105)
+    different.legend(frameon=False, fontsize=8)
+    for axes in (near, different):
+        axes.set_xticks(places, names)
+        axes.set_xlabel("tau")
+    return figure
+
+
+if __name__ == "__main__":
+    main()

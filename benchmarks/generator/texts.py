@@ -1,0 +1,90 @@
+"""Writes docs/generated_texts.md: candidates of every text operator, unedited, beside the texts they were made from.
+
+    python benchmarks/generator/texts.py
+
+Bases are drawn from the shipped domains, half from "movies" (the source), half from the training texts of "tweets"
+(the target), and partners from the other domain, as the generator draws them; every setting is the default. AugPro-FGSM
+turns an untrained default student against the pretrained encoder, since no run belongs to this page.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from l2a.domains.load import load_domain
+from l2a.examples import Examples, TextInput
+from l2a.files import atomic_write_text
+from l2a.generator.build import build_operator
+from l2a.generator.config import TEXT_OPERATORS, GeneratorConfig
+from l2a.generator.neighbours import build_neighbour_table
+from l2a.generator.problem import vocabulary
+from l2a.generator.token_rewriting import TokenSpace
+from l2a.kd.gradients import embedding_gradients
+from l2a.pipeline.augment_file import RECIPES
+from l2a.students.build import build_student
+from l2a.students.config import StudentConfig
+from l2a.teacher.labelling import predict
+from l2a.teacher.load import load_encoder
+
+PAGE = Path(__file__).parents[2] / "docs" / "generated_texts.md"
+SEED, COUNT, LENGTH = 0, 40, 128
+HEAD = f"""# Generated texts
+
+{COUNT} candidates of each text operator from movies to tweets, unedited and not selected, each beside the text that it
+was made from. Settings are the defaults: 15 % of the tokens for AugPro and neighbours, 10 % of the words for EDA, 40 %
+for TinyBERT's recipe. AugPro-FGSM reads the gradient of an untrained student here. Written by
+`python benchmarks/generator/texts.py` (seed {SEED}).
+"""
+
+
+def main() -> None:
+    """Write the page."""
+    source, target = load_domain("movies").train, load_domain("tweets").train
+    rng = np.random.default_rng(SEED)
+    in_target = rng.random(COUNT) < GeneratorConfig().target_share
+    bases, partners = _draw(in_target, target, source, rng), _draw(~in_target, target, source, rng)
+    space = _space(source)
+    parts = [HEAD]
+    for name in TEXT_OPERATORS:
+        degree = RECIPES.get(name, float(GeneratorConfig().degree))
+        made = build_operator(name, lambda: space, lambda: None)(bases, partners, degree, np.random.default_rng(SEED))
+        seeds = partners if name == "source" else bases
+        rows = [
+            f"| {_cell(seed)} | {_cell(rewrite.text)} | {rewrite.changed_share:.0%} |"
+            for seed, rewrite in zip(seeds, made, strict=True)
+        ]
+        parts.append("\n".join([f"## {name}\n", "| seed text | candidate | changed |", "| --- | --- | ---: |", *rows]))
+    atomic_write_text(PAGE, "\n\n".join(part.strip("\n") for part in parts) + "\n")
+    print(f"wrote {PAGE}")
+
+
+def _draw(in_target: np.ndarray, target: Examples, source: Examples, rng: np.random.Generator) -> list[TextInput]:
+    few, many = (rng.integers(0, len(examples), size=len(in_target)) for examples in (target, source))
+    return [target.inputs[i] if mine else source.inputs[j] for mine, i, j in zip(in_target, few, many, strict=True)]
+
+
+def _space(examples: Examples) -> TokenSpace:
+    teacher = load_encoder("minilm-l6", examples.label_names, SEED)
+    student = build_student(StudentConfig(), teacher, examples.label_names, examples.inputs, SEED)
+    size = len(student.tokenizer)
+    geometry = teacher.word_embeddings().cpu()[:size]
+    table = build_neighbour_table(geometry, vocabulary(student.tokenizer), GeneratorConfig().neighbours)
+    return TokenSpace(
+        student.tokenizer,
+        table,
+        student.word_embeddings().cpu()[:size],
+        lambda inputs: embedding_gradients(student, lambda texts: predict(teacher, texts, LENGTH), inputs, LENGTH),
+        LENGTH,
+    )
+
+
+def _cell(text: TextInput) -> str:
+    """One line that Markdown shows as it is."""
+    shown = " ".join(text[0].split())
+    for mark in "\\`*_[]<>|#~":
+        shown = shown.replace(mark, f"\\{mark}" if mark not in "<>" else {"<": "&lt;", ">": "&gt;"}[mark])
+    return shown
+
+
+if __name__ == "__main__":
+    main()
