@@ -81,4 +81,4 @@ def bench_generator(session: nox.Session) -> None:
 def bench_selector(session: nox.Session) -> None:
     """Speed of the surrogate environment, the selector's share of a run and the correlation of its two rewards."""
     session.install(*CONSTRAINTS, "-e", ".")
-    session.run("python", "benchmarks/selector/bench.py", *(session.posargs or ["--smoke"]))
+    session.run("python", "benchmarks/selector/bench.py", *session.posargs)

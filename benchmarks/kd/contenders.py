@@ -17,6 +17,7 @@ from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, Trai
 from l2a.kd.data import Batch, DistillationSet, read_tokens
 from l2a.kd.losses import distillation_loss
 from l2a.kd.trainer import KDTrainer
+from l2a.precision import mixed_precision
 from l2a.students.student import Student
 from l2a.teacher.model import Teacher
 from l2a.teacher.outputs import TeacherOutputs
@@ -87,7 +88,8 @@ class TeacherLogits(nn.Module):
 
     def forward(self, labels: torch.Tensor, **batch: torch.Tensor) -> torch.Tensor:
         """Classify a batch."""
-        return self.teacher(batch)[0]
+        with mixed_precision(torch.device("cpu")):  # as our labelling runs it
+            return self.teacher(batch)[0].float()
 
 
 class TextBrewer:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from l2a.examples import TextInput
 from l2a.generator.neighbours import NeighbourTable
-from l2a.generator.tokens import SPECIAL, TokenizedText, tokenize_texts
+from l2a.generator.tokens import SPECIAL, TokenizedText, shares_characters, tokenize_texts
 
 FROZEN = -1
 SLOT_KINDS = 4
@@ -72,6 +72,8 @@ def pad_corpus(inputs: Sequence[TextInput], texts: Sequence[TokenizedText], tabl
         ids[row, : lengths[row]] = text.ids
         segments[row, : lengths[row]] = text.segments
     slots = slot_kinds(torch.from_numpy(ids), torch.from_numpy(segments), table)
+    for row, text in enumerate(texts):
+        slots[row, : lengths[row]][torch.from_numpy(shares_characters(text.spans, text.segments))] = FROZEN
     words = (segments != SPECIAL).sum(axis=1).astype(np.int64)
     return TokenCorpus(tuple(inputs), tuple(texts), torch.from_numpy(ids), slots, lengths, words)
 

@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 
 from l2a.examples import TextInput
-from l2a.generator.corpus import SLOT_KINDS, slot_kinds
+from l2a.generator.corpus import FROZEN, SLOT_KINDS, slot_kinds
 from l2a.generator.neighbours import NeighbourTable
-from l2a.generator.tokens import SPECIAL, tokenize_texts
+from l2a.generator.tokens import SPECIAL, shares_characters, tokenize_texts
 
 Ints = NDArray[np.int64]
 
@@ -137,14 +137,16 @@ def flatten_texts(inputs: Sequence[TextInput], tokenizer: Any, max_length: int, 
     distinct = list(dict.fromkeys(inputs))
     made = tokenize_texts(distinct, tokenizer, max_length)
     ids, segments = (np.concatenate([getattr(text, name) for text in made]) for name in ("ids", "segments"))
-    slots = slot_kinds(torch.from_numpy(ids.astype(np.int64)), torch.from_numpy(segments), table)
+    spans = np.concatenate([text.spans for text in made])
+    slots = slot_kinds(torch.from_numpy(ids.astype(np.int64)), torch.from_numpy(segments), table).numpy()
+    slots[shares_characters(spans, segments)] = FROZEN
     starts = np.cumsum([0, *(len(text.ids) for text in made)])
     return FlatTexts(
         inputs=tuple(distinct),
         starts=starts,
         ids=ids.astype(np.int64),
-        slots=slots.numpy(),
+        slots=slots,
         segments=segments,
-        spans=np.concatenate([text.spans for text in made]),
+        spans=spans,
         words=np.add.reduceat(segments != SPECIAL, starts[:-1], dtype=np.int64),
     )

@@ -76,3 +76,22 @@ def substitute(
     for segment, (start, end), token in reversed(list(places)):  # from the end, so that the spans before stay true
         sides[segment] = sides[segment][:start] + tokens[token].removeprefix("##") + sides[segment][end:]
     return tuple(sides)
+
+
+def shares_characters(spans: NDArray[np.int32], segments: NDArray[np.int8]) -> NDArray[np.bool_]:
+    """Find tokens that share a character with the next, such as the parts of a Hangul syllable.
+
+    They cannot be replaced one by one.
+
+    Args:
+        spans: int32 (T, 2), of one text or of several, one after the other.
+        segments: int8 (T,), -1 for special tokens.
+
+    Returns:
+        bool (T,).
+    """
+    overlap = (spans[1:, 0] < spans[:-1, 1]) & (segments[1:] == segments[:-1]) & (segments[1:] != SPECIAL)
+    shared = np.zeros(len(segments), dtype=np.bool_)
+    shared[1:] |= overlap
+    shared[:-1] |= overlap
+    return shared

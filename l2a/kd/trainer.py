@@ -24,7 +24,6 @@ from l2a.kd.data import (
     join,
     mixture_batches,
     read_tokens,
-    refuse_constant_targets,
 )
 from l2a.kd.lelp import Subclasses, subclass_targets
 from l2a.kd.losses import distillation_loss, hidden_state_loss
@@ -137,10 +136,9 @@ class KDTrainer:
             renewal: A set of which only some texts are used, chosen anew every so many updates.
 
         Raises:
-            RunError: If the teacher's outputs are constant or the loss is not finite.
+            RunError: If the loss is not finite.
         """
         data = join(sets)
-        refuse_constant_targets(data)
         watching = self._attention.watching() if self._attention is not None else nullcontext()
         with torch.random.fork_rng(devices=[]), progress.stage(stage, steps) as advance, watching:
             torch.manual_seed(self._seed + self.steps_done)  # dropout, the same wherever the call starts
@@ -200,7 +198,7 @@ class KDTrainer:
     def _step(self, data: DistillationSet, indices: NDArray[np.int64]) -> None:
         self._optimizer.zero_grad(set_to_none=True)
         mine = indices[process_rank() :: process_count()]
-        for part in np.array_split(mine, min(self._config.gradient_accumulation, len(mine))):
+        for part in np.array_split(mine, max(1, min(self._config.gradient_accumulation, len(mine)))):
             # Each part counts by its texts, so that the gradient is that of the mean over the whole batch.
             loss = self._loss(data, part) * (len(part) / len(indices))
             loss.backward()  # type: ignore[no-untyped-call]

@@ -13,7 +13,7 @@ from l2a.generator.diagnostics import ChainDiagnostics
 from l2a.generator.neighbours import build_neighbour_table
 from l2a.generator.pool import CandidatePool, draw_pool
 from l2a.generator.problem import GeneratorProblem, vocabulary
-from l2a.kd.data import DistillationSet, Renewal, join
+from l2a.kd.data import DistillationSet, Renewal, join, refuse_constant_targets
 from l2a.kd.gradients import embedding_gradients
 from l2a.kd.head import fit_head, fit_output_layer
 from l2a.kd.lelp import fit_subclasses, teacher_output_weight
@@ -182,6 +182,9 @@ def open_workbench(context: RunContext) -> Workbench:
 
     Returns:
         The workbench, its student not yet trained but for the output layer.
+
+    Raises:
+        RunError: If the teacher's outputs are constant.
     """
     student, config = context.new_student(), context.config
     choice, width = context.data.splits.choice, context.teacher.hidden_size
@@ -190,6 +193,7 @@ def open_workbench(context: RunContext) -> Workbench:
         trainer.learn_attention(context.teacher)
     bench = Workbench(context, student, trainer)
     known = bench.known
+    refuse_constant_targets(known)
     fit_output_layer(student, known)
     if config.kd.objective != "soft_labels":
         weight = teacher_output_weight(context.teacher, known.teacher)

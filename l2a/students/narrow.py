@@ -109,10 +109,11 @@ def start_from_words(student: Student, vectors: NDArray[np.float32], of_pairs: b
     Args:
         student: A BERT, ELECTRA or ModernBERT classifier, changed in place.
         vectors: float32 (V, d), one vector for each token of its vocabulary.
-        of_pairs: Whether a BERT of two attention heads or more is to align the two texts that it reads.
+        of_pairs: Whether a BERT is to align the two texts that it reads; it needs two attention heads, and a tokenizer
+            that marks the texts.
     """
     body, table = student.model.base_model, student.model.get_input_embeddings()
-    aligned = aligned_size(body) if of_pairs else 0
+    aligned = aligned_size(body) if of_pairs and _marks_sides(student.tokenizer) else 0
     start_by_averaging(body)
     with torch.no_grad():
         if aligned:
@@ -122,3 +123,7 @@ def start_from_words(student: Student, vectors: NDArray[np.float32], of_pairs: b
         else:
             table.weight.copy_(principal_word_vectors(vectors, table.embedding_dim))
     open_head(student)
+
+
+def _marks_sides(tokenizer: Any) -> bool:
+    return any(tokenizer("a", "a", return_token_type_ids=True)["token_type_ids"])

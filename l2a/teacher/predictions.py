@@ -68,6 +68,8 @@ class PredictionStore:
 
     def _read_index(self) -> None:
         lines = self._index.map()
+        if len(lines) < self._rows_read:  # somebody emptied the cache while it was open
+            self._known, self._rows_read = KeyIndex(), 0
         keys = np.ascontiguousarray(lines[self._rows_read :, :KEY_WORDS]).view(KEY_TYPE)[:, 0]
         self._known.add(keys, self._rows_read)
         self._rows_read = len(lines)
@@ -82,11 +84,13 @@ class PredictionStore:
         Returns:
             int64 (N,): the row of each text, or -1 where it is missing or its row is damaged.
         """
-        rows = self._known.find(np.frombuffer(b"".join(keys), KEY_TYPE))
+        joined = b"".join(keys)
+        rows, words = self._known.find(np.frombuffer(joined, KEY_TYPE)), np.frombuffer(joined, "<u4")
+        asked = words.reshape(-1, KEY_WORDS)
         index, parts = self._index.map(), [self._logits.map(), *([self._embeddings.map()] if embeddings else [])]
         for start in range(0, len(rows), CHECKED_AT_ONCE):
             some = rows[start : start + CHECKED_AT_ONCE]
-            some[~_are_intact(some, index, parts)] = -1
+            some[~_are_intact(some, asked[start : start + CHECKED_AT_ONCE], index, parts)] = -1
         return rows
 
     def read(self, rows: NDArray[np.int64]) -> TeacherOutputs:
@@ -121,10 +125,13 @@ class PredictionStore:
         self._read_index()
 
 
-def _are_intact(rows: NDArray[np.int64], index: NDArray[np.uint32], parts: Sequence[NDArray[Any]]) -> NDArray[np.bool_]:
+def _are_intact(
+    rows: NDArray[np.int64], asked: NDArray[np.uint32], index: NDArray[np.uint32], parts: Sequence[NDArray[Any]]
+) -> NDArray[np.bool_]:
     intact = (rows >= 0) & (rows < min(map(len, (index, *parts))))  # a power cut may shorten a file
     checked = np.flatnonzero(intact)
     lines = index[rows[checked]]
+    intact[checked] = (lines[:, :KEY_WORDS] == asked[checked]).all(axis=1)
     for column, part in enumerate(parts, start=KEY_WORDS):
         intact[checked] &= row_sums(lines[:, :KEY_WORDS], part[rows[checked]]) == lines[:, column]
     return intact

@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from l2a.generator.tokens import substitute, tokenize_texts
+from l2a.generator.tokens import shares_characters, substitute, tokenize_texts
 
 texts = st.text(st.sampled_from("filmphoneTHE don't!,.#@ é4\u00a0\u4e2d\U0001f600"), max_size=40)
 inputs = st.one_of(st.tuples(texts), st.tuples(texts, texts))
@@ -62,3 +62,9 @@ def test_the_sides_of_a_pair_are_isolated(word_tokenizer, tokens):
     (tokenized,) = tokenize_texts([text], word_tokenizer, 32)
     new_ids = np.where(tokenized.segments == 1, tokens.index("phone"), tokenized.ids).astype(np.int32)
     assert substitute(text, tokenized, new_ids, tokens) == ("film was good", "phone phone phone")
+
+
+def test_tokens_that_share_a_character_are_found():
+    spans = np.array([[0, 0], [0, 1], [0, 2], [1, 2], [3, 5], [0, 0], [0, 4], [0, 0]], np.int32)
+    segments = np.array([-1, 0, 0, 0, 0, -1, 1, -1], np.int8)
+    assert shares_characters(spans, segments).tolist() == [False, True, True, True, False, False, False, False]

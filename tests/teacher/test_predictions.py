@@ -167,3 +167,24 @@ def test_the_index_knows_the_last_row_of_every_key(batches):
 
 def test_pairs_and_single_texts_never_share_a_key():
     assert content_key(("a", "b")) != content_key(("ab",)) != content_key(("a b",))
+
+
+def test_a_store_whose_folder_was_emptied_never_gives_the_outputs_of_another_text(filled):
+    store = open_store(filled)
+    for path in filled.iterdir():
+        path.unlink()
+    others = [content_key((f"other {i}",)) for i in range(4)]
+    open_store(filled).append(others, make_outputs(4, seed=1))
+    assert (store.find(KEYS) == -1).all()
+    outputs = make_outputs(4, seed=2)
+    store.append(KEYS, outputs)
+    assert np.array_equal(store.read(store.find(KEYS)).logits, outputs.logits)
+
+
+def test_an_emptied_store_is_indexed_anew(filled):
+    store, outputs = open_store(filled), make_outputs(2, seed=3)
+    for path in filled.iterdir():
+        path.unlink()
+    store.append(KEYS[1::-1], outputs)
+    assert np.array_equal(store.read(store.find(KEYS[1::-1])).logits, outputs.logits)
+    assert (store.find(KEYS[2:]) == -1).all()
