@@ -36,7 +36,7 @@ def tests(session: nox.Session) -> None:
     if session.posargs:
         session.run("pytest", *session.posargs)
     else:
-        session.run("pytest", "-m", "not slow", "--durations=5")
+        session.run("pytest", "-n", "2", "-m", "not slow", "--durations=5")
         session.run("pytest", "-m", "slow", "--durations=5")
 
 
