@@ -1,11 +1,13 @@
 """Tiny models and tokenizers, built on the spot: no test needs the network."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+from threadpoolctl import threadpool_limits
 from transformers import BertConfig, BertForSequenceClassification, BertModel, BertTokenizerFast
 
 from l2a.examples import Examples
@@ -22,9 +24,17 @@ settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> Iterator[None]:
+    """Small matrices gain nothing from more threads, and lose much where other work runs."""
+    torch.set_num_threads(1)
+    with threadpool_limits(1):
+        yield
+
+
 @pytest.fixture(autouse=True)
 def private_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Give every test an empty cache and one thread."""
+    """Give every test an empty cache and one thread, whatever the one before has set."""
     folder = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("L2A_CACHE", str(folder))
     torch.set_num_threads(1)
