@@ -64,7 +64,10 @@ def write_card_of_one_cell(folder: Path, row: str, encoder: Path) -> None:
     """A card for the real pipeline with a tiny teacher."""
     one_pair = [{"name": "sea_sky", "source": "sea.jsonl", "target": "sky.jsonl", "unlabelled": "more.txt"}]
     (folder / "data" / "more.txt").write_text("calm day again\nwind and a rough night\nbright\n")
-    method = {"row": row, "overrides": {**TINY_RUN, "teacher.model": str(encoder)}, "unlabelled": "unlabelled" in row}
+    overrides = TINY_RUN | {"teacher.model": str(encoder)}
+    if row.startswith("augmented"):
+        overrides["generator.operator"] = "knn"
+    method = {"row": row, "overrides": overrides, "unlabelled": "unlabelled" in row}
     write_card(folder, pairs=one_pair, seeds=[0], methods={"it": method})
 
 
