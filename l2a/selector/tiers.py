@@ -67,7 +67,7 @@ def rerank(
     trusted = bool(correlation >= config.tier_correlation)
     if not trusted:
         logger.warning(_distrust(correlation, config.tier_correlation))
-    eligible = policies if trusted else len(scores)
+    eligible = policies if trusted and policies else len(scores)
     return Tiers(int(np.argmax(second[:eligible])), first, second, correlation, trusted), scores
 
 

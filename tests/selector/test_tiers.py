@@ -39,6 +39,13 @@ def test_tiers_that_agree_are_trusted(problem, policy_scores):
     assert tiers.chosen == int(np.argmax(tiers.real[:2]))
 
 
+def test_without_a_policy_the_best_random_selection_is_chosen(problem):
+    surrogate = build_surrogate(problem)
+    tiers, _ = judge(problem, [], lambda kept: surrogate_reward(surrogate, kept))
+    assert tiers.trusted
+    assert tiers.chosen == int(np.argmax(tiers.real))
+
+
 def test_tiers_that_disagree_warn_and_let_random_policies_compete(problem, policy_scores, caplog):
     surrogate = build_surrogate(problem)
     with caplog.at_level(logging.WARNING):
