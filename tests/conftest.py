@@ -25,9 +25,8 @@ settings.load_profile("patient")
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _one_thread() -> Iterator[None]:
+def _one_blas_thread() -> Iterator[None]:
     """Small matrices gain nothing from more threads, and lose much where other work runs."""
-    torch.set_num_threads(1)
     with threadpool_limits(1):
         yield
 

@@ -20,9 +20,6 @@ from l2a.selector.agents import agent_files
 RESULTS_VERSION = 1
 """Raise it when a change of the code, rather than of a field, changes what cells give: then all run again."""
 
-ROW_VERSIONS: Mapping[str, int] = {}
-"""The same for one row: a number from 2 on, which enters the keys of its cells alone."""
-
 NEVER_DECIDES = ("output_dir", "overwrite", "compare", "data_root")
 READ_BY_ONE_OPERATOR = ("operator", "copies")
 """Fields of the generator that only the row of one operator without a selector reads."""
@@ -130,8 +127,6 @@ def cell_key(cell: Cell, data: DataFiles) -> str:
     if "selector" in decisive:
         decisive["selector"].pop("tensorboard")  # it only shows a training
         parts.append(agent_files(cell.config.selector.agent))
-    if cell.row in ROW_VERSIONS:
-        parts.append(ROW_VERSIONS[cell.row])
     return fingerprint(*parts)
 
 

@@ -51,29 +51,16 @@ def tokenize_corpus(inputs: Sequence[TextInput], tokenizer: Any, max_length: int
     Returns:
         The corpus, on the CPU.
     """
-    return pad_corpus(inputs, tokenize_texts(inputs, tokenizer, max_length), table)
-
-
-def pad_corpus(inputs: Sequence[TextInput], texts: Sequence[TokenizedText], table: NeighbourTable) -> TokenCorpus:
-    """Pad tokenized texts and mark the slots that operators may change.
-
-    Args:
-        inputs: N texts, at least one.
-        texts: Their tokens.
-        table: Says which tokens may change.
-
-    Returns:
-        The corpus, on the CPU.
-    """
+    texts = tokenize_texts(inputs, tokenizer, max_length)
     lengths = np.array([len(text.ids) for text in texts], dtype=np.int64)
     ids = np.zeros((len(texts), int(lengths.max())), dtype=np.int64)
-    segments = np.full(ids.shape, SPECIAL, dtype=np.int8)
+    segments, shared = np.full(ids.shape, SPECIAL, dtype=np.int8), np.zeros(ids.shape, dtype=np.bool_)
     for row, text in enumerate(texts):
         ids[row, : lengths[row]] = text.ids
         segments[row, : lengths[row]] = text.segments
+        shared[row, : lengths[row]] = shares_characters(text.spans, text.segments)
     slots = slot_kinds(torch.from_numpy(ids), torch.from_numpy(segments), table)
-    for row, text in enumerate(texts):
-        slots[row, : lengths[row]][torch.from_numpy(shares_characters(text.spans, text.segments))] = FROZEN
+    slots[torch.from_numpy(shared)] = FROZEN
     words = (segments != SPECIAL).sum(axis=1).astype(np.int64)
     return TokenCorpus(tuple(inputs), tuple(texts), torch.from_numpy(ids), slots, lengths, words)
 

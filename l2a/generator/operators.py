@@ -85,9 +85,8 @@ def mix_tokens_between(
     where = changed_positions(slots, u, degree)
     own, other, weight = ids[where], partner_ids[where], u[..., 1][where][:, None]
     candidates = torch.cat([table.ids.index_select(0, own), table.ids.index_select(0, other)], dim=1).long()
-    points = weight * unit_rows(embeddings.index_select(0, own)) + (1 - weight) * unit_rows(
-        embeddings.index_select(0, other)
-    )
+    one, another = (unit_rows(embeddings.index_select(0, tokens)) for tokens in (own, other))
+    points = weight * one + (1 - weight) * another
     scores = _products(candidates, points, embeddings, as_directions=True)
     is_end = (candidates == own[:, None]) | (candidates == other[:, None])
     return ids.masked_scatter(where, _best(candidates, scores.masked_fill(is_end, -torch.inf)))

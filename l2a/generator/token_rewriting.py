@@ -1,5 +1,6 @@
 """The token operators as operators on texts: tokenize, change tokens, write them back into the text."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +19,7 @@ from l2a.generator.flat_texts import FlatTexts, Ints, TokenChanges, flatten_text
 from l2a.generator.neighbours import NeighbourTable
 from l2a.generator.problem import Gradient, vocabulary
 from l2a.generator.rewrite import Rewrite
+from l2a.generator.tokens import splice
 
 
 @dataclass(frozen=True)
@@ -134,12 +136,8 @@ class TokenRewriting:
 
 
 def _write(bases: Sequence[TextInput], changes: TokenChanges, surfaces: Sequence[str]) -> list[TextInput]:
-    """Write changed tokens into texts; every other character stays."""
-    sides = [list(base) for base in bases]
     texts, places = changes.texts, changes.places
     segments, spans = texts.segments[places].tolist(), texts.spans[places].tolist()
-    found = list(zip(changes.owners.tolist(), segments, spans, changes.tokens.tolist(), strict=True))
-    for owner, segment, (start, end), token in reversed(found):  # so that the spans before stay true
-        side = sides[owner][segment]
-        sides[owner][segment] = side[:start] + surfaces[token] + side[end:]
-    return [tuple(both) for both in sides]
+    pieces = list(zip(segments, spans, [surfaces[token] for token in changes.tokens.tolist()], strict=True))
+    bounds = itertools.pairwise([0, *np.cumsum(changes.counts).tolist()])
+    return [splice(base, pieces[start:end]) for base, (start, end) in zip(bases, bounds, strict=True)]

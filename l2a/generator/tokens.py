@@ -69,12 +69,25 @@ def substitute(
         The changed text, equal to ``text_input`` when no id changed.
     """
     changed = np.flatnonzero((new_ids != tokenized.ids) & (tokenized.segments != SPECIAL))
+    segments, spans = tokenized.segments[changed].tolist(), tokenized.spans[changed].tolist()
+    surfaces = [tokens[token].removeprefix("##") for token in new_ids[changed].tolist()]
+    return splice(text_input, list(zip(segments, spans, surfaces, strict=True)))
+
+
+def splice(text_input: TextInput, pieces: Sequence[tuple[int, Sequence[int], str]]) -> TextInput:
+    """Put new pieces in the places of old ones; every other character stays.
+
+    Args:
+        text_input: One or two strings.
+        pieces: Number of the side, first and past-the-last character in it, and the new piece, in the order of the
+            text and without overlaps.
+
+    Returns:
+        The changed text.
+    """
     sides = list(text_input)
-    places = zip(
-        tokenized.segments[changed].tolist(), tokenized.spans[changed].tolist(), new_ids[changed].tolist(), strict=True
-    )
-    for segment, (start, end), token in reversed(list(places)):  # from the end, so that the spans before stay true
-        sides[segment] = sides[segment][:start] + tokens[token].removeprefix("##") + sides[segment][end:]
+    for segment, (start, end), piece in reversed(pieces):  # from the end, so that the places before stay true
+        sides[segment] = sides[segment][:start] + piece + sides[segment][end:]
     return tuple(sides)
 
 

@@ -32,14 +32,8 @@ from l2a.kd.embedding_space import (
 )
 from l2a.pipeline.augment_models import masked_language_model
 from l2a.pipeline.context import RunContext
-from l2a.pipeline.students import (
-    TrainedStudent,
-    Workbench,
-    finish,
-    generator_problem,
-    mixture,
-    open_workbench,
-)
+from l2a.pipeline.students import TrainedStudent, finish, generator_problem
+from l2a.pipeline.workbench import Workbench, mixture, open_workbench
 from l2a.teacher.model import Teacher
 from l2a.teacher.outputs import Labeller, TeacherOutputs
 

@@ -122,12 +122,8 @@ def _left_out(config: DistillConfig) -> frozenset[str]:
         return NEEDS_EXTRA_TRAINING
     no_text = NEEDS_UNLABELLED if config.unlabelled is None else frozenset()
     no_operator = NEEDS_OPERATOR if config.generator.operator is None else frozenset()
-    return (
-        ONLY_IN_EXPERIMENTS
-        | no_text
-        | no_operator
-        | (NEEDS_PRETRAINED_ENCODER if config.teacher.fine_tuned else frozenset())
-    )
+    no_encoder = NEEDS_PRETRAINED_ENCODER if config.teacher.fine_tuned else frozenset()
+    return ONLY_IN_EXPERIMENTS | no_text | no_operator | no_encoder
 
 
 def _timed(context: RunContext, name: str, work: Callable[[], Any]) -> Any:

@@ -243,11 +243,9 @@ def _refuse_no_unlabelled(context: RunContext) -> None:
 
 def _prepare(context: RunContext, row: str) -> None:
     """Do the shared, cached work first, so that a row's seconds are its own."""
-    if row == "augmented_fine_tuned_student":
-        return
     if row == "target_only_teacher":
         _ = context.target_only_teacher
-    elif row not in ("tfidf_logreg", "frozen_teacher_logreg"):
+    elif row not in ("tfidf_logreg", "frozen_teacher_logreg", "augmented_fine_tuned_student"):
         _ = context.teacher
     if row.endswith("_student"):
         context.labeller(context.data.source.inputs)

@@ -12,13 +12,14 @@ from l2a.config import DistillConfig
 from l2a.errors import UsageError
 from l2a.files import refuse_overwriting
 from l2a.kd.data import DistillationSet
-from l2a.kd.trainer import KDTrainer, run_student
+from l2a.kd.trainer import KDTrainer
 from l2a.pipeline.context import RunContext
-from l2a.pipeline.students import Drawn, Workbench, draw_candidates, mixture, open_workbench, selection_problem
+from l2a.pipeline.rewards import reward_score, score_after
+from l2a.pipeline.students import Drawn, draw_candidates, selection_problem
+from l2a.pipeline.workbench import Workbench, mixture, open_workbench
 from l2a.progress import SILENT, Progress
 from l2a.report.metrics_file import versions
 from l2a.selector.agents import AgentCard, load_agent
-from l2a.selector.calibration import separation
 from l2a.selector.episodes import SelectionTask, build_task
 from l2a.selector.features import candidate_features
 from l2a.selector.inspection import Inspection, inspect_policy
@@ -198,16 +199,12 @@ def _judge(pair: PreparedPair, name: str, selection: Selection, steps: int) -> V
 
 def _gain(bench: Workbench, kept: DistillationSet, steps: int) -> float:
     """Distil as a round does, on the whole mixture, and take the steps back."""
-    config, weights, reward = bench.context.config, bench.student.snapshot(), bench.reward
-    kd = replace(
-        config.kd, warmup_steps=0, rounds=1, round_steps=steps, evaluate_every=steps, average=0.0, compile=False
-    )
-    choice, width = bench.context.data.splits.reward, bench.context.teacher.hidden_size
-    before = separation(run_student(bench.student, reward.encoded)[0], reward.labels)
-    KDTrainer(bench.student, kd, choice, width, config.max_length, config.seed).train(*mixture(bench, kept), steps)
-    after = separation(run_student(bench.student, reward.encoded)[0], reward.labels)
-    bench.student.restore(weights)
-    return float(after - before)
+
+    def whole_mixture(trial: KDTrainer) -> None:
+        trial.train(*mixture(bench, kept), steps)
+
+    before = reward_score(bench)
+    return score_after(bench, bench.context.config.kd, steps, whole_mixture) - before
 
 
 def _learning_card(name: str) -> AgentCard:

@@ -2,35 +2,25 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from l2a.encoding import encode
-from l2a.examples import Examples, TextInput
 from l2a.generator.diagnostics import ChainDiagnostics
 from l2a.generator.neighbours import build_neighbour_table
 from l2a.generator.pool import CandidatePool, draw_pool
 from l2a.generator.problem import GeneratorProblem, vocabulary
-from l2a.kd.data import DistillationSet, Renewal, join, refuse_constant_targets
+from l2a.kd.data import DistillationSet, Renewal, join
 from l2a.kd.gradients import embedding_gradients
-from l2a.kd.head import fit_head, fit_output_layer
-from l2a.kd.lelp import fit_subclasses, teacher_output_weight
-from l2a.kd.trainer import KDTrainer, run_student
+from l2a.kd.head import fit_head
+from l2a.kd.trainer import run_student
 from l2a.pipeline.context import RunContext
+from l2a.pipeline.rewards import REAL_POOL, real_reward
+from l2a.pipeline.workbench import Workbench, open_workbench
 from l2a.selector.agents import load_agent
-from l2a.selector.calibration import separation
 from l2a.selector.problem import Selection, SelectionProblem
 from l2a.selector.select import select
 from l2a.students.student import Student
-
-REAL_STEPS = 4
-"""Distillation steps, each on all the candidates judged, that judge one selection in the second tier of the reward."""
-REAL_RATE = 0.25
-"""Their learning rate as a share of the student's: a new optimiser's first steps at the whole rate only unsettle it."""
-REAL_POOL = 600
-"""Candidates of the pool, the same for all selections, among which a selection is judged."""
 
 
 @dataclass(frozen=True)
@@ -76,130 +66,6 @@ class TrainedStudent:
     student: Student
     rounds: tuple[Round, ...]
     choice_log_likelihood: float
-
-
-@dataclass(frozen=True)
-class Workbench:
-    """A student in training with the labelled texts of both domains.
-
-    Attributes:
-        context: The run.
-        student: Trained in place.
-        trainer: Its optimiser, schedule and best state.
-    """
-
-    context: RunContext
-    student: Student
-    trainer: KDTrainer
-
-    def labelled(self, inputs: tuple[TextInput, ...], labels: NDArray[np.int64] | None = None) -> DistillationSet:
-        """Label texts with the teacher and tokenise them for the student.
-
-        Args:
-            inputs: N texts.
-            labels: int64 (N,), their real labels, or None.
-
-        Returns:
-            The set to distil on.
-        """
-        real = np.full(len(inputs), -1, np.int64) if labels is None else labels
-        length = self.context.config.max_length
-        return DistillationSet(encode(self.student.tokenizer, inputs, length), self.context.labeller(inputs), real)
-
-    def examples(self, examples: Examples) -> DistillationSet:
-        """Label examples with the teacher and keep their real labels beside.
-
-        Args:
-            examples: Labelled texts.
-
-        Returns:
-            The set to distil on.
-        """
-        return self.labelled(examples.inputs, examples.labels)
-
-    @cached_property
-    def target(self) -> DistillationSet:
-        """The target's training shots."""
-        return self.examples(self.context.data.splits.train)
-
-    @cached_property
-    def source(self) -> DistillationSet:
-        """The source domain."""
-        return self.examples(self.context.data.source)
-
-    @cached_property
-    def unlabelled(self) -> DistillationSet | None:
-        """The text without labels, where the run was given some."""
-        inputs = self.context.data.unlabelled
-        return self.labelled(inputs) if inputs else None
-
-    @property
-    def known(self) -> DistillationSet:
-        """Everything that the student learns from before any candidate is drawn; joined anew, not kept twice."""
-        return join([part for part in (self.source, self.target, self.unlabelled) if part is not None])
-
-    def distil(self, kept: DistillationSet | None, steps: int, stage: str, renewal: Renewal | None = None) -> None:
-        """Train the student on a mixture of everything at hand.
-
-        Args:
-            kept: Candidates, or None.
-            steps: Updates.
-            stage: Name shown to the user.
-            renewal: Which of the candidates are used, chosen anew every so many updates; None for all of them.
-        """
-        sets, shares = mixture(self, kept)
-        self.trainer.train(sets, shares, steps, self.context.progress, stage, renewal)
-
-    @cached_property
-    def reward(self) -> DistillationSet:
-        """The reward split; it is never trained on."""
-        return self.examples(self.context.data.splits.reward)
-
-
-def mixture(bench: Workbench, kept: DistillationSet | None) -> tuple[list[DistillationSet], list[float]]:
-    """Choose what each batch is made of: the configured shares, and source text for the rest.
-
-    Args:
-        bench: Holds the sets.
-        kept: Candidates, or None.
-
-    Returns:
-        The sets and their shares.
-    """
-    kd, optional = bench.context.config.kd, bench.unlabelled
-    parts = [(bench.target, kd.target_share)]
-    parts += [(optional, kd.unlabelled_share)] if optional is not None else []
-    parts += [(kept, kd.augmented_share)] if kept is not None else []
-    parts.append((bench.source, 1 - sum(share for _, share in parts)))
-    return [part for part, _ in parts], [share for _, share in parts]
-
-
-def open_workbench(context: RunContext) -> Workbench:
-    """Build the student and everything that its training needs.
-
-    Args:
-        context: The run.
-
-    Returns:
-        The workbench, its student not yet trained but for the output layer.
-
-    Raises:
-        RunError: If the teacher's outputs are constant.
-    """
-    student, config = context.new_student(), context.config
-    choice, width = context.data.splits.choice, context.teacher.hidden_size
-    trainer = KDTrainer(student, config.kd, choice, width, config.max_length, config.seed)
-    if config.kd.attention_weight:
-        trainer.learn_attention(context.teacher)
-    bench = Workbench(context, student, trainer)
-    known = bench.known
-    refuse_constant_targets(known)
-    fit_output_layer(student, known)
-    if config.kd.objective != "soft_labels":
-        weight = teacher_output_weight(context.teacher, known.teacher)
-        rng = np.random.default_rng([config.seed, 4])
-        trainer.learn_subclasses(fit_subclasses(known.teacher, weight, config.kd.objective, config.kd.subclasses, rng))
-    return bench
 
 
 def train_plain_student(context: RunContext) -> TrainedStudent:
@@ -365,30 +231,3 @@ def selection_problem(bench: Workbench, drawn: Drawn) -> SelectionProblem:
         reward_labels=bench.reward.labels,
         real_reward=lambda kept: real_reward(bench, candidates.take(np.flatnonzero(kept & judged))),
     )
-
-
-def real_reward(bench: Workbench, kept: DistillationSet) -> float:
-    """Distil for some real steps on the kept candidates, score the reward split, and take the steps back.
-
-    Each step is taken on all of them at once: in small batches their order would decide more than the selection.
-
-    Args:
-        bench: The student; it is left as it came.
-        kept: Candidates.
-
-    Returns:
-        Log-likelihood of the reward split, whatever the student's confidence and thresholds (``separation``).
-    """
-    config, weights = bench.context.config, bench.student.snapshot()
-    probe_config = replace(
-        config.kd, warmup_steps=0, rounds=1, round_steps=REAL_STEPS, evaluate_every=REAL_STEPS, average=0.0,
-        learning_rate=REAL_RATE * config.kd.learning_rate, batch_size=max(1, len(kept)),
-        gradient_accumulation=1 + len(kept) // config.kd.batch_size, compile=False,
-    )  # fmt: skip
-    reward, width = bench.context.data.splits.reward, bench.context.teacher.hidden_size
-    probe = KDTrainer(bench.student, probe_config, reward, width, config.max_length, config.seed)
-    for _ in range(REAL_STEPS if len(kept) else 0):
-        probe.train([kept], [1.0], 1)
-    logits, _ = run_student(bench.student, bench.reward.encoded)
-    bench.student.restore(weights)
-    return float(separation(logits, bench.reward.labels))

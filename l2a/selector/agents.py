@@ -97,7 +97,8 @@ def agent_files(name: str) -> dict[str, str]:
         card = load_agent(name)
     except UsageError:  # whoever runs the agent says what is wrong; whoever reports old results can go on
         return {}
-    paths = [list_cards("agents")[name]] if name in list_cards("agents") else []
+    cards = list_cards("agents")
+    paths = [cards[name]] if name in cards else []
     paths += sorted(path for path in Path(card.policy).iterdir() if path.is_file()) if card.policy else []
     return {path.name: sha256_file(path) for path in paths}
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from l2a.selector.calibration import separation
 from l2a.selector.numerics import Floats, softmax
 from l2a.selector.problem import SelectionProblem
+from l2a.selector.separation import separation
 
 DIRECTIONS = 16
 RIDGE = 0.1

@@ -72,11 +72,11 @@ def _attend_to_matches(attention: Any, size: int) -> None:
 
 def _compare(inner: nn.Linear, outer: nn.Linear, size: int) -> None:
     """Replace the match y beside each word x by |x - y|, out of gelu(z) + gelu(-z) = |z| and gelu(z) - gelu(-z) = z."""
-    identity, one = torch.eye(size), 1 / SHARPNESS
+    identity = torch.eye(size)
     inner.weight[: 4 * size] = 0
     for block, (word, match) in enumerate(((1, -1), (-1, 1), (0, 1), (0, -1))):
         rows = inner.weight[block * size : (block + 1) * size]
         rows[:, :size], rows[:, size : 2 * size] = word * SHARPNESS * identity, match * SHARPNESS * identity
     outer.weight[:, : 4 * size] = 0
-    for block, sign in enumerate((one, one, -one, one)):
-        outer.weight[size : 2 * size, block * size : (block + 1) * size] = sign * identity
+    for block, sign in enumerate((1, 1, -1, 1)):
+        outer.weight[size : 2 * size, block * size : (block + 1) * size] = sign / SHARPNESS * identity

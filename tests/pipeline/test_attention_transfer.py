@@ -1,6 +1,8 @@
 from l2a.config import override
 from l2a.pipeline.context import RunContext
-from l2a.pipeline.students import open_workbench, real_reward, train_plain_student
+from l2a.pipeline.rewards import real_reward
+from l2a.pipeline.students import train_plain_student
+from l2a.pipeline.workbench import open_workbench
 
 
 def test_a_run_learns_attention_only_when_asked_to(config, monkeypatch):

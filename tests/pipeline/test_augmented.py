@@ -11,7 +11,7 @@ from l2a.generator.eda import Eda
 from l2a.pipeline.augmented import train_augmented_student, train_fine_tuned_student
 from l2a.pipeline.context import RunContext
 from l2a.pipeline.rows import run_row
-from l2a.pipeline.students import Workbench
+from l2a.pipeline.workbench import Workbench
 
 OPERATORS = [None, "augpro_mix", "augpro_fgsm", "knn", "source", "target_only", "mixkd", "unprojected_fgsm"]
 

@@ -11,6 +11,7 @@ from l2a.domains.domain import HeldOut
 from l2a.errors import UsageError
 from l2a.pipeline.context import RunContext
 from l2a.pipeline.data import load_run_data
+from l2a.pipeline.rewards import real_reward
 from l2a.pipeline.rows import run_row
 from l2a.pipeline.selectors import (
     evaluate_policy,
@@ -20,7 +21,7 @@ from l2a.pipeline.selectors import (
     prepare_pair,
     train_selector,
 )
-from l2a.pipeline.students import real_reward, train_l2a_student
+from l2a.pipeline.students import train_l2a_student
 from l2a.selector.rules import RULES
 from tests.conftest import write_domain
 

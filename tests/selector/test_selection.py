@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from l2a.cards import list_cards
 from l2a.errors import RunError, UsageError
 from l2a.selector.agents import algorithm_class, load_agent
-from l2a.selector.calibration import separation
 from l2a.selector.config import SelectorConfig
 from l2a.selector.features import candidate_features
 from l2a.selector.numerics import kl_divergence, ranks_within, softmax
 from l2a.selector.problem import SelectionProblem, keep_best
 from l2a.selector.rules import RULES
 from l2a.selector.select import select
+from l2a.selector.separation import separation
 from l2a.selector.surrogate import RIDGE, Heads, build_surrogate, surrogate_reward
 
 QUICK = SelectorConfig(batch=16, episode_steps=4, training_steps=256, snapshots=2, real_evaluations=5)
