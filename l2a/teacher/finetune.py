@@ -49,7 +49,8 @@ def fine_tune(
     Raises:
         RunError: If the loss is not finite; the batch is named.
     """
-    freeze_lower_layers(teacher, config.frozen_layers)
+    if config.frozen_layers is not None:
+        freeze_lower_layers(teacher, config.frozen_layers)
     encoded = encode(teacher.tokenizer, examples.inputs, max_length)
     total = max(1, round(epochs * math.ceil(len(examples) / config.batch_size)))
     head = list(teacher.head.parameters()) if teacher.head is not None else []

@@ -60,11 +60,11 @@ def run_teacher(teacher: Teacher, encoded: EncodedTexts, progress: Progress = SI
     embeddings = np.zeros((len(encoded), teacher.hidden_size), np.float32)
     device, training = next(teacher.parameters()).device, teacher.training
     teacher.eval()
-    with torch.inference_mode(), progress.stage("label with the teacher", len(encoded)) as advance:
+    stage = progress.stage("label with the teacher", len(encoded))
+    # One context around all batches: the weights are rounded once, not for every batch.
+    with torch.inference_mode(), mixed_precision(device), stage as advance:
         for indices in inference_batches(encoded):
-            batch = encoded.padded(indices, device)
-            with mixed_precision(device):
-                batch_logits, pooled = teacher(batch)
+            batch_logits, pooled = teacher(encoded.padded(indices, device))
             logits[indices], embeddings[indices] = batch_logits.float().cpu().numpy(), pooled.float().cpu().numpy()
             advance(len(indices))
     teacher.train(training)

@@ -38,6 +38,13 @@ def test_frozen_parts_keep_their_weights(teacher, examples):
     assert [name for name in changed if "layer.1." in name]
 
 
+def test_everything_is_trained_where_nothing_is_frozen(teacher, examples):
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    fine_tune(teacher, examples, dataclasses.replace(CONFIG, frozen_layers=None), 1, 24, 0, "train")
+    changed = {name for name, value in teacher.state_dict().items() if not torch.equal(value, before[name])}
+    assert {name for name, _ in teacher.named_parameters()} <= changed
+
+
 def test_a_diverged_loss_names_its_batch(teacher, examples):
     teacher.head.weight.data[:] = float("nan")
     with pytest.raises(RunError, match="loss is nan at step 0, batch starting with"):
