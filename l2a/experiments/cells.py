@@ -27,7 +27,7 @@ ROWS_OF_ONE_OPERATOR = ("augmented_kd_student", "augmented_fine_tuned_student")
 AUGMENTATION = ("generator", "selector")
 STUDENT = ("student", "kd")
 
-READ_UNLABELLED = ("l2a_student", "plain_kd_unlabelled_student", "augmented_kd_student")
+READ_UNLABELLED = ("l2a_student", "plain_kd_unlabelled_student")
 
 DataFiles = Mapping[str, str]
 

@@ -54,6 +54,7 @@ def simulated(workspace: Path, make_result: Make) -> Sequence[CellResult]:
     return simulate(make_result, "tiny")
 
 
+@pytest.mark.slow
 def test_the_summary_holds_cells_means_and_comparisons(workspace: Path, simulated: Sequence[CellResult]) -> None:
     call("report", "tiny")
     summary = json.loads(Path("benchmarks/results/tiny.json").read_text())
@@ -88,6 +89,7 @@ def test_the_page_shows_the_numbers_of_the_summary(workspace: Path, simulated: S
     assert all((Path("docs/experiments") / figure).stat().st_size > 1000 for figure in figures)
 
 
+@pytest.mark.slow
 def test_the_same_results_give_the_same_files(workspace: Path, simulated: Sequence[CellResult]) -> None:
     def files() -> dict[Path, bytes]:
         call("report", "tiny")
@@ -96,6 +98,7 @@ def test_the_same_results_give_the_same_files(workspace: Path, simulated: Sequen
     assert files() == files()
 
 
+@pytest.mark.slow
 def test_missing_and_outdated_cells_are_said(workspace: Path, simulated: Sequence[CellResult]) -> None:
     card = load_experiment("tiny")
     fewer = [replace(result, key="of old") if result.seed == 1 else result for result in simulated[3:]]

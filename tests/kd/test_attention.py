@@ -60,6 +60,7 @@ def distance(student: Student, teacher: Teacher) -> float:
     return transfer.loss(padded, None).item()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["narrow", "factorised", "mean_pooled"])
 def test_the_student_comes_to_look_where_its_teacher_looks(watchful, preset):
     ends = {}

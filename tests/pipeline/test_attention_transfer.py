@@ -1,3 +1,5 @@
+import pytest
+
 from l2a.config import override
 from l2a.pipeline.context import RunContext
 from l2a.pipeline.rewards import real_reward
@@ -15,6 +17,7 @@ def test_a_run_learns_attention_only_when_asked_to(config, monkeypatch):
     assert asked == [with_attention.teacher]
 
 
+@pytest.mark.slow
 def test_a_student_that_learns_attention_is_trained_and_judged_as_any_other(config):
     context = RunContext(override(config, {"kd.attention_weight": 100.0}))
     trained = train_plain_student(context)

@@ -25,6 +25,7 @@ def with_operator(context: RunContext, operator: str | None, copies: int = 1) ->
     return RunContext(override(context.config, {"generator.operator": operator, "generator.copies": copies}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_every_operator_trains_as_long_as_plain_distillation(context, monkeypatch, operator):
     steps = []

@@ -58,6 +58,7 @@ def test_no_candidate_is_a_held_out_target_text(config, result):
     assert set(frame.columns) >= {"text", "origin", "operator", "degree", "teacher_probabilities", "selector_score"}
 
 
+@pytest.mark.slow
 def test_one_seed_gives_one_result_and_another_seed_other_shots(config, result, tmp_path):
     again = distill(override(config, {"output_dir": str(tmp_path / "again")}))
     first, second = ([dataclasses.asdict(row.metrics) for row in run.rows] for run in (result, again))
@@ -96,6 +97,7 @@ def test_a_failed_run_leaves_no_output(config, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_second_run_trains_no_teacher(config, result, monkeypatch, tmp_path):
     def fail(*arguments, **options):
         raise AssertionError("a cached teacher was trained again")
@@ -111,6 +113,7 @@ def test_every_kind_of_selector_runs(config, agent):
     assert len(run_row(changed, "l2a_student").predictions) == 30
 
 
+@pytest.mark.slow
 def test_plain_distillation_makes_as_many_updates(config, monkeypatch):
     steps = []
     from l2a.kd.trainer import KDTrainer
@@ -135,6 +138,7 @@ def test_an_unknown_row_is_refused(config):
         run_row(config, "l2a_studnt")
 
 
+@pytest.mark.slow
 def test_unlabelled_text_is_reported_with_and_without(config, tmp_path):
     domain = load_run_data(config).target
     lines = [*(text for (text,) in domain.train.inputs), *(text for (text,) in domain.test.reveal().inputs)]

@@ -48,12 +48,14 @@ def test_one_policy_is_trained_on_several_pairs(pairs, policy_folder):
     assert policy.agent == "ppo"
 
 
+@pytest.mark.slow
 def test_the_same_seed_trains_the_same_policy(pairs, policy_folder, tmp_path):
     train_selector(pairs, tmp_path / "again")
     first, second = ((folder / "policy.safetensors").read_bytes() for folder in (policy_folder, tmp_path / "again"))
     assert first == second
 
 
+@pytest.mark.slow
 def test_a_policy_is_compared_with_every_rule(config, policy_folder):
     result = evaluate_policy(config, open_policy(str(policy_folder))[0], updates=3)
     kept = {verdict.name: verdict.kept for verdict in result.verdicts}
@@ -64,6 +66,7 @@ def test_a_policy_is_compared_with_every_rule(config, policy_folder):
     assert -1 <= result.correlation <= 1
 
 
+@pytest.mark.slow
 def test_evaluation_leaves_the_student_as_it_was(config, policy_folder):
     """Every selection starts from one state: the same selection twice gets the same real gain."""
     policy = open_policy(str(policy_folder))[0]
@@ -115,6 +118,7 @@ def test_the_real_reward_judges_candidates_and_not_their_order(config):
     assert all((value == before[name]).all() for name, value in pair.bench.student.snapshot().items())
 
 
+@pytest.mark.slow
 def test_a_rule_that_says_so_scores_anew_inside_a_round(config, tmp_path, monkeypatch):
     (tmp_path / "agents").mkdir()
     card = {"description": "A trial.", "algorithm": "rule: glitter", "rescore_every": 4}
@@ -130,6 +134,7 @@ def test_a_rule_that_says_so_scores_anew_inside_a_round(config, tmp_path, monkey
     assert not np.array_equal(once.selection.scores, done.selection.scores)
 
 
+@pytest.mark.slow
 def test_the_shipped_glitter_scores_anew_and_the_other_rules_do_not(config):
     changed = override(config, {"selector.agent": "glitter", "kd.rounds": 1, "kd.round_steps": 30})
     assert run_row(changed, "l2a_student").diagnostics["round_0_rescored"] == 1

@@ -90,6 +90,7 @@ def test_many_classes_are_handled(make_problem):
         assert np.isfinite(select(problem, dataclasses.replace(QUICK, agent=agent), rng()).scores).all()
 
 
+@pytest.mark.slow
 def test_the_trained_policy_beats_random_selection(make_problem):
     problem, good = make_problem(size=512)
     config = SelectorConfig(training_steps=10_000)

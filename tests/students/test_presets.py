@@ -59,6 +59,7 @@ def test_a_share_too_small_is_refused_with_one_that_holds(preset, large_teacher,
     build_student(dataclasses.replace(config, max_share=share), large_teacher, LABELS, domain_texts, seed=0)
 
 
+@pytest.mark.slow
 def test_every_preset_gives_the_same_logits_in_a_process_without_this_package(large_teacher, domain_texts, tmp_path):
     first, second = [text for (text,) in domain_texts[:5]], [text for (text,) in domain_texts[5:10]]
     students = [make_student(preset, large_teacher, domain_texts) for preset in PRESETS]

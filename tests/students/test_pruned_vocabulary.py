@@ -212,6 +212,7 @@ def test_a_vocabulary_that_is_not_wordpiece_is_refused(preset, large_teacher, do
         make_student(preset, large_teacher, domain_texts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", PRUNED)
 def test_the_generator_draws_from_a_pruned_vocabulary(preset, large_teacher, domain_texts):
     student, label = make_student(preset, large_teacher, domain_texts), partial(predict, large_teacher, max_length=32)

@@ -112,6 +112,7 @@ def test_too_few_or_too_many_folds_are_refused(folds):
         assign_folds(distinct(10), folds, np.random.default_rng(0))
 
 
+@pytest.mark.slow
 def test_held_out_soft_labels_are_less_certain_than_memorised_ones(encoder_folder, monkeypatch):
     source, shots = make_examples(48), make_examples(8, seed=3)
     source = Examples(source.inputs, np.random.default_rng(0).permutation(source.labels), LABELS)  # only memory helps
