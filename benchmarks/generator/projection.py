@@ -48,7 +48,7 @@ def measure_projection(seed: int, smoke: bool) -> dict[str, Any]:
     step = float(table.distances[own].median())
 
     def between() -> Tensor:
-        return operators.mix_tokens_between(own[None], slots, other[None], u, 1.0, table, embeddings)[0]
+        return operators.mix_tokens_between(own[None], slots, other[None], u, 1.0, table, rows)[0]
 
     def fgsm() -> Tensor:
         return operators.fgsm_replacements(own[None], slots, directions[None], table, rows)[0]

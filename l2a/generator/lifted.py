@@ -10,6 +10,7 @@ Every move is reversible with respect to mu, so the ratio of the scores is the e
 probability of a text is ever needed (our derivation), and tau to infinity leaves the plain proposals.
 """
 
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +24,7 @@ from l2a.generator.chain import Proposal, choose_states, take_states
 from l2a.generator.config import OPERATORS, GeneratorConfig
 from l2a.generator.corpus import TokenCorpus, align_partners
 from l2a.generator.labelled import LabelledTexts
+from l2a.generator.neighbours import unit_rows
 from l2a.generator.problem import GeneratorProblem
 from l2a.generator.tokens import substitute
 
@@ -185,8 +187,11 @@ class LiftedSpace:
         partners = align_partners(ids, slots, self._corpus.ids[states.partner], self._corpus.slots[states.partner])
         if self._config.mix_variant == "reference":
             return operators.mix_tokens(ids, slots, partners, u, self._degree)
-        embeddings = self._problem.word_embeddings
-        return operators.mix_tokens_between(ids, slots, partners, u, self._degree, table, embeddings)
+        return operators.mix_tokens_between(ids, slots, partners, u, self._degree, table, self._directions)
+
+    @cached_property
+    def _directions(self) -> Tensor:
+        return unit_rows(self._problem.word_embeddings)
 
     def _fgsm_replacements(self, base: NDArray[np.int64]) -> Tensor:
         missing = [int(index) for index in np.unique(base) if int(index) not in self._fgsm_ids]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from l2a.generator.corpus import FROZEN
-from l2a.generator.neighbours import NeighbourTable, unit_rows
+from l2a.generator.neighbours import NeighbourTable
 
 POSITIONS_AT_ONCE = 32
 
@@ -63,12 +63,12 @@ def mix_tokens(ids: Tensor, slots: Tensor, partner_ids: Tensor, u: Tensor, degre
 
 
 def mix_tokens_between(
-    ids: Tensor, slots: Tensor, partner_ids: Tensor, u: Tensor, degree: float, table: NeighbourTable, embeddings: Tensor
+    ids: Tensor, slots: Tensor, partner_ids: Tensor, u: Tensor, degree: float, table: NeighbourTable, directions: Tensor
 ) -> Tensor:
     """AugPro-Mix without the ends: a third word near the segment that joins the two tokens.
 
     The candidates are the neighbours of both tokens; lambda is ``u[..., 1]``, the nearest direction to
-    lambda E[x] + (1 - lambda) E[x'] (unit rows) wins.
+    lambda E[x] + (1 - lambda) E[x'] wins.
 
     Args:
         ids: int64 (B, L).
@@ -77,7 +77,7 @@ def mix_tokens_between(
         u: float32 (B, L, 2).
         degree: Probability that a position changes.
         table: Neighbours of every token.
-        embeddings: float32 (V, d).
+        directions: float32 (V, d), E, rows of length 1 (``unit_rows``).
 
     Returns:
         int64 (B, L).
@@ -85,9 +85,8 @@ def mix_tokens_between(
     where = changed_positions(slots, u, degree)
     own, other, weight = ids[where], partner_ids[where], u[..., 1][where][:, None]
     candidates = torch.cat([table.ids.index_select(0, own), table.ids.index_select(0, other)], dim=1).long()
-    one, another = (unit_rows(embeddings.index_select(0, tokens)) for tokens in (own, other))
-    points = weight * one + (1 - weight) * another
-    scores = _products(candidates, points, embeddings, as_directions=True)
+    points = weight * directions.index_select(0, own) + (1 - weight) * directions.index_select(0, other)
+    scores = _products(candidates, points, directions)
     is_end = (candidates == own[:, None]) | (candidates == other[:, None])
     return ids.masked_scatter(where, _best(candidates, scores.masked_fill(is_end, -torch.inf)))
 
@@ -160,7 +159,7 @@ def steepest_neighbours(ids: Tensor, gradients: Tensor, table: NeighbourTable, e
     """
     candidates = table.ids.index_select(0, ids).long()
     # The term E[x] . g is the same for all candidates of a position, so it cannot change the winner.
-    return _best(candidates, _products(candidates, gradients, embeddings, as_directions=False))
+    return _best(candidates, _products(candidates, gradients, embeddings))
 
 
 def fgsm_tokens(ids: Tensor, slots: Tensor, replacements: Tensor, u: Tensor, degree: float) -> Tensor:
@@ -197,12 +196,11 @@ def _best(candidates: Tensor, scores: Tensor) -> Tensor:
     return candidates.gather(1, scores.argmax(dim=1, keepdim=True)).squeeze(1)
 
 
-def _products(candidates: Tensor, vectors: Tensor, embeddings: Tensor, as_directions: bool) -> Tensor:
+def _products(candidates: Tensor, vectors: Tensor, embeddings: Tensor) -> Tensor:
     parts = [vectors.new_empty(0, candidates.shape[1])]
     for start in range(0, len(candidates), POSITIONS_AT_ONCE):
         some, points = candidates[start : start + POSITIONS_AT_ONCE], vectors[start : start + POSITIONS_AT_ONCE]
         # index_select is many times as fast as embeddings[some] on the CPU
         rows = embeddings.index_select(0, some.flatten()).view(*some.shape, embeddings.shape[1])
-        products = torch.einsum("pkd,pd->pk", rows, points)
-        parts.append(products / rows.norm(dim=-1).clamp_min(1e-12) if as_directions else products)
+        parts.append(torch.bmm(rows, points[:, :, None]).squeeze(2))
     return torch.cat(parts)

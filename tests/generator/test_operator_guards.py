@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from l2a.generator import operators
 from l2a.generator.corpus import align_partners, tokenize_corpus
+from l2a.generator.neighbours import unit_rows
 
 from .conftest import COMMON, FILM, MARKS, PHONE
 
@@ -23,7 +24,7 @@ def apply(name, corpus, u, degree, table, embeddings, gradients):
     if name == "mix":
         return operators.mix_tokens(ids, slots, partners, u, degree)
     if name == "between":
-        return operators.mix_tokens_between(ids, slots, partners, u, degree, table, embeddings)
+        return operators.mix_tokens_between(ids, slots, partners, u, degree, table, unit_rows(embeddings))
     if name == "knn":
         return operators.knn_tokens(ids, slots, u, degree, table)
     replacements = operators.fgsm_replacements(ids, slots, gradients, table, embeddings)

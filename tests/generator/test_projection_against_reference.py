@@ -61,7 +61,7 @@ def test_between_is_the_nearest_third_row(matrix, full_table):
     weight = u[0, :, 1:]
     points = weight * unit_rows(matrix[ids[0]]) + (1 - weight) * unit_rows(matrix[partners[0]])
     nearest = operators.exhaustive_projection(points, unit_rows(matrix), eligible_but(ids[0], partners[0]))
-    found = operators.mix_tokens_between(ids, slots, partners, u, 1.0, full_table, matrix)[0]
+    found = operators.mix_tokens_between(ids, slots, partners, u, 1.0, full_table, unit_rows(matrix))[0]
     assert torch.equal(found, nearest)
 
 
