@@ -1,5 +1,6 @@
 """Experiment cards: a grid of pairs, shots, seeds, students and methods, checked before anything runs."""
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,7 +68,8 @@ class Method:
 
     Attributes:
         row: Row of the final table of ``l2a distill`` that this method is.
-        overrides: Fields of the configuration that differ from the preset, by dotted name.
+        overrides: Fields of the configuration that differ from the preset, by dotted name; ``{pair}`` in a text stands
+            for the pair's name.
         unlabelled: Whether the method gets the pair's text without labels.
     """
 
@@ -124,13 +126,14 @@ def load_experiment(reference: str) -> ExperimentCard:
     return card
 
 
-def method_config(card: ExperimentCard, student: str, method: str) -> DistillConfig:
+def method_config(card: ExperimentCard, student: str, method: str, pair: str) -> DistillConfig:
     """Build the configuration of a method, without its place in the grid.
 
     Args:
         card: The card.
         student: Student preset; a method's own overrides come after it.
         method: The method's name.
+        pair: The pair's name, for overrides that hold it.
 
     Returns:
         The preset with the student and the method's overrides.
@@ -138,8 +141,9 @@ def method_config(card: ExperimentCard, student: str, method: str) -> DistillCon
     Raises:
         UsageError: For unknown fields and wrong values.
     """
-    changes = {"student.preset": student, **card.methods[method].overrides}
-    return override(load_config(card.preset), changes)
+    given = card.methods[method].overrides
+    named = {key: value.replace("{pair}", pair) if isinstance(value, str) else value for key, value in given.items()}
+    return override(load_config(card.preset), {"student.preset": student, **named})
 
 
 def _empty_or_repeated(card: ExperimentCard) -> list[str]:
@@ -163,9 +167,9 @@ def _wrong_overrides(card: ExperimentCard) -> list[str]:
         for field_name in method.overrides:
             if field_name.split(".")[0] in SET_BY_THE_GRID:
                 problems[f"methods.{name}: {field_name} is set by the grid and cannot be overridden"] = None
-        for student in card.students:
+        for student, pair in itertools.product(card.students, card.pairs):
             try:
-                method_config(card, student, name)
+                method_config(card, student, name, pair.name)
             except UsageError as error:
                 problems[f"methods.{name}: {error}"] = None
     return list(problems)

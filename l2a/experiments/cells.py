@@ -164,7 +164,7 @@ def _group(card: ExperimentCard, pair: Pair, shots: int, seed: int, data_root: P
     cells = []
     for student, method in itertools.product(card.students, card.methods):
         config = replace(
-            method_config(card, student, method),
+            method_config(card, student, method, pair.name),
             source=pair.source,
             target=pair.target,
             source_columns=pair.source_columns,

@@ -113,12 +113,45 @@ def train_selector(
         UsageError: If the agent does not learn, or the folder is in use.
         RunError: If the training diverges.
     """
-    name, config = configs[0].selector.agent, configs[0].selector
-    card = _learning_card(name)
+    _learning_card(configs[0].selector.agent)
     refuse_overwriting(folder, "policy.json", "a policy", overwrite)
-    # Without the real reward nothing holds on to a pair's teacher and student.
-    problems = [replace(prepare_pair(one, progress).problem, real_reward=None) for one in configs]
-    training = train_agent(_tasks(problems, configs), name, card, config, configs[0].seed, progress=progress)
+    return train_on([surrogate_problem(one, progress) for one in configs], configs, folder, progress)
+
+
+def surrogate_problem(config: DistillConfig, progress: Progress = SILENT) -> SelectionProblem:
+    """Prepare a pair for training by the surrogate alone.
+
+    Args:
+        config: The pair and the budget.
+        progress: Shows how far it is.
+
+    Returns:
+        The problem without its real reward, so that nothing holds on to the pair's teacher and student.
+    """
+    return replace(prepare_pair(config, progress).problem, real_reward=None)
+
+
+def train_on(
+    problems: Sequence[SelectionProblem], configs: Sequence[DistillConfig], folder: Path, progress: Progress = SILENT
+) -> Training:
+    """Train one policy on prepared pairs and save it.
+
+    Args:
+        problems: One a pair, at least one.
+        configs: What they were prepared with; agent, training and seed are those of the first.
+        folder: Gets the policy and how it was trained; what is there is replaced.
+        progress: Shows how far it is.
+
+    Returns:
+        The course of the training.
+
+    Raises:
+        UsageError: If the agent does not learn.
+        RunError: If the training diverges.
+    """
+    name, config = configs[0].selector.agent, configs[0].selector
+    tasks, card = _tasks(problems, configs), _learning_card(name)
+    training = train_agent(tasks, name, card, config, configs[0].seed, progress=progress)
     save_policy(training.snapshots[-1], folder.resolve(), _training_facts(configs, training))
     return training
 

@@ -53,6 +53,14 @@ def test_a_wrong_override_is_said_once_for_all_students(workspace: Path) -> None
     assert str(caught.value).count("kd.alfa") == 1
 
 
+def test_an_override_may_hold_the_name_of_the_pair(workspace: Path) -> None:
+    methods = {"moved": {"row": "l2a_student", "overrides": {"selector.agent": "policies/without_{pair}"}}}
+    write_card(workspace, methods=methods)
+    cells = [cell for group in expand(load_experiment("tiny"), workspace / "data") for cell in group]
+    assert {cell.config.selector.agent for cell in cells} == {f"policies/without_{cell.place.pair}" for cell in cells}
+    assert len({cell.place.pair for cell in cells}) > 1
+
+
 @pytest.mark.parametrize(
     ("name", "cells"), [("baselines", 6 * 3 * 7), ("baselines_standard", 6 * 7), ("shipped", 3 * 3 * 7)]
 )
