@@ -62,28 +62,53 @@ def forward_cost(model: nn.Module, config: Any, call: Callable[[dict[str, torch.
     return ForwardCost(rows[16], rows[2], 2 * config.num_hidden_layers * config.hidden_size)
 
 
-def matmul_seconds(size: int, dtype: torch.dtype, least: float = 1.0) -> Seconds:
+def matmul_seconds(size: int, dtype: torch.dtype) -> Seconds:
     """Time a product of two square matrices, at torch's number of threads.
 
     Args:
         size: Rows and columns.
         dtype: Number format.
-        least: Seconds to spend at least.
 
     Returns:
-        Mean of one product: over a span as long as the work it is compared with, other load slows both alike.
+        Mean of one product.
     """
     left, right = (torch.randn(size, size, generator=torch.Generator().manual_seed(i)).to(dtype) for i in (0, 1))
-    left @ right
-    count, deadline = 0, time.perf_counter() + least
+    return _mean_seconds(lambda: left @ right)
+
+
+def products_alone(model: nn.Module, rows: int) -> tuple[int, Seconds]:
+    """Time the products of a training step's linear layers, one after the other and nothing between them.
+
+    Args:
+        model: A student.
+        rows: Tokens in a batch.
+
+    Returns:
+        Multiply-adds, and the mean of all the products: outputs, and gradients of inputs and weights.
+    """
+    weights = [layer.weight.detach() for layer in model.modules() if isinstance(layer, nn.Linear)]
+    inputs = [torch.randn(rows, weight.shape[1]) for weight in weights]
+    slopes = [torch.randn(rows, weight.shape[0]) for weight in weights]
 
     def multiply() -> None:
+        for weight, x, slope in zip(weights, inputs, slopes, strict=True):
+            x @ weight.T, slope @ weight, slope.T @ x
+
+    return 3 * rows * sum(weight.numel() for weight in weights), _mean_seconds(multiply)
+
+
+def _mean_seconds(work: Callable[[], Any], least: float = 1.0) -> Seconds:
+    """Time some work again and again: over a span as long as what it is compared with, other load slows both alike."""
+    work()
+    count, deadline = 0, time.perf_counter() + least
+
+    def repeat() -> None:
         nonlocal count
         while time.perf_counter() < deadline:
-            left @ right
+            work()
             count += 1
 
-    spent = timed(multiply)
+    spent = timed(repeat)
     return Seconds(spent.wall / count, spent.cpu / count)
 
 

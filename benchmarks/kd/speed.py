@@ -7,11 +7,13 @@ from typing import Literal
 
 import torch
 from contenders import L2A, Contender, HuggingFace, TextBrewer
-from efficiency import forward_cost, label, labelling_dtype, labelling_shapes, matmul_seconds
+from efficiency import forward_cost, label, labelling_dtype, labelling_shapes, matmul_seconds, products_alone
 from material import Material
 from timing import Seconds
 
 Clock = Literal["wall", "cpu"]
+TOKENS = 1024
+"""In a typical batch: 32 texts of 32 tokens."""
 
 
 @dataclass
@@ -24,6 +26,7 @@ class Timings:
         labelling: Of labelling all texts once.
         float32_product: One square matrix product in float32, just before l2a trains.
         labelling_product: The same in the teacher's number format, just before it labels.
+        student_products: The products of the student's linear layers on a batch of typical size, nothing else.
     """
 
     pieces: dict[str, list[Seconds]] = field(default_factory=dict)
@@ -31,6 +34,7 @@ class Timings:
     labelling: list[Seconds] = field(default_factory=list)
     float32_product: list[Seconds] = field(default_factory=list)
     labelling_product: list[Seconds] = field(default_factory=list)
+    student_products: list[Seconds] = field(default_factory=list)
 
 
 def contenders(material: Material) -> dict[str, Contender]:
@@ -50,6 +54,7 @@ def measure(material: Material, all_of_them: Mapping[str, Contender]) -> Timings
         timings.labelling_product.append(matmul_seconds(size, labelling_dtype()))
         timings.labelling.append(label(material))
         timings.float32_product.append(matmul_seconds(size, torch.float32))
+        timings.student_products.append(products_alone(material.new_student().model, TOKENS)[1])
         for name, contender in all_of_them.items():
             timings.pieces[name].append(contender.train())
             print(f"{repeat + 1}: {name}, {contender.updates} updates: {timings.pieces[name][-1]}", flush=True)
@@ -86,6 +91,12 @@ def efficiencies(material: Material, trained: L2A, timings: Timings, clock: Cloc
     parts = {
         "student_step_efficiency": (step, timings.pieces["l2a"], timings.float32_product),
         "labelling_efficiency": (labelled, timings.labelling, timings.labelling_product),
+        "labelling_efficiency_of_float32": (labelled, timings.labelling, timings.float32_product),
+        "student_products_efficiency": (
+            products_alone(student.model, TOKENS)[0],
+            timings.student_products,
+            timings.float32_product,
+        ),
     }
     return {
         name: statistics.median(
