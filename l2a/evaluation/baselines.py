@@ -79,7 +79,12 @@ def frozen_teacher_logreg(target: Examples, embed: EmbedTexts, encoder_parameter
 
 
 def vector_sum_logreg(
-    source: Examples, target: Examples, token_vectors: NDArray[np.float32], tokenizer: Any, seed: int
+    source: Examples,
+    target: Examples,
+    token_vectors: NDArray[np.float32],
+    tokenizer: Any,
+    seed: int,
+    longest: int | None = None,
 ) -> FittedBaseline:
     """Fit logistic regression on the sum of token vectors: the teacher's vocabulary without its transformer.
 
@@ -89,13 +94,14 @@ def vector_sum_logreg(
         token_vectors: float32 (V, d), one vector for each token of the tokenizer.
         tokenizer: A fast tokenizer of transformers.
         seed: Order of the folds.
+        longest: Tokens read of each text, or side of a pair; None reads all.
 
     Returns:
         The baseline; its parameters are the whole table and the coefficients.
     """
 
     def embed(texts: Sequence[str]) -> NDArray[np.float32]:
-        vectors: NDArray[np.float32] = bag_of_tokens(tokenizer, texts, len(token_vectors)) @ token_vectors
+        vectors: NDArray[np.float32] = bag_of_tokens(tokenizer, texts, len(token_vectors), longest) @ token_vectors
         return vectors
 
     raw_source, raw_target = pair_features(source.inputs, embed), pair_features(target.inputs, embed)
@@ -114,18 +120,22 @@ def vector_sum_logreg(
     return FittedBaseline(_predictor(features, classifier), token_vectors.size + _coefficients(classifier))
 
 
-def bag_of_tokens(tokenizer: Any, texts: Sequence[str], vocabulary: int) -> sparse.csr_matrix:
+def bag_of_tokens(
+    tokenizer: Any, texts: Sequence[str], vocabulary: int, longest: int | None = None
+) -> sparse.csr_matrix:
     """Count each text's tokens, without special ones.
 
     Args:
         tokenizer: A fast tokenizer of transformers.
         texts: N strings.
         vocabulary: V.
+        longest: Tokens counted of each, the first ones; None counts all.
 
     Returns:
         float32 (N, V), sparse counts.
     """
-    ids = tokenizer(list(texts), add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
+    cut = {"truncation": True, "max_length": longest} if longest is not None else {"truncation": False}
+    ids = tokenizer(list(texts), add_special_tokens=False, verbose=False, **cut)["input_ids"]
     columns = np.array([token for row in ids for token in row], dtype=np.int64)
     offsets = np.concatenate([[0], np.cumsum([len(row) for row in ids])])
     counts = np.ones(len(columns), dtype=np.float32)

@@ -18,6 +18,7 @@ RowName = Literal[
     "tfidf_logreg",
     "frozen_teacher_logreg",
     "vector_sum_logreg",
+    "cut_vector_sum_logreg",
     "plain_kd_student",
     "plain_kd_unlabelled_student",
     "l2a_without_unlabelled_student",

@@ -28,7 +28,7 @@ NEEDS_EXTRA_TRAINING = frozenset(ROWS) - {"cross_domain_teacher", "l2a_student"}
 NEEDS_UNLABELLED = frozenset({"plain_kd_unlabelled_student", "l2a_without_unlabelled_student"})
 NEEDS_OPERATOR = frozenset({"augmented_kd_student"})
 """Trained only where ``generator.operator`` names what it augments by."""
-ONLY_IN_EXPERIMENTS = frozenset({"augmented_fine_tuned_student"})
+ONLY_IN_EXPERIMENTS = frozenset({"augmented_fine_tuned_student", "cut_vector_sum_logreg"})
 NEEDS_PRETRAINED_ENCODER = frozenset({"target_only_teacher", "frozen_teacher_logreg"})
 """Rows that would be unfair with a teacher that was fine-tuned elsewhere, perhaps on this very target."""
 

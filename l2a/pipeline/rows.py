@@ -93,11 +93,18 @@ def fit_frozen_teacher_logreg(context: RunContext) -> FittedRow:
 
 def fit_vector_sum_logreg(context: RunContext) -> FittedRow:
     """Fit logistic regression on sums of token vectors read from the fine-tuned teacher."""
-    data, teacher = context.data, context.teacher
+    return _vector_sum_row(context, None)
+
+
+def fit_cut_vector_sum_logreg(context: RunContext) -> FittedRow:
+    """Fit the same on no more of each text than teacher and students read."""
+    return _vector_sum_row(context, context.config.max_length - 2)  # [CLS] and [SEP]
+
+
+def _vector_sum_row(context: RunContext, longest: int | None) -> FittedRow:
+    data, teacher, seed = context.data, context.teacher, context.config.seed
     vectors = token_vectors(teacher, context.progress)
-    return _baseline_row(
-        vector_sum_logreg(data.source, data.target_labels, vectors, teacher.tokenizer, context.config.seed)
-    )
+    return _baseline_row(vector_sum_logreg(data.source, data.target_labels, vectors, teacher.tokenizer, seed, longest))
 
 
 def fit_plain_kd_student(context: RunContext) -> FittedRow:
@@ -138,6 +145,7 @@ ROWS: Mapping[str, Callable[[RunContext], FittedRow]] = {
     "tfidf_logreg": fit_tfidf_logreg,
     "frozen_teacher_logreg": fit_frozen_teacher_logreg,
     "vector_sum_logreg": fit_vector_sum_logreg,
+    "cut_vector_sum_logreg": fit_cut_vector_sum_logreg,
     "plain_kd_student": fit_plain_kd_student,
     "plain_kd_unlabelled_student": fit_plain_kd_unlabelled_student,
     "l2a_without_unlabelled_student": fit_l2a_without_unlabelled_student,

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -112,6 +114,20 @@ def test_bag_counts_tokens_without_special_ones(tokenizer):
     good, film = tokenizer.convert_tokens_to_ids(["good", "film"])
     assert counts[0, good] == 2 and counts[0, film] == 1
     assert counts.sum(axis=1).tolist() == [3, 0]
+
+
+def test_a_bag_may_stop_at_a_length(tokenizer):
+    texts = ["good good film", "bad story of a film", ""]
+    firsts = ["good good", "bad story", ""]
+    cut, whole = (bag_of_tokens(tokenizer, each, len(tokenizer), 2).toarray() for each in (texts, firsts))
+    assert cut.tolist() == whole.tolist()
+
+
+def test_a_vector_sum_that_stops_early_misses_what_comes_late(tokenizer, token_vectors):
+    late = [make_examples(n, seed) for n, seed in ((120, 1), (30, 2), (80, 3))]
+    late = [replace(each, inputs=tuple((f"the story of a film {text}",) for (text,) in each.inputs)) for each in late]
+    seen, unseen = (vector_sum_logreg(*late[:2], token_vectors, tokenizer, 0, longest) for longest in (None, 5))
+    assert accuracy(seen, late[2]) > 0.9 > 0.7 > accuracy(unseen, late[2])
 
 
 def test_sides_of_a_pair_are_embedded_apart():
