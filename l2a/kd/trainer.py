@@ -116,6 +116,25 @@ class KDTrainer:
         """
         self._attention = AttentionTransfer(self.student, teacher)
 
+    def on_trial(self, config: KDConfig, choice: Examples, max_length: int) -> "KDTrainer":
+        """Make a trainer for steps that will be taken back: the same student and terms of the loss, another budget.
+
+        Args:
+            config: Rates and budget.
+            choice: The split that its looks score.
+            max_length: Longest sequence in tokens.
+
+        Returns:
+            The trainer; where subclasses are learned, it starts from a copy of the present head.
+        """
+        trial = KDTrainer(self.student, config, choice, self._projection.shape[1], max_length, self._seed)
+        trial._attention = self._attention
+        if self._subclasses is not None and self._head is not None:
+            trial.learn_subclasses(self._subclasses)
+            assert trial._head is not None
+            trial._head.load_state_dict(self._head.state_dict())
+        return trial
+
     def train(
         self,
         sets: Sequence[DistillationSet],

@@ -60,8 +60,7 @@ def score_after(bench: Workbench, config: KDConfig, steps: int, distil: Callable
     trial = replace(
         config, warmup_steps=0, rounds=1, round_steps=steps, evaluate_every=steps, average=0.0, compile=False
     )
-    reward, width = context.data.splits.reward, context.teacher.hidden_size
-    distil(KDTrainer(bench.student, trial, reward, width, context.config.max_length, context.config.seed))
+    distil(bench.trainer.on_trial(trial, context.data.splits.reward, context.config.max_length))
     score = reward_score(bench)
     bench.student.restore(weights)
     return score
