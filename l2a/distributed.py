@@ -10,6 +10,8 @@ from collections.abc import Iterable
 import torch
 from torch import distributed
 
+from l2a.precision import uses_gpu
+
 
 def process_rank() -> int:
     """Return this process's number, 0 for the one that writes the results."""
@@ -24,7 +26,7 @@ def process_count() -> int:
 def join_processes() -> None:
     """Connect the processes of one launch; without a launcher nothing happens."""
     if process_count() > 1 and not distributed.is_initialized():
-        distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        distributed.init_process_group("nccl" if uses_gpu() else "gloo")
 
 
 def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:

@@ -130,6 +130,21 @@ def refuse_overwriting(folder: Path, mark: str, content: str, overwrite: bool) -
         raise UsageError(f"--output-dir {folder}: it holds {content}; add --overwrite to replace it")
 
 
+def restore_folder(path: Path) -> None:
+    """Clean up after a process that was killed inside ``atomic_folder``: the last whole folder is put back.
+
+    Only for folders that no other process writes at the same time.
+
+    Args:
+        path: The folder's final name.
+    """
+    for old in path.parent.glob(f".{path.name}.old.*"):
+        if not path.exists() and any(old.iterdir()):
+            os.replace(old, path)
+    for left in path.parent.glob(f".{path.name}.*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
 def _replace_folder(temporary: Path, path: Path) -> None:
     if not path.exists():
         os.replace(temporary, path)

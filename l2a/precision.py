@@ -13,7 +13,16 @@ def best_device() -> torch.device:
     Returns:
         The device that models are trained on.
     """
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if torch.cuda.is_available() else CPU
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if uses_gpu() else CPU
+
+
+def uses_gpu() -> bool:
+    """Tell whether there is a GPU that ``accelerate launch --cpu`` has not ruled out.
+
+    Returns:
+        True where models are trained on it.
+    """
+    return torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "false").lower() != "true"
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:

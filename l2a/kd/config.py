@@ -23,7 +23,8 @@ class KDConfig:
 
     Attributes:
         temperature: T of the soft labels.
-        alpha: Weight of the soft-label term on examples with a real label; the rest goes to cross-entropy.
+        alpha: Weight of the soft-label term on examples with a real label; the rest goes to cross-entropy. Subclasses
+            are learned from the teacher alone.
         hidden_weight: Weight of the hidden-state term (pooled student state against the teacher's embedding).
         attention_weight: Weight of the attention term (the last layers' maps); above 0 the teacher reads every batch.
         folds: Label each source text by a teacher that was not trained on it, one of so many; None labels all with the

@@ -31,7 +31,8 @@ def distillation_loss(
 ) -> torch.Tensor:
     """Soft labels everywhere, cross-entropy where a real label exists.
 
-    L_i = alpha T^2 KL_i + (1 - alpha) CE_i with a real label, L_i = T^2 KL_i without one.
+    L_i = alpha T^2 KL_i + (1 - alpha) CE_i with a real label, L_i = T^2 KL_i without one. Source: Hinton et al. (2015),
+    section 2; which texts have a real label is ours.
 
     Args:
         student_logits: float32 (B, C).
@@ -80,8 +81,8 @@ def attention_loss(
     (Jiao et al., 2020, equation 7), which compares head by head and before the softmax; averaging over heads lets
     their numbers differ, and transformers returns attention after the softmax only (both changes are our own).
 
-    Both models must read the same tokens, and must be loaded with ``attn_implementation="eager"``: the fused kernels
-    return no attention, so this loss costs their speed.
+    Both models must read the same tokens without the fused kernels, which return no attention (``AttentionTransfer``
+    sees to it), so this loss costs their speed.
 
     Args:
         student_attention: float32 (B, H_S, L, L), rows sum to 1.

@@ -49,12 +49,13 @@ def occurring_tokens(texts: Sequence[EncodedTexts], vocabulary: int) -> Occurrin
         vocabulary: V, rows of the embedding table.
 
     Returns:
-        The tokens that occur, the padding included.
+        The tokens that occur, the padding and those before it included.
     """
     occurs = np.zeros(vocabulary, bool)
     for encoded in texts:
         occurs[encoded.ids] = True
-        occurs[encoded.pad_id] = True
+        # Ids up to the padding keep their numbers: some models tell positions by comparing ids with it.
+        occurs[: encoded.pad_id + 1] = True
     ids = np.flatnonzero(occurs)
     positions = np.zeros(vocabulary, np.int32)
     positions[ids] = np.arange(len(ids), dtype=np.int32)

@@ -12,7 +12,7 @@ from torch import nn
 
 from l2a.distributed import join_processes, process_count, process_rank, sum_gradients
 from l2a.encoding import EncodedTexts, encode, inference_batches
-from l2a.errors import RunError
+from l2a.errors import RunError, UsageError
 from l2a.examples import Examples
 from l2a.kd.attention import AttentionTransfer
 from l2a.kd.averaging import WeightAverage
@@ -32,6 +32,7 @@ from l2a.kd.subclass_head import FoldParity, refit_output_layer, subclass_head, 
 from l2a.optimisation import adamw, linear_schedule
 from l2a.precision import mixed_precision
 from l2a.progress import SILENT, Progress
+from l2a.randomness import seeded
 from l2a.students.student import Student
 from l2a.teacher.model import Teacher
 from l2a.teacher.outputs import TeacherOutputs
@@ -61,8 +62,15 @@ class KDTrainer:
             teacher_width: d of the teacher's embeddings.
             max_length: Longest sequence in tokens.
             seed: Order of the data and dropout.
+
+        Raises:
+            UsageError: If there are more processes than texts in a batch.
         """
         join_processes()
+        if config.batch_size < process_count():
+            raise UsageError(
+                f"kd.batch_size: {config.batch_size} texts cannot be shared by {process_count()} processes; raise it"
+            )
         if config.compile:
             student.model.compile()
         self.student = student
@@ -158,23 +166,24 @@ class KDTrainer:
             RunError: If the loss is not finite.
         """
         data = join(sets)
+        self._looks_without_gain = 0
         watching = self._attention.watching() if self._attention is not None else nullcontext()
-        with torch.random.fork_rng(devices=[]), progress.stage(stage, steps) as advance, watching:
-            torch.manual_seed(self._seed + self.steps_done)  # dropout, the same wherever the call starts
-            with self._occurring_tokens_only(data) as renumbered:
-                self._average = WeightAverage(self._trained_parameters, self._config.average)
-                self.student.model.train()
-                for indices in self._batches(renumbered, sets, shares, steps, renewal):
-                    self._step(renumbered, indices)
-                    self._average.update()
-                    advance(1)
-                    if self.steps_done % self._config.evaluate_every == 0:
-                        self.look(progress)
-                    if self._is_out_of_patience():
-                        break
-                if self.steps_done % self._config.evaluate_every:
+        dropout = seeded(self._seed + self.steps_done)  # the same wherever the call starts
+        occurring = self._occurring_tokens_only(data)
+        with dropout, progress.stage(stage, steps) as advance, watching, occurring as renumbered:
+            self._average = WeightAverage(self._trained_parameters, self._config.average)
+            self.student.model.train()
+            for indices in self._batches(renumbered, sets, shares, steps, renewal):
+                self._step(renumbered, indices)
+                self._average.update()
+                advance(1)
+                if self.steps_done % self._config.evaluate_every == 0:
                     self.look(progress)
-                self._average = None
+                if self._is_out_of_patience():
+                    break
+            if self.steps_done % self._config.evaluate_every:
+                self.look(progress)
+            self._average = None
         self.student.model.eval()
 
     def _batches(

@@ -26,7 +26,7 @@ def refuse_long_sequences(teacher: Teacher, max_length: int) -> None:
     """Stop before training when texts would be longer than the models can read.
 
     Args:
-        teacher: The student reads at most as many positions, and at most 512.
+        teacher: A student made from it reads as many positions, at most 512.
         max_length: Longest sequence in tokens.
 
     Raises:
@@ -113,6 +113,12 @@ class RunContext:
         config, data = self.config, self.data
         texts = (*data.source.inputs, *data.splits.train.inputs, *data.unlabelled)
         student = build_student(config.student, self.teacher, data.label_names, texts, config.seed)
+        positions = getattr(student.model.config, "max_position_embeddings", None)
+        if positions is not None and bucket_of(config.max_length) > positions:
+            raise UsageError(
+                f"max_length: {config.max_length} came, padded to {bucket_of(config.max_length)}; the student reads at "
+                f"most {positions} tokens: lower max_length, or give another student.model"
+            )
         student.model.to(best_device())
         return student
 

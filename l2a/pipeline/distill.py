@@ -119,7 +119,8 @@ def _fit_rows(context: RunContext) -> tuple[TrainedStudent, dict[str, FittedRow]
 
 def _left_out(config: DistillConfig) -> frozenset[str]:
     if not config.compare:
-        return NEEDS_EXTRA_TRAINING
+        # What unlabelled text brings is always shown.
+        return NEEDS_EXTRA_TRAINING - ({"l2a_without_unlabelled_student"} if config.unlabelled is not None else set())
     no_text = NEEDS_UNLABELLED if config.unlabelled is None else frozenset()
     no_operator = NEEDS_OPERATOR if config.generator.operator is None else frozenset()
     no_encoder = NEEDS_PRETRAINED_ENCODER if config.teacher.fine_tuned else frozenset()

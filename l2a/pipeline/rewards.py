@@ -3,6 +3,9 @@
 from collections.abc import Callable
 from dataclasses import replace
 
+import torch
+
+from l2a.distributed import process_count
 from l2a.kd.config import KDConfig
 from l2a.kd.data import DistillationSet
 from l2a.kd.trainer import KDTrainer, run_student
@@ -38,7 +41,7 @@ def real_reward(bench: Workbench, kept: DistillationSet) -> float:
     gentle = replace(
         kd,
         learning_rate=REAL_RATE * kd.learning_rate,
-        batch_size=max(1, len(kept)),
+        batch_size=max(process_count(), len(kept)),
         gradient_accumulation=1 + len(kept) // kd.batch_size,
     )
     return score_after(bench, gentle, REAL_STEPS, steps_on_all)
@@ -60,7 +63,8 @@ def score_after(bench: Workbench, config: KDConfig, steps: int, distil: Callable
     trial = replace(
         config, warmup_steps=0, rounds=1, round_steps=steps, evaluate_every=steps, average=0.0, compile=False
     )
-    distil(bench.trainer.on_trial(trial, context.data.splits.reward, context.config.max_length))
+    with torch.compiler.set_stance("force_eager"):  # a few steps are not worth compiling for
+        distil(bench.trainer.on_trial(trial, context.data.splits.reward, context.config.max_length))
     score = reward_score(bench)
     bench.student.restore(weights)
     return score

@@ -97,7 +97,7 @@ def fit_vector_sum_logreg(context: RunContext) -> FittedRow:
 
 
 def fit_cut_vector_sum_logreg(context: RunContext) -> FittedRow:
-    """Fit the same on no more of each text than teacher and students read."""
+    """Fit the same on as many tokens of a text as teacher and students read; on as many of each side of a pair."""
     return _vector_sum_row(context, context.config.max_length - 2)  # [CLS] and [SEP]
 
 

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from l2a.errors import UsageError
-from l2a.files import atomic_folder, atomic_write_text
+from l2a.files import atomic_folder, atomic_write_text, restore_folder
 
 FOLDER = "checkpoint"
 STATES = "states.safetensors"
@@ -53,6 +53,7 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
     Raises:
         UsageError: If the checkpoint belongs to a run with other settings.
     """
+    restore_folder(folder)
     if not folder.is_dir():
         return 0
     saved = json.loads((folder / STEP).read_text("utf-8"))

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from l2a.encoding import bucket_of
 from l2a.errors import UsageError
 from l2a.pretraining.shape import StudentShape
 
@@ -46,10 +47,11 @@ class PretrainConfig:
                 raise UsageError(f"{name}: {getattr(self, name)} came; a number of at least 1 is needed")
         if self.variants < 0 or self.learning_rate <= 0:
             raise UsageError("variants must be at least 0 and learning_rate above 0")
-        if not 8 <= self.max_length <= self.student.positions:
+        if self.max_length < 8 or bucket_of(self.max_length) > self.student.positions:
+            padded, most = bucket_of(self.max_length), self.student.positions
             raise UsageError(
-                f"max_length: {self.max_length} came; between 8 and the student's positions "
-                f"({self.student.positions}) is allowed"
+                f"max_length: {self.max_length} came, padded to {padded}; at least 8 and, once padded, at most the "
+                f"student's positions ({most}) are allowed"
             )
         if not self.text:
             raise UsageError("text: nothing to read; give --text with a .txt file or a domain, once or more")

@@ -79,7 +79,9 @@ def start_student(teacher: Teacher, targets: TeacherTargets, config: PretrainCon
 
 
 def _check_output(folder: Path) -> None:
-    present = sorted(path.name for path in folder.iterdir() if path.name != FOLDER) if folder.is_dir() else []
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    # What a killed run has left of a checkpoint begins with a dot.
+    present = sorted(name for name in names if name != FOLDER and not name.startswith(f".{FOLDER}."))
     if present:
         raise UsageError(
             f"output_dir: {folder} already holds {', '.join(present[:3])}; give a new folder, or remove this one"

@@ -16,6 +16,7 @@ from l2a.precision import mixed_precision
 from l2a.pretraining.model import GeneralStudent, sentence_representation
 from l2a.pretraining.shape import StudentShape
 from l2a.pretraining.targets import TeacherTargets
+from l2a.randomness import seeded
 from l2a.students.attention import start_by_averaging
 
 WORDS_PER_CHUNK = 4096
@@ -48,8 +49,7 @@ def build_student(vectors: torch.Tensor, pad_token_id: int, shape: StudentShape,
         attention_probs_dropout_prob=0.0,
         pad_token_id=pad_token_id,
     )
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(seed)
+    with seeded(seed), torch.no_grad():
         student: Any = ElectraForSequenceClassification(config)
         student.electra.embeddings.word_embeddings.weight.copy_(vectors)
         # Inputs of unit variance: with the usual 0.02 the projection behind would have to be large and fragile.

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 def sentence_loss(predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Mean of 1 - cos between projected sentence representations and the teacher's embeddings.
 
+    The cosine term of DistilBERT (Sanh et al., 2019), here on pooled states.
+
     Args:
         predicted: float (B, d), the student's representation after its projection.
         target: float (B, d), the teacher's mean-pooled last hidden states.
@@ -19,6 +21,9 @@ def sentence_loss(predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor
 
 def token_loss(predicted: torch.Tensor, target: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
     """Mean of 1 - cos between projected hidden states and the teacher's, over the real tokens of the batch.
+
+    The cosine term of DistilBERT (Sanh et al., 2019), after a projection as TinyBERT's hidden-state loss has (Jiao et
+    al., 2020, equation 8).
 
     Args:
         predicted: float (B, L, d).

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from l2a.randomness import seeded
+
 
 @dataclass(frozen=True)
 class StudentStates:
@@ -41,8 +43,7 @@ class GeneralStudent(nn.Module):
         super().__init__()
         self.classifier = classifier
         width = int(classifier.config.hidden_size)  # type: ignore[union-attr, arg-type]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             self.sentence_projection = nn.Linear(width, teacher_width)
             self.token_projection = nn.Linear(width, teacher_width)
 

@@ -1,4 +1,7 @@
-"""The pretrained teacher's hidden states of a corpus, in one memory-mapped array."""
+"""The pretrained teacher's hidden states, memory-mapped: one array for the corpus and one for its variants.
+
+They are cached by content; a labelling that was interrupted starts again.
+"""
 
 import copy
 from collections.abc import Sequence

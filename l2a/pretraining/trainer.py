@@ -129,8 +129,7 @@ def _step(
     inputs = {name: value.to(device, non_blocking=True) for name, value in inputs.items()}
     for group in optimizer.param_groups:
         group["lr"] = rate * group["relative_rate"]
-    with mixed_precision(device):
-        losses = step_losses(model, inputs, hidden.to(device, non_blocking=True))
+    losses = step_losses(model, inputs, hidden.to(device, non_blocking=True))
     optimizer.zero_grad()
     losses.total.backward()  # type: ignore[no-untyped-call]
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -150,12 +149,13 @@ def step_losses(model: GeneralStudent, inputs: dict[str, torch.Tensor], hidden: 
         The three losses.
     """
     mask = inputs["attention_mask"]
-    states = model(inputs)
-    pooled = mean_pool(hidden.float(), mask)
+    with mixed_precision(mask.device):
+        states = model(inputs)
+    sentence, tokens, pooled = states.sentence.float(), states.tokens.float(), mean_pool(hidden.float(), mask)
     return StepLosses(
-        sentence_loss(states.sentence, pooled),
-        similarity_loss(states.sentence, pooled),
-        token_loss(states.tokens, hidden.float(), mask),
+        sentence_loss(sentence, pooled),
+        similarity_loss(sentence, pooled),
+        token_loss(tokens, hidden.float(), mask),
     )
 
 

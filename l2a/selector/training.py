@@ -14,6 +14,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecMonitor, VecNormalize
 
 from l2a.errors import RunError, UsageError
 from l2a.progress import SILENT, Advance, Progress
+from l2a.randomness import seeded
 from l2a.selector.actor_critic import CandidatePolicy
 from l2a.selector.agents import AgentCard, algorithm_class
 from l2a.selector.config import SelectorConfig
@@ -125,8 +126,7 @@ def _isolated_randomness(seed: int) -> Iterator[None]:
     # than several on matrices this small, and its sums come in a fixed order.
     numpy_state, threads = np.random.get_state(), torch.get_num_threads()  # noqa: NPY002
     try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             torch.set_num_threads(1)
             yield
     finally:

@@ -2,10 +2,9 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-import torch
-
 from l2a.errors import UsageError
 from l2a.examples import TextInput
+from l2a.randomness import seeded
 from l2a.students.checkpoint import load_checkpoint
 from l2a.students.config import StudentConfig
 from l2a.students.factorised import build_factorised
@@ -48,8 +47,7 @@ def build_student(
             than allowed.
         RunError: If the checkpoint cannot be loaded.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         if config.model is not None:
             student = load_checkpoint(config.model, label_names)
         else:

@@ -19,7 +19,7 @@ def load_checkpoint(model: str, label_names: tuple[str, ...]) -> Student:
 
     Raises:
         RunError: If it cannot be loaded.
-        UsageError: If it has no fast tokenizer.
+        UsageError: If it has no fast tokenizer or is no encoder.
     """
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -40,4 +40,10 @@ def load_checkpoint(model: str, label_names: tuple[str, ...]) -> Student:
         raise RunError(f"student.model {model!r}: not loadable ({reason}); give a model folder or a Hub id") from error
     if not tokenizer.is_fast:
         raise UsageError(f"student.model {model!r}: it has no fast tokenizer; save tokenizer.json into its folder")
-    return Student(loaded, tokenizer)
+    student = Student(loaded, tokenizer)
+    if tokenizer.pad_token_id is None or student.output.bias is None:
+        raise UsageError(
+            f"student.model {model!r}: a {loaded.config.model_type} without padding token or output bias came; "
+            "encoders such as BERT, ELECTRA, DistilBERT or ModernBERT are allowed"
+        )
+    return student

@@ -14,8 +14,12 @@ from l2a.examples import Examples
 from l2a.optimisation import adamw, linear_schedule
 from l2a.precision import mixed_precision
 from l2a.progress import SILENT, Progress
+from l2a.randomness import seeded
 from l2a.teacher.config import TeacherConfig
 from l2a.teacher.model import Teacher
+
+LEAST_UPDATES = 16
+"""Made however few the examples are: with fewer steps few-shot fine-tuning often fails (Mosbach et al., 2021)."""
 
 
 def fine_tune(
@@ -37,7 +41,7 @@ def fine_tune(
         teacher: Changed in place; left in eval mode.
         examples: Labelled texts; batches smaller than the batch size are trained on as well.
         config: Rates, batch size and frozen layers.
-        epochs: Passes over the examples, at least one step.
+        epochs: Passes over the examples; more where these are fewer than 16 updates.
         max_length: Longest sequence in tokens.
         seed: Order of the examples and dropout.
         stage: Name shown to the user.
@@ -52,7 +56,7 @@ def fine_tune(
     if config.frozen_layers is not None:
         freeze_lower_layers(teacher, config.frozen_layers)
     encoded = encode(teacher.tokenizer, examples.inputs, max_length)
-    total = max(1, round(epochs * math.ceil(len(examples) / config.batch_size)))
+    total = max(LEAST_UPDATES, round(epochs * math.ceil(len(examples) / config.batch_size)))
     head = list(teacher.head.parameters()) if teacher.head is not None else []
     optimizer = adamw([(list(teacher.encoder.parameters()), config.learning_rate), (head, config.head_learning_rate)])
     schedule, rng = linear_schedule(optimizer, total), np.random.default_rng(seed)
@@ -60,8 +64,7 @@ def fine_tune(
     device = next(teacher.parameters()).device
     step = 0
     teacher.train()
-    with torch.random.fork_rng(devices=[]), progress.stage(stage, total) as advance:
-        torch.manual_seed(seed)  # dropout
+    with seeded(seed), progress.stage(stage, total) as advance:  # dropout
         while step < total:
             for indices in training_batches(encoded.lengths, config.batch_size, rng):
                 batch = encoded.padded(indices, device)

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -95,3 +97,10 @@ def test_renumbered_texts_read_the_same_rows(ids):
     chosen, encoded = occurring_tokens([encoded_of(ids)], VOCABULARY), encoded_of(ids)
     assert (chosen.ids[chosen.renumber(encoded).ids] == encoded.ids).all()
     assert chosen.ids[chosen.renumber(encoded).pad_id] == encoded.pad_id
+
+
+def test_ids_up_to_the_padding_keep_their_numbers():
+    encoded = replace(encoded_of([6, 9]), pad_id=3)
+    renumbered = occurring_tokens([encoded], VOCABULARY).renumber(encoded)
+    assert renumbered.pad_id == 3
+    assert (renumbered.ids != 3).all()

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from l2a.encoding import encode
-from l2a.errors import RunError
+from l2a.errors import RunError, UsageError
 from l2a.kd.config import KDConfig
 from l2a.kd.data import DistillationSet
 from l2a.kd.gradients import embedding_gradients
@@ -169,7 +169,17 @@ def test_training_ends_early_when_patience_is_over(student):
     trainer = make_trainer(student, config)
     trainer.look()
     trainer.train([make_set(student, 32)], [1.0], 40)
-    assert trainer.steps_done < 40
+    first = trainer.steps_done
+    assert first < 40
+    trainer.train([make_set(student, 32)], [1.0], 40)
+    assert trainer.steps_done - first == 2 * CONFIG.evaluate_every, "patience is a stage's, not the run's"
+
+
+def test_more_processes_than_texts_in_a_batch_are_refused(student, monkeypatch):
+    monkeypatch.setattr("l2a.kd.trainer.join_processes", lambda: None)
+    monkeypatch.setenv("WORLD_SIZE", str(CONFIG.batch_size + 1))
+    with pytest.raises(UsageError, match="cannot be shared"):
+        make_trainer(student, CONFIG)
 
 
 @pytest.mark.slow
@@ -223,7 +233,7 @@ def run_processes(script: Path, out: Path, processes: int) -> None:
     flags += ["--dynamo_backend", "no", "--num_cpu_threads_per_process", "1"]
     # On a machine without a GPU this flag alone makes the launcher start more than one process.
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", *flags]
-    command = [*(launcher if processes > 1 else [sys.executable]), str(script), str(out)]
+    command = [*(launcher if processes > 1 else [sys.executable]), str(script), str(out), str(processes)]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]

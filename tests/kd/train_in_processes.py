@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import save_file
+from torch import distributed
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
 
-from l2a.distributed import process_rank
+from l2a.distributed import process_count, process_rank
 from l2a.encoding import encode
 from l2a.kd.config import KDConfig
 from l2a.kd.data import DistillationSet
@@ -30,13 +31,15 @@ def make_student(folder: Path) -> Student:
     return Student(BertForSequenceClassification(config), tokenizer)
 
 
-def main(out: Path) -> None:
+def main(out: Path, processes: int) -> None:
     torch.set_num_threads(1)
     student, examples = make_student(out.parent), make_examples(50)
     signs = (examples.labels * 2 - 1).astype(np.float32)
     outputs = TeacherOutputs(np.stack([-signs, signs], 1), np.random.default_rng(0).normal(size=(50, 8)).astype("f4"))
     data = DistillationSet(encode(student.tokenizer, examples.inputs, 16), outputs, examples.labels)
     trainer = KDTrainer(student, CONFIG, make_examples(8, seed=3), 8, 16, seed=0)
+    assert process_count() == processes, f"{process_count()} processes run, not {processes}"
+    assert processes == 1 or distributed.get_world_size() == processes
     trainer.train([data], [1.0], 12)
     trainer.restore_best()
     if process_rank() == 0:
@@ -44,4 +47,4 @@ def main(out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), int(sys.argv[2]))

@@ -15,7 +15,7 @@ from l2a.errors import RunError, UsageError
 from l2a.examples import normalised_hash
 from l2a.pipeline.context import RunContext
 from l2a.pipeline.data import load_run_data
-from l2a.pipeline.distill import NEEDS_OPERATOR, NEEDS_UNLABELLED, ONLY_IN_EXPERIMENTS, distill
+from l2a.pipeline.distill import NEEDS_OPERATOR, NEEDS_UNLABELLED, ONLY_IN_EXPERIMENTS, _left_out, distill
 from l2a.pipeline.rows import ROWS, run_row
 
 
@@ -153,6 +153,23 @@ def test_unlabelled_text_is_reported_with_and_without(config, tmp_path):
     data = load_run_data(with_text)
     assert data.unlabelled and not {normalised_hash(text) for text in data.unlabelled} & data.forbidden
     assert "unlabelled: more.txt" in data.files
+
+
+@pytest.mark.parametrize("compare", [True, False])
+def test_what_unlabelled_text_brings_is_shown_with_and_without_comparisons(config, compare):
+    shown = set(ROWS) - _left_out(override(config, {"unlabelled": "more.txt", "compare": compare}))
+    assert {"l2a_student", "l2a_without_unlabelled_student"} <= shown
+    hidden = set(ROWS) - _left_out(override(config, {"compare": compare}))
+    assert "l2a_without_unlabelled_student" not in hidden
+
+
+def test_a_student_that_reads_less_than_the_texts_is_refused(config, monkeypatch):
+    context = RunContext(config)
+    student = context.new_student()
+    student.model.config.max_position_embeddings = config.max_length - 1
+    monkeypatch.setattr("l2a.pipeline.context.build_student", lambda *arguments: student)
+    with pytest.raises(UsageError, match="the student reads at most"):
+        context.new_student()
 
 
 def test_unlabelled_rows_ask_for_text(config):

@@ -82,6 +82,24 @@ def test_a_killed_run_resumes_to_the_same_student(
     assert all(torch.equal(expected[name], resumed[name]) for name in expected)
 
 
+@pytest.mark.parametrize("left", [".checkpoint.half", ".checkpoint.old.moved"])
+def test_a_run_killed_while_it_saved_goes_on(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, left: str
+) -> None:
+    config = make_config(checkpoint_every=2)
+    targets, teacher = label(config), load_encoder(config.teacher, ("0", "1"), seed=0)
+    checkpoint = config.output_dir / "checkpoint"
+    trainer.train(start_student(teacher, targets, config), targets, config, checkpoint)
+    if "old" in left:  # between the two moves that exchange a folder
+        checkpoint.rename(config.output_dir / left)
+    else:
+        (config.output_dir / left).mkdir()
+        (config.output_dir / left / "states.safetensors").write_bytes(b"half")
+    monkeypatch.setattr(trainer, "_step", lambda *arguments: pytest.fail("trained again"))
+    folder = pretrain(config)
+    assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+
+
 def test_a_checkpoint_of_other_settings_is_refused(make_config: MakeConfig) -> None:
     config = make_config(checkpoint_every=2)
     targets, teacher = label(config), load_encoder(config.teacher, ("0", "1"), seed=0)
