@@ -135,7 +135,7 @@ def cell_files(cell: Cell, data: DataFiles) -> DataFiles:
 
     Args:
         cell: The cell.
-        data: Files of its source and target.
+        data: Files of its source and target, those of its unlabelled text perhaps among them.
 
     Returns:
         Names and sha256, those of its unlabelled text included.
@@ -143,6 +143,8 @@ def cell_files(cell: Cell, data: DataFiles) -> DataFiles:
     config = cell.config
     if config.unlabelled is None or cell.row not in READ_UNLABELLED:
         return data
+    if any(name == config.unlabelled or name.startswith(f"{config.unlabelled}/") for name in data):
+        return data  # as a finished cell notes them: a report needs no files
     return {**data, **_unlabelled_files(config.unlabelled, config.data_folder)}
 
 

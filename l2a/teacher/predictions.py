@@ -87,9 +87,8 @@ class PredictionStore:
         joined = b"".join(keys)
         rows, words = self._known.find(np.frombuffer(joined, KEY_TYPE)), np.frombuffer(joined, "<u4")
         asked = words.reshape(-1, KEY_WORDS)
+        index, parts = self._index.map(), [self._logits.map(), *([self._embeddings.map()] if embeddings else [])]
         for start in range(0, len(rows), CHECKED_AT_ONCE):
-            # Mapped anew for each part: pages that were read would else stay in memory until the end.
-            index, parts = self._index.map(), [self._logits.map(), *([self._embeddings.map()] if embeddings else [])]
             some = rows[start : start + CHECKED_AT_ONCE]
             some[~_are_intact(some, asked[start : start + CHECKED_AT_ONCE], index, parts)] = -1
         return rows

@@ -6,7 +6,7 @@ import pytest
 
 from l2a.config import override
 from l2a.experiments.card import load_experiment
-from l2a.experiments.cells import Cell, cell_key, data_files, expand
+from l2a.experiments.cells import Cell, cell_files, cell_key, data_files, expand
 
 from .conftest import write_card, write_domain
 
@@ -101,6 +101,16 @@ def test_the_content_of_unlabelled_text_decides_the_rows_that_read_it(workspace:
     for row, differs in (("l2a_student", True), ("augmented_kd_student", False), ("plain_kd_student", False)):
         keys = {cell_key(replace(cell_of("random"), row=row, config=each), {}) for each in configs}
         assert (len(keys) == 2) == differs, row
+
+
+def test_the_key_of_a_finished_cell_needs_no_unlabelled_file(workspace: Path, tmp_path: Path) -> None:
+    (tmp_path / "more.txt").write_text("a calm day")
+    config = replace(cell_of("random").config, unlabelled="more.txt", data_root=str(tmp_path))
+    cell = replace(cell_of("random"), row="l2a_student", config=config)
+    files = cell_files(cell, {"sea.jsonl": "a"})
+    elsewhere = replace(cell, config=replace(config, data_root=str(tmp_path / "nowhere")))
+    assert set(files) == {"sea.jsonl", "more.txt"}
+    assert cell_key(elsewhere, files) == cell_key(cell, {"sea.jsonl": "a"})
 
 
 def test_what_only_shows_a_training_does_not_change_the_key(workspace: Path) -> None:
