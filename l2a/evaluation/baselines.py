@@ -134,7 +134,7 @@ def bag_of_tokens(
     Returns:
         float32 (N, V), sparse counts.
     """
-    cut = {"truncation": True, "max_length": longest} if longest is not None else {"truncation": False}
+    cut = {"truncation": longest is not None, "max_length": longest}
     ids = tokenizer(list(texts), add_special_tokens=False, verbose=False, **cut)["input_ids"]
     columns = np.array([token for row in ids for token in row], dtype=np.int64)
     offsets = np.concatenate([[0], np.cumsum([len(row) for row in ids])])

@@ -22,19 +22,25 @@ from l2a.teacher.model import Teacher
 from l2a.teacher.outputs import Labeller
 
 
-def refuse_long_sequences(teacher: Teacher, max_length: int) -> None:
-    """Stop before training when texts would be longer than the models can read.
+def refuse_long_sequences(readers: str, positions: int, max_length: int) -> None:
+    """Stop before training when texts would be longer than a model can read.
 
     Args:
-        teacher: A student made from it reads as many positions, at most 512.
+        readers: Which models, for the message.
+        positions: Tokens that they read.
         max_length: Longest sequence in tokens.
 
     Raises:
         UsageError: If padded texts would not fit.
     """
-    positions = min(512, int(teacher.encoder.config.max_position_embeddings))
     if bucket_of(max_length) > positions:
-        raise UsageError(f"max_length: {max_length} came; teacher and student read at most {positions} tokens")
+        raise UsageError(f"max_length: {max_length} came; {readers} read at most {positions} tokens; lower it")
+
+
+def _refuse_long_for_teacher(teacher: Teacher, max_length: int) -> None:
+    # A student made from the teacher reads as many positions, at most 512.
+    positions = min(512, int(teacher.encoder.config.max_position_embeddings))
+    refuse_long_sequences("teacher and student", positions, max_length)
 
 
 @dataclass(frozen=True)
@@ -65,7 +71,7 @@ class RunContext:
         """Load the teacher's encoder as it is before any fine-tuning."""
         config = self.config.teacher
         teacher = load_encoder(config.model, self.data.label_names, config.source_seed, self.progress)
-        refuse_long_sequences(teacher, self.config.max_length)
+        _refuse_long_for_teacher(teacher, self.config.max_length)
         return teacher.to(best_device())
 
     @cached_property
@@ -74,7 +80,7 @@ class RunContext:
         config = self.config.teacher
         if config.fine_tuned:
             teacher = load_fine_tuned(config.model, self.data.label_names, self.progress)
-            refuse_long_sequences(teacher, self.config.max_length)
+            _refuse_long_for_teacher(teacher, self.config.max_length)
             return teacher.to(best_device())
         return self._both_stages(self.data.source)
 
@@ -113,12 +119,9 @@ class RunContext:
         config, data = self.config, self.data
         texts = (*data.source.inputs, *data.splits.train.inputs, *data.unlabelled)
         student = build_student(config.student, self.teacher, data.label_names, texts, config.seed)
-        positions = getattr(student.model.config, "max_position_embeddings", None)
-        if positions is not None and bucket_of(config.max_length) > positions:
-            raise UsageError(
-                f"max_length: {config.max_length} came, padded to {bucket_of(config.max_length)}; the student reads at "
-                f"most {positions} tokens: lower max_length, or give another student.model"
-            )
+        positions = getattr(student.model.config, "max_position_embeddings", None)  # some models have no limit
+        if positions is not None:
+            refuse_long_sequences("students of this student.model", positions, config.max_length)
         student.model.to(best_device())
         return student
 
