@@ -133,9 +133,10 @@ class KDTrainer:
             max_length: Longest sequence in tokens.
 
         Returns:
-            The trainer; where subclasses are learned, it starts from a copy of the present head.
+            The trainer; it starts from copies of the projection and, where subclasses are learned, of the head.
         """
         trial = KDTrainer(self.student, config, choice, self._projection.shape[1], max_length, self._seed)
+        trial._projection.data.copy_(self._projection.data)
         trial._attention = self._attention
         if self._subclasses is not None and self._head is not None:
             trial.learn_subclasses(self._subclasses)

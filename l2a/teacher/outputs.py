@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from l2a.examples import TextInput
+from l2a.teacher.row_file import forget_pages
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class StoredRows:
         for number, part in enumerate(self.parts):
             mine = owners == number
             rows[mine] = part[self.places[mine] - starts[number]]
+            forget_pages(part)
         return rows
 
 

@@ -18,7 +18,7 @@ from l2a.examples import TextInput
 from l2a.files import full_disk_as_run_error
 from l2a.teacher.key_index import KEY_TYPE, KeyIndex
 from l2a.teacher.outputs import StoredRows, TeacherOutputs
-from l2a.teacher.row_file import RowFile, row_sums
+from l2a.teacher.row_file import RowFile, forget_pages, row_sums
 
 KEY_BYTES, KEY_WORDS = 16, 4
 CHECKED_AT_ONCE = 2048
@@ -91,6 +91,8 @@ class PredictionStore:
         for start in range(0, len(rows), CHECKED_AT_ONCE):
             some = rows[start : start + CHECKED_AT_ONCE]
             some[~_are_intact(some, asked[start : start + CHECKED_AT_ONCE], index, parts)] = -1
+            for part in parts:
+                forget_pages(part)
         return rows
 
     def read(self, rows: NDArray[np.int64]) -> TeacherOutputs:

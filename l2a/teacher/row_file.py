@@ -1,5 +1,6 @@
 """Append-only files of rows of one width, and sums by which a damaged row is noticed."""
 
+import mmap
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +38,7 @@ class RowFile:
         shape = (len(self), self.width)
         if not shape[0]:
             return np.zeros(shape, self.dtype)
-        return np.asarray(np.memmap(self.path, self.dtype, mode="r", shape=shape))
+        return np.memmap(self.path, self.dtype, mode="r", shape=shape)
 
     def write(self, start: int, rows: NDArray[Any]) -> None:
         """Write rows from a position on, over whatever a killed writer has left there.
@@ -50,6 +51,17 @@ class RowFile:
         with os.fdopen(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644), "r+b") as file:
             file.seek(start * self.width * content.itemsize)
             file.write(content.tobytes())
+
+
+def forget_pages(rows: NDArray[Any]) -> None:
+    """Let go of the pages that were read of a memory map, which else count as this process's memory until the end.
+
+    Args:
+        rows: What ``RowFile.map`` returned; it stays readable. Other arrays are left alone.
+    """
+    base: object = rows.base
+    if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):  # not on every system
+        base.madvise(mmap.MADV_DONTNEED)
 
 
 def row_sums(keys: NDArray[np.uint32], values: NDArray[Any]) -> NDArray[np.uint32]:

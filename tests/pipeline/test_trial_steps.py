@@ -25,9 +25,13 @@ def test_steps_on_trial_have_the_loss_of_the_run_and_leave_no_trace(config, monk
         assert all(torch.equal(state[name], earlier[name]) for name in earlier)
 
 
-def test_steps_on_trial_start_from_the_subclasses_learned_so_far(config):
+def test_steps_on_trial_start_from_copies_of_what_was_learned_so_far(config):
     bench = open_workbench(RunContext(override(config, {"kd.objective": "lelp"})))
     bench.distil(None, 3, "warm-up")
     trial = bench.trainer.on_trial(bench.context.config.kd, bench.context.data.splits.reward, 24)
-    assert torch.equal(trial._head.weight, bench.trainer._head.weight)
-    assert trial._head is not bench.trainer._head
+    for copy, learned in (
+        (trial._head.weight, bench.trainer._head.weight),
+        (trial._projection, bench.trainer._projection),
+    ):
+        assert torch.equal(copy, learned)
+        assert copy is not learned

@@ -188,3 +188,17 @@ def test_an_emptied_store_is_indexed_anew(filled):
     store.append(KEYS[1::-1], outputs)
     assert np.array_equal(store.read(store.find(KEYS[1::-1])).logits, outputs.logits)
     assert (store.find(KEYS[2:]) == -1).all()
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="counts resident pages as Linux shows them")
+def test_pages_of_embeddings_that_were_read_do_not_stay_in_memory(tmp_path):
+    store = PredictionStore(tmp_path, 2, 1024)
+    keys = [content_key((str(i),)) for i in range(2000)]
+    zeros = np.zeros((2000, 1024), np.float32)
+    store.append(keys, TeacherOutputs(zeros[:, :2], zeros))
+    outputs = store.read(store.find(keys))
+    assert outputs.embeddings.shape == (2000, 1024)
+    lines = Path("/proc/self/smaps").read_text().split("embeddings-2x1024.bin")[1:]
+    resident = [int(line.split("Rss:")[1].split()[0]) for line in lines]
+    assert resident
+    assert max(resident) < 100  # kB, of 4,000
