@@ -23,6 +23,8 @@ RESULTS_VERSION = 1
 NEVER_DECIDES = ("output_dir", "overwrite", "compare", "data_root")
 READ_BY_ONE_OPERATOR = ("operator", "copies")
 """Fields of the generator that only the row of one operator without a selector reads."""
+READ_BY_THE_CHAIN = ("density", "tau", "beta", "max_degree", "operators", "mix_variant", "chains", "burn_in")
+"""Fields of the generator that a row of one named operator never reads."""
 ROWS_OF_ONE_OPERATOR = ("augmented_kd_student", "augmented_fine_tuned_student")
 AUGMENTATION = ("generator", "selector")
 STUDENT = ("student", "kd")
@@ -120,9 +122,9 @@ def cell_key(cell: Cell, data: DataFiles) -> str:
     decisive: dict[str, Any] = {key: value for key, value in as_mapping(cell.config).items() if key not in ignored}
     if decisive["source_size"] is None:
         del decisive["source_size"]  # results from before there was this field hold
-    if "generator" in decisive and cell.row not in ROWS_OF_ONE_OPERATOR:
-        read = {key: value for key, value in decisive["generator"].items() if key not in READ_BY_ONE_OPERATOR}
-        decisive["generator"] = read
+    if "generator" in decisive:
+        unread = _unread_by_generator(cell)
+        decisive["generator"] = {key: value for key, value in decisive["generator"].items() if key not in unread}
     parts = [RESULTS_VERSION, cell.row, decisive, dict(cell_files(cell, data))]
     if "selector" in decisive:
         decisive["selector"].pop("tensorboard")  # it only shows a training
@@ -160,6 +162,12 @@ def _unread_sections(row: str) -> tuple[str, ...]:
         return ("selector",)
     unread = () if row.startswith("l2a") else AUGMENTATION
     return unread if row in READ_UNLABELLED else (*unread, "unlabelled")
+
+
+def _unread_by_generator(cell: Cell) -> tuple[str, ...]:
+    if cell.row not in ROWS_OF_ONE_OPERATOR:
+        return READ_BY_ONE_OPERATOR
+    return READ_BY_THE_CHAIN if cell.config.generator.operator is not None else ()
 
 
 def _group(card: ExperimentCard, pair: Pair, shots: int, seed: int, data_root: Path | None) -> Group:

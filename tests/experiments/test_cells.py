@@ -91,6 +91,15 @@ def test_the_row_of_one_operator_reads_the_operator_and_no_selector(workspace: P
         assert (cell_key(changed, data) == cell_key(cell, data)) == stays, change
 
 
+def test_the_settings_of_the_chain_decide_only_the_rows_that_draw_by_it(workspace: Path) -> None:
+    chain, data = replace(cell_of("random"), row="augmented_kd_student"), {"sea.jsonl": "a"}
+    eda = replace(chain, config=override(chain.config, {"generator.operator": "eda"}))
+    for change in ({"generator.tau": 2.0}, {"generator.density": "kde"}, {"generator.burn_in": 9}):
+        for cell, stays in ((chain, False), (eda, True)):
+            changed = replace(cell, config=override(cell.config, change))
+            assert (cell_key(changed, data) == cell_key(cell, data)) == stays, change
+
+
 def test_the_content_of_unlabelled_text_decides_the_rows_that_read_it(workspace: Path, tmp_path: Path) -> None:
     files = [tmp_path / "one" / "more.txt", tmp_path / "two" / "more.txt"]
     for file, text in zip(files, ("a calm day", "a rough night"), strict=True):
