@@ -102,16 +102,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data-root", help="folder that the pairs' paths start from")
     parser.add_argument("--pair", action="append", default=[], metavar="SOURCE:TARGET", help="may be repeated")
+    parser.add_argument("--source-size", type=int, help="labelled source texts; all without it")
     parser.add_argument("--selections", type=int, default=10)
     parser.add_argument("--preset", default="screening")
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
     found: dict[str, Any] = json.loads(options.output.read_text("utf-8")) if options.output.exists() else {}
-    for name in options.pair:
+    for pair in options.pair:
+        source, target = pair.split(":")
+        name = f"{pair}, {options.source_size} source texts" if options.source_size else pair
         if name not in found:
-            source, target = name.split(":")
             places = {"source": source, "target": target, "data_root": options.data_root}
-            found[name] = measure(override(load_config(options.preset), places), options.selections)
+            config = override(load_config(options.preset), {**places, "source_size": options.source_size})
+            found[name] = measure(config, options.selections)
             atomic_write_text(options.output, to_json(found, indent=1) + "\n")
             print(name, {key: value for key, value in found[name].items() if isinstance(value, float)}, flush=True)
 
