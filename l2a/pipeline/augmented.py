@@ -65,7 +65,7 @@ def train_augmented_student(context: RunContext) -> TrainedStudent:
             _distil_in_embedding_space(bench, rng)
         else:
             with context.progress.stage("draw candidates"):
-                inputs, _ = _draw_texts(bench, rng)
+                inputs, _ = draw_texts(bench, rng)
             bench.distil(bench.labelled(inputs), kd.round_steps, "distillation")
     return finish(bench, ())
 
@@ -118,7 +118,7 @@ def train_fine_tuned_student(context: RunContext) -> TrainedStudent:
     bench.distil(None, kd.warmup_steps, "warm-up")
     for number in range(kd.rounds):
         with context.progress.stage("draw candidates"):
-            inputs, bases = _draw_texts(bench, np.random.default_rng([context.config.seed, 2, number]))
+            inputs, bases = draw_texts(bench, np.random.default_rng([context.config.seed, 2, number]))
         labels = np.array([alone.known_labels[base] for base in bases], np.int64)
         bench.distil(bench.labelled(inputs, labels), kd.round_steps, "fine-tuning")
     return finish(bench, ())
@@ -132,8 +132,19 @@ def _wanted(bench: Workbench) -> int:
 Texts = tuple[TextInput, ...]
 
 
-def _draw_texts(bench: Workbench, rng: np.random.Generator) -> tuple[Texts, Texts]:
-    """Draw new texts, and beside each the text that it was made from; the chain does not say which."""
+def draw_texts(bench: Workbench, rng: np.random.Generator) -> tuple[Texts, Texts]:
+    """Draw new texts by the configured operator.
+
+    Args:
+        bench: The student and its texts.
+        rng: Source of all randomness.
+
+    Returns:
+        N different texts, and beside each the text that it was made from; nothing where the chain drew them.
+
+    Raises:
+        RunError: If the operator made no new text.
+    """
     context, size = bench.context, _wanted(bench)
     config, name = context.config.generator, context.config.generator.operator
     if name is None:

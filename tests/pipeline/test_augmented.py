@@ -50,8 +50,8 @@ def drawn(context: RunContext, monkeypatch) -> list[tuple]:
     made = []
     monkeypatch.setattr(
         augmented,
-        "_draw_texts",
-        lambda bench, rng, draw=augmented._draw_texts: made.append(draw(bench, rng)) or made[-1],
+        "draw_texts",
+        lambda bench, rng, draw=augmented.draw_texts: made.append(draw(bench, rng)) or made[-1],
     )
     train_augmented_student(context)
     assert [len(part) for part in sets] == [len(inputs) for inputs, _ in made]
@@ -96,7 +96,7 @@ def test_an_unknown_operator_is_refused(context):
 def test_fine_tuning_inherits_labels_and_asks_no_teacher(context, monkeypatch, operator):
     context = with_operator(context, operator)
     texts, sets = [], []
-    draw, distil = augmented._draw_texts, Workbench.distil
+    draw, distil = augmented.draw_texts, Workbench.distil
 
     def no_teacher(*_):
         raise AssertionError("a teacher was trained")
@@ -107,7 +107,7 @@ def test_fine_tuning_inherits_labels_and_asks_no_teacher(context, monkeypatch, o
         distil(bench, kept, steps, stage)
 
     monkeypatch.setattr("l2a.pipeline.context.fine_tuned", no_teacher)
-    monkeypatch.setattr(augmented, "_draw_texts", lambda *a: texts.append(draw(*a)) or texts[-1])
+    monkeypatch.setattr(augmented, "draw_texts", lambda *a: texts.append(draw(*a)) or texts[-1])
     monkeypatch.setattr(Workbench, "distil", spy)
     trained = train_fine_tuned_student(context)
     assert np.isfinite(trained.choice_log_likelihood) and len(sets) == context.config.kd.rounds
