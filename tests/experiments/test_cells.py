@@ -94,7 +94,7 @@ def test_the_row_of_one_operator_reads_the_operator_and_no_selector(workspace: P
 def test_the_settings_of_the_chain_decide_only_the_rows_that_draw_by_it(workspace: Path) -> None:
     chain, data = replace(cell_of("random"), row="augmented_kd_student"), {"sea.jsonl": "a"}
     eda = replace(chain, config=override(chain.config, {"generator.operator": "eda"}))
-    for change in ({"generator.tau": 2.0}, {"generator.density": "kde"}, {"generator.burn_in": 9}):
+    for change in ({"generator.tau": 2.0}, {"generator.beta": 1.0}, {"generator.burn_in": 9}):
         for cell, stays in ((chain, False), (eda, True)):
             changed = replace(cell, config=override(cell.config, change))
             assert (cell_key(changed, data) == cell_key(cell, data)) == stays, change
