@@ -9,7 +9,6 @@ a time and leaving alone those that it holds, and draws ``docs/generator/curves.
 """
 
 import argparse
-import io
 import itertools
 import json
 from dataclasses import replace
@@ -21,8 +20,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from l2a.config import DistillConfig, load_config, override
-from l2a.experiments.figures import COLOURS, STYLE
-from l2a.files import atomic_write_bytes, atomic_write_text
+from l2a.experiments.figures import COLOURS, STYLE, save_figure
+from l2a.files import atomic_write_text
 from l2a.jsontext import to_json
 from l2a.kd.trainer import KDTrainer
 from l2a.pipeline.augmented import draw_texts
@@ -127,10 +126,7 @@ def main() -> None:
             atomic_write_text(RESULTS, to_json(found, indent=1) + "\n")
             print(name, f"{max(score for _, score in found[name]):.3f}", flush=True)
     with matplotlib.rc_context(STYLE):
-        buffer = io.BytesIO()
-        figure = draw(found, options.pair)
-        figure.savefig(buffer, format="svg", metadata={"Date": None}, edgecolor=figure.get_edgecolor())
-    atomic_write_bytes(FIGURE, buffer.getvalue())
+        save_figure(draw(found, options.pair), FIGURE)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ l2a experiment run degree --data-root DATA && l2a experiment report degree
 python benchmarks/generator/degree_figure.py
 """
 
-import io
 import json
 from pathlib import Path
 
@@ -12,8 +11,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from l2a.experiments.figures import COLOURS, MARKERS, STYLE
-from l2a.files import atomic_write_bytes
+from l2a.experiments.figures import COLOURS, MARKERS, STYLE, save_figure
 
 RESULTS = Path(__file__).parents[1] / "results" / "degree.json"
 FIGURE = Path(__file__).parents[2] / "docs" / "generator" / "degree.svg"
@@ -27,10 +25,7 @@ def main() -> None:
     for cell in json.loads(RESULTS.read_text("utf-8"))["cells"]:
         accuracies.setdefault(cell["method"], []).append(100 * cell["accuracy"])
     with matplotlib.rc_context(STYLE):
-        figure = draw(accuracies)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None}, edgecolor=figure.get_edgecolor())
-    atomic_write_bytes(FIGURE, buffer.getvalue())
+        save_figure(draw(accuracies), FIGURE)
 
 
 def draw(accuracies: dict[str, list[float]]) -> Figure:

@@ -7,7 +7,6 @@ encoder's. For each tau it draws how near the chains' samples are to the target 
 """
 
 import dataclasses
-import io
 import json
 from pathlib import Path
 
@@ -17,8 +16,8 @@ from matplotlib.figure import Figure
 
 from l2a.domains.load import load_domain
 from l2a.examples import normalised_hash
-from l2a.experiments.figures import COLOURS, STYLE
-from l2a.files import atomic_write_bytes, atomic_write_text
+from l2a.experiments.figures import COLOURS, STYLE, save_figure
+from l2a.files import atomic_write_text
 from l2a.generator.config import GeneratorConfig, OperatorWeights
 from l2a.generator.diagnostics import ChainDiagnostics
 from l2a.generator.neighbours import build_neighbour_table
@@ -44,10 +43,7 @@ def main() -> None:
     numbers = {str(tau): dataclasses.asdict(fact) for tau, fact in zip(TAUS, facts, strict=True)}
     atomic_write_text(NUMBERS, json.dumps(numbers, indent=1) + "\n")
     with matplotlib.rc_context(STYLE):
-        buffer = io.BytesIO()
-        figure = _draw(facts)
-        figure.savefig(buffer, format="svg", metadata={"Date": None}, edgecolor=figure.get_edgecolor())
-    atomic_write_bytes(FOLDER / "tau.svg", buffer.getvalue())
+        save_figure(_draw(facts), FOLDER / "tau.svg")
 
 
 def _problem() -> GeneratorProblem:

@@ -47,7 +47,7 @@ def write_figures(summary: Summary, folder: Path) -> dict[str, Path]:
     for name, draw in drawings.items():
         with matplotlib.rc_context(STYLE):
             files[name] = folder / f"{name}.svg"
-            _save(draw(summary), files[name])
+            save_figure(draw(summary), files[name])
     return files
 
 
@@ -163,7 +163,13 @@ def _frame(figure: Figure) -> None:
     figure.patch.set_linewidth(1.0)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as SVG, the same bytes for the same drawing; to be called inside ``rc_context(STYLE)``.
+
+    Args:
+        figure: What was drawn.
+        path: The file.
+    """
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None}, edgecolor=figure.get_edgecolor())
     atomic_write_bytes(path, buffer.getvalue())

@@ -91,8 +91,8 @@ class PredictionStore:
         for start in range(0, len(rows), CHECKED_AT_ONCE):
             some = rows[start : start + CHECKED_AT_ONCE]
             some[~_are_intact(some, asked[start : start + CHECKED_AT_ONCE], index, parts)] = -1
-            for part in parts:
-                forget_pages(part)
+            for file in (index, *parts):
+                forget_pages(file)
         return rows
 
     def read(self, rows: NDArray[np.int64]) -> TeacherOutputs:
