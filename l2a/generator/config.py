@@ -46,7 +46,7 @@ class GeneratorConfig:
     """Settings of the generator.
 
     Attributes:
-        density: "kde" for a kernel density of the target's embeddings, "ratio" for a domain classifier's log odds.
+        density: "ratio" for a domain classifier's log odds, "kde" for a kernel density of the target's embeddings.
         tau: Temperature of the target density; small seeks the target's modes, infinity gives the plain proposals.
         beta: Cost of each unit of degree beyond ``max_degree``.
         degree: Share of the tokens that an operator changes, or "auto" to choose it by the amount of labelled data.
@@ -62,8 +62,8 @@ class GeneratorConfig:
         copies: Augmented texts of that row in each round, as a multiple of ``kd.pool_size``. No other row reads it.
     """
 
-    density: Literal["kde", "ratio"] = "kde"
-    tau: float = 0.5
+    density: Literal["ratio", "kde"] = "ratio"
+    tau: float = 1.0
     beta: float = 10.0
     degree: Literal["auto"] | float = 0.15
     max_degree: float = 0.5
