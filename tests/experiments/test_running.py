@@ -169,6 +169,7 @@ def test_two_runners_at_once_run_every_cell_once(
     assert set(Counter(rows_run(trace)).values()) == {1}
 
 
+@pytest.mark.slow
 def test_a_killed_runner_loses_only_the_cell_it_was_running(
     workspace: Path, fake_run_row: RunRow, trace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

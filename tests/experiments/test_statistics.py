@@ -57,6 +57,7 @@ def test_the_interval_is_as_wide_as_the_pairs_differ() -> None:
     assert found.high - found.low > 1.4 * (one_level.high - one_level.low)  # cells taken as independent: too narrow
 
 
+@pytest.mark.slow
 def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
     rng = np.random.default_rng(3)
     covered = 0

@@ -80,6 +80,7 @@ def test_the_directions_span_the_leading_components_of_each_class():
         assert np.allclose(own @ own.T, leading.T @ leading, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_rotation_evens_out_the_variances():
     outputs, weight = make_outputs(400, 2)
     first = np.flatnonzero(outputs.logits.argmax(1) == 0)

@@ -138,6 +138,7 @@ def test_a_student_trained_on_subclasses_decides_alike_without_them(student, obj
     assert (classes.argmax(1).numpy() == make_examples(64, seed=4).labels).mean() > 0.9
 
 
+@pytest.mark.slow
 def test_a_student_trained_on_subclasses_exports_as_an_ordinary_classifier(student, tmp_path: Path):
     train_on_subclasses(student, "lelp")
     export_student(student.model, student.tokenizer, tmp_path / "student", "# card")

@@ -54,6 +54,7 @@ def test_few_examples_train(student, count):
     assert any(not torch.equal(before[name], value) for name, value in student.snapshot().items())
 
 
+@pytest.mark.slow
 def test_the_student_comes_to_agree_with_its_teacher(student):
     data = make_set(student, 96)
     trainer = make_trainer(student, dataclasses.replace(CONFIG, warmup_steps=60, round_steps=60))
@@ -203,6 +204,7 @@ def test_the_judged_state_is_the_average_of_the_steps(student):
     assert not torch.equal(last["classifier.weight"], student.snapshot()["classifier.weight"])
 
 
+@pytest.mark.slow
 def test_a_student_of_subclasses_becomes_an_ordinary_one(student):
     data = make_set(student, 96)
     trainer = make_trainer(student, dataclasses.replace(CONFIG, warmup_steps=60, round_steps=60, objective="lelp"))

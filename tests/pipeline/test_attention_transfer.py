@@ -9,6 +9,7 @@ from l2a.pipeline.students import train_plain_student
 from l2a.pipeline.workbench import open_workbench
 
 
+@pytest.mark.slow
 def test_a_run_learns_attention_only_when_asked_to(config, monkeypatch):
     context, asked = RunContext(config), []
     monkeypatch.setattr("l2a.kd.trainer.KDTrainer.learn_attention", lambda trainer, teacher: asked.append(teacher))

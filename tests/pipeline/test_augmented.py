@@ -69,12 +69,14 @@ def test_candidates_are_new_and_as_many_as_asked(context, monkeypatch, operator,
         assert not hashes & own and not hashes & test and not hashes & context.data.forbidden
 
 
+@pytest.mark.slow
 def test_copies_come_from_the_domain_that_the_operator_names(context, monkeypatch):
     for operator, inputs in (("source", context.data.source.inputs), ("target_only", context.data.splits.train.inputs)):
         for texts in drawn(with_operator(context, operator), monkeypatch):
             assert set(texts) <= set(inputs)
 
 
+@pytest.mark.slow
 def test_eda_reads_its_synonyms(context, monkeypatch):
     synonyms = {"good": ["lovely"], "story": ["film"]}
     monkeypatch.setattr(augmented, "build_operator", lambda *arguments: Eda(synonyms))
@@ -82,6 +84,7 @@ def test_eda_reads_its_synonyms(context, monkeypatch):
     assert np.isfinite(trained.choice_log_likelihood)
 
 
+@pytest.mark.slow
 def test_the_row_runs_by_its_name(context):
     result = run_row(with_operator(context, "mixkd").config, "augmented_kd_student")
     assert len(result.predictions) == len(result.labels)
@@ -92,6 +95,7 @@ def test_an_unknown_operator_is_refused(context):
         with_operator(context, "mixdk")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("operator", ["augpro_mix", "target_only"])
 def test_fine_tuning_inherits_labels_and_asks_no_teacher(context, monkeypatch, operator):
     context = with_operator(context, operator)
@@ -123,6 +127,7 @@ def test_fine_tuning_inherits_labels_and_asks_no_teacher(context, monkeypatch, o
         assert all(len(one[0].split()) == len(base[0].split()) for one, base in zip(inputs, bases, strict=True))
 
 
+@pytest.mark.slow
 def test_fine_tuning_learns_and_runs_by_its_name(context):
     result = run_row(with_operator(context, "augpro_mix").config, "augmented_fine_tuned_student")
     assert (result.predictions == result.labels).mean() > 0.8

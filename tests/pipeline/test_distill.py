@@ -37,6 +37,7 @@ def test_a_run_leaves_a_complete_folder(config, result):
     assert metrics["labels_used"] == 2 * (8 + 6 + 6)
 
 
+@pytest.mark.slow
 def test_the_student_loads_without_this_package(result):
     code = (
         "import sys; sys.modules['l2a'] = None\n"
@@ -177,6 +178,7 @@ def test_unlabelled_rows_ask_for_text(config):
         run_row(config, "plain_kd_unlabelled_student")
 
 
+@pytest.mark.slow
 def test_cross_fitted_labels_differ_on_the_source_alone(config):
     plain, folded = RunContext(config), RunContext(override(config, {"kd.folds": 2}))
     source, target = plain.data.source.inputs, plain.data.splits.train.inputs

@@ -74,6 +74,7 @@ def test_evaluation_leaves_the_student_as_it_was(config, policy_folder):
     assert first == second
 
 
+@pytest.mark.slow
 def test_a_policy_is_explained_on_a_pair(config, policy_folder):
     found = explain_policy(config, open_policy(str(policy_folder))[0])
     assert "teacher_student_kl" in found.importances and "operator" in found.importances

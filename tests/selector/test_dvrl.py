@@ -82,6 +82,7 @@ def test_an_update_sees_one_whole_episode_of_each_environment(problem, monkeypat
     assert counts.sum(dim=0).max() < 4  # the budget of a quarter is spent before the rollout ends
 
 
+@pytest.mark.slow
 def test_it_learns_to_beat_random_selection(make_problem):
     problem, good = make_problem(size=512)
     config = SelectorConfig(training_steps=8000)

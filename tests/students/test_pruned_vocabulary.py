@@ -153,6 +153,7 @@ def test_kept_tokens_and_layers_are_the_teachers(large_teacher, domain_texts):
     assert torch.equal(ours.attention.self.value.weight, theirs.attention.self.value.weight)
 
 
+@pytest.mark.slow
 def test_a_larger_share_keeps_more_layers(large_teacher, domain_texts):
     layers = []
     for share in (0.2, 0.4, 1.0):

@@ -39,6 +39,7 @@ def filled(tmp_path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 @given(st.lists(st.lists(st.integers(0, 20), max_size=8, unique=True), max_size=6))
 def test_every_text_gives_back_exactly_what_was_stored_for_it_last(tmp_path_factory, batches):
     folder, last = tmp_path_factory.mktemp("store"), {}
@@ -83,6 +84,7 @@ def test_a_row_of_zeros_and_a_row_in_another_place_are_missed(tmp_path_factory, 
     assert (open_store(folder).find(KEYS) == -1).all()
 
 
+@pytest.mark.slow
 @given(st.sampled_from(FILES), st.integers(1, 10_000))
 def test_a_file_cut_anywhere_costs_the_rows_behind_the_cut_until_they_are_labelled_again(tmp_path_factory, name, cut):
     folder, outputs = tmp_path_factory.mktemp("store"), make_outputs(4)
