@@ -9,8 +9,8 @@ interrupted run goes on where it was.
 import argparse
 from pathlib import Path
 
-from l2a.config import DistillConfig, load_config, override
-from l2a.experiments.card import ExperimentCard, Pair, load_experiment
+from l2a.config import DistillConfig, override
+from l2a.experiments.card import ExperimentCard, Pair, load_experiment, method_config
 from l2a.pipeline.selectors import surrogate_problem, train_on
 
 
@@ -34,9 +34,9 @@ def main() -> None:
 
 
 def config_of(card: ExperimentCard, pair: Pair, data_root: str, seed: int) -> DistillConfig:
-    """Configure the card's budget for one pair."""
+    """Configure the card's own L2A row for one pair."""
     places = {"source": pair.source, "target": pair.target, "data_root": data_root, "shots": card.shots[0]}
-    return override(load_config(card.preset), {**places, "seed": seed})
+    return override(method_config(card, card.students[0], "l2a", pair.name), {**places, "seed": seed})
 
 
 if __name__ == "__main__":
