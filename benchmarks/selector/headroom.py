@@ -22,7 +22,7 @@ from l2a.config import DistillConfig, load_config, override
 from l2a.encoding import encode
 from l2a.files import atomic_write_text
 from l2a.jsontext import to_json
-from l2a.kd.trainer import KDTrainer, run_student
+from l2a.kd.trainer import run_student
 from l2a.pipeline.rewards import reward_score
 from l2a.pipeline.selectors import PreparedPair, prepare_pair
 from l2a.pipeline.workbench import mixture
@@ -61,7 +61,7 @@ def measure(config: DistillConfig, selections: int) -> dict[str, Any]:
 
 
 def after_round(pair: PreparedPair, kept: NDArray[np.int64] | None, order: int) -> tuple[float, float]:
-    """Distil as a round does, from the warmed-up student, and take it back.
+    """Distil for as many updates as a round, from the warmed-up student on a schedule of its own, and take it back.
 
     Args:
         pair: The pair.
@@ -74,8 +74,8 @@ def after_round(pair: PreparedPair, kept: NDArray[np.int64] | None, order: int) 
     bench, context = pair.bench, pair.bench.context
     weights, steps = bench.student.snapshot(), context.config.kd.round_steps
     trial = replace(context.config.kd, warmup_steps=0, rounds=1, evaluate_every=steps)
-    choice, width, length = context.data.splits.choice, context.teacher.hidden_size, context.config.max_length
-    trainer = KDTrainer(bench.student, trial, choice, width, length, 1000 * (1 + order) + context.config.seed)
+    length = context.config.max_length
+    trainer = bench.trainer.on_trial(trial, context.data.splits.choice, length, order)
     trainer.train(*mixture(bench, None if kept is None else pair.drawn.candidates.take(kept)), steps)
     trainer.restore_best()
     dev = context.data.target.dev
@@ -103,6 +103,7 @@ def main() -> None:
     parser.add_argument("--data-root", help="folder that the pairs' paths start from")
     parser.add_argument("--pair", action="append", default=[], metavar="SOURCE:TARGET", help="may be repeated")
     parser.add_argument("--source-size", type=int, help="labelled source texts; all without it")
+    parser.add_argument("--pool-size", type=int, default=2400, help="as in the card `selectors`")
     parser.add_argument("--selections", type=int, default=10)
     parser.add_argument("--preset", default="screening")
     parser.add_argument("--output", type=Path, default=RESULTS)
@@ -113,7 +114,8 @@ def main() -> None:
         name = f"{pair}, {options.source_size} source texts" if options.source_size else pair
         if name not in found:
             places = {"source": source, "target": target, "data_root": options.data_root}
-            config = override(load_config(options.preset), {**places, "source_size": options.source_size})
+            sizes = {"source_size": options.source_size, "kd.pool_size": options.pool_size}
+            config = override(load_config(options.preset), {**places, **sizes})
             found[name] = measure(config, options.selections)
             atomic_write_text(options.output, to_json(found, indent=1) + "\n")
             print(name, {key: value for key, value in found[name].items() if isinstance(value, float)}, flush=True)

@@ -29,7 +29,9 @@ def main() -> None:
     missing = {name: pairs for name, pairs in wanted.items() if not (options.output / name / "policy.json").exists()}
     problems = {name: surrogate_problem(config) for name, config in configs.items()} if missing else {}
     for name, pairs in missing.items():
-        chosen = ([problems[pair] for pair in pairs], [configs[pair] for pair in pairs])
+        # As many steps for each pair as a run takes for its own.
+        steps = {"selector.training_steps": len(pairs) * configs[pairs[0]].selector.training_steps}
+        chosen = ([problems[pair] for pair in pairs], [override(configs[pair], steps) for pair in pairs])
         print(f"{name}: {train_on(*chosen, options.output / name).steps} steps", flush=True)
 
 

@@ -61,7 +61,7 @@ def train(
     runs = [override(base, {**place, "seed": n}) for place, n in itertools.product(places, seed or [base.seed])]
     with _progress(verbose) as progress:
         training = train_selector(runs, output_dir, overwrite, progress)
-    _print_curve(_console(), training.reward_curve, training.steps)
+    _print_curve(_console(), training.reward_curve)
     _console().print(f"the policy is in {output_dir}; use it with: l2a distill --selector {output_dir}", markup=False)
 
 
@@ -121,7 +121,7 @@ def show(
     trained, facts = open_policy(policy)
     console = _console()
     _print_facts(console, {"agent": trained.agent, **facts})
-    _print_curve(console, facts.get("reward_curve", []), facts.get("steps", 0))
+    _print_curve(console, facts.get("reward_curve", []))
     if source is None and target is None:
         console.print("give --source and --target to see what it keeps there")
         return
@@ -189,17 +189,17 @@ def _flat(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _print_curve(console: "Console", curve: Sequence[float], steps: int) -> None:
+def _print_curve(console: "Console", curve: Sequence[float]) -> None:
     from rich.box import SIMPLE
     from rich.table import Table
 
     if not curve:
         return
     low, spread = min(curve), max(max(curve) - min(curve), 1e-12)
-    table = Table("steps", "mean gain (nats)", "", box=SIMPLE, title="reward of training episodes")
+    table = Table("episodes", "mean gain (nats)", "", box=SIMPLE, title="reward of training episodes")
     for number, value in enumerate(curve, 1):
         bar = "#" * (1 + round(29 * (value - low) / spread))
-        table.add_row(str(round(steps * number / len(curve))), f"{value:+.4f}", bar)
+        table.add_row(f"{number / len(curve):.0%}", f"{value:+.4f}", bar)
     console.print(table)
 
 

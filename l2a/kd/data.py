@@ -125,7 +125,7 @@ def refuse_constant_targets(data: DistillationSet) -> None:
 
 
 def mixture_batches(
-    sizes: Sequence[int],
+    cycles: Sequence[Iterator[int]],
     shares: Sequence[float],
     lengths: NDArray[np.int64],
     batch_size: int,
@@ -139,9 +139,9 @@ def mixture_batches(
     length inside a window of batches, so that little padding is computed.
 
     Args:
-        sizes: Examples in each set, in the order in which they were joined.
-        shares: Relative weight of each set; empty sets get none.
-        lengths: int64 (sum of sizes,), tokens in each text.
+        cycles: The order of each set (``cycle``); they go on where they were left.
+        shares: Relative weight of each set; 0 for an empty one.
+        lengths: int64 (N,), tokens in each text of the joined set.
         batch_size: Texts in a batch.
         steps: Batches to draw.
         rng: Source of the draws.
@@ -150,9 +150,7 @@ def mixture_batches(
     Yields:
         int64 (batch_size,) positions in the joined set.
     """
-    starts = np.cumsum([0, *sizes])[:-1]
-    weights = np.array([share if size else 0.0 for size, share in zip(sizes, shares, strict=True)])
-    cycles = [_cycle(start, size, rng) for start, size in zip(starts, sizes, strict=True)]
+    weights = np.array(shares, np.float64)
     done = 0
     while done < steps:
         batches = min(window, steps - done)
@@ -165,9 +163,18 @@ def mixture_batches(
         done += batches
 
 
-def _cycle(start: int, size: int, rng: np.random.Generator) -> Iterator[int]:
-    while size:
-        yield from (rng.permutation(size) + start).tolist()
+def cycle(positions: NDArray[np.int64], rng: np.random.Generator) -> Iterator[int]:
+    """Go through a set again and again, each time in another order.
+
+    Args:
+        positions: int64 (n,), the set's texts.
+        rng: Source of the orders.
+
+    Yields:
+        Positions, without end; nothing for an empty set.
+    """
+    while len(positions):
+        yield from positions[rng.permutation(len(positions))].tolist()
 
 
 def _split(total: int, shares: NDArray[np.float64]) -> list[int]:

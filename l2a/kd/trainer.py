@@ -21,6 +21,7 @@ from l2a.kd.data import (
     BatchReader,
     DistillationSet,
     Renewal,
+    cycle,
     join,
     mixture_batches,
     read_tokens,
@@ -124,18 +125,20 @@ class KDTrainer:
         """
         self._attention = AttentionTransfer(self.student, teacher)
 
-    def on_trial(self, config: KDConfig, choice: Examples, max_length: int) -> "KDTrainer":
+    def on_trial(self, config: KDConfig, choice: Examples, max_length: int, order: int = 0) -> "KDTrainer":
         """Make a trainer for steps that will be taken back: the same student and terms of the loss, another budget.
 
         Args:
             config: Rates and budget.
             choice: The split that its looks score.
             max_length: Longest sequence in tokens.
+            order: Another number gives another order of the texts.
 
         Returns:
             The trainer; it starts from copies of the projection and, where subclasses are learned, of the head.
         """
-        trial = KDTrainer(self.student, config, choice, self._projection.shape[1], max_length, self._seed)
+        seed = self._seed + 1000 * order
+        trial = KDTrainer(self.student, config, choice, self._projection.shape[1], max_length, seed)
         trial._projection.data.copy_(self._projection.data)
         trial._attention = self._attention
         if self._subclasses is not None and self._head is not None:
@@ -196,18 +199,18 @@ class KDTrainer:
         renewal: Renewal | None,
     ) -> Iterator[NDArray[np.int64]]:
         parts = np.split(np.arange(len(data)), np.cumsum([len(part) for part in sets])[:-1])
+        cycles, weights = [cycle(part, self._rng) for part in parts], list(shares)
         every = renewal.every if renewal is not None else max(steps, 1)
         for done in range(0, steps, every):
-            used = list(parts)
             if renewal is not None:
                 place = next(number for number, part in enumerate(sets) if part is renewal.pool)
                 pool = data.take(parts[place])
                 kept = renewal.choose(*run_student(self.student, pool.encoded)) if done else renewal.kept
-                used[place] = parts[place][kept]
-            index, sizes = np.concatenate(used), [len(part) for part in used]
-            batch, count = self._config.batch_size, min(every, steps - done)
-            for chosen in mixture_batches(sizes, shares, data.encoded.lengths[index], batch, count, self._rng):
-                yield index[chosen]
+                # Only this set starts anew: the others go on where they were, as they do for every other method.
+                cycles[place], weights[place] = cycle(parts[place][kept], self._rng), shares[place] * (len(kept) > 0)
+            present = [weight if len(part) else 0.0 for weight, part in zip(weights, parts, strict=True)]
+            count, lengths = min(every, steps - done), data.encoded.lengths
+            yield from mixture_batches(cycles, present, lengths, self._config.batch_size, count, self._rng)
 
     @contextmanager
     def _occurring_tokens_only(self, data: DistillationSet) -> Iterator[DistillationSet]:

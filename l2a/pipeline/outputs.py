@@ -5,9 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from l2a.config import DistillConfig
 from l2a.files import atomic_write_text
 from l2a.jsontext import to_json
 from l2a.pipeline.context import RunContext
+from l2a.pipeline.selectors import training_facts
 from l2a.pipeline.students import Round, TrainedStudent
 from l2a.progress import RunProgress
 from l2a.report.augmentations import Augmentations, write_augmentations
@@ -54,7 +56,7 @@ def write_run(
     metrics["export_logit_difference"] = parity
     atomic_write_text(folder / "README.md", card)
     write_augmentations(folder / "augmentations.parquet", [_augmentations(done) for done in trained.rounds])
-    _write_selector(folder / "selector", trained)
+    _write_selector(folder / "selector", config, trained)
     atomic_write_text(folder / "metrics.json", to_json(metrics, indent=1) + "\n")
     return metrics
 
@@ -76,9 +78,17 @@ def _round_facts(done: Round) -> dict[str, Any]:
     return {"generator": dataclasses.asdict(done.chains), "selector": dict(done.selection.diagnostics)}
 
 
-def _write_selector(folder: Path, trained: TrainedStudent) -> None:
+def _write_selector(folder: Path, config: DistillConfig, trained: TrainedStudent) -> None:
     last = trained.rounds[-1].selection
     facts = {"agent": last.agent, "rounds": [dict(done.selection.diagnostics) for done in trained.rounds]}
     if last.policy is not None:
-        save_policy(last.policy, folder)  # replaces the folder, so it comes first
+        # It replaces the folder, so it comes first.
+        save_policy(last.policy, folder, _policy_facts(config, last.diagnostics))
     atomic_write_text(folder / "selection.json", to_json(facts, indent=1) + "\n")
+
+
+def _policy_facts(config: DistillConfig, known: Mapping[str, Any]) -> dict[str, Any]:
+    if "reward_curve" not in known:
+        return {}  # a policy that was trained elsewhere
+    facts = training_facts([config], known["training_steps"], known["steps_per_second"], known["reward_curve"])
+    return {**facts, "used_in_the_last_round": known.get("chosen", "learned policy")}

@@ -152,7 +152,8 @@ def train_on(
     name, config = configs[0].selector.agent, configs[0].selector
     tasks, card = _tasks(problems, configs), _learning_card(name)
     training = train_agent(tasks, name, card, config, configs[0].seed, progress=progress)
-    save_policy(training.snapshots[-1], folder.resolve(), _training_facts(configs, training))
+    facts = training_facts(configs, training.steps, training.steps_per_second, training.reward_curve)
+    save_policy(training.snapshots[-1], folder.resolve(), facts)
     return training
 
 
@@ -253,14 +254,27 @@ def _tasks(problems: Sequence[SelectionProblem], configs: Sequence[DistillConfig
     return [build_task(problem, config.selector, names) for problem, config in zip(problems, configs, strict=True)]
 
 
-def _training_facts(configs: Sequence[DistillConfig], training: Training) -> dict[str, Any]:
+def training_facts(
+    configs: Sequence[DistillConfig], steps: int, steps_per_second: float, reward_curve: Sequence[float]
+) -> dict[str, Any]:
+    """Say how a policy was trained, for its folder.
+
+    Args:
+        configs: One a pair and seed.
+        steps: Environment steps.
+        steps_per_second: Of the training.
+        reward_curve: Of the training, in nats.
+
+    Returns:
+        Values that JSON can hold.
+    """
     return {
         "pairs": list(dict.fromkeys(pair_name(config) for config in configs)),
         "seeds": sorted({config.seed for config in configs}),
         "shots": configs[0].shots,
         "keep_rate": configs[0].selector.keep_rate,
-        "steps": training.steps,
-        "steps_per_second": round(training.steps_per_second, 1),
-        "reward_curve": list(training.reward_curve),
+        "steps": steps,
+        "steps_per_second": round(steps_per_second, 1),
+        "reward_curve": list(reward_curve),
         "versions": versions(),
     }

@@ -39,7 +39,7 @@ class Augmentations:
         degrees: float32 (N,), realised share of changed tokens.
         teacher_probabilities: float32 (N, C).
         selector_scores: float32 (N,), higher is better.
-        kept: bool (N,), True for those that the student was trained on.
+        kept: bool (N,), True for those that the student was trained on; of a rule that scores anew, its last choice.
     """
 
     inputs: Sequence[TextInput]

@@ -1,17 +1,20 @@
 """Agent cards: which algorithm learns the policy, which trained policy is used, or which rule stands in for it."""
 
 import importlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from l2a.cache import fingerprint
 from l2a.cards import build, find_card, list_cards, load_yaml
 from l2a.errors import UsageError
 from l2a.files import sha256_file
 
 DESCRIPTION = "policy.json"
 """The file by which the folder of a saved policy is known."""
+WEIGHTS = "policy.safetensors"
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class AgentCard:
 
     def __post_init__(self) -> None:
         """Check the numbers once."""
+        object.__setattr__(self, "hyperparameters", {k: _as_number(v) for k, v in self.hyperparameters.items()})
         for name in ("environments", "patience", "rescore_every"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -63,6 +67,15 @@ class AgentCard:
         """Name of the rule, or None when a policy is learned."""
         kind, _, name = self.algorithm.partition(":")
         return name.strip() if kind == "rule" else None
+
+
+def _as_number(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return float(value)  # YAML reads 3e-4 as text
+    except ValueError:
+        return value
 
 
 def load_agent(name: str) -> AgentCard:
@@ -91,16 +104,24 @@ def agent_files(name: str) -> dict[str, str]:
         name: A card's name in ``agents/``, or the folder of a saved policy.
 
     Returns:
-        The sha256 of the card's file and of the files of its policy, by file name; a missing agent has none.
+        A hash of the card's file and of each of its policy's files, by file name; a missing agent has none.
     """
     try:
         card = load_agent(name)
     except UsageError:  # whoever runs the agent says what is wrong; whoever reports old results can go on
         return {}
     cards = list_cards("agents")
-    paths = [cards[name]] if name in cards else []
-    paths += sorted(path for path in Path(card.policy).iterdir() if path.is_file()) if card.policy else []
-    return {path.name: sha256_file(path) for path in paths}
+    own = {cards[name].name: sha256_file(cards[name])} if name in cards else {}
+    return own | (_policy_files(Path(card.policy)) if card.policy else {})
+
+
+def _policy_files(folder: Path) -> dict[str, str]:
+    try:
+        description = dict(json.loads((folder / DESCRIPTION).read_text("utf-8")))
+        description.pop("facts", None)  # how it was trained changes no choice
+        return {DESCRIPTION: fingerprint(description), WEIGHTS: sha256_file(folder / WEIGHTS)}
+    except (OSError, ValueError):  # as above
+        return {}
 
 
 def _with_policy(card: AgentCard, folder: Path, where: str) -> AgentCard:

@@ -1,16 +1,11 @@
 """DVRL (Yoon, Arik and Pfister, ICML 2020) as an on-policy algorithm of Stable-Baselines3."""
 
-from typing import Any
-
-import numpy as np
 import torch
-from gymnasium import spaces
-from stable_baselines3.common.buffers import RolloutBuffer
-from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 from torch.nn import functional as F
+
+from l2a.selector.whole_episodes import WholeEpisodes
 
 HIGHEST_MEAN = 0.9
 PENALTY = 1000.0
@@ -34,45 +29,13 @@ def dvrl_loss(logits: Tensor, kept: Tensor, counts: Tensor, advantages: Tensor) 
     return ((entropies * counts).sum(dim=0) * advantages).mean() + PENALTY * outside
 
 
-class DVRL(OnPolicyAlgorithm):
+class DVRL(WholeEpisodes):
     """REINFORCE over one whole episode of each environment an update, against a fixed baseline.
 
     The baseline is what a head gains that learns from everything. The paper's estimator also reads |y - y_val|; here
     the candidates' features hold KL(p_T || p_S) in its place (our adaptation), and an episode stands for the paper's
-    batch. There is no critic.
+    batch. There is no critic; rewards must come in nats.
     """
-
-    def __init__(self, policy: Any, env: VecEnv, learning_rate: float = 0.01, **options: Any) -> None:
-        """Make the algorithm; the length of a rollout is that of an episode.
-
-        Args:
-            policy: Class of the policy.
-            env: Many ``SelectionVecEnv`` environments, monitored, their rewards in nats.
-            learning_rate: Of Adam.
-            **options: Further arguments of OnPolicyAlgorithm, such as seed and policy_kwargs.
-        """
-        options |= {"gamma": 1.0, "gae_lambda": 1.0, "ent_coef": 0.0, "vf_coef": 0.0, "max_grad_norm": 1.0}
-        options |= {"use_sde": False, "sde_sample_freq": -1, "supported_action_spaces": (spaces.MultiBinary,)}
-        steps = int(env.get_attr("episode_steps")[0])
-        super().__init__(policy, env, learning_rate, n_steps=steps, **options)
-
-    def collect_rollouts(
-        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
-    ) -> bool:
-        """Start every environment anew and play, so that each gives one whole episode.
-
-        Args:
-            env: The environments.
-            callback: Told of every step.
-            rollout_buffer: Filled.
-            n_rollout_steps: Steps of the longest episode.
-
-        Returns:
-            False if the callback ended the training.
-        """
-        self._last_obs = np.asarray(env.reset())
-        self._last_episode_starts = np.ones(env.num_envs, bool)
-        return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
 
     def train(self) -> None:
         """Take one step on the loss of the first episode of each environment."""
@@ -80,7 +43,7 @@ class DVRL(OnPolicyAlgorithm):
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
         buffer = self.rollout_buffer
-        in_first = np.cumsum(buffer.episode_starts, axis=0) == 1
+        in_first = self.in_first_episode()
         gains = (buffer.rewards * in_first).sum(axis=0) - self.env.get_attr("gains_of_everything")[0]
         seen = torch.from_numpy(buffer.observations).flatten(0, 1)
         logits = self.policy.mlp_extractor.forward_actor(seen).reshape(buffer.actions.shape)

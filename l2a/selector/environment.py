@@ -1,4 +1,4 @@
-"""``L2A-Selection-v0``: the selection of candidates as a Gymnasium environment. Importing this module registers it."""
+"""``L2A-Selection-v0``: the selection of candidates as a Gymnasium environment."""
 
 from typing import Any
 
@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 
 from l2a.selector.episodes import OBSERVATION_BOUND, Episodes, SelectionTask
 from l2a.selector.numerics import Floats
+from l2a.selector.registration import ENVIRONMENT_ID
 
-ENVIRONMENT_ID = "L2A-Selection-v0"
+__all__ = ["ENVIRONMENT_ID", "SelectionEnvironment", "observation_space"]
 ONLY = np.zeros(1, np.intp)
 
 
@@ -78,7 +79,3 @@ class SelectionEnvironment(gymnasium.Env[Any, Any]):
 
     def _info(self) -> dict[str, Any]:
         return {"candidates": self._episodes.batch()[0]}
-
-
-if ENVIRONMENT_ID not in gymnasium.registry:
-    gymnasium.register(ENVIRONMENT_ID, entry_point="l2a.selector.environment:SelectionEnvironment")

@@ -15,12 +15,15 @@ from l2a.selector.config import SelectorConfig
 from l2a.selector.features import CandidateFeatures, candidate_features
 from l2a.selector.numerics import Floats, entropy
 from l2a.selector.problem import SelectionProblem
+from l2a.selector.registration import register_environment
 from l2a.selector.surrogate import Heads, Surrogate, build_surrogate
 
 CHANGING_FEATURES = ("class_share_so_far", "max_selected_cosine")
 STATE_FEATURES = ("budget_left", "steps_left", "class_balance", "gain_so_far")
 OBSERVATION_BOUND = 10.0
 COSINE_DIRECTIONS = 16
+
+register_environment()  # here, so that a process that is sent a task knows the environment by its id
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ def build_task(
         classes=problem.pool.teacher.logits.argmax(axis=1).astype(np.int64),
         batch=batch,
         steps=steps,
-        budget=max(1, round(config.keep_rate * batch * steps)),
+        budget=max(1, round(config.keep_rate * batch)) * steps,  # as ``score_pool`` spends it
     )
 
 

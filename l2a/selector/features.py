@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from l2a.errors import RunError
 from l2a.selector.numerics import Floats, entropy, kl_divergence, softmax
 from l2a.selector.problem import SelectionProblem
 
@@ -36,10 +37,16 @@ def candidate_features(problem: SelectionProblem, names: tuple[str, ...] | None 
 
     Returns:
         The features in the order of ``names``.
+
+    Raises:
+        RunError: If a policy wants a column that is not measured, as one of another version may.
     """
     columns = {name: _standardise(values) for name, values in measurements(problem).items()}
     columns |= _operator_columns(problem.pool.operators)
     wanted = tuple(columns) if names is None else names
+    unknown = [name for name in wanted if name not in columns and not name.startswith(OPERATOR_PREFIX)]
+    if unknown:
+        raise RunError(f"policy: it reads {', '.join(unknown)}, which are not measured here; train it again")
     absent = np.zeros(len(problem), np.float32)
     matrix = np.stack([columns.get(name, absent) for name in wanted], axis=1)
     return CandidateFeatures(np.ascontiguousarray(matrix, np.float32), wanted)

@@ -89,7 +89,8 @@ def llkd(problem: SelectionProblem, rng: np.random.Generator) -> Floats:
 
     LLKD (arXiv 2411.08028) keeps what passes two thresholds of its class, one on the teacher's confidence and one on
     the student's uncertainty. Here both thresholds are the same quantile within the class that the teacher predicts,
-    and the keep rate sets that quantile (our derivation): the score is the smaller of the two quantiles.
+    and the keep rate sets that quantile (our derivation): the score is the smaller of the two quantiles. Its card
+    scores anew as the student learns; the paper's weights of the loss are left out.
 
     Args:
         problem: The pool and the student's logits.

@@ -12,12 +12,12 @@ from safetensors.torch import load, save
 from l2a.errors import RunError
 from l2a.files import atomic_folder
 from l2a.jsontext import to_json
-from l2a.selector.agents import DESCRIPTION
+from l2a.randomness import seeded
+from l2a.selector.agents import DESCRIPTION, WEIGHTS
 from l2a.selector.episodes import CHANGING_FEATURES, STATE_FEATURES
 from l2a.selector.network import ACTIVATIONS, CandidateNetwork
 from l2a.selector.policy import TrainedPolicy
 
-WEIGHTS = "policy.safetensors"
 FORMAT = 1
 
 
@@ -85,7 +85,7 @@ def load_facts(folder: Path) -> dict[str, Any]:
 def _damage_as_run_error(folder: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise RunError(f"policy {folder}: not a readable policy ({reason}); train it again") from error
 
@@ -100,4 +100,5 @@ def _rebuild(description: dict[str, Any]) -> tuple[tuple[str, ...], CandidateNet
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation is {activation}, one of {', '.join(ACTIVATIONS)} is read")
     width = len(names) + len(CHANGING_FEATURES)
-    return names, CandidateNetwork(width, len(STATE_FEATURES), hidden, activation=activation)
+    with seeded(0):  # the first weights are drawn, then replaced
+        return names, CandidateNetwork(width, len(STATE_FEATURES), hidden, activation=activation)

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import random
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.vec_env import VecEnv, VecMonitor, VecNormalize
+from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 
 from l2a.errors import RunError, UsageError
 from l2a.progress import SILENT, Advance, Progress
@@ -21,6 +22,7 @@ from l2a.selector.config import SelectorConfig
 from l2a.selector.episodes import STATE_FEATURES, SelectionTask
 from l2a.selector.network import CandidateNetwork, snapshot
 from l2a.selector.policy import TrainedPolicy
+from l2a.selector.reward_scale import RewardScale
 from l2a.selector.vector import SelectionVecEnv
 
 LOOKS = 20
@@ -33,7 +35,7 @@ class Training:
 
     Attributes:
         snapshots: Policies at equal distances of the training, the last one fully trained.
-        reward_curve: Mean gain in log-likelihood of the episodes that ended between two snapshots' tenths, in order.
+        reward_curve: Mean gain in log-likelihood of each twentieth of the episodes, in the order in which they ended.
         steps: Environment steps taken, fewer than asked for where patience ran out.
         steps_per_second: Environment steps a second, the policy's updates included.
     """
@@ -124,13 +126,15 @@ def train_agent(
 def _isolated_randomness(seed: int) -> Iterator[None]:
     # Stable-Baselines3 seeds and draws from the global generators: give them back as they were. One thread is faster
     # than several on matrices this small, and its sums come in a fixed order.
-    numpy_state, threads = np.random.get_state(), torch.get_num_threads()  # noqa: NPY002
+    numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002
+    threads = torch.get_num_threads()
     try:
         with seeded(seed):
             torch.set_num_threads(1)
             yield
     finally:
         np.random.set_state(numpy_state)  # noqa: NPY002
+        random.setstate(python_state)
         torch.set_num_threads(threads)
 
 
@@ -153,11 +157,12 @@ def _algorithm(
     options, kind = dict(card.hyperparameters), algorithm_class(card)
     environments: VecEnv = VecMonitor(SelectionVecEnv(tasks, card.environments, seed))
     if card.scale_rewards:
-        # Only the reward's scale is normalised: log-likelihood gains are thousandths, and differ from pool to pool.
-        environments = VecNormalize(environments, norm_obs=False, gamma=float(options.get("gamma", 0.99)))
+        # Log-likelihood gains are thousandths, and differ from pool to pool.
+        environments = RewardScale(environments, float(options.get("gamma", 0.99)))
     options |= {"policy_kwargs": {"network": network}, "tensorboard_log": tensorboard}
     try:
         algorithm: OnPolicyAlgorithm = kind(CandidatePolicy, environments, seed=seed, device="cpu", **options)
-    except TypeError as error:
-        raise UsageError(f"hyperparameters: {error}; allowed are the arguments of {card.algorithm}") from error
+    except (TypeError, ValueError, AssertionError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(f"hyperparameters: {reason}; allowed are the arguments of {card.algorithm}") from error
     return algorithm

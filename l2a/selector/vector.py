@@ -26,6 +26,7 @@ class SelectionVecEnv(VecEnv):
 
     Attributes:
         episode_steps: Steps of the longest episode.
+        pools: intp (E,), the number of each environment's pool.
     """
 
     def __init__(self, tasks: Sequence[SelectionTask], count: int, seed: int) -> None:
@@ -49,6 +50,7 @@ class SelectionVecEnv(VecEnv):
         self.episode_steps = max(task.steps for task in tasks)
         shares = np.bincount(np.arange(max(count, len(tasks))) % len(tasks))
         self._groups = [Episodes(task, int(share)) for task, share in zip(tasks, shares, strict=True)]
+        self.pools = np.repeat(np.arange(len(tasks)), shares)
         self._ends = np.cumsum(shares)
         self._rng = np.random.default_rng(seed)
         self._actions = np.zeros((int(self._ends[-1]), tasks[0].batch), bool)

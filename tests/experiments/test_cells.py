@@ -132,6 +132,7 @@ def test_what_only_shows_a_training_does_not_change_the_key(workspace: Path) -> 
 def test_the_content_of_the_agents_card_and_policy_decides_only_the_rows_that_select(workspace: Path) -> None:
     card, policy = workspace / "agents" / "mine.yaml", workspace / "agents" / "trained" / "policy.json"
     policy.parent.mkdir(parents=True)
+    policy.with_name("policy.safetensors").write_bytes(b"weights")
     cells = [replace(cell_of(name), config=override(cell_of(name).config, {"selector.agent": "mine"}))
              for name in ("random", "plain")]  # fmt: skip
     keys = []

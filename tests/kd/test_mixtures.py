@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from l2a.encoding import encode
 from l2a.errors import RunError
-from l2a.kd.data import DistillationSet, join, mixture_batches, refuse_constant_targets
+from l2a.kd.data import DistillationSet, cycle, join, mixture_batches, refuse_constant_targets
 from l2a.teacher.outputs import StoredRows, TeacherOutputs, join_outputs
 
 
@@ -18,18 +18,24 @@ def make_set(tokenizer, count: int, seed: int = 0) -> DistillationSet:
     return DistillationSet(encoded, outputs, rng.integers(0, 2, count))
 
 
+def cycles_of(sizes, rng):
+    parts = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
+    return [cycle(part, rng) for part in parts]
+
+
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=4).filter(any), st.integers(1, 12), st.integers(1, 40))
 def test_every_step_gives_a_whole_batch_of_existing_texts(sizes, batch_size, steps):
-    lengths = np.arange(sum(sizes)) % 7 + 1
-    shares = [1.0] * len(sizes)
-    batches = list(mixture_batches(sizes, shares, lengths, batch_size, steps, np.random.default_rng(0)))
+    lengths, rng = np.arange(sum(sizes)) % 7 + 1, np.random.default_rng(0)
+    shares = [1.0 if size else 0.0 for size in sizes]
+    batches = list(mixture_batches(cycles_of(sizes, rng), shares, lengths, batch_size, steps, rng))
     assert len(batches) == steps
     assert all(len(batch) == batch_size for batch in batches)
     assert all(0 <= i < sum(sizes) for batch in batches for i in batch)
 
 
 def test_shares_hold_over_the_run_and_a_small_set_repeats_evenly():
-    batches = mixture_batches([4, 1000], [0.25, 0.75], np.ones(1004), 32, 64, np.random.default_rng(0))
+    rng = np.random.default_rng(0)
+    batches = mixture_batches(cycles_of([4, 1000], rng), [0.25, 0.75], np.ones(1004), 32, 64, rng)
     counts = np.bincount(np.concatenate(list(batches)), minlength=1004)
     assert counts[:4].sum() == pytest.approx(0.25 * 32 * 64, abs=2)
     assert np.ptp(counts[:4]) <= 1

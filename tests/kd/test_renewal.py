@@ -73,3 +73,14 @@ def test_no_updates_are_no_updates(student):
     trainer = make_trainer(student)
     trainer.train([make_set(student, 8)], [1.0], 0)
     assert trainer.steps_done == 0
+
+
+def test_the_other_sets_go_on_where_they_were(student, monkeypatch):
+    known, pool = make_set(student, 96), make_set(student, 16, seed=3)
+    trainer, batches = make_trainer(student), []
+    step = type(trainer)._step
+    monkeypatch.setattr(type(trainer), "_step", lambda self, data, i: batches.append(i) or step(self, data, i))
+    renewal = Renewal(pool, np.arange(8), 2, lambda logits, features: np.arange(8))
+    trainer.train([known, pool], [0.5, 0.5], 12, renewal=renewal)
+    seen = np.bincount(np.concatenate(batches), minlength=112)[:96]
+    assert np.ptp(seen) <= 1, "a text came again before all had come"

@@ -1,5 +1,7 @@
 """A small synthetic problem: half of the candidates carry wrong labels, and the features betray which."""
 
+import random
+
 import numpy as np
 import pytest
 import torch
@@ -63,6 +65,7 @@ def global_generators():
     """Reads the state of the generators that nothing of the project may touch."""
 
     def read():
-        return np.random.get_state()[1].tobytes(), torch.get_rng_state().numpy().tobytes()  # noqa: NPY002
+        numpy_state = np.random.get_state()[1].tobytes()  # noqa: NPY002
+        return numpy_state, torch.get_rng_state().numpy().tobytes(), random.getstate()
 
     return read

@@ -1,6 +1,8 @@
 """The environment keeps the contracts of Gymnasium and Stable-Baselines3."""
 
 import pickle
+import subprocess
+import sys
 import warnings
 
 import gymnasium
@@ -150,3 +152,13 @@ def test_no_global_randomness_is_touched(task, global_generators):
     before = global_generators()
     play(SelectionEnvironment(task), 0)
     assert global_generators() == before
+
+
+def test_a_process_that_is_sent_a_task_knows_the_environment(task):
+    code = (
+        "import pickle, sys, gymnasium\n"
+        "task = pickle.load(sys.stdin.buffer)\n"
+        f"print(gymnasium.make({ENVIRONMENT_ID!r}, task=task).action_space)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], input=pickle.dumps(task), capture_output=True, check=True)
+    assert done.stdout.strip() == b"MultiBinary(8)"

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from l2a.errors import RunError, UsageError
-from l2a.selector.agents import AgentCard, load_agent
+from l2a.selector.agents import AgentCard, agent_files, load_agent
 from l2a.selector.config import SelectorConfig
 from l2a.selector.saving import load_facts, load_policy, save_policy
 from l2a.selector.select import apply_policy, select
@@ -88,3 +88,26 @@ def test_a_card_whose_policy_is_missing_is_refused(tmp_path, monkeypatch):
 def test_wrong_numbers_on_a_card_are_refused_by_name(changes, message):
     with pytest.raises(UsageError, match=message):
         AgentCard("d", "stable_baselines3.PPO", **changes)
+
+
+def test_a_hash_of_a_policy_holds_however_long_it_was_trained(saved, tmp_path):
+    before = agent_files("agents/shipped")
+    save_policy(saved, tmp_path / "agents" / "shipped", {**FACTS, "steps_per_second": 12.5})
+    assert agent_files("agents/shipped") == before
+    saved.network.score.weight.data += 1
+    save_policy(saved, tmp_path / "agents" / "shipped", FACTS)
+    assert agent_files("agents/shipped") != before
+
+
+def test_a_policy_that_reads_what_is_not_measured_is_refused(problem, saved, tmp_path):
+    path = tmp_path / "agents" / "shipped" / "policy.json"
+    path.write_text(path.read_text().replace('"log_density"', '"density"'))
+    with pytest.raises(RunError, match="it reads density"):
+        apply_policy(problem, load_policy(path.parent), QUICK, rng())
+
+
+def test_a_policy_without_widths_is_refused(saved, tmp_path):
+    path = tmp_path / "agents" / "shipped" / "policy.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "hidden": []}))
+    with pytest.raises(RunError, match="not a readable policy"):
+        load_policy(path.parent)

@@ -7,12 +7,17 @@ import pytest
 import torch
 import yaml
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import VecMonitor
 
 from l2a.errors import UsageError
+from l2a.selector.actor_critic import CandidatePolicy
 from l2a.selector.agents import load_agent
 from l2a.selector.config import SelectorConfig
-from l2a.selector.episodes import Episodes, build_task
+from l2a.selector.episodes import STATE_FEATURES, Episodes, build_task
 from l2a.selector.features import candidate_features
+from l2a.selector.network import CandidateNetwork
+from l2a.selector.reinforce import REINFORCE
+from l2a.selector.reward_scale import RewardScale
 from l2a.selector.select import select
 from l2a.selector.training import train_agent
 from l2a.selector.vector import SelectionVecEnv
@@ -139,3 +144,47 @@ def test_an_algorithm_of_ones_own_plugs_in_by_a_card(problem, tmp_path, monkeypa
 
     assert my_algorithms.Shy.updates == 256 // (4 * 16)
     assert selection.policy.agent == "shy" and selection.kept.sum() == len(problem) // 2
+
+
+def test_reinforce_learns_from_the_returns_of_whole_episodes(problem, monkeypatch):
+    """The returns that it learns from are those of the episodes that the monitor saw."""
+    task = build_task(problem, dataclasses.replace(QUICK, keep_rate=0.25))
+    environments = VecMonitor(SelectionVecEnv([task], 3, seed=0))
+    torch.manual_seed(0)
+    network = CandidateNetwork(task.candidate_width, len(STATE_FEATURES), (8,))
+    algorithm = REINFORCE(CandidatePolicy, environments, policy_kwargs={"network": network}, seed=0, device="cpu")
+    seen, loss = [], REINFORCE._loss
+    monkeypatch.setattr(REINFORCE, "_loss", lambda self, *values: seen.append(values) or loss(self, *values))
+    algorithm.learn(12)
+    mask = algorithm.in_first_episode()
+    returns = np.zeros(mask.shape, np.float32)
+    returns[mask] = seen[0][3].numpy()
+    monitored = [info["r"] for info in algorithm.ep_info_buffer]
+    assert len(seen) == 1 and not mask.all()  # the budget of a quarter is spent before the rollout ends
+    assert all(any(abs(first - other) < 1e-5 for other in monitored) for first in returns[0])
+
+
+def test_every_pool_has_its_own_scale_of_rewards(two_tasks):
+    surrogate = two_tasks[0].surrogate
+    tasks = [two_tasks[0], dataclasses.replace(two_tasks[0], surrogate=surrogate)]
+    environments = RewardScale(VecMonitor(SelectionVecEnv(tasks, 4, seed=0)), 0.9)
+    environments.reset()
+    for step in range(20):
+        environments._update_reward(np.array([1.0, -1.0, 100.0, -100.0]) * (-1) ** step)
+    scaled = environments.normalize_reward(np.array([1.0, -1.0, 100.0, -100.0], np.float32))
+    np.testing.assert_allclose(scaled[:2], scaled[2:], rtol=1e-3)
+
+
+@pytest.mark.parametrize("changes", [{"learning_rate": -1}, {"learning_rate": "fast"}, {"nonsense": 1}])
+def test_wrong_hyperparameters_are_a_usage_error(task, changes):
+    given = {**load_agent("ppo").hyperparameters, **changes}
+    with pytest.raises(UsageError, match="hyperparameters"):
+        train([task], name="ppo", hyperparameters=given)
+
+
+def test_numbers_that_yaml_reads_as_text_are_numbers(tmp_path, monkeypatch):
+    (tmp_path / "agents").mkdir()
+    card = "description: A trial.\nalgorithm: stable_baselines3.PPO\nhyperparameters: {learning_rate: 3e-4}\n"
+    (tmp_path / "agents" / "mine.yaml").write_text(card)
+    monkeypatch.chdir(tmp_path)
+    assert load_agent("mine").hyperparameters == {"learning_rate": 3e-4}
