@@ -26,6 +26,7 @@ from l2a.kd.trainer import run_student
 from l2a.pipeline.rewards import reward_score
 from l2a.pipeline.selectors import PreparedPair, prepare_pair
 from l2a.pipeline.workbench import mixture
+from l2a.selector.problem import keep_best
 
 RESULTS = Path(__file__).parents[1] / "results" / "selector_headroom.json"
 ORDERS = 2
@@ -43,7 +44,8 @@ def measure(config: DistillConfig, selections: int) -> dict[str, Any]:
     """
     pair, rng = prepare_pair(config), np.random.default_rng([config.seed, 9])
     size = len(pair.drawn.pool.inputs)
-    halves = [rng.permutation(size)[: round(config.selector.keep_rate * size)] for _ in range(selections)]
+    rate, classes = config.selector.keep_rate, pair.problem.classes
+    halves = [np.flatnonzero(keep_best(rng.random(size, np.float32), rate, classes)) for _ in range(selections)]
     assert pair.problem.real_reward is not None
     second_tier = [pair.problem.real_reward(np.isin(np.arange(size), half)) for half in halves]
     rounds = np.array([[after_round(pair, half, order) for order in range(ORDERS)] for half in halves])

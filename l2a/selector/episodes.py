@@ -82,7 +82,7 @@ def build_task(
         features=candidate_features(problem, names),
         surrogate=build_surrogate(problem),
         unit_embeddings=_unit_embeddings(problem.pool.teacher.embeddings),
-        classes=problem.pool.teacher.logits.argmax(axis=1).astype(np.int64),
+        classes=problem.classes,
         batch=batch,
         steps=steps,
         budget=max(1, round(config.keep_rate * batch)) * steps,  # as ``score_pool`` spends it

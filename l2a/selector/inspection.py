@@ -73,7 +73,7 @@ def inspect_policy(
     task = build_task(problem, config, policy.feature_names)
     seed = int(rng.integers(2**31))  # every scoring shows the candidates in the same orders
     scores = score_pool(policy, task, config.keep_rate, np.random.default_rng(seed))
-    kept = keep_best(scores, config.keep_rate)
+    kept = keep_best(scores, config.keep_rate, task.classes)
     by_value = {name: (_quartiles(values[kept]), _quartiles(values[~kept])) for name, values in _measured(problem)}
     order = np.argsort(-scores, kind="stable")
     return Inspection(
@@ -91,7 +91,8 @@ def _importances(
 ) -> dict[str, Importance]:
     def keep(matrix: Floats) -> NDArray[np.bool_]:
         shuffled = replace(task, features=replace(task.features, matrix=matrix))
-        return keep_best(score_pool(policy, shuffled, keep_rate, np.random.default_rng(seed)), keep_rate)
+        scores = score_pool(policy, shuffled, keep_rate, np.random.default_rng(seed))
+        return keep_best(scores, keep_rate, task.classes)
 
     def reward(kept: NDArray[np.bool_]) -> float:
         return surrogate_reward(task.surrogate, kept)

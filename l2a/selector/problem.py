@@ -69,6 +69,12 @@ class SelectionProblem:
         """Return the number of candidates."""
         return len(self.student_logits)
 
+    @property
+    def classes(self) -> NDArray[np.int64]:
+        """The class that the teacher predicts for each candidate, int64 (N,)."""
+        predicted: NDArray[np.int64] = self.pool.teacher.logits.argmax(axis=1).astype(np.int64)
+        return predicted
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -89,16 +95,24 @@ class Selection:
     policy: TrainedPolicy | None = None
 
 
-def keep_best(scores: Floats, keep_rate: float) -> NDArray[np.bool_]:
-    """Keep the best-scored share; ties go to the earlier candidate.
+def keep_best(scores: Floats, keep_rate: float, classes: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Keep the best-scored share of each class; ties go to the earlier candidate.
+
+    A selection says which candidates of a class are used, not how many: neither reward sees a shift of the classes,
+    since both take the thresholds out, but the student's thresholds would follow it.
 
     Args:
         scores: float32 (N,).
         keep_rate: Share to keep, in (0, 1].
+        classes: int64 (N,), the class that the teacher predicts (``SelectionProblem.classes``).
 
     Returns:
         bool (N,), round(keep_rate * N) true and never fewer than one.
     """
+    order, places = np.argsort(-scores, kind="stable"), np.empty(len(scores))
+    for label in np.unique(classes):
+        members = order[classes[order] == label]
+        places[members] = (np.arange(len(members)) + 0.5) / len(members)
     kept = np.zeros(len(scores), bool)
-    kept[np.argsort(-scores, kind="stable")[: max(1, round(keep_rate * len(scores)))]] = True
+    kept[np.argsort(places, kind="stable")[: max(1, round(keep_rate * len(scores)))]] = True
     return kept

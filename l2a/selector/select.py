@@ -65,7 +65,7 @@ def apply_policy(
     """
     task = build_task(problem, config, policy.feature_names)
     scores = score_pool(policy, task, config.keep_rate, rng)
-    return Selection(keep_best(scores, config.keep_rate), scores, policy.agent, {}, policy)
+    return Selection(keep_best(scores, config.keep_rate, problem.classes), scores, policy.agent, {}, policy)
 
 
 def _select_by_rule(
@@ -74,7 +74,8 @@ def _select_by_rule(
     if rule not in RULES:
         raise UsageError(f"algorithm: there is no rule {rule!r}; known: {', '.join(RULES)}")
     scores = RULES[rule](problem, rng)
-    return Selection(keep_best(scores, 1.0 if rule == "all" else config.keep_rate), scores, config.agent, {})
+    rate = 1.0 if rule == "all" else config.keep_rate
+    return Selection(keep_best(scores, rate, problem.classes), scores, config.agent, {})
 
 
 def _select_by_policy(
@@ -98,7 +99,9 @@ def _select_by_policy(
     }
     best, chosen, more_facts = _best_by_real_reward(problem, config, task, scores, rng)
     policy = training.snapshots[min(best, len(training.snapshots) - 1)]
-    return Selection(keep_best(chosen, config.keep_rate), chosen, config.agent, facts | more_facts, policy)
+    return Selection(
+        keep_best(chosen, config.keep_rate, problem.classes), chosen, config.agent, facts | more_facts, policy
+    )
 
 
 def _best_by_real_reward(

@@ -24,6 +24,7 @@ class Surrogate:
     Attributes:
         directions: float32 (N, r), the candidates' student features in few directions (see ``build_surrogate``).
         targets: float32 (N, C), the teacher's probabilities.
+        classes: int64 (N,), the class that the teacher predicts.
         start: float32 (N, C), the probabilities of the head that the labelled target texts give; a head that has seen
             few candidates stays near it.
         reward_directions: float32 (M, r), as ``directions``, of the reward split.
@@ -32,6 +33,7 @@ class Surrogate:
 
     directions: Floats
     targets: Floats
+    classes: NDArray[np.int64]
     start: Floats
     reward_directions: Floats
     reward_labels: NDArray[np.int64]
@@ -57,6 +59,7 @@ def build_surrogate(problem: SelectionProblem) -> Surrogate:
     return Surrogate(
         directions=(problem.student_features - centre) @ projection,
         targets=problem.pool.teacher.probabilities(),
+        classes=problem.classes,
         start=softmax(problem.student_features @ problem.head_weight + problem.head_bias),
         reward_directions=(problem.reward_features - centre) @ projection,
         reward_labels=problem.reward_labels,
@@ -67,7 +70,9 @@ class Heads:
     """E linear heads, each the ridge regression of the teacher's probabilities on the candidates kept so far.
 
     What a head knows is held as sums over its candidates of [x, y]' [x, y, 1], x the directions and y the teacher's
-    probabilities: refitting costs the same however many there are, and their order does not matter.
+    probabilities: refitting costs the same however many there are, and their order does not matter. There is one sum a
+    class, and each class counts as much as it has candidates in the pool, since as many of each will be used
+    (``keep_best``).
 
     Attributes:
         log_likelihood: float32 (E,), how well each head tells the reward split's classes apart now, in nats.
@@ -85,7 +90,9 @@ class Heads:
         self._rows = _with_one(surrogate.directions, surrogate.targets)
         start = _with_one(surrogate.directions, surrogate.start)
         self._prior = PRIOR / len(start) * (start[:, :-1].T @ start)
-        self._sums = np.tile(self._prior, (count, 1, 1))
+        classes = surrogate.targets.shape[1]
+        self._shares = np.bincount(surrogate.classes, minlength=classes).astype(np.float32) / len(start)
+        self._sums = np.zeros((count, classes, *self._prior.shape), np.float32)
         self.log_likelihood = self._evaluate()
         self.start = float(self.log_likelihood[0])
 
@@ -95,7 +102,7 @@ class Heads:
         Args:
             which: intp (K,), positions of the heads.
         """
-        self._sums[which] = self._prior
+        self._sums[which] = 0.0
         self.log_likelihood = self.log_likelihood.copy()
         self.log_likelihood[which] = self.start
 
@@ -106,17 +113,22 @@ class Heads:
             candidates: int64 (E, B), the candidates in front of each head.
             kept: bool (E, B), which of them it learns from.
         """
-        rows = self._rows[candidates]
-        self._sums += (rows[:, :, :-1] * kept[:, :, None]).transpose(0, 2, 1) @ rows
+        rows, classes = self._rows[candidates], self._surrogate.classes[candidates]
+        for label in range(len(self._shares)):
+            counted = kept & (classes == label)
+            self._sums[:, label] += (rows[:, :, :-1] * counted[:, :, None]).transpose(0, 2, 1) @ rows
         self.log_likelihood = self._evaluate()
 
     @property
     def weight(self) -> Floats:
         """The heads' weights, float32 (E, r, C)."""
         width = self._surrogate.directions.shape[1]
-        total = self._sums[:, width:, -1].sum(axis=1)[:, None, None]  # probabilities of a text sum to 1
-        means = self._sums[:, :, -1:] / total
-        second = self._sums[:, :, :-1] / total - means @ means.transpose(0, 2, 1)
+        counts = self._sums[:, :, width:, -1].sum(axis=2)  # probabilities of a text sum to 1
+        weights = self._shares * counts.sum(axis=1, keepdims=True) / np.maximum(counts, 1.0)
+        sums = self._prior + (weights[:, :, None, None] * self._sums).sum(axis=1)
+        total = sums[:, width:, -1].sum(axis=1)[:, None, None]
+        means = sums[:, :, -1:] / total
+        second = sums[:, :, :-1] / total - means @ means.transpose(0, 2, 1)
         ridge = RIDGE * np.eye(width, dtype=np.float32)
         weight: Floats = np.linalg.solve(second[:, :width, :width] + ridge, second[:, :width, width:])
         return weight

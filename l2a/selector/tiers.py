@@ -60,7 +60,7 @@ def rerank(
     """
     policies = len(policy_scores)
     scores = [*policy_scores, *_random_scores(task, max(config.real_evaluations - policies, 0), rng)]
-    kept = [keep_best(values, config.keep_rate) for values in scores]
+    kept = [keep_best(values, config.keep_rate, task.classes) for values in scores]
     first = tuple(surrogate_reward(task.surrogate, mask) for mask in kept)
     second = tuple(float(real_reward(mask)) for mask in kept)
     correlation = _spearman(first, second)

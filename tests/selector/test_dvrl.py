@@ -89,8 +89,8 @@ def test_it_learns_to_beat_random_selection(make_problem):
     task, rng = build_task(problem, config), np.random.default_rng
     card = dataclasses.replace(load_agent("dvrl"), hidden=(32, 32))
     policy = train_agent([task], "dvrl", card, config, 0).snapshots[-1]
-    kept = keep_best(score_pool(policy, task, 0.5, rng(0)), 0.5)
-    chance = keep_best(rng(1).random(512, np.float32), 0.5)
+    kept = keep_best(score_pool(policy, task, 0.5, rng(0)), 0.5, task.classes)
+    chance = keep_best(rng(1).random(512, np.float32), 0.5, task.classes)
     gains = [surrogate_reward(task.surrogate, mask) for mask in (kept, chance)]
     assert gains[0] > gains[1] + 0.02
     assert good[kept].mean() > 0.55

@@ -45,7 +45,9 @@ def test_every_agent_keeps_exactly_the_asked_share(problem, agent, keep_rate):
     assert selection.kept.sum() == round(keep_rate * len(problem))
     assert selection.scores.shape == (len(problem),)
     assert selection.scores.dtype == np.float32
-    assert selection.scores[selection.kept].min() >= selection.scores[~selection.kept].max()
+    for label in np.unique(problem.classes):
+        scores, kept = (values[problem.classes == label] for values in (selection.scores, selection.kept))
+        assert scores[kept].min() >= scores[~kept].max()
 
 
 def test_all_keeps_everything(problem):
@@ -127,7 +129,7 @@ def test_rules_do_not_depend_on_the_reward_split(problem):
 
 def test_rules_prefer_what_they_say(problem):
     teacher, student = problem.pool.teacher.probabilities(), softmax(problem.student_logits)
-    kept = {name: keep_best(rule(problem, rng()), 0.5) for name, rule in RULES.items()}
+    kept = {name: keep_best(rule(problem, rng()), 0.5, problem.classes) for name, rule in RULES.items()}
     values = {
         "nearest": problem.pool.log_density,
         "confidence": teacher.max(axis=1),
@@ -141,18 +143,29 @@ def test_rules_prefer_what_they_say(problem):
 
 def test_llkd_takes_the_same_share_of_each_class(problem):
     classes = problem.pool.teacher.logits.argmax(axis=1)
-    kept = keep_best(RULES["llkd"](problem, rng()), 0.3)
+    kept = keep_best(RULES["llkd"](problem, rng()), 0.3, problem.classes)
     shares = [kept[classes == c].mean() for c in (0, 1)]
     assert shares[0] == pytest.approx(shares[1], abs=0.1)
 
 
-@settings(max_examples=30, deadline=None)
-@given(st.integers(2, 60), st.floats(0.01, 1.0), st.integers(0, 1000))
-def test_keep_best_keeps_the_best(size, keep_rate, seed):
-    scores = np.random.default_rng(seed).integers(0, 5, size).astype(np.float32)
-    kept = keep_best(scores, keep_rate)
+@settings(max_examples=50, deadline=None)
+@given(st.integers(2, 60), st.floats(0.01, 1.0), st.integers(1, 4), st.integers(0, 1000))
+def test_the_best_of_each_class_are_kept_as_many_as_asked(size, keep_rate, classes, seed):
+    generator = np.random.default_rng(seed)
+    scores, labels = generator.integers(0, 5, size).astype(np.float32), generator.integers(0, classes, size)
+    kept = keep_best(scores, keep_rate, labels)
     assert kept.sum() == max(1, round(keep_rate * size))
-    assert kept.all() or scores[kept].min() >= scores[~kept].max()
+    for label in range(classes):
+        mine = labels == label
+        assert abs(kept[mine].sum() - keep_rate * mine.sum()) <= 2
+        if kept[mine].any() and not kept[mine].all():
+            assert scores[mine & kept].min() >= scores[mine & ~kept].max()
+
+
+def test_a_policy_cannot_choose_a_class(problem):
+    """What prefers one class for all it is worth keeps the pool's mixture."""
+    kept = keep_best(problem.pool.teacher.probabilities()[:, 1], 0.5, problem.classes)
+    assert problem.classes[kept].mean() == pytest.approx(problem.classes.mean(), abs=0.02)
 
 
 def test_ranks_within_groups():
@@ -178,9 +191,11 @@ def test_a_head_is_the_ridge_regression_of_the_teacher_on_what_was_kept(problem,
     heads = Heads(surrogate, 2)
     for part in (slice(0, 16), slice(16, 64)):
         heads.learn(np.stack([np.arange(64), order])[:, part], np.ones((2, part.stop - part.start), bool))
-    x, y = surrogate.directions[:64], surrogate.targets[:64]
-    x, y = x - x.mean(axis=0), y - y.mean(axis=0)
-    expected = np.linalg.solve(x.T @ x / 64 + RIDGE * np.eye(x.shape[1]), x.T @ y / 64)
+    x, y, classes = surrogate.directions[:64], surrogate.targets[:64], surrogate.classes
+    pool, kept = (np.bincount(part, minlength=2) / len(part) for part in (classes, classes[:64]))
+    weight = (pool / kept)[classes[:64], None] / 64  # each class counts as it does in the pool
+    x, y = x - (weight * x).sum(axis=0), y - (weight * y).sum(axis=0)
+    expected = np.linalg.solve((weight * x).T @ x + RIDGE * np.eye(x.shape[1]), (weight * x).T @ y)
     np.testing.assert_allclose(heads.weight[0], expected, atol=1e-3)
     np.testing.assert_allclose(heads.weight[1], heads.weight[0], atol=1e-4)
 
