@@ -31,7 +31,7 @@ from l2a.progress import RunProgress
 
 RESULTS = Path(__file__).parents[1] / "results" / "generator_curves.json"
 FIGURE = Path(__file__).parents[2] / "docs" / "generator" / "curves.svg"
-SIZES, SEEDS = (200, None), (0, 1, 2)
+SIZES, SEEDS = (200, None), (0,)
 STARTS = {"none": None, "after the warm-up": 200, "from the start": 0}
 """Update at which augmented texts come in, or None for a student without any."""
 Curve = list[tuple[int, float]]
@@ -75,7 +75,7 @@ def learning_curve(config: DistillConfig, start: int | None) -> Curve:
 
 
 def draw(found: dict[str, Curve], pairs: list[str]) -> Figure:
-    """Draw a row of panels for each size of the source, a panel for each pair, means over seeds.
+    """Draw a row of panels for each size of the source, a panel for each pair, means over the seeds.
 
     Args:
         found: Curves by name.

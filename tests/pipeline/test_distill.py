@@ -17,6 +17,7 @@ from l2a.pipeline.context import RunContext
 from l2a.pipeline.data import load_run_data
 from l2a.pipeline.distill import NEEDS_OPERATOR, NEEDS_UNLABELLED, ONLY_IN_EXPERIMENTS, _left_out, distill
 from l2a.pipeline.rows import ROWS, run_row
+from l2a.selector.saving import load_facts
 
 
 def test_a_run_leaves_a_complete_folder(config, result):
@@ -24,6 +25,8 @@ def test_a_run_leaves_a_complete_folder(config, result):
     assert {"student", "selector", "augmentations.parquet", "metrics.json", "README.md", "log.jsonl"} <= names
     selector = {path.name for path in (result.output_dir / "selector").iterdir()}
     assert selector == {"policy.json", "policy.safetensors", "selection.json"}
+    facts = load_facts(result.output_dir / "selector")
+    assert facts["pairs"] == [f"{config.source}:{config.target}"] and facts["reward_curve"]
     metrics = json.loads((result.output_dir / "metrics.json").read_text())
     assert [row["name"] for row in metrics["rows"]] == [
         name for name in ROWS if name not in NEEDS_UNLABELLED | NEEDS_OPERATOR | ONLY_IN_EXPERIMENTS
