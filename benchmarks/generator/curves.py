@@ -96,7 +96,7 @@ def draw(found: dict[str, Curve], pairs: list[str]) -> Figure:
                     steps, scores = np.array(curves).mean(axis=0).T
                     axes.plot(steps, scores, color=colour, label=start)
             source, target = (Path(part).stem for part in pair.split(":"))
-            axes.set_title(f"{source} to {target}, {source_size or 'all'} source texts", fontsize=8)
+            axes.set_title(f"{source} to {target}, {source_size or 'all'} source texts", fontsize=7)
             axes.set_xlabel("updates")
     panels[0][0].set_ylabel("log-likelihood, dev")
     panels[0][0].legend(frameon=False, fontsize=7, title="augmented texts", title_fontsize=7)
