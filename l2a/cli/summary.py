@@ -30,9 +30,6 @@ def print_result(result: "DistillResult") -> None:
     )
     agreement = [facts["selector"].get("tier_correlation") for facts in result.metrics.get("rounds", [])]
     if agreement and None not in agreement:
-        console.print(
-            "selector: its fast reward ranks selections as real distillation does with a Spearman correlation of "
-            + ", ".join(f"{value:.2f}" for value in agreement)
-            + " (one a round)"
-        )
+        values = ", ".join(f"{value:.2f}" for value in agreement)
+        console.print(f"selector: rank correlation of its fast reward with real distillation {values}, one a round")
     console.print(f"model: {result.output_dir / 'student'}    evidence: {result.output_dir / 'metrics.json'}")

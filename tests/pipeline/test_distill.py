@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from l2a.cli.summary import print_result
 from l2a.config import as_yaml, override
 from l2a.domains.domain import HeldOut
 from l2a.errors import RunError, UsageError
@@ -212,3 +213,13 @@ def test_a_run_in_two_processes_gives_what_one_gives(config, tmp_path):
         accuracies.append({row["name"]: row["accuracy"]["value"] for row in rows})
     assert accuracies[0]["cross_domain_teacher"] == accuracies[1]["cross_domain_teacher"]
     assert abs(accuracies[0]["l2a_student"] - accuracies[1]["l2a_student"]) < 0.2  # each draws its own dropout
+
+
+def test_the_summary_shows_how_far_the_two_rewards_agree(result, capsys):
+    print_result(result)
+    shown = capsys.readouterr().out
+    agreement = [facts["selector"]["tier_correlation"] for facts in result.metrics["rounds"]]
+    assert f"with real distillation {agreement[0]:.2f}, {agreement[1]:.2f}, one a round" in shown
+    without = dataclasses.replace(result, metrics={**result.metrics, "rounds": [{"selector": {}}]})
+    print_result(without)
+    assert "rank correlation" not in capsys.readouterr().out
