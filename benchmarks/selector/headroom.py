@@ -113,7 +113,7 @@ def main() -> None:
     found: dict[str, Any] = json.loads(options.output.read_text("utf-8")) if options.output.exists() else {}
     for pair in options.pair:
         source, target = pair.split(":")
-        name = f"{pair}, {options.source_size} source texts" if options.source_size else pair
+        name = f"{pair}, {options.source_size or 'all'} source texts, {options.pool_size} candidates"
         if name not in found:
             places = {"source": source, "target": target, "data_root": options.data_root}
             sizes = {"source_size": options.source_size, "kd.pool_size": options.pool_size}

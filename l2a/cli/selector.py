@@ -82,7 +82,8 @@ def evaluate(
     from rich.box import SIMPLE
     from rich.table import Table
 
-    from l2a.pipeline.selectors import evaluate_policy, open_policy, pair_name
+    from l2a.pipeline.policy_facts import pair_name
+    from l2a.pipeline.selectors import evaluate_policy, open_policy
 
     if updates is not None and updates < 1:
         raise typer.BadParameter(f"{updates} came; at least 1 is needed", param_hint="--updates")

@@ -163,18 +163,24 @@ def mixture_batches(
         done += batches
 
 
-def cycle(positions: NDArray[np.int64], rng: np.random.Generator) -> Iterator[int]:
+def cycle(
+    positions: NDArray[np.int64], rng: np.random.Generator, uses: NDArray[np.int64] | None = None
+) -> Iterator[int]:
     """Go through a set again and again, each time in another order.
 
     Args:
         positions: int64 (n,), the set's texts.
         rng: Source of the orders.
+        uses: int64, how often each text of the joined set was used so far: then those used least come first.
 
     Yields:
         Positions, without end; nothing for an empty set.
     """
     while len(positions):
-        yield from positions[rng.permutation(len(positions))].tolist()
+        order = positions[rng.permutation(len(positions))]
+        if uses is not None:
+            order, uses = order[np.argsort(uses[order], kind="stable")], None
+        yield from order.tolist()
 
 
 def _split(total: int, shares: NDArray[np.float64]) -> list[int]:

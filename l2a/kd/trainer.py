@@ -200,17 +200,21 @@ class KDTrainer:
     ) -> Iterator[NDArray[np.int64]]:
         parts = np.split(np.arange(len(data)), np.cumsum([len(part) for part in sets])[:-1])
         cycles, weights = [cycle(part, self._rng) for part in parts], list(shares)
+        uses = np.zeros(len(data), np.int64)
         every = renewal.every if renewal is not None else max(steps, 1)
         for done in range(0, steps, every):
             if renewal is not None:
                 place = next(number for number, part in enumerate(sets) if part is renewal.pool)
                 pool = data.take(parts[place])
                 kept = renewal.choose(*run_student(self.student, pool.encoded)) if done else renewal.kept
-                # Only this set starts anew: the others go on where they were, as they do for every other method.
-                cycles[place], weights[place] = cycle(parts[place][kept], self._rng), shares[place] * (len(kept) > 0)
+                # Only this set starts anew, with those that were used least: the others go on where they were.
+                cycles[place] = cycle(parts[place][kept], self._rng, uses if done else None)
+                weights[place] = shares[place] * (len(kept) > 0)
             present = [weight if len(part) else 0.0 for weight, part in zip(weights, parts, strict=True)]
             count, lengths = min(every, steps - done), data.encoded.lengths
-            yield from mixture_batches(cycles, present, lengths, self._config.batch_size, count, self._rng)
+            for batch in mixture_batches(cycles, present, lengths, self._config.batch_size, count, self._rng):
+                uses[batch] += 1
+                yield batch
 
     @contextmanager
     def _occurring_tokens_only(self, data: DistillationSet) -> Iterator[DistillationSet]:

@@ -1,7 +1,7 @@
 """Fills the output folder of a run."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ from l2a.config import DistillConfig
 from l2a.files import atomic_write_text
 from l2a.jsontext import to_json
 from l2a.pipeline.context import RunContext
-from l2a.pipeline.selectors import training_facts
+from l2a.pipeline.policy_facts import training_facts
 from l2a.pipeline.students import Round, TrainedStudent
 from l2a.progress import RunProgress
 from l2a.report.augmentations import Augmentations, write_augmentations
@@ -80,15 +80,21 @@ def _round_facts(done: Round) -> dict[str, Any]:
 
 def _write_selector(folder: Path, config: DistillConfig, trained: TrainedStudent) -> None:
     last = trained.rounds[-1].selection
-    facts = {"agent": last.agent, "rounds": [dict(done.selection.diagnostics) for done in trained.rounds]}
+    facts: dict[str, Any] = {
+        "agent": last.agent,
+        "rounds": [dict(done.selection.diagnostics) for done in trained.rounds],
+    }
     if last.policy is not None:
         # It replaces the folder, so it comes first.
-        save_policy(last.policy, folder, _policy_facts(config, last.diagnostics))
+        save_policy(last.policy, folder, _policy_facts(config, facts["rounds"]))
     atomic_write_text(folder / "selection.json", to_json(facts, indent=1) + "\n")
 
 
-def _policy_facts(config: DistillConfig, known: Mapping[str, Any]) -> dict[str, Any]:
-    if "reward_curve" not in known:
+def _policy_facts(config: DistillConfig, rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    if "reward_curve" not in rounds[-1]:
         return {}  # a policy that was trained elsewhere
-    facts = training_facts([config], known["training_steps"], known["steps_per_second"], known["reward_curve"])
-    return {**facts, "used_in_the_last_round": known.get("chosen", "learned policy")}
+    # Each round trains on where the one before it ended.
+    curve = [value for known in rounds for value in known["reward_curve"]]
+    steps = sum(known["training_steps"] for known in rounds)
+    facts = training_facts([config], steps, rounds[-1]["steps_per_second"], curve)
+    return {**facts, "used_in_the_last_round": rounds[-1].get("chosen", "learned policy")}

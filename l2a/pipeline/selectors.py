@@ -14,11 +14,11 @@ from l2a.files import refuse_overwriting
 from l2a.kd.data import DistillationSet
 from l2a.kd.trainer import KDTrainer
 from l2a.pipeline.context import RunContext
+from l2a.pipeline.policy_facts import training_facts
 from l2a.pipeline.rewards import reward_score, score_after
 from l2a.pipeline.students import Drawn, draw_candidates, selection_problem
 from l2a.pipeline.workbench import Workbench, mixture, open_workbench
 from l2a.progress import SILENT, Progress
-from l2a.report.metrics_file import versions
 from l2a.selector.agents import AgentCard, load_agent
 from l2a.selector.episodes import SelectionTask, build_task
 from l2a.selector.features import candidate_features
@@ -220,11 +220,6 @@ def explain_policy(config: DistillConfig, policy: TrainedPolicy, progress: Progr
     return inspect_policy(prepare_pair(config, progress).problem, policy, config.selector, rng)
 
 
-def pair_name(config: DistillConfig) -> str:
-    """Name a pair as it stands in a saved policy, "source:target"."""
-    return f"{config.source}:{config.target}"
-
-
 def _judge(pair: PreparedPair, name: str, selection: Selection, steps: int) -> Verdict:
     kept = np.flatnonzero(selection.kept)
     surrogate = surrogate_reward(build_surrogate(pair.problem), selection.kept)
@@ -252,29 +247,3 @@ def _tasks(problems: Sequence[SelectionProblem], configs: Sequence[DistillConfig
     # One set of columns for all: a pool that lacks an operator has zeros there.
     names = tuple(dict.fromkeys(name for problem in problems for name in candidate_features(problem).names))
     return [build_task(problem, config.selector, names) for problem, config in zip(problems, configs, strict=True)]
-
-
-def training_facts(
-    configs: Sequence[DistillConfig], steps: int, steps_per_second: float, reward_curve: Sequence[float]
-) -> dict[str, Any]:
-    """Say how a policy was trained, for its folder.
-
-    Args:
-        configs: One a pair and seed.
-        steps: Environment steps.
-        steps_per_second: Of the training.
-        reward_curve: Of the training, in nats.
-
-    Returns:
-        Values that JSON can hold.
-    """
-    return {
-        "pairs": list(dict.fromkeys(pair_name(config) for config in configs)),
-        "seeds": sorted({config.seed for config in configs}),
-        "shots": configs[0].shots,
-        "keep_rate": configs[0].selector.keep_rate,
-        "steps": steps,
-        "steps_per_second": round(steps_per_second, 1),
-        "reward_curve": list(reward_curve),
-        "versions": versions(),
-    }

@@ -120,7 +120,7 @@ def _policy_files(folder: Path) -> dict[str, str]:
         description = dict(json.loads((folder / DESCRIPTION).read_text("utf-8")))
         description.pop("facts", None)  # how it was trained changes no choice
         return {DESCRIPTION: fingerprint(description), WEIGHTS: sha256_file(folder / WEIGHTS)}
-    except (OSError, ValueError):  # as above
+    except (OSError, ValueError, TypeError):  # as above
         return {}
 
 

@@ -2,8 +2,8 @@
 
 An episode shows ``steps`` batches of candidates, drawn from the pool without replacement. At each step every
 candidate of the batch is kept or dropped; the head learns from the kept ones; the reward is the gain of the mean
-log-likelihood on the reward split. Kept candidates have equal weight whatever their number, and the episode ends when
-the budget, ``keep_rate`` of all candidates shown, is spent or the last batch was decided.
+log-likelihood on the reward split. Each class counts as the pool has it, whatever was kept of it, and the episode ends
+when the budget, ``keep_rate`` of every batch, is spent or the last batch was decided.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Selection rules without learning: each scores every candidate, and the best-scored share is kept."""
+"""Selection rules without learning: each scores every candidate, and the best-scored share of each class is kept."""
 
 from collections.abc import Callable
 
@@ -110,7 +110,7 @@ def low_variance(problem: SelectionProblem, rng: np.random.Generator) -> Floats:
 
     Wang et al. (NeurIPS 2022, arXiv 2012.02909) state that augmentation is better the smaller the standard deviation
     of the teacher's mean probability. Over draws from the kept set that is proportional to the spread of the kept
-    outputs, so those nearest to the pool's mean are kept (our derivation).
+    outputs, so those nearest to the pool's mean are preferred (our derivation).
 
     Args:
         problem: The pool.

@@ -156,11 +156,11 @@ def _algorithm(
         )
     options, kind = dict(card.hyperparameters), algorithm_class(card)
     environments: VecEnv = VecMonitor(SelectionVecEnv(tasks, card.environments, seed))
-    if card.scale_rewards:
-        # Log-likelihood gains are thousandths, and differ from pool to pool.
-        environments = RewardScale(environments, float(options.get("gamma", 0.99)))
     options |= {"policy_kwargs": {"network": network}, "tensorboard_log": tensorboard}
     try:
+        if card.scale_rewards:
+            # Log-likelihood gains are thousandths, and differ from pool to pool.
+            environments = RewardScale(environments, float(options.get("gamma", 0.99)))
         algorithm: OnPolicyAlgorithm = kind(CandidatePolicy, environments, seed=seed, device="cpu", **options)
     except (TypeError, ValueError, AssertionError) as error:
         reason = " ".join(str(error).split())

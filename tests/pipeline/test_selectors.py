@@ -11,13 +11,13 @@ from l2a.domains.domain import HeldOut
 from l2a.errors import UsageError
 from l2a.pipeline.context import RunContext
 from l2a.pipeline.data import load_run_data
+from l2a.pipeline.policy_facts import pair_name
 from l2a.pipeline.rewards import real_reward
 from l2a.pipeline.rows import run_row
 from l2a.pipeline.selectors import (
     evaluate_policy,
     explain_policy,
     open_policy,
-    pair_name,
     prepare_pair,
     train_selector,
 )
