@@ -136,10 +136,10 @@ def test_a_rule_that_says_so_scores_anew_inside_a_round(config, tmp_path, monkey
 
 
 @pytest.mark.slow
-def test_the_shipped_glitter_scores_anew_and_the_other_rules_do_not(config):
-    changed = override(config, {"selector.agent": "glitter", "kd.rounds": 1, "kd.round_steps": 30})
-    assert run_row(changed, "l2a_student").diagnostics["round_0_rescored"] == 1
-    assert "round_0_rescored" not in run_row(override(changed, {"selector.agent": "llkd"}), "l2a_student").diagnostics
+@pytest.mark.parametrize(("agent", "times"), [("glitter", 1), ("llkd", 1), ("confidence", None)])
+def test_rules_that_follow_the_student_score_anew_and_the_others_do_not(config, agent, times):
+    changed = override(config, {"selector.agent": agent, "kd.rounds": 1, "kd.round_steps": 30})
+    assert run_row(changed, "l2a_student").diagnostics.get("round_0_rescored") == times
 
 
 @pytest.mark.parametrize("agent", ["nearest", "policy"])
