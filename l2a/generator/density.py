@@ -26,7 +26,7 @@ class TargetDensity:
     """A classifier of the two domains and a kernel density of the target's embeddings.
 
     The chain seeks the classifier's log odds by default: they rank held-out target text above source text better (AUC
-    0.93 to 1.00 on the same pairs). They grow without bound along one direction, so a small tau makes caricatures.
+    0.92 to 0.99 on the shipped pairs). They grow without bound along one direction, so a small tau makes caricatures.
 
     Attributes:
         kind: "ratio" or "kde": which of the two ``log_density`` gives.

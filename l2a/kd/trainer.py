@@ -199,7 +199,7 @@ class KDTrainer:
         renewal: Renewal | None,
     ) -> Iterator[NDArray[np.int64]]:
         parts = np.split(np.arange(len(data)), np.cumsum([len(part) for part in sets])[:-1])
-        cycles, weights = [cycle(part, self._rng) for part in parts], list(shares)
+        cycles, used = [cycle(part, self._rng) for part in parts], list(parts)
         uses = np.zeros(len(data), np.int64)
         every = renewal.every if renewal is not None else max(steps, 1)
         for done in range(0, steps, every):
@@ -208,9 +208,9 @@ class KDTrainer:
                 pool = data.take(parts[place])
                 kept = renewal.choose(*run_student(self.student, pool.encoded)) if done else renewal.kept
                 # Only this set starts anew, with those that were used least: the others go on where they were.
-                cycles[place] = cycle(parts[place][kept], self._rng, uses if done else None)
-                weights[place] = shares[place] * (len(kept) > 0)
-            present = [weight if len(part) else 0.0 for weight, part in zip(weights, parts, strict=True)]
+                used[place] = parts[place][kept]
+                cycles[place] = cycle(used[place], self._rng, uses)
+            present = [share if len(part) else 0.0 for share, part in zip(shares, used, strict=True)]
             count, lengths = min(every, steps - done), data.encoded.lengths
             for batch in mixture_batches(cycles, present, lengths, self._config.batch_size, count, self._rng):
                 uses[batch] += 1

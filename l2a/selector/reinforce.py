@@ -1,10 +1,7 @@
 """REINFORCE with a learned baseline (Williams, 1992) as an on-policy algorithm of Stable-Baselines3."""
 
-from typing import Any
-
 import numpy as np
 import torch
-from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -13,17 +10,6 @@ from l2a.selector.whole_episodes import WholeEpisodes
 
 class REINFORCE(WholeEpisodes):
     """Advantage actor-critic whose returns are those of whole episodes, so that no value is bootstrapped."""
-
-    def __init__(self, policy: Any, env: VecEnv, learning_rate: float = 0.01, **options: Any) -> None:
-        """Make the algorithm.
-
-        Args:
-            policy: Class of the policy.
-            env: Many ``SelectionVecEnv`` environments, monitored.
-            learning_rate: Of Adam.
-            **options: As ``WholeEpisodes`` takes them; the critic is the baseline, so ``vf_coef`` is 0.5 by default.
-        """
-        super().__init__(policy, env, learning_rate, **{"vf_coef": 0.5, **options})
 
     def train(self) -> None:
         """Take one step on the first episode of each environment."""

@@ -29,7 +29,7 @@ class WholeEpisodes(OnPolicyAlgorithm):
         for name in ("gamma", "gae_lambda"):
             if options.get(name, 1.0) != 1.0:
                 raise ValueError(f"{name} {options[name]} came; whole episodes are not discounted, so leave it out")
-        defaults = {"ent_coef": 0.0, "vf_coef": 0.0, "max_grad_norm": 1.0}
+        defaults = {"ent_coef": 0.0, "vf_coef": 0.5, "max_grad_norm": 1.0}
         fixed: dict[str, Any] = {"gamma": 1.0, "gae_lambda": 1.0, "use_sde": False, "sde_sample_freq": -1}
         fixed |= {"supported_action_spaces": (spaces.MultiBinary,)}
         steps = int(env.get_attr("episode_steps")[0])
