@@ -34,7 +34,6 @@ class SelectionTask:
         features: The candidates' fixed features, float32 (N, F).
         surrogate: What the heads learn from.
         unit_embeddings: float32 (N, e), rows of length 1, for the cosine to what was selected.
-        classes: int64 (N,), the class that the teacher predicts.
         batch: Candidates in one step.
         steps: Steps in an episode.
         budget: Candidates that an episode may keep.
@@ -43,7 +42,6 @@ class SelectionTask:
     features: CandidateFeatures
     surrogate: Surrogate
     unit_embeddings: Floats
-    classes: NDArray[np.int64]
     batch: int
     steps: int
     budget: int
@@ -51,6 +49,11 @@ class SelectionTask:
     def __len__(self) -> int:
         """Return the number of candidates in the pool."""
         return len(self.classes)
+
+    @property
+    def classes(self) -> NDArray[np.int64]:
+        """The class that the teacher predicts for each candidate, int64 (N,)."""
+        return self.surrogate.classes
 
     @property
     def candidate_width(self) -> int:
@@ -82,7 +85,6 @@ def build_task(
         features=candidate_features(problem, names),
         surrogate=build_surrogate(problem),
         unit_embeddings=_unit_embeddings(problem.pool.teacher.embeddings),
-        classes=problem.classes,
         batch=batch,
         steps=steps,
         budget=max(1, round(config.keep_rate * batch)) * steps,  # as ``score_pool`` spends it
