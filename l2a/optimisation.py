@@ -5,6 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+STEPS_AHEAD = 2.5
+"""Middle of the few steps that ``update_slopes`` speaks of."""
+
 
 def adamw(groups: Sequence[tuple[Sequence[nn.Parameter], float]], weight_decay: float = 0.01) -> torch.optim.AdamW:
     """Build bias-corrected AdamW, fused, without decay on biases and norms.
@@ -47,3 +50,45 @@ def linear_schedule(
         return max(floor, (total_steps - step) / max(1, total_steps - warmup))
 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, scale)
+
+
+def carry_second_moments(source: torch.optim.Optimizer, target: torch.optim.Optimizer) -> None:
+    """Give an AdamW another's second moments and number of steps, but no momentum.
+
+    Args:
+        source: Has taken some steps; without any, nothing is carried.
+        target: Of parameters of the same shapes in the same order.
+    """
+    groups = zip(source.param_groups, target.param_groups, strict=True)
+    pairs = [pair for old, new in groups for pair in zip(old["params"], new["params"], strict=True)]
+    for old, new in pairs:
+        if state := source.state.get(old):
+            carried = {name: value.clone() for name, value in state.items()}
+            target.state[new] = carried | {"exp_avg": torch.zeros_like(state["exp_avg"])}
+
+
+def update_slopes(optimizer: torch.optim.Optimizer) -> dict[nn.Parameter, torch.Tensor]:
+    """Differentiate the next few updates of an AdamW by the gradient, weight by weight.
+
+    With a gradient g that stays the same, an update is g / sqrt((1 - c) v + c g^2), v the second moment so far and c
+    the weight that some steps give to g^2; its derivative is (1 - c) v / ((1 - c) v + c g^2)^(3/2). A weight that was
+    never used, v = 0, only follows the sign of its gradient: the derivative is 0.
+
+    Args:
+        optimizer: Its parameters hold g as their gradients; where it has taken no step yet, v is g^2.
+
+    Returns:
+        By parameter, tensors of its shape, at least 0.
+    """
+    slopes = {}
+    for group in optimizer.param_groups:
+        beta, eps = group["betas"][1], group["eps"]
+        share = 1 - beta**STEPS_AHEAD
+        for parameter in group["params"]:
+            if parameter.grad is None:
+                continue
+            squared, state = parameter.grad.square(), optimizer.state.get(parameter)
+            moment = state["exp_avg_sq"] / (1 - beta ** float(state["step"])) if state else squared
+            root = ((1 - share) * moment + share * squared).sqrt() + eps
+            slopes[parameter] = (1 - share) * moment / root**3
+    return slopes

@@ -11,7 +11,7 @@ from l2a.domains.load import load_domain
 from l2a.encoding import EncodedTexts, encode
 from l2a.examples import Examples
 from l2a.kd.config import KDConfig
-from l2a.kd.trainer import run_student
+from l2a.kd.inference import run_student
 from l2a.optimisation import adamw, linear_schedule
 from l2a.pipeline.teachers import fine_tuned
 from l2a.students.build import build_student

@@ -34,21 +34,18 @@ CORES = 2
 ENVIRONMENTS = 32
 
 
-def invented_problem(size: int = 1600, width: int = 88, reward: int = 32) -> SelectionProblem:
-    """Make a pool of the default size and a student of the default width, of noise: speed does not depend on it."""
+def invented_problem(size: int = 1600) -> SelectionProblem:
+    """Make a pool of the default size, of noise: speed does not depend on it."""
     rng = np.random.default_rng(0)
     values = {name: rng.normal(size=shape).astype(np.float32) for name, shape in (
-        ("features", (size, width)), ("logits", (size, 2)), ("head", (width, 2)), ("reward", (reward, width)),
-        ("embeddings", (size, 384)),
+        ("logits", (size, 2)), ("influences", (size,)), ("embeddings", (size, 384)),
     )}  # fmt: skip
     numbers = rng.random((4, size)).astype(np.float32)
     names = tuple(("a text",) for _ in range(size))
     operators = tuple(rng.choice(["source", "knn", "mix"], size).tolist())
     teacher = TeacherOutputs(values["logits"], values["embeddings"])
     pool = CandidatePool(names, ("source:0",) * size, operators, numbers[0], teacher, *numbers[1:])
-    labels = np.arange(reward, dtype=np.int64) % 2
-    bias = np.zeros(2, np.float32)
-    return SelectionProblem(pool, values["features"], values["logits"], values["head"], bias, values["reward"], labels)
+    return SelectionProblem(pool, values["logits"], values["influences"])
 
 
 def count_steps(seconds: float) -> tuple[float, float]:

@@ -1,11 +1,12 @@
-"""How much any selector could gain: what random selections of a pool are worth after a whole round.
+"""How much a selector could gain: what selections of one pool are worth after a whole round.
 
     python benchmarks/selector/headroom.py --data-root DATA --pair A.jsonl:B.jsonl
 
-Several random halves of one pool are each distilled on for a round, from the same student, in two orders of the
-batches, and judged on the target's large dev split. If two orders of one half differ as much as two halves do, which
-candidates are kept does not matter at this budget. Writes ``benchmarks/results/selector_headroom.json``, a pair at a
-time, and leaves alone the pairs that it holds.
+Of one pool are kept the half that the surrogate finds best, the half that it finds worst, the half that a surrogate
+finds best which reads half of the target's large dev split in place of the few texts of the reward split, and random
+halves. Each is distilled on for a round, from the same student, in two orders of the batches, and judged on the other
+half of the dev split. Writes ``benchmarks/results/selector_headroom.json``, a pair at a time, and leaves alone the
+pairs that it holds.
 """
 
 import argparse
@@ -15,15 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from scipy.stats import spearmanr
 
 from l2a.config import DistillConfig, load_config, override
 from l2a.encoding import encode
+from l2a.examples import Examples
 from l2a.files import atomic_write_text
 from l2a.jsontext import to_json
-from l2a.kd.trainer import run_student
-from l2a.pipeline.rewards import reward_score
+from l2a.kd.inference import run_student
+from l2a.kd.separation import separation
+from l2a.pipeline.rewards import REAL_POOL, candidate_influences, reward_score
 from l2a.pipeline.selectors import PreparedPair, prepare_pair
 from l2a.pipeline.workbench import mixture
 from l2a.selector.problem import keep_best
@@ -32,46 +35,57 @@ RESULTS = Path(__file__).parents[1] / "results" / "selector_headroom.json"
 ORDERS = 2
 
 
-def measure(config: DistillConfig, selections: int) -> dict[str, Any]:
-    """Judge random halves of a pair's first pool.
+def measure(config: DistillConfig, random_halves: int) -> dict[str, Any]:
+    """Judge halves of a pair's first pool.
 
     Args:
         config: The pair and the budget.
-        selections: How many halves.
+        random_halves: How many of the halves are random.
 
     Returns:
-        Accuracies and scores of each half and order, and what they say.
+        What each half is worth after a round, and a round without candidates.
     """
     pair, rng = prepare_pair(config), np.random.default_rng([config.seed, 9])
-    size = len(pair.drawn.pool.inputs)
-    rate, classes = config.selector.keep_rate, pair.problem.classes
-    halves = [np.flatnonzero(keep_best(rng.random(size, np.float32), rate, classes)) for _ in range(selections)]
-    assert pair.problem.real_reward is not None
-    second_tier = [pair.problem.real_reward(np.isin(np.arange(size), half)) for half in halves]
-    rounds = np.array([[after_round(pair, half, order) for order in range(ORDERS)] for half in halves])
-    everything = [after_round(pair, np.arange(size), order) for order in range(ORDERS)]
-    nothing = [after_round(pair, None, order) for order in range(ORDERS)]
-    return {
-        "dev_accuracy_of_halves": rounds[..., 0].tolist(),
-        "dev_accuracy_of_all": float(np.mean(everything, axis=0)[0]),
-        "dev_accuracy_without_candidates": float(np.mean(nothing, axis=0)[0]),
-        **spread(rounds[..., 0]),
-        "second_tier_against_dev_accuracy": correlation(second_tier, rounds[..., 0].mean(1)),
-        "reward_split_against_dev_accuracy": correlation(rounds[..., 1].mean(1), rounds[..., 0].mean(1)),
-        "dev_examples": len(pair.bench.context.data.target.dev),
-    }
+    dev = pair.bench.context.data.target.dev
+    order, middle = rng.permutation(len(dev.labels)), len(dev.labels) // 2
+    seen, unseen = dev.take(order[:middle]), dev.take(order[middle:])
+    candidates = pair.drawn.candidates
+    few = candidates.take(rng.permutation(len(candidates))[:REAL_POOL])
+    of_dev = candidate_influences(pair.bench, candidates, few, pair.bench.examples(seen))
+    of_reward = pair.problem.influences
+    scores = {"best_by_reward_split": of_reward, "worst_by_reward_split": -of_reward, "best_by_dev_split": of_dev}
+    scores |= {f"random_{i}": rng.random(len(candidates), np.float32) for i in range(random_halves)}
+    found: dict[str, Any] = {"judged_on": len(unseen.labels), "best_by_dev_split_reads": middle}
+    for name, values in scores.items():
+        kept = keep_best(values, config.selector.keep_rate, pair.problem.classes)
+        found[name] = after_rounds(pair, np.flatnonzero(kept), unseen)
+    found["without_candidates"] = after_rounds(pair, None, unseen)
+    found["random"] = mean_of([found.pop(f"random_{i}") for i in range(random_halves)])
+    found["rewards_agree"] = float(np.corrcoef(of_reward, of_dev)[0, 1])
+    return found
 
 
-def after_round(pair: PreparedPair, kept: NDArray[np.int64] | None, order: int) -> tuple[float, float]:
+def after_rounds(pair: PreparedPair, kept: NDArray[np.int64] | None, judges: Examples) -> dict[str, float]:
+    """Judge a round on some candidates, the mean over the orders."""
+    return mean_of([after_round(pair, kept, judges, order) for order in range(ORDERS)])
+
+
+def mean_of(found: list[dict[str, float]]) -> dict[str, float]:
+    """Average numbers of the same names."""
+    return {name: float(np.mean([one[name] for one in found])) for name in found[0]}
+
+
+def after_round(pair: PreparedPair, kept: NDArray[np.int64] | None, judges: Examples, order: int) -> dict[str, float]:
     """Distil for as many updates as a round, from the warmed-up student on a schedule of its own, and take it back.
 
     Args:
         pair: The pair.
         kept: Positions of the candidates, or None for a round without any.
+        judges: Labelled target texts.
         order: Number of the order of the batches.
 
     Returns:
-        Accuracy on the dev split, and the score of the reward split.
+        Accuracy and separation of the judges, and separation of the reward split.
     """
     bench, context = pair.bench, pair.bench.context
     weights, steps = bench.student.snapshot(), context.config.kd.round_steps
@@ -80,23 +94,14 @@ def after_round(pair: PreparedPair, kept: NDArray[np.int64] | None, order: int) 
     trainer = bench.trainer.on_trial(trial, context.data.splits.choice, length, order)
     trainer.train(*mixture(bench, None if kept is None else pair.drawn.candidates.take(kept)), steps)
     trainer.restore_best()
-    dev = context.data.target.dev
-    predicted = run_student(bench.student, encode(bench.student.tokenizer, dev.inputs, length))[0].argmax(1)
-    result = float(np.mean(predicted == dev.labels)), reward_score(bench)
+    logits = run_student(bench.student, encode(bench.student.tokenizer, judges.inputs, length))[0]
+    result = {
+        "accuracy": float(np.mean(logits.argmax(axis=1) == judges.labels)),
+        "separation": float(separation(torch.from_numpy(logits), torch.from_numpy(judges.labels))),
+        "separation_of_reward_split": reward_score(bench),
+    }
     bench.student.restore(weights)
     return result
-
-
-def spread(accuracy: NDArray[np.float64]) -> dict[str, float]:
-    """Split the variance of accuracies (S, R) into that between selections and that between orders of one."""
-    within = accuracy.var(axis=1, ddof=1).mean()
-    between = max(0.0, accuracy.mean(axis=1).var(ddof=1) - within / accuracy.shape[1])
-    return {"deviation_between_selections": between**0.5, "deviation_between_orders": within**0.5}
-
-
-def correlation(first: Any, second: Any) -> float:
-    """Spearman correlation."""
-    return float(spearmanr(first, second).statistic)
 
 
 def main() -> None:
@@ -106,7 +111,7 @@ def main() -> None:
     parser.add_argument("--pair", action="append", default=[], metavar="SOURCE:TARGET", help="may be repeated")
     parser.add_argument("--source-size", type=int, help="labelled source texts; all without it")
     parser.add_argument("--pool-size", type=int, default=2400, help="as in the card `selectors`")
-    parser.add_argument("--selections", type=int, default=10)
+    parser.add_argument("--random-halves", type=int, default=3)
     parser.add_argument("--preset", default="screening")
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
@@ -118,9 +123,9 @@ def main() -> None:
             places = {"source": source, "target": target, "data_root": options.data_root}
             sizes = {"source_size": options.source_size, "kd.pool_size": options.pool_size}
             config = override(load_config(options.preset), {**places, **sizes})
-            found[name] = measure(config, options.selections)
+            found[name] = measure(config, options.random_halves)
             atomic_write_text(options.output, to_json(found, indent=1) + "\n")
-            print(name, {key: value for key, value in found[name].items() if isinstance(value, float)}, flush=True)
+            print(name, found[name], flush=True)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
     python benchmarks/selector/policies.py --data-root DATA
 
 They go to ``policies/without_PAIR`` and ``policies/all``; a folder that holds a policy is left alone, so that an
-interrupted run goes on where it was.
+interrupted run goes on where it was. Each pair gives one pool a seed: the reward split of one pool is a few dozen
+texts, and what only they say shall not be learned.
 """
 
 import argparse
@@ -20,19 +21,24 @@ def main() -> None:
     parser.add_argument("--data-root", required=True, help="folder of the card's domain files")
     parser.add_argument("--output", type=Path, default=Path("policies"))
     parser.add_argument("--card", default="transfer")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, default=2, help="pools of each pair")
     options = parser.parse_args()
     card = load_experiment(options.card)
-    configs = {pair.name: config_of(card, pair, options.data_root, options.seed) for pair in card.pairs}
+    configs = {
+        pair.name: [config_of(card, pair, options.data_root, seed) for seed in range(options.seeds)]
+        for pair in card.pairs
+    }
     wanted = {f"without_{left_out}": [name for name in configs if name != left_out] for left_out in configs}
     wanted["all"] = list(configs)
     missing = {name: pairs for name, pairs in wanted.items() if not (options.output / name / "policy.json").exists()}
-    problems = {name: surrogate_problem(config) for name, config in configs.items()} if missing else {}
+    needed = configs if missing else {}
+    problems = {name: [surrogate_problem(config) for config in pools] for name, pools in needed.items()}
     for name, pairs in missing.items():
-        # As many steps for each pair as a run takes for its own.
-        steps = {"selector.training_steps": len(pairs) * configs[pairs[0]].selector.training_steps}
-        chosen = ([problems[pair] for pair in pairs], [override(configs[pair], steps) for pair in pairs])
-        print(f"{name}: {train_on(*chosen, options.output / name).steps} steps", flush=True)
+        pools = [problem for pair in pairs for problem in problems[pair]]
+        # As many steps for each pool as a run takes for its own.
+        steps = {"selector.training_steps": len(pools) * configs[pairs[0]][0].selector.training_steps}
+        of_pools = [override(config, steps) for pair in pairs for config in configs[pair]]
+        print(f"{name}: {train_on(pools, of_pools, options.output / name).steps} steps", flush=True)
 
 
 def config_of(card: ExperimentCard, pair: Pair, data_root: str, seed: int) -> DistillConfig:

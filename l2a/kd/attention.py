@@ -13,7 +13,7 @@ import torch
 
 from l2a.errors import UsageError
 from l2a.kd.data import Batch
-from l2a.kd.losses import attention_loss
+from l2a.kd.losses import Reduction, attention_loss
 from l2a.precision import mixed_precision
 from l2a.students.student import Student
 from l2a.teacher.model import Teacher
@@ -63,7 +63,7 @@ class AttentionTransfer:
     def _keep_map(self, model: torch.nn.Module, arguments: tuple[Any, ...], outputs: Any) -> None:
         self._map = outputs.attentions[-1]
 
-    def loss(self, batch: Batch, tokens: torch.Tensor | None) -> torch.Tensor:
+    def loss(self, batch: Batch, tokens: torch.Tensor | None, reduction: Reduction = "mean") -> torch.Tensor:
         """Compare the maps of the batch that the watched student read last.
 
         The student's map is the one it used: in training with dropout.
@@ -71,9 +71,10 @@ class AttentionTransfer:
         Args:
             batch: What it read, with input_ids.
             tokens: int64 (U,), the teacher's token of each id in the batch; None where they are the teacher's.
+            reduction: "mean" over the texts, or "none".
 
         Returns:
-            float32 (), see ``attention_loss``.
+            float32 () or (B,), see ``attention_loss``.
 
         Raises:
             UsageError: If the student read embeddings, for which the teacher has no tokens.
@@ -89,7 +90,7 @@ class AttentionTransfer:
             inputs["token_type_ids"] = batch["token_type_ids"]
         with torch.no_grad(), mixed_precision(mask.device):
             taught = self._encoder(**inputs, output_attentions=True).attentions[-1]
-        return attention_loss(self._map.float(), taught.float(), mask)
+        return attention_loss(self._map.float(), taught.float(), mask, reduction)
 
 
 def _ask_for_maps(

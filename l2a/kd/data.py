@@ -78,13 +78,13 @@ class Renewal:
         pool: One of the sets that the student is trained on.
         kept: int64, positions in the pool that are in use at first.
         every: Updates after which they are chosen anew.
-        choose: Gives the positions in use from the student's logits (N, C) and features (N, h) of the pool.
+        choose: Gives the positions in use from the student's logits of the pool (N, C).
     """
 
     pool: DistillationSet
     kept: NDArray[np.int64]
     every: int
-    choose: Callable[[NDArray[np.float32], NDArray[np.float32]], NDArray[np.int64]]
+    choose: Callable[[NDArray[np.float32]], NDArray[np.int64]]
 
 
 def join(sets: Sequence[DistillationSet]) -> DistillationSet:

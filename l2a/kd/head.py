@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from l2a.kd.data import DistillationSet
-from l2a.kd.trainer import run_student
+from l2a.kd.inference import run_student
 from l2a.students.student import Student
 
 

@@ -1,7 +1,12 @@
 """Distillation losses: sums over classes, means over examples."""
 
+from typing import Literal
+
 import torch
 from torch.nn import functional
+
+Reduction = Literal["mean", "none"]
+"""The mean over the examples, or one loss an example."""
 
 
 def soft_label_loss(student_logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -28,6 +33,7 @@ def distillation_loss(
     labels: torch.Tensor,
     temperature: float,
     alpha: float,
+    reduction: Reduction = "mean",
 ) -> torch.Tensor:
     """Soft labels everywhere, cross-entropy where a real label exists.
 
@@ -40,20 +46,25 @@ def distillation_loss(
         labels: int64 (B,), -1 where only the teacher's label exists (augmented text).
         temperature: T, above 0.
         alpha: Weight of the soft-label term, 0 to 1.
+        reduction: "mean" over the B examples, or "none".
 
     Returns:
-        float32 (), mean over the B examples.
+        float32 (), or (B,) without reduction.
     """
     student = functional.log_softmax(student_logits / temperature, dim=1)
     teacher = functional.log_softmax(teacher_logits / temperature, dim=1)
     soft = temperature**2 * functional.kl_div(student, teacher, reduction="none", log_target=True).sum(1)
     hard = functional.cross_entropy(student_logits, labels.clamp(min=0), reduction="none")
     real = (labels >= 0).to(soft.dtype)
-    return (soft * (1 - real * (1 - alpha)) + hard * real * (1 - alpha)).mean()
+    losses = soft * (1 - real * (1 - alpha)) + hard * real * (1 - alpha)
+    return losses.mean() if reduction == "mean" else losses
 
 
 def hidden_state_loss(
-    student_states: torch.Tensor, teacher_states: torch.Tensor, projection: torch.Tensor
+    student_states: torch.Tensor,
+    teacher_states: torch.Tensor,
+    projection: torch.Tensor,
+    reduction: Reduction = "mean",
 ) -> torch.Tensor:
     """Mean squared distance of projected student states to teacher states, both on the unit sphere.
 
@@ -64,16 +75,21 @@ def hidden_state_loss(
         student_states: float32 (B, h).
         teacher_states: float32 (B, d).
         projection: float32 (h, d), learned and dropped on export.
+        reduction: "mean" over the B examples, or "none".
 
     Returns:
-        float32 (), mean over the B examples, 0 to 4.
+        float32 (), or (B,) without reduction, 0 to 4.
     """
     projected = functional.normalize(student_states @ projection, dim=1)
-    return (projected - functional.normalize(teacher_states, dim=1)).pow(2).sum(1).mean()
+    losses = (projected - functional.normalize(teacher_states, dim=1)).pow(2).sum(1)
+    return losses.mean() if reduction == "mean" else losses
 
 
 def attention_loss(
-    student_attention: torch.Tensor, teacher_attention: torch.Tensor, attention_mask: torch.Tensor
+    student_attention: torch.Tensor,
+    teacher_attention: torch.Tensor,
+    attention_mask: torch.Tensor,
+    reduction: Reduction = "mean",
 ) -> torch.Tensor:
     """Mean squared difference of the head-averaged attention of the last layers, over pairs of real tokens.
 
@@ -88,11 +104,13 @@ def attention_loss(
         student_attention: float32 (B, H_S, L, L), rows sum to 1.
         teacher_attention: float32 (B, H_T, L, L).
         attention_mask: int64 (B, L), 1 for real tokens.
+        reduction: "mean" over the B examples, or "none".
 
     Returns:
-        float32 (), mean over the B examples, 0 iff the averaged maps agree on all pairs of real tokens.
+        float32 (), or (B,) without reduction, 0 iff the averaged maps agree on all pairs of real tokens.
     """
     real = attention_mask.bool()
     pairs = real[:, :, None] & real[:, None, :]
     difference = (student_attention.mean(dim=1) - teacher_attention.mean(dim=1)).masked_fill(~pairs, 0.0)
-    return (difference.pow(2).sum(dim=(1, 2)) / pairs.sum(dim=(1, 2)).clamp(min=1)).mean()
+    losses = difference.pow(2).sum(dim=(1, 2)) / pairs.sum(dim=(1, 2)).clamp(min=1)
+    return losses.mean() if reduction == "mean" else losses

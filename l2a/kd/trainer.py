@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.special import log_softmax
 from torch import nn
 
 from l2a.distributed import join_processes, process_count, process_rank, sum_gradients
@@ -26,19 +25,18 @@ from l2a.kd.data import (
     mixture_batches,
     read_tokens,
 )
+from l2a.kd.inference import calibrated_log_likelihood, run_student
 from l2a.kd.lelp import Subclasses, subclass_targets
-from l2a.kd.losses import distillation_loss, hidden_state_loss
+from l2a.kd.losses import Reduction, distillation_loss, hidden_state_loss
 from l2a.kd.occurring import compact_embeddings, occurring_tokens
 from l2a.kd.subclass_head import FoldParity, refit_output_layer, subclass_head, subclass_loss
-from l2a.optimisation import adamw, linear_schedule
+from l2a.optimisation import adamw, carry_second_moments, linear_schedule, update_slopes
 from l2a.precision import mixed_precision
 from l2a.progress import SILENT, Progress
 from l2a.randomness import seeded
 from l2a.students.student import Student
 from l2a.teacher.model import Teacher
 from l2a.teacher.outputs import TeacherOutputs
-
-CALIBRATION_TEMPERATURES = np.geomspace(0.25, 16.0, 25)
 
 
 class KDTrainer:
@@ -128,6 +126,9 @@ class KDTrainer:
     def on_trial(self, config: KDConfig, choice: Examples, max_length: int, order: int = 0) -> "KDTrainer":
         """Make a trainer for steps that will be taken back: the same student and terms of the loss, another budget.
 
+        It knows each weight's second moment from the run, so that its first steps are those of an optimiser under way;
+        without momentum, which would push all trials alike.
+
         Args:
             config: Rates and budget.
             choice: The split that its looks score.
@@ -145,6 +146,7 @@ class KDTrainer:
             trial.learn_subclasses(self._subclasses)
             assert trial._head is not None
             trial._head.load_state_dict(self._head.state_dict())
+        carry_second_moments(self._optimizer, trial._optimizer)
         return trial
 
     def train(
@@ -206,7 +208,7 @@ class KDTrainer:
             if renewal is not None:
                 place = next(number for number, part in enumerate(sets) if part is renewal.pool)
                 pool = data.take(parts[place])
-                kept = renewal.choose(*run_student(self.student, pool.encoded)) if done else renewal.kept
+                kept = renewal.choose(run_student(self.student, pool.encoded)[0]) if done else renewal.kept
                 # Only this set starts anew, with those that were used least: the others go on where they were.
                 used[place] = parts[place][kept]
                 cycles[place] = cycle(used[place], self._rng, uses)
@@ -244,36 +246,87 @@ class KDTrainer:
         self._schedule.step()
         self.steps_done += 1
 
-    def _loss(self, data: DistillationSet, indices: NDArray[np.int64]) -> torch.Tensor:
+    def _loss(self, data: DistillationSet, indices: NDArray[np.int64], reduction: Reduction = "mean") -> torch.Tensor:
         batch, taught = self.read_batch(self.student, data, indices)
-        with mixed_precision(self._device, on_cpu=False):
+        fast = mixed_precision(self._device, on_cpu=False) if self.student.model.training else nullcontext()
+        with fast:
             logits, features = self.student(batch)
-        loss = self._label_loss(taught, data.labels[indices], logits.float(), features.float())
+        loss = self._label_loss(taught, data.labels[indices], logits.float(), features.float(), reduction)
         if self._config.hidden_weight:
             states = torch.from_numpy(taught.embeddings).to(self._device)
-            loss = loss + self._config.hidden_weight * hidden_state_loss(features.float(), states, self._projection)
+            loss = loss + self._config.hidden_weight * hidden_state_loss(
+                features.float(), states, self._projection, reduction
+            )
         if self._attention is not None:
             tokens = None if self._table is None else torch.from_numpy(self._table[0]).to(self._device)
-            loss = loss + self._config.attention_weight * self._attention.loss(batch, tokens)
-        if not torch.isfinite(loss):
-            raise RunError(f"kd: the loss is {loss.item()} at step {self.steps_done}; lower kd.learning_rate")
+            loss = loss + self._config.attention_weight * self._attention.loss(batch, tokens, reduction)
+        if not torch.isfinite(loss).all():
+            raise RunError(f"kd: the loss is {loss.mean().item()} at step {self.steps_done}; lower kd.learning_rate")
         return loss
 
     def _label_loss(
-        self, taught: TeacherOutputs, classes: NDArray[np.int64], logits: torch.Tensor, features: torch.Tensor
+        self,
+        taught: TeacherOutputs,
+        classes: NDArray[np.int64],
+        logits: torch.Tensor,
+        features: torch.Tensor,
+        reduction: Reduction,
     ) -> torch.Tensor:
         config = self._config
         if self._head is not None and self._subclasses is not None:
             softness = (config.temperature, config.subclass_temperature)
             targets = torch.from_numpy(subclass_targets(self._subclasses, taught, *softness)).to(self._device)
-            return subclass_loss(features, self._head, self.student.output, targets, self._subclasses.counts)
+            return subclass_loss(features, self._head, self.student.output, targets, self._subclasses.counts, reduction)
         teacher_logits = torch.from_numpy(taught.logits).to(self._device)
         labels = torch.from_numpy(classes).to(self._device)
-        return distillation_loss(logits, teacher_logits, labels, config.temperature, config.alpha)
+        return distillation_loss(logits, teacher_logits, labels, config.temperature, config.alpha, reduction)
 
     @property
     def _trained_parameters(self) -> list[nn.Parameter]:
         return [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
+
+    def losses(self, data: DistillationSet) -> NDArray[np.float32]:
+        """Measure the loss of each text, without dropout and in full precision.
+
+        Args:
+            data: N texts.
+
+        Returns:
+            float32 (N,).
+        """
+        found = np.zeros(len(data), np.float32)
+        with self._measuring(), torch.no_grad():
+            for indices in inference_batches(data.encoded):
+                found[indices] = self._loss(data, indices, "none").cpu().numpy()
+        return found
+
+    def step_per_gradient(self, data: DistillationSet) -> list[torch.Tensor]:
+        """Say how far each weight moves in the next update for a small change of its gradient, at a rate of 1.
+
+        An update moves a weight by m / sqrt(v). Its derivative by the gradient, around the mean gradient of ``data``
+        that is clipped as in training and enters v too.
+
+        Args:
+            data: Texts of which an update is made.
+
+        Returns:
+            Tensors of the shapes of ``student.model.parameters()``, in their order; 0 where nothing is trained.
+        """
+        with self._measuring():
+            for part in inference_batches(data.encoded):
+                (self._loss(data, part) * (len(part) / len(data))).backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_([p for p in self._trained_parameters if p is not self._projection], 1.0)
+        slopes = update_slopes(self._optimizer)
+        self._optimizer.zero_grad(set_to_none=True)
+        return [slopes.get(p, torch.zeros_like(p)) for p in self.student.model.parameters()]
+
+    @contextmanager
+    def _measuring(self) -> Iterator[None]:
+        training = self.student.model.training
+        self.student.model.eval()
+        with self._attention.watching() if self._attention is not None else nullcontext():
+            yield
+        self.student.model.train(training)
 
     def _is_out_of_patience(self) -> bool:
         return self._config.patience is not None and self._looks_without_gain >= self._config.patience
@@ -331,43 +384,3 @@ class KDTrainer:
     @property
     def _device(self) -> torch.device:
         return self.student.output.weight.device
-
-
-def run_student(student: Student, encoded: EncodedTexts) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Run the student over texts, in eval mode; its mode is restored after.
-
-    Args:
-        student: Any student.
-        encoded: N texts in its tokens.
-
-    Returns:
-        Logits, float32 (N, C), and output-layer features, float32 (N, h).
-    """
-    logits = np.zeros((len(encoded), student.output.out_features), np.float32)
-    features = np.zeros((len(encoded), student.output.in_features), np.float32)
-    training, device = student.model.training, student.output.weight.device
-    student.model.eval()
-    with torch.inference_mode():
-        for indices in inference_batches(encoded):
-            batch_logits, batch_features = student(encoded.padded(indices, device))
-            logits[indices], features[indices] = batch_logits.cpu().numpy(), batch_features.cpu().numpy()
-    student.model.train(training)
-    return logits, features
-
-
-def calibrated_log_likelihood(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
-    """Mean log-probability of the right class at the temperature that suits the logits best.
-
-    A student of a confident teacher grows confident too; without the temperature the score would prefer states that
-    are hardly trained over ones that rank better (temperature scaling: Guo et al., 2017).
-
-    Args:
-        logits: float32 (N, C).
-        labels: int64 (N,).
-
-    Returns:
-        A number of nats, at most 0.
-    """
-    scaled = logits[None].astype(np.float64) / CALIBRATION_TEMPERATURES[:, None, None]
-    log_probabilities = log_softmax(scaled, axis=2)
-    return float(log_probabilities[:, np.arange(len(labels)), labels].mean(axis=1).max())

@@ -14,7 +14,7 @@ from l2a.encoding import encode
 from l2a.errors import UsageError
 from l2a.evaluation.baselines import FittedBaseline, frozen_teacher_logreg, tfidf_logreg, vector_sum_logreg
 from l2a.examples import TextInput
-from l2a.kd.trainer import run_student
+from l2a.kd.inference import run_student
 from l2a.pipeline.augmented import train_augmented_student, train_fine_tuned_student
 from l2a.pipeline.context import RunContext
 from l2a.pipeline.students import TrainedStudent, train_l2a_student, train_plain_student

@@ -12,10 +12,9 @@ from l2a.generator.pool import CandidatePool, draw_pool
 from l2a.generator.problem import GeneratorProblem, vocabulary
 from l2a.kd.data import DistillationSet, Renewal, join
 from l2a.kd.gradients import embedding_gradients
-from l2a.kd.head import fit_head
-from l2a.kd.trainer import run_student
+from l2a.kd.inference import run_student
 from l2a.pipeline.context import RunContext
-from l2a.pipeline.rewards import REAL_POOL, real_reward
+from l2a.pipeline.rewards import REAL_POOL, candidate_influences, real_reward
 from l2a.pipeline.workbench import Workbench, open_workbench
 from l2a.selector.agents import load_agent
 from l2a.selector.problem import Selection, SelectionProblem
@@ -143,8 +142,8 @@ def _distil_kept(
         return selection
     chosen = [selection]
 
-    def choose(logits: NDArray[np.float32], features: NDArray[np.float32]) -> NDArray[np.int64]:
-        now = replace(problem, student_logits=logits, student_features=features)
+    def choose(logits: NDArray[np.float32]) -> NDArray[np.int64]:
+        now = replace(problem, student_logits=logits)
         chosen.append(select(now, config, rng))
         return np.flatnonzero(chosen[-1].kept)
 
@@ -214,20 +213,13 @@ def selection_problem(bench: Workbench, drawn: Drawn) -> SelectionProblem:
         drawn: The pool.
 
     Returns:
-        The problem; its only labels are those of the reward split.
+        The problem.
     """
-    student, candidates = bench.student, drawn.candidates
-    logits, features = run_student(student, candidates.encoded)
-    _, reward_features = run_student(student, bench.reward.encoded)
-    judged = np.random.default_rng([bench.context.config.seed, 8]).permutation(len(logits)) < REAL_POOL
-    weight, bias = fit_head(run_student(student, bench.target.encoded)[1], bench.target.teacher.probabilities())
+    candidates = drawn.candidates
+    judged = np.random.default_rng([bench.context.config.seed, 8]).permutation(len(candidates)) < REAL_POOL
     return SelectionProblem(
         pool=drawn.pool,
-        student_features=features,
-        student_logits=logits,
-        head_weight=np.ascontiguousarray(weight.T),
-        head_bias=bias,
-        reward_features=reward_features,
-        reward_labels=bench.reward.labels,
+        student_logits=run_student(bench.student, candidates.encoded)[0],
+        influences=candidate_influences(bench, candidates, candidates.take(np.flatnonzero(judged)), bench.reward),
         real_reward=lambda kept: real_reward(bench, candidates.take(np.flatnonzero(kept & judged))),
     )

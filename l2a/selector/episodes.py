@@ -1,8 +1,8 @@
 """Selection as a Markov decision process, many episodes side by side in one numpy call (our derivation).
 
 An episode shows ``steps`` batches of candidates, drawn from the pool without replacement. At each step every
-candidate of the batch is kept or dropped; the head learns from the kept ones; the reward is the gain of the mean
-log-likelihood on the reward split. Each class counts as the pool has it, whatever was kept of it, and the episode ends
+candidate of the batch is kept or dropped; the reward is what that adds to the gain that the kept ones promise on the
+reward split. Each class counts as the pool has it, whatever was kept of it, and the episode ends
 when the budget, ``keep_rate`` of every batch, is spent or the last batch was decided.
 """
 
@@ -16,7 +16,7 @@ from l2a.selector.features import CandidateFeatures, candidate_features
 from l2a.selector.numerics import Floats, entropy
 from l2a.selector.problem import SelectionProblem
 from l2a.selector.registration import register_environment
-from l2a.selector.surrogate import Heads, Surrogate, build_surrogate
+from l2a.selector.surrogate import Gains, Surrogate, build_surrogate
 
 CHANGING_FEATURES = ("class_share_so_far", "max_selected_cosine")
 STATE_FEATURES = ("budget_left", "steps_left", "class_balance", "gain_so_far")
@@ -32,7 +32,7 @@ class SelectionTask:
 
     Attributes:
         features: The candidates' fixed features, float32 (N, F).
-        surrogate: What the heads learn from.
+        surrogate: What selections are judged by.
         unit_embeddings: float32 (N, e), rows of length 1, for the cosine to what was selected.
         batch: Candidates in one step.
         steps: Steps in an episode.
@@ -119,11 +119,11 @@ class Episodes:
         """
         self.task = task
         self.count = count
-        self.heads = Heads(task.surrogate, count)
+        self.gains = Gains(task.surrogate, count)
         self.candidates = np.zeros((count, task.steps * task.batch), np.int64)
         self.step_index = np.zeros(count, np.int64)
         self.kept_count = np.zeros(count, np.int64)
-        self._class_counts = np.zeros((count, task.surrogate.targets.shape[1]), np.float32)
+        self._class_counts = np.zeros((count, len(task.surrogate.shares)), np.float32)
         self._selected = np.zeros((count, task.budget, task.unit_embeddings.shape[1]), np.float32)
         self._rows = np.arange(count)
 
@@ -135,7 +135,7 @@ class Episodes:
             candidates: int64 (K, steps * batch), what they show.
         """
         self.candidates[which] = candidates
-        self.heads.reset(which)
+        self.gains.reset(which)
         self.step_index[which] = 0
         self.kept_count[which] = 0
         self._class_counts[which] = 0.0
@@ -182,7 +182,7 @@ class Episodes:
                 1.0 - self.kept_count / self.task.budget,
                 1.0 - self.step_index / self.task.steps,
                 np.where(self.kept_count > 0, entropy(shares), 1.0),
-                self.heads.log_likelihood - self.heads.start,
+                self.gains.gain / self.task.surrogate.spread,
             ],
             axis=1,
         ).astype(np.float32)
@@ -196,14 +196,14 @@ class Episodes:
         Returns:
             float32 (E,) rewards, the gain of the log-likelihood in nats; bool (E,) whether each episode ended.
         """
-        batch, before = self.batch(), self.heads.log_likelihood
+        batch, before = self.batch(), self.gains.gain
         position = self.kept_count[:, None] + np.cumsum(actions, axis=1) - 1
         kept = actions & (position < self.task.budget)
-        self.heads.learn(batch, kept)
+        self.gains.add(batch, kept)
         self._remember(batch, kept, position)
         self.step_index += 1
         ended = (self.kept_count >= self.task.budget) | (self.step_index >= self.task.steps)
-        return self.heads.log_likelihood - before, ended
+        return self.gains.gain - before, ended
 
     def _remember(self, batch: NDArray[np.int64], kept: NDArray[np.bool_], position: NDArray[np.int64]) -> None:
         episode, slot = np.nonzero(kept)
@@ -228,5 +228,5 @@ def gain_of_everything(task: SelectionTask, rng: np.random.Generator, episodes: 
     shown = runs.draw(episodes, rng)
     everything = np.ones((episodes, task.batch), bool)
     for start in range(0, shown.shape[1], task.batch):
-        runs.heads.learn(shown[:, start : start + task.batch], everything)
-    return float(runs.heads.log_likelihood.mean() - runs.heads.start)
+        runs.gains.add(shown[:, start : start + task.batch], everything)
+    return float(runs.gains.gain.mean())

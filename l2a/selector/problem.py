@@ -19,51 +19,33 @@ Fact = float | int | str | list[float]
 class SelectionProblem:
     """One pool of candidates and the state of the student that is to learn from some of them.
 
-    The only labels in here are those of the reward split: neither the split that chooses the model nor the test
-    split can reach an environment, a rule or a policy.
+    There are no labels in here. Those of the reward split are behind ``influences`` and ``real_reward``; neither the
+    split that chooses the model nor the test split can reach an environment, a rule or a policy.
 
     Attributes:
         pool: N labelled candidates.
-        student_features: float32 (N, h), the student's pooled last hidden state of each candidate.
         student_logits: float32 (N, C), what the student predicts for each candidate.
-        head_weight: float32 (h, C) of a linear head on the student's features, fitted on the labelled target texts.
-        head_bias: float32 (C,) of that head.
-        reward_features: float32 (M, h), the student's features of the reward split.
-        reward_labels: int64 (M,), class indices of the reward split.
+        influences: float32 (N,), what a candidate adds to the real reward of a selection that it is the whole of, to
+            first order, in nats.
         real_reward: Distils the student for a few steps on the kept candidates (bool (N,)), from a saved state, and
             returns its mean log-likelihood on the reward split; None when there is no second tier.
     """
 
     pool: CandidatePool
-    student_features: Floats
     student_logits: Floats
-    head_weight: Floats
-    head_bias: Floats
-    reward_features: Floats
-    reward_labels: NDArray[np.int64]
+    influences: Floats
     real_reward: RealReward | None = None
 
     def __post_init__(self) -> None:
         candidates, classes = self.pool.teacher.logits.shape
-        width = len(self.head_weight)
-        expected = {
-            "student_features": (candidates, width),
-            "student_logits": (candidates, classes),
-            "head_weight": (width, classes),
-            "head_bias": (classes,),
-            "reward_features": (len(self.reward_labels), width),
-        }
-        for name, shape in expected.items():
+        for name, shape in {"student_logits": (candidates, classes), "influences": (candidates,)}.items():
             values = getattr(self, name)
             if values.shape != shape:
                 raise UsageError(f"{name}: shape {values.shape} came, {shape} is needed to match the pool")
             if not np.isfinite(values).all():
                 raise RunError(f"{name}: not all values are finite; lower the student's learning rate")
-        if candidates < 2 or len(self.reward_labels) == 0:
-            raise UsageError(
-                f"selection: {candidates} candidates and {len(self.reward_labels)} reward labels came; "
-                "at least 2 and 1 are needed"
-            )
+        if candidates < 2:
+            raise UsageError(f"selection: {candidates} candidates came; at least 2 are needed")
 
     def __len__(self) -> int:
         """Return the number of candidates."""

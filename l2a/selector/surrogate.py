@@ -1,6 +1,7 @@
-"""The surrogate student: its body frozen, its features cached, only a linear head is refitted (our derivation).
+"""The first tier of the reward: what each candidate would add to the student's real steps (our derivation).
 
-Many heads are refitted side by side in one call, each on its own candidates, in closed form.
+A few real steps are nearly linear in the gradients of the texts that they are taken on, so a selection is worth the
+mean of its candidates' influences. Many selections are judged side by side in one call.
 """
 
 from dataclasses import dataclass
@@ -8,149 +9,107 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from l2a.selector.numerics import Floats, softmax
+from l2a.selector.numerics import Floats
 from l2a.selector.problem import SelectionProblem
-from l2a.selector.separation import separation
 
-DIRECTIONS = 16
-RIDGE = 0.1
 PRIOR = 16
 
 
 @dataclass(frozen=True)
 class Surrogate:
-    """What the heads are fitted on, and the reward split that they are judged by.
+    """What selections are judged by.
 
     Attributes:
-        directions: float32 (N, r), the candidates' student features in few directions (see ``build_surrogate``).
-        targets: float32 (N, C), the teacher's probabilities.
+        influences: float32 (N,), nats (``SelectionProblem.influences``).
         classes: int64 (N,), the class that the teacher predicts.
-        start: float32 (N, C), the probabilities of the head that the labelled target texts give; a head that has seen
-            few candidates stays near it.
-        reward_directions: float32 (M, r), as ``directions``, of the reward split.
-        reward_labels: int64 (M,).
+        shares: float32 (C,), each class's share of the pool.
+        spread: Standard deviation of the influences, in nats; 1 where they are all the same.
     """
 
-    directions: Floats
-    targets: Floats
+    influences: Floats
     classes: NDArray[np.int64]
-    start: Floats
-    reward_directions: Floats
-    reward_labels: NDArray[np.int64]
+    shares: Floats
+    spread: float
 
 
 def build_surrogate(problem: SelectionProblem) -> Surrogate:
-    """Cache all that the heads need, in the leading principal directions of the pool's student features.
-
-    Features are centred and have a mean square length of 1, so that one ridge suits every student. They are not
-    whitened: the main directions are those that a student changes first.
+    """Gather what selections are judged by.
 
     Args:
-        problem: The pool and the student.
+        problem: The pool and what each candidate would add.
 
     Returns:
         The surrogate.
     """
-    centre = problem.student_features.mean(axis=0)
-    centred = (problem.student_features - centre).astype(np.float64)
-    eigenvalues, vectors = np.linalg.eigh(centred.T @ centred / len(centred))
-    length = np.sqrt(max(eigenvalues.sum(), 1e-12))
-    projection = (vectors[:, ::-1][:, :DIRECTIONS] / length).astype(np.float32)
-    return Surrogate(
-        directions=(problem.student_features - centre) @ projection,
-        targets=problem.pool.teacher.probabilities(),
-        classes=problem.classes,
-        start=softmax(problem.student_features @ problem.head_weight + problem.head_bias),
-        reward_directions=(problem.reward_features - centre) @ projection,
-        reward_labels=problem.reward_labels,
-    )
+    count = problem.pool.teacher.logits.shape[1]
+    shares = (np.bincount(problem.classes, minlength=count) / len(problem)).astype(np.float32)
+    spread = float(problem.influences.std())
+    return Surrogate(problem.influences, problem.classes, shares, spread if spread > 0 else 1.0)
 
 
-class Heads:
-    """E linear heads, each the ridge regression of the teacher's probabilities on the candidates kept so far.
+class Gains:
+    """E selections that grow: the gain of each is the mean influence of what it kept so far.
 
-    What a head knows is held as sums over its candidates of [x, y]' [x, y, 1], x the directions and y the teacher's
-    probabilities: refitting costs the same however many there are, and their order does not matter. There is one sum a
-    class, and each class counts as much as it has candidates in the pool, since as many of each will be used
-    (``keep_best``).
+    Each class counts as the pool has it, whatever was kept of it, since as many of each will be used (``keep_best``). A
+    selection that has kept little is drawn to 0 as if ``PRIOR`` candidates without influence were in it.
 
     Attributes:
-        log_likelihood: float32 (E,), how well each head tells the reward split's classes apart now, in nats.
-        start: That log-likelihood before any candidate.
+        gain: float32 (E,), in nats.
     """
 
     def __init__(self, surrogate: Surrogate, count: int) -> None:
-        """Start every head from the target's.
+        """Start with nothing kept.
 
         Args:
-            surrogate: What the heads are fitted on.
-            count: How many heads, E.
+            surrogate: What selections are judged by.
+            count: How many selections, E.
         """
         self._surrogate = surrogate
-        self._rows = _with_one(surrogate.directions, surrogate.targets)
-        start = _with_one(surrogate.directions, surrogate.start)
-        self._prior = PRIOR / len(start) * (start[:, :-1].T @ start)
-        classes = surrogate.targets.shape[1]
-        self._shares = np.bincount(surrogate.classes, minlength=classes).astype(np.float32) / len(start)
-        self._sums = np.zeros((count, classes, *self._prior.shape), np.float32)
-        self.log_likelihood = self._evaluate()
-        self.start = float(self.log_likelihood[0])
+        self._sums = np.zeros((count, len(surrogate.shares)), np.float32)
+        self._counts = np.zeros_like(self._sums)
+        self.gain: Floats = np.zeros(count, np.float32)
 
     def reset(self, which: NDArray[np.intp]) -> None:
-        """Put some heads back to the start.
+        """Empty some selections.
 
         Args:
-            which: intp (K,), positions of the heads.
+            which: intp (K,), their positions.
         """
         self._sums[which] = 0.0
-        self.log_likelihood = self.log_likelihood.copy()
-        self.log_likelihood[which] = self.start
+        self._counts[which] = 0.0
+        self.gain = self._evaluate()
 
-    def learn(self, candidates: NDArray[np.int64], kept: NDArray[np.bool_]) -> None:
-        """Refit the heads on some more candidates.
+    def add(self, candidates: NDArray[np.int64], kept: NDArray[np.bool_]) -> None:
+        """Let the selections keep some more candidates.
 
         Args:
-            candidates: int64 (E, B), the candidates in front of each head.
-            kept: bool (E, B), which of them it learns from.
+            candidates: int64 (E, B), the candidates in front of each selection.
+            kept: bool (E, B), which of them it keeps.
         """
-        rows, classes = self._rows[candidates], self._surrogate.classes[candidates]
-        for label in range(len(self._shares)):
+        values, classes = self._surrogate.influences[candidates], self._surrogate.classes[candidates]
+        for label in range(len(self._surrogate.shares)):
             counted = kept & (classes == label)
-            self._sums[:, label] += (rows[:, :, :-1] * counted[:, :, None]).transpose(0, 2, 1) @ rows
-        self.log_likelihood = self._evaluate()
-
-    @property
-    def weight(self) -> Floats:
-        """The heads' weights, float32 (E, r, C)."""
-        width = self._surrogate.directions.shape[1]
-        counts = self._sums[:, :, width:, -1].sum(axis=2)  # probabilities of a text sum to 1
-        weights = self._shares * counts.sum(axis=1, keepdims=True) / np.maximum(counts, 1.0)
-        sums = self._prior + (weights[:, :, None, None] * self._sums).sum(axis=1)
-        total = sums[:, width:, -1].sum(axis=1)[:, None, None]
-        means = sums[:, :, -1:] / total
-        second = sums[:, :, :-1] / total - means @ means.transpose(0, 2, 1)
-        ridge = RIDGE * np.eye(width, dtype=np.float32)
-        weight: Floats = np.linalg.solve(second[:, :width, :width] + ridge, second[:, :width, width:])
-        return weight
+            self._sums[:, label] += (values * counted).sum(axis=1)
+            self._counts[:, label] += counted.sum(axis=1)
+        self.gain = self._evaluate()
 
     def _evaluate(self) -> Floats:
-        return separation(self._surrogate.reward_directions @ self.weight, self._surrogate.reward_labels)
-
-
-def _with_one(directions: Floats, probabilities: Floats) -> Floats:
-    return np.concatenate([directions, probabilities, np.ones((len(directions), 1), np.float32)], axis=1)
+        shares = self._surrogate.shares
+        means = self._sums / np.maximum(self._counts + PRIOR * shares, 1e-12)
+        gain: Floats = (shares * means).sum(axis=1)
+        return gain
 
 
 def surrogate_reward(surrogate: Surrogate, kept: NDArray[np.bool_]) -> float:
     """Judge a whole selection.
 
     Args:
-        surrogate: What the heads are fitted on.
+        surrogate: What selections are judged by.
         kept: bool (N,).
 
     Returns:
-        Gain of the log-likelihood on the reward split, in nats.
+        Gain of the log-likelihood on the reward split, in nats, against steps on texts without influence.
     """
-    heads = Heads(surrogate, 1)
-    heads.learn(np.flatnonzero(kept)[None], np.ones((1, int(kept.sum())), bool))
-    return float(heads.log_likelihood[0]) - heads.start
+    gains = Gains(surrogate, 1)
+    gains.add(np.flatnonzero(kept)[None], np.ones((1, int(kept.sum())), bool))
+    return float(gains.gain[0])

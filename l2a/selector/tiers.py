@@ -59,7 +59,7 @@ def rerank(
         The verdict, and the scores of every selection judged, learned policies first.
     """
     policies = len(policy_scores)
-    scores = [*policy_scores, *_random_scores(task, max(config.real_evaluations - policies, 0), rng)]
+    scores = [*policy_scores, *random_scores(task, max(config.real_evaluations - policies, 0), rng)]
     kept = [keep_best(values, config.keep_rate, task.classes) for values in scores]
     first = tuple(surrogate_reward(task.surrogate, mask) for mask in kept)
     second = tuple(float(real_reward(mask)) for mask in kept)
@@ -71,7 +71,17 @@ def rerank(
     return Tiers(int(np.argmax(second[:eligible])), first, second, correlation, trusted), scores
 
 
-def _random_scores(task: SelectionTask, count: int, rng: np.random.Generator) -> list[Floats]:
+def random_scores(task: SelectionTask, count: int, rng: np.random.Generator) -> list[Floats]:
+    """Draw selections of different worth: one without regard to the candidates, others by random linear policies.
+
+    Args:
+        task: The candidates' features.
+        count: How many.
+        rng: Draws them.
+
+    Returns:
+        float32 (N,) each.
+    """
     features = task.features.matrix
     weights = rng.normal(size=(features.shape[1], count)).astype(np.float32)
     return [rng.random(len(task), np.float32) if i == 0 else features @ weights[:, i] for i in range(count)]

@@ -22,7 +22,7 @@ class SelectionVecEnv(VecEnv):
     """E environments side by side, each started anew as soon as it ends.
 
     It follows the same process as E ``SelectionEnvironment`` in a ``DummyVecEnv`` and is many times faster, because
-    all heads of a pool learn in one batched product.
+    all selections from a pool are judged in one call.
 
     Attributes:
         episode_steps: Steps of the longest episode.
@@ -58,7 +58,7 @@ class SelectionVecEnv(VecEnv):
 
     @cached_property
     def gains_of_everything(self) -> Floats:
-        """What each environment's head would gain on the mean if it kept all, float32 (E,)."""
+        """What each environment would gain on the mean if it kept all, float32 (E,)."""
         rng = np.random.default_rng(0)  # its own, so that asking does not change the episodes
         gains = [np.full(group.count, gain_of_everything(group.task, rng), np.float32) for group in self._groups]
         return np.concatenate(gains)

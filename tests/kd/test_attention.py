@@ -13,7 +13,8 @@ from l2a.kd.attention import AttentionTransfer
 from l2a.kd.config import KDConfig
 from l2a.kd.data import DistillationSet
 from l2a.kd.embedding_space import MixedBatches
-from l2a.kd.trainer import KDTrainer, run_student
+from l2a.kd.inference import run_student
+from l2a.kd.trainer import KDTrainer
 from l2a.students.build import build_student
 from l2a.students.config import StudentConfig
 from l2a.students.student import Student
@@ -76,9 +77,9 @@ def test_the_student_comes_to_look_where_its_teacher_looks(watchful, preset):
 def test_the_teacher_reads_its_own_tokens_whichever_rows_are_trained(watchful, monkeypatch):
     seen, loss = [], AttentionTransfer.loss
 
-    def spy(transfer, batch, tokens):
-        seen.append(loss(transfer, batch, tokens).item())
-        return loss(transfer, batch, tokens)
+    def spy(transfer, *arguments):
+        seen.append(loss(transfer, *arguments).item())
+        return loss(transfer, *arguments)
 
     monkeypatch.setattr(AttentionTransfer, "loss", spy)
     for rate in (0.0, 1.0):

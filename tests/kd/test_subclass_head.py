@@ -9,9 +9,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from l2a.encoding import encode
+from l2a.kd.inference import run_student
 from l2a.kd.lelp import OBJECTIVES, fit_subclasses, subclass_targets
 from l2a.kd.subclass_head import fold, fold_parity, refit_output_layer, subclass_head, subclass_loss
-from l2a.kd.trainer import run_student
 from l2a.report.export import check_parity, export_student
 from l2a.students.build import build_student
 from l2a.students.config import StudentConfig

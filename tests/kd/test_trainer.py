@@ -16,8 +16,9 @@ from l2a.kd.config import KDConfig
 from l2a.kd.data import DistillationSet
 from l2a.kd.gradients import embedding_gradients
 from l2a.kd.head import fit_output_layer
+from l2a.kd.inference import calibrated_log_likelihood, run_student
 from l2a.kd.lelp import fit_subclasses
-from l2a.kd.trainer import KDTrainer, calibrated_log_likelihood, run_student
+from l2a.kd.trainer import KDTrainer
 from l2a.students.build import build_student
 from l2a.students.config import StudentConfig
 from l2a.students.student import Student

@@ -11,8 +11,11 @@ from l2a.selector.problem import SelectionProblem
 from l2a.teacher.outputs import TeacherOutputs
 
 
-def synthetic_problem(size=512, reward=64, classes=2, seed=0, width=16, **changes):
-    """Candidates x ~ N(0, 1) with labels from a linear rule; the ones far from the target have random labels."""
+def synthetic_problem(size=512, classes=2, seed=0, width=16, **changes):
+    """Candidates x ~ N(0, 1) with labels from a linear rule; the ones far from the target have random labels.
+
+    Those with right labels add a tenth of a nat on the mean, the others take as much.
+    """
     rng = np.random.default_rng(seed)
     truth = rng.normal(size=(width, classes)).astype(np.float32)
     features = rng.normal(size=(size, width)).astype(np.float32)
@@ -30,16 +33,11 @@ def synthetic_problem(size=512, reward=64, classes=2, seed=0, width=16, **change
         domain_probability=rng.random(size).astype(np.float32),
         max_target_cosine=rng.random(size).astype(np.float32),
     )
-    reward_features = rng.normal(size=(reward, width)).astype(np.float32)
     start = (0.1 * rng.normal(size=(width, classes))).astype(np.float32)
     problem = SelectionProblem(
         pool=pool,
-        student_features=features,
         student_logits=features @ start,
-        head_weight=start,
-        head_bias=np.zeros(classes, np.float32),
-        reward_features=reward_features,
-        reward_labels=(reward_features @ truth).argmax(axis=1).astype(np.int64),
+        influences=(np.where(is_bad, -0.1, 0.1) + 0.1 * rng.normal(size=size)).astype(np.float32),
         **changes,
     )
     return problem, ~is_bad
@@ -55,7 +53,7 @@ def problem_and_good():
     return synthetic_problem()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_problem():
     return synthetic_problem
 

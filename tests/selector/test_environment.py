@@ -1,5 +1,6 @@
 """The environment keeps the contracts of Gymnasium and Stable-Baselines3."""
 
+import dataclasses
 import pickle
 import subprocess
 import sys
@@ -98,8 +99,7 @@ def test_keeping_nothing_gains_nothing(task):
 def test_the_rewards_of_an_episode_add_up_to_the_whole_gain(task):
     environment = SelectionEnvironment(task)
     _, rewards, _ = play(environment, 0)
-    heads = environment._episodes.heads
-    assert rewards.sum() == pytest.approx(heads.log_likelihood[0] - heads.start, abs=1e-5)
+    assert rewards.sum() == pytest.approx(environment._episodes.gains.gain[0], abs=1e-5)
 
 
 def test_what_exceeds_the_budget_is_dropped(problem):
@@ -140,9 +140,9 @@ def test_many_environments_in_one_call_follow_the_same_process(task):
     assert ended.tolist() == [False, False, True]
 
 
-def test_neither_reward_labels_nor_any_other_labels_stand_in_an_observation(problem):
-    """The start of an episode looks the same whatever the reward split's labels are."""
-    flipped = type(problem)(**{**vars(problem), "reward_labels": 1 - problem.reward_labels})
+def test_what_labels_say_of_a_candidate_does_not_stand_in_an_observation(problem):
+    """The start of an episode looks the same whatever the candidates would add on the reward split."""
+    flipped = dataclasses.replace(problem, influences=-problem.influences)
     first = SelectionEnvironment(build_task(problem, SMALL)).reset(seed=0)[0]
     second = SelectionEnvironment(build_task(flipped, SMALL)).reset(seed=0)[0]
     assert np.array_equal(first, second)

@@ -18,8 +18,7 @@ from l2a.selector.numerics import kl_divergence, ranks_within, softmax
 from l2a.selector.problem import SelectionProblem, keep_best
 from l2a.selector.rules import RULES
 from l2a.selector.select import select
-from l2a.selector.separation import separation
-from l2a.selector.surrogate import RIDGE, Heads, build_surrogate, surrogate_reward
+from l2a.selector.surrogate import PRIOR, Gains, build_surrogate, surrogate_reward
 
 QUICK = SelectorConfig(batch=16, episode_steps=4, training_steps=256, snapshots=2, real_evaluations=5)
 LEARNED = ("a2c", "dvrl", "ppo", "reinforce")
@@ -82,7 +81,7 @@ def test_training_can_go_on_from_a_policy(problem):
 
 @pytest.mark.parametrize("size", [2, 5, 33])
 def test_small_pools_are_handled(make_problem, size):
-    problem, _ = make_problem(size=size, reward=1)
+    problem, _ = make_problem(size=size)
     assert select(problem, QUICK, rng()).kept.sum() == max(1, round(size / 2))
 
 
@@ -102,27 +101,14 @@ def test_the_trained_policy_beats_random_selection(make_problem):
     assert good[learned.kept].mean() > good[random.kept].mean() + 0.1
 
 
-def test_the_problem_holds_no_labels_but_those_of_the_reward_split(problem):
-    integers = {
-        name
-        for name, value in vars(problem).items()
-        if isinstance(value, np.ndarray) and np.issubdtype(value.dtype, np.integer)
-    }
-    assert integers == {"reward_labels"}
-    assert {field.name for field in dataclasses.fields(SelectionProblem)} == {
-        "pool",
-        "student_features",
-        "student_logits",
-        "head_weight",
-        "head_bias",
-        "reward_features",
-        "reward_labels",
-        "real_reward",
-    }
+def test_the_problem_holds_no_labels(problem):
+    assert not any(isinstance(v, np.ndarray) and np.issubdtype(v.dtype, np.integer) for v in vars(problem).values())
+    fields = {field.name for field in dataclasses.fields(SelectionProblem)}
+    assert fields == {"pool", "student_logits", "influences", "real_reward"}
 
 
 def test_rules_do_not_depend_on_the_reward_split(problem):
-    other = dataclasses.replace(problem, reward_labels=1 - problem.reward_labels)
+    other = dataclasses.replace(problem, influences=-problem.influences)
     for rule in RULES.values():
         assert np.array_equal(rule(problem, rng()), rule(other, rng()))
 
@@ -185,57 +171,43 @@ def test_features_are_standardised_and_found_by_name(problem):
     assert not picked.matrix[:, 0].any()
 
 
-def test_a_head_is_the_ridge_regression_of_the_teacher_on_what_was_kept(problem, monkeypatch):
-    """In closed form, whatever the order and however the candidates were dealt to the steps."""
-    monkeypatch.setattr("l2a.selector.surrogate.PRIOR", 0.001)
-    surrogate, order = build_surrogate(problem), rng().permutation(64)
-    heads = Heads(surrogate, 2)
-    for part in (slice(0, 16), slice(16, 64)):
-        heads.learn(np.stack([np.arange(64), order])[:, part], np.ones((2, part.stop - part.start), bool))
-    x, y, classes = surrogate.directions[:64], surrogate.targets[:64], surrogate.classes
-    pool, kept = (np.bincount(part, minlength=2) / len(part) for part in (classes, classes[:64]))
-    weight = (pool / kept)[classes[:64], None] / 64  # each class counts as it does in the pool
-    x, y = x - (weight * x).sum(axis=0), y - (weight * y).sum(axis=0)
-    expected = np.linalg.solve((weight * x).T @ x + RIDGE * np.eye(x.shape[1]), (weight * x).T @ y)
-    np.testing.assert_allclose(heads.weight[0], expected, atol=1e-3)
-    np.testing.assert_allclose(heads.weight[1], heads.weight[0], atol=1e-4)
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 1000), st.floats(0.1, 0.9), st.integers(2, 4))
+def test_a_selection_gains_the_mean_influence_with_each_class_as_in_the_pool(make_problem, seed, rate, classes):
+    """Whatever the order and however the candidates were dealt to the steps; little kept is drawn to 0."""
+    problem, _ = make_problem(size=96, classes=classes, seed=seed)
+    surrogate, generator = build_surrogate(problem), np.random.default_rng(seed)
+    kept = generator.random((1, 96)) < rate
+    order = generator.permutation(96)
+    gains = Gains(surrogate, 2)
+    for part in (slice(0, 16), slice(16, 96)):
+        both = np.stack([np.arange(96), order])[:, part]
+        gains.add(both, np.concatenate([kept[:, both[0]], kept[:, both[1]]]))
+    assert gains.gain[0] == pytest.approx(gains.gain[1], abs=1e-6)
+    expected = 0.0
+    for label in range(classes):
+        of_class = problem.classes == label
+        mine = problem.influences[of_class & kept[0]]
+        expected += of_class.mean() * mine.sum() / (len(mine) + PRIOR * of_class.mean())
+    assert gains.gain[0] == pytest.approx(expected, abs=1e-5)
+    assert surrogate_reward(surrogate, kept[0]) == pytest.approx(expected, abs=1e-5)
 
 
-def test_dropped_candidates_do_not_move_the_heads(problem):
-    heads = Heads(build_surrogate(problem), 2)
+def test_dropped_candidates_gain_nothing_and_a_reset_forgets(problem):
+    gains = Gains(build_surrogate(problem), 2)
     kept = np.zeros((2, 8), bool)
     kept[1, :4] = True
-    heads.learn(np.arange(16).reshape(2, 8), kept)
-    assert heads.log_likelihood[0] == heads.start
-    assert heads.log_likelihood[1] != heads.start
+    gains.add(np.arange(16).reshape(2, 8), kept)
+    assert gains.gain[0] == 0.0
+    assert gains.gain[1] != 0.0
+    gains.reset(np.array([1]))
+    assert gains.gain[1] == 0.0
 
 
-def test_before_any_candidate_a_head_is_that_of_the_target(problem):
-    right = np.linalg.lstsq(problem.reward_features, np.eye(2)[problem.reward_labels], rcond=None)[0]
-    heads = {"right": 8 * right.astype(np.float32), "none": np.zeros_like(problem.head_weight)}
-    starts = {name: Heads(build_surrogate(dataclasses.replace(problem, head_weight=head)), 1).start
-              for name, head in heads.items()}  # fmt: skip
-    assert starts["right"] > starts["none"] + 0.1
-    assert starts["none"] == pytest.approx(np.log(0.5), abs=0.05)
-
-
-@pytest.mark.parametrize("classes", [2, 5])
-def test_separation_ignores_confidence_and_thresholds_but_not_the_order(classes):
-    labels = np.arange(200) % classes
-    logits = (np.eye(classes)[labels] + rng().normal(size=(200, classes))).astype(np.float32)
-    plain = separation(logits, labels)
-    moved = separation(7 * logits + np.arange(classes, dtype=np.float32), labels)
-    assert moved == pytest.approx(plain, abs=1e-4)
-    worse = logits + 2 * np.random.default_rng(1).normal(size=logits.shape).astype(np.float32)
-    assert plain > separation(worse, labels) > separation(-logits, labels)
-    both = separation(np.stack([logits, worse]), labels)
-    np.testing.assert_allclose(both, [plain, separation(worse, labels)], atol=1e-5)
-
-
-@pytest.mark.parametrize("field", ["student_features", "student_logits", "head_weight", "reward_features"])
+@pytest.mark.parametrize("field", ["student_logits", "influences"])
 def test_a_wrong_shape_is_refused_by_name(problem, field):
     with pytest.raises(UsageError, match=field):
-        dataclasses.replace(problem, **{field: getattr(problem, field)[:, :1]})
+        dataclasses.replace(problem, **{field: getattr(problem, field)[1:]})
 
 
 def test_a_diverged_student_is_refused(problem):

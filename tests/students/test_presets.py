@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from l2a.encoding import encode
 from l2a.errors import UsageError
 from l2a.kd.gradients import embedding_gradients
-from l2a.kd.trainer import run_student
+from l2a.kd.inference import run_student
 from l2a.report.export import export_student
 from l2a.students.build import build_student
 from l2a.students.config import StudentConfig

@@ -22,7 +22,7 @@ from l2a.generator.neighbours import build_neighbour_table
 from l2a.generator.pool import draw_pool
 from l2a.generator.problem import GeneratorProblem, vocabulary
 from l2a.kd.gradients import embedding_gradients
-from l2a.kd.trainer import run_student
+from l2a.kd.inference import run_student
 from l2a.students.build import build_student
 from l2a.students.config import StudentConfig
 from l2a.students.vocabulary import choose_tokens, count_tokens, keep_tokens, needed_tokens

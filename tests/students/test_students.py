@@ -5,7 +5,7 @@ from transformers import BertModel
 
 from l2a.encoding import encode
 from l2a.errors import RunError, UsageError
-from l2a.kd.trainer import run_student
+from l2a.kd.inference import run_student
 from l2a.report.export import check_parity, export_student
 from l2a.students.build import build_student
 from l2a.students.config import StudentConfig

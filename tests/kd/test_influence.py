@@ -1,0 +1,125 @@
+"""What a text would add, to first order, against steps that are really taken."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import spearmanr
+
+from l2a.kd.inference import run_student
+from l2a.kd.influence import influences, separation_gradient
+from l2a.kd.lelp import fit_subclasses
+from l2a.kd.separation import separation
+from tests.kd.test_trainer import CONFIG, make_set, make_trainer, student
+
+__all__ = ["student"]
+
+
+def score(student, judge):
+    return float(separation(torch.from_numpy(run_student(student, judge.encoded)[0]), torch.from_numpy(judge.labels)))
+
+
+@pytest.fixture
+def texts(student):
+    return make_set(student, 24)
+
+
+@pytest.fixture
+def judge(student):
+    data = make_set(student, 32, seed=4)
+    labels = data.labels.copy()
+    labels[::4] = 1 - labels[::4]  # some wrong, so that the best temperature is not the last
+    return dataclasses.replace(data, labels=labels)
+
+
+@pytest.fixture
+def trainer(student, texts):
+    trainer = make_trainer(student)
+    trainer.train([texts], [1.0], 10)
+    return trainer
+
+
+def test_the_loss_of_each_text_is_that_of_a_batch_of_one(trainer, texts):
+    losses = trainer.losses(texts)
+    alone = [trainer._loss(texts, np.array([i])).item() for i in range(len(texts))]
+    np.testing.assert_allclose(losses, alone, rtol=1e-4)
+    assert not trainer.student.model.training
+
+
+@pytest.mark.parametrize("changes", [{"hidden_weight": 0.5}, {"objective": "lelp", "subclasses": 2}])
+def test_every_term_of_the_loss_is_measured_text_by_text(student, texts, changes):
+    trainer = make_trainer(student, dataclasses.replace(CONFIG, **changes))
+    if "objective" in changes:
+        weight = np.random.default_rng(0).normal(size=(2, 64)).astype(np.float32)
+        trainer.learn_subclasses(fit_subclasses(texts.teacher, weight, "lelp", 2, np.random.default_rng(0)))
+    together = trainer._loss(texts, np.arange(len(texts))).item()
+    assert trainer.losses(texts).mean() == pytest.approx(together, rel=1e-4)
+
+
+def test_the_gradient_of_the_separation_is_that_of_small_moves(student, trainer, judge):
+    gradients = separation_gradient(student, judge)
+    parameters = list(student.model.parameters())
+    length = float(torch.stack([g.square().sum() for g in gradients]).sum().sqrt())
+    before, reach = student.snapshot(), 1e-2
+    with torch.no_grad():
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.add_(gradient, alpha=reach / length)
+    assert score(student, judge) - _score_of(student, before, judge) == pytest.approx(reach * length, rel=0.1)
+
+
+def _score_of(student, weights, judge):
+    now = student.snapshot()
+    student.restore(weights)
+    found = score(student, judge)
+    student.restore(now)
+    return found
+
+
+def test_an_influence_is_what_a_step_on_the_text_alone_adds(student, trainer, texts, judge):
+    even = [torch.ones_like(parameter) for parameter in student.model.parameters()]
+    found = influences(trainer, texts, even, judge)
+    before, rate, added = student.snapshot(), 1e-3, []
+    start = score(student, judge)
+    for i in range(len(texts)):
+        loss = trainer._loss(texts, np.array([i]))
+        gradients = torch.autograd.grad(loss, list(student.model.parameters()), allow_unused=True)
+        with torch.no_grad():
+            for parameter, gradient in zip(student.model.parameters(), gradients, strict=True):
+                if gradient is not None:
+                    parameter.sub_(gradient, alpha=rate)
+        added.append((score(student, judge) - start) / rate)
+        student.restore(before)
+    assert np.corrcoef(found, added)[0, 1] > 0.95
+    assert np.std(found) == pytest.approx(np.std(added), rel=0.3)
+
+
+def test_measuring_leaves_student_and_optimiser_as_they_were(student, trainer, texts, judge):
+    weights = student.snapshot()
+    moments = {p: s["exp_avg_sq"].clone() for p, s in trainer._optimizer.state.items()}
+    slopes = trainer.step_per_gradient(texts)
+    influences(trainer, texts, slopes, judge)
+    assert all(torch.equal(weights[name], value) for name, value in student.snapshot().items())
+    assert all(torch.equal(moments[p], s["exp_avg_sq"]) for p, s in trainer._optimizer.state.items())
+    assert all(p.grad is None for p in student.model.parameters())
+
+
+def test_slopes_foretell_real_steps_on_halves_of_the_texts(student, trainer, judge):
+    texts, rng = make_set(student, 64, seed=9), np.random.default_rng(0)
+    one_batch = dataclasses.replace(CONFIG, batch_size=32, learning_rate=3e-4, round_steps=2, warmup_steps=0)
+    found = influences(trainer, texts, trainer.step_per_gradient(texts), judge)
+    foretold, real, before = [], [], student.snapshot()
+    for _ in range(12):
+        half = rng.permutation(64)[:32]
+        trial = trainer.on_trial(one_batch, make_set_examples(), 16)
+        trial.train([texts.take(half)], [1.0], 2)
+        foretold.append(found[half].mean())
+        real.append(score(student, judge))
+        student.restore(before)
+    assert spearmanr(foretold, real).statistic > 0.5
+
+
+def make_set_examples():
+    from tests.conftest import make_examples
+
+    return make_examples(16, seed=5)
