@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import yaml
+from scipy.stats import spearmanr
 
 from l2a.config import override
 from l2a.domains.domain import HeldOut
@@ -22,7 +23,10 @@ from l2a.pipeline.selectors import (
     train_selector,
 )
 from l2a.pipeline.students import train_l2a_student
+from l2a.selector.episodes import build_task
+from l2a.selector.problem import keep_best
 from l2a.selector.rules import RULES
+from l2a.selector.surrogate import surrogate_reward
 from tests.conftest import write_domain
 
 
@@ -117,6 +121,16 @@ def test_the_real_reward_judges_candidates_and_not_their_order(config):
     assert reward == pytest.approx(real_reward(pair.bench, candidates.take(chosen[::-1])), abs=0.02)
     assert reward != pair.problem.real_reward(~kept)
     assert all((value == before[name]).all() for name, value in pair.bench.student.snapshot().items())
+
+
+@pytest.mark.slow
+def test_the_first_tier_foretells_the_second(config):
+    pair = prepare_pair(override(config, {"kd.warmup_steps": 60, "kd.pool_size": 96}))
+    task, rng = build_task(pair.problem, config.selector), np.random.default_rng(0)
+    halves = [keep_best(rng.random(96, np.float32), 0.5, task.classes) for _ in range(16)]
+    foretold = [surrogate_reward(task.surrogate, half) for half in halves]
+    real = [pair.problem.real_reward(half) for half in halves]
+    assert spearmanr(foretold, real).statistic > 0.5
 
 
 @pytest.mark.slow
