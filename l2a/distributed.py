@@ -7,10 +7,12 @@ of one process with the same global batch. Everything else is computed by all al
 import os
 from collections.abc import Iterable
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import distributed
 
-from l2a.precision import uses_gpu
+from l2a.precision import best_device, uses_gpu
 
 
 def process_rank() -> int:
@@ -27,6 +29,23 @@ def join_processes() -> None:
     """Connect the processes of one launch; without a launcher nothing happens."""
     if process_count() > 1 and not distributed.is_initialized():
         distributed.init_process_group("nccl" if uses_gpu() else "gloo")
+
+
+def agree(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Take the first process's numbers in all: kernels of GPUs may differ in the last digits.
+
+    Args:
+        values: float32, of the same shape in every process.
+
+    Returns:
+        The first process's.
+    """
+    if process_count() == 1:
+        return values
+    sent = torch.from_numpy(values).to(best_device())
+    distributed.broadcast(sent, src=0)
+    agreed: NDArray[np.float32] = sent.cpu().numpy()
+    return agreed
 
 
 def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:

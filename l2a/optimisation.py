@@ -75,10 +75,10 @@ def update_slopes(optimizer: torch.optim.Optimizer) -> dict[nn.Parameter, torch.
     never used, v = 0, only follows the sign of its gradient: the derivative is 0.
 
     Args:
-        optimizer: Its parameters hold g as their gradients; where it has taken no step yet, v is g^2.
+        optimizer: Under a schedule; its parameters hold g as their gradients. Where it has taken no step yet, v is g^2.
 
     Returns:
-        By parameter, tensors of its shape, at least 0.
+        By parameter, tensors of its shape, at least 0: the peak rate of its group times the derivative.
     """
     slopes = {}
     for group in optimizer.param_groups:
@@ -90,5 +90,5 @@ def update_slopes(optimizer: torch.optim.Optimizer) -> dict[nn.Parameter, torch.
             squared, state = parameter.grad.square(), optimizer.state.get(parameter)
             moment = state["exp_avg_sq"] / (1 - beta ** float(state["step"])) if state else squared
             root = ((1 - share) * moment + share * squared).sqrt() + eps
-            slopes[parameter] = (1 - share) * moment / root**3
+            slopes[parameter] = group["initial_lr"] * (1 - share) * moment / root**3
     return slopes

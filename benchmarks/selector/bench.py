@@ -85,10 +85,12 @@ def share_of_run(run: Path) -> float:
         run: Output folder of ``l2a distill``.
 
     Returns:
-        Seconds in the stages "selector training" over those from the first line of the log to the last event.
+        Seconds in the stages "measure influences" and "selector training" over those from the first line of the log to
+        the last event.
     """
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text("utf-8").splitlines()]
-    trained = sum(line["seconds"] for line in lines if line.get("stage") == "selector training")
+    stages = ("measure influences", "selector training")
+    trained = sum(line["seconds"] for line in lines if line.get("stage") in stages)
     return float(trained / max(line["seconds"] for line in lines if line["event"] != "stage"))
 
 

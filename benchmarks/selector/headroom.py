@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.stats import spearmanr
 
 from l2a.config import DistillConfig, load_config, override
 from l2a.encoding import encode
@@ -30,6 +31,7 @@ from l2a.pipeline.rewards import REAL_POOL, candidate_influences, reward_score
 from l2a.pipeline.selectors import PreparedPair, prepare_pair
 from l2a.pipeline.workbench import mixture
 from l2a.selector.problem import keep_best
+from l2a.selector.surrogate import build_surrogate
 
 RESULTS = Path(__file__).parents[1] / "results" / "selector_headroom.json"
 ORDERS = 2
@@ -52,7 +54,7 @@ def measure(config: DistillConfig, random_halves: int) -> dict[str, Any]:
     candidates = pair.drawn.candidates
     few = candidates.take(rng.permutation(len(candidates))[:REAL_POOL])
     of_dev = candidate_influences(pair.bench, candidates, few, pair.bench.examples(seen))
-    of_reward = pair.problem.influences
+    of_reward = build_surrogate(pair.problem).influences
     scores = {"best_by_reward_split": of_reward, "worst_by_reward_split": -of_reward, "best_by_dev_split": of_dev}
     scores |= {f"random_{i}": rng.random(len(candidates), np.float32) for i in range(random_halves)}
     found: dict[str, Any] = {"judged_on": len(unseen.labels), "best_by_dev_split_reads": middle}
@@ -61,7 +63,7 @@ def measure(config: DistillConfig, random_halves: int) -> dict[str, Any]:
         found[name] = after_rounds(pair, np.flatnonzero(kept), unseen)
     found["without_candidates"] = after_rounds(pair, None, unseen)
     found["random"] = mean_of([found.pop(f"random_{i}") for i in range(random_halves)])
-    found["rewards_agree"] = float(np.corrcoef(of_reward, of_dev)[0, 1])
+    found["rewards_agree"] = float(spearmanr(of_reward, of_dev).statistic)
     return found
 
 

@@ -26,6 +26,7 @@ from l2a.kd.separation import separation
 from l2a.pipeline.selectors import PreparedPair, prepare_pair
 from l2a.selector.episodes import build_task
 from l2a.selector.problem import keep_best
+from l2a.selector.surrogate import build_surrogate, surrogate_reward
 from l2a.selector.tiers import random_scores
 
 RESULTS = Path(__file__).parents[1] / "results" / "selector_surrogates.json"
@@ -56,16 +57,16 @@ def measure(config: DistillConfig, count: int) -> dict[str, float]:
 def surrogates(pair: PreparedPair) -> dict[str, Callable[[NDArray[np.bool_]], float]]:
     """Make every surrogate: a function of a selection, bool (N,)."""
     bench, texts = pair.bench, pair.drawn.candidates
-    student, trainer = bench.student, bench.trainer
+    student, trainer, used = bench.student, bench.trainer, build_surrogate(pair.problem)
     even = [torch.ones_like(parameter) for parameter in student.model.parameters()]
     output = [one * float(p is student.output.weight) for one, p in zip(even, student.model.parameters(), strict=True)]
     numbers = {
         "agreement of the output layer's gradients": influences(trainer, texts, output, bench.reward),
         "agreement of all gradients": influences(trainer, texts, even, bench.reward),
-        "influence where the student is": influences(trainer, texts, trainer.step_per_gradient(texts), bench.reward),
-        "influence after a quarter of the steps (used)": pair.problem.influences,
+        "influence where the student is": influences(trainer, texts, trainer.moves_per_gradient(texts), bench.reward),
     }
     means = {name: _mean_of(values) for name, values in numbers.items()}
+    means["influence after a quarter of the steps (used)"] = lambda mask: surrogate_reward(used, mask)
     return {"ridge head on the frozen student": _ridge_head(pair, texts), **means}
 
 

@@ -97,8 +97,9 @@ def evaluate(
     console = _console()
     console.print(table)
     console.print(
-        f"gain of the log-likelihood on the reward split, in nats; real: after {result.updates} updates of the "
-        f"student; Spearman correlation of the two: {result.correlation:.2f}"
+        f"gain of the log-likelihood on the reward split, in nats; surrogate: in a few steps, against texts without "
+        f"influence; real: after {result.updates} updates of the student; Spearman correlation of the two: "
+        f"{result.correlation:.2f}"
     )
     if pair_name(run) in facts.get("pairs", []):
         console.print(f"note: the policy was trained on {pair_name(run)}", markup=False)

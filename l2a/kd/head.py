@@ -9,16 +9,17 @@ from l2a.kd.data import DistillationSet
 from l2a.kd.inference import run_student
 from l2a.students.student import Student
 
+UPDATES = 300
 
-def fit_head(
-    features: NDArray[np.float32], targets: NDArray[np.float32], steps: int = 300
+
+def _fit_head(
+    features: NDArray[np.float32], targets: NDArray[np.float32]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Fit a linear head on fixed features and soft labels by full-batch Adam on the cross-entropy.
 
     Args:
         features: float32 (N, h).
         targets: float32 (N, C), class probabilities.
-        steps: Updates.
 
     Returns:
         Weight, float32 (C, h), and bias, float32 (C,).
@@ -27,7 +28,7 @@ def fit_head(
     weight = torch.zeros(goals.shape[1], inputs.shape[1], requires_grad=True)
     bias = torch.zeros(goals.shape[1], requires_grad=True)
     optimizer = torch.optim.Adam([weight, bias], lr=0.05)
-    for _ in range(steps):
+    for _ in range(UPDATES):
         loss = nn.functional.cross_entropy(inputs @ weight.T + bias, goals) + 1e-3 * weight.pow(2).sum()
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -44,7 +45,7 @@ def fit_output_layer(student: Student, data: DistillationSet) -> None:
         student: Changed in place.
         data: Texts with teacher outputs.
     """
-    weight, bias = fit_head(run_student(student, data.encoded)[1], data.teacher.probabilities())
+    weight, bias = _fit_head(run_student(student, data.encoded)[1], data.teacher.probabilities())
     with torch.no_grad():
         student.output.weight.copy_(torch.from_numpy(weight))
         student.output.bias.copy_(torch.from_numpy(bias))

@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from l2a.encoding import inference_batches
 from l2a.kd.data import DistillationSet
+from l2a.kd.inference import run_student
 from l2a.kd.separation import separation
 from l2a.kd.trainer import KDTrainer
 from l2a.students.student import Student
@@ -20,56 +22,60 @@ STEP = 1e-3
 
 
 def influences(
-    trainer: KDTrainer, texts: DistillationSet, slopes: Sequence[torch.Tensor], judge: DistillationSet
+    trainer: KDTrainer, texts: DistillationSet, moves: Sequence[torch.Tensor], judge: DistillationSet
 ) -> NDArray[np.float32]:
     """Say how much the student's separation of some labelled texts rises for each text that an update is made of.
 
-    With s the gradient of the separation, D the slopes and g_i the gradient of a text's loss, it is -s' D g_i: how far
+    With s the gradient of the separation, D the moves and g_i the gradient of a text's loss, it is -s' D g_i: how far
     the text's loss falls when the weights move along D s. Two passes without gradients give that for all texts.
 
     Args:
         trainer: Its student is left as it came.
         texts: N texts that updates can be made of.
-        slopes: D, of the shapes of the model's parameters (``KDTrainer.step_per_gradient``).
+        moves: D, of the shapes of the model's parameters (``KDTrainer.moves_per_gradient``).
         judge: Labelled texts.
 
     Returns:
-        float32 (N,), nats for an update at a rate of 1 that consists of this text alone.
+        float32 (N,), nats for an update that consists of this text alone.
     """
     student = trainer.student
-    gradients = separation_gradient(student, judge)
-    direction = [slope * gradient for slope, gradient in zip(slopes, gradients, strict=True)]
+    direction = [move * slope for move, slope in zip(moves, separation_gradient(student, judge), strict=True)]
     length, weights = _length(direction), _length(list(student.model.parameters()))
-    if not length > 0:
+    if length == 0:
         return np.zeros(len(texts), np.float32)
-    reach = STEP * weights / length
-    before = student.snapshot()
+    reach, before = STEP * weights / length, student.snapshot()
     ahead = _losses_after(trainer, texts, direction, reach)
     behind = _losses_after(trainer, texts, direction, -2 * reach)
     student.restore(before)
-    change: NDArray[np.float32] = ((behind - ahead) / (2 * reach)).astype(np.float32)
-    return change
+    falls: NDArray[np.float32] = ((behind - ahead) / (2 * reach)).astype(np.float32)
+    return falls
 
 
 def separation_gradient(student: Student, judge: DistillationSet) -> list[torch.Tensor]:
     """Differentiate the separation of labelled texts by the student's weights, without dropout.
 
+    The separation is of all texts at once: it is differentiated by their logits first, and those batch by batch.
+
     Args:
-        student: Any student; its gradients are left alone.
+        student: Any student; it has no gradients afterwards.
         judge: M labelled texts.
 
     Returns:
-        Tensors of the shapes of ``student.model.parameters()``, in their order.
+        float32 tensors of the shapes of ``student.model.parameters()``, in their order.
     """
-    training, device = student.model.training, student.output.weight.device
+    device, parameters = student.output.weight.device, list(student.model.parameters())
+    logits = torch.from_numpy(run_student(student, judge.encoded)[0]).requires_grad_(True)
+    (by_logits,) = torch.autograd.grad(separation(logits, torch.from_numpy(judge.labels)), logits)
+    training = student.model.training
     student.model.eval()
-    logits, _ = student(judge.encoded.padded(np.arange(len(judge)), device))
-    score = separation(logits.float(), torch.from_numpy(judge.labels).to(device))
-    parameters = list(student.model.parameters())
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
-    found = dict(zip(trained, torch.autograd.grad(score, trained, allow_unused=True), strict=True))
+    student.model.zero_grad(set_to_none=True)
+    for indices in inference_batches(judge.encoded):
+        found, _ = student(judge.encoded.padded(indices, device))
+        (found.float() * by_logits[indices.tolist()].to(device)).sum().backward()  # type: ignore[no-untyped-call]
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    student.model.zero_grad(set_to_none=True)
     student.model.train(training)
-    return [torch.zeros_like(p) if found.get(p) is None else found[p] for p in parameters]
+    return gradients
 
 
 def _losses_after(

@@ -10,7 +10,6 @@ from torch import nn
 from torch.nn import functional
 
 from l2a.kd.lelp import owners
-from l2a.kd.losses import Reduction
 
 
 def subclass_head(output: nn.Linear, counts: Sequence[int]) -> nn.Linear:
@@ -51,7 +50,6 @@ def subclass_loss(
     output: nn.Linear,
     targets: torch.Tensor,
     counts: Sequence[int],
-    reduction: Reduction = "mean",
 ) -> torch.Tensor:
     """-sum t(c, s) log p(c, s), and a term that teaches the output layer alone what the head says of the classes.
 
@@ -64,16 +62,14 @@ def subclass_loss(
         output: The student's output layer, (h) -> (C).
         targets: float32 (B, K).
         counts: S_c for each class.
-        reduction: "mean" over the B examples, or "none".
 
     Returns:
-        float32 (), or (B,) without reduction.
+        float32 (), mean over the B examples.
     """
     logits = head(features)
     followed = functional.linear(features.detach(), output.weight, output.bias)
     classes = fold(logits.detach(), counts).softmax(dim=1)
-    of_subclasses = functional.cross_entropy(logits, targets, reduction=reduction)
-    return of_subclasses + functional.cross_entropy(followed, classes, reduction=reduction)
+    return functional.cross_entropy(logits, targets) + functional.cross_entropy(followed, classes)
 
 
 @dataclass(frozen=True)

@@ -276,7 +276,9 @@ class KDTrainer:
         if self._head is not None and self._subclasses is not None:
             softness = (config.temperature, config.subclass_temperature)
             targets = torch.from_numpy(subclass_targets(self._subclasses, taught, *softness)).to(self._device)
-            return subclass_loss(features, self._head, self.student.output, targets, self._subclasses.counts, reduction)
+            if reduction == "none":
+                return nn.functional.cross_entropy(self._head(features), targets, reduction="none")
+            return subclass_loss(features, self._head, self.student.output, targets, self._subclasses.counts)
         teacher_logits = torch.from_numpy(taught.logits).to(self._device)
         labels = torch.from_numpy(classes).to(self._device)
         return distillation_loss(logits, teacher_logits, labels, config.temperature, config.alpha, reduction)
@@ -288,11 +290,13 @@ class KDTrainer:
     def losses(self, data: DistillationSet) -> NDArray[np.float32]:
         """Measure the loss of each text, without dropout and in full precision.
 
+        What teaches the output layer to follow a head of subclasses is left out: the student's body does not feel it.
+
         Args:
             data: N texts.
 
         Returns:
-            float32 (N,).
+            float32 (N,), nats.
         """
         found = np.zeros(len(data), np.float32)
         with self._measuring(), torch.no_grad():
@@ -300,33 +304,37 @@ class KDTrainer:
                 found[indices] = self._loss(data, indices, "none").cpu().numpy()
         return found
 
-    def step_per_gradient(self, data: DistillationSet) -> list[torch.Tensor]:
-        """Say how far each weight moves in the next update for a small change of its gradient, at a rate of 1.
+    def moves_per_gradient(self, data: DistillationSet) -> list[torch.Tensor]:
+        """Say how far each weight moves in the next update for a small change of its gradient, at the peak rate.
 
-        An update moves a weight by m / sqrt(v). Its derivative by the gradient, around the mean gradient of ``data``
-        that is clipped as in training and enters v too.
+        AdamW moves a weight by m / sqrt(v). This is the derivative by the gradient, around the mean gradient of
+        ``data``, which enters v too and is clipped as in training.
 
         Args:
             data: Texts of which an update is made.
 
         Returns:
-            Tensors of the shapes of ``student.model.parameters()``, in their order; 0 where nothing is trained.
+            float32 tensors of the shapes of ``student.model.parameters()``, in their order; 0 for what is not trained.
         """
+        self._optimizer.zero_grad(set_to_none=True)
         with self._measuring():
             for part in inference_batches(data.encoded):
                 (self._loss(data, part) * (len(part) / len(data))).backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_([p for p in self._trained_parameters if p is not self._projection], 1.0)
+        norm = nn.utils.clip_grad_norm_([p for p in self._trained_parameters if p is not self._projection], 1.0)
         slopes = update_slopes(self._optimizer)
         self._optimizer.zero_grad(set_to_none=True)
-        return [slopes.get(p, torch.zeros_like(p)) for p in self.student.model.parameters()]
+        clipped = 1.0 / max(float(norm), 1.0)
+        return [slopes[p] * clipped if p in slopes else torch.zeros_like(p) for p in self.student.model.parameters()]
 
     @contextmanager
     def _measuring(self) -> Iterator[None]:
         training = self.student.model.training
         self.student.model.eval()
-        with self._attention.watching() if self._attention is not None else nullcontext():
-            yield
-        self.student.model.train(training)
+        try:
+            with self._attention.watching() if self._attention is not None else nullcontext():
+                yield
+        finally:
+            self.student.model.train(training)
 
     def _is_out_of_patience(self) -> bool:
         return self._config.patience is not None and self._looks_without_gain >= self._config.patience

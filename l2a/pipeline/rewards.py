@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from l2a.distributed import process_count
+from l2a.distributed import agree, process_count
 from l2a.kd.config import KDConfig
 from l2a.kd.data import DistillationSet
 from l2a.kd.inference import run_student
@@ -48,7 +48,7 @@ def candidate_influences(
     """Say what each candidate adds to the real reward, to first order: the first tier.
 
     Measured a part of the way that steps on everything lead, since every selection goes much the same way and the
-    student's gradients turn on it.
+    student's gradients turn on it. The student must have been trained: without second moments it foretells little.
 
     Args:
         bench: The student; it is left as it came.
@@ -60,13 +60,13 @@ def candidate_influences(
         float32 (N,), nats; the mean over a selection stands for its real reward, but for a constant.
     """
     rate, weights = bench.context.config.kd.learning_rate, bench.student.snapshot()
-    with torch.compiler.set_stance("force_eager"):
-        slopes = bench.trainer.step_per_gradient(judged)
+    with torch.compiler.set_stance("force_eager"), bench.context.progress.stage("measure influences"):
+        moves = bench.trainer.moves_per_gradient(judged)
         trial = _trial(bench, _on_all(bench, judged, PART_OF_THE_WAY * rate), REAL_STEPS)
         _real_steps(trial, judged)
-        found = influences(trial, candidates, slopes, judge)
+        found = influences(trial, candidates, moves, judge)
     bench.student.restore(weights)
-    return (TRAVELLED * rate * found).astype(np.float32)
+    return agree((TRAVELLED * found).astype(np.float32))
 
 
 def score_after(bench: Workbench, config: KDConfig, steps: int, distil: Callable[[KDTrainer], None]) -> float:

@@ -103,7 +103,7 @@ def _round(bench: Workbench, number: int, previous: Selection | None) -> Round:
     rng = np.random.default_rng([context.config.seed, 2, number])
     drawn = draw_candidates(bench, rng)
     with context.progress.stage("select candidates"):
-        problem = selection_problem(bench, drawn)
+        problem = selection_problem(bench, drawn, load_agent(context.config.selector.agent).rule is None)
         policy = previous.policy if previous else None
         selection = select(problem, context.config.selector, rng, policy, context.progress)
     context.progress.event("round", number=number, kept=int(selection.kept.sum()), **_facts(selection.diagnostics))
@@ -205,21 +205,23 @@ def generator_problem(bench: Workbench) -> GeneratorProblem:
     )
 
 
-def selection_problem(bench: Workbench, drawn: Drawn) -> SelectionProblem:
+def selection_problem(bench: Workbench, drawn: Drawn, for_policies: bool = True) -> SelectionProblem:
     """Describe a pool and the student's state to a selector.
 
     Args:
         bench: The student and its texts.
         drawn: The pool.
+        for_policies: Measure influences, which rules do not read.
 
     Returns:
         The problem.
     """
     candidates = drawn.candidates
     judged = np.random.default_rng([bench.context.config.seed, 8]).permutation(len(candidates)) < REAL_POOL
+    few = candidates.take(np.flatnonzero(judged))
     return SelectionProblem(
         pool=drawn.pool,
         student_logits=run_student(bench.student, candidates.encoded)[0],
-        influences=candidate_influences(bench, candidates, candidates.take(np.flatnonzero(judged)), bench.reward),
+        influences=candidate_influences(bench, candidates, few, bench.reward) if for_policies else None,
         real_reward=lambda kept: real_reward(bench, candidates.take(np.flatnonzero(kept & judged))),
     )

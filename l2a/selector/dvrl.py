@@ -32,7 +32,7 @@ def dvrl_loss(logits: Tensor, kept: Tensor, counts: Tensor, advantages: Tensor) 
 class DVRL(WholeEpisodes):
     """REINFORCE over one whole episode of each environment an update, against a fixed baseline.
 
-    The baseline is what a head gains that learns from everything. The paper's estimator also reads |y - y_val|; here
+    The baseline is what keeping everything gains. The paper's estimator also reads |y - y_val|; here
     the candidates' features hold KL(p_T || p_S) in its place (our adaptation), and an episode stands for the paper's
     batch. There is no critic; rewards must come in nats.
     """

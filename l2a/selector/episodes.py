@@ -2,8 +2,8 @@
 
 An episode shows ``steps`` batches of candidates, drawn from the pool without replacement. At each step every
 candidate of the batch is kept or dropped; the reward is what that adds to the gain that the kept ones promise on the
-reward split. Each class counts as the pool has it, whatever was kept of it, and the episode ends
-when the budget, ``keep_rate`` of every batch, is spent or the last batch was decided.
+reward split. Each class counts as the pool has it, whatever was kept of it, and the episode ends when the budget,
+``keep_rate`` of every batch, is spent or the last batch was decided.
 """
 
 from dataclasses import dataclass
@@ -105,6 +105,7 @@ class Episodes:
     """E episodes that run side by side and may be at different steps.
 
     Attributes:
+        gains: What each episode's selection promises so far.
         candidates: int64 (E, steps * batch), what each episode shows, in order.
         step_index: int64 (E,), the step that each episode is at.
         kept_count: int64 (E,), candidates kept so far.

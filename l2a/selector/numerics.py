@@ -1,4 +1,4 @@
-"""Probability arithmetic shared by the features, the rules and the surrogate."""
+"""Probability arithmetic shared by the features and the rules."""
 
 import numpy as np
 from numpy.typing import NDArray

@@ -26,20 +26,23 @@ class SelectionProblem:
         pool: N labelled candidates.
         student_logits: float32 (N, C), what the student predicts for each candidate.
         influences: float32 (N,), what a candidate adds to the real reward of a selection that it is the whole of, to
-            first order, in nats.
+            first order, in nats; None for a rule, which reads none.
         real_reward: Distils the student for a few steps on the kept candidates (bool (N,)), from a saved state, and
-            returns its mean log-likelihood on the reward split; None when there is no second tier.
+            returns how well it then tells the reward split's classes apart (``l2a.kd.separation``), in nats; None when
+            there is no second tier.
     """
 
     pool: CandidatePool
     student_logits: Floats
-    influences: Floats
+    influences: Floats | None = None
     real_reward: RealReward | None = None
 
     def __post_init__(self) -> None:
         candidates, classes = self.pool.teacher.logits.shape
         for name, shape in {"student_logits": (candidates, classes), "influences": (candidates,)}.items():
             values = getattr(self, name)
+            if values is None:
+                continue
             if values.shape != shape:
                 raise UsageError(f"{name}: shape {values.shape} came, {shape} is needed to match the pool")
             if not np.isfinite(values).all():

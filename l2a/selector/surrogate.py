@@ -9,10 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from l2a.errors import UsageError
 from l2a.selector.numerics import Floats
 from l2a.selector.problem import SelectionProblem
 
 PRIOR = 16
+"""Candidates without influence that every selection is thought to hold."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,12 @@ def build_surrogate(problem: SelectionProblem) -> Surrogate:
 
     Returns:
         The surrogate.
+
+    Raises:
+        UsageError: If influences were not measured.
     """
+    if problem.influences is None:
+        raise UsageError("influences: None came; a policy needs those of every candidate")
     count = problem.pool.teacher.logits.shape[1]
     shares = (np.bincount(problem.classes, minlength=count) / len(problem)).astype(np.float32)
     spread = float(problem.influences.std())
@@ -51,7 +58,7 @@ class Gains:
     """E selections that grow: the gain of each is the mean influence of what it kept so far.
 
     Each class counts as the pool has it, whatever was kept of it, since as many of each will be used (``keep_best``). A
-    selection that has kept little is drawn to 0 as if ``PRIOR`` candidates without influence were in it.
+    selection that has kept little is drawn to 0 by ``PRIOR``.
 
     Attributes:
         gain: float32 (E,), in nats.
