@@ -1,6 +1,6 @@
 """How much a selector could gain: what selections of one pool are worth after a whole round.
 
-    python benchmarks/selector/headroom.py --data-root DATA --pair A.jsonl:B.jsonl
+    python benchmarks/selector/headroom.py --data-root DATA [--card selectors_small_source]
 
 Of one pool are kept the half that the surrogate finds best, the half that it finds worst, the half that a surrogate
 finds best which reads half of the target's large dev split in place of the few texts of the reward split, and random
@@ -20,9 +20,10 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
-from l2a.config import DistillConfig, load_config, override
+from l2a.config import DistillConfig, override
 from l2a.encoding import encode
 from l2a.examples import Examples
+from l2a.experiments.card import load_experiment, method_config
 from l2a.files import atomic_write_text
 from l2a.jsontext import to_json
 from l2a.kd.inference import run_student
@@ -109,25 +110,22 @@ def after_round(pair: PreparedPair, kept: NDArray[np.int64] | None, judges: Exam
 def main() -> None:
     """Measure the pairs that the file does not hold yet."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data-root", help="folder that the pairs' paths start from")
-    parser.add_argument("--pair", action="append", default=[], metavar="SOURCE:TARGET", help="may be repeated")
-    parser.add_argument("--source-size", type=int, help="labelled source texts; all without it")
-    parser.add_argument("--pool-size", type=int, default=2400, help="as in the card `selectors`")
+    parser.add_argument("--data-root", required=True, help="folder of the card's domain files")
+    parser.add_argument("--card", default="selectors", help="gives pairs and budget")
+    parser.add_argument("--pair", action="append", default=[], help="name in the card, may be repeated; all without it")
     parser.add_argument("--random-halves", type=int, default=3)
-    parser.add_argument("--preset", default="screening")
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
     found: dict[str, Any] = json.loads(options.output.read_text("utf-8")) if options.output.exists() else {}
-    for pair in options.pair:
-        source, target = pair.split(":")
-        name = f"{pair}, {options.source_size or 'all'} source texts, {options.pool_size} candidates"
-        if name not in found:
-            places = {"source": source, "target": target, "data_root": options.data_root}
-            sizes = {"source_size": options.source_size, "kd.pool_size": options.pool_size}
-            config = override(load_config(options.preset), {**places, **sizes})
-            found[name] = measure(config, options.random_halves)
+    card = load_experiment(options.card)
+    for pair in [one for one in card.pairs if one.name in (options.pair or [every.name for every in card.pairs])]:
+        measured = found.setdefault(options.card, {})
+        if pair.name not in measured:
+            config = method_config(card, card.students[0], "random", pair.name)
+            places = {"source": pair.source, "target": pair.target, "data_root": options.data_root}
+            measured[pair.name] = measure(override(config, {**places, "shots": card.shots[0]}), options.random_halves)
             atomic_write_text(options.output, to_json(found, indent=1) + "\n")
-            print(name, found[name], flush=True)
+            print(options.card, pair.name, measured[pair.name], flush=True)
 
 
 if __name__ == "__main__":
