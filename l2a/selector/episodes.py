@@ -124,7 +124,6 @@ class Episodes:
         self.candidates = np.zeros((count, task.steps * task.batch), np.int64)
         self.step_index = np.zeros(count, np.int64)
         self.kept_count = np.zeros(count, np.int64)
-        self._class_counts = np.zeros((count, len(task.surrogate.shares)), np.float32)
         self._selected = np.zeros((count, task.budget, task.unit_embeddings.shape[1]), np.float32)
         self._rows = np.arange(count)
 
@@ -139,7 +138,6 @@ class Episodes:
         self.gains.reset(which)
         self.step_index[which] = 0
         self.kept_count[which] = 0
-        self._class_counts[which] = 0.0
         self._selected[which] = 0.0
 
     def draw(self, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
@@ -167,8 +165,8 @@ class Episodes:
             float32 (E, batch * candidate_width + 4): the candidates one after another, then the state.
         """
         batch = self.batch()
-        classes = self._class_counts.shape[1]
-        shares: Floats = (self._class_counts / np.maximum(self.kept_count, 1)[:, None]).astype(np.float32)
+        classes = self.gains.counts.shape[1]
+        shares: Floats = (self.gains.counts / np.maximum(self.kept_count, 1)[:, None]).astype(np.float32)
         share_so_far = shares[self._rows[:, None], self.task.classes[batch]] * classes - (self.kept_count > 0)[:, None]
         cosines = (self.task.unit_embeddings[batch] @ self._selected.transpose(0, 2, 1)).max(axis=2)
         changing = np.stack([share_so_far, cosines], axis=2).astype(np.float32)
@@ -209,7 +207,6 @@ class Episodes:
     def _remember(self, batch: NDArray[np.int64], kept: NDArray[np.bool_], position: NDArray[np.int64]) -> None:
         episode, slot = np.nonzero(kept)
         chosen = batch[episode, slot]
-        np.add.at(self._class_counts, (episode, self.task.classes[chosen]), 1.0)
         self._selected[episode, position[episode, slot]] = self.task.unit_embeddings[chosen]
         self.kept_count += kept.sum(axis=1)
 

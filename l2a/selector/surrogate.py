@@ -61,6 +61,7 @@ class Gains:
     selection that has kept little is drawn to 0 by ``PRIOR``.
 
     Attributes:
+        counts: float32 (E, C), candidates kept so far of each class that the teacher predicts.
         gain: float32 (E,), in nats.
     """
 
@@ -73,7 +74,7 @@ class Gains:
         """
         self._surrogate = surrogate
         self._sums = np.zeros((count, len(surrogate.shares)), np.float32)
-        self._counts = np.zeros_like(self._sums)
+        self.counts = np.zeros_like(self._sums)
         self.gain: Floats = np.zeros(count, np.float32)
 
     def reset(self, which: NDArray[np.intp]) -> None:
@@ -83,7 +84,7 @@ class Gains:
             which: intp (K,), their positions.
         """
         self._sums[which] = 0.0
-        self._counts[which] = 0.0
+        self.counts[which] = 0.0
         self.gain = self._evaluate()
 
     def add(self, candidates: NDArray[np.int64], kept: NDArray[np.bool_]) -> None:
@@ -97,12 +98,12 @@ class Gains:
         for label in range(len(self._surrogate.shares)):
             counted = kept & (classes == label)
             self._sums[:, label] += (values * counted).sum(axis=1)
-            self._counts[:, label] += counted.sum(axis=1)
+            self.counts[:, label] += counted.sum(axis=1)
         self.gain = self._evaluate()
 
     def _evaluate(self) -> Floats:
         shares = self._surrogate.shares
-        means = self._sums / np.maximum(self._counts + PRIOR * shares, 1e-12)
+        means = self._sums / np.maximum(self.counts + PRIOR * shares, 1e-12)
         gain: Floats = (shares * means).sum(axis=1)
         return gain
 
