@@ -36,7 +36,7 @@ def train(
     source: Source = None,
     target: Target = None,
     pair: Annotated[list[str] | None, typer.Option(help="A further pair as SOURCE:TARGET; repeatable.")] = None,
-    agent: Annotated[str | None, typer.Option(help="A card in agents/ that learns: ppo, a2c, dvrl ...")] = None,
+    agent: Annotated[str, typer.Option(help="A card in agents/ that learns: ppo, a2c, dvrl ...")] = "ppo",
     steps: Annotated[int | None, typer.Option(help="Environment steps over all pairs.")] = None,
     preset: Preset = "default",
     config: ConfigFile = None,

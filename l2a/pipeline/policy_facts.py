@@ -30,6 +30,7 @@ def training_facts(
         "pairs": list(dict.fromkeys(pair_name(config) for config in configs)),
         "seeds": sorted({config.seed for config in configs}),
         "shots": configs[0].shots,
+        "dev_shots": configs[0].dev_shots,
         "keep_rate": configs[0].selector.keep_rate,
         "steps": steps,
         "steps_per_second": round(steps_per_second, 1),

@@ -18,7 +18,7 @@ from l2a.pipeline.rewards import REAL_POOL, candidate_influences, real_reward
 from l2a.pipeline.workbench import Workbench, open_workbench
 from l2a.selector.agents import load_agent
 from l2a.selector.problem import Selection, SelectionProblem
-from l2a.selector.select import select
+from l2a.selector.select import select, select_again
 from l2a.students.student import Student
 
 
@@ -134,21 +134,22 @@ def _distil_kept(
     selection: Selection,
     rng: np.random.Generator,
 ) -> Selection:
-    """Distil on the kept candidates; a rule that says so keeps others as the student changes."""
+    """Distil on the kept candidates; an agent that says so keeps others as the student changes."""
     steps, config = bench.context.config.kd.round_steps, bench.context.config.selector
     every, kept = load_agent(config.agent).rescore_every, np.flatnonzero(selection.kept)
-    if every is None:
+    if every is None or selection.fell_back:
         bench.distil(candidates.take(kept), steps, "distillation")
         return selection
     chosen = [selection]
 
     def choose(logits: NDArray[np.float32]) -> NDArray[np.int64]:
         now = replace(problem, student_logits=logits)
-        chosen.append(select(now, config, rng))
+        chosen.append(select_again(now, config, rng, selection.policy))
         return np.flatnonzero(chosen[-1].kept)
 
     bench.distil(candidates, steps, "distillation", Renewal(candidates, kept, every, choose))
-    return replace(chosen[-1], diagnostics={**selection.diagnostics, "rescored": len(chosen) - 1})
+    facts = {**selection.diagnostics, "rescored": len(chosen) - 1}
+    return replace(chosen[-1], agent=selection.agent, diagnostics=facts)
 
 
 def _facts(diagnostics: Mapping[str, object]) -> dict[str, object]:

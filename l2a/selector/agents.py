@@ -15,6 +15,8 @@ from l2a.files import sha256_file
 DESCRIPTION = "policy.json"
 """The file by which the folder of a saved policy is known."""
 WEIGHTS = "policy.safetensors"
+RESCORE_EVERY = 25
+"""What a policy that is named by its folder does, as the shipped cards do."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,8 @@ class AgentCard:
         hyperparameters: Keyword arguments of the class.
         scale_rewards: Divide rewards by their running spread; off for an algorithm that needs them in nats.
         patience: Looks, twenty in a training, without a better mean return after which it ends early; None never does.
-        rescore_every: Updates of the student after which a rule scores the pool anew inside a round; None for once a
-            round.
+        rescore_every: Updates of the student after which the pool is scored anew inside a round, by the rule or by the
+            policy as it is then; None for once a round.
     """
 
     description: str
@@ -56,11 +58,6 @@ class AgentCard:
                 raise UsageError(f"{name}: {value} came; at least 1 is needed")
         if not self.hidden or min(self.hidden) < 1:
             raise UsageError(f"hidden: {list(self.hidden)} came; one width or more, each at least 1, is needed")
-        if self.rescore_every is not None and self.rule is None:
-            raise UsageError(
-                f"rescore_every: {self.rescore_every} came with {self.algorithm!r}; only a rule scores anew inside a "
-                "round: write null"
-            )
 
     @property
     def rule(self) -> str | None:
@@ -91,7 +88,8 @@ def load_agent(name: str) -> AgentCard:
         UsageError: If there is neither card nor policy, or the card is wrong; every wrong key is named.
     """
     if name not in list_cards("agents") and (Path(name).is_dir() or "/" in name or "\\" in name):
-        return _with_policy(AgentCard("A saved policy.", "saved policy"), Path(name).expanduser(), "selector.agent")
+        card = AgentCard("A saved policy.", "saved policy", rescore_every=RESCORE_EVERY)
+        return _with_policy(card, Path(name).expanduser(), "selector.agent")
     path = find_card("agents", name)
     card = build(AgentCard, load_yaml(path), f"agent card {path}")
     return card if card.policy is None else _with_policy(card, path.parent / card.policy, f"agent card {path}: policy")

@@ -18,12 +18,12 @@ class SelectorConfig:
         training_steps: Environment steps that a policy is trained for.
         snapshots: Moments of the training at which the policy is kept for the real reward to compare.
         real_evaluations: Selections that are scored with real distillation steps; 0 switches the second tier off.
-        tier_correlation: Spearman correlation of surrogate and real reward below which the run does not trust the
-            learned policies alone, warns and lets random policies compete.
+        tier_correlation: Spearman correlation of surrogate and real reward below which the run does not trust its
+            policies alone, warns and lets random ones compete.
         tensorboard: Folder for the course of a policy's training, for TensorBoard; None writes none.
     """
 
-    agent: str = "ppo"
+    agent: str = "pretrained"
     keep_rate: float = 0.5
     batch: int = 32
     episode_steps: int = 16

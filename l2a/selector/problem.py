@@ -71,6 +71,7 @@ class Selection:
         agent: Name of the agent or rule.
         diagnostics: Facts of the run, such as steps per second and tier correlation; values that JSON can hold.
         policy: The learned policy; None for a rule.
+        fell_back: Whether random scores were used in place of the policy's, which the real reward found worse.
     """
 
     kept: NDArray[np.bool_]
@@ -78,6 +79,7 @@ class Selection:
     agent: str
     diagnostics: Mapping[str, Fact]
     policy: TrainedPolicy | None = None
+    fell_back: bool = False
 
 
 def keep_best(scores: Floats, keep_rate: float, classes: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -45,8 +45,25 @@ def select(
     if card.rule is not None:
         return _select_by_rule(problem, config, card.rule, rng)
     if card.policy is not None:
-        return apply_policy(problem, load_policy(Path(card.policy)), config, rng)
-    return _select_by_policy(problem, config, card, rng, start_from, progress)
+        return _select_by_saved_policy(problem, config, load_policy(Path(card.policy)), rng)
+    return _select_by_learning(problem, config, card, rng, start_from, progress)
+
+
+def select_again(
+    problem: SelectionProblem, config: SelectorConfig, rng: np.random.Generator, policy: TrainedPolicy | None
+) -> Selection:
+    """Choose anew inside a round, for the student as it is now; nothing is trained and no real step taken.
+
+    Args:
+        problem: The same pool, with the student's logits as they are now.
+        config: As for the round's first selection.
+        rng: The source of every random draw.
+        policy: That of the first selection; None where a rule chose.
+
+    Returns:
+        Exactly round(keep_rate * N) kept candidates.
+    """
+    return select(problem, config, rng) if policy is None else apply_policy(problem, policy, config, rng)
 
 
 def apply_policy(
@@ -78,7 +95,17 @@ def _select_by_rule(
     return Selection(keep_best(scores, rate, problem.classes), scores, config.agent, {})
 
 
-def _select_by_policy(
+def _select_by_saved_policy(
+    problem: SelectionProblem, config: SelectorConfig, policy: TrainedPolicy, rng: np.random.Generator
+) -> Selection:
+    task = build_task(problem, config, policy.feature_names)
+    scores = [score_pool(policy, task, config.keep_rate, rng)]
+    best, chosen, facts = _best_by_real_reward(problem, config, task, scores, rng)
+    kept = keep_best(chosen, config.keep_rate, problem.classes)
+    return Selection(kept, chosen, config.agent, facts, policy, fell_back=best > 0)
+
+
+def _select_by_learning(
     problem: SelectionProblem,
     config: SelectorConfig,
     card: AgentCard,
@@ -98,10 +125,9 @@ def _select_by_policy(
         "reward_curve": list(training.reward_curve),
     }
     best, chosen, more_facts = _best_by_real_reward(problem, config, task, scores, rng)
-    policy = training.snapshots[min(best, len(training.snapshots) - 1)]
-    return Selection(
-        keep_best(chosen, config.keep_rate, problem.classes), chosen, config.agent, facts | more_facts, policy
-    )
+    last, kept = len(scores) - 1, keep_best(chosen, config.keep_rate, problem.classes)
+    policy = training.snapshots[min(best, last)]
+    return Selection(kept, chosen, config.agent, facts | more_facts, policy, fell_back=best > last)
 
 
 def _best_by_real_reward(

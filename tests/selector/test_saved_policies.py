@@ -12,8 +12,9 @@ from l2a.selector.agents import AgentCard, agent_files, load_agent
 from l2a.selector.config import SelectorConfig
 from l2a.selector.saving import load_facts, load_policy, save_policy
 from l2a.selector.select import apply_policy, select
+from l2a.selector.surrogate import build_surrogate, surrogate_reward
 
-QUICK = SelectorConfig(batch=16, episode_steps=4, training_steps=256, snapshots=1, real_evaluations=0)
+QUICK = SelectorConfig(agent="ppo", batch=16, episode_steps=4, training_steps=256, snapshots=1, real_evaluations=0)
 FACTS = {"pairs": ["a:b"], "steps": 256, "reward_curve": [0.1, 0.2]}
 
 
@@ -40,6 +41,20 @@ def test_decisions_are_those_of_the_policy_that_was_saved(problem, saved, agent)
     assert np.array_equal(found.scores, expected.scores)
     assert np.array_equal(found.kept, expected.kept)
     assert found.policy.network.activation == saved.network.activation
+
+
+@pytest.mark.parametrize("sign", [1, -1], ids=["rewards that agree", "rewards that disagree"])
+def test_both_rewards_are_measured_for_a_saved_policy_too(problem, saved, sign):
+    """Where they agree the policy stays; where they disagree the best of it and random ones by real reward is used."""
+    surrogate = build_surrogate(problem)
+    judged = dataclasses.replace(problem, real_reward=lambda kept: sign * surrogate_reward(surrogate, kept))
+    config = dataclasses.replace(QUICK, agent="mine", real_evaluations=8)
+    found, as_it_is = select(judged, config, rng()), apply_policy(problem, saved, QUICK, rng())
+    facts = found.diagnostics
+    assert found.agent == "mine" and len(facts["real_rewards"]) == 8
+    assert facts["tier_correlation"] == pytest.approx(sign, abs=0.4) and facts["tiers_agree"] == (sign > 0)
+    assert np.array_equal(found.kept, as_it_is.kept) == (sign > 0) != found.fell_back
+    assert sign > 0 or judged.real_reward(found.kept) == max(facts["real_rewards"])
 
 
 def test_facts_are_kept_beside_the_weights(saved, tmp_path):
@@ -82,7 +97,7 @@ def test_a_card_whose_policy_is_missing_is_refused(tmp_path, monkeypatch):
         ({"environments": 0}, "environments: 0"),
         ({"patience": 0}, "patience: 0"),
         ({"hidden": ()}, "hidden"),
-        ({"rescore_every": 5}, "only a rule"),
+        ({"rescore_every": 0}, "rescore_every: 0"),
     ],
 )
 def test_wrong_numbers_on_a_card_are_refused_by_name(changes, message):

@@ -20,7 +20,7 @@ from l2a.selector.rules import RULES
 from l2a.selector.select import select
 from l2a.selector.surrogate import PRIOR, Gains, build_surrogate, surrogate_reward
 
-QUICK = SelectorConfig(batch=16, episode_steps=4, training_steps=256, snapshots=2, real_evaluations=5)
+QUICK = SelectorConfig(agent="ppo", batch=16, episode_steps=4, training_steps=256, snapshots=2, real_evaluations=5)
 LEARNED = ("a2c", "dvrl", "ppo", "reinforce")
 
 

@@ -12,7 +12,7 @@ from l2a.selector.select import select
 from l2a.selector.surrogate import build_surrogate, surrogate_reward
 from l2a.selector.tiers import rerank
 
-CONFIG = SelectorConfig(batch=16, episode_steps=4, training_steps=256, snapshots=2, real_evaluations=8)
+CONFIG = SelectorConfig(agent="ppo", batch=16, episode_steps=4, training_steps=256, snapshots=2, real_evaluations=8)
 
 
 def rng():

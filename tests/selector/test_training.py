@@ -22,7 +22,7 @@ from l2a.selector.select import select
 from l2a.selector.training import train_agent
 from l2a.selector.vector import SelectionVecEnv
 
-QUICK = SelectorConfig(batch=16, episode_steps=4, training_steps=256, snapshots=2, real_evaluations=0)
+QUICK = SelectorConfig(agent="ppo", batch=16, episode_steps=4, training_steps=256, snapshots=2, real_evaluations=0)
 
 
 @pytest.fixture
