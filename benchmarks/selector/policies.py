@@ -5,7 +5,7 @@
 They go to ``benchmarks/selector/policies/without_PAIR`` and ``.../pretrained``; a folder that holds a policy is left
 alone, so that an interrupted run goes on where it was. Each pair gives one pool a seed. The students are those of few
 labels, but the reward split is large, as it can be on pairs to develop on: what only a few dozen texts say shall not be
-learned.
+learned. `pretrained` is then moved to ``agents/``.
 """
 
 import argparse
