@@ -1,8 +1,9 @@
 """Measures the selector: speed of the surrogate environment, its share of a run, and how far its two rewards agree.
 
-    python benchmarks/selector/bench.py --run runs/latest --data-root DATA --pair A.jsonl:B.jsonl
+    python benchmarks/selector/bench.py --run RUN --data-root DATA --pair A.jsonl:B.jsonl
 
-writes ``benchmarks/results/selector.json``. What is not given is left out.
+writes ``benchmarks/results/selector.json``. RUN is the folder of a run that trains its policy, such as one with
+``--selector ppo``. What is not given is left out.
 """
 
 import argparse

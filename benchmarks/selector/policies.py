@@ -2,10 +2,10 @@
 
     python benchmarks/selector/policies.py --data-root DATA
 
-They go to ``benchmarks/selector/policies/without_PAIR`` and ``.../pretrained``; a folder that holds a policy is left
+They go to ``agents/pretrained`` and ``benchmarks/selector/policies/without_PAIR``; a folder that holds a policy is left
 alone, so that an interrupted run goes on where it was. Each pair gives one pool a seed. The students are those of few
 labels, but the reward split is large, as it can be on pairs to develop on: what only a few dozen texts say shall not be
-learned. `pretrained` is then moved to ``agents/``.
+learned.
 """
 
 import argparse
@@ -15,6 +15,7 @@ from l2a.config import DistillConfig, override
 from l2a.experiments.card import ExperimentCard, Pair, load_experiment, method_config
 from l2a.pipeline.selectors import surrogate_problem, train_on
 
+AGENT = Path(__file__).parents[2] / "agents" / "pretrained"
 SHIPPED = "sentiment_sentence/"
 """Domains that the package names too: the agent that it ships shall never have seen them."""
 
@@ -35,7 +36,8 @@ def main() -> None:
     }
     wanted = {f"without_{left_out}": [name for name in configs if name != left_out] for left_out in configs}
     wanted["pretrained"] = [pair.name for pair in card.pairs if not pair.source.startswith(SHIPPED)]
-    missing = {name: pairs for name, pairs in wanted.items() if not (options.output / name / "policy.json").exists()}
+    folders = {name: AGENT if name == AGENT.name else options.output / name for name in wanted}
+    missing = {name: pairs for name, pairs in wanted.items() if not (folders[name] / "policy.json").exists()}
     needed = configs if missing else {}
     problems = {name: [surrogate_problem(config) for config in pools] for name, pools in needed.items()}
     for name, pairs in missing.items():
@@ -43,7 +45,7 @@ def main() -> None:
         # As many steps for each pool as a run takes for its own.
         steps = {"selector.training_steps": len(pools) * configs[pairs[0]][0].selector.training_steps}
         of_pools = [override(config, steps) for pair in pairs for config in configs[pair]]
-        print(f"{name}: {train_on(pools, of_pools, options.output / name).steps} steps", flush=True)
+        print(f"{name}: {train_on(pools, of_pools, folders[name]).steps} steps", flush=True)
 
 
 def config_of(card: ExperimentCard, pair: Pair, data_root: str, dev_shots: int, seed: int) -> DistillConfig:

@@ -51,7 +51,7 @@ def run_experiment(
 
     from l2a.experiments.backends import Workers, default_count
     from l2a.experiments.card import load_experiment
-    from l2a.experiments.cells import data_files, expand
+    from l2a.experiments.cells import data_files, expand, refuse_missing_agents
     from l2a.experiments.plan import plan
     from l2a.experiments.results import read_results
     from l2a.experiments.runner import run_groups
@@ -63,6 +63,7 @@ def run_experiment(
     folder = results / experiment.name
     try:
         groups = expand(experiment, data_root)
+        refuse_missing_agents(groups)
         data = data_files(groups, progress)
         planned = plan(groups, data, read_results(folder))
         if not dry_run:

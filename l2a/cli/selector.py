@@ -36,7 +36,9 @@ def train(
     source: Source = None,
     target: Target = None,
     pair: Annotated[list[str] | None, typer.Option(help="A further pair as SOURCE:TARGET; repeatable.")] = None,
-    agent: Annotated[str, typer.Option(help="A card in agents/ that learns: ppo, a2c, dvrl ...")] = "ppo",
+    agent: Annotated[
+        str | None, typer.Option(help="A card in agents/ that learns: ppo (default), a2c, dvrl ...")
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Environment steps over all pairs.")] = None,
     preset: Preset = "default",
     config: ConfigFile = None,
@@ -50,12 +52,15 @@ def train(
     """Train one policy on one pair of domains or several, and save it."""
     from l2a.config import load_config, override
     from l2a.pipeline.selectors import train_selector
+    from l2a.selector.config import SelectorConfig
 
     flags = {
         "teacher.model": teacher, "shots": shots, "selector.agent": agent, "selector.training_steps": steps,
         "selector.tensorboard": tensorboard,
     }  # fmt: skip
     base = load_config(preset, config, flags)
+    if agent is None and base.selector.agent == SelectorConfig().agent:  # which is trained already
+        base = override(base, {"selector.agent": "ppo"})
     pairs = _pairs(source, target, pair or [])
     places = [{"source": s, "target": t} if s else {} for s, t in pairs]
     runs = [override(base, {**place, "seed": n}) for place, n in itertools.product(places, seed or [base.seed])]

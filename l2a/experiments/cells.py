@@ -1,7 +1,7 @@
 """Cells of a grid: their configurations, their order and the keys that decide whether a result still holds."""
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -15,7 +15,7 @@ from l2a.domains.unlabelled import read_unlabelled
 from l2a.experiments.card import ExperimentCard, Pair, method_config
 from l2a.experiments.results import Place
 from l2a.progress import SILENT, Progress
-from l2a.selector.agents import agent_files
+from l2a.selector.agents import agent_files, load_agent
 
 RESULTS_VERSION = 1
 """Raise it when a change of the code, rather than of a field, changes what cells give: then all run again."""
@@ -103,6 +103,19 @@ def data_files(groups: Iterable[Group], progress: Progress = SILENT) -> dict[str
                     known[side] = _files_of(*side, config.data_folder, progress)
             found[cell.place.pair] = {**known[sides[0]], **known[sides[1]]}
     return found
+
+
+def refuse_missing_agents(groups: Sequence[Sequence[Cell]]) -> None:
+    """Look up every selector before anything runs: a missing policy should not cost the hours before its cell.
+
+    Args:
+        groups: The cells.
+
+    Raises:
+        UsageError: If an agent's card or policy is missing or wrong.
+    """
+    for agent in {cell.config.selector.agent for group in groups for cell in group if cell.row.startswith("l2a")}:
+        load_agent(agent)
 
 
 def cell_key(cell: Cell, data: DataFiles) -> str:

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from l2a.distributed import join_processes, process_count, process_rank, sum_gradients
+from l2a.distributed import agree, join_processes, process_count, process_rank, sum_gradients
 from l2a.encoding import EncodedTexts, encode, inference_batches
 from l2a.errors import RunError, UsageError
 from l2a.examples import Examples
@@ -208,7 +208,7 @@ class KDTrainer:
             if renewal is not None:
                 place = next(number for number, part in enumerate(sets) if part is renewal.pool)
                 pool = data.take(parts[place])
-                kept = renewal.choose(run_student(self.student, pool.encoded)[0]) if done else renewal.kept
+                kept = renewal.choose(agree(run_student(self.student, pool.encoded)[0])) if done else renewal.kept
                 # Only this set starts anew, with those that were used least: the others go on where they were.
                 used[place] = parts[place][kept]
                 cycles[place] = cycle(used[place], self._rng, uses)

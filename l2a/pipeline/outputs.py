@@ -9,7 +9,7 @@ from l2a.config import DistillConfig
 from l2a.files import atomic_write_text
 from l2a.jsontext import to_json
 from l2a.pipeline.context import RunContext
-from l2a.pipeline.policy_facts import training_facts
+from l2a.pipeline.policy_facts import saved_facts, training_facts
 from l2a.pipeline.students import Round, TrainedStudent
 from l2a.progress import RunProgress
 from l2a.report.augmentations import Augmentations, write_augmentations
@@ -91,10 +91,11 @@ def _write_selector(folder: Path, config: DistillConfig, trained: TrainedStudent
 
 
 def _policy_facts(config: DistillConfig, rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    if "reward_curve" not in rounds[-1]:
-        return {}  # a policy that was trained elsewhere
+    used = {"used_in_the_last_round": rounds[-1].get("chosen", "learned policy")}
+    if "reward_curve" not in rounds[-1]:  # a policy that was trained elsewhere
+        return {**saved_facts(config.selector.agent), **used}
     # Each round trains on where the one before it ended.
     curve = [value for known in rounds for value in known["reward_curve"]]
     steps = sum(known["training_steps"] for known in rounds)
     facts = training_facts([config], steps, rounds[-1]["steps_per_second"], curve)
-    return {**facts, "used_in_the_last_round": rounds[-1].get("chosen", "learned policy")}
+    return {**facts, **used}

@@ -99,7 +99,7 @@ def reward_score(bench: Workbench) -> float:
         Log-likelihood, whatever the student's confidence and thresholds (``separation``).
     """
     logits, _ = run_student(bench.student, bench.reward.encoded)
-    return float(separation(torch.from_numpy(logits), torch.from_numpy(bench.reward.labels)))
+    return float(separation(torch.from_numpy(agree(logits)), torch.from_numpy(bench.reward.labels)))
 
 
 def _on_all(bench: Workbench, kept: DistillationSet, rate: float) -> KDConfig:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from l2a.distributed import agree
 from l2a.generator.diagnostics import ChainDiagnostics
 from l2a.generator.neighbours import build_neighbour_table
 from l2a.generator.pool import CandidatePool, draw_pool
@@ -222,7 +223,7 @@ def selection_problem(bench: Workbench, drawn: Drawn, for_policies: bool = True)
     few = candidates.take(np.flatnonzero(judged))
     return SelectionProblem(
         pool=drawn.pool,
-        student_logits=run_student(bench.student, candidates.encoded)[0],
+        student_logits=agree(run_student(bench.student, candidates.encoded)[0]),
         influences=candidate_influences(bench, candidates, few, bench.reward) if for_policies else None,
         real_reward=lambda kept: real_reward(bench, candidates.take(np.flatnonzero(kept & judged))),
     )

@@ -1,5 +1,6 @@
 """One interface for every agent and rule: candidates in, the kept ones out."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -100,7 +101,10 @@ def _select_by_saved_policy(
 ) -> Selection:
     task = build_task(problem, config, policy.feature_names)
     scores = [score_pool(policy, task, config.keep_rate, rng)]
-    best, chosen, facts = _best_by_real_reward(problem, config, task, scores, rng)
+    # It has not seen these influences. Random halves are worth much the same, and the two rewards of eight of them
+    # would correlate by chance; policies that are trained in the run come near the best half of themselves.
+    extremes = (task.surrogate.influences, -task.surrogate.influences)
+    best, chosen, facts = _best_by_real_reward(problem, config, task, scores, rng, extremes)
     kept = keep_best(chosen, config.keep_rate, problem.classes)
     return Selection(kept, chosen, config.agent, facts, policy, fell_back=best > 0)
 
@@ -136,15 +140,16 @@ def _best_by_real_reward(
     task: SelectionTask,
     scores: list[Floats],
     rng: np.random.Generator,
+    others: Sequence[Floats] = (),
 ) -> tuple[int, Floats, dict[str, Fact]]:
     if problem.real_reward is None or config.real_evaluations == 0:
         return len(scores) - 1, scores[-1], {}
-    tiers, judged = rerank(scores, task, problem.real_reward, config, rng)
+    tiers, judged = rerank(scores, task, problem.real_reward, config, rng, others)
     facts: dict[str, Fact] = {
         "tier_correlation": tiers.correlation,
         "tiers_agree": tiers.trusted,
         "surrogate_rewards": list(tiers.surrogate),
         "real_rewards": list(tiers.real),
-        "chosen": "learned policy" if tiers.chosen < len(scores) else "random policy",
+        "chosen": "learned policy" if tiers.chosen < len(scores) else "another selection",
     }
     return tiers.chosen, judged[tiers.chosen], facts

@@ -1,6 +1,7 @@
 """The second tier of the reward: real distillation steps judge the few selections that the surrogate found."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,6 +41,7 @@ def rerank(
     real_reward: RealReward,
     config: SelectorConfig,
     rng: np.random.Generator,
+    others: Sequence[Floats] = (),
 ) -> tuple[Tiers, list[Floats]]:
     """Choose among policies by real reward, and measure how far the surrogate can be trusted.
 
@@ -54,12 +56,14 @@ def rerank(
         real_reward: The second tier.
         config: Keep rate, real rewards to compute (at least one a policy) and the correlation that is trusted.
         rng: Draws the random selections.
+        others: float32 (N,) of each further selection to judge among the random ones.
 
     Returns:
         The verdict, and the scores of every selection judged, learned policies first.
     """
     policies = len(policy_scores)
-    scores = [*policy_scores, *random_scores(task, max(config.real_evaluations - policies, 0), rng)]
+    drawn = random_scores(task, max(config.real_evaluations - policies - len(others), 0), rng)
+    scores = [*policy_scores, *others, *drawn]
     kept = [keep_best(values, config.keep_rate, task.classes) for values in scores]
     first = tuple(surrogate_reward(task.surrogate, mask) for mask in kept)
     second = tuple(float(real_reward(mask)) for mask in kept)

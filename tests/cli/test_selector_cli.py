@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from l2a.selector.training import Training
 from tests.cli.test_cli import run
 from tests.conftest import write_domain
 
@@ -64,6 +65,23 @@ def test_a_policy_is_trained_compared_shown_and_used(run, base, pair, tmp_path):
     code, _, err = run("distill", *domains, "--selector", folder, "--no-compare", "--output-dir", done, *base)
     assert code == 0, err
     assert json.loads((tmp_path / "run" / "selector" / "selection.json").read_text())["agent"] == folder
+
+
+@pytest.mark.parametrize(
+    ("file", "flags", "trained"),
+    [("", [], "ppo"), ("selector: {agent: dvrl}", [], "dvrl"), ("selector: {agent: dvrl}", ["--agent", "a2c"], "a2c")],
+)
+def test_the_agent_to_train_is_that_of_the_flag_then_of_the_file(run, tmp_path, monkeypatch, file, flags, trained):
+    seen = []
+    monkeypatch.setattr(
+        "l2a.pipeline.selectors.train_selector", lambda configs, *_: seen.extend(configs) or Training((), (), 0, 0.0)
+    )
+    (tmp_path / "own.yaml").write_text(file or "seed: 0")
+    code, _, err = run(
+        "selector", "train", "--config", str(tmp_path / "own.yaml"), "--output-dir", str(tmp_path / "policy"), *flags
+    )
+    assert code == 0, err
+    assert [config.selector.agent for config in seen] == [trained]
 
 
 @pytest.mark.parametrize(

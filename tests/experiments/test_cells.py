@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from l2a.config import override
+from l2a.errors import UsageError
 from l2a.experiments.card import load_experiment
-from l2a.experiments.cells import Cell, cell_files, cell_key, data_files, expand
+from l2a.experiments.cells import Cell, cell_files, cell_key, data_files, expand, refuse_missing_agents
 
 from .conftest import write_card, write_domain
 
@@ -14,6 +15,13 @@ from .conftest import write_card, write_domain
 def cell_of(method: str) -> Cell:
     groups = expand(load_experiment("tiny"), Path("data"))
     return next(cell for group in groups for cell in group if cell.method == method)
+
+
+def test_a_missing_policy_is_refused_before_anything_runs(workspace: Path) -> None:
+    methods = {"own": {"row": "l2a_student", "overrides": {"selector.agent": "policies/of_{pair}"}}}
+    write_card(workspace, methods=methods)
+    with pytest.raises(UsageError, match=r"policies/of_.* holds no policy\.json"):
+        refuse_missing_agents(expand(load_experiment("tiny"), None))
 
 
 def test_neighbouring_groups_have_different_sources(workspace: Path) -> None:

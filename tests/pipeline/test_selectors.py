@@ -1,9 +1,11 @@
 """Policies on their own, over tiny pairs of domains."""
 
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from scipy.stats import spearmanr
 
@@ -26,6 +28,7 @@ from l2a.pipeline.students import train_l2a_student
 from l2a.selector.episodes import build_task
 from l2a.selector.problem import keep_best
 from l2a.selector.rules import RULES
+from l2a.selector.select import select
 from l2a.selector.surrogate import surrogate_reward
 from tests.conftest import write_domain
 
@@ -150,11 +153,40 @@ def test_a_rule_that_says_so_scores_anew_inside_a_round(config, tmp_path, monkey
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("agent", "times"), [("glitter", 1), ("ppo", 1), ("confidence", None)])
+@pytest.mark.parametrize(("agent", "times"), [("glitter", 1), ("llkd", 1), ("ppo", 1), ("confidence", None)])
 def test_agents_that_follow_the_student_score_anew_and_the_others_do_not(config, agent, times):
     changes = {"selector.agent": agent, "kd.rounds": 1, "kd.round_steps": 30, "selector.tier_correlation": -1.0}
     changed = override(config, changes)
     assert run_row(changed, "l2a_student").diagnostics.get("round_0_rescored") == times
+
+
+def test_a_saved_policy_scores_anew_unless_other_scores_won(config, policy_folder, monkeypatch):
+    """As a policy does that is trained in the run; the run goes on to say who chose."""
+    changes = {"selector.agent": str(policy_folder), "kd.rounds": 1, "kd.round_steps": 30, "kd.warmup_steps": 5}
+    context = RunContext(override(config, changes))
+    for fell_back in (False, True):
+        chosen = functools.partial(_select_and_say, fell_back)
+        monkeypatch.setattr("l2a.pipeline.students.select", chosen)
+        (done,) = train_l2a_student(context).rounds
+        assert done.selection.diagnostics.get("rescored") == (None if fell_back else 1)
+        assert done.selection.agent == str(policy_folder)
+
+
+def _select_and_say(fell_back, *arguments):
+    return dataclasses.replace(select(*arguments), fell_back=fell_back)
+
+
+def test_the_reward_split_does_not_choose_the_model(config, monkeypatch):
+    """Without a policy those labels train and choose nothing: flipped, they give the same student to the bit."""
+    monkeypatch.setattr("l2a.pipeline.context.refuse_useless_teacher", lambda *_: 1.0)
+    changed = override(config, {"selector.agent": "confidence", "kd.rounds": 1, "kd.warmup_steps": 5})
+    plain, data = train_l2a_student(RunContext(changed)), load_run_data(changed)
+    flipped = dataclasses.replace(data.splits.reward, labels=1 - data.splits.reward.labels)
+    other = dataclasses.replace(data, splits=dataclasses.replace(data.splits, reward=flipped))
+    monkeypatch.setattr("l2a.pipeline.context.load_run_data", lambda *_: other)
+    again = train_l2a_student(RunContext(changed))
+    assert again.choice_log_likelihood == plain.choice_log_likelihood
+    assert torch.equal(again.student.output.weight, plain.student.output.weight)
 
 
 @pytest.mark.parametrize("agent", ["nearest", "policy"])
