@@ -201,7 +201,7 @@ def test_a_run_in_two_processes_gives_what_one_gives(config, tmp_path):
     accuracies = []
     for processes in (1, 2):
         out = tmp_path / str(processes)
-        changes = {"output_dir": str(out), "selector.agent": "random", "compare": False}
+        changes = {"output_dir": str(out), "selector.agent": "pretrained", "kd.round_steps": 30, "compare": False}
         (tmp_path / "config.yaml").write_text(as_yaml(override(config, changes)))
         torchrun = ["torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29611", "-m"]
         command = [sys.executable, "-m", *(torchrun if processes == 2 else []), "l2a", "distill", "-q"]
