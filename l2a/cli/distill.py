@@ -25,7 +25,8 @@ def distill_command(
     ] = None,
     student: Annotated[str | None, typer.Option(help="Model folder or Hub id to start the student from.")] = None,
     selector: Annotated[
-        str | None, typer.Option(help="A card in agents/ (pretrained, ppo, random ...) or the folder of a saved policy.")
+        str | None,
+        typer.Option(help="A card in agents/ (pretrained, ppo, random ...) or the folder of a saved policy."),
     ] = None,
     text_column: Annotated[str | None, typer.Option(help="Column of the text.")] = None,
     text_pair_column: Annotated[str | None, typer.Option(help="Column of the second text of a pair.")] = None,
