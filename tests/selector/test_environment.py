@@ -154,6 +154,7 @@ def test_no_global_randomness_is_touched(task, global_generators):
     assert global_generators() == before
 
 
+@pytest.mark.slow
 def test_a_process_that_is_sent_a_task_knows_the_environment(task):
     code = (
         "import pickle, sys, gymnasium\n"
