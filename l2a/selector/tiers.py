@@ -47,7 +47,7 @@ def rerank(
 
     Besides the policies' selections, random ones are judged: one drawn without regard to the candidates, and those of
     linear policies with random weights, so that the correlation is measured over selections of different worth.
-    Where it is below ``config.tier_correlation``, the run warns, and the random policies compete with the learned
+    Where it is below ``config.tier_correlation``, the run warns, and all others compete with the learned
     ones: a search by real reward over few policies.
 
     Args:
@@ -100,5 +100,5 @@ def _spearman(first: tuple[float, ...], second: tuple[float, ...]) -> float:
 def _distrust(correlation: float, level: float) -> str:
     return (
         f"selector: the surrogate reward ranks selections unlike real distillation (Spearman {correlation:.2f}, "
-        f"below {level:.2f}); the selection with the best real reward is used, random policies included"
+        f"below {level:.2f}); the selection with the best real reward is used, random ones included"
     )
