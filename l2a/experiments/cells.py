@@ -1,7 +1,7 @@
 """Cells of a grid: their configurations, their order and the keys that decide whether a result still holds."""
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -105,7 +105,7 @@ def data_files(groups: Iterable[Group], progress: Progress = SILENT) -> dict[str
     return found
 
 
-def refuse_missing_agents(groups: Sequence[Sequence[Cell]]) -> None:
+def refuse_missing_agents(groups: Iterable[Group]) -> None:
     """Look up every selector before anything runs: a missing policy should not cost the hours before its cell.
 
     Args:

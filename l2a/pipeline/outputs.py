@@ -9,7 +9,8 @@ from l2a.config import DistillConfig
 from l2a.files import atomic_write_text
 from l2a.jsontext import to_json
 from l2a.pipeline.context import RunContext
-from l2a.pipeline.policy_facts import saved_facts, training_facts
+from l2a.pipeline.policy_facts import training_facts
+from l2a.pipeline.selectors import open_policy
 from l2a.pipeline.students import Round, TrainedStudent
 from l2a.progress import RunProgress
 from l2a.report.augmentations import Augmentations, write_augmentations
@@ -93,7 +94,7 @@ def _write_selector(folder: Path, config: DistillConfig, trained: TrainedStudent
 def _policy_facts(config: DistillConfig, rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     used = {"used_in_the_last_round": rounds[-1].get("chosen", "learned policy")}
     if "reward_curve" not in rounds[-1]:  # a policy that was trained elsewhere
-        return {**saved_facts(config.selector.agent), **used}
+        return {**open_policy(config.selector.agent)[1], **used}
     # Each round trains on where the one before it ended.
     curve = [value for known in rounds for value in known["reward_curve"]]
     steps = sum(known["training_steps"] for known in rounds)

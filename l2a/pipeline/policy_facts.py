@@ -1,13 +1,10 @@
 """How a policy was trained, for the folder that it is saved in."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from l2a.config import DistillConfig
 from l2a.report.metrics_file import versions
-from l2a.selector.agents import load_agent
-from l2a.selector.saving import load_facts
 
 
 def pair_name(config: DistillConfig) -> str:
@@ -40,16 +37,3 @@ def training_facts(
         "reward_curve": list(reward_curve),
         "versions": versions(),
     }
-
-
-def saved_facts(agent: str) -> dict[str, Any]:
-    """Say how an agent's saved policy was trained.
-
-    Args:
-        agent: A card that names a policy, or the folder of one.
-
-    Returns:
-        What was saved with it; empty for any other agent.
-    """
-    policy = load_agent(agent).policy
-    return {} if policy is None else load_facts(Path(policy))

@@ -71,7 +71,7 @@ class Selection:
         agent: Name of the agent or rule.
         diagnostics: Facts of the run, such as steps per second and tier correlation; values that JSON can hold.
         policy: The learned policy; None for a rule.
-        fell_back: Whether random scores were used in place of the policy's, which the real reward found worse.
+        fell_back: Whether other scores were used in place of the policy's, which the real reward found worse.
     """
 
     kept: NDArray[np.bool_]
