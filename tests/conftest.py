@@ -10,7 +10,7 @@ from hypothesis import settings
 from threadpoolctl import threadpool_limits
 from transformers import BertConfig, BertForSequenceClassification, BertModel, BertTokenizerFast
 
-from l2a.examples import Examples
+from l2a.data.examples import Examples
 from l2a.teacher.load import load_encoder
 from l2a.teacher.model import Teacher
 

@@ -11,9 +11,9 @@ from typing import Any
 
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
-from l2a.domains.load import load_domain
-from l2a.pipeline.augment_file import AugmentJob, augment_file
-from l2a.progress import Advance
+from l2a.data.domains import load_domain
+from l2a.pipeline.augment import AugmentJob, augment_file
+from l2a.util.progress import Advance
 
 NO_WORDS = "RandomWordAug(substitute, '_')"
 """Measured, but no word comes in the place of another."""

@@ -9,19 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from l2a.config import load_config, override
-from l2a.domains.load import load_domain
-from l2a.encoding import encode
-from l2a.generator.neighbours import build_neighbour_table
-from l2a.generator.problem import vocabulary
-from l2a.generator.token_rewriting import TokenRewriting, TokenSpace
-from l2a.kd.config import KDConfig
+from l2a.config import KDConfig, StudentConfig, load_config, override
+from l2a.data.domains import load_domain
+from l2a.data.encoding import encode
+from l2a.generator.operators import TokenRewriting, TokenSpace
+from l2a.generator.tokens import build_neighbour_table, vocabulary
 from l2a.kd.data import DistillationSet
-from l2a.kd.gradients import embedding_gradients
+from l2a.kd.inference import embedding_gradients
 from l2a.kd.trainer import KDTrainer
 from l2a.pipeline.distill import distill
-from l2a.students.build import build_student
-from l2a.students.config import StudentConfig
+from l2a.student.presets import build_student
 from l2a.teacher.labelling import predict
 from l2a.teacher.load import load_encoder
 

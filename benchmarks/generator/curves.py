@@ -20,14 +20,12 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from l2a.config import DistillConfig, load_config, override
-from l2a.experiments.figures import COLOURS, STYLE, save_figure
-from l2a.files import atomic_write_text
-from l2a.jsontext import to_json
+from l2a.experiments.report import COLOURS, STYLE, save_figure
 from l2a.kd.trainer import KDTrainer
-from l2a.pipeline.augmented import draw_texts
-from l2a.pipeline.context import RunContext
-from l2a.pipeline.workbench import mixture, open_workbench
-from l2a.progress import RunProgress
+from l2a.pipeline.session import RunContext, mixture, open_workbench
+from l2a.pipeline.students import draw_texts
+from l2a.util.files import atomic_write_text, to_json
+from l2a.util.progress import RunProgress
 
 RESULTS = Path(__file__).parents[1] / "results" / "generator_curves.json"
 FIGURE = Path(__file__).parents[2] / "docs" / "generator" / "curves.svg"

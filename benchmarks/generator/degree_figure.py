@@ -11,7 +11,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from l2a.experiments.figures import COLOURS, MARKERS, STYLE, save_figure
+from l2a.experiments.report import COLOURS, MARKERS, STYLE, save_figure
 
 RESULTS = Path(__file__).parents[1] / "results" / "degree.json"
 FIGURE = Path(__file__).parents[2] / "docs" / "generator" / "degree.svg"

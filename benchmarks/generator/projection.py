@@ -8,11 +8,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from l2a.domains.load import load_domain
+from l2a.data.domains import load_domain
 from l2a.generator import operators
-from l2a.generator.corpus import FROZEN, tokenize_corpus
-from l2a.generator.neighbours import build_neighbour_table, find_neighbours, token_kinds, unit_rows
-from l2a.generator.problem import vocabulary
+from l2a.generator.tokens import (
+    FROZEN,
+    build_neighbour_table,
+    find_neighbours,
+    token_kinds,
+    tokenize_corpus,
+    unit_rows,
+    vocabulary,
+)
 from l2a.teacher.load import load_encoder
 
 NEIGHBOURS = 16

@@ -20,8 +20,7 @@ from augmenting import measure_augmenting
 from costs import measure_fgsm_cost, measure_generator_share
 from projection import measure_projection
 
-from l2a.files import atomic_write_text
-from l2a.jsontext import to_json
+from l2a.util.files import atomic_write_text, to_json
 
 RESULTS = Path(__file__).parents[1] / "results" / "generator.json"
 PACKAGES = ("l2a", "torch", "transformers", "tokenizers", "numpy")

@@ -14,17 +14,16 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from l2a.domains.load import load_domain
-from l2a.examples import normalised_hash
-from l2a.experiments.figures import COLOURS, STYLE, save_figure
-from l2a.files import atomic_write_text
-from l2a.generator.config import GeneratorConfig, OperatorWeights
-from l2a.generator.diagnostics import ChainDiagnostics
-from l2a.generator.neighbours import build_neighbour_table
+from l2a.config import GeneratorConfig, OperatorWeights
+from l2a.data.domains import load_domain
+from l2a.data.examples import normalised_hash
+from l2a.experiments.report import COLOURS, STYLE, save_figure
+from l2a.generator.chain import ChainDiagnostics
 from l2a.generator.pool import draw_pool
-from l2a.generator.problem import GeneratorProblem, vocabulary
+from l2a.generator.tokens import GeneratorProblem, build_neighbour_table, vocabulary
 from l2a.teacher.labelling import cached_labeller
 from l2a.teacher.load import load_encoder
+from l2a.util.files import atomic_write_text
 
 FOLDER = Path(__file__).parents[2] / "docs" / "generator"
 NUMBERS = Path(__file__).parents[1] / "results" / "generator_tau.json"

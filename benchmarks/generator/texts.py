@@ -11,20 +11,17 @@ from pathlib import Path
 
 import numpy as np
 
-from l2a.domains.load import load_domain
-from l2a.examples import Examples, TextInput
-from l2a.files import atomic_write_text
-from l2a.generator.build import build_operator
-from l2a.generator.config import TEXT_OPERATORS, GeneratorConfig
-from l2a.generator.neighbours import build_neighbour_table
-from l2a.generator.problem import vocabulary
-from l2a.generator.token_rewriting import TokenSpace
-from l2a.kd.gradients import embedding_gradients
-from l2a.pipeline.augment_file import RECIPES
-from l2a.students.build import build_student
-from l2a.students.config import StudentConfig
+from l2a.config import TEXT_OPERATORS, GeneratorConfig, StudentConfig
+from l2a.data.domains import load_domain
+from l2a.data.examples import Examples, TextInput
+from l2a.generator.operators import TokenSpace, build_operator
+from l2a.generator.tokens import build_neighbour_table, vocabulary
+from l2a.kd.inference import embedding_gradients
+from l2a.pipeline.augment import RECIPES
+from l2a.student.presets import build_student
 from l2a.teacher.labelling import predict
 from l2a.teacher.load import load_encoder
+from l2a.util.files import atomic_write_text
 
 PAGE = Path(__file__).parents[2] / "docs" / "generated_texts.md"
 SEED, COUNT, LENGTH = 0, 40, 128

@@ -9,15 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from l2a.encoding import EncodedTexts, encode
-from l2a.examples import Examples, TextInput
-from l2a.kd.config import KDConfig
+from l2a.config import KDConfig
+from l2a.data.encoding import EncodedTexts, encode
+from l2a.data.examples import Examples, TextInput
 from l2a.kd.data import DistillationSet
 from l2a.kd.trainer import KDTrainer
-from l2a.students.checkpoint import load_checkpoint
-from l2a.students.student import Student
-from l2a.teacher.outputs import TeacherOutputs
-from l2a.teacher.predictions import PredictionStore, content_key
+from l2a.student.student import Student, load_checkpoint
+from l2a.teacher.store import PredictionStore, TeacherOutputs, content_key
 
 LABELS = ("negative", "positive")
 WIDTH = 384

@@ -17,10 +17,10 @@ from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, Trai
 from l2a.kd.data import Batch, DistillationSet, read_tokens
 from l2a.kd.losses import distillation_loss
 from l2a.kd.trainer import KDTrainer
-from l2a.precision import mixed_precision
-from l2a.students.student import Student
+from l2a.student.student import Student
 from l2a.teacher.model import Teacher
-from l2a.teacher.outputs import TeacherOutputs
+from l2a.teacher.store import TeacherOutputs
+from l2a.util.training import mixed_precision
 
 NOWHERE = tempfile.gettempdir()
 """A folder that peers insist on; with saving off they write nothing into it."""

@@ -14,9 +14,9 @@ from timing import Seconds, timed
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from l2a.encoding import encode, inference_batches
-from l2a.precision import CPU, mixed_precision
+from l2a.data.encoding import encode, inference_batches
 from l2a.teacher.labelling import cached_labeller
+from l2a.util.training import CPU, mixed_precision
 
 COUNTED = (
     "multiply-adds of every linear layer, the output layer among them, and of the two attention products (queries with "

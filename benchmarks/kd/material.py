@@ -7,21 +7,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from l2a.domains.load import load_domain
-from l2a.encoding import EncodedTexts, encode
-from l2a.examples import Examples
-from l2a.kd.config import KDConfig
+from l2a.config import KDConfig, StudentConfig, TeacherConfig
+from l2a.data.domains import load_domain
+from l2a.data.encoding import EncodedTexts, encode
+from l2a.data.examples import Examples
 from l2a.kd.inference import run_student
-from l2a.optimisation import adamw, linear_schedule
-from l2a.pipeline.teachers import fine_tuned
-from l2a.students.build import build_student
-from l2a.students.config import StudentConfig
-from l2a.students.student import Student
-from l2a.teacher.config import TeacherConfig
+from l2a.student.presets import build_student
+from l2a.student.student import Student
+from l2a.teacher.finetune import fine_tuned
 from l2a.teacher.labelling import predict
 from l2a.teacher.load import load_encoder
 from l2a.teacher.model import Teacher
-from l2a.teacher.outputs import TeacherOutputs
+from l2a.teacher.store import TeacherOutputs
+from l2a.util.training import adamw, linear_schedule
 
 DOMAIN = "movies"
 MAX_LENGTH = 128

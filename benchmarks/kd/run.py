@@ -17,8 +17,7 @@ from efficiency import COUNTED, label, labelling_dtype, top_operations
 from material import DOMAIN, MAX_LENGTH, SEED, SMOKE, Material, Sizes, prepare
 from speed import Clock, Timings, contenders, efficiencies, measure, speedups, throughput
 
-from l2a.files import atomic_write_text
-from l2a.jsontext import to_json
+from l2a.util.files import atomic_write_text, to_json
 
 RESULT = Path(__file__).resolve().parents[1] / "results" / "kd.json"
 PACKAGES = ("l2a", "torch", "transformers", "accelerate", "textbrewer", "numpy")

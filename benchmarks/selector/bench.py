@@ -17,18 +17,15 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from l2a.config import load_config
-from l2a.files import atomic_write_text
+from l2a.config import SelectorConfig, load_config
 from l2a.generator.pool import CandidatePool
-from l2a.jsontext import to_json
-from l2a.pipeline.selectors import prepare_pair
-from l2a.report.metrics_file import versions
-from l2a.selector.config import SelectorConfig
-from l2a.selector.episodes import build_task
+from l2a.pipeline.policies import prepare_pair
+from l2a.report.run_files import versions
+from l2a.selector.environment import SelectionVecEnv, build_task
 from l2a.selector.problem import SelectionProblem
-from l2a.selector.tiers import rerank
-from l2a.selector.vector import SelectionVecEnv
-from l2a.teacher.outputs import TeacherOutputs
+from l2a.selector.select import rerank
+from l2a.teacher.store import TeacherOutputs
+from l2a.util.files import atomic_write_text, to_json
 
 RESULTS = Path(__file__).parents[1] / "results" / "selector.json"
 CORES = 2

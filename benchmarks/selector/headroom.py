@@ -21,18 +21,16 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from l2a.config import DistillConfig, override
-from l2a.encoding import encode
-from l2a.examples import Examples
+from l2a.data.encoding import encode
+from l2a.data.examples import Examples
 from l2a.experiments.card import load_experiment, method_config
-from l2a.files import atomic_write_text
-from l2a.jsontext import to_json
 from l2a.kd.inference import run_student
-from l2a.kd.separation import separation
-from l2a.pipeline.rewards import REAL_POOL, candidate_influences, reward_score
-from l2a.pipeline.selectors import PreparedPair, prepare_pair
-from l2a.pipeline.workbench import mixture
+from l2a.kd.losses import separation
+from l2a.pipeline.policies import PreparedPair, prepare_pair
+from l2a.pipeline.session import mixture
 from l2a.selector.problem import keep_best
-from l2a.selector.surrogate import build_surrogate
+from l2a.selector.reward import REAL_POOL, build_surrogate, candidate_influences, reward_score
+from l2a.util.files import atomic_write_text, to_json
 
 RESULTS = Path(__file__).parents[1] / "results" / "selector_headroom.json"
 ORDERS = 2

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from l2a.config import DistillConfig, override
 from l2a.experiments.card import ExperimentCard, Pair, load_experiment, method_config
-from l2a.pipeline.selectors import surrogate_problem, train_on
+from l2a.pipeline.policies import surrogate_problem, train_on
 
 AGENT = Path(__file__).parents[2] / "agents" / "pretrained"
 SHIPPED = "sentiment_sentence/"

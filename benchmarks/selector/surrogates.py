@@ -17,17 +17,15 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from l2a.config import DistillConfig, load_config, override
-from l2a.files import atomic_write_text
-from l2a.jsontext import to_json
 from l2a.kd.data import DistillationSet
 from l2a.kd.inference import run_student
-from l2a.kd.influence import influences
-from l2a.kd.separation import separation
-from l2a.pipeline.selectors import PreparedPair, prepare_pair
-from l2a.selector.episodes import build_task
+from l2a.kd.losses import separation
+from l2a.pipeline.policies import PreparedPair, prepare_pair
+from l2a.selector.environment import build_task
 from l2a.selector.problem import keep_best
-from l2a.selector.surrogate import build_surrogate, surrogate_reward
-from l2a.selector.tiers import random_scores
+from l2a.selector.reward import build_surrogate, influences, surrogate_reward
+from l2a.selector.select import random_scores
+from l2a.util.files import atomic_write_text, to_json
 
 RESULTS = Path(__file__).parents[1] / "results" / "selector_surrogates.json"
 RIDGE = 0.1

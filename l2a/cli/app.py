@@ -6,13 +6,11 @@ from typing import Annotated
 import typer
 
 from l2a import __version__
-from l2a.cli.augment import augment_command
+from l2a.cli.data import augment_command, domains_app, pretrain_command
 from l2a.cli.distill import distill_command
-from l2a.cli.domains import domains_app
 from l2a.cli.experiment import experiment_app
-from l2a.cli.pretrain import pretrain_command
 from l2a.cli.selector import selector_app
-from l2a.errors import RunError, UsageError
+from l2a.util.errors import RunError, UsageError
 
 app = typer.Typer(
     help="Distil a small text classifier for a domain with few labels.",

@@ -9,8 +9,8 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from l2a.experiments.plan import PlannedGroup
-    from l2a.experiments.runner import Outcome
+    from l2a.experiments.runner import Outcome, PlannedGroup
+
 
 experiment_app = typer.Typer(help="Run and report grids that show what a method is worth.", no_args_is_help=True)
 EXTRA_PACKAGES = ("joblib", "matplotlib", "statsmodels")
@@ -29,7 +29,7 @@ RESULTS, PAGES = Path("benchmarks/results"), Path("docs/experiments")
 @experiment_app.callback()
 def _require_extra_packages() -> None:
     """Run and report grids that show what a method is worth."""
-    from l2a.errors import UsageError
+    from l2a.util.errors import UsageError
 
     missing = [name for name in EXTRA_PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
@@ -49,14 +49,11 @@ def run_experiment(
     """Run the cells of a card that are not finished; stop and start it as you like."""
     from rich.console import Console
 
-    from l2a.experiments.backends import Workers, default_count
-    from l2a.experiments.card import load_experiment
-    from l2a.experiments.cells import data_files, expand, refuse_missing_agents
-    from l2a.experiments.plan import plan
+    from l2a.experiments.card import data_files, expand, load_experiment, refuse_missing_agents
     from l2a.experiments.results import read_results
-    from l2a.experiments.runner import run_groups
-    from l2a.pipeline.rows import run_row
-    from l2a.progress import RunProgress
+    from l2a.experiments.runner import Workers, default_count, plan, run_groups
+    from l2a.pipeline.methods import run_row
+    from l2a.util.progress import RunProgress
 
     where = Workers(workers if workers is not None else default_count(), backend, address)
     experiment, console, progress = load_experiment(card), Console(highlight=False), RunProgress(None)
@@ -82,11 +79,9 @@ def report_experiment(card: Card, results: Results = RESULTS, pages: Pages = PAG
     from rich.console import Console
 
     from l2a.experiments.card import load_experiment
-    from l2a.experiments.figures import write_figures
-    from l2a.experiments.report import write_report
+    from l2a.experiments.report import write_figures, write_report
     from l2a.experiments.results import read_results
-    from l2a.experiments.statistics import METRICS, rank_agreement
-    from l2a.experiments.summary import summarise, write_summary
+    from l2a.experiments.statistics import METRICS, rank_agreement, summarise, write_summary
 
     experiment = load_experiment(card)
     own = read_results(results / experiment.name)
@@ -106,11 +101,11 @@ def compare_experiments(first: Card, second: Card, results: Results = RESULTS) -
     from rich.console import Console
     from rich.markdown import Markdown
 
-    from l2a.errors import UsageError
     from l2a.experiments.card import load_experiment
     from l2a.experiments.report import agreement_section
     from l2a.experiments.results import read_results
     from l2a.experiments.statistics import METRICS, rank_agreement
+    from l2a.util.errors import UsageError
 
     names = [load_experiment(card).name for card in (first, second)]
     one, other = (read_results(results / name) for name in names)
@@ -125,7 +120,7 @@ def _print_plan(console: "Console", planned: "tuple[PlannedGroup, ...]", workers
     from rich.box import SIMPLE
     from rich.table import Table
 
-    from l2a.experiments.plan import cost_seconds
+    from l2a.experiments.runner import cost_seconds
 
     table = Table("cell", "result", "teacher", "seconds", box=SIMPLE)
     for cell in (cell for group in planned for cell in group):
@@ -146,7 +141,7 @@ def _print_plan(console: "Console", planned: "tuple[PlannedGroup, ...]", workers
 def _print_outcomes(
     console: "Console", planned: "tuple[PlannedGroup, ...]", outcomes: "tuple[Outcome, ...]", folder: Path
 ) -> None:
-    from l2a.errors import RunError
+    from l2a.util.errors import RunError
 
     failed = [outcome for outcome in outcomes if outcome.status == "failed"]
     for outcome in failed:

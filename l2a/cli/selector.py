@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from l2a.config import DistillConfig
-    from l2a.progress import RunProgress
     from l2a.selector.inspection import Inspection
+    from l2a.util.progress import RunProgress
+
 
 selector_app = typer.Typer(help="Train, compare and explain selection policies.", no_args_is_help=True)
 TEXT_WIDTH = 200
@@ -50,9 +51,8 @@ def train(
     verbose: Verbose = False,
 ) -> None:
     """Train one policy on one pair of domains or several, and save it."""
-    from l2a.config import load_config, override
-    from l2a.pipeline.selectors import train_selector
-    from l2a.selector.config import SelectorConfig
+    from l2a.config import SelectorConfig, load_config, override
+    from l2a.pipeline.policies import train_selector
 
     flags = {
         "teacher.model": teacher, "shots": shots, "selector.agent": agent, "selector.training_steps": steps,
@@ -87,8 +87,7 @@ def evaluate(
     from rich.box import SIMPLE
     from rich.table import Table
 
-    from l2a.pipeline.policy_facts import pair_name
-    from l2a.pipeline.selectors import evaluate_policy, open_policy
+    from l2a.pipeline.policies import evaluate_policy, open_policy, pair_name
 
     if updates is not None and updates < 1:
         raise typer.BadParameter(f"{updates} came; at least 1 is needed", param_hint="--updates")
@@ -123,7 +122,7 @@ def show(
     verbose: Verbose = False,
 ) -> None:
     """Show how a policy was trained and, on a pair of domains, what it learned."""
-    from l2a.pipeline.selectors import explain_policy, open_policy
+    from l2a.pipeline.policies import explain_policy, open_policy
 
     trained, facts = open_policy(policy)
     console = _console()
@@ -139,7 +138,7 @@ def show(
 
 
 def _pairs(source: str | None, target: str | None, more: Sequence[str]) -> list[tuple[str | None, str | None]]:
-    from l2a.errors import UsageError
+    from l2a.util.errors import UsageError
 
     if (source is None) != (target is None):
         raise UsageError(f"--source {source} --target {target}: one is missing; a pair needs both")
@@ -166,7 +165,7 @@ def _config(
 
 
 def _progress(verbose: bool) -> "closing[RunProgress]":
-    from l2a.progress import RunProgress
+    from l2a.util.progress import RunProgress
 
     return closing(RunProgress(None, int(verbose)))
 

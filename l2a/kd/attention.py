@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from l2a.errors import UsageError
 from l2a.kd.data import Batch
 from l2a.kd.losses import Reduction, attention_loss
-from l2a.precision import mixed_precision
-from l2a.students.student import Student
+from l2a.student.student import Student
 from l2a.teacher.model import Teacher
+from l2a.util.errors import UsageError
+from l2a.util.training import mixed_precision
 
 
 class AttentionTransfer:

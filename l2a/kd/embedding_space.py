@@ -13,14 +13,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from l2a.encoding import EncodedTexts
-from l2a.generator.neighbours import token_kinds
+from l2a.data.encoding import EncodedTexts
+from l2a.generator.tokens import token_kinds
 from l2a.kd.data import Batch, DistillationSet, read_tokens
 from l2a.kd.losses import soft_label_loss
-from l2a.precision import mixed_precision
-from l2a.students.student import Student
+from l2a.student.student import Student
 from l2a.teacher.model import Teacher
-from l2a.teacher.outputs import TeacherOutputs
+from l2a.teacher.store import TeacherOutputs
+from l2a.util.training import mixed_precision
 
 MIX_CONCENTRATION = 0.4
 """lambda ~ Beta(0.4, 0.4), as in MixKD (Liang et al., ICLR 2021)."""

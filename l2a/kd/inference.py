@@ -1,12 +1,19 @@
 """Runs a student over texts, and scores what it predicts."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.special import log_softmax
+from torch import nn
 
-from l2a.encoding import EncodedTexts, inference_batches
-from l2a.students.student import Student
+from l2a.data.encoding import EncodedTexts, encode, inference_batches
+from l2a.data.examples import TextInput
+from l2a.kd.data import DistillationSet
+from l2a.kd.losses import soft_label_loss
+from l2a.student.student import Student
+from l2a.teacher.store import Labeller
 
 CALIBRATION_TEMPERATURES = np.geomspace(0.25, 16.0, 25)
 
@@ -49,3 +56,77 @@ def calibrated_log_likelihood(logits: NDArray[np.float32], labels: NDArray[np.in
     scaled = logits[None].astype(np.float64) / CALIBRATION_TEMPERATURES[:, None, None]
     log_probabilities = log_softmax(scaled, axis=2)
     return float(log_probabilities[:, np.arange(len(labels)), labels].mean(axis=1).max())
+
+
+UPDATES = 300
+
+
+def _fit_head(
+    features: NDArray[np.float32], targets: NDArray[np.float32]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Fit a linear head on fixed features and soft labels by full-batch Adam on the cross-entropy.
+
+    Args:
+        features: float32 (N, h).
+        targets: float32 (N, C), class probabilities.
+
+    Returns:
+        Weight, float32 (C, h), and bias, float32 (C,).
+    """
+    inputs, goals = torch.from_numpy(features), torch.from_numpy(targets)
+    weight = torch.zeros(goals.shape[1], inputs.shape[1], requires_grad=True)
+    bias = torch.zeros(goals.shape[1], requires_grad=True)
+    optimizer = torch.optim.Adam([weight, bias], lr=0.05)
+    for _ in range(UPDATES):
+        loss = nn.functional.cross_entropy(inputs @ weight.T + bias, goals) + 1e-3 * weight.pow(2).sum()
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    return weight.detach().numpy(), bias.detach().numpy()
+
+
+def fit_output_layer(student: Student, data: DistillationSet) -> None:
+    """Fit the output layer on frozen features and soft labels, before the body is trained.
+
+    Training the head first keeps a pretrained body from being distorted (Kumar et al., 2022, "LP-FT").
+
+    Args:
+        student: Changed in place.
+        data: Texts with teacher outputs.
+    """
+    weight, bias = _fit_head(run_student(student, data.encoded)[1], data.teacher.probabilities())
+    with torch.no_grad():
+        student.output.weight.copy_(torch.from_numpy(weight))
+        student.output.bias.copy_(torch.from_numpy(bias))
+
+
+def embedding_gradients(
+    student: Student, labeller: Labeller, inputs: Sequence[TextInput], max_length: int
+) -> list[NDArray[np.float32]]:
+    """Differentiate KL(p_T || p_S) by each token's embedding: one forward and one backward pass.
+
+    Args:
+        student: In any mode; it is differentiated in eval mode.
+        labeller: The teacher.
+        inputs: N texts.
+        max_length: Longest sequence in tokens.
+
+    Returns:
+        float32 (L_i, e) for each text, one row a token of the student, special ones included.
+    """
+    encoded, teacher_logits = encode(student.tokenizer, inputs, max_length), labeller(inputs).logits
+    gradients: list[NDArray[np.float32]] = [np.zeros((0, 0), np.float32)] * len(inputs)
+    training, device = student.model.training, student.output.weight.device
+    table = student.model.get_input_embeddings()
+    student.model.eval()
+    for indices in inference_batches(encoded):
+        batch = encoded.padded(indices, device)
+        embeds = table(batch.pop("input_ids")).detach().requires_grad_(True)
+        logits, _ = student({**batch, "inputs_embeds": embeds})
+        # The sum, not the mean, so that a text's gradient does not depend on its batch.
+        loss = soft_label_loss(logits, torch.from_numpy(teacher_logits[indices]).to(device), 1.0) * len(indices)
+        (gradient,) = torch.autograd.grad(loss, embeds)
+        for row, index in enumerate(indices):
+            gradients[index] = gradient[row, : encoded.lengths[index]].cpu().numpy()
+    student.model.train(training)
+    return gradients

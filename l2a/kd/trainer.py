@@ -1,4 +1,4 @@
-"""Knowledge distillation: trains the student on cached teacher outputs and keeps its best state."""
+"""A running average of the student's weights: the state that is judged and kept, smoother than any single step."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -9,34 +9,82 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from l2a.distributed import agree, join_processes, process_count, process_rank, sum_gradients
-from l2a.encoding import EncodedTexts, encode, inference_batches
-from l2a.errors import RunError, UsageError
-from l2a.examples import Examples
+from l2a.config import KDConfig
+from l2a.data.encoding import EncodedTexts, encode, inference_batches
+from l2a.data.examples import Examples
 from l2a.kd.attention import AttentionTransfer
-from l2a.kd.averaging import WeightAverage
-from l2a.kd.config import KDConfig
 from l2a.kd.data import (
     BatchReader,
     DistillationSet,
     Renewal,
+    compact_embeddings,
     cycle,
     join,
     mixture_batches,
+    occurring_tokens,
     read_tokens,
 )
 from l2a.kd.inference import calibrated_log_likelihood, run_student
-from l2a.kd.lelp import Subclasses, subclass_targets
+from l2a.kd.lelp import FoldParity, Subclasses, refit_output_layer, subclass_head, subclass_loss, subclass_targets
 from l2a.kd.losses import Reduction, distillation_loss, hidden_state_loss
-from l2a.kd.occurring import compact_embeddings, occurring_tokens
-from l2a.kd.subclass_head import FoldParity, refit_output_layer, subclass_head, subclass_loss
-from l2a.optimisation import adamw, carry_second_moments, linear_schedule, update_slopes
-from l2a.precision import mixed_precision
-from l2a.progress import SILENT, Progress
-from l2a.randomness import seeded
-from l2a.students.student import Student
+from l2a.student.student import Student
 from l2a.teacher.model import Teacher
-from l2a.teacher.outputs import TeacherOutputs
+from l2a.teacher.store import TeacherOutputs
+from l2a.util.errors import RunError, UsageError
+from l2a.util.progress import SILENT, Progress
+from l2a.util.training import (
+    adamw,
+    agree,
+    carry_second_moments,
+    join_processes,
+    linear_schedule,
+    mixed_precision,
+    process_count,
+    process_rank,
+    seeded,
+    sum_gradients,
+    update_slopes,
+)
+
+
+class WeightAverage:
+    """Exponential moving average of trained parameters (Polyak and Juditsky, 1992).
+
+    The decay grows from 2/11 at the first step to its final value, so that the untrained start is soon forgotten.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter], decay: float) -> None:
+        """Start at the present weights.
+
+        Args:
+            parameters: Averaged; their values may change, their shapes not.
+            decay: Weight of the past, 0 (no average) to below 1.
+        """
+        self._parameters = list(parameters)
+        self._decay = decay
+        self._steps = 0
+        self._average = [parameter.detach().clone() for parameter in self._parameters]
+
+    def update(self) -> None:
+        """Take the present weights in, after an optimiser step."""
+        self._steps += 1
+        decay = min(self._decay, (1 + self._steps) / (10 + self._steps))
+        with torch.no_grad():
+            torch._foreach_lerp_(self._average, [p.detach() for p in self._parameters], 1 - decay)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Put the average in place of the weights, and the weights back afterwards."""
+        present = [parameter.detach().clone() for parameter in self._parameters]
+        self._load(self._average)
+        try:
+            yield
+        finally:
+            self._load(present)
+
+    def _load(self, values: Sequence[torch.Tensor]) -> None:
+        with torch.no_grad():
+            torch._foreach_copy_([parameter.detach() for parameter in self._parameters], list(values))
 
 
 class KDTrainer:

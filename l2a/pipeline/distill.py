@@ -1,9 +1,10 @@
-"""The main job: teachers, candidates, selection, distillation, comparison and the output folder."""
+"""Fills the output folder of a run."""
 
+import dataclasses
 import shlex
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,17 +13,100 @@ from typing import Any
 import numpy as np
 
 from l2a.config import DistillConfig, as_yaml
-from l2a.distributed import process_rank
-from l2a.evaluation.latency import measure_latency
-from l2a.evaluation.metrics import classification_metrics
-from l2a.files import atomic_folder, atomic_write_text, discarded_folder, refuse_overwriting
-from l2a.pipeline.context import RunContext
-from l2a.pipeline.outputs import write_run
-from l2a.pipeline.rows import ROWS, FittedRow, evaluate_row, student_row
-from l2a.pipeline.students import TrainedStudent, train_l2a_student
-from l2a.progress import RunProgress
-from l2a.report.row import Row
+from l2a.evaluation.metrics import Row, classification_metrics, measure_latency
+from l2a.pipeline.methods import ROWS, FittedRow, evaluate_row, student_row
+from l2a.pipeline.policies import open_policy, training_facts
+from l2a.pipeline.session import RunContext
+from l2a.pipeline.students import Round, TrainedStudent, train_l2a_student
+from l2a.report.export import Augmentations, check_parity, export_student, write_augmentations
+from l2a.report.run_files import metrics_content, model_card
 from l2a.selector.agents import load_agent
+from l2a.selector.saving import save_policy
+from l2a.util.files import atomic_folder, atomic_write_text, discarded_folder, refuse_overwriting, to_json
+from l2a.util.progress import RunProgress
+from l2a.util.training import process_rank
+
+
+def write_run(
+    context: RunContext, folder: Path, trained: TrainedStudent, rows: tuple[Row, ...], command: str
+) -> Mapping[str, Any]:
+    """Write student, selector, candidates, metrics and model card.
+
+    Args:
+        context: The run.
+        folder: Where to write; it takes its final name later.
+        trained: The student and its rounds.
+        rows: The comparison.
+        command: The command line.
+
+    Returns:
+        The content of ``metrics.json``.
+
+    Raises:
+        RunError: If the exported student does not reproduce the trained one.
+    """
+    config, data, student = context.config, context.data, trained.student
+    student.model.to("cpu")
+    metrics = metrics_content(
+        rows,
+        student.parameters_count / context.teacher.parameters_count,
+        data.splits.labels_used,
+        context.progress.seconds_by_stage if isinstance(context.progress, RunProgress) else {},
+        config.seed,
+        command,
+        {"rounds": [_round_facts(done) for done in trained.rounds], "files": data.files},
+    )
+    card = model_card(config.source, config.target, data.label_names, config.teacher.model, rows, metrics)
+    export_student(student.model, student.tokenizer, folder / "student", card)
+    probe = data.target_labels.inputs[:32]
+    parity = check_parity(student.model, student.tokenizer, folder / "student", probe, config.max_length)
+    metrics["export_logit_difference"] = parity
+    atomic_write_text(folder / "README.md", card)
+    write_augmentations(folder / "augmentations.parquet", [_augmentations(done) for done in trained.rounds])
+    _write_selector(folder / "selector", config, trained)
+    atomic_write_text(folder / "metrics.json", to_json(metrics, indent=1) + "\n")
+    return metrics
+
+
+def _augmentations(done: Round) -> Augmentations:
+    pool, selection = done.pool, done.selection
+    return Augmentations(
+        pool.inputs,
+        pool.origins,
+        pool.operators,
+        pool.degrees,
+        pool.teacher.probabilities(),
+        selection.scores,
+        selection.kept,
+    )
+
+
+def _round_facts(done: Round) -> dict[str, Any]:
+    return {"generator": dataclasses.asdict(done.chains), "selector": dict(done.selection.diagnostics)}
+
+
+def _write_selector(folder: Path, config: DistillConfig, trained: TrainedStudent) -> None:
+    last = trained.rounds[-1].selection
+    facts: dict[str, Any] = {
+        "agent": last.agent,
+        "rounds": [dict(done.selection.diagnostics) for done in trained.rounds],
+    }
+    if last.policy is not None:
+        # It replaces the folder, so it comes first.
+        save_policy(last.policy, folder, _policy_facts(config, facts["rounds"]))
+    atomic_write_text(folder / "selection.json", to_json(facts, indent=1) + "\n")
+
+
+def _policy_facts(config: DistillConfig, rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    used = {"used_in_the_last_round": rounds[-1].get("chosen", "learned policy")}
+    if "reward_curve" not in rounds[-1]:  # a policy that was trained elsewhere
+        return {**open_policy(config.selector.agent)[1], **used}
+    # Each round trains on where the one before it ended.
+    curve = [value for known in rounds for value in known["reward_curve"]]
+    steps = sum(known["training_steps"] for known in rounds)
+    facts = training_facts([config], steps, rounds[-1]["steps_per_second"], curve)
+    return {**facts, **used}
+
 
 NEEDS_EXTRA_TRAINING = frozenset(ROWS) - {"cross_domain_teacher", "l2a_student"}
 NEEDS_UNLABELLED = frozenset({"plain_kd_unlabelled_student", "l2a_without_unlabelled_student"})

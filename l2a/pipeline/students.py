@@ -1,26 +1,42 @@
 """Trains the student: plainly, or in rounds of drawing, selecting and distilling candidates."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from l2a.distributed import agree
-from l2a.generator.diagnostics import ChainDiagnostics
-from l2a.generator.neighbours import build_neighbour_table
+from l2a.config import EMBEDDING_OPERATORS, resolve_degree
+from l2a.data.encoding import encode
+from l2a.data.examples import TextInput, normalised_hash
+from l2a.generator.chain import ChainDiagnostics
+from l2a.generator.operators import TokenSpace, build_operator
 from l2a.generator.pool import CandidatePool, draw_pool
-from l2a.generator.problem import GeneratorProblem, vocabulary
-from l2a.kd.data import DistillationSet, Renewal, join
-from l2a.kd.gradients import embedding_gradients
-from l2a.kd.inference import run_student
-from l2a.pipeline.context import RunContext
-from l2a.pipeline.rewards import REAL_POOL, candidate_influences, real_reward
-from l2a.pipeline.workbench import Workbench, open_workbench
+from l2a.generator.tokens import GeneratorProblem, build_neighbour_table, vocabulary
+from l2a.generator.words import TextOperator
+from l2a.kd.data import DistillationSet, Renewal, join, read_tokens
+from l2a.kd.embedding_space import (
+    MIX_CONCENTRATION,
+    MixedBatches,
+    PerturbedBatches,
+    median_neighbour_distance,
+    mixed_outputs,
+    open_tokens,
+)
+from l2a.kd.inference import embedding_gradients, run_student
+from l2a.pipeline.augment import masked_language_model
+from l2a.pipeline.session import RunContext, Workbench, mixture, open_workbench
 from l2a.selector.agents import load_agent
 from l2a.selector.problem import Selection, SelectionProblem
+from l2a.selector.reward import REAL_POOL, candidate_influences, real_reward
 from l2a.selector.select import select, select_again
-from l2a.students.student import Student
+from l2a.student.student import Student
+from l2a.teacher.model import Teacher
+from l2a.teacher.store import Labeller, TeacherOutputs
+from l2a.util.errors import RunError, UsageError
+from l2a.util.training import agree
 
 
 @dataclass(frozen=True)
@@ -226,4 +242,219 @@ def selection_problem(bench: Workbench, drawn: Drawn, for_policies: bool = True)
         student_logits=agree(run_student(bench.student, candidates.encoded)[0]),
         influences=candidate_influences(bench, candidates, few, bench.reward) if for_policies else None,
         real_reward=lambda kept: real_reward(bench, candidates.take(np.flatnonzero(kept & judged))),
+    )
+
+
+COPIES_FROM_TARGET = {"source": 0.0, "target_only": 1.0}
+"""Operators that change nothing, with the share of their texts that comes from the target."""
+NEED_NO_TEACHER = ("augpro_mix", "knn", "eda", "tinybert", "source", "target_only")
+"""Operators whose texts can be drawn for fine-tuning."""
+CERTAIN = 10.0
+"""Logit of a real label where a teacher's would stand."""
+DRAWS_LIMIT = 10
+"""Drawing stops when enough different texts came, or after this many times as many draws."""
+logger = logging.getLogger(__name__)
+
+
+def train_augmented_student(context: RunContext) -> TrainedStudent:
+    """Warm up on target and source, then distil on augmented examples too, with as many updates as without them.
+
+    Args:
+        context: The run; ``generator.operator`` and ``generator.copies`` say what is drawn in each round.
+
+    Returns:
+        The student.
+    """
+    bench, kd = open_workbench(context), context.config.kd
+    bench.distil(None, kd.warmup_steps, "warm-up")
+    for number in range(kd.rounds):
+        rng = np.random.default_rng([context.config.seed, 2, number])
+        if context.config.generator.operator in EMBEDDING_OPERATORS:
+            _distil_in_embedding_space(bench, rng)
+        else:
+            with context.progress.stage("draw candidates"):
+                inputs, _ = draw_texts(bench, rng)
+            bench.distil(bench.labelled(inputs), kd.round_steps, "distillation")
+    return finish(bench, ())
+
+
+class FineTuning(RunContext):
+    """A run without a teacher: the encoder as it was pretrained, and the real labels alone."""
+
+    @cached_property
+    def teacher(self) -> Teacher:
+        """The pretrained encoder, from which the student starts."""
+        return self.pretrained()
+
+    @cached_property
+    def known_labels(self) -> dict[TextInput, int]:
+        """The real label of every source and target training text."""
+        sets = (self.data.source, self.data.splits.train)
+        return {text: int(label) for few in sets for text, label in zip(few.inputs, few.labels, strict=True)}
+
+    @cached_property
+    def labeller(self) -> Labeller:
+        """Gives real labels the form of a teacher's outputs; other texts get none."""
+        classes, width = len(self.data.label_names), self.teacher.hidden_size
+
+        def label(inputs: Sequence[TextInput]) -> TeacherOutputs:
+            numbers = np.array([self.known_labels.get(text, -1) for text in inputs], np.int64)
+            certain = (numbers[:, None] == np.arange(classes)).astype(np.float32) * CERTAIN
+            return TeacherOutputs(certain, np.zeros((len(inputs), width), np.float32))
+
+        return label
+
+
+def train_fine_tuned_student(context: RunContext) -> TrainedStudent:
+    """Train as ``train_augmented_student`` does, but by cross-entropy on real labels, those of new texts inherited.
+
+    Args:
+        context: The run; ``generator.operator`` and ``generator.copies`` say what is drawn in each round.
+
+    Returns:
+        The student; no teacher had a part in it.
+
+    Raises:
+        UsageError: If the operator asks a teacher.
+    """
+    operator = context.config.generator.operator
+    if operator not in NEED_NO_TEACHER:
+        raise UsageError(f"generator.operator: {operator} asks a teacher; give one of {', '.join(NEED_NO_TEACHER)}")
+    kd = replace(context.config.kd, alpha=0.0, hidden_weight=0.0, attention_weight=0.0, objective="soft_labels")
+    alone = FineTuning(replace(context.config, kd=kd), context.progress)
+    bench = open_workbench(alone)
+    bench.distil(None, kd.warmup_steps, "warm-up")
+    for number in range(kd.rounds):
+        with context.progress.stage("draw candidates"):
+            inputs, bases = draw_texts(bench, np.random.default_rng([context.config.seed, 2, number]))
+        labels = np.array([alone.known_labels[base] for base in bases], np.int64)
+        bench.distil(bench.labelled(inputs, labels), kd.round_steps, "fine-tuning")
+    return finish(bench, ())
+
+
+def _wanted(bench: Workbench) -> int:
+    config = bench.context.config
+    return config.generator.copies * config.kd.pool_size
+
+
+Texts = tuple[TextInput, ...]
+
+
+def draw_texts(bench: Workbench, rng: np.random.Generator) -> tuple[Texts, Texts]:
+    """Draw new texts by the configured operator.
+
+    Args:
+        bench: The student and its texts.
+        rng: Source of all randomness.
+
+    Returns:
+        N different texts, and beside each the text that it was made from; nothing where the chain drew them.
+
+    Raises:
+        RunError: If the operator made no new text.
+    """
+    context, size = bench.context, _wanted(bench)
+    config, name = context.config.generator, context.config.generator.operator
+    if name is None:
+        return draw_pool(generator_problem(bench), config, size, rng, context.progress)[0].inputs, ()
+    if name in COPIES_FROM_TARGET:
+        copies, _ = _draw_pairs(bench, size, rng, COPIES_FROM_TARGET[name])
+        return copies, copies
+    operator = build_operator(
+        name, lambda: _token_space(bench),
+        lambda: masked_language_model(context.config.teacher.model, context.config.max_length, context.progress),
+        context.progress,
+    )  # fmt: skip
+    found: dict[str, tuple[TextInput, TextInput]] = {}
+    for _ in range(DRAWS_LIMIT):
+        _draw_more(bench, operator, size, found, rng)
+        if len(found) >= size:
+            break
+    if not found:
+        raise RunError(f"generator.operator: {name} made no new text; raise generator.degree")
+    if len(found) < size:
+        logger.warning("%s made %d of %d different texts", name, len(found), size)
+    new, bases = zip(*list(found.values())[:size], strict=True)
+    return new, bases
+
+
+def _draw_more(
+    bench: Workbench,
+    operator: TextOperator,
+    size: int,
+    found: dict[str, tuple[TextInput, TextInput]],
+    rng: np.random.Generator,
+) -> None:
+    """Draw once and add what is new: neither a held-out text nor one of the target's own."""
+    data, config = bench.context.data, bench.context.config.generator
+    excluded = data.forbidden | {normalised_hash(text) for text in data.splits.train.inputs}
+    bases, partners = _draw_pairs(bench, size, rng, config.target_share)
+    degree = resolve_degree(config.degree, len(data.source) + len(data.splits.train))
+    for base, rewrite in zip(bases, operator(bases, partners, degree, rng), strict=True):
+        key = normalised_hash(rewrite.text)
+        if key not in excluded:
+            found.setdefault(key, (rewrite.text, base))
+
+
+def _draw_pairs(
+    bench: Workbench, size: int, rng: np.random.Generator, target_share: float
+) -> tuple[tuple[TextInput, ...], tuple[TextInput, ...]]:
+    """Draw bases and a partner of the other domain for each, by the base law of the generator's chains."""
+    source = (*bench.context.data.source.inputs, *bench.context.data.unlabelled)
+    target = bench.context.data.splits.train.inputs
+    in_target = rng.random(size) < target_share
+    bases = _choose(in_target, target, source, rng)
+    return bases, _choose(~in_target, target, source, rng)
+
+
+def _choose(
+    in_target: NDArray[np.bool_], target: Sequence[TextInput], source: Sequence[TextInput], rng: np.random.Generator
+) -> tuple[TextInput, ...]:
+    few, many = (rng.integers(0, len(texts), size=len(in_target)) for texts in (target, source))
+    return tuple(target[i] if is_target else source[j] for is_target, i, j in zip(in_target, few, many, strict=True))
+
+
+def _token_space(bench: Workbench) -> TokenSpace:
+    problem = generator_problem(bench)
+    return TokenSpace(
+        problem.tokenizer, problem.neighbours, problem.word_embeddings, problem.gradient, problem.max_length
+    )
+
+
+def _distil_in_embedding_space(bench: Workbench, rng: np.random.Generator) -> None:
+    context, trainer = bench.context, bench.trainer
+    share = context.config.generator.target_share
+    bases, partners = _draw_pairs(bench, _wanted(bench), rng, share)
+    augmented = bench.labelled(bases)
+    sets, shares = mixture(bench, augmented)
+    place = next(i for i, part in enumerate(sets) if part is augmented)
+    start = sum(len(part) for part in sets[:place])
+    if context.config.generator.operator == "mixkd":
+        weights = rng.beta(MIX_CONCENTRATION, MIX_CONCENTRATION, size=len(bases)).astype(np.float32)
+        pairs = encode(context.teacher.tokenizer, (*bases, *partners), context.config.max_length)
+        sets[place] = replace(augmented, teacher=mixed_outputs(context.teacher, pairs, weights))
+        # The partners are in the joined set, so that their tokens count as occurring, but have no share of it.
+        sets, shares = [*sets, bench.labelled(partners)], [*shares, 0.0]
+        trainer.read_batch = MixedBatches(start, sum(len(part) for part in sets[:-1]), weights)
+    else:
+        trainer.read_batch = _perturbed_batches(bench, augmented, bases, start, rng)
+    trainer.train(sets, shares, context.config.kd.round_steps, context.progress, "distillation")
+    trainer.read_batch = read_tokens
+
+
+def _perturbed_batches(
+    bench: Workbench, augmented: DistillationSet, bases: Sequence[TextInput], start: int, rng: np.random.Generator
+) -> PerturbedBatches:
+    teacher, student = bench.context.teacher, bench.student
+    words, student_words = vocabulary(teacher.tokenizer), vocabulary(student.tokenizer)
+    texts = encode(teacher.tokenizer, bases, bench.context.config.max_length)
+    table, student_table = teacher.word_embeddings().cpu(), student.word_embeddings().cpu()
+    return PerturbedBatches(
+        start=start,
+        teacher=teacher,
+        texts=texts,
+        teacher_open=open_tokens(texts, words),
+        student_open=open_tokens(augmented.encoded, student_words),
+        teacher_step=median_neighbour_distance(table[: len(words)], words, rng),
+        student_step=median_neighbour_distance(student_table[: len(student_words)], student_words, rng),
     )

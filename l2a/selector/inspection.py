@@ -6,15 +6,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from l2a.examples import TextInput
-from l2a.selector.config import SelectorConfig
-from l2a.selector.episodes import SelectionTask, build_task
-from l2a.selector.features import OPERATOR_PREFIX, measurements
+from l2a.config import SelectorConfig
+from l2a.data.examples import TextInput
+from l2a.selector.environment import SelectionTask, build_task
+from l2a.selector.network import TrainedPolicy
 from l2a.selector.numerics import Floats
-from l2a.selector.policy import TrainedPolicy
-from l2a.selector.problem import Selection, SelectionProblem, keep_best
-from l2a.selector.scoring import score_pool
-from l2a.selector.surrogate import surrogate_reward
+from l2a.selector.problem import OPERATOR_PREFIX, Selection, SelectionProblem, keep_best, measurements
+from l2a.selector.reward import surrogate_reward
+from l2a.selector.select import score_pool
 
 PERMUTATIONS = 4
 TEXTS = 10

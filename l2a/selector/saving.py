@@ -9,14 +9,12 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from l2a.errors import RunError
-from l2a.files import atomic_folder
-from l2a.jsontext import to_json
-from l2a.randomness import seeded
 from l2a.selector.agents import DESCRIPTION, WEIGHTS
-from l2a.selector.episodes import CHANGING_FEATURES, STATE_FEATURES
-from l2a.selector.network import ACTIVATIONS, CandidateNetwork
-from l2a.selector.policy import TrainedPolicy
+from l2a.selector.environment import CHANGING_FEATURES, STATE_FEATURES
+from l2a.selector.network import ACTIVATIONS, CandidateNetwork, TrainedPolicy
+from l2a.util.errors import RunError
+from l2a.util.files import atomic_folder, to_json
+from l2a.util.training import seeded
 
 FORMAT = 1
 

@@ -13,17 +13,13 @@ from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 
-from l2a.errors import RunError, UsageError
-from l2a.progress import SILENT, Advance, Progress
-from l2a.randomness import seeded
-from l2a.selector.actor_critic import CandidatePolicy
+from l2a.config import SelectorConfig
 from l2a.selector.agents import AgentCard, algorithm_class
-from l2a.selector.config import SelectorConfig
-from l2a.selector.episodes import STATE_FEATURES, SelectionTask
-from l2a.selector.network import CandidateNetwork, snapshot
-from l2a.selector.policy import TrainedPolicy
-from l2a.selector.reward_scale import RewardScale
-from l2a.selector.vector import SelectionVecEnv
+from l2a.selector.environment import STATE_FEATURES, RewardScale, SelectionTask, SelectionVecEnv
+from l2a.selector.network import CandidateNetwork, CandidatePolicy, TrainedPolicy, snapshot
+from l2a.util.errors import RunError, UsageError
+from l2a.util.progress import SILENT, Advance, Progress
+from l2a.util.training import seeded
 
 LOOKS = 20
 """Points of the reward curve, and looks at it for early stopping, in a whole training."""

@@ -12,9 +12,9 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from l2a.errors import UsageError
-from l2a.examples import Examples, TextInput, normalised_hash
-from l2a.teacher.outputs import Labeller, TeacherOutputs
+from l2a.data.examples import Examples, TextInput, normalised_hash
+from l2a.teacher.store import Labeller, TeacherOutputs
+from l2a.util.errors import UsageError
 
 
 def assign_folds(examples: Examples, folds: int, rng: np.random.Generator) -> NDArray[np.int64]:

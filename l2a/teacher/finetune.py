@@ -1,22 +1,26 @@
 """Fine-tunes a teacher on labelled examples: full sentences, few shots, no tricks that need a validation split."""
 
+import dataclasses
+import logging
 import math
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
 
-from l2a.encoding import encode, training_batches
-from l2a.errors import RunError
-from l2a.examples import Examples
-from l2a.optimisation import adamw, linear_schedule
-from l2a.precision import mixed_precision
-from l2a.progress import SILENT, Progress
-from l2a.randomness import seeded
-from l2a.teacher.config import TeacherConfig
+from l2a.config import TeacherConfig
+from l2a.data.encoding import encode, training_batches
+from l2a.data.examples import Examples
 from l2a.teacher.model import Teacher
+from l2a.teacher.store import Labeller
+from l2a.util.cache import cached_folder, fingerprint
+from l2a.util.errors import RunError
+from l2a.util.progress import SILENT, Progress
+from l2a.util.training import adamw, linear_schedule, mixed_precision, seeded
 
 LEAST_UPDATES = 16
 """Made however few the examples are: with fewer steps few-shot fine-tuning often fails (Mosbach et al., 2021)."""
@@ -115,3 +119,80 @@ def _check_finite(loss: torch.Tensor, stage: str, step: int, examples: Examples,
         raise RunError(
             f"{stage}: the loss is {loss.item()} at step {step}, batch starting with {first!r}; lower the learning rate"
         )
+
+
+WEIGHTS = "trained.safetensors"
+logger = logging.getLogger(__name__)
+
+
+def fine_tuned(
+    base: Teacher,
+    examples: Examples,
+    config: TeacherConfig,
+    epochs: float,
+    max_length: int,
+    seed: int,
+    stage: str,
+    progress: Progress = SILENT,
+) -> Teacher:
+    """Fine-tune a teacher, or read the result of the same training from the cache.
+
+    Args:
+        base: Where training starts; changed in place.
+        examples: Labelled texts.
+        config: Rates, batch size and frozen layers.
+        epochs: Passes over the examples.
+        max_length: Longest sequence in tokens.
+        seed: Order of the examples and dropout.
+        stage: Name shown to the user.
+        progress: Shows the steps.
+
+    Returns:
+        The base, now fine-tuned, in eval mode.
+
+    Raises:
+        RunError: If the loss is not finite or the disk is full.
+    """
+    rates = dataclasses.asdict(config)
+    settings = [rates[name] for name in ("frozen_layers", "learning_rate", "head_learning_rate", "batch_size")]
+    texts = [list(text) for text in examples.inputs]
+    key = fingerprint(base.fingerprint(), texts, examples.labels, settings, epochs, max_length, seed)
+
+    def build(folder: Path) -> None:
+        before = {name: value.clone() for name, value in base.state_dict().items()}
+        fine_tune(base, examples, config, epochs, max_length, seed, stage, progress)
+        changed = {name: v.contiguous() for name, v in base.state_dict().items() if not torch.equal(v, before[name])}
+        save_file(changed, folder / WEIGHTS)
+
+    folder = cached_folder("teachers", key, build)
+    base.load_state_dict(load_file(folder / WEIGHTS), strict=False)
+    return base.eval()
+
+
+def refuse_useless_teacher(labeller: Labeller, reward: Examples, progress: Progress = SILENT) -> float:
+    """Stop before distilling a teacher that knows nothing of the target.
+
+    Args:
+        labeller: The teacher.
+        reward: Labelled target examples that it was not trained on.
+        progress: Gets the accuracy.
+
+    Returns:
+        Its accuracy on them.
+
+    Raises:
+        RunError: If it is below chance by more than a standard error; near chance it is a warning.
+    """
+    chance = 1 / len(reward.label_names)
+    accuracy = float(np.mean(labeller(reward.inputs).logits.argmax(axis=1) == reward.labels))
+    progress.event("teacher_on_reward_split", accuracy=accuracy, chance=chance)
+    message = (
+        f"teacher: it is right on {accuracy:.0%} of {len(reward)} held-out target examples, chance is {chance:.0%}; "
+        "check that the labels of source and target mean the same, give more --shots, or choose another --teacher"
+    )
+    standard_error = (chance * (1 - chance) / len(reward)) ** 0.5
+    if accuracy < chance - standard_error:
+        raise RunError(message)
+    if accuracy < chance + 2 * standard_error:
+        logger.warning(message)
+    return accuracy

@@ -7,15 +7,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from l2a.cache import cache_root, cached_folder, fingerprint
-from l2a.encoding import EncodedTexts, encode, inference_batches
-from l2a.errors import RunError
-from l2a.examples import TextInput
-from l2a.precision import mixed_precision
-from l2a.progress import SILENT, Progress
+from l2a.data.encoding import EncodedTexts, encode, inference_batches
+from l2a.data.examples import TextInput
 from l2a.teacher.model import Teacher
-from l2a.teacher.outputs import Labeller, TeacherOutputs
-from l2a.teacher.predictions import PredictionStore, content_key
+from l2a.teacher.store import Labeller, PredictionStore, TeacherOutputs, content_key
+from l2a.util.cache import cache_root, cached_folder, fingerprint
+from l2a.util.errors import RunError
+from l2a.util.progress import SILENT, Progress
+from l2a.util.training import mixed_precision
 
 LABELLED_AT_ONCE = 16_384
 """Texts after which labels are written down: memory stays the same however many there are, and little work is lost."""

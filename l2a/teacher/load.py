@@ -6,12 +6,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from l2a.cards import did_you_mean
-from l2a.domains.artifacts import Artifact, fetch_artifact
-from l2a.errors import RunError, UsageError
-from l2a.progress import SILENT, Progress
-from l2a.quiet import silence_transformers
+from l2a.data.fetch import Artifact, fetch_artifact
 from l2a.teacher.model import Teacher
+from l2a.util.cards import did_you_mean
+from l2a.util.errors import RunError, UsageError
+from l2a.util.progress import SILENT, Progress, silence_transformers
 
 EMBEDDED = "minilm-l6"
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from l2a.cache import fingerprint
+from l2a.util.cache import fingerprint
 
 NEVER_DECIDES = ("_name_or_path", "transformers_version", "dtype")
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers import BertForMaskedLM
 
-import l2a.generator.build as build_module
-import l2a.pipeline.augment_file as augment_file_module
-from l2a.pipeline.augment_file import AugmentJob, augment_file
+import l2a.generator.operators as build_module
+import l2a.pipeline.augment as augment_file_module
+from l2a.pipeline.augment import AugmentJob, augment_file
 from tests.conftest import make_examples, tiny_bert_config
 
 from .test_cli import run  # noqa: F401  (the fixture)

@@ -74,7 +74,7 @@ def test_a_policy_is_trained_compared_shown_and_used(run, base, pair, tmp_path):
 def test_the_agent_to_train_is_that_of_the_flag_then_of_the_file(run, tmp_path, monkeypatch, file, flags, trained):
     seen = []
     monkeypatch.setattr(
-        "l2a.pipeline.selectors.train_selector", lambda configs, *_: seen.extend(configs) or Training((), (), 0, 0.0)
+        "l2a.pipeline.policies.train_selector", lambda configs, *_: seen.extend(configs) or Training((), (), 0, 0.0)
     )
     (tmp_path / "own.yaml").write_text(file or "seed: 0")
     code, _, err = run(

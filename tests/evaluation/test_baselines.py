@@ -3,11 +3,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from l2a.evaluation import baselines, tuning
-from l2a.evaluation.baselines import bag_of_tokens, frozen_teacher_logreg, tfidf_logreg, vector_sum_logreg
-from l2a.evaluation.features import fit_tfidf, pair_features
-from l2a.evaluation.tuning import LabelledFeatures, tuned_logistic_regression
-from l2a.examples import Examples
+from l2a.data.examples import Examples
+from l2a.evaluation import baselines
+from l2a.evaluation.baselines import (
+    LabelledFeatures,
+    bag_of_tokens,
+    fit_tfidf,
+    frozen_teacher_logreg,
+    pair_features,
+    tfidf_logreg,
+    tuned_logistic_regression,
+    vector_sum_logreg,
+)
 from tests.conftest import LABELS, make_examples
 
 
@@ -78,15 +85,15 @@ def test_a_source_of_the_same_law_is_used():
 
 def test_folds_hold_out_target_examples_only(monkeypatch):
     judged = []
-    original = tuning._negative_log_likelihood
+    original = baselines._negative_log_likelihood
 
     def spy(classifier, examples):
         judged.append(len(examples.labels))
         return original(classifier, examples)
 
-    monkeypatch.setattr(tuning, "_negative_log_likelihood", spy)
+    monkeypatch.setattr(baselines, "_negative_log_likelihood", spy)
     tfidf_logreg(make_examples(60, 1), make_examples(20, 2), 0)
-    settings_tried = len(tuning.TARGET_SHARES) + len(baselines.TFIDF_PENALTIES)
+    settings_tried = len(baselines.TARGET_SHARES) + len(baselines.TFIDF_PENALTIES)
     assert sum(judged) == 20 * settings_tried
 
 

@@ -3,7 +3,7 @@ import time
 import numpy as np
 import torch
 
-from l2a.evaluation.latency import measure_latency
+from l2a.evaluation.metrics import measure_latency
 
 TEXTS = [(f"text {i}",) for i in range(5)]
 

@@ -2,9 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from l2a.errors import UsageError
-from l2a.experiments.card import ROWS, load_experiment
-from l2a.experiments.cells import expand
+from l2a.experiments.card import ROWS, expand, load_experiment
+from l2a.util.errors import UsageError
 
 from .conftest import CARD, write_card
 
@@ -83,7 +82,7 @@ def test_the_two_budgets_of_the_baselines_have_the_same_methods() -> None:
 
 
 def test_a_card_knows_the_rows_of_the_pipeline() -> None:
-    from l2a.pipeline.rows import ROWS as RUNNABLE
+    from l2a.pipeline.methods import ROWS as RUNNABLE
 
     assert set(ROWS) == set(RUNNABLE)
 

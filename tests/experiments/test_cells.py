@@ -5,9 +5,8 @@ from pathlib import Path
 import pytest
 
 from l2a.config import override
-from l2a.errors import UsageError
-from l2a.experiments.card import load_experiment
-from l2a.experiments.cells import Cell, cell_files, cell_key, data_files, expand, refuse_missing_agents
+from l2a.experiments.card import Cell, cell_files, cell_key, data_files, expand, load_experiment, refuse_missing_agents
+from l2a.util.errors import UsageError
 
 from .conftest import write_card, write_domain
 

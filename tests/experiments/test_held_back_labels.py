@@ -8,15 +8,11 @@ from typing import Any
 
 import pytest
 
-from l2a.domains.domain import HeldOut
-from l2a.examples import Examples
-from l2a.experiments.backends import Workers
-from l2a.experiments.card import ROWS, load_experiment
-from l2a.experiments.cells import data_files, expand
-from l2a.experiments.plan import plan
+from l2a.data.examples import Examples, HeldOut
+from l2a.experiments.card import ROWS, data_files, expand, load_experiment
 from l2a.experiments.results import read_results
-from l2a.experiments.runner import run_groups
-from l2a.experiments.summary import summarise
+from l2a.experiments.runner import Workers, plan, run_groups
+from l2a.experiments.statistics import summarise
 
 from .conftest import write_card_of_one_cell
 
@@ -70,7 +66,7 @@ def test_the_runner_opens_no_test_split_itself(
 
 
 def test_the_spy_would_see_a_runner_that_looks(workspace: Path, openings: list[list[str]]) -> None:
-    from l2a.domains.load import load_domain
+    from l2a.data.domains import load_domain
 
     load_domain("sea.jsonl", data_root=workspace / "data").test.reveal()
     assert openings[0][0] == "test_the_spy_would_see_a_runner_that_looks"
@@ -81,7 +77,7 @@ def test_the_spy_would_see_a_runner_that_looks(workspace: Path, openings: list[l
 def test_flipped_test_labels_change_no_prediction_of_any_row(
     workspace: Path, encoder_folder: Path, openings: list[list[str]], row: str
 ) -> None:
-    from l2a.pipeline.rows import run_row
+    from l2a.pipeline.methods import run_row
 
     write_card_of_one_cell(workspace, row, encoder_folder)
     results = []

@@ -9,11 +9,10 @@ import pytest
 from typer.testing import CliRunner
 
 from l2a.cli.experiment import experiment_app
-from l2a.errors import RunError, UsageError
-from l2a.experiments.card import load_experiment
-from l2a.experiments.cells import cell_key, expand
+from l2a.experiments.card import cell_key, expand, load_experiment
 from l2a.experiments.results import CellResult, read_results, save_result
-from l2a.experiments.summary import summarise
+from l2a.experiments.statistics import summarise
+from l2a.util.errors import RunError, UsageError
 
 from .conftest import write_card
 
@@ -130,7 +129,7 @@ def test_a_dry_run_tells_what_is_left_and_runs_nothing(workspace: Path, make_res
 def test_run_and_report_work_together(
     workspace: Path, fake_run_row: Callable[..., object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("l2a.pipeline.rows.run_row", fake_run_row)
+    monkeypatch.setattr("l2a.pipeline.methods.run_row", fake_run_row)
     monkeypatch.setenv("FAIL_ROW", "plain_kd_student")
     with pytest.raises(RunError, match="4 of 12 cells failed"):
         call("run", "tiny", "--data-root", "data", "--workers", "1")

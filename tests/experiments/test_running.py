@@ -11,13 +11,10 @@ from typing import Any
 
 import pytest
 
-from l2a.errors import RunError, UsageError
-from l2a.experiments.backends import Workers
-from l2a.experiments.card import load_experiment
-from l2a.experiments.cells import data_files, expand
-from l2a.experiments.plan import cost_seconds, plan
+from l2a.experiments.card import data_files, expand, load_experiment
 from l2a.experiments.results import RESULTS_FILE, CellResult, lock_for, read_results
-from l2a.experiments.runner import Outcome, run_groups
+from l2a.experiments.runner import Outcome, Workers, cost_seconds, plan, run_groups
+from l2a.util.errors import RunError, UsageError
 
 from .conftest import write_card, write_card_of_one_cell
 
@@ -135,7 +132,7 @@ def test_a_method_without_a_student_runs_once_for_all_students(
 def test_a_group_that_another_runner_holds_is_left_to_it_and_found_finished(
     workspace: Path, fake_run_row: RunRow, trace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from l2a.cache import fingerprint
+    from l2a.util.cache import fingerprint
 
     held = lock_for(workspace / "results", fingerprint("sea_sky", 4, 0))
     seen: list[str] = []
@@ -194,7 +191,7 @@ def test_a_killed_runner_loses_only_the_cell_it_was_running(
 
 @pytest.mark.slow
 def test_a_result_does_not_depend_on_what_is_cached(workspace: Path, encoder_folder: Path) -> None:
-    from l2a.pipeline.rows import run_row
+    from l2a.pipeline.methods import run_row
 
     write_card_of_one_cell(workspace, "l2a_student", encoder_folder)
     run_tiny(workspace, run_row, "cold/tiny")

@@ -7,10 +7,9 @@ import pytest
 import torch
 from transformers import BertTokenizerFast
 
-from l2a.examples import TextInput, normalised_hash
-from l2a.generator.neighbours import NeighbourTable, find_neighbours, token_kinds
-from l2a.generator.problem import GeneratorProblem, vocabulary
-from l2a.teacher.outputs import TeacherOutputs
+from l2a.data.examples import TextInput, normalised_hash
+from l2a.generator.tokens import GeneratorProblem, NeighbourTable, find_neighbours, token_kinds, vocabulary
+from l2a.teacher.store import TeacherOutputs
 
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[unused1]", "[unused2]"]
 FILM = ["film", "movie", "plot", "actor", "scene", "script", "cinema", "drama", "director", "cast"]

@@ -3,10 +3,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from l2a.errors import RunError
-from l2a.examples import normalised_hash
-from l2a.generator.config import OPERATORS, GeneratorConfig, OperatorWeights
+from l2a.config import OPERATORS, GeneratorConfig, OperatorWeights
+from l2a.data.examples import normalised_hash
 from l2a.generator.pool import draw_pool, max_cosine
+from l2a.util.errors import RunError
 
 from .conftest import toy_outputs
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from l2a.generator.diagnostics import effective_sample_size
+from l2a.generator.chain import effective_sample_size
 
 
 def autoregression(correlation: float, steps: int, chains: int) -> np.ndarray:

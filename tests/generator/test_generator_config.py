@@ -1,7 +1,7 @@
 import pytest
 
-from l2a.errors import UsageError
-from l2a.generator.config import GeneratorConfig, OperatorWeights, resolve_degree
+from l2a.config import GeneratorConfig, OperatorWeights, resolve_degree
+from l2a.util.errors import UsageError
 
 
 @pytest.mark.parametrize(

@@ -5,15 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from l2a.errors import UsageError
-from l2a.examples import normalised_hash
-from l2a.generator.chain import metropolis_hastings
-from l2a.generator.config import GeneratorConfig, OperatorWeights
-from l2a.generator.corpus import tokenize_corpus
-from l2a.generator.density import fit_target_density
-from l2a.generator.labelled import FORBIDDEN, LabelledTexts
-from l2a.generator.lifted import AUGPRO_FGSM, MOVES, SOURCE, LiftedSpace
-from l2a.teacher.outputs import TeacherOutputs
+from l2a.config import GeneratorConfig, OperatorWeights
+from l2a.data.examples import normalised_hash
+from l2a.generator.chain import AUGPRO_FGSM, MOVES, SOURCE, LiftedSpace, metropolis_hastings
+from l2a.generator.density import FORBIDDEN, LabelledTexts, fit_target_density
+from l2a.generator.tokens import tokenize_corpus
+from l2a.teacher.store import TeacherOutputs
+from l2a.util.errors import UsageError
 
 from .conftest import toy_outputs
 

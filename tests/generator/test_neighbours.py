@@ -4,9 +4,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import l2a.generator.neighbours as neighbours
-from l2a.errors import UsageError
-from l2a.generator.neighbours import build_neighbour_table, find_neighbours, token_kinds, unit_rows
+import l2a.generator.tokens as neighbours
+from l2a.generator.tokens import build_neighbour_table, find_neighbours, token_kinds, unit_rows
+from l2a.util.errors import UsageError
 
 
 def test_only_pieces_of_two_letters_or_more_may_change():

@@ -5,8 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from l2a.generator import operators
-from l2a.generator.corpus import align_partners, tokenize_corpus
-from l2a.generator.neighbours import unit_rows
+from l2a.generator.tokens import align_partners, tokenize_corpus, unit_rows
 
 from .conftest import COMMON, FILM, MARKS, PHONE
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from l2a.generator import operators
-from l2a.generator.neighbours import NeighbourTable, find_neighbours, unit_rows
+from l2a.generator.tokens import NeighbourTable, find_neighbours, unit_rows
 
 V, D = 300, 48
 

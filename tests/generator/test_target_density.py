@@ -3,8 +3,8 @@ import pytest
 from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import KernelDensity
 
-from l2a.errors import UsageError
 from l2a.generator.density import fit_target_density, kernel_log_density
+from l2a.util.errors import UsageError
 
 
 def two_domains(source_count: int, target_count: int, seed: int = 0, width: int = 48):

@@ -5,18 +5,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import BertConfig, BertForMaskedLM
 
-from l2a.errors import UsageError
+from l2a.config import TEXT_OPERATORS, GeneratorConfig
 from l2a.generator import operators as token_operators
-from l2a.generator.build import build_operator
-from l2a.generator.config import TEXT_OPERATORS, GeneratorConfig
-from l2a.generator.corpus import align_partners, tokenize_corpus
-from l2a.generator.eda import Eda
 from l2a.generator.lexicons import NearestWords, read_synsets
-from l2a.generator.problem import vocabulary
-from l2a.generator.tinybert import MaskedLanguageModel, TinyBertAugmentation
-from l2a.generator.token_rewriting import TokenRewriting, TokenSpace
-from l2a.generator.tokens import substitute
-from l2a.generator.words import count_words, find_words
+from l2a.generator.operators import TokenRewriting, TokenSpace, build_operator
+from l2a.generator.tokens import align_partners, substitute, tokenize_corpus, vocabulary
+from l2a.generator.words import Eda, MaskedLanguageModel, TinyBertAugmentation, count_words, find_words
+from l2a.util.errors import UsageError
 
 from .conftest import COMMON, FILM, MARKS, PHONE, SPECIALS, WORDS
 

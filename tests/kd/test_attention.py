@@ -7,19 +7,18 @@ import numpy as np
 import pytest
 import torch
 
-from l2a.encoding import encode
-from l2a.errors import UsageError
+from l2a.config import KDConfig, StudentConfig
+from l2a.data.encoding import encode
 from l2a.kd.attention import AttentionTransfer
-from l2a.kd.config import KDConfig
 from l2a.kd.data import DistillationSet
 from l2a.kd.embedding_space import MixedBatches
 from l2a.kd.inference import run_student
 from l2a.kd.trainer import KDTrainer
-from l2a.students.build import build_student
-from l2a.students.config import StudentConfig
-from l2a.students.student import Student
+from l2a.student.presets import build_student
+from l2a.student.student import Student
 from l2a.teacher.labelling import predict
 from l2a.teacher.model import Teacher
+from l2a.util.errors import UsageError
 from tests.conftest import LABELS, make_examples
 
 CONFIG = KDConfig(attention_weight=50.0, warmup_steps=60, round_steps=1, rounds=1, batch_size=8, learning_rate=3e-3)

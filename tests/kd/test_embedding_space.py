@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from l2a.encoding import encode
-from l2a.generator.problem import vocabulary
+from l2a.config import StudentConfig
+from l2a.data.encoding import encode
+from l2a.generator.tokens import vocabulary
 from l2a.kd.data import join, read_tokens
 from l2a.kd.embedding_space import (
     MixedBatches,
@@ -14,8 +15,7 @@ from l2a.kd.embedding_space import (
     open_tokens,
 )
 from l2a.kd.losses import soft_label_loss
-from l2a.students.build import build_student
-from l2a.students.config import StudentConfig
+from l2a.student.presets import build_student
 from l2a.teacher.labelling import run_teacher
 from tests.conftest import LABELS, make_examples
 

@@ -8,9 +8,9 @@ import torch
 from scipy.stats import spearmanr
 
 from l2a.kd.inference import run_student
-from l2a.kd.influence import influences, separation_gradient
 from l2a.kd.lelp import fit_subclasses
-from l2a.kd.separation import separation
+from l2a.kd.losses import separation
+from l2a.selector.reward import influences, separation_gradient
 from tests.conftest import make_examples
 from tests.kd.test_trainer import CONFIG, make_set, make_trainer, student
 

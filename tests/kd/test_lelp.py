@@ -3,10 +3,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from l2a.errors import UsageError
 from l2a.kd.lelp import OBJECTIVES, LELPSubclasses, fit_subclasses, owners, subclass_targets, teacher_output_weight
 from l2a.teacher.load import load_fine_tuned
-from l2a.teacher.outputs import TeacherOutputs
+from l2a.teacher.store import TeacherOutputs
+from l2a.util.errors import UsageError
 from tests.conftest import LABELS
 
 WIDTH = 12

@@ -3,10 +3,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from l2a.encoding import encode
-from l2a.errors import RunError
+from l2a.data.encoding import encode
 from l2a.kd.data import DistillationSet, cycle, join, mixture_batches, refuse_constant_targets
-from l2a.teacher.outputs import StoredRows, TeacherOutputs, join_outputs
+from l2a.teacher.store import StoredRows, TeacherOutputs, join_outputs
+from l2a.util.errors import RunError
 
 
 def make_set(tokenizer, count: int, seed: int = 0) -> DistillationSet:

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from l2a.encoding import EncodedTexts
-from l2a.kd.occurring import compact_embeddings, occurring_tokens
-from l2a.optimisation import adamw
+from l2a.data.encoding import EncodedTexts
+from l2a.kd.data import compact_embeddings, occurring_tokens
+from l2a.util.training import adamw
 
 VOCABULARY = 40
 

@@ -6,7 +6,7 @@ import torch
 
 from l2a.kd.data import Renewal
 from l2a.kd.inference import run_student
-from l2a.progress import RunProgress
+from l2a.util.progress import RunProgress
 from tests.kd.test_trainer import make_set, make_trainer, student
 
 __all__ = ["student"]

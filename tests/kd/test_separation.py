@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from l2a.kd.separation import separation
+from l2a.kd.losses import separation
 
 
 def noisy_logits(classes, noise=1.0, seed=0):

@@ -8,16 +8,24 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import nn
 
-from l2a.encoding import encode
+from l2a.config import StudentConfig
+from l2a.data.encoding import encode
 from l2a.kd.inference import run_student
-from l2a.kd.lelp import OBJECTIVES, fit_subclasses, subclass_targets
-from l2a.kd.subclass_head import fold, fold_parity, refit_output_layer, subclass_head, subclass_loss
+from l2a.kd.lelp import (
+    OBJECTIVES,
+    fit_subclasses,
+    fold,
+    fold_parity,
+    refit_output_layer,
+    subclass_head,
+    subclass_loss,
+    subclass_targets,
+)
 from l2a.report.export import check_parity, export_student
-from l2a.students.build import build_student
-from l2a.students.config import StudentConfig
-from l2a.students.student import Student
+from l2a.student.presets import build_student
+from l2a.student.student import Student
 from l2a.teacher.model import Teacher
-from l2a.teacher.outputs import TeacherOutputs
+from l2a.teacher.store import TeacherOutputs
 from tests.conftest import LABELS, make_examples
 
 COUNTS = (3, 1, 2)

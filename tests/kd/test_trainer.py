@@ -10,20 +10,17 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from l2a.encoding import encode
-from l2a.errors import RunError, UsageError
-from l2a.kd.config import KDConfig
+from l2a.config import KDConfig, StudentConfig
+from l2a.data.encoding import encode
 from l2a.kd.data import DistillationSet
-from l2a.kd.gradients import embedding_gradients
-from l2a.kd.head import fit_output_layer
-from l2a.kd.inference import calibrated_log_likelihood, run_student
+from l2a.kd.inference import calibrated_log_likelihood, embedding_gradients, fit_output_layer, run_student
 from l2a.kd.lelp import fit_subclasses
 from l2a.kd.trainer import KDTrainer
-from l2a.students.build import build_student
-from l2a.students.config import StudentConfig
-from l2a.students.student import Student
+from l2a.student.presets import build_student
+from l2a.student.student import Student
 from l2a.teacher.model import Teacher
-from l2a.teacher.outputs import TeacherOutputs
+from l2a.teacher.store import TeacherOutputs
+from l2a.util.errors import RunError, UsageError
 from tests.conftest import LABELS, make_examples
 
 CONFIG = KDConfig(warmup_steps=20, rounds=1, round_steps=20, batch_size=8, learning_rate=3e-3, evaluate_every=5)

@@ -9,13 +9,13 @@ from safetensors.torch import save_file
 from torch import distributed
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
 
-from l2a.distributed import process_count, process_rank
-from l2a.encoding import encode
-from l2a.kd.config import KDConfig
+from l2a.config import KDConfig
+from l2a.data.encoding import encode
 from l2a.kd.data import DistillationSet
 from l2a.kd.trainer import KDTrainer
-from l2a.students.student import Student
-from l2a.teacher.outputs import TeacherOutputs
+from l2a.student.student import Student
+from l2a.teacher.store import TeacherOutputs
+from l2a.util.training import process_count, process_rank
 from tests.conftest import NEGATIVE, NEUTRAL, POSITIVE, make_examples
 
 CONFIG = KDConfig(warmup_steps=12, rounds=1, round_steps=1, batch_size=10, evaluate_every=4, embedding_rate=1.0)

@@ -3,10 +3,9 @@ import pytest
 
 import l2a.kd.attention
 from l2a.config import override
-from l2a.pipeline.context import RunContext
-from l2a.pipeline.rewards import real_reward
+from l2a.pipeline.session import RunContext, open_workbench
 from l2a.pipeline.students import train_plain_student
-from l2a.pipeline.workbench import open_workbench
+from l2a.selector.reward import real_reward
 
 
 @pytest.mark.slow

@@ -3,15 +3,14 @@
 import numpy as np
 import pytest
 
-import l2a.pipeline.augmented as augmented
+import l2a.pipeline.students as augmented
 from l2a.config import override
-from l2a.errors import UsageError
-from l2a.examples import normalised_hash
-from l2a.generator.eda import Eda
-from l2a.pipeline.augmented import train_augmented_student, train_fine_tuned_student
-from l2a.pipeline.context import RunContext
-from l2a.pipeline.rows import run_row
-from l2a.pipeline.workbench import Workbench
+from l2a.data.examples import normalised_hash
+from l2a.generator.words import Eda
+from l2a.pipeline.methods import run_row
+from l2a.pipeline.session import RunContext, Workbench
+from l2a.pipeline.students import train_augmented_student, train_fine_tuned_student
+from l2a.util.errors import UsageError
 
 OPERATORS = [None, "augpro_mix", "augpro_fgsm", "knn", "source", "target_only", "mixkd", "unprojected_fgsm"]
 
@@ -110,7 +109,7 @@ def test_fine_tuning_inherits_labels_and_asks_no_teacher(context, monkeypatch, o
         assert (bench.trainer._config.alpha, bench.trainer._config.hidden_weight) == (0, 0)
         distil(bench, kept, steps, stage)
 
-    monkeypatch.setattr("l2a.pipeline.context.fine_tuned", no_teacher)
+    monkeypatch.setattr("l2a.pipeline.session.fine_tuned", no_teacher)
     monkeypatch.setattr(augmented, "draw_texts", lambda *a: texts.append(draw(*a)) or texts[-1])
     monkeypatch.setattr(Workbench, "distil", spy)
     trained = train_fine_tuned_student(context)

@@ -9,16 +9,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from l2a.cli.summary import print_result
+from l2a.cli.distill import print_result
 from l2a.config import as_yaml, override
-from l2a.domains.domain import HeldOut
-from l2a.errors import RunError, UsageError
-from l2a.examples import normalised_hash
-from l2a.pipeline.context import RunContext
-from l2a.pipeline.data import load_run_data
+from l2a.data.examples import HeldOut, normalised_hash
 from l2a.pipeline.distill import NEEDS_OPERATOR, NEEDS_UNLABELLED, ONLY_IN_EXPERIMENTS, _left_out, distill
-from l2a.pipeline.rows import ROWS, run_row
+from l2a.pipeline.methods import ROWS, run_row
+from l2a.pipeline.session import RunContext, load_run_data
 from l2a.selector.saving import load_facts
+from l2a.util.errors import RunError, UsageError
 
 
 def test_a_run_leaves_a_complete_folder(config, result):
@@ -108,7 +106,7 @@ def test_a_second_run_trains_no_teacher(config, result, monkeypatch, tmp_path):
     def fail(*arguments, **options):
         raise AssertionError("a cached teacher was trained again")
 
-    monkeypatch.setattr("l2a.pipeline.teachers.fine_tune", fail)
+    monkeypatch.setattr("l2a.teacher.finetune.fine_tune", fail)
     changed = {"output_dir": str(tmp_path / "second"), "selector.agent": "random"}
     assert distill(override(config, changed)).rows[1].metrics == result.rows[1].metrics
 
@@ -173,7 +171,7 @@ def test_a_student_that_reads_less_than_the_texts_is_refused(config, monkeypatch
     context = RunContext(config)
     student = context.new_student()
     student.model.config.max_position_embeddings = config.max_length - 1
-    monkeypatch.setattr("l2a.pipeline.context.build_student", lambda *arguments: student)
+    monkeypatch.setattr("l2a.pipeline.session.build_student", lambda *arguments: student)
     with pytest.raises(UsageError, match=f"students of this student.model read at most {config.max_length - 1} tokens"):
         context.new_student()
 

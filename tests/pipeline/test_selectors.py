@@ -10,26 +10,17 @@ import yaml
 from scipy.stats import spearmanr
 
 from l2a.config import override
-from l2a.domains.domain import HeldOut
-from l2a.errors import UsageError
-from l2a.pipeline.context import RunContext
-from l2a.pipeline.data import load_run_data
-from l2a.pipeline.policy_facts import pair_name
-from l2a.pipeline.rewards import real_reward
-from l2a.pipeline.rows import run_row
-from l2a.pipeline.selectors import (
-    evaluate_policy,
-    explain_policy,
-    open_policy,
-    prepare_pair,
-    train_selector,
-)
+from l2a.data.examples import HeldOut
+from l2a.pipeline.methods import run_row
+from l2a.pipeline.policies import evaluate_policy, explain_policy, open_policy, pair_name, prepare_pair, train_selector
+from l2a.pipeline.session import RunContext, load_run_data
 from l2a.pipeline.students import train_l2a_student
-from l2a.selector.episodes import build_task
+from l2a.selector.environment import build_task
 from l2a.selector.problem import keep_best
+from l2a.selector.reward import real_reward, surrogate_reward
 from l2a.selector.rules import RULES
 from l2a.selector.select import select
-from l2a.selector.surrogate import surrogate_reward
+from l2a.util.errors import UsageError
 from tests.conftest import write_domain
 
 
@@ -103,7 +94,7 @@ def test_neither_test_nor_model_choice_labels_reach_a_selector(config, monkeypat
     data = load_run_data(config)
     flipped = dataclasses.replace(data.splits.choice, labels=1 - data.splits.choice.labels)
     changed = dataclasses.replace(data, splits=dataclasses.replace(data.splits, choice=flipped))
-    monkeypatch.setattr("l2a.pipeline.context.load_run_data", lambda *_: changed)
+    monkeypatch.setattr("l2a.pipeline.session.load_run_data", lambda *_: changed)
     monkeypatch.setattr(HeldOut, "reveal", lambda self: pytest.fail("the test split was opened"))
     other = prepare_pair(config).problem
     assert other.pool.inputs == plain.pool.inputs
@@ -178,12 +169,12 @@ def _select_and_say(fell_back, *arguments):
 
 def test_the_reward_split_does_not_choose_the_model(config, monkeypatch):
     """Without a policy those labels train and choose nothing: flipped, they give the same student to the bit."""
-    monkeypatch.setattr("l2a.pipeline.context.refuse_useless_teacher", lambda *_: 1.0)
+    monkeypatch.setattr("l2a.pipeline.session.refuse_useless_teacher", lambda *_: 1.0)
     changed = override(config, {"selector.agent": "confidence", "kd.rounds": 1, "kd.warmup_steps": 5})
     plain, data = train_l2a_student(RunContext(changed)), load_run_data(changed)
     flipped = dataclasses.replace(data.splits.reward, labels=1 - data.splits.reward.labels)
     other = dataclasses.replace(data, splits=dataclasses.replace(data.splits, reward=flipped))
-    monkeypatch.setattr("l2a.pipeline.context.load_run_data", lambda *_: other)
+    monkeypatch.setattr("l2a.pipeline.session.load_run_data", lambda *_: other)
     again = train_l2a_student(RunContext(changed))
     assert again.choice_log_likelihood == plain.choice_log_likelihood
     assert torch.equal(again.student.output.weight, plain.student.output.weight)

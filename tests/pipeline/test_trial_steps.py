@@ -4,9 +4,8 @@ import torch
 
 import l2a.kd.trainer
 from l2a.config import override
-from l2a.pipeline.context import RunContext
-from l2a.pipeline.rewards import candidate_influences, real_reward
-from l2a.pipeline.workbench import open_workbench
+from l2a.pipeline.session import RunContext, open_workbench
+from l2a.selector.reward import candidate_influences, real_reward
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,7 @@ import pytest
 import torch
 from transformers import BertForSequenceClassification
 
-from l2a.evaluation.metrics import ClassificationMetrics, Interval
-from l2a.report.row import Row
+from l2a.evaluation.metrics import ClassificationMetrics, Interval, Row
 from tests.conftest import LABELS, tiny_bert_config
 
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from l2a.errors import RunError
-from l2a.report.augmentations import Augmentations, write_augmentations
+from l2a.report.export import Augmentations, write_augmentations
+from l2a.util.errors import RunError
 
 COLUMNS = [
     "text",

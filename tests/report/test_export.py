@@ -3,8 +3,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import ElectraConfig, ElectraForSequenceClassification, pipeline
 
-from l2a.errors import RunError
 from l2a.report.export import check_parity, export_student
+from l2a.util.errors import RunError
 from tests.conftest import LABELS, make_examples
 
 TEXTS = make_examples(6).inputs

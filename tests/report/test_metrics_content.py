@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from l2a.errors import RunError
-from l2a.report.metrics_file import metrics_content, peak_memory_mb
+from l2a.report.run_files import metrics_content, peak_memory_mb
+from l2a.util.errors import RunError
 from tests.report.conftest import make_row
 
 STATUS = Path("/proc/self/status")

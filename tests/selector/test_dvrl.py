@@ -9,18 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stable_baselines3.common.vec_env import VecMonitor
 
-from l2a.selector.actor_critic import CandidatePolicy
+from l2a.config import SelectorConfig
 from l2a.selector.agents import load_agent
-from l2a.selector.config import SelectorConfig
-from l2a.selector.dvrl import DVRL, dvrl_loss
-from l2a.selector.episodes import STATE_FEATURES, build_task, gain_of_everything
-from l2a.selector.network import CandidateNetwork
-from l2a.selector.policy import TrainedPolicy
+from l2a.selector.algorithms import DVRL, dvrl_loss
+from l2a.selector.environment import STATE_FEATURES, SelectionVecEnv, build_task, gain_of_everything
+from l2a.selector.network import CandidateNetwork, CandidatePolicy, TrainedPolicy
 from l2a.selector.problem import keep_best
-from l2a.selector.scoring import score_pool
-from l2a.selector.surrogate import surrogate_reward
+from l2a.selector.reward import surrogate_reward
+from l2a.selector.select import score_pool
 from l2a.selector.training import train_agent
-from l2a.selector.vector import SelectionVecEnv
 
 WIDTH = 7
 
@@ -72,7 +69,7 @@ def test_an_update_sees_one_whole_episode_of_each_environment(problem, monkeypat
     algorithm = DVRL(CandidatePolicy, environments, policy_kwargs={"network": network}, seed=0, device="cpu")
     seen = []
     loss = dvrl_loss
-    monkeypatch.setattr("l2a.selector.dvrl.dvrl_loss", lambda *values: seen.append(values) or loss(*values))
+    monkeypatch.setattr("l2a.selector.algorithms.dvrl_loss", lambda *values: seen.append(values) or loss(*values))
     algorithm.learn(12)
     (logits, kept, counts, advantages), baseline = seen[0], environments.get_attr("gains_of_everything")[0]
     assert logits.shape == kept.shape == (4, 3, 8) and len(seen) == 1

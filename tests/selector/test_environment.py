@@ -13,10 +13,8 @@ from gymnasium.utils.env_checker import check_env as gymnasium_check_env
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
-from l2a.selector.config import SelectorConfig
-from l2a.selector.environment import ENVIRONMENT_ID, SelectionEnvironment
-from l2a.selector.episodes import build_task
-from l2a.selector.vector import SelectionVecEnv
+from l2a.config import SelectorConfig
+from l2a.selector.environment import ENVIRONMENT_ID, SelectionEnvironment, SelectionVecEnv, build_task
 
 SMALL = SelectorConfig(batch=8, episode_steps=4)
 

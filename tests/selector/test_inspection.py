@@ -4,12 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from l2a.selector.config import SelectorConfig
-from l2a.selector.episodes import CHANGING_FEATURES, STATE_FEATURES
-from l2a.selector.features import candidate_features
+from l2a.config import SelectorConfig
+from l2a.selector.environment import CHANGING_FEATURES, STATE_FEATURES
 from l2a.selector.inspection import inspect_policy
-from l2a.selector.network import CandidateNetwork
-from l2a.selector.policy import TrainedPolicy
+from l2a.selector.network import CandidateNetwork, TrainedPolicy
+from l2a.selector.problem import candidate_features
 
 CONFIG = SelectorConfig(batch=16, episode_steps=4)
 

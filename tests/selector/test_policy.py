@@ -9,15 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from l2a.errors import RunError
-from l2a.selector.actor_critic import CandidatePolicy
-from l2a.selector.config import SelectorConfig
-from l2a.selector.environment import SelectionEnvironment
-from l2a.selector.episodes import CHANGING_FEATURES, STATE_FEATURES, build_task
-from l2a.selector.network import CandidateNetwork
-from l2a.selector.policy import TrainedPolicy
+from l2a.config import SelectorConfig
+from l2a.selector.environment import CHANGING_FEATURES, STATE_FEATURES, SelectionEnvironment, build_task
+from l2a.selector.network import CandidateNetwork, CandidatePolicy, TrainedPolicy
 from l2a.selector.saving import load_policy, save_policy
 from l2a.selector.select import apply_policy
+from l2a.util.errors import RunError
 
 FEATURES = ("log_density", "operator=knn", "operator=unheard_of")
 WIDTH = len(FEATURES) + len(CHANGING_FEATURES)

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import yaml
 
-from l2a.errors import RunError, UsageError
+from l2a.config import SelectorConfig
 from l2a.selector.agents import AgentCard, agent_files, load_agent
-from l2a.selector.config import SelectorConfig
+from l2a.selector.reward import build_surrogate, surrogate_reward
 from l2a.selector.saving import load_facts, load_policy, save_policy
 from l2a.selector.select import apply_policy, select
-from l2a.selector.surrogate import build_surrogate, surrogate_reward
+from l2a.util.errors import RunError, UsageError
 
 QUICK = SelectorConfig(agent="ppo", batch=16, episode_steps=4, training_steps=256, snapshots=1, real_evaluations=0)
 FACTS = {"pairs": ["a:b"], "steps": 256, "reward_curve": [0.1, 0.2]}

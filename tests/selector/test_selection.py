@@ -9,16 +9,15 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from l2a.cards import list_cards
-from l2a.errors import RunError, UsageError
+from l2a.config import SelectorConfig
 from l2a.selector.agents import algorithm_class, load_agent
-from l2a.selector.config import SelectorConfig
-from l2a.selector.features import candidate_features
 from l2a.selector.numerics import kl_divergence, ranks_within, softmax
-from l2a.selector.problem import SelectionProblem, keep_best
+from l2a.selector.problem import SelectionProblem, candidate_features, keep_best
+from l2a.selector.reward import PRIOR, Gains, build_surrogate, surrogate_reward
 from l2a.selector.rules import RULES
 from l2a.selector.select import select
-from l2a.selector.surrogate import PRIOR, Gains, build_surrogate, surrogate_reward
+from l2a.util.cards import list_cards
+from l2a.util.errors import RunError, UsageError
 
 QUICK = SelectorConfig(agent="ppo", batch=16, episode_steps=4, training_steps=256, snapshots=2, real_evaluations=5)
 LEARNED = ("a2c", "dvrl", "ppo", "reinforce")

@@ -6,11 +6,10 @@ import logging
 import numpy as np
 import pytest
 
-from l2a.selector.config import SelectorConfig
-from l2a.selector.episodes import build_task
-from l2a.selector.select import select
-from l2a.selector.surrogate import build_surrogate, surrogate_reward
-from l2a.selector.tiers import rerank
+from l2a.config import SelectorConfig
+from l2a.selector.environment import build_task
+from l2a.selector.reward import build_surrogate, surrogate_reward
+from l2a.selector.select import rerank, select
 
 CONFIG = SelectorConfig(agent="ppo", batch=16, episode_steps=4, training_steps=256, snapshots=2, real_evaluations=8)
 

@@ -9,18 +9,15 @@ import yaml
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecMonitor
 
-from l2a.errors import UsageError
-from l2a.selector.actor_critic import CandidatePolicy
+from l2a.config import SelectorConfig
 from l2a.selector.agents import load_agent
-from l2a.selector.config import SelectorConfig
-from l2a.selector.episodes import STATE_FEATURES, Episodes, build_task
-from l2a.selector.features import candidate_features
-from l2a.selector.network import CandidateNetwork
-from l2a.selector.reinforce import REINFORCE
-from l2a.selector.reward_scale import RewardScale
+from l2a.selector.algorithms import REINFORCE
+from l2a.selector.environment import STATE_FEATURES, Episodes, RewardScale, SelectionVecEnv, build_task
+from l2a.selector.network import CandidateNetwork, CandidatePolicy
+from l2a.selector.problem import candidate_features
 from l2a.selector.select import select
 from l2a.selector.training import train_agent
-from l2a.selector.vector import SelectionVecEnv
+from l2a.util.errors import UsageError
 
 QUICK = SelectorConfig(agent="ppo", batch=16, episode_steps=4, training_steps=256, snapshots=2, real_evaluations=0)
 

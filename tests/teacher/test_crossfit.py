@@ -3,14 +3,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from l2a.errors import UsageError
-from l2a.examples import Examples, concatenate, normalised_hash
-from l2a.pipeline.teachers import fine_tuned
-from l2a.teacher.config import TeacherConfig
+from l2a.config import TeacherConfig
+from l2a.data.examples import Examples, concatenate, normalised_hash
 from l2a.teacher.crossfit import assign_folds, cross_fitted_labeller
+from l2a.teacher.finetune import fine_tuned
 from l2a.teacher.labelling import cached_labeller
 from l2a.teacher.load import load_encoder
-from l2a.teacher.outputs import TeacherOutputs
+from l2a.teacher.store import TeacherOutputs
+from l2a.util.errors import UsageError
 from tests.conftest import LABELS, make_examples
 
 
@@ -128,6 +128,6 @@ def test_held_out_soft_labels_are_less_certain_than_memorised_ones(encoder_folde
     right = [float((outputs.logits.argmax(1) == source.labels).mean()) for outputs in (main(source.inputs), crossed)]
     assert right[0] > right[1] + 0.1
     assert np.array_equal(crossed.embeddings, main(source.inputs).embeddings)
-    monkeypatch.setattr("l2a.pipeline.teachers.fine_tune", lambda *rest: pytest.fail("trained again"))
+    monkeypatch.setattr("l2a.teacher.finetune.fine_tune", lambda *rest: pytest.fail("trained again"))
     again = cross_fitted_labeller(source, main, train, 2, np.random.default_rng(0))(source.inputs)
     assert np.array_equal(again.logits, crossed.logits)

@@ -4,13 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from l2a.errors import RunError, UsageError
-from l2a.pipeline.teachers import fine_tuned, refuse_useless_teacher
-from l2a.teacher.config import TeacherConfig
-from l2a.teacher.finetune import fine_tune
+from l2a.config import TeacherConfig
+from l2a.teacher.finetune import fine_tune, fine_tuned, refuse_useless_teacher
 from l2a.teacher.labelling import predict
 from l2a.teacher.load import load_encoder, load_fine_tuned, locate
-from l2a.teacher.outputs import TeacherOutputs
+from l2a.teacher.store import TeacherOutputs
+from l2a.util.errors import RunError, UsageError
 from tests.conftest import LABELS, make_examples
 
 CONFIG = TeacherConfig(learning_rate=2e-3, head_learning_rate=5e-3, batch_size=16, frozen_layers=0)
@@ -54,7 +53,7 @@ def test_a_diverged_loss_names_its_batch(teacher, examples):
 def test_the_same_training_is_read_from_the_cache(encoder_folder, examples, monkeypatch):
     arguments = (examples, CONFIG, 2, 24, 0, "train")
     first = fine_tuned(load_encoder(str(encoder_folder), LABELS, 0), *arguments)
-    monkeypatch.setattr("l2a.pipeline.teachers.fine_tune", lambda *rest: pytest.fail("trained again"))
+    monkeypatch.setattr("l2a.teacher.finetune.fine_tune", lambda *rest: pytest.fail("trained again"))
     second = fine_tuned(load_encoder(str(encoder_folder), LABELS, 0), *arguments)
     assert first.fingerprint() == second.fingerprint()
 

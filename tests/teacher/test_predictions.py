@@ -7,10 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from l2a.teacher.key_index import KEY_TYPE, KeyIndex
-from l2a.teacher.outputs import TeacherOutputs
-from l2a.teacher.predictions import PredictionStore, content_key
-from l2a.teacher.row_file import hash_factors, row_sums
+from l2a.teacher.store import KEY_TYPE, KeyIndex, PredictionStore, TeacherOutputs, content_key, hash_factors, row_sums
 
 CLASSES, WIDTH = 3, 5
 FILES = ("index", "logits", "embeddings")

@@ -1,0 +1,226 @@
+"""The command ``l2a domains``: list the cards, show one, check data before it is used."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from l2a.util.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from l2a.data.domains import DomainReport, SplitReport
+
+
+domains_app = typer.Typer(help="List, show and check domains.", no_args_is_help=True)
+SHOWN_PROBLEMS = 50
+
+
+@domains_app.command("list")
+def list_domains() -> None:
+    """List the domain cards: those in ./domains, then the shipped ones."""
+    from rich.box import SIMPLE
+    from rich.console import Console
+    from rich.table import Table
+
+    from l2a.data.domain_cards import load_card
+    from l2a.util.cards import list_cards
+
+    table = Table("name", "labels", "train/dev/test", "licence", "description", box=SIMPLE)
+    for name in list_cards("domains"):
+        card = load_card(name)
+        sizes = "/".join(str(size) for size in card.sizes.values()) or "?"
+        table.add_row(name, ", ".join(card.labels), sizes, card.licence, card.description)
+    Console().print(table)
+
+
+@domains_app.command("show")
+def show_domain(name: Annotated[str, typer.Argument(help="Name of a domain card.")]) -> None:
+    """Show one domain card: task, labels, origin, licence, sizes."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from l2a.data.domain_cards import load_card
+    from l2a.util.cards import find_card
+
+    card = load_card(name)
+    origin = f"{card.artifact.package} {card.artifact.version} ({card.artifact.kind})" if card.artifact else card.data
+    facts = {
+        "name": card.name,
+        "description": card.description,
+        "task": card.task,
+        "labels": ", ".join(card.labels),
+        "sizes": ", ".join(f"{split} {size}" for split, size in card.sizes.items()) or "not on the card",
+        "licence": card.licence,
+        "citation": card.citation or "none",
+        "origin": origin or "",
+        "card": str(find_card("domains", name)),
+    }
+    table = Table.grid(padding=(0, 2))
+    for key, value in facts.items():
+        table.add_row(key, value)
+    Console(highlight=False).print(table)
+
+
+@domains_app.command("check")
+def check(
+    path: Annotated[str, typer.Argument(help="A card's name, a file, a folder of splits, or a Hub id name[:config].")],
+    text_column: Annotated[str | None, typer.Option(help="Column of the (first) text.")] = None,
+    text_pair_column: Annotated[str | None, typer.Option(help="Column of the second text of a pair.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="Column of the label.")] = None,
+) -> None:
+    """Print sizes, label balance, lengths, duplicates and overlaps, and what is wrong, by line."""
+    from rich.console import Console
+
+    from l2a.data.domains import check_domain
+    from l2a.data.examples import Columns
+    from l2a.util.progress import RunProgress
+
+    progress = RunProgress(log_file=None)
+    try:
+        report = check_domain(path, Columns(text_column, text_pair_column, label_column), None, progress)
+    finally:
+        progress.close()
+    _print_report(report, Console(highlight=False, soft_wrap=True))
+    if report.problems:
+        raise typer.Exit(2)
+
+
+def _print_report(report: "DomainReport", console: "Console") -> None:
+    from rich.box import SIMPLE
+    from rich.markup import escape
+    from rich.table import Table
+
+    if report.splits:
+        kind = "pairs of texts" if report.is_pair else "single texts"
+        console.print(f"{escape(report.name)}: {kind}, labels: {escape(', '.join(report.label_names))}")
+        table = Table("", *(split.split for split in report.splits), box=SIMPLE)
+        columns = [_split_column(split, report.label_names) for split in report.splits]
+        for fact, *cells in zip(_facts(report.label_names), *columns, strict=True):
+            table.add_row(escape(fact), *cells)
+        console.print(table)
+    for note in _notes(report):
+        console.print(f"note: {note}")
+    for problem in report.problems[:SHOWN_PROBLEMS]:
+        console.print(f"[red]wrong:[/red] {escape(str(problem))}")
+    if len(report.problems) > SHOWN_PROBLEMS:
+        console.print(f"and {len(report.problems) - SHOWN_PROBLEMS} more problems")
+    if not report.problems:
+        console.print("nothing is wrong")
+
+
+def _facts(label_names: tuple[str, ...]) -> list[str]:
+    lengths = ("words, median", "words, longest", "characters, longest")
+    return ["examples", *(f"label {name}" for name in label_names), *lengths, "duplicates"]
+
+
+def _split_column(split: "SplitReport", label_names: tuple[str, ...]) -> list[str]:
+    counts = [split.label_counts.get(name, 0) for name in label_names]
+    balance = [f"{count} ({count / split.size:.0%})" for count in counts]
+    lengths = (split.median_words, split.longest_words, split.longest_characters)
+    return [str(split.size), *balance, *map(str, lengths), str(split.duplicates)]
+
+
+def _notes(report: "DomainReport") -> list[str]:
+    """Facts that a user should know but that do not stop a run."""
+    notes = [
+        f"{overlap.texts} texts of {overlap.first} also stand in {overlap.second}; "
+        + ("they are never drawn for training" if overlap.second == "test" else "copies are drawn once")
+        for overlap in report.overlaps
+    ]
+    if report.contradictions:
+        notes.append(f"{report.contradictions} texts carry different labels in different rows")
+    if not report.problems and not any(split.split == "test" for split in report.splits):
+        notes.append("there is no test split, so the domain can only be a source")
+    return notes
+
+
+def augment_command(
+    input: Annotated[Path, typer.Argument(help="Texts: .txt (one a line), .csv, .tsv, .jsonl or .parquet.")],
+    output: Annotated[Path, typer.Argument(help="Where the new texts go: a .jsonl or .parquet file.")],
+    operator: Annotated[
+        str, typer.Option(help="augpro_mix, augpro_fgsm, knn, eda, tinybert, source or target_only.")
+    ] = "augpro_mix",
+    degree: Annotated[
+        str | None, typer.Option(help='Share of the tokens to change, or "auto"; by default the operator\'s own.')
+    ] = None,
+    copies: Annotated[int, typer.Option(help="New texts made of each text.")] = 1,
+    seed: Annotated[int, typer.Option(help="Decides every random draw.")] = 0,
+    source: Annotated[
+        str | None, typer.Option(help="File or domain whose texts are mixed in; by default the input itself.")
+    ] = None,
+    teacher: Annotated[str, typer.Option(help="minilm-l6, a model folder or a Hub id.")] = "minilm-l6",
+    student: Annotated[str | None, typer.Option(help="Classifier that augpro_fgsm turns against --teacher.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Texts in a step; another size draws other numbers.")] = 256,
+    max_length: Annotated[int, typer.Option(help="Tokens read of a text.")] = 128,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Show errors only.")] = False,
+) -> None:
+    """Make new texts from a file of texts; the same command goes on after an interruption."""
+    share = _parse_degree(degree)
+    from l2a.pipeline.augment import AugmentJob, augment_file
+    from l2a.util.progress import RunProgress
+
+    job = AugmentJob(
+        input, output, operator, share, copies, seed, source, teacher, student, batch_size, max_length, overwrite
+    )
+    progress = RunProgress(log_file=None, verbosity=-1 if quiet else 0)
+    try:
+        written = augment_file(job, progress)
+    finally:
+        progress.close()
+    if not quiet:
+        typer.echo(f"{written} texts are in {output}")
+
+
+def _parse_degree(degree: str | None) -> Literal["auto"] | float | None:
+    if degree is None or degree == "auto":
+        return degree  # type: ignore[return-value]
+    try:
+        return float(degree)
+    except ValueError as error:
+        raise UsageError(f'--degree: {degree!r} came; "auto" or a share above 0 and at most 1 is needed') from error
+
+
+def pretrain_command(
+    text: Annotated[
+        list[str],
+        typer.Option(help="A .txt file (one text a line) or a domain, whose labels are not read; repeatable."),
+    ],
+    output_dir: Annotated[Path, typer.Option(help="Folder of the student; an interrupted run resumes from it.")],
+    protect: Annotated[
+        list[str] | None,
+        typer.Option(help="A domain whose texts must stay unseen, such as one it will be tried on; repeatable."),
+    ] = None,
+    teacher: Annotated[str, typer.Option(help="minilm-l6, a model folder or a Hub id.")] = "minilm-l6",
+    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 4000,
+    seed: Annotated[int, typer.Option(help="Decides first weights, variants and order.")] = 0,
+    max_length: Annotated[int, typer.Option(help="Longest input in tokens.")] = 128,
+    variants: Annotated[int, typer.Option(help="Spans, pairs, mixes and noisy texts made from the text.")] = 200_000,
+    tokens_per_batch: Annotated[int, typer.Option(help="Padded tokens in a step.")] = 4096,
+    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 8e-4,
+    checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 500,
+    embedding_size: Annotated[int, typer.Option(help="Width of the student's word embeddings.")] = 80,
+    hidden_size: Annotated[int, typer.Option(help="Width of its layers.")] = 128,
+    layers: Annotated[int, typer.Option(help="Number of its layers.")] = 2,
+    intermediate_size: Annotated[int, typer.Option(help="Width of its feed-forward blocks.")] = 512,
+    heads: Annotated[int, typer.Option(help="Attention heads in a layer.")] = 4,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Show every event.")] = False,
+) -> None:
+    """Distil a small general student from a pretrained encoder, without labels."""
+    from l2a.pretrain.corpus import PretrainConfig, StudentShape
+    from l2a.pretrain.trainer import pretrain
+    from l2a.util.progress import RunProgress
+
+    config = PretrainConfig(
+        output_dir, tuple(text), tuple(protect or ()), teacher, steps, seed, max_length, variants, tokens_per_batch,
+        learning_rate, checkpoint_every,
+        StudentShape(embedding_size, hidden_size, layers, intermediate_size, heads),
+    )  # fmt: skip
+    progress = RunProgress(log_file=None, verbosity=int(verbose))
+    try:
+        folder = pretrain(config, progress)
+    finally:
+        progress.close()
+    typer.echo(f"the general student is in {folder}; use it with: l2a distill --student {folder}")

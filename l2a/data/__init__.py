@@ -1,0 +1,1 @@
+"""Domains and their texts: read, checked, fetched, split and tokenised."""

@@ -1,0 +1,148 @@
+"""Texts as token ids, tokenised once, and padded batches in a few fixed lengths."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from l2a.data.examples import TextInput
+from l2a.util.training import CPU
+
+BUCKETS = (4, 8, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128, 192, 256, 384, 512)
+"""Padded lengths: few, so that compiled kernels are reused, and close, so that little padding is computed."""
+
+ENCODED_AT_ONCE = 2048
+"""Texts in a call of the tokenizer, whose results take some 8 kB a text until they are numbers."""
+
+
+@dataclass(frozen=True)
+class EncodedTexts:
+    """Token ids of N texts in one flat array.
+
+    Attributes:
+        ids: int32 (total,), all token ids, special tokens included.
+        types: int8 (total,), the segment of each token: 0 first, 1 second.
+        offsets: int64 (N + 1,), text i is ``ids[offsets[i]:offsets[i + 1]]``.
+        pad_id: The token that fills a padded row.
+    """
+
+    ids: NDArray[np.int32]
+    types: NDArray[np.int8]
+    offsets: NDArray[np.int64]
+    pad_id: int
+
+    def __len__(self) -> int:
+        """Return the number of texts."""
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens in each text, int64 (N,)."""
+        return np.diff(self.offsets)
+
+    def padded(self, indices: NDArray[np.int64], device: torch.device = CPU) -> dict[str, torch.Tensor]:
+        """Build the model inputs of a batch, padded to the nearest bucket.
+
+        Args:
+            indices: int64 (B,), positions of the texts.
+            device: Where the model is.
+
+        Returns:
+            input_ids, attention_mask and token_type_ids, int64 (B, L), on the device.
+        """
+        width = bucket_of(int(self.lengths[indices].max()))
+        ids = np.full((len(indices), width), self.pad_id, dtype=np.int64)
+        types = np.zeros((len(indices), width), dtype=np.int64)
+        mask = np.zeros((len(indices), width), dtype=np.int64)
+        for row, index in enumerate(indices):
+            start, end = self.offsets[index], self.offsets[index + 1]
+            ids[row, : end - start] = self.ids[start:end]
+            types[row, : end - start] = self.types[start:end]
+            mask[row, : end - start] = 1
+        arrays = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
+        return {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
+
+
+def bucket_of(length: int) -> int:
+    """Return the smallest fixed length that holds a number of tokens.
+
+    Args:
+        length: Tokens in the longest text of a batch.
+
+    Returns:
+        A member of ``BUCKETS``, or the length itself above the last.
+    """
+    return next((bucket for bucket in BUCKETS if bucket >= length), length)
+
+
+def encode(tokenizer: Any, inputs: Sequence[TextInput], max_length: int) -> EncodedTexts:
+    """Tokenise texts once.
+
+    Args:
+        tokenizer: A fast tokenizer of transformers.
+        inputs: N texts, single or pairs.
+        max_length: Longest sequence in tokens; longer texts are cut (the longer side first in pairs).
+
+    Returns:
+        The token ids.
+    """
+    if not inputs:
+        return EncodedTexts(np.zeros(0, np.int32), np.zeros(0, np.int8), np.zeros(1, np.int64), tokenizer.pad_token_id)
+    pair = len(inputs[0]) == 2
+    ids, types, lengths = [], [], [[0]]
+    for start in range(0, len(inputs), ENCODED_AT_ONCE):
+        some = inputs[start : start + ENCODED_AT_ONCE]
+        first, second = [text[0] for text in some], [text[1] for text in some] if pair else None
+        encoded = tokenizer(first, second, truncation=True, max_length=max_length, return_token_type_ids=True)
+        ids.append(np.concatenate([np.asarray(row, np.int32) for row in encoded["input_ids"]]))
+        types.append(np.concatenate([np.asarray(row, np.int8) for row in encoded["token_type_ids"]]))
+        lengths.append([len(row) for row in encoded["input_ids"]])
+    offsets = np.cumsum(np.concatenate(lengths), dtype=np.int64)
+    return EncodedTexts(np.concatenate(ids), np.concatenate(types), offsets, int(tokenizer.pad_token_id))
+
+
+def inference_batches(encoded: EncodedTexts, tokens_per_batch: int = 2048) -> Iterator[NDArray[np.int64]]:
+    """Group texts of similar length, so that little padding is computed.
+
+    Args:
+        encoded: The texts.
+        tokens_per_batch: Padded tokens in a batch, at most (a longer single text is a batch of its own).
+
+    Yields:
+        int64 positions; every text occurs once.
+    """
+    order = np.argsort(encoded.lengths, kind="stable")[::-1]
+    start = 0
+    while start < len(order):
+        width = bucket_of(int(encoded.lengths[order[start]]))
+        end = start + max(1, tokens_per_batch // width)
+        yield order[start:end]
+        start = end
+
+
+def training_batches(
+    lengths: NDArray[np.int64], batch_size: int, rng: np.random.Generator, window: int = 16
+) -> Iterator[NDArray[np.int64]]:
+    """Shuffle one epoch into batches of similar length.
+
+    Texts are shuffled, sorted by length inside windows of some batches, and the batches are shuffled again: the order
+    stays random while padding is small. The last batch may be smaller; none is dropped.
+
+    Args:
+        lengths: int64 (N,), tokens in each text.
+        batch_size: Texts in a batch.
+        rng: Source of the order.
+        window: Batches sorted together.
+
+    Yields:
+        int64 positions; every text occurs once.
+    """
+    order = rng.permutation(len(lengths))
+    chunks = [order[i : i + window * batch_size] for i in range(0, len(order), window * batch_size)]
+    ordered = [chunk[np.argsort(lengths[chunk], kind="stable")] for chunk in chunks]
+    batches = [chunk[i : i + batch_size] for chunk in ordered for i in range(0, len(chunk), batch_size)]
+    for position in rng.permutation(len(batches)):
+        yield batches[position]

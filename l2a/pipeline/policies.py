@@ -1,0 +1,278 @@
+"""How a policy was trained, for the folder that it is saved in."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import spearmanr
+
+from l2a.config import DistillConfig
+from l2a.kd.data import DistillationSet
+from l2a.kd.trainer import KDTrainer
+from l2a.pipeline.session import RunContext, Workbench, mixture, open_workbench
+from l2a.pipeline.students import Drawn, draw_candidates, selection_problem
+from l2a.report.run_files import versions
+from l2a.selector.agents import AgentCard, load_agent
+from l2a.selector.environment import SelectionTask, build_task
+from l2a.selector.inspection import Inspection, inspect_policy
+from l2a.selector.network import TrainedPolicy
+from l2a.selector.problem import Selection, SelectionProblem, candidate_features
+from l2a.selector.reward import build_surrogate, reward_score, score_after, surrogate_reward
+from l2a.selector.rules import RULES
+from l2a.selector.saving import load_facts, load_policy, save_policy
+from l2a.selector.select import apply_policy, select
+from l2a.selector.training import Training, train_agent
+from l2a.util.errors import UsageError
+from l2a.util.files import refuse_overwriting
+from l2a.util.progress import SILENT, Progress
+
+
+def pair_name(config: DistillConfig) -> str:
+    """Name a pair as it stands in a saved policy, "source:target"."""
+    return f"{config.source}:{config.target}"
+
+
+def training_facts(
+    configs: Sequence[DistillConfig], steps: int, steps_per_second: float, reward_curve: Sequence[float]
+) -> dict[str, Any]:
+    """Say how a policy was trained, for its folder.
+
+    Args:
+        configs: One a pair and seed.
+        steps: Environment steps.
+        steps_per_second: Of the training.
+        reward_curve: Of the training, in nats.
+
+    Returns:
+        Values that JSON can hold.
+    """
+    return {
+        "pairs": list(dict.fromkeys(pair_name(config) for config in configs)),
+        "seeds": sorted({config.seed for config in configs}),
+        "shots": configs[0].shots,
+        "dev_shots": configs[0].dev_shots,
+        "keep_rate": configs[0].selector.keep_rate,
+        "steps": steps,
+        "steps_per_second": round(steps_per_second, 1),
+        "reward_curve": list(reward_curve),
+        "versions": versions(),
+    }
+
+
+@dataclass(frozen=True)
+class PreparedPair:
+    """A pair of domains at the moment when candidates are to be selected.
+
+    Attributes:
+        bench: The student, warmed up.
+        drawn: The pool.
+        problem: What a selector is given.
+    """
+
+    bench: Workbench
+    drawn: Drawn
+    problem: SelectionProblem
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a selection is worth.
+
+    Attributes:
+        name: "policy" or the rule.
+        kept: Candidates kept.
+        surrogate: Mean influence of the kept candidates, in nats: against steps on texts without influence.
+        real: Gain of the student's log-likelihood on the reward split after real updates, in nats.
+    """
+
+    name: str
+    kept: int
+    surrogate: float
+    real: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A policy beside every rule on one pair.
+
+    Attributes:
+        verdicts: The policy's first.
+        updates: Real updates of the student for each of them.
+        correlation: Spearman correlation of the two rewards over the selections; nan when one is constant.
+    """
+
+    verdicts: tuple[Verdict, ...]
+    updates: int
+    correlation: float
+
+
+def prepare_pair(config: DistillConfig, progress: Progress = SILENT) -> PreparedPair:
+    """Train the teacher (or take it from the cache), warm the student up and draw a pool.
+
+    Args:
+        config: The pair and the budget.
+        progress: Shows how far it is.
+
+    Returns:
+        The pair.
+    """
+    bench = open_workbench(RunContext(config, progress))
+    bench.distil(None, config.kd.warmup_steps, "warm-up")
+    drawn = draw_candidates(bench, np.random.default_rng([config.seed, 2, 0]))
+    return PreparedPair(bench, drawn, selection_problem(bench, drawn))
+
+
+def train_selector(
+    configs: Sequence[DistillConfig], folder: Path, overwrite: bool = False, progress: Progress = SILENT
+) -> Training:
+    """Train one policy on the surrogate environments of one pair or several, side by side, and save it.
+
+    Args:
+        configs: One a pair and seed; agent and training are those of the first.
+        folder: Gets the policy and how it was trained.
+        overwrite: Replace a policy that is there.
+        progress: Shows how far it is.
+
+    Returns:
+        The course of the training.
+
+    Raises:
+        UsageError: If the agent does not learn, or the folder is in use.
+        RunError: If the training diverges.
+    """
+    _learning_card(configs[0].selector.agent)
+    refuse_overwriting(folder, "policy.json", "a policy", overwrite)
+    return train_on([surrogate_problem(one, progress) for one in configs], configs, folder, progress)
+
+
+def surrogate_problem(config: DistillConfig, progress: Progress = SILENT) -> SelectionProblem:
+    """Prepare a pair for training by the surrogate alone.
+
+    Args:
+        config: The pair and the budget.
+        progress: Shows how far it is.
+
+    Returns:
+        The problem without its real reward, so that nothing holds on to the pair's teacher and student.
+    """
+    return replace(prepare_pair(config, progress).problem, real_reward=None)
+
+
+def train_on(
+    problems: Sequence[SelectionProblem], configs: Sequence[DistillConfig], folder: Path, progress: Progress = SILENT
+) -> Training:
+    """Train one policy on prepared pairs and save it.
+
+    Args:
+        problems: One a pair, at least one.
+        configs: What they were prepared with; agent, training and seed are those of the first.
+        folder: Gets the policy and how it was trained; what is there is replaced.
+        progress: Shows how far it is.
+
+    Returns:
+        The course of the training.
+
+    Raises:
+        UsageError: If the agent does not learn.
+        RunError: If the training diverges.
+    """
+    name, config = configs[0].selector.agent, configs[0].selector
+    tasks, card = _tasks(problems, configs), _learning_card(name)
+    training = train_agent(tasks, name, card, config, configs[0].seed, progress=progress)
+    facts = training_facts(configs, training.steps, training.steps_per_second, training.reward_curve)
+    save_policy(training.snapshots[-1], folder.resolve(), facts)
+    return training
+
+
+def open_policy(name: str) -> tuple[TrainedPolicy, dict[str, Any]]:
+    """Read a saved policy.
+
+    Args:
+        name: Its folder, or a card in ``agents/`` that names one.
+
+    Returns:
+        The policy, and how it was trained.
+
+    Raises:
+        UsageError: If it is not a trained policy.
+        RunError: If it cannot be read.
+    """
+    card = load_agent(name)
+    if card.policy is None:
+        raise UsageError(f"policy: {name!r} is a card without a trained policy; give a folder that holds policy.json")
+    return load_policy(Path(card.policy)), load_facts(Path(card.policy))
+
+
+def evaluate_policy(
+    config: DistillConfig, policy: TrainedPolicy, updates: int | None = None, progress: Progress = SILENT
+) -> Evaluation:
+    """Compare a policy with every rule at the same keep rate and the same updates, on the reward split.
+
+    Args:
+        config: The pair; the policy is not trained on it.
+        policy: The policy.
+        updates: Real updates of the student for each selection; None for those of a round.
+        progress: Shows how far it is.
+
+    Returns:
+        Both rewards of every selection.
+    """
+    pair, steps = prepare_pair(config, progress), updates or config.kd.round_steps
+    chosen = {"policy": apply_policy(pair.problem, policy, config.selector, np.random.default_rng([config.seed, 6]))}
+    for rule in RULES:
+        rng = np.random.default_rng([config.seed, 6])
+        chosen[rule] = select(pair.problem, replace(config.selector, agent=rule), rng)
+    with progress.stage("real updates", len(chosen)) as advance:
+        verdicts = []
+        for name, selection in chosen.items():
+            verdicts.append(_judge(pair, name, selection, steps))
+            advance(1)
+    first, second = [verdict.surrogate for verdict in verdicts], [verdict.real for verdict in verdicts]
+    constant = len(set(first)) < 2 or len(set(second)) < 2
+    return Evaluation(tuple(verdicts), steps, np.nan if constant else float(spearmanr(first, second).statistic))
+
+
+def explain_policy(config: DistillConfig, policy: TrainedPolicy, progress: Progress = SILENT) -> Inspection:
+    """Explain what a policy keeps on a pair of domains.
+
+    Args:
+        config: The pair.
+        policy: The policy.
+        progress: Shows how far it is.
+
+    Returns:
+        The explanation.
+    """
+    rng = np.random.default_rng([config.seed, 6])
+    return inspect_policy(prepare_pair(config, progress).problem, policy, config.selector, rng)
+
+
+def _judge(pair: PreparedPair, name: str, selection: Selection, steps: int) -> Verdict:
+    kept = np.flatnonzero(selection.kept)
+    surrogate = surrogate_reward(build_surrogate(pair.problem), selection.kept)
+    return Verdict(name, len(kept), surrogate, _gain(pair.bench, pair.drawn.candidates.take(kept), steps))
+
+
+def _gain(bench: Workbench, kept: DistillationSet, steps: int) -> float:
+    """Distil as a round does, on the whole mixture, and take the steps back."""
+
+    def whole_mixture(trial: KDTrainer) -> None:
+        trial.train(*mixture(bench, kept), steps)
+
+    before = reward_score(bench)
+    return score_after(bench, bench.context.config.kd, steps, whole_mixture) - before
+
+
+def _learning_card(name: str) -> AgentCard:
+    card = load_agent(name)
+    if card.rule is not None or card.policy is not None:
+        raise UsageError(f"selector.agent: {name!r} does not learn; give an algorithm's card, such as ppo or a2c")
+    return card
+
+
+def _tasks(problems: Sequence[SelectionProblem], configs: Sequence[DistillConfig]) -> list[SelectionTask]:
+    # One set of columns for all: a pool that lacks an operator has zeros there.
+    names = tuple(dict.fromkeys(name for problem in problems for name in candidate_features(problem).names))
+    return [build_task(problem, config.selector, names) for problem, config in zip(problems, configs, strict=True)]

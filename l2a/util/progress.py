@@ -1,0 +1,142 @@
+"""Keeps libraries from writing over the run's own progress."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+from l2a.util.files import to_json
+
+
+def silence_transformers() -> None:
+    """Switch off the progress bars and the warnings about fresh heads that transformers prints while it loads."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+
+
+Advance = Callable[[int], None]
+
+
+class Progress(Protocol):
+    """What library functions need to tell how far they are."""
+
+    def stage(self, name: str, total: int | None = None) -> contextlib.AbstractContextManager[Advance]:
+        """Open a named stage; the context gives a function that advances it by n units."""
+
+    def event(self, name: str, **values: Any) -> None:
+        """Record a fact about the run, such as a validation accuracy."""
+
+
+class _Silent:
+    @contextlib.contextmanager
+    def stage(self, name: str, total: int | None = None) -> Iterator[Advance]:
+        yield lambda amount: None
+
+    def event(self, name: str, **values: Any) -> None:
+        return None
+
+
+SILENT: Progress = _Silent()
+
+
+class RunProgress:
+    """Progress of one run: bars on stderr when it is a terminal, JSON lines in a log file, seconds by stage.
+
+    Attributes:
+        seconds_by_stage: Wall seconds spent in each outermost stage.
+    """
+
+    def __init__(self, log_file: Path | None, verbosity: int = 0) -> None:
+        """Start a run.
+
+        Args:
+            log_file: JSON lines go here; None for no log.
+            verbosity: -1 shows nothing, 0 stages, 1 also events.
+        """
+        self.seconds_by_stage: dict[str, float] = {}
+        self._started = time.monotonic()
+        self._depth = 0
+        self._verbosity = verbosity
+        self._log = log_file.open("a", encoding="utf-8") if log_file else None
+        self._bars = _make_bars() if verbosity >= 0 and sys.stderr.isatty() else None
+
+    @contextlib.contextmanager
+    def stage(self, name: str, total: int | None = None) -> Iterator[Advance]:
+        """Time a stage and show its bar.
+
+        Args:
+            name: Shown to the user and used in ``seconds_by_stage``.
+            total: Units of work, or None when unknown.
+
+        Yields:
+            A function that advances the bar by a number of units.
+        """
+        task = self._bars.add_task(name, total=total) if self._bars else None
+        started, self._depth = time.monotonic(), self._depth + 1
+
+        def advance(amount: int) -> None:
+            if self._bars and task is not None:
+                self._bars.advance(task, amount)
+
+        try:
+            yield advance
+        finally:
+            self._depth -= 1
+            self._close_stage(name, time.monotonic() - started, task)
+
+    def _close_stage(self, name: str, seconds: float, task: Any) -> None:
+        if self._depth == 0:
+            self.seconds_by_stage[name] = self.seconds_by_stage.get(name, 0.0) + seconds
+        self.event("stage", stage=name, seconds=round(seconds, 3))
+        if self._bars and task is not None:
+            total = self._bars.tasks[self._bars.task_ids.index(task)].total
+            self._bars.update(task, total=total or 1, completed=total or 1, visible=self._depth == 0)
+
+    def event(self, name: str, **values: Any) -> None:
+        """Append one JSON line to the log, and show it when verbose.
+
+        Args:
+            name: What happened.
+            **values: Values that JSON can hold.
+        """
+        line = {"seconds": round(time.monotonic() - self._started, 3), "event": name, **values}
+        if self._log:
+            self._log.write(to_json(line) + "\n")
+            self._log.flush()
+        if self._verbosity > 0 and name != "stage":
+            facts = " ".join(f"{key}={value}" for key, value in values.items())
+            sys.stderr.write(f"{name}: {facts}\n")
+
+    def close(self) -> None:
+        """Stop the bars and close the log."""
+        if self._bars:
+            self._bars.stop()
+        if self._log:
+            self._log.close()
+
+
+def _make_bars() -> Any:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    bars = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )
+    bars.start()
+    return bars

@@ -1,0 +1,208 @@
+"""Seeds torch's own generators for a while: what is drawn inside repeats, and the caller's draws are undisturbed."""
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import distributed, nn
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed torch on the CPU and every GPU, and put its generators back afterwards.
+
+    Args:
+        seed: Of weights and dropout drawn inside.
+    """
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        yield
+
+
+CPU = torch.device("cpu")
+
+
+def best_device() -> torch.device:
+    """Choose a GPU where there is one.
+
+    Returns:
+        The device that models are trained on.
+    """
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if uses_gpu() else CPU
+
+
+def uses_gpu() -> bool:
+    """Tell whether there is a GPU that ``accelerate launch --cpu`` has not ruled out.
+
+    Returns:
+        True where models are trained on it.
+    """
+    return torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "false").lower() != "true"
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Tell whether matrix products in bfloat16 are much faster than in float32 on a device.
+
+    Args:
+        device: Where a model is.
+
+    Returns:
+        True on GPUs that support it and on CPUs with AMX tiles.
+    """
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported())
+    return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
+
+
+def mixed_precision(device: torch.device, on_cpu: bool = True) -> torch.autocast:
+    """Run matrix products in bfloat16 where that pays; weights, sums and losses stay float32.
+
+    Args:
+        device: Where the model is.
+        on_cpu: Also on CPUs with the tiles for it; matrices as narrow as a student's do not gain there.
+
+    Returns:
+        A context, without effect on other hardware.
+    """
+    pays = has_fast_bfloat16(device) and (on_cpu or device.type != "cpu")
+    return torch.autocast(device.type, torch.bfloat16, enabled=pays)
+
+
+def process_rank() -> int:
+    """Return this process's number, 0 for the one that writes the results."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def process_count() -> int:
+    """Return how many processes train together."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def join_processes() -> None:
+    """Connect the processes of one launch; without a launcher nothing happens."""
+    if process_count() > 1 and not distributed.is_initialized():
+        distributed.init_process_group("nccl" if uses_gpu() else "gloo")
+
+
+def agree(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Take the first process's numbers in all: kernels of GPUs may differ in the last digits.
+
+    Args:
+        values: float32, of the same shape in every process.
+
+    Returns:
+        The first process's.
+    """
+    if process_count() == 1:
+        return values
+    sent = torch.from_numpy(values).to(best_device())
+    distributed.broadcast(sent, src=0)
+    agreed: NDArray[np.float32] = sent.cpu().numpy()
+    return agreed
+
+
+def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
+    """Add up the gradients of all processes, in one message.
+
+    Args:
+        parameters: Those with gradients, in the same order in every process.
+    """
+    if process_count() == 1:
+        return
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+    distributed.all_reduce(flat)
+    for gradient, part in zip(gradients, torch.split(flat, [g.numel() for g in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))
+
+
+STEPS_AHEAD = 2.5
+"""Middle of the few steps that ``update_slopes`` speaks of."""
+
+
+def adamw(groups: Sequence[tuple[Sequence[nn.Parameter], float]], weight_decay: float = 0.01) -> torch.optim.AdamW:
+    """Build bias-corrected AdamW, fused, without decay on biases and norms.
+
+    Args:
+        groups: Parameters with their peak learning rates.
+        weight_decay: Decoupled decay of matrices (Loshchilov and Hutter, 2019).
+
+    Returns:
+        The optimiser.
+    """
+    options = [
+        {"params": [p for p in parameters if p.requires_grad and (p.ndim > 1) == decayed], "lr": rate,
+         "weight_decay": weight_decay if decayed else 0.0}
+        for parameters, rate in groups
+        for decayed in (True, False)
+    ]  # fmt: skip
+    return torch.optim.AdamW([option for option in options if option["params"]], betas=(0.9, 0.98), fused=True)
+
+
+def linear_schedule(
+    optimizer: torch.optim.Optimizer, total_steps: int, warmup_share: float = 0.1, floor: float = 0.0
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """Warm up linearly, then decay linearly.
+
+    Args:
+        optimizer: Its peak rates are scaled.
+        total_steps: Steps until the floor.
+        warmup_share: Share of the steps that warm up.
+        floor: Share of the peak rate that remains at the end.
+
+    Returns:
+        The scheduler, to step after each update.
+    """
+    warmup = max(1, round(total_steps * warmup_share))
+
+    def scale(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        return max(floor, (total_steps - step) / max(1, total_steps - warmup))
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, scale)
+
+
+def carry_second_moments(source: torch.optim.Optimizer, target: torch.optim.Optimizer) -> None:
+    """Give an AdamW another's second moments and number of steps, but no momentum.
+
+    Args:
+        source: Has taken some steps; without any, nothing is carried.
+        target: Of parameters of the same shapes in the same order.
+    """
+    groups = zip(source.param_groups, target.param_groups, strict=True)
+    pairs = [pair for old, new in groups for pair in zip(old["params"], new["params"], strict=True)]
+    for old, new in pairs:
+        if state := source.state.get(old):
+            carried = {name: value.clone() for name, value in state.items()}
+            target.state[new] = carried | {"exp_avg": torch.zeros_like(state["exp_avg"])}
+
+
+def update_slopes(optimizer: torch.optim.Optimizer) -> dict[nn.Parameter, torch.Tensor]:
+    """Differentiate the next few updates of an AdamW by the gradient, weight by weight.
+
+    With a gradient g that stays the same, an update is g / sqrt((1 - c) v + c g^2), v the second moment so far and c
+    the weight that some steps give to g^2; its derivative is (1 - c) v / ((1 - c) v + c g^2)^(3/2). A weight that was
+    never used, v = 0, only follows the sign of its gradient: the derivative is 0.
+
+    Args:
+        optimizer: Under a schedule; its parameters hold g as their gradients. Where it has taken no step yet, v is g^2.
+
+    Returns:
+        By parameter, tensors of its shape, at least 0: the peak rate of its group times the derivative.
+    """
+    slopes = {}
+    for group in optimizer.param_groups:
+        beta, eps = group["betas"][1], group["eps"]
+        share = 1 - beta**STEPS_AHEAD
+        for parameter in group["params"]:
+            if parameter.grad is None:
+                continue
+            squared, state = parameter.grad.square(), optimizer.state.get(parameter)
+            moment = state["exp_avg_sq"] / (1 - beta ** float(state["step"])) if state else squared
+            root = ((1 - share) * moment + share * squared).sqrt() + eps
+            slopes[parameter] = group["initial_lr"] * (1 - share) * moment / root**3
+    return slopes

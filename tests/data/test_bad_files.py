@@ -1,0 +1,104 @@
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from l2a.data.domains import load_domain
+from l2a.data.examples import Columns
+from l2a.util.errors import UsageError
+
+BAD = [
+    ("empty.csv", b"", "empty.csv: the file is empty"),
+    ("blank.jsonl", b"\n \n", "blank.jsonl: the file is empty"),
+    ("header.csv", b"text,label\n", "header but no rows"),
+    ("latin.csv", b"text,label\ngood,x\ncaf\xe9,y\n", r"latin.csv, line 3: not UTF-8 \(byte 0xe9 at column 4\)"),
+    ("utf16.csv", "text,label\na,b\n".encode("utf-16"), "line 1: the file is UTF-16; save it as UTF-8"),
+    ("nul.csv", b"text,label\na,x\nb\0,y\n", "nul.csv, line 3: NUL bytes"),
+    ("nul.jsonl", b'{"text":"a\\u0000","label":"x"}\n', "line 1: the column 'text' holds NUL characters"),
+    ("surrogate.jsonl", b'{"text":"a\\ud800","label":"x"}\n', "line 1: .*surrogate"),
+    ("ragged.csv", b'text,label\n"a\nb",x\nc,d,y\n', "ragged.csv, line 4: 3 fields, the header has 2"),
+    ("quote.csv", b'text,label\na,x\n"b" c,y\n', "quote.csv, line 3: a stray quote"),
+    ("twice.csv", b"text,text,label\na,b,x\n", "line 1: the header names 'text' twice"),
+    ("json.jsonl", b'{"text":"a","label":"x"}\n\nnope\n', "json.jsonl, line 3: not JSON"),
+    ("list.jsonl", b'{"text":"a","label":"x"}\n["a", "x"]\n', "line 2: a JSON list instead of an object"),
+    ("column.csv", b"txt,label\na,x\n", r"no text column .*did you mean 'txt'.*'txt', 'label'.*--text-column"),
+    ("no_label.csv", b"text,x\na,x\n", "no label column .*--label-column"),
+    ("void.csv", b"text,label\n ,x\n", "line 2: the column 'text' is empty"),
+    ("unlabelled.csv", b"text,label\na,x\nb,\n", "line 3: the column 'label' has no label"),
+    ("nan.jsonl", b'{"text":"a","label":NaN}\n', "line 1: the column 'label' has no label"),
+    ("number.jsonl", b'{"text":5,"label":"x"}\n', "line 1: the column 'text' holds a value of type int"),
+    ("labels.jsonl", b'{"text":"a","label":["x","y"]}\n', "line 1: the column 'label' holds a value of type list"),
+    ("half_pair.jsonl", b'{"text":"a","text_pair":"b","label":"x"}\n{"text":"c","label":"x"}\n', "line 2: .*text_pair"),
+    ("split.csv", b"text,label,split\na,x,train\nb,y,trian\n", "line 3: the split 'trian' .*did you mean 'train'"),
+    ("one.csv", b"text,label,split\na,x,train\nb,x,train\n", "train has one class only, 'x'; at least two"),
+    ("no_train.csv", b"text,label,split\na,x,test\nb,y,test\n", "no training rows"),
+    (
+        "test_label.csv",
+        b"text,label,split\na,x,train\nb,y,train\nc,Y,test\n",
+        "test has the label 'Y', which train lacks",
+    ),
+    ("huge.csv", b"text,label\n" + b"x" * 1_000_001 + b",x\n", "line 2: .*1000001 characters, at most 1000000"),
+    ("bad.parquet", b"PAR1nonsense", "bad.parquet: not a readable Parquet file"),
+    ("empty.parquet", b"", "empty.parquet: the file is empty"),
+    ("table.xlsx", b"x", r"table.xlsx: the suffix '.xlsx' is not known; .csv, .tsv, .jsonl, .parquet"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "message"), BAD, ids=[name for name, _, _ in BAD])
+def test_bad_content_is_refused_in_one_sentence_that_names_it(write, name, content, message):
+    with pytest.raises(UsageError, match=message) as caught:
+        load_domain(str(write(name, content)))
+    assert name.split(".")[0] in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_parquet_that_is_not_utf8_is_refused(tmp_path):
+    raw = pa.StringArray.from_buffers(1, pa.array([0, 1], pa.int32()).buffers()[1], pa.py_buffer(b"\xff"))
+    pyarrow.parquet.write_table(pa.table({"text": raw, "label": ["x"]}), tmp_path / "x.parquet")
+    with pytest.raises(UsageError, match=r"x\.parquet: not a readable Parquet file"):
+        load_domain(str(tmp_path / "x.parquet"))
+
+
+def test_many_problems_are_cut_short_and_point_to_check(write):
+    path = write("x.jsonl", "nope\n" * 10)
+    with pytest.raises(UsageError, match=r"line 1: .*line 2: .*line 3: .*and 7 more \(see `l2a domains check"):
+        load_domain(str(path))
+
+
+def test_a_named_column_that_is_missing_is_refused(write):
+    path = write("x.csv", "text,body,label\na,b,x\n")
+    with pytest.raises(UsageError, match=r"no second text column 'bodi' \(did you mean 'body'\?\)"):
+        load_domain(str(path), Columns(text_pair="bodi"))
+
+
+def test_pairs_in_one_split_only_are_refused(write):
+    write("f/train.jsonl", "".join(json.dumps({"text": t, "text_pair": "p", "label": t}) + "\n" for t in "ab"))
+    write("f/test.csv", "text,label\nc,a\n")
+    with pytest.raises(UsageError, match="f: some splits have pairs of texts and some single ones"):
+        load_domain("f")
+
+
+def test_two_files_of_one_split_are_refused(write):
+    write("f/train.csv", "text,label\na,x\n")
+    write("f/dev.csv", "text,label\na,x\n")
+    write("f/valid.csv", "text,label\na,x\n")
+    with pytest.raises(UsageError, match=r"both dev\.csv and valid\.csv are dev files"):
+        load_domain("f")
+
+
+def test_a_folder_without_train_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="no training file"):
+        load_domain(str(tmp_path))
+
+
+@pytest.mark.parametrize("reference", ["gone.csv", "./gone", "movis", "no such thing"])
+def test_what_does_not_exist_is_refused(reference):
+    with pytest.raises(UsageError, match="no such card or path"):
+        load_domain(reference)
+    assert not list(Path().iterdir())
+
+
+def test_a_misspelt_card_is_suggested():
+    with pytest.raises(UsageError, match="did you mean 'movies'"):
+        load_domain("movis")

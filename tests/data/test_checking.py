@@ -1,0 +1,90 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from typer.testing import CliRunner
+
+import l2a
+from l2a.cli.data import domains_app
+from l2a.data.domains import Overlap, check_domain
+
+GOOD = """text,label,split
+one two,x,train
+ONE  two,x,train
+three,y,train
+three,x,dev
+four five six,y,dev
+one two,x,test
+"""
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(domains_app, list(arguments))
+
+
+def test_a_report_counts_sizes_labels_lengths_and_copies(write):
+    report = check_domain(str(write("x.csv", GOOD)))
+    train = report.splits[0]
+    assert (report.name, report.is_pair, report.label_names, report.problems) == ("x", False, ("x", "y"), ())
+    assert [split.size for split in report.splits] == [3, 2, 1]
+    assert train.label_counts == {"x": 2, "y": 1} and train.duplicates == 1
+    assert (train.median_words, train.longest_words, train.longest_characters) == (2, 2, 8)
+    assert report.overlaps == (Overlap("train", "dev", 1), Overlap("train", "test", 1))
+    assert report.contradictions == 1
+
+
+def test_a_report_names_every_bad_line_and_counts_the_others(write):
+    report = check_domain(str(write("x.csv", "text,label\na,x\n,y\nb,\nc,y,z\nd,x\n")))
+    assert [problem.line for problem in report.problems] == [3, 4, 5]
+    assert sum(split.size for split in report.splits) == 2
+
+
+def test_check_prints_the_numbers_and_the_overlap(write):
+    result = invoke("check", str(write("x.csv", GOOD)))
+    assert result.exit_code == 0
+    for expected in ("single texts, labels: x, y", "label x", "2 (67%)", "1 texts of train also stand in test",
+                     "1 texts carry different labels", "nothing is wrong"):  # fmt: skip
+        assert expected in result.output
+
+
+def test_check_exits_2_and_shows_problems_by_line(write):
+    result = invoke("check", str(write("x.csv", b"text,label\ncaf\xe9,x\n")))
+    assert result.exit_code == 2 and "x.csv, line 2: not UTF-8" in result.output
+
+
+def test_check_cuts_a_long_list(write):
+    result = invoke("check", str(write("x.jsonl", "nope\n" * 60)))
+    assert "line 50:" in result.output and "line 51:" not in result.output and "and 10 more problems" in result.output
+
+
+def test_check_shows_brackets_as_they_are(write):
+    result = invoke("check", str(write("x.csv", "text,label,split\na,[b],train\nc,[/d],train\n")))
+    assert "labels: [/d], [b]" in result.output and "can only be a source" in result.output
+
+
+def test_check_takes_columns(write):
+    path = str(write("x.csv", "a,b,c,split\nt1,t2,x,train\nt3,t4,y,test\nt5,t6,y,train\n"))
+    result = invoke("check", path, "--text-column", "a", "--text-pair-column", "b", "--label-column", "c")
+    assert result.exit_code == 0 and "pairs of texts, labels: x, y" in result.output
+
+
+def test_list_and_show_need_no_network(monkeypatch):
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("COLUMNS", "200")
+    listed, shown = invoke("list"), invoke("show", "tweets")
+    assert all(name in listed.output for name in ("movies", "products", "editorials", "tweets"))
+    assert "vaderSentiment 3.3.2 (sdist)" in shown.output and "MIT" in shown.output
+
+
+def test_showing_an_unknown_card_suggests_one():
+    result = invoke("show", "tweet")
+    assert "did you mean 'tweets'" in str(result.exception)
+
+
+def test_importing_the_commands_loads_nothing_heavy():
+    heavy = {"torch", "datasets", "pandas", "pyarrow", "numpy"}
+    code = f"import sys, l2a.cli.data; print(sorted({heavy} & set(sys.modules)))"
+    environment = {**os.environ, "PYTHONPATH": str(Path(l2a.__file__).parents[1])}
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"

@@ -1,0 +1,137 @@
+from dataclasses import replace
+
+import pytest
+
+from l2a.data import domain_cards as card_module
+from l2a.data.domain_cards import Ratings, load_card, read_ratings, rows_sha256, words_key
+from l2a.data.domains import load_domain
+from l2a.data.examples import normalised_hash
+from l2a.data.readers import Row
+from l2a.util.cards import list_cards
+from l2a.util.errors import RunError, UsageError
+from l2a.util.progress import SILENT
+
+SHIPPED = ("editorials", "movies", "products", "tweets")
+BODY = "description: d\ntask: t\nlabels: [x, y]\nlicence: MIT\n"
+
+
+@pytest.fixture
+def rated(make_tar):
+    def make(**files):
+        return make_tar("rated.tar.gz", {f"{name}.txt": text.encode() for name, text in files.items()})
+
+    return make
+
+
+def test_ratings_become_labels_and_the_middle_is_dropped(rated):
+    lines = "1\t0.51\tgood\r\n2\t0.5\tmeh\r\n3\t-0.5\tmeh too\r\n4\t-0.51\tbad\r\n5\t3.9\tgreat\tfilm"
+    rows = read_ratings(rated(a=lines), Ratings("a.txt", 0.5, "text"))
+    assert [(row.text, row.label) for row in rows] == [
+        (("good",), "positive"), (("bad",), "negative"), (("great\tfilm",), "positive"),
+    ]  # fmt: skip
+
+
+def test_entities_are_decoded_even_when_encoded_twice(rated):
+    rows = read_ratings(rated(a="1\t1\ta &amp;amp; b &lt;3"), Ratings("a.txt", 0.5, "text"))
+    assert rows[0].text == ("a & b <3",)
+
+
+def test_copies_go_inside_and_across_domains(rated):
+    archive = rated(a="1\t1\tWow!\r\n2\t1\twow...\r\n3\t1\t!!!\r\n4\t1\tnice", b="1\t0\tNice.")
+    rows = read_ratings(archive, Ratings("a.txt", 0.5, "text", exclude=("b.txt",)))
+    assert [row.text for row in rows] == [("Wow!",)]
+
+
+def test_documents_are_never_cut_in_two(rated):
+    lines = "\r\n".join(f"{document}_{i}\t1\tsentence {document} {i}" for document in range(60) for i in range(5))
+    by_document, by_text = ({}, {})
+    archive = rated(a=lines)
+    for split_by, found in (("document", by_document), ("text", by_text)):
+        for row in read_ratings(archive, Ratings("a.txt", 0.5, split_by)):
+            found.setdefault(row.text[0].split()[1], set()).add(row.split)
+    assert {len(splits) for splits in by_document.values()} == {1}
+    assert set().union(*by_document.values()) == {"train", "dev", "test"}
+    assert max(len(splits) for splits in by_text.values()) > 1
+
+
+def test_a_damaged_file_of_ratings_is_refused(rated):
+    with pytest.raises(RunError, match=r"rated\.tar\.gz: a\.txt is not a file of ratings"):
+        read_ratings(rated(a="1\tmuch\tgood"), Ratings("a.txt", 0.5, "text"))
+
+
+def test_words_key_keeps_letters_and_digits_alone():
+    assert words_key("  Ünï_code  \uff37ow!!! :) 24/7") == "ünï code wow 24 7"
+    assert words_key("!!! :)") == ""
+
+
+def test_all_shipped_cards_are_valid_and_pinned():
+    assert set(SHIPPED) <= set(list_cards("domains"))
+    for name in SHIPPED:
+        card = load_card(name)
+        assert card.labels == ("negative", "positive") and card.licence == "MIT"
+        assert card.artifact is not None and len(card.artifact.sha256) == 64 and card.artifact.kind == "sdist"
+        assert card.rows_sha256 is not None and list(card.sizes) == ["train", "dev", "test"]
+
+
+def test_rows_other_than_the_card_promises_are_refused(rated, tmp_path, monkeypatch):
+    archive = rated(a="1\t1\tgood\r\n2\t-1\tbad")
+    monkeypatch.setattr(card_module, "fetch_artifact", lambda *_: tmp_path)
+    card = load_card("movies")
+    card = replace(
+        card, artifact=replace(card.artifact, members=(archive.name,)), ratings=Ratings("a.txt", 0.5, "text")
+    )
+    with pytest.raises(RunError, match=r"domain card movies: the rows have sha256 .*, the card promises"):
+        card_module.read_rated_card(card, SILENT)
+    rows = read_ratings(archive, card.ratings)
+    promised = replace(card, rows_sha256=rows_sha256(rows))
+    assert card_module.read_rated_card(promised, SILENT).rows == tuple(rows)
+
+
+def test_the_hash_of_rows_sees_text_label_split_and_order():
+    rows = [Row(("a",), "x", "train"), Row(("b",), "y", "test")]
+    others = [rows[::-1], rows[:1], [replace(rows[0], label="y"), rows[1]], [replace(rows[0], split="dev"), rows[1]]]
+    assert len({rows_sha256(variant) for variant in [rows, *others]}) == 5
+
+
+def test_a_users_card_names_a_file_beside_it_with_its_columns(write):
+    write("domains/posts.csv", "body,stars,split\na,x,train\nb,y,train\nc,y,test\n")
+    write("domains/mine.yaml", f"name: mine\n{BODY}data: posts.csv\ncolumns: {{text: body, label: stars}}\n")
+    domain = load_domain("mine")
+    assert (domain.name, domain.label_names, domain.test.size) == ("mine", ("x", "y"), 1)
+
+
+def test_a_cards_order_of_labels_is_kept(write):
+    write("domains/posts.csv", "text,label,split\na,x,train\nb,y,train\nc,y,test\n")
+    write("domains/mine.yaml", f"name: mine\n{BODY.replace('[x, y]', '[y, x]')}data: posts.csv\n")
+    domain = load_domain("mine")
+    assert domain.label_names == ("y", "x") and domain.train.labels.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (f"name: other\n{BODY}data: posts.csv\n", "name is 'other', the file's name 'mine' is needed"),
+        (f"name: mine\n{BODY}", "give either data, or both artifact and ratings"),
+        (f"name: mine\n{BODY}data: posts.csv\nlabel: x\n", r"unknown key label.*did you mean 'labels'"),
+        (f"name: mine\n{BODY.replace('y', 'z')}data: posts.csv\n", r"the card has the labels \['x', 'z'\], its data"),
+    ],
+)
+def test_wrong_cards_are_refused(write, text, message):
+    write("domains/posts.csv", "text,label,split\na,x,train\nb,y,train\n")
+    write("domains/mine.yaml", text)
+    with pytest.raises(UsageError, match=message):
+        load_domain("mine")
+
+
+@pytest.mark.slow
+def test_shipped_cards_yield_what_they_promise_and_share_no_text(monkeypatch):
+    """Needs the package index, or a filled cache in the usual place."""
+    monkeypatch.delenv("L2A_CACHE")
+    domains = {name: load_domain(name) for name in SHIPPED}
+    seen: set[str] = set()
+    for name, domain in domains.items():
+        sizes = [len(domain.train), len(domain.dev), domain.test.size]
+        assert sizes == list(load_card(name).sizes.values())
+        hashes = [*map(normalised_hash, domain.train.inputs + domain.dev.inputs), *domain.test.hashes]
+        assert len(set(hashes)) == sum(sizes) and not seen & set(hashes)
+        seen.update(hashes)

@@ -1,0 +1,167 @@
+import csv
+import io
+import json
+
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from l2a.data.domains import load_domain
+from l2a.data.examples import USUAL_COLUMNS, Columns
+from l2a.data.readers import parse_text, rows_of_table
+from l2a.data.splits import hashed_split, text_key
+
+RECORDS = [
+    {"text": "a, fine film", "label": "positive", "split": "train"},
+    {"text": 'a "bad" one\nin two lines', "label": "negative", "split": "train"},
+    {"text": "über gut", "label": "positive", "split": "dev"},
+    {"text": "so-so", "label": "negative", "split": "test"},
+]
+TEXT = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\0"), min_size=1).filter(str.strip)
+
+
+def save(frame: pd.DataFrame, path) -> None:
+    if path.suffix == ".parquet":
+        frame.to_parquet(path)
+    elif path.suffix == ".jsonl":
+        frame.to_json(path, orient="records", lines=True)
+    else:
+        frame.to_csv(path, index=False, sep="\t" if path.suffix == ".tsv" else ",")
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
+def test_every_format_gives_the_same_domain(tmp_path, suffix):
+    path = tmp_path / f"films{suffix}"
+    save(pd.DataFrame(RECORDS), path)
+    domain = load_domain(str(path))
+    assert domain.name == "films"
+    assert domain.label_names == ("negative", "positive")
+    assert domain.train.inputs == (("a, fine film",), ('a "bad" one\nin two lines',))
+    assert domain.train.labels.tolist() == [1, 0]
+    assert domain.dev.inputs == (("über gut",),)
+    assert domain.test.size == 1 and domain.test.reveal().inputs == (("so-so",),)
+    assert list(domain.files) == [path.name] and len(domain.files[path.name]) == 64
+
+
+def test_a_file_without_splits_is_cut_by_hash_about_70_10_20(write):
+    lines = "".join(f"sentence {i},{'xy'[i % 2]}\n" for i in range(2000))
+    domain = load_domain(str(write("all.csv", "text,label\n" + lines)))
+    assert abs(len(domain.train) - 1400) < 60
+    assert abs(len(domain.dev) - 200) < 45
+    assert abs(domain.test.size - 400) < 55
+    assert all(hashed_split(text_key(text)) == "train" for text in domain.train.inputs)
+
+
+def test_copies_that_differ_in_case_fall_into_one_split(write):
+    lines = "".join(f"Sentence {i},{'xy'[i % 2]}\nsentence  {i},{'xy'[i % 2]}\n" for i in range(200))
+    domain = load_domain(str(write("all.csv", "text,label\n" + lines)))
+    folded = [{text.lower().replace("  ", " ") for (text,) in part.inputs} for part in (domain.train, domain.dev)]
+    assert not folded[0] & folded[1]
+    assert all(len(part.inputs) % 2 == 0 for part in (domain.train, domain.dev, domain.test.reveal()))
+
+
+def test_data_without_dev_gives_an_eighth_of_train_away_and_leaves_test_alone(write):
+    lines = "".join(f"s {i},{'xy'[i % 2]},{'test' if i % 5 == 0 else 'train'}\n" for i in range(1000))
+    domain = load_domain(str(write("all.csv", "text,label,split\n" + lines)))
+    assert abs(len(domain.dev) - 100) < 35
+    assert domain.test.size == 200
+
+
+def test_pairs_are_found_and_pairs_with_one_premise_stay_together(write):
+    lines = "".join(json.dumps({"premise": f"p{i // 4}", "hypothesis": f"h{i}", "label": "ab"[i % 2]}) + "\n"
+                    for i in range(400))  # fmt: skip
+    domain = load_domain(str(write("nli.jsonl", lines)))
+    assert domain.is_pair
+    premises = [{text[0] for text in part.inputs} for part in (domain.train, domain.dev, domain.test.reveal())]
+    assert not premises[0] & premises[1] and not premises[0] & premises[2] and not premises[1] & premises[2]
+
+
+def test_a_second_text_that_is_always_empty_means_single_texts(write):
+    path = write("x.csv", "text,text_pair,label,split\na,,x,train\nb,,y,train\n")
+    assert not load_domain(str(path)).is_pair
+
+
+def test_named_columns_are_used(write):
+    path = write("x.csv", "text,body,second,stars,split\nno,a,b,1,train\nno,c,d,2,train\n")
+    single = load_domain(str(path), Columns(text="body", label="stars"))
+    pair = load_domain(str(path), Columns(text="body", text_pair="second", label="stars"))
+    assert single.train.inputs == (("a",), ("c",)) and single.label_names == ("1", "2")
+    assert pair.train.inputs == (("a", "b"), ("c", "d")) and pair.is_pair
+
+
+def test_integer_and_float_labels_are_names(tmp_path):
+    frame = pd.DataFrame({"text": ["a", "b", "c"], "label": [1.0, 0.0, 1.0], "split": "train"})
+    save(frame, tmp_path / "x.parquet")
+    assert load_domain(str(tmp_path / "x.parquet")).label_names == ("0", "1")
+
+
+def test_a_folder_of_splits_is_read(write):
+    write("films/train.csv", "text,label\na,x\nb,y\n")
+    write("films/validation.jsonl", '{"text": "c", "label": "x"}\n')
+    write("films/test.tsv", "text\tlabel\nd\ty\n")
+    domain = load_domain("films")
+    assert (domain.name, len(domain.train), len(domain.dev), domain.test.size) == ("films", 2, 1, 1)
+    assert sorted(domain.files) == ["test.tsv", "train.csv", "validation.jsonl"]
+
+
+def test_a_folder_with_only_train_is_split_like_one_file(write):
+    write("films/train.csv", "text,label,split\na,x,train\nb,y,train\nc,x,test\n")
+    domain = load_domain("films")
+    assert domain.name == "films" and domain.test.reveal().inputs == (("c",),)
+
+
+def test_relative_paths_start_at_the_data_root(write, tmp_path):
+    write("../data/x.csv", "text,label,split\na,x,train\nb,y,train\n")
+    assert load_domain("x.csv", data_root=tmp_path / "data").name == "x"
+
+
+def test_a_text_of_100_000_characters_is_accepted(write):
+    path = write("x.csv", f"text,label,split\n{'word ' * 20_000},x,train\nb,y,train\n")
+    assert len(load_domain(str(path)).train.inputs[0][0]) == 100_000
+
+
+def test_reading_long_fields_leaves_the_csv_module_as_it_was(write):
+    csv.field_size_limit(131_072)
+    load_domain(str(write("x.csv", f"text,label,split\n{'w' * 200_000},x,train\nb,y,train\n")))
+    assert csv.field_size_limit() == 131_072
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_column(write):
+    path = write("x.csv", b"\xef\xbb\xbftext,label,split\na,x,train\nb,y,train\n")
+    assert load_domain(str(path)).train.inputs == (("a",), ("b",))
+
+
+def test_tab_separated_text_with_stray_quotes_is_read_without_quoting(write):
+    path = write("x.tsv", 'text\tlabel\tsplit\n"quoted at the start\tx\ttrain\n5" disk\ty\ttrain\n')
+    assert load_domain(str(path)).train.inputs == (('"quoted at the start',), ('5" disk',))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=8), st.sampled_from([",", "\t"]))
+def test_any_text_survives_a_delimited_file(rows, delimiter):
+    buffer = io.StringIO(newline="")
+    writer = csv.writer(buffer, delimiter=delimiter, quoting=csv.QUOTE_ALL)
+    writer.writerows([("text", "label"), *rows])
+    table = parse_text(buffer.getvalue().encode(), ".csv" if delimiter == "," else ".tsv", "x")
+    found, problems = rows_of_table(table, USUAL_COLUMNS)
+    assert not problems
+    assert [(row.text[0], row.label) for row in found] == [(text, label.strip()) for text, label in rows]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=8), st.booleans())
+def test_any_text_survives_json_lines(rows, ascii_only):
+    lines = (json.dumps({"text": text, "label": label}, ensure_ascii=ascii_only) for text, label in rows)
+    found, problems = rows_of_table(parse_text("\n".join(lines).encode(), ".jsonl", "x"), USUAL_COLUMNS)
+    assert not problems
+    assert [(row.text[0], row.label) for row in found] == [(text, label.strip()) for text, label in rows]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.binary(max_size=200), st.sampled_from([".csv", ".tsv", ".jsonl"]))
+def test_no_bytes_crash_a_reader(data, suffix):
+    table = parse_text(data, suffix, "x")
+    rows, problems = rows_of_table(table, USUAL_COLUMNS)
+    assert rows or problems
+    assert all(problem.file == "x" and (problem.line is None or problem.line >= 1) for problem in problems)

@@ -1,0 +1,117 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from l2a.data.examples import Domain, Examples, HeldOut, concatenate, normalised_hash
+from l2a.data.splits import few_shot_splits
+from l2a.util.errors import UsageError
+
+BALANCED = {"negative": 40, "positive": 40}
+
+
+def draw(domain, shots, dev_shots, seed=0):
+    return few_shot_splits(domain, shots, dev_shots, np.random.default_rng(seed))
+
+
+def test_every_part_has_its_examples_of_each_class(make_domain):
+    splits = draw(make_domain(BALANCED, BALANCED, BALANCED), 8, 4)
+    assert [np.bincount(part.labels).tolist() for part in (splits.train, splits.reward, splits.choice)] == [
+        [8, 8], [4, 4], [4, 4],
+    ]  # fmt: skip
+    assert splits.labels_used == 32
+    assert splits.train.labels.tolist()[:4] == [0, 1, 0, 1]
+
+
+def test_labels_stay_with_their_texts(make_domain):
+    domain = make_domain(BALANCED, BALANCED, BALANCED)
+    label_of = dict(zip(domain.train.inputs, domain.train.labels, strict=True))
+    splits = draw(domain, 8, 4)
+    for part in (splits.train, splits.reward, splits.choice):
+        assert all(label_of[text] == label for text, label in zip(part.inputs, part.labels, strict=True))
+
+
+def test_unlabelled_is_the_rest_of_train(make_domain):
+    domain = make_domain(BALANCED, BALANCED, BALANCED)
+    splits = draw(domain, 8, 4)
+    used = {*splits.train.inputs, *splits.reward.inputs, *splits.choice.inputs}
+    assert set(splits.unlabelled) == set(domain.train.inputs) - used
+
+
+def test_one_seed_gives_one_draw_and_another_gives_another(make_domain):
+    domain = make_domain(BALANCED, BALANCED, BALANCED)
+    assert draw(domain, 8, 4).train.inputs == draw(domain, 8, 4).train.inputs
+    assert draw(domain, 8, 4).train.inputs != draw(domain, 8, 4, seed=1).train.inputs
+
+
+def test_more_shots_keep_the_earlier_examples_and_the_other_parts(make_domain):
+    domain = make_domain(BALANCED, BALANCED, BALANCED)
+    few, many = draw(domain, 4, 4), draw(domain, 16, 4)
+    assert set(few.train.inputs) < set(many.train.inputs)
+    assert few.reward.inputs == many.reward.inputs and few.choice.inputs == many.choice.inputs
+
+
+def test_dev_helps_out_when_train_is_short(make_domain):
+    domain = make_domain({"negative": 9, "positive": 40}, {"negative": 20, "positive": 20}, BALANCED)
+    splits = draw(domain, 8, 4)
+    held_out = concatenate(splits.reward, splits.choice)
+    negative = [held_out.inputs[i][0] for i in np.flatnonzero(held_out.labels == 0)]
+    assert sum(text.startswith("dev") for text in negative) == 7
+
+
+@pytest.mark.parametrize(("train", "dev"), [(7, 40), (9, 6), (15, 0)])
+def test_too_few_examples_are_refused_with_the_counts(make_domain, train, dev):
+    domain = make_domain({"negative": 40, "positive": train}, {"negative": 40, "positive": dev}, BALANCED)
+    with pytest.raises(UsageError, match=f"need 16 different .* positive: {train} in train and {dev} in dev.*--shots"):
+        draw(domain, 8, 4)
+
+
+def test_exactly_enough_is_enough(make_domain):
+    domain = make_domain({"negative": 16, "positive": 16}, {"negative": 0, "positive": 0}, BALANCED)
+    assert draw(domain, 8, 4).labels_used == 32
+
+
+def test_copies_do_not_count_and_never_stand_in_two_parts(make_domain):
+    domain = make_domain({"negative": 16, "positive": 16}, {"negative": 0, "positive": 0}, BALANCED)
+    inputs = tuple((text[0].upper(),) if i % 2 else text for i, text in enumerate(domain.train.inputs))
+    copies = Examples(domain.train.inputs[:1] * 32, domain.train.labels, domain.label_names)
+    draw(replace(domain, train=Examples(inputs, domain.train.labels, domain.label_names)), 8, 4)
+    with pytest.raises(UsageError, match="different examples"):
+        draw(replace(domain, train=copies), 8, 4)
+
+
+def test_a_domain_without_test_can_only_be_a_source(make_domain):
+    with pytest.raises(UsageError, match="no test split, so it can only be a source"):
+        draw(make_domain(BALANCED, BALANCED, {"negative": 0, "positive": 0}), 8, 4)
+
+
+@pytest.mark.parametrize(("shots", "dev_shots"), [(0, 4), (8, 0), (-1, 4)])
+def test_numbers_of_shots_are_positive(make_domain, shots, dev_shots):
+    with pytest.raises(UsageError, match=r"shots: .* at least 1"):
+        draw(make_domain(BALANCED, BALANCED, BALANCED), shots, dev_shots)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 30), st.integers(0, 1)), min_size=20, max_size=80),
+    st.lists(st.tuples(st.integers(0, 30), st.integers(0, 1)), max_size=20),
+    st.lists(st.integers(0, 30), min_size=1, max_size=10),
+    st.integers(0, 5),
+)
+def test_parts_are_disjoint_and_free_of_test_texts(train, dev, test, seed):
+    def examples(pairs):
+        inputs = tuple((f"Text  {number}" if label else f"text {number}",) for number, label in pairs)
+        return Examples(inputs, np.array([label for _, label in pairs], dtype=np.int64), ("a", "b"))
+
+    held_out = HeldOut.of(examples([(number, 0) for number in test]))
+    domain = Domain("d", ("a", "b"), False, examples(train), examples(dev), held_out, {})
+    try:
+        splits = draw(domain, 2, 1, seed)
+    except UsageError:
+        return
+    parts = (splits.train.inputs, splits.reward.inputs, splits.choice.inputs, splits.unlabelled)
+    hashes = [{normalised_hash(text) for text in part} for part in parts]
+    assert sum(map(len, parts)) == len(set().union(*hashes))
+    assert not set().union(*hashes) & held_out.hashes

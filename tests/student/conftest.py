@@ -1,0 +1,62 @@
+"""A teacher with a vocabulary that is worth pruning, and texts of two domains."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import BertModel, BertTokenizerFast
+
+from l2a.config import Preset, StudentConfig
+from l2a.data.examples import TextInput
+from l2a.student.presets import build_student
+from l2a.student.student import Student
+from l2a.teacher.load import load_encoder
+from l2a.teacher.model import Teacher
+from tests.conftest import LABELS, tiny_bert_config
+
+SPECIALS = ["[PAD]", *(f"[unused{i}]" for i in range(9)), "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+CHARACTERS = [*"abcdefghijklmnopqrstuvwxyz0123456789.,!'#", *"ßж中語カأ", *map(chr, range(0x3B1, 0x3B1 + 24))]
+SYLLABLES = [first + second for first in "bdfgklmnprstvz" for second in "aeiou"]
+WORDS = [one + two for one in SYLLABLES for two in SYLLABLES[:14]]
+ENDINGS = [f"##{syllable}" for syllable in SYLLABLES]
+SHARES = {"narrow": 0.133, "scratch": 0.133, "pruned": 0.2, "factorised": 0.133, "mean_pooled": 0.133}
+"""The least share in whole use that holds each preset on this small teacher."""
+PRESETS = (*SHARES, "pruned_narrow")
+
+
+@pytest.fixture(scope="session")
+def large_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An encoder of six layers over some 1,200 tokens."""
+    folder = tmp_path_factory.mktemp("large")
+    tokens = [*SPECIALS, *CHARACTERS, *WORDS, *ENDINGS, *(f"##{character}" for character in CHARACTERS)]
+    (folder / "vocab.txt").write_text("\n".join(tokens) + "\n")
+    tokenizer = BertTokenizerFast(vocab=str(folder / "vocab.txt"), do_lower_case=True)
+    torch.manual_seed(3)
+    sizes = {"hidden_size": 128, "num_hidden_layers": 6, "intermediate_size": 512}
+    model = BertModel(tiny_bert_config(tokenizer, **sizes))
+    # A trained encoder's attention is sharp and large beside the residual stream; a random one's is neither.
+    for attention in (layer.attention for layer in model.encoder.layer):
+        for part in (attention.self.query, attention.self.key, attention.self.value, attention.output.dense):
+            torch.nn.init.normal_(part.weight, std=0.15)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def large_teacher(large_folder: Path) -> Teacher:
+    return load_encoder(str(large_folder), LABELS, seed=0)
+
+
+@pytest.fixture(scope="session")
+def domain_texts() -> tuple[TextInput, ...]:
+    """Texts of few words, one letter that is not ASCII among them."""
+    rng = np.random.default_rng(7)
+    words = ["ж", "kada", *rng.choice(WORDS, 60, replace=False)]
+    return tuple((" ".join(rng.choice(words, 8)) + " !",) for _ in range(400))
+
+
+def make_student(preset: Preset, teacher: Teacher, texts: tuple[TextInput, ...], seed: int = 0) -> Student:
+    config = StudentConfig(preset=preset, max_share=SHARES.get(preset, 0.133))
+    return build_student(config, teacher, LABELS, texts, seed)

@@ -1,0 +1,234 @@
+import copy
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    AutoTokenizer,
+    BertForSequenceClassification,
+    DistilBertConfig,
+    DistilBertModel,
+    PreTrainedTokenizerFast,
+)
+
+from l2a.config import GeneratorConfig, StudentConfig
+from l2a.data.encoding import encode
+from l2a.generator.pool import draw_pool
+from l2a.generator.tokens import GeneratorProblem, build_neighbour_table, vocabulary
+from l2a.kd.inference import embedding_gradients, run_student
+from l2a.student.presets import build_student
+from l2a.student.vocabulary import choose_tokens, count_tokens, keep_tokens, needed_tokens
+from l2a.teacher.labelling import predict, token_vectors
+from l2a.teacher.load import load_encoder, load_fine_tuned
+from l2a.util.errors import UsageError
+from tests.conftest import LABELS, tiny_bert_config
+from tests.student.conftest import CHARACTERS, SPECIALS, WORDS, make_student
+
+PRUNED = ("pruned", "pruned_narrow")
+
+
+@pytest.fixture(scope="session")
+def full(large_folder):
+    return AutoTokenizer.from_pretrained(large_folder)
+
+
+@pytest.fixture(scope="session")
+def kept(full, domain_texts):
+    """The ids of a vocabulary too small for every character."""
+    return choose_tokens(full, count_tokens(full, domain_texts), 200)
+
+
+@pytest.fixture(scope="session")
+def pruned(full, kept):
+    return keep_tokens(full, kept)
+
+
+def unknown(tokenizer, text):
+    return tokenizer(text, add_special_tokens=False)["input_ids"].count(tokenizer.unk_token_id)
+
+
+def test_every_token_keeps_its_text_under_its_new_number(full, kept, pruned):
+    assert len(pruned) == len(kept) == 200
+    assert vocabulary(pruned) == tuple(full.convert_ids_to_tokens(kept.tolist()))
+    assert sorted(pruned.get_vocab().values()) == list(range(200))
+    assert pruned.is_fast
+
+
+KNOWN = [character for character in CHARACTERS if character.isascii() or character == "ж"]
+
+
+@given(st.text(alphabet=[*KNOWN, " "], max_size=60))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_a_text_of_known_characters_still_splits_into_pieces(full, pruned, text):
+    assert unknown(pruned, text) == unknown(full, text)
+    pieces = ["".join(one.tokenize(text)).replace("##", "") for one in (full, pruned)]
+    assert pieces[0] == pieces[1]
+
+
+def test_words_of_the_texts_stay_whole_and_others_split(full, pruned, domain_texts):
+    used = {word for (text,) in domain_texts for word in text.split()}
+    assert all(len(pruned.tokenize(word)) == 1 for word in used)
+    foreign = next(word for word in WORDS if word not in pruned.get_vocab())
+    assert len(full.tokenize(foreign)) == 1 < len(pruned.tokenize(foreign))
+
+
+def test_the_most_frequent_tokens_stay(full, domain_texts):
+    counts = count_tokens(full, domain_texts)
+    needed = needed_tokens(full, counts)
+    room = 10
+    kept = choose_tokens(full, counts, int(needed.sum()) + room)
+    chosen = np.setdiff1d(kept, np.flatnonzero(needed))
+    assert len(chosen) == room
+    assert counts[chosen].min() >= np.delete(counts, kept).max() > 0
+
+
+@pytest.mark.parametrize(("size", "stays"), [(200, False), (600, True)])
+def test_characters_that_no_text_shows_stay_where_there_is_room(full, domain_texts, size, stays):
+    tokens = set(full.convert_ids_to_tokens(choose_tokens(full, count_tokens(full, domain_texts), size).tolist()))
+    assert {"ж", "##ж", "a", "##a", "7", "##7"} <= tokens
+    assert ({"中", "##中", "語", "##語"} <= tokens) == stays
+    assert not any(token.startswith("[unused") for token in tokens)
+
+
+@pytest.mark.parametrize("kind", ["of its architecture", "of any architecture"])
+def test_special_tokens_frame_single_texts_and_pairs(kind, full, kept):
+    if kind == "of any architecture":
+        names = {
+            name: getattr(full, name) for name in ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
+        }
+        full = PreTrainedTokenizerFast(tokenizer_object=full.backend_tokenizer, **names)
+    pruned = keep_tokens(full, kept)
+    assert set(full.all_special_tokens) == set(pruned.all_special_tokens)
+    encoded = pruned("kada", "kada !", return_token_type_ids=True)
+    assert pruned.convert_ids_to_tokens(encoded["input_ids"]) == ["[CLS]", "kada", "[SEP]", "kada", "!", "[SEP]"]
+    assert encoded["token_type_ids"] == [0, 0, 0, 1, 1, 1]
+    assert (pruned.cls_token_id, pruned.sep_token_id) == (encoded["input_ids"][0], encoded["input_ids"][-1])
+    assert pruned.decode(encoded["input_ids"], skip_special_tokens=True).replace(" !", "!") == "kada kada!"
+
+
+def test_tokens_that_were_added_to_the_vocabulary_stay(full, domain_texts):
+    full = copy.deepcopy(full)
+    full.add_tokens(["<user>"])
+    counts = count_tokens(full, [*domain_texts, ("kada <user> !",)])
+    pruned = keep_tokens(full, choose_tokens(full, counts, 200))
+    assert pruned.tokenize("kada <user> !") == ["kada", "<user>", "!"]
+    assert sorted(pruned.get_vocab().values()) == list(range(200))
+    assert pruned.convert_tokens_to_ids("<user>") == 199
+
+
+def test_the_saved_tokenizer_gives_the_same_numbers(pruned, domain_texts, tmp_path):
+    pruned.save_pretrained(tmp_path)
+    loaded, texts = AutoTokenizer.from_pretrained(tmp_path), [text for (text,) in domain_texts]
+    assert loaded.get_vocab() == pruned.get_vocab()
+    assert loaded(texts)["input_ids"] == pruned(texts)["input_ids"]
+    assert loaded.pad_token_id == pruned.pad_token_id == vocabulary(loaded).index("[PAD]")
+
+
+def test_texts_count_both_sides_of_pairs(full):
+    counts = count_tokens(full, [("kada baba", "kada"), ("zuba zuba !", "ж")])
+    found = {full.convert_ids_to_tokens(int(index)): int(counts[index]) for index in np.flatnonzero(counts)}
+    assert found["kada"] == 2
+    assert sum(found.values()) == sum(len(full.tokenize(side)) for side in ("kada baba", "kada", "zuba zuba !", "ж"))
+
+
+def kept_ids(student, teacher):
+    return teacher.tokenizer.convert_tokens_to_ids(list(vocabulary(student.tokenizer)))
+
+
+def test_kept_tokens_and_layers_are_the_teachers(large_teacher, domain_texts):
+    student = make_student("pruned", large_teacher, domain_texts)
+    ids = kept_ids(student, large_teacher)
+    assert SPECIALS[0] in student.tokenizer.get_vocab()
+    assert 0 < len(ids) < len(large_teacher.tokenizer)
+    assert torch.equal(student.word_embeddings(), large_teacher.word_embeddings()[ids])
+    ours, theirs = (body.encoder.layer[0] for body in (student.model.bert, large_teacher.encoder))
+    assert torch.equal(ours.output.dense.weight, theirs.output.dense.weight)
+    assert torch.equal(ours.attention.self.value.weight, theirs.attention.self.value.weight)
+
+
+@pytest.mark.slow
+def test_a_larger_share_keeps_more_layers(large_teacher, domain_texts):
+    layers = []
+    for share in (0.2, 0.4, 1.0):
+        config = StudentConfig("pruned", max_share=share)
+        student = build_student(config, large_teacher, LABELS, domain_texts, seed=0)
+        layers.append(student.model.config.num_hidden_layers)
+    assert layers == [1, 2, 6]
+
+
+def test_the_first_token_of_a_cut_teacher_sees_every_word(large_teacher, domain_texts):
+    with torch.no_grad():  # real encoders' states are small, and far from 0 in some entries
+        large_teacher.encoder.encoder.layer[0].output.LayerNorm.weight.mul_(0.05)
+        large_teacher.encoder.encoder.layer[0].output.LayerNorm.bias[3] = 8.0
+    student = make_student("pruned", large_teacher, domain_texts)
+    features = run_student(student, encode(student.tokenizer, domain_texts[:100], 32))[1]
+    assert np.abs(features.mean(axis=0)).mean() < 0.05 < features.std(axis=0).mean()
+    (text,) = domain_texts[0]
+    turned = (" ".join(reversed(text.split())),)
+    changed = run_student(student, encode(student.tokenizer, [(text,), turned, domain_texts[1]], 32))[1]
+    assert np.linalg.norm(changed[0] - changed[1]) < 0.5 * np.linalg.norm(changed[0] - changed[2])
+
+
+def test_the_pruned_narrow_student_reads_the_vectors_of_its_tokens(large_teacher, domain_texts):
+    student = make_student("pruned_narrow", large_teacher, domain_texts)
+    theirs = torch.from_numpy(token_vectors(large_teacher)[kept_ids(student, large_teacher)])
+    correlation = np.corrcoef(torch.pdist(student.word_embeddings()), torch.pdist(theirs))[0, 1]
+    narrow = make_student("narrow", large_teacher, domain_texts)
+    assert correlation > 0.9
+    assert student.model.config.num_hidden_layers > narrow.model.config.num_hidden_layers
+
+
+@pytest.mark.parametrize("kind", ["distilbert", "fine-tuned"])
+def test_other_teachers_of_the_family_are_cut_too(kind, full, domain_texts, tmp_path):
+    full.save_pretrained(tmp_path)
+    names = {"id2label": dict(enumerate(LABELS)), "label2id": {name: i for i, name in enumerate(LABELS)}}
+    if kind == "distilbert":
+        config = DistilBertConfig(vocab_size=len(full), dim=64, hidden_dim=128, n_layers=4, n_heads=2)
+        DistilBertModel(config).save_pretrained(tmp_path)
+        teacher = load_encoder(str(tmp_path), LABELS, seed=0)
+    else:
+        BertForSequenceClassification(tiny_bert_config(full, num_hidden_layers=4, **names)).save_pretrained(tmp_path)
+        teacher = load_fine_tuned(str(tmp_path), LABELS)
+    student = build_student(StudentConfig("pruned", max_share=0.5), teacher, LABELS, domain_texts, seed=0)
+    assert student.model.config.num_hidden_layers < 4
+    ids = kept_ids(student, teacher)
+    expected = teacher.encoder.get_input_embeddings().weight[ids]
+    assert torch.equal(student.word_embeddings(), expected)
+    assert run_student(student, encode(student.tokenizer, domain_texts[:4], 32))[1].std(axis=0).mean() > 0
+
+
+@pytest.mark.parametrize("preset", PRUNED)
+def test_a_vocabulary_that_is_not_wordpiece_is_refused(preset, large_teacher, domain_texts):
+    words = Tokenizer(models.WordLevel({"[UNK]": 0, "[CLS]": 1, "[SEP]": 2, "[PAD]": 3}, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    large_teacher.tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", cls_token="[CLS]")
+    with pytest.raises(UsageError, match=rf"student\.preset: '{preset}' .* WordLevel; choose another"):
+        make_student(preset, large_teacher, domain_texts)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", PRUNED)
+def test_the_generator_draws_from_a_pruned_vocabulary(preset, large_teacher, domain_texts):
+    student, label = make_student(preset, large_teacher, domain_texts), partial(predict, large_teacher, max_length=32)
+    source, target = domain_texts[:120], domain_texts[120:140]
+    problem = GeneratorProblem(
+        source_inputs=source,
+        target_inputs=target,
+        source_outputs=label(inputs=source),
+        target_outputs=label(inputs=target),
+        tokenizer=student.tokenizer,
+        word_embeddings=student.word_embeddings(),
+        neighbours=build_neighbour_table(student.word_embeddings(), vocabulary(student.tokenizer)),
+        labeller=lambda inputs: label(inputs=inputs),
+        gradient=lambda inputs: embedding_gradients(student, lambda texts: label(inputs=texts), inputs, 32),
+        forbidden_hashes=frozenset(),
+        max_length=32,
+    )
+    pool, _ = draw_pool(problem, GeneratorConfig(chains=8), 48, np.random.default_rng(0))
+    assert len(pool) == 48
+    assert "augpro_fgsm" in pool.operators
+    assert not any(unknown(student.tokenizer, text) for (text,) in pool.inputs)

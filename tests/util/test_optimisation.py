@@ -1,0 +1,76 @@
+"""Second moments that are carried to a trial, and the slope of the next updates."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from l2a.util.training import STEPS_AHEAD, adamw, carry_second_moments, linear_schedule, update_slopes
+
+
+def trained(steps, seed=0):
+    torch.manual_seed(seed)
+    layer = nn.Linear(3, 2)
+    optimizer = adamw([(list(layer.parameters()), 1e-3)], weight_decay=0.0)
+    linear_schedule(optimizer, 100)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        layer(torch.randn(5, 3)).square().sum().backward()
+        optimizer.step()
+    return layer, optimizer
+
+
+def test_second_moments_are_carried_without_momentum_and_as_copies():
+    layer, optimizer = trained(7)
+    other = copy.deepcopy(layer)
+    target = adamw([(list(other.parameters()), 1e-3)])
+    carry_second_moments(optimizer, target)
+    for old, new in zip(layer.parameters(), other.parameters(), strict=True):
+        assert torch.equal(target.state[new]["exp_avg_sq"], optimizer.state[old]["exp_avg_sq"])
+        assert not target.state[new]["exp_avg"].any()
+        assert float(target.state[new]["step"]) == 7
+    target.zero_grad()
+    other(torch.ones(1, 3)).sum().backward()
+    before = optimizer.state[layer.weight]["exp_avg_sq"].clone()
+    target.step()
+    assert float(optimizer.state[layer.weight]["step"]) == 7
+    assert torch.equal(optimizer.state[layer.weight]["exp_avg_sq"], before)
+
+
+def test_of_an_optimiser_without_steps_nothing_is_carried():
+    layer, optimizer = trained(0)
+    target = adamw([(list(layer.parameters()), 1e-3)])
+    carry_second_moments(optimizer, target)
+    assert not target.state
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 100), st.integers(1, 30))
+def test_a_slope_is_the_derivative_of_the_update_at_the_peak_rate(seed, steps):
+    layer, optimizer = trained(steps, seed)
+    layer.weight.grad, layer.bias.grad = torch.randn(2, 3), None
+    slopes = update_slopes(optimizer)
+    assert set(slopes) == {layer.weight}
+    share = 1 - 0.98**STEPS_AHEAD
+    moment = (optimizer.state[layer.weight]["exp_avg_sq"] / (1 - 0.98**steps)).double()
+
+    def update(gradient):
+        return 1e-3 * gradient / ((1 - share) * moment + share * gradient**2).sqrt()
+
+    gradient, little = layer.weight.grad.double(), 1e-6
+    expected = (update(gradient + little) - update(gradient - little)) / (2 * little)
+    torch.testing.assert_close(slopes[layer.weight].double(), expected, rtol=1e-3, atol=1e-8)
+
+
+def test_a_weight_that_was_never_used_has_no_slope_and_a_new_optimiser_has_one():
+    layer, optimizer = trained(3)
+    optimizer.state[layer.weight]["exp_avg_sq"][0] = 0.0
+    layer.weight.grad = torch.ones(2, 3)
+    assert not update_slopes(optimizer)[layer.weight][0].any()
+    assert update_slopes(optimizer)[layer.weight][1].all()
+    fresh, new = trained(0)
+    fresh.weight.grad = torch.full((2, 3), 0.5)
+    assert update_slopes(new)[fresh.weight][0, 0].item() == pytest.approx(1e-3 * 0.98**STEPS_AHEAD / 0.5, rel=1e-5)
