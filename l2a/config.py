@@ -228,9 +228,9 @@ class KDConfig:
         augmented_share: Share that is kept candidates.
         unlabelled_share: Share that is unlabelled text, where a run has some; the rest is source text.
         unlabelled_size: Unlabelled texts used at most; of more, as many are drawn by the seed.
-        evaluate_every: Steps between looks at the model-choice split.
+        evaluate_every: Steps between looks at the validation split.
         patience: Looks without a better score after which a stage of training, the warm-up too, ends early; None never
-            does. With it the number of updates, and the student that a selector sees, depend on the choice split.
+            does. With it the number of updates, and the student that a selector sees, depend on the validation split.
         compile: Compile the student with torch.compile; pays on a GPU with thousands of steps.
     """
 

@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from l2a.config import DistillConfig, load_config, override
 from l2a.experiments.report import COLOURS, STYLE, save_figure
 from l2a.kd.trainer import KDTrainer
-from l2a.pipeline.session import RunContext, mixture, open_workbench
+from l2a.pipeline.session import RunContext, mixture, open_session
 from l2a.pipeline.students import draw_texts
 from l2a.util.files import atomic_write_text, to_json
 from l2a.util.progress import RunProgress
@@ -45,7 +45,7 @@ class Looks(RunProgress):
 
     def event(self, name: str, **values: Any) -> None:
         """Keep the score of a look."""
-        if name == "model_choice":
+        if name == "validation":
             self.curve.append((values["step"], values["log_likelihood"]))
 
 
@@ -60,15 +60,15 @@ def learning_curve(config: DistillConfig, start: int | None) -> Curve:
         Updates and calibrated log-likelihoods.
     """
     context, looks = RunContext(config), Looks()
-    bench, kd = open_workbench(context), config.kd
+    session, kd = open_session(context), config.kd
     dev, width = context.data.target.dev, context.teacher.hidden_size
-    trainer = KDTrainer(bench.student, kd, dev, width, config.max_length, config.seed)
+    trainer = KDTrainer(session.student, kd, dev, width, config.max_length, config.seed)
     before = kd.total_steps if start is None else start
     if before:
-        trainer.train(*mixture(bench, None), before, looks)
+        trainer.train(*mixture(session, None), before, looks)
     if before < kd.total_steps:
-        texts, _ = draw_texts(bench, np.random.default_rng([config.seed, 2, 0]))
-        trainer.train(*mixture(bench, bench.labelled(texts)), kd.total_steps - before, looks)
+        texts, _ = draw_texts(session, np.random.default_rng([config.seed, 2, 0]))
+        trainer.train(*mixture(session, session.labelled(texts)), kd.total_steps - before, looks)
     return looks.curve
 
 

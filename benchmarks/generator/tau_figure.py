@@ -20,7 +20,7 @@ from l2a.data.examples import normalised_hash
 from l2a.experiments.report import COLOURS, STYLE, save_figure
 from l2a.generator.chain import ChainDiagnostics
 from l2a.generator.pool import draw_pool
-from l2a.generator.tokens import GeneratorProblem, build_neighbour_table, vocabulary
+from l2a.generator.tokens import GeneratorInputs, build_neighbour_table, vocabulary
 from l2a.teacher.labelling import cached_labeller
 from l2a.teacher.load import load_encoder
 from l2a.util.files import atomic_write_text
@@ -45,7 +45,7 @@ def main() -> None:
         save_figure(_draw(facts), FOLDER / "tau.svg")
 
 
-def _problem() -> GeneratorProblem:
+def _problem() -> GeneratorInputs:
     source, target = load_domain("movies").train, load_domain("tweets")
     rng = np.random.default_rng(SEED)
     far = source.take(np.sort(rng.choice(len(source), SOURCE, replace=False)))
@@ -53,7 +53,7 @@ def _problem() -> GeneratorProblem:
     teacher = load_encoder("minilm-l6", source.label_names, SEED)
     labeller, size = cached_labeller(teacher, LENGTH), len(teacher.tokenizer)
     embeddings = teacher.word_embeddings().cpu()[:size]
-    return GeneratorProblem(
+    return GeneratorInputs(
         source_inputs=tuple(text for text in far.inputs if normalised_hash(text) not in target.test.hashes),
         target_inputs=near.inputs,
         source_outputs=labeller([text for text in far.inputs if normalised_hash(text) not in target.test.hashes]),

@@ -129,9 +129,9 @@ def train(student_folder: Path, folder: Path, count: int, steps: int, start: str
     outputs = store.read(store.find([content_key(text) for text in texts]))
     note("outputs read")
     data = DistillationSet(encoded, outputs, np.full(count, -1, np.int64))
-    choice = Examples(tuple(texts[:32]), np.arange(32) % 2, LABELS)
+    validation = Examples(tuple(texts[:32]), np.arange(32) % 2, LABELS)
     config = KDConfig(warmup_steps=max(1, steps - 2), rounds=1, round_steps=1, evaluate_every=steps)
-    KDTrainer(student, config, choice, WIDTH, MAX_LENGTH, SEED).train([data], [1.0], steps)
+    KDTrainer(student, config, validation, WIDTH, MAX_LENGTH, SEED).train([data], [1.0], steps)
     note("trained")
     return peaks
 

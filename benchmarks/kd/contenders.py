@@ -61,7 +61,7 @@ class L2A:
     def training(self) -> Callable[[], None]:
         """Prepare a whole training of a fresh student, still to be started."""
         self.student, width = self._material.new_student(), self._material.teacher.hidden_size
-        trainer = KDTrainer(self.student, self._material.kd, self._material.choice, width, MAX_LENGTH, SEED)
+        trainer = KDTrainer(self.student, self._material.kd, self._material.validation, width, MAX_LENGTH, SEED)
         trainer.read_batch = self._read
 
         def train() -> None:

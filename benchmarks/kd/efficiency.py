@@ -23,7 +23,7 @@ COUNTED = (
     "keys, weights with values) of every layer, on the padded batches that are computed; a training step counts three "
     "times its forward pass. Not counted: embeddings, layer norms, softmax, GELU, dropout, losses, the projection of "
     "the hidden-state loss, clipping, optimiser, averaging, tokenisation, reading and writing. The time is that of the "
-    "whole call, the last look at the choice split included; the rate is that of products of two square matrices"
+    "whole call, the last look at the validation split included; the rate is that of products of two square matrices"
 )
 
 

@@ -67,14 +67,14 @@ class Material:
         sizes: How much is done.
         teacher: Fine-tuned on texts of the same domain that no student sees.
         texts: What the students learn from.
-        choice: Chooses l2a's best state; no other contender reads it.
+        validation: Chooses l2a's best state; no other contender reads it.
         held_out: The domain's validation split, which no training reads.
     """
 
     sizes: Sizes
     teacher: Teacher
     texts: Examples
-    choice: Examples
+    validation: Examples
     held_out: Examples
 
     @cached_property
@@ -89,7 +89,7 @@ class Material:
 
     @cached_property
     def kd(self) -> KDConfig:
-        """The default configuration at this budget: one look at the choice split, at the end."""
+        """The default configuration at this budget: one look at the validation split, at the end."""
         updates = self.sizes.updates
         return KDConfig(
             batch_size=self.sizes.batch_size,

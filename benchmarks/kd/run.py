@@ -90,7 +90,7 @@ def warm_up(material: Material) -> None:
     """Let every contender train a little, so that none pays for imports and first calls."""
     sizes = Sizes(texts=2 * material.sizes.batch_size, repeats=1)
     little = Material(
-        sizes, material.teacher, material.texts.take(range(sizes.texts)), material.choice, material.held_out
+        sizes, material.teacher, material.texts.take(range(sizes.texts)), material.validation, material.held_out
     )
     for contender in contenders(little).values():
         contender.train()

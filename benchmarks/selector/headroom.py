@@ -25,7 +25,7 @@ from l2a.data.encoding import encode
 from l2a.data.examples import Examples
 from l2a.experiments.card import load_experiment, method_config
 from l2a.kd.inference import run_student
-from l2a.kd.losses import separation
+from l2a.kd.losses import threshold_free_log_likelihood
 from l2a.pipeline.policies import PreparedPair, prepare_pair
 from l2a.pipeline.session import mixture
 from l2a.selector.problem import keep_best
@@ -47,12 +47,12 @@ def measure(config: DistillConfig, random_halves: int) -> dict[str, Any]:
         What each half is worth after a round, and a round without candidates.
     """
     pair, rng = prepare_pair(config), np.random.default_rng([config.seed, 9])
-    dev = pair.bench.context.data.target.dev
+    dev = pair.session.context.data.target.dev
     order, middle = rng.permutation(len(dev.labels)), len(dev.labels) // 2
     seen, unseen = dev.take(order[:middle]), dev.take(order[middle:])
     candidates = pair.drawn.candidates
     few = candidates.take(rng.permutation(len(candidates))[:REAL_POOL])
-    of_dev = candidate_influences(pair.bench, candidates, few, pair.bench.examples(seen))
+    of_dev = candidate_influences(pair.session, candidates, few, pair.session.examples(seen))
     of_reward = build_surrogate(pair.problem).influences
     scores = {"best_by_reward_split": of_reward, "worst_by_reward_split": -of_reward, "best_by_dev_split": of_dev}
     scores |= {f"random_{i}": rng.random(len(candidates), np.float32) for i in range(random_halves)}
@@ -88,20 +88,20 @@ def after_round(pair: PreparedPair, kept: NDArray[np.int64] | None, judges: Exam
     Returns:
         Accuracy and separation of the judges, and separation of the reward split.
     """
-    bench, context = pair.bench, pair.bench.context
-    weights, steps = bench.student.snapshot(), context.config.kd.round_steps
+    session, context = pair.session, pair.session.context
+    weights, steps = session.student.snapshot(), context.config.kd.round_steps
     trial = replace(context.config.kd, warmup_steps=0, rounds=1, evaluate_every=steps)
     length = context.config.max_length
-    trainer = bench.trainer.on_trial(trial, context.data.splits.choice, length, order)
-    trainer.train(*mixture(bench, None if kept is None else pair.drawn.candidates.take(kept)), steps)
+    trainer = session.trainer.on_trial(trial, context.data.splits.validation, length, order)
+    trainer.train(*mixture(session, None if kept is None else pair.drawn.candidates.take(kept)), steps)
     trainer.restore_best()
-    logits = run_student(bench.student, encode(bench.student.tokenizer, judges.inputs, length))[0]
+    logits = run_student(session.student, encode(session.student.tokenizer, judges.inputs, length))[0]
     result = {
         "accuracy": float(np.mean(logits.argmax(axis=1) == judges.labels)),
-        "separation": float(separation(torch.from_numpy(logits), torch.from_numpy(judges.labels))),
-        "separation_of_reward_split": reward_score(bench),
+        "separation": float(threshold_free_log_likelihood(torch.from_numpy(logits), torch.from_numpy(judges.labels))),
+        "separation_of_reward_split": reward_score(session),
     }
-    bench.student.restore(weights)
+    session.student.restore(weights)
     return result
 
 

@@ -19,7 +19,7 @@ from scipy.stats import spearmanr
 from l2a.config import DistillConfig, load_config, override
 from l2a.kd.data import DistillationSet
 from l2a.kd.inference import run_student
-from l2a.kd.losses import separation
+from l2a.kd.losses import threshold_free_log_likelihood
 from l2a.pipeline.policies import PreparedPair, prepare_pair
 from l2a.selector.environment import build_task
 from l2a.selector.problem import keep_best
@@ -54,14 +54,14 @@ def measure(config: DistillConfig, count: int) -> dict[str, float]:
 
 def surrogates(pair: PreparedPair) -> dict[str, Callable[[NDArray[np.bool_]], float]]:
     """Make every surrogate: a function of a selection, bool (N,)."""
-    bench, texts = pair.bench, pair.drawn.candidates
-    student, trainer, used = bench.student, bench.trainer, build_surrogate(pair.problem)
+    session, texts = pair.session, pair.drawn.candidates
+    student, trainer, used = session.student, session.trainer, build_surrogate(pair.problem)
     even = [torch.ones_like(parameter) for parameter in student.model.parameters()]
     output = [one * float(p is student.output.weight) for one, p in zip(even, student.model.parameters(), strict=True)]
     numbers = {
-        "agreement of the output layer's gradients": influences(trainer, texts, output, bench.reward),
-        "agreement of all gradients": influences(trainer, texts, even, bench.reward),
-        "influence where the student is": influences(trainer, texts, trainer.moves_per_gradient(texts), bench.reward),
+        "agreement of the output layer's gradients": influences(trainer, texts, output, session.reward),
+        "agreement of all gradients": influences(trainer, texts, even, session.reward),
+        "influence where the student is": influences(trainer, texts, trainer.moves_per_gradient(texts), session.reward),
     }
     means = {name: _mean_of(values) for name, values in numbers.items()}
     means["influence after a quarter of the steps (used)"] = lambda mask: surrogate_reward(used, mask)
@@ -74,7 +74,7 @@ def _mean_of(values: NDArray[np.float32]) -> Callable[[NDArray[np.bool_]], float
 
 def _ridge_head(pair: PreparedPair, texts: DistillationSet) -> Callable[[NDArray[np.bool_]], float]:
     """Regress the teacher's labels on the student's features, strongly ridged, and score the reward split."""
-    student, reward = pair.bench.student, pair.bench.reward
+    student, reward = pair.session.student, pair.session.reward
     features, judged = (run_student(student, part.encoded)[1] for part in (texts, reward))
     scale = features.std(axis=0).mean() * features.shape[1] ** 0.5
     features, judged = ((part - features.mean(axis=0)) / scale for part in (features, judged))
@@ -84,7 +84,9 @@ def _ridge_head(pair: PreparedPair, texts: DistillationSet) -> Callable[[NDArray
         x, y = features[mask] - features[mask].mean(axis=0), targets[mask] - targets[mask].mean(axis=0)
         weight = np.linalg.solve(x.T @ x / len(x) + RIDGE * np.eye(x.shape[1]), x.T @ y / len(x))
         return float(
-            separation(torch.from_numpy((judged @ weight).astype(np.float32)), torch.from_numpy(reward.labels))
+            threshold_free_log_likelihood(
+                torch.from_numpy((judged @ weight).astype(np.float32)), torch.from_numpy(reward.labels)
+            )
         )
 
     return gain

@@ -12,7 +12,7 @@ from typing import Literal
 
 from l2a.data.examples import USUAL_COLUMNS, Columns
 from l2a.data.fetch import Artifact, fetch_artifact, read_tar_members
-from l2a.data.readers import Row, SplitName
+from l2a.data.readers import LabelledRow, SplitName
 from l2a.data.splits import RawDomain, hashed_split
 from l2a.util.cards import build, find_card, load_yaml
 from l2a.util.errors import RunError, UsageError
@@ -37,7 +37,7 @@ class Ratings:
     exclude: tuple[str, ...] = ()
 
 
-def read_ratings(archive: Path, ratings: Ratings) -> list[Row]:
+def read_ratings(archive: Path, ratings: Ratings) -> list[LabelledRow]:
     """Read one domain out of the archive of rated sentences.
 
     Copies go by their words alone: the study holds sentences that differ only in case or exclamation marks.
@@ -55,14 +55,14 @@ def read_ratings(archive: Path, ratings: Ratings) -> list[Row]:
     contents = read_tar_members(archive, (ratings.member, *ratings.exclude))
     lines = {member: _lines(content, f"{archive.name}: {member}") for member, content in contents.items()}
     seen = {words_key(text) for member in ratings.exclude for _, _, text in lines[member]}
-    rows: list[Row] = []
+    rows: list[LabelledRow] = []
     for identifier, rating, text in lines[ratings.member]:
         key = words_key(text)
         if abs(rating) <= ratings.threshold or not key or key in seen:
             continue
         seen.add(key)
         label = "positive" if rating > 0 else "negative"
-        rows.append(Row((text,), label, _split(ratings, identifier, key)))
+        rows.append(LabelledRow((text,), label, _split(ratings, identifier, key)))
     return rows
 
 
@@ -171,7 +171,7 @@ def read_rated_card(card: DomainCard, progress: Progress) -> RawDomain:
     return RawDomain(card.name, tuple(rows), (), {Path(card.ratings.member).name: sha256_file(archive)})
 
 
-def rows_sha256(rows: Sequence[Row]) -> str:
+def rows_sha256(rows: Sequence[LabelledRow]) -> str:
     """Hash rows by content and order.
 
     Args:

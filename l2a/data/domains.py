@@ -12,7 +12,17 @@ import numpy as np
 from l2a.data.domain_cards import load_card, read_rated_card
 from l2a.data.examples import USUAL_COLUMNS, Columns, Domain, TextInput, normalised_hash
 from l2a.data.hub import is_saved_dataset, read_hub_dataset, read_saved_dataset
-from l2a.data.readers import SPLIT_NAMES, SPLITS, SUFFIXES, Problem, Row, SplitName, read_table, refuse, rows_of_table
+from l2a.data.readers import (
+    SPLIT_NAMES,
+    SPLITS,
+    SUFFIXES,
+    DataProblem,
+    LabelledRow,
+    SplitName,
+    read_table,
+    refuse,
+    rows_of_table,
+)
 from l2a.data.splits import RawDomain, all_problems, to_domain, with_splits
 from l2a.util.cards import did_you_mean, find_card, list_cards
 from l2a.util.errors import UsageError
@@ -89,7 +99,7 @@ def _read_card(name: str, progress: Progress) -> RawDomain:
     labels = {row.label for row in raw.rows}
     if labels and labels != set(card.labels):
         message = f"the card has the labels {sorted(card.labels)}, its data {sorted(labels)}; correct the card"
-        raw = replace(raw, problems=(*raw.problems, Problem(name, None, message)))
+        raw = replace(raw, problems=(*raw.problems, DataProblem(name, None, message)))
     return raw
 
 
@@ -279,7 +289,7 @@ class DomainReport:
     splits: tuple[SplitReport, ...]
     overlaps: tuple[Overlap, ...]
     contradictions: int
-    problems: tuple[Problem, ...]
+    problems: tuple[DataProblem, ...]
 
 
 def check_domain(
@@ -314,7 +324,7 @@ def check_domain(
     )
 
 
-def _split_report(split: SplitName, rows: Sequence[Row], hashes: Sequence[str]) -> SplitReport:
+def _split_report(split: SplitName, rows: Sequence[LabelledRow], hashes: Sequence[str]) -> SplitReport:
     words = [sum(len(part.split()) for part in row.text) for row in rows]
     return SplitReport(
         split=split,
@@ -332,7 +342,7 @@ def _overlaps(hashes: Mapping[SplitName, Sequence[str]]) -> tuple[Overlap, ...]:
     return tuple(Overlap(first, second, texts) for first, second, texts in shared if texts)
 
 
-def _contradictions(rows: Sequence[Row]) -> int:
+def _contradictions(rows: Sequence[LabelledRow]) -> int:
     labels: dict[str, set[str]] = {}
     for row in rows:
         labels.setdefault(normalised_hash(row.text), set()).add(row.label)

@@ -7,7 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from l2a.data.examples import Columns
-from l2a.data.readers import SPLIT_NAMES, Problem, Record, Row, SplitName, Table, find_columns, rows_of_table
+from l2a.data.readers import (
+    SPLIT_NAMES,
+    DataProblem,
+    LabelledRow,
+    Record,
+    SplitName,
+    Table,
+    find_columns,
+    rows_of_table,
+)
 from l2a.data.splits import RawDomain
 from l2a.util.cache import fingerprint
 from l2a.util.errors import RunError, UsageError
@@ -123,15 +132,15 @@ def _raw_domain(name: str, content: Any, columns: Columns) -> RawDomain:
 
 
 def _merge(name: str, tables: list[tuple[SplitName | None, Table]], columns: Columns) -> RawDomain:
-    rows: list[Row] = []
-    problems: list[Problem] = []
+    rows: list[LabelledRow] = []
+    problems: list[DataProblem] = []
     files: dict[str, str] = {}
     for split, table in tables:
         if split is not None and _is_unlabelled(table, columns):
             logger.warning("%s has no labels and is left out", table.file)
             continue
         found, wrong = rows_of_table(table, columns)
-        rows += [Row(row.text, row.label, split or row.split) for row in found]
+        rows += [LabelledRow(row.text, row.label, split or row.split) for row in found]
         problems += wrong
         files[table.file] = fingerprint([[*row.text, row.label] for row in found])
     return RawDomain(name, tuple(rows), tuple(problems), files)

@@ -20,7 +20,7 @@ SPLITS: tuple[SplitName, ...] = ("train", "dev", "test")
 
 
 @dataclass(frozen=True)
-class Problem:
+class DataProblem:
     """One thing that is wrong with a file.
 
     Attributes:
@@ -66,11 +66,11 @@ class Table:
     file: str
     columns: tuple[str, ...]
     records: tuple[Record, ...]
-    problems: tuple[Problem, ...] = ()
+    problems: tuple[DataProblem, ...] = ()
 
 
 @dataclass(frozen=True)
-class Row:
+class LabelledRow:
     """One checked example.
 
     Attributes:
@@ -84,7 +84,7 @@ class Row:
     split: SplitName | None
 
 
-def refuse(problems: Sequence[Problem], reference: str) -> None:
+def refuse(problems: Sequence[DataProblem], reference: str) -> None:
     """Stop when anything is wrong with the data.
 
     Args:
@@ -101,7 +101,7 @@ def refuse(problems: Sequence[Problem], reference: str) -> None:
     raise UsageError(shown + more)
 
 
-def to_examples(rows: Sequence[Row], label_names: tuple[str, ...]) -> Examples:
+def to_examples(rows: Sequence[LabelledRow], label_names: tuple[str, ...]) -> Examples:
     """Turn rows into examples.
 
     Args:
@@ -165,32 +165,32 @@ def parse_text(data: bytes, suffix: str, file: str) -> Table:
     return _parse_delimited(text, file, "\t", quoted=False) if stray_quote else table
 
 
-def _byte_problems(data: bytes, file: str) -> list[Problem]:
+def _byte_problems(data: bytes, file: str) -> list[DataProblem]:
     if not data.strip():
-        return [Problem(file, None, "the file is empty; a header and labelled rows are needed")]
+        return [DataProblem(file, None, "the file is empty; a header and labelled rows are needed")]
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        return [Problem(file, 1, "the file is UTF-16; save it as UTF-8")]
-    found: list[Problem] = []
+        return [DataProblem(file, 1, "the file is UTF-16; save it as UTF-8")]
+    found: list[DataProblem] = []
     for line, content in enumerate(data.split(b"\n"), start=1):
         if b"\0" in content:
-            found.append(Problem(file, line, "NUL bytes, which no text holds; remove them"))
+            found.append(DataProblem(file, line, "NUL bytes, which no text holds; remove them"))
         try:
             content.decode("utf-8")
         except UnicodeDecodeError as error:
             byte = f"byte 0x{content[error.start]:02x} at column {error.start + 1}"
-            found.append(Problem(file, line, f"not UTF-8 ({byte}); save the file as UTF-8"))
+            found.append(DataProblem(file, line, f"not UTF-8 ({byte}); save the file as UTF-8"))
     return found
 
 
 def _parse_jsonl(text: str, file: str) -> Table:
     records: list[Record] = []
-    problems: list[Problem] = []
+    problems: list[DataProblem] = []
     for line, content in enumerate(text.split("\n"), start=1):
         if not content.strip():
             continue
         value, message = _parse_object(content)
         if message:
-            problems.append(Problem(file, line, message))
+            problems.append(DataProblem(file, line, message))
         else:
             records.append(Record(line, value))
     columns = dict.fromkeys(key for record in records for key in record.values)
@@ -223,7 +223,7 @@ def _parse_delimited(text: str, file: str, delimiter: str, quoted: bool) -> Tabl
     reader = csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=quoted)
     columns: list[str] = []
     records: list[Record] = []
-    problems: list[Problem] = []
+    problems: list[DataProblem] = []
     line = 1
     with _long_fields():
         try:
@@ -231,30 +231,32 @@ def _parse_delimited(text: str, file: str, delimiter: str, quoted: bool) -> Tabl
                 if fields and not columns:
                     columns = [field.strip() for field in fields]
                 elif fields:
-                    _add_record(fields, columns, Problem(file, line, ""), records, problems)
+                    _add_record(fields, columns, DataProblem(file, line, ""), records, problems)
                 line = reader.line_num + 1
         except csv.Error as error:
-            problems.append(Problem(file, line, f"{STRAY_QUOTE} ({error}); quote the whole field"))
+            problems.append(DataProblem(file, line, f"{STRAY_QUOTE} ({error}); quote the whole field"))
     problems += _header_problems(columns, file)
     return Table(file, tuple(columns), tuple(records), tuple(problems))
 
 
 def _add_record(
-    fields: list[str], columns: list[str], place: Problem, records: list[Record], problems: list[Problem]
+    fields: list[str], columns: list[str], place: DataProblem, records: list[Record], problems: list[DataProblem]
 ) -> None:
     assert place.line is not None
     if len(fields) != len(columns):
         message = f"{len(fields)} fields, the header has {len(columns)}; quote texts that hold the separator"
-        problems.append(Problem(place.file, place.line, message))
+        problems.append(DataProblem(place.file, place.line, message))
     else:
         records.append(Record(place.line, dict(zip(columns, fields, strict=True))))
 
 
-def _header_problems(columns: list[str], file: str) -> list[Problem]:
+def _header_problems(columns: list[str], file: str) -> list[DataProblem]:
     twice = sorted({column for column in columns if columns.count(column) > 1})
     if twice:
         return [
-            Problem(file, 1, f"the header names {', '.join(map(repr, twice))} twice; each column needs its own name")
+            DataProblem(
+                file, 1, f"the header names {', '.join(map(repr, twice))} twice; each column needs its own name"
+            )
         ]
     return []
 
@@ -264,12 +266,12 @@ def _read_parquet(path: Path, file: str) -> Table:
     import pyarrow.parquet
 
     if path.stat().st_size == 0:
-        return Table(file, (), (), (Problem(file, None, "the file is empty; labelled rows are needed"),))
+        return Table(file, (), (), (DataProblem(file, None, "the file is empty; labelled rows are needed"),))
     try:
         content = pyarrow.parquet.ParquetFile(path).read()
         values = content.to_pylist()
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        return Table(file, (), (), (Problem(file, None, f"not a readable Parquet file ({error}); write it again"),))
+        return Table(file, (), (), (DataProblem(file, None, f"not a readable Parquet file ({error}); write it again"),))
     records = tuple(Record(number, value) for number, value in enumerate(values, start=1))
     return Table(file, tuple(content.column_names), records)
 
@@ -307,7 +309,7 @@ class FoundColumns:
     split: str | None
 
 
-def rows_of_table(table: Table, columns: Columns) -> tuple[list[Row], list[Problem]]:
+def rows_of_table(table: Table, columns: Columns) -> tuple[list[LabelledRow], list[DataProblem]]:
     """Check a table and turn it into rows.
 
     Args:
@@ -319,23 +321,23 @@ def rows_of_table(table: Table, columns: Columns) -> tuple[list[Row], list[Probl
     """
     problems = list(table.problems)
     if not table.columns:
-        return [], problems or [Problem(table.file, None, "no rows; a header and labelled rows are needed")]
+        return [], problems or [DataProblem(table.file, None, "no rows; a header and labelled rows are needed")]
     found, missing = find_columns(table, columns)
     if found is None:
         return [], problems + missing
     if not table.records and not problems:
-        problems.append(Problem(table.file, None, "a header but no rows; labelled rows are needed"))
-    rows: list[Row] = []
+        problems.append(DataProblem(table.file, None, "a header but no rows; labelled rows are needed"))
+    rows: list[LabelledRow] = []
     for record in table.records:
         row, message = _check_record(record, found)
         if row is None:
-            problems.append(Problem(table.file, record.line, message))
+            problems.append(DataProblem(table.file, record.line, message))
         else:
             rows.append(row)
     return rows, sorted(problems, key=lambda problem: problem.line or 0)
 
 
-def texts_of_table(table: Table, columns: Columns) -> tuple[list[TextInput], list[Problem]]:
+def texts_of_table(table: Table, columns: Columns) -> tuple[list[TextInput], list[DataProblem]]:
     """Check the texts of a table, which needs no labels.
 
     Args:
@@ -347,7 +349,7 @@ def texts_of_table(table: Table, columns: Columns) -> tuple[list[TextInput], lis
     """
     problems = list(table.problems)
     if not table.columns:
-        return [], problems or [Problem(table.file, None, "no rows; a header and rows with text are needed")]
+        return [], problems or [DataProblem(table.file, None, "no rows; a header and rows with text are needed")]
     # Any column will do as that of the label, which is not read.
     found, missing = find_columns(table, replace(columns, label=table.columns[0]))
     if found is None:
@@ -356,14 +358,14 @@ def texts_of_table(table: Table, columns: Columns) -> tuple[list[TextInput], lis
     for record in table.records:
         text, message = _check_texts(record, found)
         if message:
-            problems.append(Problem(table.file, record.line, message))
+            problems.append(DataProblem(table.file, record.line, message))
         texts.append(text)
     if not texts and not problems:
-        problems.append(Problem(table.file, None, "a header but no rows; rows with text are needed"))
+        problems.append(DataProblem(table.file, None, "a header but no rows; rows with text are needed"))
     return texts, sorted(problems, key=lambda problem: problem.line or 0)
 
 
-def find_columns(table: Table, columns: Columns) -> tuple[FoundColumns | None, list[Problem]]:
+def find_columns(table: Table, columns: Columns) -> tuple[FoundColumns | None, list[DataProblem]]:
     """Choose the columns of a table: those that the user named, else the first usual name that it has.
 
     Args:
@@ -373,7 +375,7 @@ def find_columns(table: Table, columns: Columns) -> tuple[FoundColumns | None, l
     Returns:
         The columns, or None with one problem for each column that is missing.
     """
-    problems: list[Problem] = []
+    problems: list[DataProblem] = []
 
     def find(role: str, option: str, named: str | None, usual: tuple[str, ...]) -> str:
         column = _named(table, named) if named else _usual(table, usual)
@@ -407,11 +409,13 @@ def _pair_column(table: Table) -> str | None:
     return column if column and any(record.values.get(column) for record in table.records) else None
 
 
-def _missing(table: Table, role: str, option: str, named: str | None, usual: tuple[str, ...]) -> Problem:
+def _missing(table: Table, role: str, option: str, named: str | None, usual: tuple[str, ...]) -> DataProblem:
     looked_for = repr(named) if named else f"({', '.join(usual)})"
     hint = did_you_mean(named or usual[0], table.columns)
     has = ", ".join(map(repr, table.columns))
-    return Problem(table.file, None, f"no {role} column {looked_for}{hint}; the file has {has}; name one by {option}")
+    return DataProblem(
+        table.file, None, f"no {role} column {looked_for}{hint}; the file has {has}; name one by {option}"
+    )
 
 
 def _check_texts(record: Record, columns: FoundColumns) -> tuple[TextInput, str]:
@@ -424,7 +428,7 @@ def _check_texts(record: Record, columns: FoundColumns) -> tuple[TextInput, str]
     return tuple(map(str, texts)), ""
 
 
-def _check_record(record: Record, columns: FoundColumns) -> tuple[Row | None, str]:
+def _check_record(record: Record, columns: FoundColumns) -> tuple[LabelledRow | None, str]:
     texts, message = _check_texts(record, columns)
     if message:
         return None, message
@@ -432,7 +436,7 @@ def _check_record(record: Record, columns: FoundColumns) -> tuple[Row | None, st
     split, split_message = _split_name(record, columns.split)
     if message or split_message:
         return None, message or split_message
-    return Row(texts, label, split), ""
+    return LabelledRow(texts, label, split), ""
 
 
 def _text_problem(column: str, text: Any) -> str:

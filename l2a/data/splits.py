@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from l2a.data.examples import Domain, Examples, HeldOut, TextInput, concatenate, normalised_hash
-from l2a.data.readers import SPLITS, Problem, Row, SplitName, to_examples
+from l2a.data.readers import SPLITS, DataProblem, LabelledRow, SplitName, to_examples
 from l2a.util.cards import did_you_mean
 from l2a.util.errors import UsageError
 
@@ -38,14 +38,14 @@ class TargetSplits:
     Attributes:
         train: K labelled examples per class, for training.
         reward: Labelled examples whose log-likelihood is the selector's reward.
-        choice: Labelled examples that choose the best student.
+        validation: Labelled examples that choose the best student.
         unlabelled: The rest of the training texts, without their labels.
         labels_used: Number of target labels in the three labelled parts.
     """
 
     train: Examples
     reward: Examples
-    choice: Examples
+    validation: Examples
     unlabelled: tuple[TextInput, ...]
     labels_used: int
 
@@ -160,8 +160,8 @@ class RawDomain:
     """
 
     name: str
-    rows: tuple[Row, ...]
-    problems: tuple[Problem, ...] = ()
+    rows: tuple[LabelledRow, ...]
+    problems: tuple[DataProblem, ...] = ()
     files: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -187,14 +187,14 @@ def with_splits(raw: RawDomain) -> RawDomain:
     return replace(raw, rows=tuple(rows))
 
 
-def _with_dev(rows: Sequence[Row]) -> list[Row]:
+def _with_dev(rows: Sequence[LabelledRow]) -> list[LabelledRow]:
     """The texts whose hashes sort first become dev: independent of the order, and never the whole of a small train."""
     keys = sorted({text_key(row.text) for row in rows if row.split == "train"})
     chosen = set(keys[: len(keys) // DEV_PART_OF_TRAIN])
     return [replace(row, split="dev") if row.split == "train" and text_key(row.text) in chosen else row for row in rows]
 
 
-def all_problems(raw: RawDomain) -> list[Problem]:
+def all_problems(raw: RawDomain) -> list[DataProblem]:
     """Find what is wrong with the data: its lines, or when these are fine, the whole.
 
     Args:
@@ -206,7 +206,7 @@ def all_problems(raw: RawDomain) -> list[Problem]:
     if raw.problems:
         return list(raw.problems)
     if not raw.rows:
-        return [Problem(raw.name, None, "no labelled rows; give at least two classes")]
+        return [DataProblem(raw.name, None, "no labelled rows; give at least two classes")]
     found: list[str] = []
     if len({len(row.text) for row in raw.rows}) > 1:
         found.append("some splits have pairs of texts and some single ones; name the columns by --text-column")
@@ -217,7 +217,7 @@ def all_problems(raw: RawDomain) -> list[Problem]:
         found.append(f"train has one class only, {labels['train'][0]!r}; at least two are needed")
     else:
         found += _labels_outside_train(labels)
-    return [Problem(raw.name, None, message) for message in found]
+    return [DataProblem(raw.name, None, message) for message in found]
 
 
 def _labels_outside_train(labels: Mapping[SplitName, list[str]]) -> list[str]:

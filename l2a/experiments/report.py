@@ -332,7 +332,7 @@ def _origin(summary: Summary) -> str:
     files = {name: digest for result in summary.results for name, digest in result.data.items()}
     labels = sorted({result.labels_used for result in summary.results})
     lines = [
-        f"Labelled target examples used by a cell, those of the reward and model-choice splits included: "
+        f"Labelled target examples used by a cell, those of the reward and validation splits included: "
         f"{', '.join(map(str, labels))}.",
         f"Ran with {'; '.join(_distinct(_versions(result) for result in summary.results))}.",
         f"On {'; '.join(_distinct(_machine(result) for result in summary.results))}; "

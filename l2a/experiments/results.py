@@ -45,7 +45,7 @@ class CellResult:
         test_examples: Size of that split.
         predictions: Fingerprint of the predicted labels, in the order of the test split.
         parameters: Parameters of the model.
-        labels_used: Labelled target examples used, those of the reward and model-choice splits included.
+        labels_used: Labelled target examples used, those of the reward and validation splits included.
         seconds: The method's own training and selection, shared teacher work aside.
         wall_seconds: The whole cell, with whatever teacher work it found missing in the cache.
         data: Files read, with their sha256.

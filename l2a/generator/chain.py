@@ -13,7 +13,7 @@ from torch import Tensor
 from l2a.config import OPERATORS, GeneratorConfig
 from l2a.generator import operators
 from l2a.generator.density import LabelledTexts
-from l2a.generator.tokens import GeneratorProblem, TokenCorpus, align_partners, substitute, unit_rows
+from l2a.generator.tokens import GeneratorInputs, TokenCorpus, align_partners, substitute, unit_rows
 from l2a.util.errors import UsageError
 
 States = TypeVar("States", bound=tuple[Any, ...])
@@ -209,7 +209,7 @@ MOVES = ("jump", "local", "partner")
 MOVE_PROBABILITIES = (0.5, 0.3, 0.2)
 
 
-class LiftedStates(NamedTuple):
+class AugmentationState(NamedTuple):
     """The states of C chains; base and partner count source texts first, then target texts.
 
     Attributes:
@@ -229,12 +229,12 @@ class LiftedStates(NamedTuple):
     degree: NDArray[np.float64]
 
 
-class LiftedSpace:
+class AugmentationSpace:
     """Draws, moves and scores lifted states."""
 
     def __init__(
         self,
-        problem: GeneratorProblem,
+        problem: GeneratorInputs,
         config: GeneratorConfig,
         degree: float,
         corpus: TokenCorpus,
@@ -255,7 +255,7 @@ class LiftedSpace:
         self._fgsm_ids: dict[int, Tensor] = {}
         self._operator_law = _operator_law(config, has_gradient=problem.gradient is not None)
 
-    def draw(self, count: int, rng: np.random.Generator) -> LiftedStates:
+    def draw(self, count: int, rng: np.random.Generator) -> AugmentationState:
         """Draw independent states from the base law mu.
 
         Args:
@@ -267,7 +267,7 @@ class LiftedSpace:
         """
         return self._with_texts(self._draw(count, rng))
 
-    def propose(self, states: LiftedStates, rng: np.random.Generator) -> Proposal[LiftedStates]:
+    def propose(self, states: AugmentationState, rng: np.random.Generator) -> Proposal[AugmentationState]:
         """Propose a jump (all redrawn), a local move (u redrawn on a block) or a new partner, for each chain.
 
         Args:
@@ -287,7 +287,7 @@ class LiftedSpace:
         moved = choose_states(moves == 0, fresh, choose_states(moves == 1, local, partner))
         return Proposal(self._with_texts(moved), np.zeros(count), moves)
 
-    def score(self, states: LiftedStates) -> NDArray[np.float64]:
+    def score(self, states: AugmentationState) -> NDArray[np.float64]:
         """Return the log density of states with respect to mu, up to a constant.
 
         Args:
@@ -302,13 +302,13 @@ class LiftedSpace:
         scores = np.where(is_allowed, density, 0.0) / self._config.tau - self._config.beta * excess
         return np.where(is_allowed, scores, -np.inf)
 
-    def _draw(self, count: int, rng: np.random.Generator) -> LiftedStates:
+    def _draw(self, count: int, rng: np.random.Generator) -> AugmentationState:
         operator = rng.choice(len(OPERATORS), size=count, p=self._operator_law)
         in_target = (rng.random(count) < self._config.target_share) & (operator != SOURCE)
         base = self._draw_from(in_target, rng)
         u = rng.random((count, self._corpus.ids.shape[1], 2), dtype=np.float32)
         unknown = np.zeros(count, dtype=np.int64)
-        return LiftedStates(base, operator, self._draw_partners(base, rng), u, unknown, unknown.astype(np.float64))
+        return AugmentationState(base, operator, self._draw_partners(base, rng), u, unknown, unknown.astype(np.float64))
 
     def _draw_from(self, in_target: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.int64]:
         source = rng.integers(0, self._source_count, size=len(in_target))
@@ -326,7 +326,7 @@ class LiftedSpace:
         block: NDArray[np.bool_] = (places >= start[:, None]) & (places < (start + width)[:, None])
         return block
 
-    def _with_texts(self, states: LiftedStates) -> LiftedStates:
+    def _with_texts(self, states: AugmentationState) -> AugmentationState:
         new_ids = self.project(states).numpy().astype(np.int32)
         texts, tokens = self._corpus.texts, self._problem.tokens
         inputs = [
@@ -337,7 +337,7 @@ class LiftedSpace:
         degree = changed / np.maximum(self._corpus.words[states.base], 1)
         return states._replace(row=self._labelled.rows(inputs), degree=degree)
 
-    def project(self, states: LiftedStates) -> Tensor:
+    def project(self, states: AugmentationState) -> Tensor:
         """Apply each state's operator: the token part of x = g(z).
 
         Args:
@@ -353,7 +353,7 @@ class LiftedSpace:
                 ids[members] = self._operate(code, take_states(states, members))
         return ids
 
-    def _operate(self, code: int, states: LiftedStates) -> Tensor:
+    def _operate(self, code: int, states: AugmentationState) -> Tensor:
         ids, slots = self._corpus.ids[states.base], self._corpus.slots[states.base]
         u, table = torch.from_numpy(states.u), self._problem.neighbours
         if code == KNN:

@@ -15,15 +15,15 @@ from l2a.data.examples import TextInput, normalised_hash
 from l2a.generator.chain import (
     MOVES,
     SOURCE,
+    AugmentationSpace,
+    AugmentationState,
     ChainDiagnostics,
     ChainStep,
-    LiftedSpace,
-    LiftedStates,
     effective_sample_size,
     metropolis_hastings,
 )
 from l2a.generator.density import FORBIDDEN, LabelledTexts, TargetDensity, fit_target_density
-from l2a.generator.tokens import GeneratorProblem, tokenize_corpus
+from l2a.generator.tokens import GeneratorInputs, tokenize_corpus
 from l2a.teacher.store import TeacherOutputs
 from l2a.util.errors import RunError
 from l2a.util.progress import SILENT, Progress
@@ -55,7 +55,7 @@ class Harvest:
     """
 
     def __init__(
-        self, initial: LiftedStates, labelled: LabelledTexts, excluded_hashes: AbstractSet[str], size: int
+        self, initial: AugmentationState, labelled: LabelledTexts, excluded_hashes: AbstractSet[str], size: int
     ) -> None:
         """Start before the first step.
 
@@ -79,7 +79,7 @@ class Harvest:
         """Whether all candidates wanted have been found."""
         return len(self.candidates) >= self._size
 
-    def count(self, step: ChainStep[LiftedStates]) -> None:
+    def count(self, step: ChainStep[AugmentationState]) -> None:
         """Count what a step offered and accepted.
 
         Args:
@@ -93,7 +93,7 @@ class Harvest:
         self._rows = step.states.row
         self.steps += 1
 
-    def collect(self, states: LiftedStates) -> int:
+    def collect(self, states: AugmentationState) -> int:
         """Take the texts that the chains are in.
 
         Args:
@@ -179,7 +179,7 @@ class CandidatePool:
 
 
 def draw_pool(
-    problem: GeneratorProblem,
+    problem: GeneratorInputs,
     config: GeneratorConfig,
     size: int,
     rng: np.random.Generator,
@@ -209,14 +209,14 @@ def draw_pool(
     labelled = _known_texts(problem, density)
     corpus = tokenize_corpus(labelled.inputs, problem.tokenizer, problem.max_length, problem.neighbours)
     degree = resolve_degree(config.degree, len(corpus.inputs))
-    space = LiftedSpace(problem, config, degree, corpus, labelled)
+    space = AugmentationSpace(problem, config, degree, corpus, labelled)
     harvest = _run_chains(space, labelled, problem, config, size, rng, progress)
     pool = _assemble(list(harvest.candidates.values()), problem, density, labelled)
     target_log_density = float(density.log_density(problem.target_outputs.embeddings).mean())
     return pool, _diagnose(harvest, config, degree, labelled, target_log_density, time.perf_counter() - started)
 
 
-def _known_texts(problem: GeneratorProblem, density: TargetDensity) -> LabelledTexts:
+def _known_texts(problem: GeneratorInputs, density: TargetDensity) -> LabelledTexts:
     source, target = problem.source_outputs, problem.target_outputs
     outputs = TeacherOutputs(
         np.concatenate([source.logits, target.logits]), np.concatenate([source.embeddings, target.embeddings])
@@ -226,9 +226,9 @@ def _known_texts(problem: GeneratorProblem, density: TargetDensity) -> LabelledT
 
 
 def _run_chains(
-    space: LiftedSpace,
+    space: AugmentationSpace,
     labelled: LabelledTexts,
-    problem: GeneratorProblem,
+    problem: GeneratorInputs,
     config: GeneratorConfig,
     size: int,
     rng: np.random.Generator,
@@ -252,7 +252,7 @@ def _run_chains(
 
 
 def _assemble(
-    candidates: list[Candidate], problem: GeneratorProblem, density: TargetDensity, labelled: LabelledTexts
+    candidates: list[Candidate], problem: GeneratorInputs, density: TargetDensity, labelled: LabelledTexts
 ) -> CandidatePool:
     rows = np.array([candidate.row for candidate in candidates], dtype=np.int64)
     outputs = labelled.outputs(rows)

@@ -270,7 +270,7 @@ each token of the problem's tokenizer, special ones included, cut to the maximum
 
 
 @dataclass(frozen=True)
-class GeneratorProblem:
+class GeneratorInputs:
     """All that the generator reads.
 
     Attributes:

@@ -191,7 +191,7 @@ def _split(total: int, shares: NDArray[np.float64]) -> list[int]:
 
 
 @dataclass(frozen=True)
-class OccurringTokens:
+class ActiveVocabulary:
     """The tokens of some texts.
 
     Attributes:
@@ -214,7 +214,7 @@ class OccurringTokens:
         return replace(encoded, ids=self.positions[encoded.ids], pad_id=int(self.positions[encoded.pad_id]))
 
 
-def occurring_tokens(texts: Sequence[EncodedTexts], vocabulary: int) -> OccurringTokens:
+def active_vocabulary(texts: Sequence[EncodedTexts], vocabulary: int) -> ActiveVocabulary:
     """Collect the tokens of texts.
 
     Args:
@@ -232,12 +232,12 @@ def occurring_tokens(texts: Sequence[EncodedTexts], vocabulary: int) -> Occurrin
     ids = np.flatnonzero(occurs)
     positions = np.zeros(vocabulary, np.int32)
     positions[ids] = np.arange(len(ids), dtype=np.int32)
-    return OccurringTokens(ids, positions)
+    return ActiveVocabulary(ids, positions)
 
 
 @contextmanager
 def compact_embeddings(
-    student: Student, optimizer: torch.optim.Optimizer, tokens: OccurringTokens
+    student: Student, optimizer: torch.optim.Optimizer, tokens: ActiveVocabulary
 ) -> Iterator[torch.Tensor]:
     """Give the student a table of the occurring rows only; afterwards they return to their places.
 

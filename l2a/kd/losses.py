@@ -121,7 +121,7 @@ SCALES = tuple(0.25 * 32 ** (i / 7) for i in range(8))
 """Inverse temperatures, from 0.25 to 8."""
 
 
-def separation(logits: Tensor, labels: Tensor) -> Tensor:
+def threshold_free_log_likelihood(logits: Tensor, labels: Tensor) -> Tensor:
     """Say how well logits tell the classes apart (after temperature scaling: Guo et al., ICML 2017).
 
     Each class's logits are centred on the texts and given its share of the labels, and the temperature is the one

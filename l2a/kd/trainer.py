@@ -17,11 +17,11 @@ from l2a.kd.data import (
     BatchReader,
     DistillationSet,
     Renewal,
+    active_vocabulary,
     compact_embeddings,
     cycle,
     join,
     mixture_batches,
-    occurring_tokens,
     read_tokens,
 )
 from l2a.kd.inference import calibrated_log_likelihood, run_student
@@ -34,7 +34,8 @@ from l2a.util.errors import RunError, UsageError
 from l2a.util.progress import SILENT, Progress
 from l2a.util.training import (
     adamw,
-    agree,
+    adamw_update_derivative,
+    broadcast,
     carry_second_moments,
     join_processes,
     linear_schedule,
@@ -43,7 +44,6 @@ from l2a.util.training import (
     process_rank,
     seeded,
     sum_gradients,
-    update_slopes,
 )
 
 
@@ -93,19 +93,19 @@ class KDTrainer:
     Attributes:
         student: Trained in place; in eval mode between calls.
         steps_done: Updates so far.
-        best_score: Calibrated log-likelihood of the best state on the model-choice split.
+        best_score: Calibrated log-likelihood of the best state on the validation split.
         read_batch: Reads the batches of the texts that are trained on.
     """
 
     def __init__(
-        self, student: Student, config: KDConfig, choice: Examples, teacher_width: int, max_length: int, seed: int
+        self, student: Student, config: KDConfig, validation: Examples, teacher_width: int, max_length: int, seed: int
     ) -> None:
         """Prepare the optimiser.
 
         Args:
             student: The student.
             config: Loss, rates and budget; the schedule spans ``config.total_steps``.
-            choice: The split that chooses the model; it is never trained on.
+            validation: The split that chooses the model; it is never trained on.
             teacher_width: d of the teacher's embeddings.
             max_length: Longest sequence in tokens.
             seed: Order of the data and dropout.
@@ -127,7 +127,7 @@ class KDTrainer:
         self._config = config
         self._rng = np.random.default_rng(seed)
         self._seed = seed
-        self._choice = (encode(student.tokenizer, choice.inputs, max_length), choice.labels)
+        self._validation = (encode(student.tokenizer, validation.inputs, max_length), validation.labels)
         generator = torch.Generator().manual_seed(seed)
         width = student.output.in_features
         start = torch.randn(width, teacher_width, generator=generator) / width**0.5
@@ -171,7 +171,7 @@ class KDTrainer:
         """
         self._attention = AttentionTransfer(self.student, teacher)
 
-    def on_trial(self, config: KDConfig, choice: Examples, max_length: int, order: int = 0) -> "KDTrainer":
+    def on_trial(self, config: KDConfig, validation: Examples, max_length: int, order: int = 0) -> "KDTrainer":
         """Make a trainer for steps that will be taken back: the same student and terms of the loss, another budget.
 
         It knows each weight's second moment from the run, so that its first steps are those of an optimiser under way;
@@ -179,7 +179,7 @@ class KDTrainer:
 
         Args:
             config: Rates and budget.
-            choice: The split that its looks score.
+            validation: The split that its looks score.
             max_length: Longest sequence in tokens.
             order: Another number gives another order of the texts.
 
@@ -187,7 +187,7 @@ class KDTrainer:
             The trainer; it starts from copies of the projection and, where subclasses are learned, of the head.
         """
         seed = self._seed + 1000 * order
-        trial = KDTrainer(self.student, config, choice, self._projection.shape[1], max_length, seed)
+        trial = KDTrainer(self.student, config, validation, self._projection.shape[1], max_length, seed)
         trial._projection.data.copy_(self._projection.data)
         trial._attention = self._attention
         if self._subclasses is not None and self._head is not None:
@@ -212,7 +212,7 @@ class KDTrainer:
             sets: Texts with teacher outputs, each in the student's tokens.
             shares: Share that each set contributes to every 16 batches.
             steps: Updates to make.
-            progress: Shows the steps; gets the score of every look at the model-choice split.
+            progress: Shows the steps; gets the score of every look at the validation split.
             stage: Name shown to the user.
             renewal: A set of which only some texts are used, chosen anew every so many updates.
 
@@ -223,7 +223,7 @@ class KDTrainer:
         self._looks_without_gain = 0
         watching = self._attention.watching() if self._attention is not None else nullcontext()
         dropout = seeded(self._seed + self.steps_done)  # the same wherever the call starts
-        occurring = self._occurring_tokens_only(data)
+        occurring = self._active_vocabulary_only(data)
         with dropout, progress.stage(stage, steps) as advance, watching, occurring as renumbered:
             self._average = WeightAverage(self._trained_parameters, self._config.average)
             self.student.model.train()
@@ -232,11 +232,11 @@ class KDTrainer:
                 self._average.update()
                 advance(1)
                 if self.steps_done % self._config.evaluate_every == 0:
-                    self.look(progress)
+                    self.evaluate(progress)
                 if self._is_out_of_patience():
                     break
             if self.steps_done % self._config.evaluate_every:
-                self.look(progress)
+                self.evaluate(progress)
             self._average = None
         self.student.model.eval()
 
@@ -256,7 +256,7 @@ class KDTrainer:
             if renewal is not None:
                 place = next(number for number, part in enumerate(sets) if part is renewal.pool)
                 pool = data.take(parts[place])
-                kept = renewal.choose(agree(run_student(self.student, pool.encoded)[0])) if done else renewal.kept
+                kept = renewal.choose(broadcast(run_student(self.student, pool.encoded)[0])) if done else renewal.kept
                 # Only this set starts anew, with those that were used least: the others go on where they were.
                 used[place] = parts[place][kept]
                 cycles[place] = cycle(used[place], self._rng, uses)
@@ -267,19 +267,19 @@ class KDTrainer:
                 yield batch
 
     @contextmanager
-    def _occurring_tokens_only(self, data: DistillationSet) -> Iterator[DistillationSet]:
+    def _active_vocabulary_only(self, data: DistillationSet) -> Iterator[DistillationSet]:
         if not self._config.embedding_rate:
             yield data
             return
-        encoded, labels = self._choice
+        encoded, labels = self._validation
         vocabulary = self.student.word_embeddings().shape[0]
-        tokens = occurring_tokens([data.encoded, encoded], vocabulary)
+        tokens = active_vocabulary([data.encoded, encoded], vocabulary)
         with compact_embeddings(self.student, self._optimizer, tokens) as table:
-            self._choice, self._table = (tokens.renumber(encoded), labels), (tokens.ids, table)
+            self._validation, self._table = (tokens.renumber(encoded), labels), (tokens.ids, table)
             try:
                 yield replace(data, encoded=tokens.renumber(data.encoded))
             finally:
-                self._choice, self._table = (encoded, labels), None
+                self._validation, self._table = (encoded, labels), None
 
     def _step(self, data: DistillationSet, indices: NDArray[np.int64]) -> None:
         self._optimizer.zero_grad(set_to_none=True)
@@ -369,7 +369,7 @@ class KDTrainer:
             for part in inference_batches(data.encoded):
                 (self._loss(data, part) * (len(part) / len(data))).backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_([p for p in self._trained_parameters if p is not self._projection], 1.0)
-        slopes = update_slopes(self._optimizer)
+        slopes = adamw_update_derivative(self._optimizer)
         self._optimizer.zero_grad(set_to_none=True)
         clipped = 1.0 / max(float(norm), 1.0)
         return [slopes[p] * clipped if p in slopes else torch.zeros_like(p) for p in self.student.model.parameters()]
@@ -387,8 +387,8 @@ class KDTrainer:
     def _is_out_of_patience(self) -> bool:
         return self._config.patience is not None and self._looks_without_gain >= self._config.patience
 
-    def look(self, progress: Progress = SILENT) -> float:
-        """Score the student's averaged weights on the model-choice split and keep them if they are the best so far.
+    def evaluate(self, progress: Progress = SILENT) -> float:
+        """Score the student's averaged weights on the validation split and keep them if they are the best so far.
 
         Args:
             progress: Gets the score.
@@ -397,13 +397,13 @@ class KDTrainer:
             Calibrated log-likelihood.
         """
         with self._average.applied() if self._average is not None else nullcontext():
-            encoded, labels = self._choice
+            encoded, labels = self._validation
             score = calibrated_log_likelihood(run_student(self.student, encoded)[0], labels)
             self._looks_without_gain += 1
             if score > self.best_score:
                 self.best_score, self._looks_without_gain = score, 0
                 self._keep()
-        progress.event("model_choice", step=self.steps_done, log_likelihood=score)
+        progress.event("validation", step=self.steps_done, log_likelihood=score)
         return score
 
     def _keep(self) -> None:
@@ -417,7 +417,7 @@ class KDTrainer:
             self._best[self.student.embeddings_name] = whole
 
     def restore_best(self) -> None:
-        """Load the state that scored best on the model-choice split."""
+        """Load the state that scored best on the validation split."""
         if self._best:
             self.student.restore(self._best)
         if self._head is not None and self._best_head:

@@ -174,7 +174,7 @@ def _run(
     splits = context.data.splits
     announce(
         f"{splits.labels_used} target labels are used: {len(splits.train)} to train, {len(splits.reward)} to reward "
-        f"the selector, {len(splits.choice)} to choose the model"
+        f"the selector, {len(splits.validation)} to choose the model"
     )
     trained, fitted = _fit_rows(context)
     share = trained.student.parameters_count / context.teacher.parameters_count

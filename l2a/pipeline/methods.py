@@ -211,7 +211,7 @@ def student_row(trained: TrainedStudent, max_length: int) -> FittedRow:
     Returns:
         The row, with the facts of its rounds.
     """
-    facts: dict[str, float | int | str] = {"choice_log_likelihood": trained.choice_log_likelihood}
+    facts: dict[str, float | int | str] = {"validation_log_likelihood": trained.validation_log_likelihood}
     for number, done in enumerate(trained.rounds):
         scalars = {k: v for k, v in dataclasses.asdict(done.chains).items() if isinstance(v, int | float | str)}
         scalars |= {k: v for k, v in done.selection.diagnostics.items() if isinstance(v, int | float | str)}

@@ -11,7 +11,7 @@ from scipy.stats import spearmanr
 from l2a.config import DistillConfig
 from l2a.kd.data import DistillationSet
 from l2a.kd.trainer import KDTrainer
-from l2a.pipeline.session import RunContext, Workbench, mixture, open_workbench
+from l2a.pipeline.session import RunContext, TrainingSession, mixture, open_session
 from l2a.pipeline.students import Drawn, draw_candidates, selection_problem
 from l2a.report.run_files import versions
 from l2a.selector.agents import AgentCard, load_agent
@@ -66,12 +66,12 @@ class PreparedPair:
     """A pair of domains at the moment when candidates are to be selected.
 
     Attributes:
-        bench: The student, warmed up.
+        session: The student, warmed up.
         drawn: The pool.
         problem: What a selector is given.
     """
 
-    bench: Workbench
+    session: TrainingSession
     drawn: Drawn
     problem: SelectionProblem
 
@@ -118,10 +118,10 @@ def prepare_pair(config: DistillConfig, progress: Progress = SILENT) -> Prepared
     Returns:
         The pair.
     """
-    bench = open_workbench(RunContext(config, progress))
-    bench.distil(None, config.kd.warmup_steps, "warm-up")
-    drawn = draw_candidates(bench, np.random.default_rng([config.seed, 2, 0]))
-    return PreparedPair(bench, drawn, selection_problem(bench, drawn))
+    session = open_session(RunContext(config, progress))
+    session.distil(None, config.kd.warmup_steps, "warm-up")
+    drawn = draw_candidates(session, np.random.default_rng([config.seed, 2, 0]))
+    return PreparedPair(session, drawn, selection_problem(session, drawn))
 
 
 def train_selector(
@@ -252,17 +252,17 @@ def explain_policy(config: DistillConfig, policy: TrainedPolicy, progress: Progr
 def _judge(pair: PreparedPair, name: str, selection: Selection, steps: int) -> Verdict:
     kept = np.flatnonzero(selection.kept)
     surrogate = surrogate_reward(build_surrogate(pair.problem), selection.kept)
-    return Verdict(name, len(kept), surrogate, _gain(pair.bench, pair.drawn.candidates.take(kept), steps))
+    return Verdict(name, len(kept), surrogate, _gain(pair.session, pair.drawn.candidates.take(kept), steps))
 
 
-def _gain(bench: Workbench, kept: DistillationSet, steps: int) -> float:
+def _gain(session: TrainingSession, kept: DistillationSet, steps: int) -> float:
     """Distil as a round does, on the whole mixture, and take the steps back."""
 
     def whole_mixture(trial: KDTrainer) -> None:
-        trial.train(*mixture(bench, kept), steps)
+        trial.train(*mixture(session, kept), steps)
 
-    before = reward_score(bench)
-    return score_after(bench, bench.context.config.kd, steps, whole_mixture) - before
+    before = reward_score(session)
+    return score_after(session, session.context.config.kd, steps, whole_mixture) - before
 
 
 def _learning_card(name: str) -> AgentCard:

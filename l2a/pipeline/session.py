@@ -38,7 +38,7 @@ class RunData:
         target: The target domain; its test split is opened by the final evaluation alone.
         splits: The few labelled target examples.
         unlabelled: Texts without labels, free of every held-out target text; empty unless the run was given some.
-        forbidden: Normalised hashes of the target's test, reward and model-choice texts: none may be trained on.
+        forbidden: Normalised hashes of the target's test, reward and validation texts: none may be trained on.
         files: Names of the files read, with their sha256.
     """
 
@@ -57,7 +57,7 @@ class RunData:
     @property
     def target_labels(self) -> Examples:
         """All labelled target examples, for methods that need no splits."""
-        return concatenate(self.splits.train, self.splits.reward, self.splits.choice)
+        return concatenate(self.splits.train, self.splits.reward, self.splits.validation)
 
 
 def load_run_data(config: DistillConfig, progress: Progress = SILENT) -> RunData:
@@ -78,7 +78,7 @@ def load_run_data(config: DistillConfig, progress: Progress = SILENT) -> RunData
     target = load_domain(config.target, config.target_columns, config.data_folder, progress)
     source, target = align_labels(source, target)
     splits = few_shot_splits(target, config.shots, config.dev_shots, np.random.default_rng([config.seed, 1]))
-    held_out = (*splits.reward.inputs, *splits.choice.inputs)
+    held_out = (*splits.reward.inputs, *splits.validation.inputs)
     forbidden = target.test.hashes | {normalised_hash(text) for text in held_out}
     _refuse_same_texts(source, target)
     allowed = [i for i, text in enumerate(source.train.inputs) if normalised_hash(text) not in forbidden]
@@ -243,7 +243,7 @@ class RunContext:
 
 
 @dataclass(frozen=True)
-class Workbench:
+class TrainingSession:
     """A student in training with the labelled texts of both domains.
 
     Attributes:
@@ -320,47 +320,47 @@ class Workbench:
         return self.examples(self.context.data.splits.reward)
 
 
-def mixture(bench: Workbench, kept: DistillationSet | None) -> tuple[list[DistillationSet], list[float]]:
+def mixture(session: TrainingSession, kept: DistillationSet | None) -> tuple[list[DistillationSet], list[float]]:
     """Choose what each batch is made of: the configured shares, and source text for the rest.
 
     Args:
-        bench: Holds the sets.
+        session: Holds the sets.
         kept: Candidates, or None.
 
     Returns:
         The sets and their shares.
     """
-    kd, optional = bench.context.config.kd, bench.unlabelled
-    parts = [(bench.target, kd.target_share)]
+    kd, optional = session.context.config.kd, session.unlabelled
+    parts = [(session.target, kd.target_share)]
     parts += [(optional, kd.unlabelled_share)] if optional is not None else []
     parts += [(kept, kd.augmented_share)] if kept is not None else []
-    parts.append((bench.source, 1 - sum(share for _, share in parts)))
+    parts.append((session.source, 1 - sum(share for _, share in parts)))
     return [part for part, _ in parts], [share for _, share in parts]
 
 
-def open_workbench(context: RunContext) -> Workbench:
+def open_session(context: RunContext) -> TrainingSession:
     """Build the student and everything that its training needs.
 
     Args:
         context: The run.
 
     Returns:
-        The workbench, its student not yet trained but for the output layer.
+        The session, its student not yet trained but for the output layer.
 
     Raises:
         RunError: If the teacher's outputs are constant.
     """
     student, config = context.new_student(), context.config
-    choice, width = context.data.splits.choice, context.teacher.hidden_size
-    trainer = KDTrainer(student, config.kd, choice, width, config.max_length, config.seed)
+    validation, width = context.data.splits.validation, context.teacher.hidden_size
+    trainer = KDTrainer(student, config.kd, validation, width, config.max_length, config.seed)
     if config.kd.attention_weight:
         trainer.learn_attention(context.teacher)
-    bench = Workbench(context, student, trainer)
-    known = bench.known
+    session = TrainingSession(context, student, trainer)
+    known = session.known
     refuse_constant_targets(known)
     fit_output_layer(student, known)
     if config.kd.objective != "soft_labels":
         weight = teacher_output_weight(context.teacher, known.teacher)
         rng = np.random.default_rng([config.seed, 4])
         trainer.learn_subclasses(fit_subclasses(known.teacher, weight, config.kd.objective, config.kd.subclasses, rng))
-    return bench
+    return session

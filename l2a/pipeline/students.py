@@ -14,7 +14,7 @@ from l2a.data.examples import TextInput, normalised_hash
 from l2a.generator.chain import ChainDiagnostics
 from l2a.generator.operators import TokenSpace, build_operator
 from l2a.generator.pool import CandidatePool, draw_pool
-from l2a.generator.tokens import GeneratorProblem, build_neighbour_table, vocabulary
+from l2a.generator.tokens import GeneratorInputs, build_neighbour_table, vocabulary
 from l2a.generator.words import TextOperator
 from l2a.kd.data import DistillationSet, Renewal, join, read_tokens
 from l2a.kd.embedding_space import (
@@ -27,7 +27,7 @@ from l2a.kd.embedding_space import (
 )
 from l2a.kd.inference import embedding_gradients, run_student
 from l2a.pipeline.augment import masked_language_model
-from l2a.pipeline.session import RunContext, Workbench, mixture, open_workbench
+from l2a.pipeline.session import RunContext, TrainingSession, mixture, open_session
 from l2a.selector.agents import load_agent
 from l2a.selector.problem import Selection, SelectionProblem
 from l2a.selector.reward import REAL_POOL, candidate_influences, real_reward
@@ -36,7 +36,7 @@ from l2a.student.student import Student
 from l2a.teacher.model import Teacher
 from l2a.teacher.store import Labeller, TeacherOutputs
 from l2a.util.errors import RunError, UsageError
-from l2a.util.training import agree
+from l2a.util.training import broadcast
 
 
 @dataclass(frozen=True)
@@ -76,12 +76,12 @@ class TrainedStudent:
     Attributes:
         student: With its best weights, in eval mode.
         rounds: What was drawn and kept; empty without augmentation.
-        choice_log_likelihood: Score of the best state on the model-choice split.
+        validation_log_likelihood: Score of the best state on the validation split.
     """
 
     student: Student
     rounds: tuple[Round, ...]
-    choice_log_likelihood: float
+    validation_log_likelihood: float
 
 
 def train_plain_student(context: RunContext) -> TrainedStudent:
@@ -93,9 +93,9 @@ def train_plain_student(context: RunContext) -> TrainedStudent:
     Returns:
         The student.
     """
-    bench = open_workbench(context)
-    bench.distil(None, context.config.kd.total_steps, "plain distillation")
-    return finish(bench, ())
+    session = open_session(context)
+    session.distil(None, context.config.kd.total_steps, "plain distillation")
+    return finish(session, ())
 
 
 def train_l2a_student(context: RunContext) -> TrainedStudent:
@@ -107,55 +107,55 @@ def train_l2a_student(context: RunContext) -> TrainedStudent:
     Returns:
         The student, with everything that was drawn and kept.
     """
-    bench, kd = open_workbench(context), context.config.kd
-    bench.distil(None, kd.warmup_steps, "warm-up")
+    session, kd = open_session(context), context.config.kd
+    session.distil(None, kd.warmup_steps, "warm-up")
     rounds: list[Round] = []
     for number in range(kd.rounds):
-        rounds.append(_round(bench, number, rounds[-1].selection if rounds else None))
-    return finish(bench, tuple(rounds))
+        rounds.append(_round(session, number, rounds[-1].selection if rounds else None))
+    return finish(session, tuple(rounds))
 
 
-def _round(bench: Workbench, number: int, previous: Selection | None) -> Round:
-    context = bench.context
+def _round(session: TrainingSession, number: int, previous: Selection | None) -> Round:
+    context = session.context
     rng = np.random.default_rng([context.config.seed, 2, number])
-    drawn = draw_candidates(bench, rng)
+    drawn = draw_candidates(session, rng)
     with context.progress.stage("select candidates"):
-        problem = selection_problem(bench, drawn, load_agent(context.config.selector.agent).rule is None)
+        problem = selection_problem(session, drawn, load_agent(context.config.selector.agent).rule is None)
         policy = previous.policy if previous else None
         selection = select(problem, context.config.selector, rng, policy, context.progress)
     context.progress.event("round", number=number, kept=int(selection.kept.sum()), **_facts(selection.diagnostics))
-    selection = _distil_kept(bench, drawn.candidates, problem, selection, rng)
+    selection = _distil_kept(session, drawn.candidates, problem, selection, rng)
     return Round(drawn.pool, selection, drawn.chains)
 
 
-def draw_candidates(bench: Workbench, rng: np.random.Generator) -> Drawn:
+def draw_candidates(session: TrainingSession, rng: np.random.Generator) -> Drawn:
     """Draw a pool of candidates for a student as it is now.
 
     Args:
-        bench: The student and its texts.
+        session: The student and its texts.
         rng: The source of every random draw.
 
     Returns:
         The pool, labelled and tokenised.
     """
-    context, size = bench.context, bench.context.config.kd.pool_size
+    context, size = session.context, session.context.config.kd.pool_size
     with context.progress.stage("draw candidates"):
-        pool, chains = draw_pool(generator_problem(bench), context.config.generator, size, rng, context.progress)
-    return Drawn(pool, bench.labelled(pool.inputs), chains)
+        pool, chains = draw_pool(generator_inputs(session), context.config.generator, size, rng, context.progress)
+    return Drawn(pool, session.labelled(pool.inputs), chains)
 
 
 def _distil_kept(
-    bench: Workbench,
+    session: TrainingSession,
     candidates: DistillationSet,
     problem: SelectionProblem,
     selection: Selection,
     rng: np.random.Generator,
 ) -> Selection:
     """Distil on the kept candidates; an agent that says so keeps others as the student changes."""
-    steps, config = bench.context.config.kd.round_steps, bench.context.config.selector
+    steps, config = session.context.config.kd.round_steps, session.context.config.selector
     every, kept = load_agent(config.agent).rescore_every, np.flatnonzero(selection.kept)
     if every is None or selection.fell_back:
-        bench.distil(candidates.take(kept), steps, "distillation")
+        session.distil(candidates.take(kept), steps, "distillation")
         return selection
     chosen = [selection]
 
@@ -164,7 +164,7 @@ def _distil_kept(
         chosen.append(select_again(now, config, rng, selection.policy))
         return np.flatnonzero(chosen[-1].kept)
 
-    bench.distil(candidates, steps, "distillation", Renewal(candidates, kept, every, choose))
+    session.distil(candidates, steps, "distillation", Renewal(candidates, kept, every, choose))
     facts = {**selection.diagnostics, "rescored": len(chosen) - 1}
     return replace(chosen[-1], agent=selection.agent, diagnostics=facts)
 
@@ -173,34 +173,34 @@ def _facts(diagnostics: Mapping[str, object]) -> dict[str, object]:
     return {name: value for name, value in diagnostics.items() if not isinstance(value, list)}
 
 
-def finish(bench: Workbench, rounds: tuple[Round, ...]) -> TrainedStudent:
+def finish(session: TrainingSession, rounds: tuple[Round, ...]) -> TrainedStudent:
     """Take the best state as the result.
 
     Args:
-        bench: Its student has been trained.
+        session: Its student has been trained.
         rounds: What was drawn and kept.
 
     Returns:
         The student, in eval mode.
     """
-    bench.trainer.restore_best()
-    parity = bench.trainer.refit_output_layer(bench.known.encoded)
+    session.trainer.restore_best()
+    parity = session.trainer.refit_output_layer(session.known.encoded)
     if parity is not None:
-        bench.context.progress.event("fold_parity", **asdict(parity))
-    bench.student.model.eval()
-    return TrainedStudent(bench.student, rounds, bench.trainer.best_score)
+        session.context.progress.event("fold_parity", **asdict(parity))
+    session.student.model.eval()
+    return TrainedStudent(session.student, rounds, session.trainer.best_score)
 
 
-def generator_problem(bench: Workbench) -> GeneratorProblem:
+def generator_inputs(session: TrainingSession) -> GeneratorInputs:
     """Give the generator what it reads of a run, the student's gradient as it is now.
 
     Args:
-        bench: The run with its student.
+        session: The run with its student.
 
     Returns:
         Texts, labels, tokens, neighbours and callables.
     """
-    context, student = bench.context, bench.student
+    context, student = session.context, session.student
     size = len(student.tokenizer)  # embedding matrices are often padded beyond the vocabulary
     embeddings = student.word_embeddings().cpu()[:size]
     shared = student.tokenizer.get_vocab() == context.teacher.tokenizer.get_vocab()
@@ -208,11 +208,11 @@ def generator_problem(bench: Workbench) -> GeneratorProblem:
     geometry = context.teacher.word_embeddings().cpu()[:size] if shared else embeddings
     neighbours = context.config.generator.neighbours
     length = context.config.max_length
-    return GeneratorProblem(
+    return GeneratorInputs(
         source_inputs=context.data.source.inputs + context.data.unlabelled,
         target_inputs=context.data.splits.train.inputs,
-        source_outputs=join([part for part in (bench.source, bench.unlabelled) if part is not None]).teacher,
-        target_outputs=bench.target.teacher,
+        source_outputs=join([part for part in (session.source, session.unlabelled) if part is not None]).teacher,
+        target_outputs=session.target.teacher,
         tokenizer=student.tokenizer,
         word_embeddings=embeddings,
         neighbours=build_neighbour_table(geometry, vocabulary(student.tokenizer), neighbours, context.progress),
@@ -223,11 +223,11 @@ def generator_problem(bench: Workbench) -> GeneratorProblem:
     )
 
 
-def selection_problem(bench: Workbench, drawn: Drawn, for_policies: bool = True) -> SelectionProblem:
+def selection_problem(session: TrainingSession, drawn: Drawn, for_policies: bool = True) -> SelectionProblem:
     """Describe a pool and the student's state to a selector.
 
     Args:
-        bench: The student and its texts.
+        session: The student and its texts.
         drawn: The pool.
         for_policies: Measure influences, which rules do not read.
 
@@ -235,13 +235,13 @@ def selection_problem(bench: Workbench, drawn: Drawn, for_policies: bool = True)
         The problem.
     """
     candidates = drawn.candidates
-    judged = np.random.default_rng([bench.context.config.seed, 8]).permutation(len(candidates)) < REAL_POOL
+    judged = np.random.default_rng([session.context.config.seed, 8]).permutation(len(candidates)) < REAL_POOL
     few = candidates.take(np.flatnonzero(judged))
     return SelectionProblem(
         pool=drawn.pool,
-        student_logits=agree(run_student(bench.student, candidates.encoded)[0]),
-        influences=candidate_influences(bench, candidates, few, bench.reward) if for_policies else None,
-        real_reward=lambda kept: real_reward(bench, candidates.take(np.flatnonzero(kept & judged))),
+        student_logits=broadcast(run_student(session.student, candidates.encoded)[0]),
+        influences=candidate_influences(session, candidates, few, session.reward) if for_policies else None,
+        real_reward=lambda kept: real_reward(session, candidates.take(np.flatnonzero(kept & judged))),
     )
 
 
@@ -265,17 +265,17 @@ def train_augmented_student(context: RunContext) -> TrainedStudent:
     Returns:
         The student.
     """
-    bench, kd = open_workbench(context), context.config.kd
-    bench.distil(None, kd.warmup_steps, "warm-up")
+    session, kd = open_session(context), context.config.kd
+    session.distil(None, kd.warmup_steps, "warm-up")
     for number in range(kd.rounds):
         rng = np.random.default_rng([context.config.seed, 2, number])
         if context.config.generator.operator in EMBEDDING_OPERATORS:
-            _distil_in_embedding_space(bench, rng)
+            _distil_in_embedding_space(session, rng)
         else:
             with context.progress.stage("draw candidates"):
-                inputs, _ = draw_texts(bench, rng)
-            bench.distil(bench.labelled(inputs), kd.round_steps, "distillation")
-    return finish(bench, ())
+                inputs, _ = draw_texts(session, rng)
+            session.distil(session.labelled(inputs), kd.round_steps, "distillation")
+    return finish(session, ())
 
 
 class FineTuning(RunContext):
@@ -322,29 +322,29 @@ def train_fine_tuned_student(context: RunContext) -> TrainedStudent:
         raise UsageError(f"generator.operator: {operator} asks a teacher; give one of {', '.join(NEED_NO_TEACHER)}")
     kd = replace(context.config.kd, alpha=0.0, hidden_weight=0.0, attention_weight=0.0, objective="soft_labels")
     alone = FineTuning(replace(context.config, kd=kd), context.progress)
-    bench = open_workbench(alone)
-    bench.distil(None, kd.warmup_steps, "warm-up")
+    session = open_session(alone)
+    session.distil(None, kd.warmup_steps, "warm-up")
     for number in range(kd.rounds):
         with context.progress.stage("draw candidates"):
-            inputs, bases = draw_texts(bench, np.random.default_rng([context.config.seed, 2, number]))
+            inputs, bases = draw_texts(session, np.random.default_rng([context.config.seed, 2, number]))
         labels = np.array([alone.known_labels[base] for base in bases], np.int64)
-        bench.distil(bench.labelled(inputs, labels), kd.round_steps, "fine-tuning")
-    return finish(bench, ())
+        session.distil(session.labelled(inputs, labels), kd.round_steps, "fine-tuning")
+    return finish(session, ())
 
 
-def _wanted(bench: Workbench) -> int:
-    config = bench.context.config
+def _wanted(session: TrainingSession) -> int:
+    config = session.context.config
     return config.generator.copies * config.kd.pool_size
 
 
 Texts = tuple[TextInput, ...]
 
 
-def draw_texts(bench: Workbench, rng: np.random.Generator) -> tuple[Texts, Texts]:
+def draw_texts(session: TrainingSession, rng: np.random.Generator) -> tuple[Texts, Texts]:
     """Draw new texts by the configured operator.
 
     Args:
-        bench: The student and its texts.
+        session: The student and its texts.
         rng: Source of all randomness.
 
     Returns:
@@ -353,21 +353,21 @@ def draw_texts(bench: Workbench, rng: np.random.Generator) -> tuple[Texts, Texts
     Raises:
         RunError: If the operator made no new text.
     """
-    context, size = bench.context, _wanted(bench)
+    context, size = session.context, _wanted(session)
     config, name = context.config.generator, context.config.generator.operator
     if name is None:
-        return draw_pool(generator_problem(bench), config, size, rng, context.progress)[0].inputs, ()
+        return draw_pool(generator_inputs(session), config, size, rng, context.progress)[0].inputs, ()
     if name in COPIES_FROM_TARGET:
-        copies, _ = _draw_pairs(bench, size, rng, COPIES_FROM_TARGET[name])
+        copies, _ = _draw_pairs(session, size, rng, COPIES_FROM_TARGET[name])
         return copies, copies
     operator = build_operator(
-        name, lambda: _token_space(bench),
+        name, lambda: _token_space(session),
         lambda: masked_language_model(context.config.teacher.model, context.config.max_length, context.progress),
         context.progress,
     )  # fmt: skip
     found: dict[str, tuple[TextInput, TextInput]] = {}
     for _ in range(DRAWS_LIMIT):
-        _draw_more(bench, operator, size, found, rng)
+        _draw_more(session, operator, size, found, rng)
         if len(found) >= size:
             break
     if not found:
@@ -379,16 +379,16 @@ def draw_texts(bench: Workbench, rng: np.random.Generator) -> tuple[Texts, Texts
 
 
 def _draw_more(
-    bench: Workbench,
+    session: TrainingSession,
     operator: TextOperator,
     size: int,
     found: dict[str, tuple[TextInput, TextInput]],
     rng: np.random.Generator,
 ) -> None:
     """Draw once and add what is new: neither a held-out text nor one of the target's own."""
-    data, config = bench.context.data, bench.context.config.generator
+    data, config = session.context.data, session.context.config.generator
     excluded = data.forbidden | {normalised_hash(text) for text in data.splits.train.inputs}
-    bases, partners = _draw_pairs(bench, size, rng, config.target_share)
+    bases, partners = _draw_pairs(session, size, rng, config.target_share)
     degree = resolve_degree(config.degree, len(data.source) + len(data.splits.train))
     for base, rewrite in zip(bases, operator(bases, partners, degree, rng), strict=True):
         key = normalised_hash(rewrite.text)
@@ -397,11 +397,11 @@ def _draw_more(
 
 
 def _draw_pairs(
-    bench: Workbench, size: int, rng: np.random.Generator, target_share: float
+    session: TrainingSession, size: int, rng: np.random.Generator, target_share: float
 ) -> tuple[tuple[TextInput, ...], tuple[TextInput, ...]]:
     """Draw bases and a partner of the other domain for each, by the base law of the generator's chains."""
-    source = (*bench.context.data.source.inputs, *bench.context.data.unlabelled)
-    target = bench.context.data.splits.train.inputs
+    source = (*session.context.data.source.inputs, *session.context.data.unlabelled)
+    target = session.context.data.splits.train.inputs
     in_target = rng.random(size) < target_share
     bases = _choose(in_target, target, source, rng)
     return bases, _choose(~in_target, target, source, rng)
@@ -414,19 +414,19 @@ def _choose(
     return tuple(target[i] if is_target else source[j] for is_target, i, j in zip(in_target, few, many, strict=True))
 
 
-def _token_space(bench: Workbench) -> TokenSpace:
-    problem = generator_problem(bench)
+def _token_space(session: TrainingSession) -> TokenSpace:
+    problem = generator_inputs(session)
     return TokenSpace(
         problem.tokenizer, problem.neighbours, problem.word_embeddings, problem.gradient, problem.max_length
     )
 
 
-def _distil_in_embedding_space(bench: Workbench, rng: np.random.Generator) -> None:
-    context, trainer = bench.context, bench.trainer
+def _distil_in_embedding_space(session: TrainingSession, rng: np.random.Generator) -> None:
+    context, trainer = session.context, session.trainer
     share = context.config.generator.target_share
-    bases, partners = _draw_pairs(bench, _wanted(bench), rng, share)
-    augmented = bench.labelled(bases)
-    sets, shares = mixture(bench, augmented)
+    bases, partners = _draw_pairs(session, _wanted(session), rng, share)
+    augmented = session.labelled(bases)
+    sets, shares = mixture(session, augmented)
     place = next(i for i, part in enumerate(sets) if part is augmented)
     start = sum(len(part) for part in sets[:place])
     if context.config.generator.operator == "mixkd":
@@ -434,20 +434,24 @@ def _distil_in_embedding_space(bench: Workbench, rng: np.random.Generator) -> No
         pairs = encode(context.teacher.tokenizer, (*bases, *partners), context.config.max_length)
         sets[place] = replace(augmented, teacher=mixed_outputs(context.teacher, pairs, weights))
         # The partners are in the joined set, so that their tokens count as occurring, but have no share of it.
-        sets, shares = [*sets, bench.labelled(partners)], [*shares, 0.0]
+        sets, shares = [*sets, session.labelled(partners)], [*shares, 0.0]
         trainer.read_batch = MixedBatches(start, sum(len(part) for part in sets[:-1]), weights)
     else:
-        trainer.read_batch = _perturbed_batches(bench, augmented, bases, start, rng)
+        trainer.read_batch = _perturbed_batches(session, augmented, bases, start, rng)
     trainer.train(sets, shares, context.config.kd.round_steps, context.progress, "distillation")
     trainer.read_batch = read_tokens
 
 
 def _perturbed_batches(
-    bench: Workbench, augmented: DistillationSet, bases: Sequence[TextInput], start: int, rng: np.random.Generator
+    session: TrainingSession,
+    augmented: DistillationSet,
+    bases: Sequence[TextInput],
+    start: int,
+    rng: np.random.Generator,
 ) -> PerturbedBatches:
-    teacher, student = bench.context.teacher, bench.student
+    teacher, student = session.context.teacher, session.student
     words, student_words = vocabulary(teacher.tokenizer), vocabulary(student.tokenizer)
-    texts = encode(teacher.tokenizer, bases, bench.context.config.max_length)
+    texts = encode(teacher.tokenizer, bases, session.context.config.max_length)
     table, student_table = teacher.word_embeddings().cpu(), student.word_embeddings().cpu()
     return PerturbedBatches(
         start=start,

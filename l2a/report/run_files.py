@@ -90,7 +90,7 @@ def metrics_content(
     Args:
         rows: The comparison.
         parameter_share: The student's parameters over the teacher's.
-        labels_used: Labelled target examples read for training, reward and model choice together.
+        labels_used: Labelled target examples read for training, reward and validation together.
         seconds_by_stage: Wall seconds of each stage.
         seed: The run's seed.
         command: The command line, or how the run was called from Python.

@@ -15,14 +15,14 @@ from l2a.config import KDConfig
 from l2a.data.encoding import inference_batches
 from l2a.kd.data import DistillationSet
 from l2a.kd.inference import run_student
-from l2a.kd.losses import separation
+from l2a.kd.losses import threshold_free_log_likelihood
 from l2a.kd.trainer import KDTrainer
-from l2a.pipeline.session import Workbench
+from l2a.pipeline.session import TrainingSession
 from l2a.selector.numerics import Floats
 from l2a.selector.problem import SelectionProblem
 from l2a.student.student import Student
 from l2a.util.errors import UsageError
-from l2a.util.training import agree, process_count
+from l2a.util.training import broadcast, process_count
 
 STEP = 1e-3
 """Length of the trial step as a share of the weights' own: long enough for float32, short enough to be linear."""
@@ -46,7 +46,7 @@ def influences(
         float32 (N,), nats for an update that consists of this text alone.
     """
     student = trainer.student
-    direction = [move * slope for move, slope in zip(moves, separation_gradient(student, judge), strict=True)]
+    direction = [move * slope for move, slope in zip(moves, threshold_free_gradient(student, judge), strict=True)]
     length, weights = _length(direction), _length(list(student.model.parameters()))
     if length == 0:
         return np.zeros(len(texts), np.float32)
@@ -58,7 +58,7 @@ def influences(
     return falls
 
 
-def separation_gradient(student: Student, judge: DistillationSet) -> list[torch.Tensor]:
+def threshold_free_gradient(student: Student, judge: DistillationSet) -> list[torch.Tensor]:
     """Differentiate the separation of labelled texts by the student's weights, without dropout.
 
     The separation is of all texts at once: it is differentiated by their logits first, and those batch by batch.
@@ -72,7 +72,7 @@ def separation_gradient(student: Student, judge: DistillationSet) -> list[torch.
     """
     device, parameters = student.output.weight.device, list(student.model.parameters())
     logits = torch.from_numpy(run_student(student, judge.encoded)[0]).requires_grad_(True)
-    (by_logits,) = torch.autograd.grad(separation(logits, torch.from_numpy(judge.labels)), logits)
+    (by_logits,) = torch.autograd.grad(threshold_free_log_likelihood(logits, torch.from_numpy(judge.labels)), logits)
     training = student.model.training
     student.model.eval()
     student.model.zero_grad(set_to_none=True)
@@ -218,24 +218,24 @@ PART_OF_THE_WAY = 0.25
 """Share of the rate for the steps on all candidates that lead to where influences are measured."""
 
 
-def real_reward(bench: Workbench, kept: DistillationSet) -> float:
+def real_reward(session: TrainingSession, kept: DistillationSet) -> float:
     """Distil for some real steps on the kept candidates, score the reward split, and take the steps back.
 
     Each step is taken on all of them at once: in small batches their order would decide more than the selection.
 
     Args:
-        bench: The student; it is left as it came.
+        session: The student; it is left as it came.
         kept: Candidates.
 
     Returns:
         See ``reward_score``.
     """
-    config = _on_all(bench, kept, bench.context.config.kd.learning_rate)
-    return score_after(bench, config, REAL_STEPS, lambda trial: _real_steps(trial, kept))
+    config = _on_all(session, kept, session.context.config.kd.learning_rate)
+    return score_after(session, config, REAL_STEPS, lambda trial: _real_steps(trial, kept))
 
 
 def candidate_influences(
-    bench: Workbench, candidates: DistillationSet, judged: DistillationSet, judge: DistillationSet
+    session: TrainingSession, candidates: DistillationSet, judged: DistillationSet, judge: DistillationSet
 ) -> NDArray[np.float32]:
     """Say what each candidate adds to the real reward, to first order: the first tier.
 
@@ -243,7 +243,7 @@ def candidate_influences(
     student's gradients turn on it. The student must have been trained: without second moments it foretells little.
 
     Args:
-        bench: The student; it is left as it came.
+        session: The student; it is left as it came.
         candidates: N candidates.
         judged: Those of them that the real reward takes steps on.
         judge: Labelled texts that the student is scored on: the reward split.
@@ -251,21 +251,21 @@ def candidate_influences(
     Returns:
         float32 (N,), nats; the mean over a selection stands for its real reward, but for a constant.
     """
-    rate, weights = bench.context.config.kd.learning_rate, bench.student.snapshot()
-    with torch.compiler.set_stance("force_eager"), bench.context.progress.stage("measure influences"):
-        moves = bench.trainer.moves_per_gradient(judged)
-        trial = _trial(bench, _on_all(bench, judged, PART_OF_THE_WAY * rate), REAL_STEPS)
+    rate, weights = session.context.config.kd.learning_rate, session.student.snapshot()
+    with torch.compiler.set_stance("force_eager"), session.context.progress.stage("measure influences"):
+        moves = session.trainer.moves_per_gradient(judged)
+        trial = _trial(session, _on_all(session, judged, PART_OF_THE_WAY * rate), REAL_STEPS)
         _real_steps(trial, judged)
         found = influences(trial, candidates, moves, judge)
-    bench.student.restore(weights)
-    return agree((TRAVELLED * found).astype(np.float32))
+    session.student.restore(weights)
+    return broadcast((TRAVELLED * found).astype(np.float32))
 
 
-def score_after(bench: Workbench, config: KDConfig, steps: int, distil: Callable[[KDTrainer], None]) -> float:
+def score_after(session: TrainingSession, config: KDConfig, steps: int, distil: Callable[[KDTrainer], None]) -> float:
     """Distil for some steps on trial, score the reward split, and take the steps back.
 
     Args:
-        bench: The student; it is left as it came.
+        session: The student; it is left as it came.
         config: Of the distillation.
         steps: Updates that will be made.
         distil: Makes them.
@@ -273,29 +273,31 @@ def score_after(bench: Workbench, config: KDConfig, steps: int, distil: Callable
     Returns:
         See ``reward_score``.
     """
-    weights = bench.student.snapshot()
+    weights = session.student.snapshot()
     with torch.compiler.set_stance("force_eager"):  # a few steps are not worth compiling for
-        distil(_trial(bench, config, steps))
-    score = reward_score(bench)
-    bench.student.restore(weights)
+        distil(_trial(session, config, steps))
+    score = reward_score(session)
+    session.student.restore(weights)
     return score
 
 
-def reward_score(bench: Workbench) -> float:
+def reward_score(session: TrainingSession) -> float:
     """Score the student as it is on the reward split.
 
     Args:
-        bench: The student.
+        session: The student.
 
     Returns:
         Log-likelihood, whatever the student's confidence and thresholds (``separation``).
     """
-    logits, _ = run_student(bench.student, bench.reward.encoded)
-    return float(separation(torch.from_numpy(agree(logits)), torch.from_numpy(bench.reward.labels)))
+    logits, _ = run_student(session.student, session.reward.encoded)
+    return float(
+        threshold_free_log_likelihood(torch.from_numpy(broadcast(logits)), torch.from_numpy(session.reward.labels))
+    )
 
 
-def _on_all(bench: Workbench, kept: DistillationSet, rate: float) -> KDConfig:
-    kd = bench.context.config.kd
+def _on_all(session: TrainingSession, kept: DistillationSet, rate: float) -> KDConfig:
+    kd = session.context.config.kd
     return replace(
         kd,
         learning_rate=rate,
@@ -304,12 +306,12 @@ def _on_all(bench: Workbench, kept: DistillationSet, rate: float) -> KDConfig:
     )
 
 
-def _trial(bench: Workbench, config: KDConfig, steps: int) -> KDTrainer:
-    context = bench.context
+def _trial(session: TrainingSession, config: KDConfig, steps: int) -> KDTrainer:
+    context = session.context
     trial = replace(
         config, warmup_steps=0, rounds=1, round_steps=steps, evaluate_every=steps, average=0.0, compile=False
     )
-    return bench.trainer.on_trial(trial, context.data.splits.reward, context.config.max_length)
+    return session.trainer.on_trial(trial, context.data.splits.reward, context.config.max_length)
 
 
 def _real_steps(trial: KDTrainer, kept: DistillationSet) -> None:

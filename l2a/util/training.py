@@ -87,7 +87,7 @@ def join_processes() -> None:
         distributed.init_process_group("nccl" if uses_gpu() else "gloo")
 
 
-def agree(values: NDArray[np.float32]) -> NDArray[np.float32]:
+def broadcast(values: NDArray[np.float32]) -> NDArray[np.float32]:
     """Take the first process's numbers in all: kernels of GPUs may differ in the last digits.
 
     Args:
@@ -120,7 +120,7 @@ def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
 
 
 STEPS_AHEAD = 2.5
-"""Middle of the few steps that ``update_slopes`` speaks of."""
+"""Middle of the few steps that ``adamw_update_derivative`` speaks of."""
 
 
 def adamw(groups: Sequence[tuple[Sequence[nn.Parameter], float]], weight_decay: float = 0.01) -> torch.optim.AdamW:
@@ -181,7 +181,7 @@ def carry_second_moments(source: torch.optim.Optimizer, target: torch.optim.Opti
             target.state[new] = carried | {"exp_avg": torch.zeros_like(state["exp_avg"])}
 
 
-def update_slopes(optimizer: torch.optim.Optimizer) -> dict[nn.Parameter, torch.Tensor]:
+def adamw_update_derivative(optimizer: torch.optim.Optimizer) -> dict[nn.Parameter, torch.Tensor]:
     """Differentiate the next few updates of an AdamW by the gradient, weight by weight.
 
     With a gradient g that stays the same, an update is g / sqrt((1 - c) v + c g^2), v the second moment so far and c

@@ -6,7 +6,7 @@ from l2a.data import domain_cards as card_module
 from l2a.data.domain_cards import Ratings, load_card, read_ratings, rows_sha256, words_key
 from l2a.data.domains import load_domain
 from l2a.data.examples import normalised_hash
-from l2a.data.readers import Row
+from l2a.data.readers import LabelledRow
 from l2a.util.cards import list_cards
 from l2a.util.errors import RunError, UsageError
 from l2a.util.progress import SILENT
@@ -88,7 +88,7 @@ def test_rows_other_than_the_card_promises_are_refused(rated, tmp_path, monkeypa
 
 
 def test_the_hash_of_rows_sees_text_label_split_and_order():
-    rows = [Row(("a",), "x", "train"), Row(("b",), "y", "test")]
+    rows = [LabelledRow(("a",), "x", "train"), LabelledRow(("b",), "y", "test")]
     others = [rows[::-1], rows[:1], [replace(rows[0], label="y"), rows[1]], [replace(rows[0], split="dev"), rows[1]]]
     assert len({rows_sha256(variant) for variant in [rows, *others]}) == 5
 

@@ -18,7 +18,7 @@ def draw(domain, shots, dev_shots, seed=0):
 
 def test_every_part_has_its_examples_of_each_class(make_domain):
     splits = draw(make_domain(BALANCED, BALANCED, BALANCED), 8, 4)
-    assert [np.bincount(part.labels).tolist() for part in (splits.train, splits.reward, splits.choice)] == [
+    assert [np.bincount(part.labels).tolist() for part in (splits.train, splits.reward, splits.validation)] == [
         [8, 8], [4, 4], [4, 4],
     ]  # fmt: skip
     assert splits.labels_used == 32
@@ -29,14 +29,14 @@ def test_labels_stay_with_their_texts(make_domain):
     domain = make_domain(BALANCED, BALANCED, BALANCED)
     label_of = dict(zip(domain.train.inputs, domain.train.labels, strict=True))
     splits = draw(domain, 8, 4)
-    for part in (splits.train, splits.reward, splits.choice):
+    for part in (splits.train, splits.reward, splits.validation):
         assert all(label_of[text] == label for text, label in zip(part.inputs, part.labels, strict=True))
 
 
 def test_unlabelled_is_the_rest_of_train(make_domain):
     domain = make_domain(BALANCED, BALANCED, BALANCED)
     splits = draw(domain, 8, 4)
-    used = {*splits.train.inputs, *splits.reward.inputs, *splits.choice.inputs}
+    used = {*splits.train.inputs, *splits.reward.inputs, *splits.validation.inputs}
     assert set(splits.unlabelled) == set(domain.train.inputs) - used
 
 
@@ -50,13 +50,13 @@ def test_more_shots_keep_the_earlier_examples_and_the_other_parts(make_domain):
     domain = make_domain(BALANCED, BALANCED, BALANCED)
     few, many = draw(domain, 4, 4), draw(domain, 16, 4)
     assert set(few.train.inputs) < set(many.train.inputs)
-    assert few.reward.inputs == many.reward.inputs and few.choice.inputs == many.choice.inputs
+    assert few.reward.inputs == many.reward.inputs and few.validation.inputs == many.validation.inputs
 
 
 def test_dev_helps_out_when_train_is_short(make_domain):
     domain = make_domain({"negative": 9, "positive": 40}, {"negative": 20, "positive": 20}, BALANCED)
     splits = draw(domain, 8, 4)
-    held_out = concatenate(splits.reward, splits.choice)
+    held_out = concatenate(splits.reward, splits.validation)
     negative = [held_out.inputs[i][0] for i in np.flatnonzero(held_out.labels == 0)]
     assert sum(text.startswith("dev") for text in negative) == 7
 
@@ -111,7 +111,7 @@ def test_parts_are_disjoint_and_free_of_test_texts(train, dev, test, seed):
         splits = draw(domain, 2, 1, seed)
     except UsageError:
         return
-    parts = (splits.train.inputs, splits.reward.inputs, splits.choice.inputs, splits.unlabelled)
+    parts = (splits.train.inputs, splits.reward.inputs, splits.validation.inputs, splits.unlabelled)
     hashes = [{normalised_hash(text) for text in part} for part in parts]
     assert sum(map(len, parts)) == len(set().union(*hashes))
     assert not set().union(*hashes) & held_out.hashes

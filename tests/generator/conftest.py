@@ -8,7 +8,7 @@ import torch
 from transformers import BertTokenizerFast
 
 from l2a.data.examples import TextInput, normalised_hash
-from l2a.generator.tokens import GeneratorProblem, NeighbourTable, find_neighbours, token_kinds, vocabulary
+from l2a.generator.tokens import GeneratorInputs, NeighbourTable, find_neighbours, token_kinds, vocabulary
 from l2a.teacher.store import TeacherOutputs
 
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[unused1]", "[unused2]"]
@@ -68,7 +68,7 @@ def sentences(topic: list[str], count: int, seed: int) -> tuple[TextInput, ...]:
 
 
 @pytest.fixture(scope="session")
-def problem(word_tokenizer: BertTokenizerFast, embeddings: torch.Tensor, table: NeighbourTable) -> GeneratorProblem:
+def problem(word_tokenizer: BertTokenizerFast, embeddings: torch.Tensor, table: NeighbourTable) -> GeneratorInputs:
     """Films as the source, phones as the target; one source text is a forbidden test text."""
     source, target = sentences(FILM, 60, seed=1), sentences(PHONE, 12, seed=2)
 
@@ -76,7 +76,7 @@ def problem(word_tokenizer: BertTokenizerFast, embeddings: torch.Tensor, table: 
         lengths = [len(word_tokenizer(*text, truncation=True, max_length=16)["input_ids"]) for text in inputs]
         return [np.tile(np.arange(8, dtype=np.float32), (length, 1)) for length in lengths]
 
-    return GeneratorProblem(
+    return GeneratorInputs(
         source_inputs=source,
         target_inputs=target,
         source_outputs=toy_outputs(source),

@@ -9,8 +9,8 @@ from scipy.stats import spearmanr
 
 from l2a.kd.inference import run_student
 from l2a.kd.lelp import fit_subclasses
-from l2a.kd.losses import separation
-from l2a.selector.reward import influences, separation_gradient
+from l2a.kd.losses import threshold_free_log_likelihood
+from l2a.selector.reward import influences, threshold_free_gradient
 from tests.conftest import make_examples
 from tests.kd.test_trainer import CONFIG, make_set, make_trainer, student
 
@@ -18,7 +18,11 @@ __all__ = ["student"]
 
 
 def score(student, judge):
-    return float(separation(torch.from_numpy(run_student(student, judge.encoded)[0]), torch.from_numpy(judge.labels)))
+    return float(
+        threshold_free_log_likelihood(
+            torch.from_numpy(run_student(student, judge.encoded)[0]), torch.from_numpy(judge.labels)
+        )
+    )
 
 
 @pytest.fixture
@@ -62,7 +66,7 @@ def test_the_hidden_state_term_is_measured_text_by_text(student, texts):
 
 
 def test_the_gradient_of_the_separation_is_that_of_small_moves(student, trainer, judge):
-    gradients = separation_gradient(student, judge)
+    gradients = threshold_free_gradient(student, judge)
     parameters = list(student.model.parameters())
     length = float(torch.stack([g.square().sum() for g in gradients]).sum().sqrt())
     before, reach = student.snapshot(), 1e-2
@@ -87,7 +91,7 @@ def test_an_influence_is_what_a_step_on_the_text_alone_adds_to_first_order(stude
     trainer.train([texts], [1.0], 10)
     body = [float(p is not student.output.weight and p is not student.output.bias) for p in student.model.parameters()]
     moves = [share * torch.ones_like(p) for share, p in zip(body, student.model.parameters(), strict=True)]
-    found, slope = influences(trainer, texts, moves, judge), separation_gradient(student, judge)
+    found, slope = influences(trainer, texts, moves, judge), threshold_free_gradient(student, judge)
     expected = []
     for i in range(len(texts)):
         loss = trainer._loss(texts, np.array([i]))

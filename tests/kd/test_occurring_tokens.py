@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from l2a.data.encoding import EncodedTexts
-from l2a.kd.data import compact_embeddings, occurring_tokens
+from l2a.kd.data import active_vocabulary, compact_embeddings
 from l2a.util.training import adamw
 
 VOCABULARY = 40
@@ -42,7 +42,7 @@ def train(rounds: list[list[int]], compact: bool) -> tuple[torch.Tensor, torch.o
     optimizer = adamw([([table.layer.weight], 1e-2)], weight_decay=0.0)
     for ids in rounds:
         if compact:
-            tokens = occurring_tokens([encoded_of(ids)], VOCABULARY)
+            tokens = active_vocabulary([encoded_of(ids)], VOCABULARY)
             with compact_embeddings(table, optimizer, tokens):
                 descend(table, optimizer, tokens.renumber(encoded_of(ids)).ids.tolist(), 3)
         else:
@@ -85,7 +85,7 @@ def test_table_padding_and_moments_return_to_their_places():
 def test_the_table_returns_after_a_failure():
     table = TableOnly()
     optimizer = adamw([([table.layer.weight], 1e-2)])
-    chosen = occurring_tokens([encoded_of([4])], VOCABULARY)
+    chosen = active_vocabulary([encoded_of([4])], VOCABULARY)
     with pytest.raises(KeyboardInterrupt), compact_embeddings(table, optimizer, chosen):
         raise KeyboardInterrupt
     assert table.layer.weight.shape == (VOCABULARY, 3)
@@ -94,13 +94,13 @@ def test_the_table_returns_after_a_failure():
 @given(ids=tokens)
 @settings(max_examples=25, deadline=None)
 def test_renumbered_texts_read_the_same_rows(ids):
-    chosen, encoded = occurring_tokens([encoded_of(ids)], VOCABULARY), encoded_of(ids)
+    chosen, encoded = active_vocabulary([encoded_of(ids)], VOCABULARY), encoded_of(ids)
     assert (chosen.ids[chosen.renumber(encoded).ids] == encoded.ids).all()
     assert chosen.ids[chosen.renumber(encoded).pad_id] == encoded.pad_id
 
 
 def test_ids_up_to_the_padding_keep_their_numbers():
     encoded = replace(encoded_of([6, 9]), pad_id=3)
-    renumbered = occurring_tokens([encoded], VOCABULARY).renumber(encoded)
+    renumbered = active_vocabulary([encoded], VOCABULARY).renumber(encoded)
     assert renumbered.pad_id == 3
     assert (renumbered.ids != 3).all()

@@ -62,7 +62,7 @@ def test_looks_at_the_choice_split_do_not_grow_in_number(student, tmp_path):
         progress = RunProgress(tmp_path / name, -1)
         weights_after(student, lambda t: t.train([known, pool], [0.5, 0.5], 20, progress, renewal=renewal))
         progress.close()
-        return (tmp_path / name).read_text().count("model_choice")
+        return (tmp_path / name).read_text().count("validation")
 
     often = Renewal(pool, np.arange(8), 3, lambda logits: np.arange(8))
     assert looks("often", often) == looks("never", None) == 4

@@ -64,7 +64,7 @@ def test_the_student_comes_to_agree_with_its_teacher(student):
 def test_training_mode_is_restored_around_evaluation(student):
     trainer = make_trainer(student)
     student.model.train()
-    trainer.look()
+    trainer.evaluate()
     assert student.model.training
     trainer.train([make_set(student, 16)], [1.0], 2)
     assert not student.model.training
@@ -77,7 +77,7 @@ def test_the_best_state_is_restored(student):
     with torch.no_grad():
         student.output.weight.fill_(3.0)
     trainer.restore_best()
-    assert trainer.look() == pytest.approx(best, abs=1e-5)
+    assert trainer.evaluate() == pytest.approx(best, abs=1e-5)
 
 
 def test_two_runs_with_one_seed_are_identical(teacher):
@@ -86,7 +86,7 @@ def test_two_runs_with_one_seed_are_identical(teacher):
         student = build_student(StudentConfig(max_share=0.9), teacher, LABELS, (), seed=0)
         trainer = make_trainer(student)
         trainer.train([make_set(student, 40)], [1.0], 10)
-        scores.append(trainer.look())
+        scores.append(trainer.evaluate())
     assert scores[0] == scores[1]
 
 
@@ -160,13 +160,13 @@ def test_the_best_state_holds_the_whole_table_when_rows_are_trained(student):
     best = trainer.best_score
     trainer.restore_best()
     assert student.word_embeddings().shape == shape
-    assert make_trainer(student).look() == pytest.approx(best, abs=1e-5)
+    assert make_trainer(student).evaluate() == pytest.approx(best, abs=1e-5)
 
 
 def test_training_ends_early_when_patience_is_over(student):
     config = dataclasses.replace(CONFIG, learning_rate=1e-12, patience=2, average=0.0)
     trainer = make_trainer(student, config)
-    trainer.look()
+    trainer.evaluate()
     trainer.train([make_set(student, 32)], [1.0], 40)
     first = trainer.steps_done
     assert first < 40

@@ -8,7 +8,7 @@ from l2a.config import override
 from l2a.data.examples import normalised_hash
 from l2a.generator.words import Eda
 from l2a.pipeline.methods import run_row
-from l2a.pipeline.session import RunContext, Workbench
+from l2a.pipeline.session import RunContext, TrainingSession
 from l2a.pipeline.students import train_augmented_student, train_fine_tuned_student
 from l2a.util.errors import UsageError
 
@@ -30,27 +30,27 @@ def test_every_operator_trains_as_long_as_plain_distillation(context, monkeypatc
     steps = []
     original = augmented.finish
     monkeypatch.setattr(
-        augmented, "finish", lambda bench, _: steps.append(bench.trainer.steps_done) or original(bench, ())
+        augmented, "finish", lambda session, _: steps.append(session.trainer.steps_done) or original(session, ())
     )
     trained = train_augmented_student(with_operator(context, operator))
     assert steps == [context.config.kd.total_steps]
-    assert np.isfinite(trained.choice_log_likelihood) and not trained.student.model.training
+    assert np.isfinite(trained.validation_log_likelihood) and not trained.student.model.training
 
 
 def drawn(context: RunContext, monkeypatch) -> list[tuple]:
     sets = []
-    original = Workbench.distil
+    original = TrainingSession.distil
 
     def spy(self, kept, steps, stage):
         sets.extend([] if kept is None else [kept])
         original(self, kept, steps, stage)
 
-    monkeypatch.setattr(Workbench, "distil", spy)
+    monkeypatch.setattr(TrainingSession, "distil", spy)
     made = []
     monkeypatch.setattr(
         augmented,
         "draw_texts",
-        lambda bench, rng, draw=augmented.draw_texts: made.append(draw(bench, rng)) or made[-1],
+        lambda session, rng, draw=augmented.draw_texts: made.append(draw(session, rng)) or made[-1],
     )
     train_augmented_student(context)
     assert [len(part) for part in sets] == [len(inputs) for inputs, _ in made]
@@ -80,7 +80,7 @@ def test_eda_reads_its_synonyms(context, monkeypatch):
     synonyms = {"good": ["lovely"], "story": ["film"]}
     monkeypatch.setattr(augmented, "build_operator", lambda *arguments: Eda(synonyms))
     trained = train_augmented_student(with_operator(context, "eda"))
-    assert np.isfinite(trained.choice_log_likelihood)
+    assert np.isfinite(trained.validation_log_likelihood)
 
 
 @pytest.mark.slow
@@ -99,21 +99,21 @@ def test_an_unknown_operator_is_refused(context):
 def test_fine_tuning_inherits_labels_and_asks_no_teacher(context, monkeypatch, operator):
     context = with_operator(context, operator)
     texts, sets = [], []
-    draw, distil = augmented.draw_texts, Workbench.distil
+    draw, distil = augmented.draw_texts, TrainingSession.distil
 
     def no_teacher(*_):
         raise AssertionError("a teacher was trained")
 
-    def spy(bench, kept, steps, stage):
+    def spy(session, kept, steps, stage):
         sets.extend([] if kept is None else [kept])
-        assert (bench.trainer._config.alpha, bench.trainer._config.hidden_weight) == (0, 0)
-        distil(bench, kept, steps, stage)
+        assert (session.trainer._config.alpha, session.trainer._config.hidden_weight) == (0, 0)
+        distil(session, kept, steps, stage)
 
     monkeypatch.setattr("l2a.pipeline.session.fine_tuned", no_teacher)
     monkeypatch.setattr(augmented, "draw_texts", lambda *a: texts.append(draw(*a)) or texts[-1])
-    monkeypatch.setattr(Workbench, "distil", spy)
+    monkeypatch.setattr(TrainingSession, "distil", spy)
     trained = train_fine_tuned_student(context)
-    assert np.isfinite(trained.choice_log_likelihood) and len(sets) == context.config.kd.rounds
+    assert np.isfinite(trained.validation_log_likelihood) and len(sets) == context.config.kd.rounds
     data = context.data
     real = {
         text: label

@@ -92,8 +92,8 @@ def test_neither_test_nor_model_choice_labels_reach_a_selector(config, monkeypat
     """What an environment is made of stays the same to the bit when those labels are flipped, and the test is shut."""
     plain = prepare_pair(config).problem
     data = load_run_data(config)
-    flipped = dataclasses.replace(data.splits.choice, labels=1 - data.splits.choice.labels)
-    changed = dataclasses.replace(data, splits=dataclasses.replace(data.splits, choice=flipped))
+    flipped = dataclasses.replace(data.splits.validation, labels=1 - data.splits.validation.labels)
+    changed = dataclasses.replace(data, splits=dataclasses.replace(data.splits, validation=flipped))
     monkeypatch.setattr("l2a.pipeline.session.load_run_data", lambda *_: changed)
     monkeypatch.setattr(HeldOut, "reveal", lambda self: pytest.fail("the test split was opened"))
     other = prepare_pair(config).problem
@@ -109,12 +109,12 @@ def test_the_real_reward_judges_candidates_and_not_their_order(config):
     pair = prepare_pair(config)
     candidates, kept = pair.drawn.candidates, np.arange(len(pair.problem)) % 2 == 0
     chosen = np.flatnonzero(kept)
-    before = pair.bench.student.snapshot()
-    reward = real_reward(pair.bench, candidates.take(chosen))
+    before = pair.session.student.snapshot()
+    reward = real_reward(pair.session, candidates.take(chosen))
     assert reward == pair.problem.real_reward(kept)
-    assert reward == pytest.approx(real_reward(pair.bench, candidates.take(chosen[::-1])), abs=0.02)
+    assert reward == pytest.approx(real_reward(pair.session, candidates.take(chosen[::-1])), abs=0.02)
     assert reward != pair.problem.real_reward(~kept)
-    assert all((value == before[name]).all() for name, value in pair.bench.student.snapshot().items())
+    assert all((value == before[name]).all() for name, value in pair.session.student.snapshot().items())
 
 
 @pytest.mark.slow
@@ -176,7 +176,7 @@ def test_the_reward_split_does_not_choose_the_model(config, monkeypatch):
     other = dataclasses.replace(data, splits=dataclasses.replace(data.splits, reward=flipped))
     monkeypatch.setattr("l2a.pipeline.session.load_run_data", lambda *_: other)
     again = train_l2a_student(RunContext(changed))
-    assert again.choice_log_likelihood == plain.choice_log_likelihood
+    assert again.validation_log_likelihood == plain.validation_log_likelihood
     assert torch.equal(again.student.output.weight, plain.student.output.weight)
 
 

@@ -18,7 +18,7 @@ from transformers import (
 from l2a.config import GeneratorConfig, StudentConfig
 from l2a.data.encoding import encode
 from l2a.generator.pool import draw_pool
-from l2a.generator.tokens import GeneratorProblem, build_neighbour_table, vocabulary
+from l2a.generator.tokens import GeneratorInputs, build_neighbour_table, vocabulary
 from l2a.kd.inference import embedding_gradients, run_student
 from l2a.student.presets import build_student
 from l2a.student.vocabulary import choose_tokens, count_tokens, keep_tokens, needed_tokens
@@ -215,7 +215,7 @@ def test_a_vocabulary_that_is_not_wordpiece_is_refused(preset, large_teacher, do
 def test_the_generator_draws_from_a_pruned_vocabulary(preset, large_teacher, domain_texts):
     student, label = make_student(preset, large_teacher, domain_texts), partial(predict, large_teacher, max_length=32)
     source, target = domain_texts[:120], domain_texts[120:140]
-    problem = GeneratorProblem(
+    problem = GeneratorInputs(
         source_inputs=source,
         target_inputs=target,
         source_outputs=label(inputs=source),

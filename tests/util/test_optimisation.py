@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from l2a.util.training import STEPS_AHEAD, adamw, carry_second_moments, linear_schedule, update_slopes
+from l2a.util.training import STEPS_AHEAD, adamw, adamw_update_derivative, carry_second_moments, linear_schedule
 
 
 def trained(steps, seed=0):
@@ -52,7 +52,7 @@ def test_of_an_optimiser_without_steps_nothing_is_carried():
 def test_a_slope_is_the_derivative_of_the_update_at_the_peak_rate(seed, steps):
     layer, optimizer = trained(steps, seed)
     layer.weight.grad, layer.bias.grad = torch.randn(2, 3), None
-    slopes = update_slopes(optimizer)
+    slopes = adamw_update_derivative(optimizer)
     assert set(slopes) == {layer.weight}
     share = 1 - 0.98**STEPS_AHEAD
     moment = (optimizer.state[layer.weight]["exp_avg_sq"] / (1 - 0.98**steps)).double()
@@ -69,8 +69,10 @@ def test_a_weight_that_was_never_used_has_no_slope_and_a_new_optimiser_has_one()
     layer, optimizer = trained(3)
     optimizer.state[layer.weight]["exp_avg_sq"][0] = 0.0
     layer.weight.grad = torch.ones(2, 3)
-    assert not update_slopes(optimizer)[layer.weight][0].any()
-    assert update_slopes(optimizer)[layer.weight][1].all()
+    assert not adamw_update_derivative(optimizer)[layer.weight][0].any()
+    assert adamw_update_derivative(optimizer)[layer.weight][1].all()
     fresh, new = trained(0)
     fresh.weight.grad = torch.full((2, 3), 0.5)
-    assert update_slopes(new)[fresh.weight][0, 0].item() == pytest.approx(1e-3 * 0.98**STEPS_AHEAD / 0.5, rel=1e-5)
+    assert adamw_update_derivative(new)[fresh.weight][0, 0].item() == pytest.approx(
+        1e-3 * 0.98**STEPS_AHEAD / 0.5, rel=1e-5
+    )

@@ -7,7 +7,7 @@ import pytest
 
 from l2a.config import GeneratorConfig, OperatorWeights
 from l2a.data.examples import normalised_hash
-from l2a.generator.chain import AUGPRO_FGSM, MOVES, SOURCE, LiftedSpace, metropolis_hastings
+from l2a.generator.chain import AUGPRO_FGSM, MOVES, SOURCE, AugmentationSpace, metropolis_hastings
 from l2a.generator.density import FORBIDDEN, LabelledTexts, fit_target_density
 from l2a.generator.tokens import tokenize_corpus
 from l2a.teacher.store import TeacherOutputs
@@ -22,7 +22,7 @@ def open_space(problem, config, degree=0.4):
     density = fit_target_density(problem.source_outputs.embeddings, problem.target_outputs.embeddings)
     labelled = LabelledTexts(inputs, known, density, problem.labeller, problem.forbidden_hashes)
     corpus = tokenize_corpus(inputs, problem.tokenizer, problem.max_length, problem.neighbours)
-    return LiftedSpace(problem, config, degree, corpus, labelled), labelled
+    return AugmentationSpace(problem, config, degree, corpus, labelled), labelled
 
 
 def test_draws_follow_the_base_law(problem):
