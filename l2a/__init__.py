@@ -12,11 +12,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["DistillConfig", "DistillResult", "distill"]
 
-_HOMES = {
-    "DistillConfig": "l2a.config",
-    "DistillResult": "l2a.pipeline.distill",
-    "distill": "l2a.pipeline.distill",
-}
+_HOMES = {"DistillConfig": "l2a.config", "DistillResult": "l2a.pipeline.distill", "distill": "l2a.pipeline.distill"}
 
 
 def __getattr__(name: str) -> Any:

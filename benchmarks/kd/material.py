@@ -92,11 +92,7 @@ class Material:
         """The default configuration at this budget: one look at the validation split, at the end."""
         updates = self.sizes.updates
         return KDConfig(
-            batch_size=self.sizes.batch_size,
-            warmup_steps=updates - 1,
-            rounds=1,
-            round_steps=1,
-            evaluate_every=updates,
+            batch_size=self.sizes.batch_size, warmup_steps=updates - 1, rounds=1, round_steps=1, evaluate_every=updates
         )
 
     def new_student(self) -> Student:

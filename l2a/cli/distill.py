@@ -46,8 +46,7 @@ def distill_command(
     ] = None,
     shots: Annotated[int | None, typer.Option(help="Labelled target examples per class for training.")] = None,
     dev_shots: Annotated[
-        int | None,
-        typer.Option(help="Labelled target examples per class for the reward, and as many for validation."),
+        int | None, typer.Option(help="Labelled target examples per class for the reward, and as many for validation.")
     ] = None,
     preset: Annotated[str, typer.Option(help="quick, default, full, or any card in ./configs.")] = "default",
     config: Annotated[Path | None, typer.Option(help="YAML file; it overrides the preset, flags override it.")] = None,

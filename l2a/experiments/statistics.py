@@ -279,16 +279,7 @@ def _reversed(item: Comparison) -> Comparison:
     )
 
 
-CELL_FIELDS = (
-    *Place._fields,
-    "method",
-    "accuracy",
-    "macro_f1",
-    "parameters",
-    "labels_used",
-    "seconds",
-    "key",
-)
+CELL_FIELDS = (*Place._fields, "method", "accuracy", "macro_f1", "parameters", "labels_used", "seconds", "key")
 
 
 @dataclass(frozen=True)

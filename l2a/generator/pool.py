@@ -179,11 +179,7 @@ class CandidatePool:
 
 
 def draw_pool(
-    problem: GeneratorInputs,
-    config: GeneratorConfig,
-    size: int,
-    rng: np.random.Generator,
-    progress: Progress = SILENT,
+    problem: GeneratorInputs, config: GeneratorConfig, size: int, rng: np.random.Generator, progress: Progress = SILENT
 ) -> tuple[CandidatePool, ChainDiagnostics]:
     """Run the chains until they have visited enough different texts.
 

@@ -252,11 +252,7 @@ def fold(subclass_logits: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
 
 
 def subclass_loss(
-    features: torch.Tensor,
-    head: nn.Linear,
-    output: nn.Linear,
-    targets: torch.Tensor,
-    counts: Sequence[int],
+    features: torch.Tensor, head: nn.Linear, output: nn.Linear, targets: torch.Tensor, counts: Sequence[int]
 ) -> torch.Tensor:
     """-sum t(c, s) log p(c, s), and a term that teaches the output layer alone what the head says of the classes.
 

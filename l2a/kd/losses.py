@@ -62,10 +62,7 @@ def distillation_loss(
 
 
 def hidden_state_loss(
-    student_states: torch.Tensor,
-    teacher_states: torch.Tensor,
-    projection: torch.Tensor,
-    reduction: Reduction = "mean",
+    student_states: torch.Tensor, teacher_states: torch.Tensor, projection: torch.Tensor, reduction: Reduction = "mean"
 ) -> torch.Tensor:
     """Mean squared distance of projected student states to teacher states, both on the unit sphere.
 

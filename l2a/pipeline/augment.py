@@ -498,9 +498,7 @@ def _as_parquet(lines: Path) -> bytes:
     kinds |= {"degree": "float64", "changed_share": "float64", "seed": "int64"}
     schema = pyarrow.schema([(name, getattr(pyarrow, kind)()) for name, kind in kinds.items()])
     table = pyarrow.json.read_json(
-        lines,
-        pyarrow.json.ReadOptions(block_size=PARSED_AT_ONCE),
-        pyarrow.json.ParseOptions(explicit_schema=schema),
+        lines, pyarrow.json.ReadOptions(block_size=PARSED_AT_ONCE), pyarrow.json.ParseOptions(explicit_schema=schema)
     )
     sink = pyarrow.BufferOutputStream()
     pyarrow.parquet.write_table(table, sink)

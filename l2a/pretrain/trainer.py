@@ -353,9 +353,7 @@ def step_losses(model: GeneralStudent, inputs: dict[str, torch.Tensor], hidden: 
         states = model(inputs)
     sentence, tokens, pooled = states.sentence.float(), states.tokens.float(), mean_pool(hidden.float(), mask)
     return StepLosses(
-        sentence_loss(sentence, pooled),
-        similarity_loss(sentence, pooled),
-        token_loss(tokens, hidden.float(), mask),
+        sentence_loss(sentence, pooled), similarity_loss(sentence, pooled), token_loss(tokens, hidden.float(), mask)
     )
 
 

@@ -158,12 +158,7 @@ TEACHERS = {"minilm-l6": "sentence-transformers/all-MiniLM-L6-v2"}
 
 
 def model_card(
-    source: str,
-    target: str,
-    label_names: Sequence[str],
-    teacher: str,
-    rows: Sequence[Row],
-    metrics: Mapping[str, Any],
+    source: str, target: str, label_names: Sequence[str], teacher: str, rows: Sequence[Row], metrics: Mapping[str, Any]
 ) -> str:
     """Write the card of a distilled student.
 

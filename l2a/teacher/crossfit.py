@@ -46,11 +46,7 @@ def assign_folds(examples: Examples, folds: int, rng: np.random.Generator) -> ND
 
 
 def cross_fitted_labeller(
-    source: Examples,
-    main: Labeller,
-    train: Callable[[Examples], Labeller],
-    folds: int,
-    rng: np.random.Generator,
+    source: Examples, main: Labeller, train: Callable[[Examples], Labeller], folds: int, rng: np.random.Generator
 ) -> Labeller:
     """Label source texts by teachers that did not see them, and every other text by the main teacher.
 

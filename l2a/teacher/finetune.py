@@ -101,10 +101,7 @@ def freeze_lower_layers(teacher: Teacher, layers: int) -> None:
 
 
 def _update(
-    teacher: Teacher,
-    optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LambdaLR,
-    loss: torch.Tensor,
+    teacher: Teacher, optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LambdaLR, loss: torch.Tensor
 ) -> None:
     optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]

@@ -155,8 +155,5 @@ def test_pair_features_tell_shared_words_from_different_ones():
 @pytest.mark.parametrize("text", ["", "   ", "\u2603", "x" * 20_000])
 def test_unusual_texts_are_classified(tokenizer, token_vectors, text):
     source, target = make_examples(60, 1), make_examples(20, 2)
-    for baseline in (
-        tfidf_logreg(source, target, 0),
-        vector_sum_logreg(source, target, token_vectors, tokenizer, 0),
-    ):
+    for baseline in (tfidf_logreg(source, target, 0), vector_sum_logreg(source, target, token_vectors, tokenizer, 0)):
         assert baseline.predict([(text,)])[0] in (0, 1)

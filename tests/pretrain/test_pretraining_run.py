@@ -196,8 +196,7 @@ def test_the_rate_warms_up_and_falls_to_nearly_zero(make_config: MakeConfig) -> 
 
 
 @pytest.mark.parametrize(
-    "wrong",
-    [{"steps": 0}, {"text": ()}, {"max_length": 500}, {"learning_rate": 0.0}, {"variants": -1}],
+    "wrong", [{"steps": 0}, {"text": ()}, {"max_length": 500}, {"learning_rate": 0.0}, {"variants": -1}]
 )
 def test_wrong_settings_are_refused(make_config: MakeConfig, wrong: dict[str, object]) -> None:
     with pytest.raises(UsageError, match=next(iter(wrong))):
