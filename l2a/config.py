@@ -51,7 +51,7 @@ class TeacherConfig:
             raise UsageError("teacher.batch_size must be at least 1, teacher.frozen_layers at least 0 or null")
 
 
-Preset = Literal["auto", "narrow", "scratch", "pruned", "pruned_narrow", "factorised", "mean_pooled"]
+Preset = Literal["auto", "narrow", "scratch", "pruned"]
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,7 @@ class StudentConfig:
     Attributes:
         preset: What is built. "narrow": a fresh narrow BERT over word vectors read from the teacher. "scratch": the
             same with random weights, a control. "pruned": the teacher's first layers over the tokens that the domains
-            use. "pruned_narrow": a fresh BERT over those tokens, wider and deeper than "narrow". "factorised": an
-            ELECTRA whose word vectors are narrower than its layers. "mean_pooled": a ModernBERT that classifies the
-            mean of its states. "auto": the preset that is known to do best, at present "narrow".
+            use. "auto": the preset that is known to do best, at present "narrow".
         model: A folder or Hub id to start from instead of a preset.
         max_share: Largest allowed share of the teacher's parameters.
     """
@@ -208,8 +206,6 @@ class KDConfig:
             are learned from the teacher alone.
         hidden_weight: Weight of the hidden-state term (pooled student state against the teacher's embedding).
         attention_weight: Weight of the attention term (the last layers' maps); above 0 the teacher reads every batch.
-        folds: Label each source text by a teacher that was not trained on it, one of so many; None labels all with the
-            main teacher.
         objective: What the student learns from: the teacher's soft labels, LELP's pseudo-subclasses or one of the
             controls of LELP.
         subclasses: Pseudo-subclasses of each class, S.
@@ -238,7 +234,6 @@ class KDConfig:
     alpha: float = 0.9
     hidden_weight: float = 0.1
     attention_weight: float = 0.0
-    folds: int | None = None
     objective: Literal["soft_labels", "lelp", "lelp_random_directions", "lelp_random_partitions"] = "soft_labels"
     subclasses: int = 4
     subclass_temperature: float = 1.0
@@ -277,8 +272,6 @@ class KDConfig:
         for name in COUNTS:
             if getattr(self, name) < 1:
                 raise UsageError(f"kd.{name}: {getattr(self, name)} came; at least 1 is needed")
-        if self.folds is not None and self.folds < 2:
-            raise UsageError(f"kd.folds: {self.folds} came; at least 2 teachers, or null for the main one, are needed")
         if self.patience is not None and self.patience < 1:
             raise UsageError(f"kd.patience: {self.patience} came; at least 1 look, or null for none, is needed")
 

@@ -15,7 +15,7 @@ from l2a.data.examples import Examples, TextInput
 from l2a.kd.data import DistillationSet
 from l2a.kd.trainer import KDTrainer
 from l2a.student.student import Student, load_checkpoint
-from l2a.teacher.store import PredictionStore, TeacherOutputs, content_key
+from l2a.teacher.store import OutputStore, TeacherOutputs, content_key
 
 LABELS = ("negative", "positive")
 WIDTH = 384
@@ -46,7 +46,7 @@ def bytes_per_example(count: int = 2000) -> dict[str, float]:
 
 def _stored_bytes(count: int, classes: int, width: int) -> int:
     with tempfile.TemporaryDirectory() as folder:
-        store = PredictionStore(Path(folder), classes, width)
+        store = OutputStore(Path(folder), classes, width)
         store.append(*_random_outputs([(f"text {i}",) for i in range(count)], classes, width))
         return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
 
@@ -105,7 +105,7 @@ def made_up_texts(count: int) -> list[TextInput]:
 
 def fill(student_folder: Path, folder: Path, count: int, part: int = 10_000) -> None:
     """Write tokens and random outputs of all texts, the outputs some at a time."""
-    store, texts = PredictionStore(folder / "store", len(LABELS), WIDTH), made_up_texts(count)
+    store, texts = OutputStore(folder / "store", len(LABELS), WIDTH), made_up_texts(count)
     for start in range(0, count, part):
         store.append(*_random_outputs(texts[start : start + part], len(LABELS), WIDTH))
     encoded = encode(load_checkpoint(str(student_folder), LABELS).tokenizer, texts, MAX_LENGTH)
@@ -125,8 +125,8 @@ def train(student_folder: Path, folder: Path, count: int, steps: int, start: str
     note("texts in memory")
     encoded = _tokens(folder, student) if start == "tokens" else encode(student.tokenizer, texts, MAX_LENGTH)
     note("encoded")
-    store = PredictionStore(folder / "store", len(LABELS), WIDTH)
-    outputs = store.read(store.find([content_key(text) for text in texts]))
+    store = OutputStore(folder / "store", len(LABELS), WIDTH)
+    outputs, _ = store.read([content_key(text) for text in texts])
     note("outputs read")
     data = DistillationSet(encoded, outputs, np.full(count, -1, np.int64))
     validation = Examples(tuple(texts[:32]), np.arange(32) % 2, LABELS)

@@ -35,8 +35,8 @@ class AttentionTransfer:
         if student.tokenizer.get_vocab() != teacher.tokenizer.get_vocab():
             raise UsageError(
                 "kd.attention_weight: it compares maps over the same tokens, but student and teacher have different "
-                "vocabularies; set it to 0 or take a student.preset that keeps the teacher's vocabulary (narrow, "
-                "scratch, factorised or mean_pooled)"
+                "vocabularies; set it to 0 or take a student.preset that keeps the teacher's vocabulary (narrow "
+                "or scratch)"
             )
         self._student = student
         self._encoder: Any = copy.deepcopy(teacher.encoder.base_model).eval()

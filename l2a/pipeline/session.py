@@ -18,7 +18,6 @@ from l2a.kd.lelp import fit_subclasses, teacher_output_weight
 from l2a.kd.trainer import KDTrainer
 from l2a.student.presets import build_student
 from l2a.student.student import Student
-from l2a.teacher.crossfit import cross_fitted_labeller
 from l2a.teacher.finetune import fine_tuned, refuse_useless_teacher
 from l2a.teacher.labelling import cached_labeller
 from l2a.teacher.load import load_encoder, load_fine_tuned
@@ -194,10 +193,7 @@ class RunContext:
             teacher = load_fine_tuned(config.model, self.data.label_names, self.progress)
             _refuse_long_for_teacher(teacher, self.config.max_length)
             return teacher.to(best_device())
-        return self._both_stages(self.data.source)
-
-    def _both_stages(self, source: Examples) -> Teacher:
-        config, few = self.config.teacher, self.data.splits.train
+        source, few = self.data.source, self.data.splits.train
         first = self._fit(self.pretrained(), source, config.source_epochs, config.source_seed, "teacher: source")
         return self._fit(first, few, config.target_epochs, self.config.seed, "teacher: target")
 
@@ -213,18 +209,7 @@ class RunContext:
         """The teacher's soft labels, cached by content."""
         labeller = cached_labeller(self.teacher, self.config.max_length, self.progress)
         refuse_useless_teacher(labeller, self.data.splits.reward, self.progress)
-        folds = self.config.kd.folds
-        if folds is None:
-            return labeller
-        if self.config.teacher.fine_tuned:
-            raise UsageError(
-                "kd.folds: with teacher.fine_tuned no teachers of folds can be trained; drop one of the two"
-            )
-        rng = np.random.default_rng([self.config.teacher.source_seed, 3])
-        return cross_fitted_labeller(self.data.source, labeller, self._labeller_trained_on, folds, rng)
-
-    def _labeller_trained_on(self, source: Examples) -> Labeller:
-        return cached_labeller(self._both_stages(source), self.config.max_length, self.progress)
+        return labeller
 
     def new_student(self) -> Student:
         """Build an untrained student; every call gives the same one."""

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from l2a.config import StudentConfig
 from l2a.data.examples import TextInput
@@ -304,130 +303,11 @@ def _read_weights(body: Any, teacher: Any, kept: NDArray[np.int64]) -> None:
         body.get_input_embeddings().weight.copy_(rows)
 
 
-VOCABULARY_SHARE = 1 / 4
-"""Part of the teacher's vocabulary that is kept."""
-
-
-def build_pruned_narrow(request: StudentRequest) -> Student:
-    """Build a narrow BERT that starts by averaging the teacher's vectors of the tokens that it keeps.
-
-    Args:
-        request: The student wanted.
-
-    Returns:
-        The student, of twice the layers that a narrow one with all tokens has.
-
-    Raises:
-        UsageError: If the vocabulary is not WordPiece, or if the budget does not hold the student.
-    """
-    full = request.teacher.tokenizer
-    refuse_other_tokenizers(full, "pruned_narrow")
-    counts = count_tokens(full, request.texts)
-    size = max(int(VOCABULARY_SHARE * len(full)), int(needed_tokens(full, counts).sum()))
-    kept = choose_tokens(full, counts, size)
-    tokenizer = keep_tokens(full, kept)
-    student = Student(fresh_bert(request, "pruned_narrow", tokenizer, 2 * request.layers), tokenizer)
-    start_from_words(student, token_vectors(request.teacher)[kept], request.of_pairs)
-    return student
-
-
-WORDS_PART = 3
-"""Layers are this many times as wide as the word vectors, so that a vocabulary of 30,000 gets two thirds of a student
-of three million parameters; being wider, they can keep all distances between the vectors."""
-
-
-def build_factorised(request: StudentRequest) -> Student:
-    """Build an ELECTRA that starts by averaging the teacher's token vectors.
-
-    Args:
-        request: The student wanted.
-
-    Returns:
-        The student.
-
-    Raises:
-        UsageError: If the budget does not hold it.
-    """
-    widths = range(LEAST_WIDTH, WORDS_PART * request.width + 1, 8)
-    model = _electra(request, largest_fitting(request, "factorised", widths, lambda width: _electra(request, width)))
-    student = Student(model, request.teacher.tokenizer)
-    start_from_words(student, token_vectors(request.teacher))
-    nn.init.orthogonal_(model.electra.embeddings_project.weight)
-    return student
-
-
-def _electra(request: StudentRequest, width: int) -> Any:
-    from transformers import ElectraConfig, ElectraForSequenceClassification
-
-    config = ElectraConfig(
-        vocab_size=len(request.teacher.tokenizer),
-        embedding_size=width // WORDS_PART // 4 * 4,
-        hidden_size=width,
-        num_hidden_layers=request.layers,
-        num_attention_heads=attention_heads(width),
-        intermediate_size=4 * width,
-        max_position_embeddings=request.positions,
-        pad_token_id=request.teacher.tokenizer.pad_token_id,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-        **request.labels(),
-    )
-    return ElectraForSequenceClassification(config)
-
-
-def build_mean_pooled(request: StudentRequest) -> Student:
-    """Build a mean-pooled ModernBERT that starts by averaging the teacher's token vectors.
-
-    Args:
-        request: The student wanted.
-
-    Returns:
-        The student.
-
-    Raises:
-        UsageError: If the budget does not hold it.
-    """
-    width = largest_fitting(request, "mean_pooled", widths(request), lambda width: _modernbert(request, width))
-    student = Student(_modernbert(request, width), _without_types(request.teacher.tokenizer))
-    start_from_words(student, token_vectors(request.teacher))
-    return student
-
-
-def _modernbert(request: StudentRequest, width: int) -> Any:
-    from transformers import ModernBertConfig, ModernBertForSequenceClassification
-
-    tokenizer = request.teacher.tokenizer
-    config = ModernBertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=width,
-        num_hidden_layers=request.layers,
-        num_attention_heads=attention_heads(width),
-        intermediate_size=2 * width,
-        max_position_embeddings=request.positions,
-        layer_types=["full_attention"] * request.layers,
-        classifier_pooling="mean",
-        **{f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "cls", "sep", "bos", "eos")},
-        **request.labels(),
-    )
-    return ModernBertForSequenceClassification(config)
-
-
-def _without_types(tokenizer: Any) -> Any:
-    # The architecture takes no token types: the sides of a pair are told apart by the separator alone.
-    plain = copy.deepcopy(tokenizer)
-    plain.model_input_names = ["input_ids", "attention_mask"]
-    plain.init_kwargs["model_input_names"] = plain.model_input_names
-    return plain
-
-
 PRESETS: Mapping[str, Callable[[StudentRequest], Student]] = {
     "auto": build_narrow,
     "narrow": build_narrow,
     "scratch": build_scratch,
     "pruned": build_pruned,
-    "pruned_narrow": build_pruned_narrow,
-    "factorised": build_factorised,
-    "mean_pooled": build_mean_pooled,
 }
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from l2a.data.encoding import EncodedTexts, encode, inference_batches
 from l2a.data.examples import TextInput
 from l2a.teacher.model import Teacher
-from l2a.teacher.store import Labeller, PredictionStore, TeacherOutputs, content_key
+from l2a.teacher.store import Labeller, OutputStore, TeacherOutputs, content_key
 from l2a.util.cache import cache_root, cached_folder, fingerprint
 from l2a.util.errors import RunError
 from l2a.util.progress import SILENT, Progress
@@ -106,19 +106,20 @@ def cached_labeller(teacher: Teacher, max_length: int, progress: Progress = SILE
     """
     key = fingerprint(teacher.fingerprint(), max_length)
     folder = cache_root() / "predictions" / key
-    store = PredictionStore(folder, len(teacher.label_names), teacher.hidden_size)
+    store = OutputStore(folder, len(teacher.label_names), teacher.hidden_size)
 
     def label(inputs: Sequence[TextInput]) -> TeacherOutputs:
         keys = [content_key(text) for text in inputs]
-        rows = store.find(keys)
-        new = {key: text for key, text, row in zip(keys, inputs, rows, strict=True) if row < 0}
+        outputs, known = store.read(keys)
+        new = {key: text for key, text, is_known in zip(keys, inputs, known, strict=True) if not is_known}
         new_keys = list(new)
         for start in range(0, len(new_keys), LABELLED_AT_ONCE):
             some = new_keys[start : start + LABELLED_AT_ONCE]
             store.append(some, predict(teacher, [new[key] for key in some], max_length, progress))
-        rows = store.find(keys) if new else rows
-        if (rows < 0).any():
+        if new:
+            outputs, known = store.read(keys)
+        if not known.all():
             raise RunError(f"{folder}: what was just written there is gone or damaged; check the disk and run again")
-        return store.read(rows)
+        return outputs
 
     return label

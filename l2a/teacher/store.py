@@ -1,9 +1,19 @@
-"""Finds the row of a key among millions: sorted arrays, 24 bytes a key."""
+"""What a teacher says about texts, and where that is kept: one SQLite file, a row a text, keyed by content.
 
+A row is its key, a checksum and one record of numbers (4 bytes a class, 2 a dimension). A row that is damaged counts
+as missing and is written again; a file that is damaged is put aside and filled anew.
+"""
+
+import contextlib
+import errno
 import hashlib
-import mmap
+import json
+import logging
 import os
-from collections.abc import Callable, Sequence
+import sqlite3
+import threading
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,184 +21,218 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
+from scipy.special import softmax
 
 from l2a.data.examples import TextInput
+from l2a.util.errors import RunError
 from l2a.util.files import full_disk_as_run_error
 
-KEY_TYPE = "S16"
-"""16 bytes that sort and compare as a whole; a key is its bytes padded with zeros, so none is lost at the end."""
+KEY_BYTES = 16
+READ_AT_ONCE = 4096
+"""Rows in memory while they are checked."""
+SECONDS_TO_WAIT = 300.0
+"""A writer holds the file for less than a second: after this long it hangs."""
+NO_DAMAGE = ("SQLITE_AUTH", "SQLITE_BUSY", "SQLITE_CANTOPEN", "SQLITE_IOERR", "SQLITE_LOCKED", "SQLITE_PERM")
+# A write-ahead log needs memory that machines on a network disk do not share, so the journal is rolled back. It is
+# set in words because one changed bit of the file can choose the other. A power cut costs one append at most.
+SETUP = """PRAGMA page_size=8192; PRAGMA cache_size=-32768; PRAGMA journal_mode=DELETE; PRAGMA synchronous=NORMAL;
+CREATE TABLE IF NOT EXISTS outputs (row INTEGER PRIMARY KEY, key INTEGER UNIQUE, crc INTEGER, record BLOB)"""
+# CROSS keeps the order asked for, which mostly is the order written: then the file is read from front to back.
+SELECT = "SELECT asked.key, crc, record FROM json_each(?) asked CROSS JOIN outputs ON outputs.key = asked.value"
+COUNT = "SELECT count(outputs.crc) FROM json_each(?) asked CROSS JOIN outputs ON outputs.key = asked.value"
+INSERT = "INSERT OR REPLACE INTO outputs (key, crc, record) VALUES (?, ?, ?)"
+logger = logging.getLogger(__name__)
 
 
-class KeyIndex:
-    """Maps keys of 16 bytes to rows; a key that comes again moves to its later row."""
-
-    def __init__(self) -> None:
-        """Start empty."""
-        self._keys = np.zeros(0, KEY_TYPE)  # ascending, each once
-        self._rows = np.zeros(0, np.int64)
-
-    def __len__(self) -> int:
-        """Return the number of different keys."""
-        return len(self._keys)
-
-    def add(self, keys: NDArray[np.bytes_], first_row: int) -> None:
-        """Add the keys of consecutive rows.
-
-        Args:
-            keys: S16 (N,).
-            first_row: Row of the first of them.
-        """
-        new, back = np.unique(keys[::-1], return_index=True)  # of equal keys the last
-        rows = first_row + len(keys) - 1 - back
-        places, known = self._look_up(new)
-        self._rows[places[known]] = rows[known]
-        self._keys = np.insert(self._keys, places[~known], new[~known])
-        self._rows = np.insert(self._rows, places[~known], rows[~known])
-
-    def find(self, keys: NDArray[np.bytes_]) -> NDArray[np.int64]:
-        """Look keys up.
-
-        Args:
-            keys: S16 (N,).
-
-        Returns:
-            int64 (N,): the row of each, or -1.
-        """
-        places, known = self._look_up(keys)
-        rows = np.full(len(keys), -1, np.int64)
-        rows[known] = self._rows[places[known]]
-        return rows
-
-    def _look_up(self, keys: NDArray[np.bytes_]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        places = np.searchsorted(self._keys, keys)
-        known = places < len(self._keys)
-        known[known] = self._keys[places[known]] == keys[known]
-        return places, known
-
-
-@dataclass(frozen=True)
-class RowFile:
-    """A file of N rows of numbers; a torn row at its end does not count.
-
-    Attributes:
-        path: The file, which may not exist yet.
-        dtype: Type of the numbers, its byte order included.
-        width: Numbers in a row, w.
-    """
-
-    path: Path
-    dtype: str
-    width: int
-
-    def __len__(self) -> int:
-        """Return the number of whole rows."""
-        row_bytes = np.dtype(self.dtype).itemsize * self.width
-        return self.path.stat().st_size // row_bytes if self.path.exists() else 0
-
-    def map(self) -> NDArray[Any]:
-        """Map the rows that are there now.
-
-        Returns:
-            Read-only (N, w), on disk; rows that are appended later need another call.
-        """
-        shape = (len(self), self.width)
-        if not shape[0]:
-            return np.zeros(shape, self.dtype)
-        return np.memmap(self.path, self.dtype, mode="r", shape=shape)
-
-    def write(self, start: int, rows: NDArray[Any]) -> None:
-        """Write rows from a position on, over whatever a killed writer has left there.
-
-        Args:
-            start: Position of the first, at most a little beyond the end.
-            rows: (n, w), converted to the file's type.
-        """
-        content = np.ascontiguousarray(rows, self.dtype)
-        with os.fdopen(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644), "r+b") as file:
-            file.seek(start * self.width * content.itemsize)
-            file.write(content.tobytes())
-
-
-def forget_pages(rows: NDArray[Any]) -> None:
-    """Let go of the pages that were read of a memory map, which else count as this process's memory until the end.
+def content_key(text_input: TextInput) -> bytes:
+    """Digest one text exactly, case and spacing included.
 
     Args:
-        rows: What ``RowFile.map`` returned; it stays readable. Other arrays are left alone.
-    """
-    base: object = rows.base
-    if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):  # not on every system
-        base.madvise(mmap.MADV_DONTNEED)
-
-
-def row_sums(keys: NDArray[np.uint32], values: NDArray[Any]) -> NDArray[np.uint32]:
-    """Hash each row together with its key: the high half of a + sum_i b_i w_i modulo 2^64 over all words w_i.
-
-    The factors are fixed random numbers. Guards against what disks and killed processes do: a changed bit always
-    changes the sum; rows that are zeroed, cut short, exchanged or overwritten keep it with probability 2^-32. It does
-    not guard against forgery. Source: "multilinear", Lemire and Kaser (2014), arXiv 1202.4961.
-
-    Args:
-        keys: uint32 (N, k).
-        values: (N, w), numbers of 1 to 4 bytes.
+        text_input: One or two strings.
 
     Returns:
-        uint32 (N,).
+        16 bytes.
     """
-    words = values.view(f"<u{values.dtype.itemsize}")
-    first, *factors = np.split(hash_factors(1 + keys.shape[1] + words.shape[1]), [1, 1 + keys.shape[1]])
-    parts = [np.einsum("ij,j->i", part.astype(np.uint64), b) for part, b in zip((keys, words), factors, strict=True)]
-    sums: NDArray[np.uint32] = ((first + parts[0] + parts[1]) >> np.uint64(32)).astype(np.uint32)
-    return sums
+    joined = "\x1f".join(text_input).encode("utf-8", "surrogatepass")
+    return hashlib.blake2b(joined, digest_size=KEY_BYTES).digest()
 
 
-def hash_factors(count: int) -> NDArray[np.uint64]:
-    """Draw the factors of ``row_sums``; the raw output of a bit generator is the same in every version of numpy.
+class OutputStore:
+    """Outputs of one teacher at one maximum length; processes and threads may read and append at the same time.
 
-    Args:
-        count: How many; more begin with the same.
-
-    Returns:
-        uint64 (count,).
+    The first half of a key finds the row, and the checksum covers the whole key, so that no text gets another's row.
+    Readers wait while somebody writes. A store may be pickled; every thread opens a connection of its own.
     """
-    return np.random.PCG64(0).random_raw(count)
+
+    def __init__(self, folder: Path, classes: int, width: int) -> None:
+        """Name a store; nothing is opened yet.
+
+        Args:
+            folder: Where the file lives; its name should hold the teacher's fingerprint and the maximum length.
+            classes: C.
+            width: d.
+        """
+        self.path = folder / f"outputs-{classes}x{width}.sqlite"
+        self.record = np.dtype([("logits", "<f4", (classes,)), ("embedding", "<f2", (width,))])
+        # By process and thread; a forked child neither uses nor closes what its parent has opened.
+        self._held: dict[tuple[int, int], tuple[object, sqlite3.Connection]] = {}
+        self._arguments = folder, classes, width
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the place alone."""
+        return OutputStore, self._arguments
+
+    def read(self, keys: Sequence[bytes]) -> tuple["TeacherOutputs", NDArray[np.bool_]]:
+        """Look texts up and check their rows; the embeddings stay on disk until they are asked for.
+
+        Args:
+            keys: N content keys.
+
+        Returns:
+            The outputs, with logits float32 (N, C) that are not numbers where a text is missing, and which texts are
+            there undamaged, bool (N,).
+
+        Raises:
+            RunError: If the file cannot be opened or stays locked.
+        """
+        words, known = _as_words(keys), np.zeros(len(keys), np.bool_)
+        logits = np.full((len(keys), *self.record["logits"].shape), np.nan, np.float32)
+        for places, records in self.intact(words):
+            logits[places], known[places] = records["logits"], True
+        return TeacherOutputs(logits, StoredRows((self,), np.zeros(len(keys), np.int64), words)), known
+
+    def append(self, keys: Sequence[bytes], outputs: "TeacherOutputs") -> None:
+        """Add texts in one step: a process that is killed here leaves the store as it was.
+
+        Args:
+            keys: N content keys; a key that is there already gets the new outputs.
+            outputs: Their outputs; the embeddings are rounded to float16.
+
+        Raises:
+            RunError: If the disk is full, or the file cannot be opened or stays locked.
+        """
+        records = np.empty(len(keys), self.record)
+        records["logits"], records["embedding"] = outputs.logits, outputs.embeddings
+        numbers, values = _as_words(keys)[:, 0].tolist(), [record.tobytes() for record in records]
+        sums = [zlib.crc32(value, zlib.crc32(key)) for key, value in zip(keys, values, strict=True)]
+
+        def insert(connection: sqlite3.Connection) -> None:
+            with connection:
+                connection.execute("BEGIN IMMEDIATE")
+                connection.executemany(INSERT, zip(numbers, sums, values, strict=True))
+                if connection.execute(COUNT, (json.dumps(numbers),)).fetchone()[0] < len(numbers):
+                    raise sqlite3.DatabaseError("rows that were just written are not found")
+
+        self._run(insert)
+
+    def intact(self, words: NDArray[np.int64]) -> Iterator[tuple[list[int], NDArray[Any]]]:
+        """Read rows, some at a time.
+
+        Args:
+            words: int64 (N, 2), content keys.
+
+        Yields:
+            Positions of texts that are there undamaged, and their records.
+        """
+
+        def select(connection: sqlite3.Connection) -> dict[int, bytes]:
+            rows = connection.execute(SELECT, (numbers,)).fetchall()
+            found = {
+                place: record
+                for place, crc, record in rows
+                if isinstance(record, bytes) and zlib.crc32(record, zlib.crc32(keys[place])) == crc
+            }
+            if len(found) < len(rows):  # perhaps the index leads to a wrong row, which writing anew would replace
+                connection.execute("REINDEX")
+            return found
+
+        for start in range(0, len(words), READ_AT_ONCE):
+            some = words[start : start + READ_AT_ONCE]
+            numbers, keys = json.dumps(some[:, 0].tolist()), some.view(f"V{KEY_BYTES}")[:, 0].tolist()
+            found = self._run(select)
+            yield [start + place for place in found], np.frombuffer(b"".join(found.values()), self.record)
+
+    def _run(self, action: Callable[[sqlite3.Connection], Any]) -> Any:
+        """Do something with the file; once more with a new one if it turns out to be damaged."""
+        with full_disk_as_run_error(self.path):
+            try:
+                return action(self._connection())
+            except sqlite3.DatabaseError as error:
+                self._refuse_or_replace(error)
+            return action(self._connection())
+
+    def _connection(self) -> sqlite3.Connection:
+        """Return the connection of this process and thread, opened anew when the file is another."""
+        me = os.getpid(), threading.get_ident()
+        if me not in self._held or self._held[me][0] != _file_number(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.touch()
+            number = _file_number(self.path)
+            connection = sqlite3.connect(self.path, SECONDS_TO_WAIT, isolation_level=None, check_same_thread=False)
+            connection.text_factory = bytes  # one changed bit makes text of a record
+            self._held[me] = number, connection
+            connection.executescript(SETUP)
+        return self._held[me][1]
+
+    def _refuse_or_replace(self, error: sqlite3.DatabaseError) -> None:
+        """Put a damaged file aside, once however many processes see it; raise what is no damage."""
+        number, connection = self._held.pop((os.getpid(), threading.get_ident()), (None, None))
+        if connection:
+            connection.close()
+        name = getattr(error, "sqlite_errorname", "")
+        if name == "SQLITE_FULL":
+            raise OSError(errno.ENOSPC, str(error)) from error
+        # One changed bit can make a file read-only; a mistake of ours is a ProgrammingError.
+        locked = name.startswith("SQLITE_READONLY") and not os.access(self.path, os.W_OK)
+        if locked or name.startswith(NO_DAMAGE) or isinstance(error, sqlite3.ProgrammingError):
+            raise RunError(f"cannot use {self.path}: {error}; check the disk and other runs, then run again") from error
+        with FileLock(f"{self.path}.lock"):
+            if number == _file_number(self.path):  # else another process has done it
+                logger.warning("%s is damaged (%s): its texts are labelled again", self.path, error)
+                Path(f"{self.path}-journal").unlink(missing_ok=True)
+                os.replace(self.path, f"{self.path}.damaged")
 
 
 @dataclass(frozen=True)
 class StoredRows:
-    """Rows of arrays that are read when they are asked for, so that memory maps stay on disk until then.
+    """Embeddings that are read when they are asked for.
 
     Attributes:
-        parts: Arrays (n_i, d) of any floating type, at least one; laid one behind another they have M rows.
-        places: int64 (N,), 0 to M - 1.
+        sources: Stores, and arrays (n_i, d), at least one.
+        owners: int64 (N,), the source of each text.
+        words: int64 (N, 2), its content key in a store; in an array its row and anything.
     """
 
-    parts: tuple[NDArray[Any], ...]
-    places: NDArray[np.int64]
+    sources: "tuple[OutputStore | NDArray[np.float32], ...]"
+    owners: NDArray[np.int64]
+    words: NDArray[np.int64]
 
     def take(self, indices: NDArray[np.int64]) -> "StoredRows":
-        """Select rows by position; nothing is read.
-
-        Args:
-            indices: int64 positions, 0 to N - 1.
-
-        Returns:
-            The selected rows.
-        """
-        return StoredRows(self.parts, self.places[indices])
+        """Select rows by position, int64; nothing is read."""
+        return StoredRows(self.sources, self.owners[indices], self.words[indices])
 
     def read(self) -> NDArray[np.float32]:
         """Read all rows.
 
         Returns:
             float32 (N, d).
+
+        Raises:
+            RunError: If a row is gone or damaged since it was found.
         """
-        starts = np.cumsum([0, *(len(part) for part in self.parts[:-1])])
-        owners = np.searchsorted(starts, self.places, side="right") - 1
-        rows = np.empty((len(self.places), self.parts[0].shape[1]), np.float32)
-        for number, part in enumerate(self.parts):
-            mine = owners == number
-            rows[mine] = part[self.places[mine] - starts[number]]
-            forget_pages(part)
+        first = self.sources[0]
+        width = first.record["embedding"].shape[0] if isinstance(first, OutputStore) else first.shape[1]
+        rows = np.empty((len(self.owners), width), np.float32)
+        for number, source in enumerate(self.sources):
+            mine = np.flatnonzero(self.owners == number)
+            if not isinstance(source, OutputStore):
+                rows[mine] = source[self.words[mine, 0]]
+                continue
+            left = len(mine)
+            for places, records in source.intact(self.words[mine]):
+                rows[mine[places]], left = records["embedding"], left - len(places)
+            if left:
+                raise RunError(f"{source.path}: {left} embeddings are gone or damaged; run again to label them anew")
         return rows
 
 
@@ -214,7 +258,7 @@ class TeacherOutputs:
         return self.states.read() if isinstance(self.states, StoredRows) else self.states
 
     def take(self, indices: NDArray[np.int64]) -> "TeacherOutputs":
-        """Select rows by position.
+        """Select rows by position; embeddings that are stored are not read.
 
         Args:
             indices: int64 positions.
@@ -234,10 +278,12 @@ class TeacherOutputs:
         Returns:
             float32 (N, C), rows sum to 1.
         """
-        scaled = self.logits / temperature
-        exponents = np.exp(scaled - scaled.max(axis=1, keepdims=True))
-        probabilities: NDArray[np.float32] = (exponents / exponents.sum(axis=1, keepdims=True)).astype(np.float32)
+        probabilities: NDArray[np.float32] = softmax(self.logits / np.float32(temperature), axis=1)
         return probabilities
+
+
+Labeller = Callable[[Sequence[TextInput]], TeacherOutputs]
+"""Labels texts with the teacher: cached by content, duplicates labelled once."""
 
 
 def join_outputs(parts: Sequence[TeacherOutputs]) -> TeacherOutputs:
@@ -249,135 +295,26 @@ def join_outputs(parts: Sequence[TeacherOutputs]) -> TeacherOutputs:
     Returns:
         All outputs, in order.
     """
-    stored = [_stored(part.states) for part in parts]
-    starts = np.cumsum([0, *(sum(map(len, rows.parts)) for rows in stored)])
-    places = np.concatenate([rows.places + start for rows, start in zip(stored, starts, strict=False)])
-    states = StoredRows(tuple(part for rows in stored for part in rows.parts), places)
+    rows = [_stored(part.states) for part in parts]
+    starts = np.cumsum([0, *(len(stored.sources) for stored in rows)])
+    owners = np.concatenate([stored.owners + start for stored, start in zip(rows, starts, strict=False)])
+    sources = tuple(source for stored in rows for source in stored.sources)
+    states = StoredRows(sources, owners, np.concatenate([stored.words for stored in rows]))
     return TeacherOutputs(np.concatenate([part.logits for part in parts]), states)
 
 
 def _stored(states: NDArray[np.float32] | StoredRows) -> StoredRows:
-    return states if isinstance(states, StoredRows) else StoredRows((states,), np.arange(len(states)))
+    if isinstance(states, StoredRows):
+        return states
+    return StoredRows((states,), np.zeros(len(states), np.int64), np.tile(np.arange(len(states))[:, None], 2))
 
 
-Labeller = Callable[[Sequence[TextInput]], TeacherOutputs]
-"""Labels texts with the teacher: cached by content, duplicates labelled once."""
+def _as_words(keys: Sequence[bytes]) -> NDArray[np.int64]:
+    return np.frombuffer(b"".join(keys), "<i8").reshape(-1, 2)
 
 
-KEY_BYTES, KEY_WORDS = 16, 4
-CHECKED_AT_ONCE = 2048
-"""Rows in memory while they are checked."""
-
-
-def content_key(text_input: TextInput) -> bytes:
-    """Digest one text exactly, case and spacing included.
-
-    Args:
-        text_input: One or two strings.
-
-    Returns:
-        16 bytes.
-    """
-    joined = "\x1f".join(text_input).encode("utf-8", "surrogatepass")
-    return hashlib.blake2b(joined, digest_size=KEY_BYTES).digest()
-
-
-class PredictionStore:
-    """Outputs of one teacher at one maximum length; a new row is appended, never rewritten.
-
-    Logits and embedding of a row are written before its line of the index, so that a row without that line does not
-    count: the next writer overwrites what a killed one has left.
-    """
-
-    def __init__(self, folder: Path, classes: int, width: int) -> None:
-        """Open a store, creating its folder.
-
-        Args:
-            folder: Where the files live; its name should hold the teacher's fingerprint and the maximum length.
-            classes: C.
-            width: d.
-        """
-        shape = f"{classes}x{width}"
-        self._index = RowFile(folder / f"index-{shape}.bin", "<u4", KEY_WORDS + 2)
-        self._logits = RowFile(folder / f"logits-{shape}.bin", "<f4", classes)
-        self._embeddings = RowFile(folder / f"embeddings-{shape}.bin", "<f2", width)
-        with full_disk_as_run_error(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        self._known, self._rows_read = KeyIndex(), 0
-        self._read_index()
-
-    def __len__(self) -> int:
-        """Return the number of texts known."""
-        return len(self._known)
-
-    def _read_index(self) -> None:
-        lines = self._index.map()
-        if len(lines) < self._rows_read:  # somebody emptied the cache while it was open
-            self._known, self._rows_read = KeyIndex(), 0
-        keys = np.ascontiguousarray(lines[self._rows_read :, :KEY_WORDS]).view(KEY_TYPE)[:, 0]
-        self._known.add(keys, self._rows_read)
-        self._rows_read = len(lines)
-
-    def find(self, keys: Sequence[bytes], embeddings: bool = True) -> NDArray[np.int64]:
-        """Look texts up and check their rows.
-
-        Args:
-            keys: N content keys.
-            embeddings: Check the embeddings too; a reader of logits alone leaves their file alone.
-
-        Returns:
-            int64 (N,): the row of each text, or -1 where it is missing or its row is damaged.
-        """
-        joined = b"".join(keys)
-        rows, words = self._known.find(np.frombuffer(joined, KEY_TYPE)), np.frombuffer(joined, "<u4")
-        asked = words.reshape(-1, KEY_WORDS)
-        index, parts = self._index.map(), [self._logits.map(), *([self._embeddings.map()] if embeddings else [])]
-        for start in range(0, len(rows), CHECKED_AT_ONCE):
-            some = rows[start : start + CHECKED_AT_ONCE]
-            some[~_are_intact(some, asked[start : start + CHECKED_AT_ONCE], index, parts)] = -1
-            for file in (index, *parts):
-                forget_pages(file)
-        return rows
-
-    def read(self, rows: NDArray[np.int64]) -> TeacherOutputs:
-        """Read rows; their embeddings stay on disk until they are asked for.
-
-        Args:
-            rows: int64 (N,), as found.
-
-        Returns:
-            The outputs in that order.
-        """
-        return TeacherOutputs(self._logits.map()[rows], StoredRows((self._embeddings.map(),), rows))
-
-    def append(self, keys: Sequence[bytes], outputs: TeacherOutputs) -> None:
-        """Add new texts.
-
-        Args:
-            keys: N content keys.
-            outputs: Their outputs.
-
-        Raises:
-            RunError: If the disk is full.
-        """
-        words = np.frombuffer(b"".join(keys), "<u4").reshape(-1, KEY_WORDS)
-        logits, embeddings = outputs.logits.astype("<f4"), outputs.embeddings.astype("<f2")
-        sums = [row_sums(words, values) for values in (logits, embeddings)]
-        with full_disk_as_run_error(self._index.path), FileLock(f"{self._index.path}.lock"):
-            start = len(self._index)
-            self._logits.write(start, logits)
-            self._embeddings.write(start, embeddings)
-            self._index.write(start, np.column_stack([words, *sums]))
-        self._read_index()
-
-
-def _are_intact(
-    rows: NDArray[np.int64], asked: NDArray[np.uint32], index: NDArray[np.uint32], parts: Sequence[NDArray[Any]]
-) -> NDArray[np.bool_]:
-    intact = (rows >= 0) & (rows < min(map(len, (index, *parts))))  # a power cut may shorten a file
-    checked = np.flatnonzero(intact)
-    lines = index[rows[checked]]
-    intact[checked] = (lines[:, :KEY_WORDS] == asked[checked]).all(axis=1)
-    for column, part in enumerate(parts, start=KEY_WORDS):
-        intact[checked] &= row_sums(lines[:, :KEY_WORDS], part[rows[checked]]) == lines[:, column]
-    return intact
+def _file_number(path: Path) -> int | None:
+    """Tell one file from another of the same name."""
+    with contextlib.suppress(FileNotFoundError):
+        return path.stat().st_ino
+    return None

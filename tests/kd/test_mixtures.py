@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from l2a.data.encoding import encode
 from l2a.kd.data import DistillationSet, cycle, join, mixture_batches, refuse_constant_targets
-from l2a.teacher.store import StoredRows, TeacherOutputs, join_outputs
+from l2a.teacher.store import TeacherOutputs
 from l2a.util.errors import RunError
 
 
@@ -49,33 +49,6 @@ def test_joining_and_taking_keep_texts_with_their_labels(tokenizer):
     assert (back.encoded.ids == second.encoded.ids).all()
     assert (back.teacher.logits == second.teacher.logits).all()
     assert (back.encoded.padded(np.array([3]))["input_ids"] == second.encoded.padded(np.array([3]))["input_ids"]).all()
-
-
-@given(st.data())
-def test_stored_embeddings_are_joined_and_taken_as_arrays_are(data):
-    sizes = data.draw(st.lists(st.integers(0, 6), min_size=1, max_size=4))
-    rng = np.random.default_rng(sum(sizes))
-    arrays = [rng.normal(size=(size + 2, 3)).astype(np.float16) for size in sizes]
-    places = [rng.integers(0, size + 2, size) for size in sizes]
-    rows = [array[place].astype(np.float32) for array, place in zip(arrays, places, strict=True)]
-    stored = [StoredRows((array,), place) for array, place in zip(arrays, places, strict=True)]
-    mixed = [part if i % 2 else array for i, (part, array) in enumerate(zip(stored, rows, strict=True))]
-    chosen = np.array(data.draw(st.lists(st.integers(0, max(sum(sizes) - 1, 0)), max_size=9 if sum(sizes) else 0)), int)
-    for parts in (stored, mixed):
-        joined = join_outputs([TeacherOutputs(row[:, :2], part) for row, part in zip(rows, parts, strict=True)])
-        assert np.array_equal(joined.embeddings, np.concatenate(rows))
-        again = join_outputs([joined.take(chosen), joined])
-        assert np.array_equal(again.embeddings, np.concatenate([np.concatenate(rows)[chosen], *rows]))
-        assert np.array_equal(again.logits, again.embeddings[:, :2])
-        assert again.embeddings.dtype == np.float32
-
-
-def test_joining_reads_no_stored_embedding(tokenizer, monkeypatch):
-    data = make_set(tokenizer, 6)
-    stored = StoredRows((data.teacher.embeddings.astype(np.float16),), np.arange(6))
-    monkeypatch.setattr(StoredRows, "read", lambda rows: pytest.fail("an embedding was read"))
-    lazy = DistillationSet(data.encoded, TeacherOutputs(data.teacher.logits, stored), data.labels)
-    assert len(join([lazy, lazy]).take(np.arange(4, 9))) == 5
 
 
 def test_constant_teacher_labels_are_refused(tokenizer):

@@ -22,13 +22,11 @@ from l2a.generator.tokens import GeneratorInputs, build_neighbour_table, vocabul
 from l2a.kd.inference import embedding_gradients, run_student
 from l2a.student.presets import build_student
 from l2a.student.vocabulary import choose_tokens, count_tokens, keep_tokens, needed_tokens
-from l2a.teacher.labelling import predict, token_vectors
+from l2a.teacher.labelling import predict
 from l2a.teacher.load import load_encoder, load_fine_tuned
 from l2a.util.errors import UsageError
 from tests.conftest import LABELS, tiny_bert_config
 from tests.student.conftest import CHARACTERS, SPECIALS, WORDS, make_student
-
-PRUNED = ("pruned", "pruned_narrow")
 
 
 @pytest.fixture(scope="session")
@@ -173,15 +171,6 @@ def test_the_first_token_of_a_cut_teacher_sees_every_word(large_teacher, domain_
     assert np.linalg.norm(changed[0] - changed[1]) < 0.5 * np.linalg.norm(changed[0] - changed[2])
 
 
-def test_the_pruned_narrow_student_reads_the_vectors_of_its_tokens(large_teacher, domain_texts):
-    student = make_student("pruned_narrow", large_teacher, domain_texts)
-    theirs = torch.from_numpy(token_vectors(large_teacher)[kept_ids(student, large_teacher)])
-    correlation = np.corrcoef(torch.pdist(student.word_embeddings()), torch.pdist(theirs))[0, 1]
-    narrow = make_student("narrow", large_teacher, domain_texts)
-    assert correlation > 0.9
-    assert student.model.config.num_hidden_layers > narrow.model.config.num_hidden_layers
-
-
 @pytest.mark.parametrize("kind", ["distilbert", "fine-tuned"])
 def test_other_teachers_of_the_family_are_cut_too(kind, full, domain_texts, tmp_path):
     full.save_pretrained(tmp_path)
@@ -201,19 +190,17 @@ def test_other_teachers_of_the_family_are_cut_too(kind, full, domain_texts, tmp_
     assert run_student(student, encode(student.tokenizer, domain_texts[:4], 32))[1].std(axis=0).mean() > 0
 
 
-@pytest.mark.parametrize("preset", PRUNED)
-def test_a_vocabulary_that_is_not_wordpiece_is_refused(preset, large_teacher, domain_texts):
+def test_a_vocabulary_that_is_not_wordpiece_is_refused(large_teacher, domain_texts):
     words = Tokenizer(models.WordLevel({"[UNK]": 0, "[CLS]": 1, "[SEP]": 2, "[PAD]": 3}, unk_token="[UNK]"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     large_teacher.tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", cls_token="[CLS]")
-    with pytest.raises(UsageError, match=rf"student\.preset: '{preset}' .* WordLevel; choose another"):
-        make_student(preset, large_teacher, domain_texts)
+    with pytest.raises(UsageError, match=r"student\.preset: 'pruned' .* WordLevel; choose another"):
+        make_student("pruned", large_teacher, domain_texts)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", PRUNED)
-def test_the_generator_draws_from_a_pruned_vocabulary(preset, large_teacher, domain_texts):
-    student, label = make_student(preset, large_teacher, domain_texts), partial(predict, large_teacher, max_length=32)
+def test_the_generator_draws_from_a_pruned_vocabulary(large_teacher, domain_texts):
+    student, label = make_student("pruned", large_teacher, domain_texts), partial(predict, large_teacher, max_length=32)
     source, target = domain_texts[:120], domain_texts[120:140]
     problem = GeneratorInputs(
         source_inputs=source,
