@@ -1,5 +1,6 @@
 """The command ``l2a``: its sub-commands, and how errors are shown."""
 
+import signal
 import sys
 from typing import Annotated
 
@@ -10,7 +11,7 @@ from l2a.cli.data import augment_command, domains_app, pretrain_command
 from l2a.cli.distill import distill_command
 from l2a.cli.experiment import experiment_app
 from l2a.cli.selector import selector_app
-from l2a.util.errors import RunError, UsageError
+from l2a.util.errors import RunError, UsageError, os_error_sentence
 
 app = typer.Typer(
     help="Distil a small text classifier for a domain with few labels.",
@@ -25,6 +26,8 @@ app.command("pretrain")(pretrain_command)
 app.add_typer(domains_app, name="domains")
 app.add_typer(experiment_app, name="experiment")
 app.add_typer(selector_app, name="selector")
+cache_app = typer.Typer(help="Show or clear what is kept between runs.", no_args_is_help=True)
+app.add_typer(cache_app, name="cache")
 
 
 def _show_version(wanted: bool) -> None:
@@ -42,16 +45,52 @@ def _options(
     """Hold the options that stand before a command."""
 
 
+@cache_app.command("list")
+def list_cache() -> None:
+    """Show where the cache is and what it holds."""
+    from l2a.util.cache import cache_root, cache_sizes
+
+    typer.echo(f"{cache_root()}")
+    for kind, (entries, size) in cache_sizes().items():
+        typer.echo(f"{kind:<16} {entries:>6} entries {size / 1e6:>10.1f} MB")
+
+
+@cache_app.command("clear")
+def clear(
+    kinds: Annotated[
+        list[str] | None, typer.Argument(help="Kinds to remove, as `list` names them; all by default.")
+    ] = None,
+) -> None:
+    """Remove cache entries; what a later run needs is fetched or computed again."""
+    from l2a.util.cache import clear_cache
+
+    typer.echo(f"{clear_cache(tuple(kinds or ())) / 1e6:.1f} MB freed")
+
+
+class _Interrupted(BaseException):
+    """Ctrl-C; the command-line library would swallow a KeyboardInterrupt and say nothing."""
+
+
+def _interrupt(*_: object) -> None:
+    raise _Interrupted
+
+
 def main() -> None:
-    """Run the command line: exit code 0 for success, 1 for a failed run, 2 for wrong usage."""
+    """Run the command line: exit code 0 for success, 1 for a failed run, 2 for wrong usage, 130 when interrupted."""
+    signal.signal(signal.SIGINT, _interrupt)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what is half written is cleaned up
     try:
         app()
     except UsageError as error:
         _fail(str(error), 2)
     except RunError as error:
         _fail(str(error), 1)
-    except KeyboardInterrupt:
-        _fail("interrupted; the same command takes up what is in the cache or was kept beside the output", 130)
+    except (_Interrupted, KeyboardInterrupt):
+        _fail("interrupted; trained teachers and labels are kept in the cache: run the same command to go on", 130)
+    except MemoryError:
+        _fail("the memory is used up; lower kd.batch_size, kd.pool_size or --max-length, or close other programs", 1)
+    except OSError as error:
+        _fail(os_error_sentence(error), 1)
 
 
 def _fail(message: str, code: int) -> None:

@@ -32,8 +32,8 @@ from l2a.teacher.labelling import cached_labeller
 from l2a.teacher.load import EMBEDDED, load_encoder, load_fine_tuned, load_masked_language_model, locate
 from l2a.util.cache import fingerprint
 from l2a.util.cards import did_you_mean
-from l2a.util.errors import RunError, UsageError
-from l2a.util.files import atomic_write_bytes, full_disk_as_run_error, to_json
+from l2a.util.errors import RunError, UsageError, os_errors_as_run_error
+from l2a.util.files import atomic_write_bytes, to_json
 from l2a.util.progress import SILENT, Progress
 from l2a.util.training import best_device
 
@@ -352,7 +352,7 @@ def augment_file(job: AugmentJob, progress: Progress = SILENT) -> int:
     make = _batch_maker(job, operator, degree, inputs, source, progress)
     total = job.copies * len(inputs)
     partial = _partial_file(job, degree, inputs, source)
-    with full_disk_as_run_error(job.output), progress.stage("augment", total) as advance:
+    with os_errors_as_run_error(job.output), progress.stage("augment", total) as advance:
         partial.parent.mkdir(parents=True, exist_ok=True)
         done = _keep_whole_batches(partial, job.batch_size)
         advance(done)

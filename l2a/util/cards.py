@@ -1,7 +1,7 @@
-"""YAML cards (agents, domains, configs): found in the working directory first, checked strictly."""
+"""YAML cards (agents, domains, configs): shipped ones and those of the working directory, checked strictly."""
 
 import dataclasses
-import difflib
+import logging
 import types
 import typing
 from collections.abc import Mapping
@@ -10,45 +10,45 @@ from typing import Any
 
 import yaml
 
-from l2a.util.errors import UsageError
+from l2a.util.errors import UsageError, did_you_mean, os_error_sentence
 
 PACKAGE = Path(__file__).parent.parent
 T = typing.TypeVar("T")
+logger = logging.getLogger(__name__)
+__all__ = ["build", "did_you_mean", "find_card", "list_cards", "load_yaml", "shipped_folder"]
 
 
-def card_folders(kind: str) -> tuple[Path, ...]:
-    """List the folders that hold cards of one kind, in the order of precedence.
+def shipped_folder(kind: str) -> Path:
+    """Locate the cards that come with the package.
 
     Args:
-        kind: "agents", "domains" or "configs".
+        kind: "agents", "domains", "configs" or "configs/experiments".
 
     Returns:
-        The working directory's folder, then the one shipped in the package or beside it in a checkout.
+        The folder inside an installed package, or beside it in a checkout.
     """
-    return (Path.cwd() / kind, PACKAGE / "shipped" / kind, PACKAGE.parent / kind)
+    shipped = PACKAGE / "shipped"
+    return (shipped if shipped.is_dir() else PACKAGE.parent) / kind
 
 
 def list_cards(kind: str) -> dict[str, Path]:
-    """Find every card of a kind by name; a user's card hides a shipped one of the same name.
+    """Find every card of a kind by name; files of the working directory add names and never hide a shipped one.
 
     Args:
-        kind: "agents", "domains" or "configs".
+        kind: "agents", "domains", "configs" or "configs/experiments".
 
     Returns:
         Card names, sorted, with their files.
     """
-    found: dict[str, Path] = {}
-    for folder in card_folders(kind):
-        for path in sorted(folder.glob("*.yaml")):
-            found.setdefault(path.stem, path)
-    return dict(sorted(found.items()))
+    own = {path.stem: path for path in sorted((Path.cwd() / kind).glob("*.yaml"))}
+    return dict(sorted((own | {path.stem: path for path in shipped_folder(kind).glob("*.yaml")}).items()))
 
 
 def find_card(kind: str, name: str) -> Path:
     """Find one card by name.
 
     Args:
-        kind: "agents", "domains" or "configs".
+        kind: "agents", "domains", "configs" or "configs/experiments".
         name: The file's name without ``.yaml``.
 
     Returns:
@@ -60,24 +60,25 @@ def find_card(kind: str, name: str) -> Path:
     cards = list_cards(kind)
     if name not in cards:
         raise UsageError(
-            f"{kind}: there is no card named {name!r}{did_you_mean(name, cards)}; "
+            f"{kind}: there is no card {name!r}{did_you_mean(name, cards)}; "
             f"known: {', '.join(cards)}; add your own as {kind}/{name}.yaml"
         )
+    own = Path.cwd() / kind / f"{name}.yaml"
+    if name != "default" and own.is_file() and not own.samefile(cards[name]):
+        logger.warning("%s/%s.yaml of this folder is not used: a shipped card has that name; rename it", kind, name)
     return cards[name]
 
 
-def did_you_mean(word: str, allowed: typing.Iterable[str]) -> str:
-    """Suggest the nearest allowed word.
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a mapping that holds a key twice, which YAML readers take in silence."""
 
-    Args:
-        word: What the user wrote.
-        allowed: What can be written.
-
-    Returns:
-        "; did you mean 'x'?" or an empty string.
-    """
-    close = difflib.get_close_matches(word, list(allowed), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = next((key for number, key in enumerate(keys) if key in keys[:number] and key != "<<"), None)
+        if twice is not None:
+            line = node.start_mark.line + 1
+            raise yaml.constructor.ConstructorError(None, None, f"the key {twice!r} stands twice after line {line}")
+        return super().construct_mapping(node, deep)
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
@@ -93,15 +94,15 @@ def load_yaml(path: Path) -> dict[str, Any]:
         UsageError: If the file is missing, is not YAML or is not a mapping.
     """
     try:
-        content = yaml.safe_load(path.read_text("utf-8"))
-    except FileNotFoundError as error:
-        raise UsageError(f"config file {path}: no such file; check the path") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        content = yaml.load(path.read_text("utf-8-sig"), _UniqueKeys)
+    except OSError as error:
+        raise UsageError(f"config file {os_error_sentence(OSError(error.errno, error.strerror, str(path)))}") from error
+    except (UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise UsageError(f"config file {path}: not readable as YAML: {' '.join(str(error).split())}") from error
     if content is None:
         return {}
     if not isinstance(content, dict):
-        raise UsageError(f"config file {path}: a mapping of keys to values is needed, not a {type(content).__name__}")
+        raise UsageError(f"config file {path}: it holds a {type(content).__name__}; write a mapping of keys to values")
     return content
 
 
@@ -155,7 +156,7 @@ def _convert(hint: Any, value: Any, where: str, problems: list[str]) -> Any:
     if origin is typing.Literal:
         if value not in arguments:
             hint_text = did_you_mean(str(value), [str(a) for a in arguments])
-            problems.append(f"{where}: {value!r} is not allowed{hint_text}; allowed: {', '.join(map(str, arguments))}")
+            problems.append(f"{where} is {value!r}{hint_text}; give one of {', '.join(map(str, arguments))}")
         return value
     return _convert_scalar(hint, value, where, problems)
 
@@ -186,5 +187,5 @@ def _convert_scalar(hint: Any, value: Any, where: str, problems: list[str]) -> A
     wrong_bool = isinstance(value, bool) and hint is not bool
     if not isinstance(hint, type) or not isinstance(value, hint) or wrong_bool:
         name = hint.__name__ if isinstance(hint, type) else str(hint)
-        problems.append(f"{where}: {value!r} is a {type(value).__name__}, {name} is needed")
+        problems.append(f"{where} is {value!r}, a {type(value).__name__}; give a value of type {name}")
     return value

@@ -1,9 +1,83 @@
-"""Errors that a user can act on: each names the field, what came, what is allowed and the fix."""
+"""Errors that a user can act on: each names the field, the value, what is allowed and the fix."""
+
+import contextlib
+import difflib
+import errno
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 
 class UsageError(ValueError):
-    """The request is wrong: bad options, a bad config or a bad input file (exit code 2)."""
+    """The request is wrong: bad options, a bad configuration or a bad input file (exit code 2)."""
 
 
 class RunError(ValueError):
-    """The request was fine but the run failed: no network, a corrupted artefact, a diverged loss (exit code 1)."""
+    """The request was fine but the run failed: no network, a full disk, a diverged loss (exit code 1)."""
+
+
+def did_you_mean(word: str, allowed: Iterable[str]) -> str:
+    """Suggest the nearest allowed word.
+
+    Args:
+        word: What was written.
+        allowed: What could have been meant.
+
+    Returns:
+        " (did you mean 'x'?)", or "" when nothing is close.
+    """
+    close = difflib.get_close_matches(word, list(allowed), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+FIXES = {
+    errno.ENOSPC: "the disk is full; free some space, or point --output-dir or the L2A_CACHE variable to another disk",
+    errno.EDQUOT: "your disk quota is used up; free some space, or point --output-dir or L2A_CACHE to another disk",
+    errno.EROFS: "the disk is read-only; point --output-dir or the L2A_CACHE variable to a folder that you can write",
+    errno.EACCES: "permission denied; change its permissions, or point --output-dir or L2A_CACHE somewhere else",
+    errno.EPERM: "permission denied; change its permissions, or point --output-dir or L2A_CACHE somewhere else",
+    errno.ENOTDIR: "a part of the path is a file, not a folder; correct the path",
+    errno.EISDIR: "it is a folder, not a file; name a file",
+    errno.ENOENT: "no such file or folder; check the path",
+    errno.EEXIST: "a file of that name exists; choose another name",
+    errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
+    errno.EIO: "the disk reports an error; check the disk and run again",
+    errno.EMFILE: "too many open files; raise the limit with `ulimit -n 4096`",
+}
+"""What a failed call to the system means to a user, and what helps."""
+
+
+def os_error_sentence(error: OSError) -> str:
+    """Say in one sentence what the system refused.
+
+    Args:
+        error: What was raised.
+
+    Returns:
+        The path where the error has one, the reason and the fix.
+    """
+    where = f"{error.filename}: " if error.filename is not None else ""
+    return where + FIXES.get(error.errno or 0, f"{error.strerror or error}; check the path and the disk")
+
+
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+
+
+@contextlib.contextmanager
+def os_errors_as_run_error(path: Path) -> Iterator[None]:
+    """Turn an error of the system while a path is written into one sentence that names the path and the fix.
+
+    Errors that speak of files elsewhere, such as one that is read meanwhile, pass.
+
+    Args:
+        path: The file or folder that is written.
+
+    Raises:
+        RunError: If the system refuses.
+    """
+    try:
+        yield
+    except OSError as error:
+        shown = str(path if error.filename is None else error.filename)
+        if error.errno not in DISK and not shown.startswith(str(path.parent)):
+            raise
+        raise RunError(f"cannot write {os_error_sentence(OSError(error.errno, error.strerror, shown))}") from error

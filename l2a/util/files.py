@@ -1,7 +1,11 @@
-"""JSON that any reader accepts: numbers of numpy become plain ones, nan and infinities become null."""
+"""Files that are written whole or not at all, and output folders that hold nothing but what a run wrote.
+
+An output folder carries a mark, ``l2a.json``, that lists its files. While a run works, its results lie in a hidden
+folder inside; at the end they are moved to their places, and the mark comes last. A run that replaces an older one
+moves that one's files aside first, so that a kill at any moment leaves either the old run or the new one, whole.
+"""
 
 import contextlib
-import errno
 import hashlib
 import json
 import math
@@ -13,12 +17,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 
-from l2a.util.errors import RunError, UsageError
+from l2a.util.errors import RunError, UsageError, os_errors_as_run_error
+
+MARK = "l2a.json"
+MARK_FORMAT = 1
+LOCK = ".l2a.lock"
+NAMES = ".l2a-names.json"
+full_disk_as_run_error = os_errors_as_run_error
+NEW, OLD = ".l2a-new.", ".l2a-old."
+LOG, FAILED_LOG = "log.jsonl", "failed.log.jsonl"
 
 
 def to_json(content: Any, indent: int | None = None) -> str:
-    """Write plain data as strict JSON.
+    """Write plain data as strict JSON: numpy's numbers become plain ones, nan and infinities become null.
 
     Args:
         content: Mappings, sequences, strings, numbers, booleans, None, and numpy's scalars.
@@ -42,40 +55,35 @@ def _plain(value: Any) -> Any:
     return value
 
 
-@contextlib.contextmanager
-def full_disk_as_run_error(path: Path) -> Iterator[None]:
-    """Turn 'no space left' into one sentence that names the path and the fix.
+def sha256_file(path: Path) -> str:
+    """Hash a file without reading it into memory at once.
 
     Args:
-        path: The file or folder being written.
+        path: The file.
+
+    Returns:
+        64 hexadecimal digits.
 
     Raises:
-        RunError: If the disk or the quota is full.
+        OSError: If the file cannot be read.
     """
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise RunError(
-                f"cannot write {path}: the disk is full; free some space or point --output-dir "
-                "or the L2A_CACHE variable to another disk"
-            ) from error
-        raise
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def atomic_write_bytes(path: Path, data: bytes) -> None:
     """Write a file in one step: readers see the old content or the new one, never a part.
 
     Args:
-        path: Destination; its parent folder is created.
-        data: The whole content.
+        path: The file; missing parent folders are made.
+        data: Its content.
 
     Raises:
-        RunError: If the disk is full; nothing is left behind.
+        RunError: If the system refuses, such as when the disk is full; the old file is untouched then.
     """
-    with full_disk_as_run_error(path):
+    with os_errors_as_run_error(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}{NEW}")
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(data)
@@ -92,38 +100,189 @@ def atomic_write_text(path: Path, text: str) -> None:
     """Write a UTF-8 text file in one step.
 
     Args:
-        path: Destination; its parent folder is created.
-        text: The whole content.
+        path: The file.
+        text: Its content.
 
     Raises:
-        RunError: If the disk is full; nothing is left behind.
+        RunError: As for ``atomic_write_bytes``.
     """
     atomic_write_bytes(path, text.encode("utf-8"))
 
 
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Fill a temporary sibling folder that takes the final name only on success.
+    """Fill a temporary folder beside, which takes the place of a folder of our own only on success.
+
+    One process at a time may write a path. ``restore_folder`` cleans up after a kill.
 
     Args:
-        path: Final folder; an existing one is replaced.
+        path: The final folder.
 
     Yields:
-        The temporary folder to write into.
+        The folder to fill.
 
     Raises:
-        RunError: If the disk is full; nothing is left behind.
+        RunError: If the system refuses; the old folder is untouched then.
     """
-    with full_disk_as_run_error(path):
+    with os_errors_as_run_error(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}{NEW}"))
+        old = Path(str(temporary).replace(NEW, OLD))
         try:
             yield temporary
             os.chmod(temporary, 0o755)
-            _replace_folder(temporary, path)
+            if path.exists():  # no call replaces a folder that is not empty: the old one steps aside first
+                os.replace(path, old)
+            os.replace(temporary, path)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
+            if old.exists() and not path.exists():
+                os.replace(old, path)
             raise
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def restore_folder(path: Path) -> None:
+    """Clean up after a process that was killed inside ``atomic_folder``: the last whole folder is put back.
+
+    Args:
+        path: The final folder.
+    """
+    for old in path.parent.glob(f".{path.name}{OLD}*"):
+        if not path.exists():
+            os.replace(old, path)
+    for kind in (NEW, OLD):
+        for left in path.parent.glob(f".{path.name}{kind}*"):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def output_folder(path: Path, kind: str, overwrite: bool = False) -> Iterator[Path]:
+    """Give a folder to fill, whose files move into the output folder together once the block ends well.
+
+    Only what an earlier run wrote is ever replaced; other files of the user stay. After a failure the folder is as
+    it was, but for the log of the failed run.
+
+    Args:
+        path: The output folder; it is made where it is missing.
+        kind: What is written, such as "run" or "policy"; the mark keeps it.
+        overwrite: Whether an older result of the same kind may be replaced.
+
+    Yields:
+        The folder to fill.
+
+    Raises:
+        UsageError: If the path is a file, holds files that are not ours, or an older result without ``overwrite``.
+        RunError: If the path cannot be written, or another process writes it now.
+    """
+    _refuse_files(path)
+    with os_errors_as_run_error(path):
+        path.mkdir(parents=True, exist_ok=True)
+        with _locked(path):
+            _recover(path)
+            old = _refuse_foreign_content(path, kind, overwrite)
+            staging = Path(tempfile.mkdtemp(dir=path, prefix=NEW))
+            try:
+                yield staging
+                _install(staging, path, kind, old)
+            except BaseException:
+                if (staging / LOG).exists():
+                    os.replace(staging / LOG, path / FAILED_LOG)
+                raise
+            finally:
+                shutil.rmtree(staging, ignore_errors=True)
+
+
+def _refuse_files(path: Path) -> None:
+    part = next((part for part in (path, *path.parents) if part.exists()), None)
+    if part is not None and not part.is_dir():
+        raise UsageError(f"--output-dir {path}: {part} is a file; name a folder")
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    try:
+        with FileLock(path / LOCK, timeout=0):
+            yield
+    except Timeout as error:
+        raise RunError(
+            f"--output-dir {path}: another process writes there now; wait for it, or name another folder"
+        ) from error
+
+
+def _refuse_foreign_content(path: Path, kind: str, overwrite: bool) -> list[str]:
+    """Return the files that an older result of the same kind consists of."""
+    present = [child.name for child in path.iterdir() if child.name not in (LOCK, FAILED_LOG)]
+    if not present:
+        return []
+    mark = read_mark(path)
+    if mark is None or mark.get("kind") != kind:
+        raise UsageError(
+            f"--output-dir {path}: it holds other files ({', '.join(sorted(present)[:3])}); name a new folder"
+        )
+    if not overwrite:
+        raise UsageError(f"--output-dir {path}: it holds a finished {kind}; add --overwrite to replace it")
+    return list(mark["files"])
+
+
+def read_mark(path: Path) -> dict[str, Any] | None:
+    """Read the mark of a finished output folder.
+
+    Args:
+        path: The output folder.
+
+    Returns:
+        "format", "kind" and "files" (path inside the folder to sha256), or None where there is no readable mark.
+    """
+    try:
+        mark = json.loads((path / MARK).read_text("utf-8"))
+        return dict(mark) if mark["format"] == MARK_FORMAT and isinstance(mark["files"], dict) else None
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _install(staging: Path, path: Path, kind: str, old: list[str]) -> None:
+    names = sorted(file.relative_to(staging).as_posix() for file in staging.rglob("*") if file.is_file())
+    taken = [name for name in names if name not in old and (path / name).exists()]
+    if taken:
+        raise RunError(f"--output-dir {path}: {taken[0]} is there and no {kind} wrote it; move it away and run again")
+    mark = {"format": MARK_FORMAT, "kind": kind, "files": {name: sha256_file(staging / name) for name in names}}
+    aside = Path(tempfile.mkdtemp(dir=path, prefix=OLD))
+    _move([MARK, *old], path, aside)  # without its mark the old run is not taken for whole
+    atomic_write_text(aside / NAMES, json.dumps(names))
+    _move(names, staging, path)
+    atomic_write_text(path / MARK, to_json(mark, indent=1) + "\n")
+    shutil.rmtree(aside, ignore_errors=True)
+    _remove_empty_folders(path, old)
+    (path / FAILED_LOG).unlink(missing_ok=True)
+
+
+def _recover(path: Path) -> None:
+    """Finish or take back what a killed process left half done."""
+    for aside in path.glob(f"{OLD}*"):
+        if not (path / MARK).exists():  # the new files were not yet whole: the old ones come back
+            names = aside / NAMES
+            for name in json.loads(names.read_text("utf-8")) if names.exists() else []:
+                (path / name).unlink(missing_ok=True)
+            _move([*(read_mark(aside) or {"files": []})["files"], MARK], aside, path)
+        shutil.rmtree(aside, ignore_errors=True)
+    for left in path.glob(f"{NEW}*"):
+        shutil.rmtree(left, ignore_errors=True)
+    for unfinished in path.glob(f".{MARK}{NEW}*"):
+        unfinished.unlink()
+
+
+def _move(names: list[str], source: Path, target: Path) -> None:
+    for name in names:
+        if (source / name).exists():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(source / name, target / name)
+
+
+def _remove_empty_folders(path: Path, names: list[str]) -> None:
+    for folder in sorted({parent for name in names for parent in Path(name).parents if parent != Path()}, reverse=True):
+        with contextlib.suppress(OSError):  # not empty, or gone
+            (path / folder).rmdir()
 
 
 @contextlib.contextmanager
@@ -131,25 +290,14 @@ def discarded_folder() -> Iterator[Path]:
     """Give a folder that is gone afterwards.
 
     Yields:
-        An empty folder.
+        The folder.
     """
     with tempfile.TemporaryDirectory() as folder:
         yield Path(folder)
 
 
 def refuse_overwriting(folder: Path, mark: str, content: str, overwrite: bool) -> None:
-    """Stop before work whose results would replace what the user may want to keep.
-
-    Args:
-        folder: Where the results are to go.
-        mark: A file that only a folder of such results holds.
-        content: What such a folder holds, for the message.
-        overwrite: Whether the user allows to replace it.
-
-    Raises:
-        UsageError: If the path is a file, the folder holds anything else, or it holds such results and may not be
-            replaced.
-    """
+    """Stop before work whose results would replace what the user may want to keep; see ``output_folder``."""
     if folder.is_file():
         raise UsageError(f"--output-dir {folder}: a file has that name; give a folder")
     if not folder.exists() or not any(folder.iterdir()):
@@ -158,61 +306,3 @@ def refuse_overwriting(folder: Path, mark: str, content: str, overwrite: bool) -
         raise UsageError(f"--output-dir {folder}: it holds other files; give an empty or a new folder")
     if not overwrite:
         raise UsageError(f"--output-dir {folder}: it holds {content}; add --overwrite to replace it")
-
-
-def restore_folder(path: Path) -> None:
-    """Clean up after a process that was killed inside ``atomic_folder``: the last whole folder is put back.
-
-    Only for folders that no other process writes at the same time.
-
-    Args:
-        path: The folder's final name.
-    """
-    for old in path.parent.glob(f".{path.name}.old.*"):
-        if not path.exists() and any(old.iterdir()):
-            os.replace(old, path)
-    for left in path.parent.glob(f".{path.name}.*"):
-        shutil.rmtree(left, ignore_errors=True)
-
-
-def _replace_folder(temporary: Path, path: Path) -> None:
-    if not path.exists():
-        os.replace(temporary, path)
-        return
-    # A folder cannot be replaced in one call: move the old one aside first, so that a crash loses neither.
-    old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
-    try:
-        os.replace(path, old)
-    except OSError:  # a mount point or a busy folder cannot be renamed: replace what is in it
-        old.rmdir()
-        _replace_content(temporary, path)
-        return
-    try:
-        os.replace(temporary, path)
-    except BaseException:
-        os.replace(old, path)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _replace_content(temporary: Path, path: Path) -> None:
-    for child in path.iterdir():
-        if child.is_dir() and not child.is_symlink():
-            shutil.rmtree(child)
-        else:
-            child.unlink()
-    shutil.copytree(temporary, path, dirs_exist_ok=True)
-    shutil.rmtree(temporary)
-
-
-def sha256_file(path: Path) -> str:
-    """Hash a file without reading it into memory at once.
-
-    Args:
-        path: An existing file.
-
-    Returns:
-        The sha256 as 64 hexadecimal digits.
-    """
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

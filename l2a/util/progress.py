@@ -1,4 +1,4 @@
-"""Keeps libraries from writing over the run's own progress."""
+"""Progress of a run: rich bars on a terminal, silence elsewhere, and a JSON line for every event."""
 
 import contextlib
 import sys
@@ -30,6 +30,9 @@ class Progress(Protocol):
     def event(self, name: str, **values: Any) -> None:
         """Record a fact about the run, such as a validation accuracy."""
 
+    def say(self, sentence: str) -> None:
+        """Tell the user something, above the bars."""
+
 
 class _Silent:
     @contextlib.contextmanager
@@ -37,6 +40,9 @@ class _Silent:
         yield lambda amount: None
 
     def event(self, name: str, **values: Any) -> None:
+        return None
+
+    def say(self, sentence: str) -> None:
         return None
 
 
@@ -50,16 +56,17 @@ class RunProgress:
         seconds_by_stage: Wall seconds spent in each outermost stage.
     """
 
-    def __init__(self, log_file: Path | None, verbosity: int = 0) -> None:
+    def __init__(self, log_file: Path | None, verbosity: int = 0, stages: int | None = None) -> None:
         """Start a run.
 
         Args:
             log_file: JSON lines go here; None for no log.
             verbosity: -1 shows nothing, 0 stages, 1 also events.
+            stages: Outermost stages that are to come, where known: bars then say how many are left.
         """
         self.seconds_by_stage: dict[str, float] = {}
         self._started = time.monotonic()
-        self._depth = 0
+        self._depth, self._number, self._stages = 0, 0, stages
         self._verbosity = verbosity
         self._log = log_file.open("a", encoding="utf-8") if log_file else None
         self._bars = _make_bars() if verbosity >= 0 and sys.stderr.isatty() else None
@@ -75,7 +82,9 @@ class RunProgress:
         Yields:
             A function that advances the bar by a number of units.
         """
-        task = self._bars.add_task(name, total=total) if self._bars else None
+        self._number += self._depth == 0
+        place = f"[{self._number}/{max(self._stages, self._number)}] " if self._stages and self._depth == 0 else ""
+        task = self._bars.add_task(place + name, total=total) if self._bars else None
         started, self._depth = time.monotonic(), self._depth + 1
 
         def advance(amount: int) -> None:
@@ -100,16 +109,26 @@ class RunProgress:
         """Append one JSON line to the log, and show it when verbose.
 
         Args:
-            name: What happened.
-            **values: Values that JSON can hold.
+            name: Kind of event.
+            **values: Its facts.
         """
         line = {"seconds": round(time.monotonic() - self._started, 3), "event": name, **values}
         if self._log:
             self._log.write(to_json(line) + "\n")
             self._log.flush()
         if self._verbosity > 0 and name != "stage":
-            facts = " ".join(f"{key}={value}" for key, value in values.items())
-            sys.stderr.write(f"{name}: {facts}\n")
+            self.say(f"{name}: {' '.join(f'{key}={value}' for key, value in values.items())}")
+
+    def say(self, sentence: str) -> None:
+        """Show a sentence on the console that the bars are on, unless the run is quiet.
+
+        Args:
+            sentence: What to say.
+        """
+        if self._bars:
+            self._bars.console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+        elif self._verbosity >= 0:
+            sys.stderr.write(f"{sentence}\n")
 
     def close(self) -> None:
         """Stop the bars and close the log."""
@@ -120,23 +139,12 @@ class RunProgress:
 
 
 def _make_bars() -> Any:
+    from rich import progress as rich_progress
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
 
-    bars = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-    )
+    names = ("BarColumn", "MofNCompleteColumn", "TimeElapsedColumn", "TimeRemainingColumn")
+    columns = [getattr(rich_progress, name)() for name in names]
+    text = rich_progress.TextColumn("{task.description}")
+    bars = rich_progress.Progress(text, *columns, console=Console(stderr=True))
     bars.start()
     return bars

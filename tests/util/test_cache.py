@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from l2a.util.cache import cached_folder, fingerprint
-from l2a.util.errors import RunError
+from l2a.util.cache import cache_root, cache_sizes, cached_folder, clear_cache, fingerprint
+from l2a.util.errors import RunError, UsageError
 from l2a.util.files import atomic_folder, atomic_write_text
 
 
@@ -79,3 +79,31 @@ def test_an_interrupted_folder_keeps_the_old_content(tmp_path):
         raise KeyboardInterrupt
     assert (target / "x").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_the_cache_is_listed_and_cleared_by_kind(tmp_path, monkeypatch):
+    monkeypatch.setenv("L2A_CACHE", str(tmp_path / "cache"))
+    for kind, key in (("teachers", "a"), ("teachers", "b"), ("artifacts", "c")):
+        cached_folder(kind, key, lambda path: atomic_write_text(path / "x", "12345"))
+    assert {kind: count for kind, (count, _) in cache_sizes().items()} == {"artifacts": 1, "teachers": 2}
+    with pytest.raises(UsageError, match="teachers"):
+        clear_cache(("teacher",))
+    assert clear_cache(("teachers",)) > 10 and list(cache_sizes()) == ["artifacts"]
+
+
+def test_a_cache_that_is_a_file_or_cannot_be_made_is_one_sentence(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("L2A_CACHE", str(tmp_path / "file"))
+    with pytest.raises(UsageError, match="L2A_CACHE"):
+        cache_root()
+    monkeypatch.setenv("L2A_CACHE", str(tmp_path / "file" / "below"))
+    with pytest.raises(RunError, match="a part of the path is a file"):
+        cache_root()
+
+
+def test_what_a_killed_build_left_is_removed(tmp_path):
+    folder = cached_folder("kind", "key", lambda path: atomic_write_text(path / "x", "1"))
+    (left := folder.parent / ".key.l2a-new.abc").mkdir()
+    (own := folder.parent / ".key.mine").mkdir()
+    cached_folder("kind", "key", lambda path: None)
+    assert not left.exists() and own.exists()

@@ -2,7 +2,7 @@ import pytest
 import yaml
 
 from l2a.config import DistillConfig, as_yaml, load_config, override
-from l2a.util.cards import find_card, list_cards
+from l2a.util.cards import find_card
 from l2a.util.errors import UsageError
 
 
@@ -44,13 +44,22 @@ def test_shipped_presets_are_valid(preset):
     assert isinstance(load_config(preset), DistillConfig)
 
 
-def test_a_card_in_the_working_directory_comes_first(tmp_path, monkeypatch):
+def test_a_card_of_the_working_directory_adds_a_name_and_hides_none(tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "quick.yaml").write_text("shots: 5")
+    (tmp_path / "configs" / "default.yaml").write_text("defaults: [hydra]")
     (tmp_path / "configs" / "mine.yaml").write_text("shots: 6")
-    assert load_config("quick").shots == 5
-    assert "mine" in list_cards("configs") and "default" in list_cards("configs")
+    assert load_config("quick").shots == DistillConfig().shots and "quick.yaml" in caplog.text
+    assert load_config("default") == DistillConfig()
+    assert load_config("mine").shots == 6
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path):
+    file = tmp_path / "twice.yaml"
+    file.write_text("kd:\n  rounds: 1\n  alpha: 0.5\n  rounds: 2\n")
+    with pytest.raises(UsageError, match="'rounds' stands twice"):
+        load_config("default", file)
 
 
 def test_an_unknown_card_lists_what_exists():

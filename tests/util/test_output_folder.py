@@ -1,0 +1,149 @@
+"""Output folders: whole or not at all, ours alone, one writer at a time."""
+
+import contextlib
+import json
+import os
+import shutil
+import stat
+
+import pytest
+
+from l2a.util import files
+from l2a.util.errors import RunError, UsageError
+from l2a.util.files import MARK, atomic_folder, output_folder, read_mark, restore_folder
+
+
+def write(path, content, overwrite=False):
+    with output_folder(path, "run", overwrite) as folder:
+        (folder / "student").mkdir()
+        for name, text in content.items():
+            (folder / name).write_text(text)
+
+
+def content_of(path):
+    found = {file.relative_to(path).as_posix(): file.read_text() for file in path.rglob("*") if file.is_file()}
+    return {name: text for name, text in found.items() if name not in (MARK, files.LOCK)}
+
+
+OLD_RUN = {"metrics.json": "old", "student/model": "old", "only_old": "old"}
+NEW_RUN = {"metrics.json": "new", "student/model": "new", "only_new": "new"}
+
+
+def test_overwriting_replaces_what_a_run_wrote_and_nothing_else(tmp_path):
+    path = tmp_path / "run"
+    write(path, OLD_RUN)
+    (path / "notes.txt").write_text("mine")
+    (path / "student" / "mine").write_text("mine")
+    write(path, NEW_RUN, overwrite=True)
+    assert content_of(path) == NEW_RUN | {"notes.txt": "mine", "student/mine": "mine"}
+    assert set(read_mark(path)["files"]) == set(NEW_RUN)
+    assert stat.S_IMODE((path / "metrics.json").stat().st_mode) & 0o044
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "policy.json", "anything"])
+def test_a_folder_without_our_mark_is_never_touched(tmp_path, name):
+    (tmp_path / name).write_text("precious")
+    with pytest.raises(UsageError, match="other files"):
+        write(tmp_path, NEW_RUN, overwrite=True)
+    assert content_of(tmp_path) == {name: "precious"}
+
+
+def test_a_finished_run_is_replaced_only_on_request(tmp_path):
+    write(tmp_path / "run", OLD_RUN)
+    with pytest.raises(UsageError, match="--overwrite"):
+        write(tmp_path / "run", NEW_RUN)
+    with pytest.raises(UsageError, match="other files"), output_folder(tmp_path / "run", "policy", True):
+        pass
+
+
+def test_a_users_file_in_the_place_of_a_new_one_is_kept(tmp_path):
+    write(tmp_path / "run", OLD_RUN)
+    (tmp_path / "run" / "only_new").write_text("mine")
+    with pytest.raises(RunError, match="only_new"):
+        write(tmp_path / "run", NEW_RUN, overwrite=True)
+    assert content_of(tmp_path / "run") == OLD_RUN | {"only_new": "mine"}
+
+
+def test_a_failed_run_leaves_the_old_one_and_its_own_log(tmp_path):
+    write(tmp_path / "run", OLD_RUN)
+    with pytest.raises(KeyboardInterrupt), output_folder(tmp_path / "run", "run", True) as folder:
+        (folder / "log.jsonl").write_text("why")
+        raise KeyboardInterrupt
+    assert content_of(tmp_path / "run") == OLD_RUN | {files.FAILED_LOG: "why"}
+    write(tmp_path / "run", NEW_RUN, overwrite=True)
+    assert content_of(tmp_path / "run") == NEW_RUN
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing may clean up after it."""
+
+
+@pytest.mark.parametrize("step", range(14))
+def test_a_kill_at_any_step_leaves_the_old_run_or_the_new_one(tmp_path, monkeypatch, step):
+    path, steps = tmp_path / "run", []
+    write(path, OLD_RUN)
+    real = os.replace
+
+    def replace(source, target):
+        if len(steps) == step:
+            raise Killed
+        steps.append(target)
+        real(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, "replace", replace)
+        patch.setattr(files.shutil, "rmtree", lambda *a, **k: None)
+        patch.setattr(files.Path, "unlink", lambda *a, **k: None)
+        with contextlib.suppress(Killed):
+            write(path, NEW_RUN, overwrite=True)
+    with pytest.raises(UsageError, match="--overwrite"):  # the next look at the folder recovers it
+        write(path, {}, overwrite=False)
+    assert content_of(path) in (OLD_RUN, NEW_RUN)
+    assert set(read_mark(path)["files"]) == set(content_of(path))
+    assert not [child for child in path.iterdir() if child.name.startswith(".l2a-")]
+
+
+def test_two_runs_cannot_write_one_folder(tmp_path):
+    with output_folder(tmp_path / "run", "run"), pytest.raises(RunError, match="another process"):
+        write(tmp_path / "run", NEW_RUN)
+
+
+def test_a_path_below_a_file_and_one_that_cannot_be_written_are_one_sentence(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(UsageError, match="is a file"):
+            write(path, NEW_RUN)
+    monkeypatch.setattr(files.tempfile, "mkdtemp", lambda **k: (_ for _ in ()).throw(OSError(30, "Read-only", "x")))
+    with pytest.raises(RunError, match="read-only"):
+        write(tmp_path / "run", NEW_RUN)
+
+
+def test_a_full_disk_while_results_are_put_in_place_is_one_sentence(tmp_path, monkeypatch):
+    real = files.atomic_write_text
+    monkeypatch.setattr(files, "atomic_write_text", lambda path, text: (_ for _ in ()).throw(OSError(28, "No space")))
+    with pytest.raises(RunError, match="disk is full"):
+        write(tmp_path / "run", NEW_RUN)
+    monkeypatch.setattr(files, "atomic_write_text", real)
+    write(tmp_path / "run", NEW_RUN)
+    assert content_of(tmp_path / "run") == NEW_RUN
+
+
+def test_a_kill_between_two_renames_of_a_folder_is_taken_back(tmp_path):
+    target, other = tmp_path / "checkpoint", tmp_path / ".checkpoint.mine"
+    other.mkdir()
+    with atomic_folder(target) as folder:
+        (folder / "x").write_text("old")
+    shutil.move(target, tmp_path / f".checkpoint{files.OLD}abc")
+    (tmp_path / f".checkpoint{files.NEW}abc").mkdir()
+    restore_folder(target)
+    assert (target / "x").read_text() == "old" and other.is_dir()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".checkpoint.mine", "checkpoint"]
+
+
+def test_the_mark_tells_what_every_file_held(tmp_path):
+    write(tmp_path / "run", NEW_RUN)
+    mark = json.loads((tmp_path / "run" / MARK).read_text())
+    digest = mark["files"]["metrics.json"]
+    assert mark["kind"] == "run" and digest == files.sha256_file(tmp_path / "run" / "metrics.json")
+    (tmp_path / "run" / MARK).write_text("[]")
+    assert read_mark(tmp_path / "run") is None
