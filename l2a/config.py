@@ -1,16 +1,102 @@
-"""How the teacher is chosen and fine-tuned."""
+"""All settings of a run, as frozen dataclasses that check themselves."""
 
 import dataclasses
-from collections.abc import Mapping
+import math
+import types
+import typing
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 
-from l2a.data.examples import Columns
-from l2a.util.cards import build, did_you_mean, find_card, load_yaml
+from l2a.util.cards import build, did_you_mean, find_card, load_yaml, shipped_folder
 from l2a.util.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """Which numbers a setting takes.
+
+    Attributes:
+        words: The same for people, after "give ".
+        holds: Whether a number is allowed; it need not think of NaN and infinity.
+        infinite: Whether infinity is a value.
+    """
+
+    words: str
+    holds: Callable[[Any], bool]
+    infinite: bool = False
+
+
+LARGEST_SEED = 2**31 - 1
+Positive = Annotated[float, Allowed("a number above 0", lambda value: value > 0)]
+Temperature = Annotated[float, Allowed("a number above 0, or inf", lambda value: value > 0, infinite=True)]
+NotNegative = Annotated[float, Allowed("a number of 0 or more", lambda value: value >= 0)]
+Weight = Annotated[float, Allowed("a number from 0 to 1", lambda value: 0 <= value <= 1)]
+Share = Annotated[float, Allowed("a share above 0 and at most 1", lambda value: 0 < value <= 1)]
+Decay = Annotated[float, Allowed("a number from 0 to below 1", lambda value: 0 <= value < 1)]
+Correlation = Annotated[float, Allowed("a number from -1 to 1", lambda value: -1 <= value <= 1)]
+Count = Annotated[int, Allowed("a whole number of at least 1", lambda value: value >= 1)]
+CountFromZero = Annotated[int, Allowed("a whole number of at least 0", lambda value: value >= 0)]
+AtLeastTwo = Annotated[int, Allowed("a whole number of at least 2", lambda value: value >= 2)]
+Length = Annotated[int, Allowed("a whole number of at least 8", lambda value: value >= 8)]
+Seed = Annotated[int, Allowed(f"a whole number from 0 to {LARGEST_SEED}", lambda value: 0 <= value <= LARGEST_SEED)]
+
+
+def check_settings(settings: Any, section: str = "") -> None:
+    """Hold every field of a dataclass against its annotation.
+
+    Args:
+        settings: An instance whose numbers are annotated with ``Allowed``.
+        section: Stands before the field's name in messages, such as "kd.".
+
+    Raises:
+        UsageError: For the first value that is of another type, out of range or not finite.
+    """
+    for name, hint in typing.get_type_hints(type(settings), include_extras=True).items():
+        value = getattr(settings, name)
+        is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+        kinds = typing.get_args(hint) if is_union else (hint,)
+        if not any(_fits(value, kind) for kind in kinds):
+            allowed = [option for kind in kinds for option in _in_words(kind)]
+            hints = did_you_mean(value, allowed) if isinstance(value, str) else ""
+            raise UsageError(f"{section}{name} is {value!r}{hints}; give {' or '.join(allowed)}")
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    if typing.get_origin(kind) is Literal:
+        return value in typing.get_args(kind)
+    if typing.get_origin(kind) is not Annotated:
+        return isinstance(value, kind)
+    number, allowed = typing.get_args(kind)
+    is_number = isinstance(value, Integral if number is int else Real) and not isinstance(value, bool)
+    return is_number and (allowed.infinite or math.isfinite(value)) and allowed.holds(value)
+
+
+def _in_words(kind: Any) -> list[str]:
+    if typing.get_origin(kind) is Literal:
+        return [str(option) for option in typing.get_args(kind)]
+    if typing.get_origin(kind) is Annotated:
+        return [typing.get_args(kind)[1].words]
+    return [{str: "text", bool: "true or false", types.NoneType: "null"}.get(kind, f"a {kind.__name__}")]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns to read; None means: find it by its usual names.
+
+    Attributes:
+        text: Column of the text, or of the first text of a pair.
+        text_pair: Column of the second text of a pair; not searched for when ``text`` is given.
+        label: Column of the label.
+    """
+
+    text: str | None = None
+    text_pair: str | None = None
+    label: str | None = None
 
 
 @dataclass(frozen=True)
@@ -33,22 +119,17 @@ class TeacherConfig:
 
     model: str = "minilm-l6"
     fine_tuned: bool = False
-    frozen_layers: int | None = 2
-    source_epochs: float = 1.0
-    target_epochs: float = 8.0
-    target_only_epochs: float = 20.0
-    learning_rate: float = 1e-4
-    head_learning_rate: float = 1e-3
-    batch_size: int = 32
-    source_seed: int = 0
+    frozen_layers: CountFromZero | None = 2
+    source_epochs: Positive = 1.0
+    target_epochs: Positive = 8.0
+    target_only_epochs: Positive = 20.0
+    learning_rate: Positive = 1e-4
+    head_learning_rate: Positive = 1e-3
+    batch_size: Count = 32
+    source_seed: Seed = 0
 
     def __post_init__(self) -> None:
-        """Check the numbers once."""
-        for name in ("source_epochs", "target_epochs", "target_only_epochs", "learning_rate", "head_learning_rate"):
-            if getattr(self, name) <= 0:
-                raise UsageError(f"teacher.{name}: {getattr(self, name)} came; a number above 0 is needed")
-        if self.batch_size < 1 or (self.frozen_layers is not None and self.frozen_layers < 0):
-            raise UsageError("teacher.batch_size must be at least 1, teacher.frozen_layers at least 0 or null")
+        check_settings(self, "teacher.")
 
 
 Preset = Literal["auto", "narrow", "scratch", "pruned"]
@@ -68,16 +149,14 @@ class StudentConfig:
 
     preset: Preset = "auto"
     model: str | None = None
-    max_share: float = 0.133
+    max_share: Share = 0.133
 
     def __post_init__(self) -> None:
-        """Check the share once."""
-        if not 0 < self.max_share <= 1:
-            raise UsageError(f"student.max_share: {self.max_share} came; a share above 0 and at most 1 is needed")
+        check_settings(self, "student.")
 
 
 OPERATORS = ("source", "augpro_mix", "augpro_fgsm", "knn")
-"""The operators of a lifted state, in the order of their integer codes."""
+"""The operators of an augmentation state, in the order of their integer codes."""
 TEXT_OPERATORS = (*OPERATORS, "eda", "tinybert", "target_only")
 """The operators that make texts, each of which can run alone."""
 EMBEDDING_OPERATORS = ("mixkd", "unprojected_fgsm")
@@ -95,20 +174,24 @@ class OperatorWeights:
         knn: Random near neighbours of the tokens in the embedding matrix.
     """
 
-    source: float = 1.0
-    augpro_mix: float = 1.0
-    augpro_fgsm: float = 1.0
-    knn: float = 1.0
+    source: NotNegative = 1.0
+    augpro_mix: NotNegative = 1.0
+    augpro_fgsm: NotNegative = 1.0
+    knn: NotNegative = 1.0
 
     def __post_init__(self) -> None:
-        """Check that the weights make a distribution."""
-        weights = self.as_tuple()
-        if min(weights) < 0 or sum(weights) <= 0:
-            raise UsageError(f"generator.operators: got {weights}; give weights of 0 or more, at least one above 0")
+        check_settings(self, "generator.operators.")
+        if not sum(self.as_tuple()):
+            raise UsageError("generator.operators: all weights are 0; give at least one of them more")
 
     def as_tuple(self) -> tuple[float, ...]:
         """Return the weights in the order of ``OPERATORS``."""
         return (self.source, self.augpro_mix, self.augpro_fgsm, self.knn)
+
+
+Operator = Literal[
+    "source", "augpro_mix", "augpro_fgsm", "knn", "eda", "tinybert", "target_only", "mixkd", "unprojected_fgsm"
+]
 
 
 @dataclass(frozen=True)
@@ -127,43 +210,27 @@ class GeneratorConfig:
         chains: Chains that run side by side; the number of texts in one call of the teacher.
         burn_in: First steps of each chain that give no candidates.
         neighbours: Nearest neighbours kept for each token.
-        operator: What the row "augmented_kd_student" augments by: a name of ``TEXT_OPERATORS`` or
-            ``EMBEDDING_OPERATORS``; None for the chain with all its operators. No other row reads it.
+        operator: What the row "augmented_kd_student" augments by; None for the chain with all its operators. No other
+            row reads it.
         copies: Augmented texts of that row in each round, as a multiple of ``kd.pool_size``. No other row reads it.
     """
 
     density: Literal["ratio", "kde"] = "ratio"
-    tau: float = 1.0
-    beta: float = 10.0
-    degree: Literal["auto"] | float = 0.15
-    max_degree: float = 0.5
+    tau: Temperature = 1.0
+    beta: NotNegative = 10.0
+    degree: Literal["auto"] | Share = 0.15
+    max_degree: Weight = 0.5
     operators: OperatorWeights = field(default_factory=OperatorWeights)
     mix_variant: Literal["reference", "between"] = "reference"
-    target_share: float = 0.5
-    chains: int = 64
-    burn_in: int = 5
-    neighbours: int = 16
-    operator: str | None = None
-    copies: int = 1
+    target_share: Weight = 0.5
+    chains: Count = 64
+    burn_in: CountFromZero = 5
+    neighbours: Count = 16
+    operator: Operator | None = None
+    copies: Count = 1
 
     def __post_init__(self) -> None:
-        """Check the numbers, naming the first that is wrong."""
-        _require("tau", self.tau, self.tau > 0, "a number above 0 (inf for the plain proposals)")
-        _require("beta", self.beta, self.beta >= 0, "0 or more")
-        _require("degree", self.degree, self.degree == "auto" or 0 < self.degree <= 1, '"auto" or a share in (0, 1]')
-        _require("max_degree", self.max_degree, 0 <= self.max_degree <= 1, "a share from 0 to 1")
-        _require("target_share", self.target_share, 0 <= self.target_share <= 1, "a share from 0 to 1")
-        for name, least in (("chains", 1), ("burn_in", 0), ("neighbours", 1), ("copies", 1)):
-            _require(name, getattr(self, name), getattr(self, name) >= least, f"{least} or more")
-        known = (*TEXT_OPERATORS, *EMBEDDING_OPERATORS)
-        if self.operator is not None:
-            hint = did_you_mean(self.operator, known)
-            _require("operator", self.operator, self.operator in known, f"one of {', '.join(known)}{hint}")
-
-
-def _require(name: str, value: object, is_valid: bool, allowed: str) -> None:
-    if not is_valid:
-        raise UsageError(f"generator.{name}: got {value!r}; give {allowed}")
+        check_settings(self, "generator.")
 
 
 def resolve_degree(degree: Literal["auto"] | float, labelled_inputs: int) -> float:
@@ -184,16 +251,7 @@ def resolve_degree(degree: Literal["auto"] | float, labelled_inputs: int) -> flo
     return 0.3 if labelled_inputs <= 100_000 else 0.1
 
 
-COUNTS = (
-    "batch_size",
-    "gradient_accumulation",
-    "subclasses",
-    "rounds",
-    "round_steps",
-    "pool_size",
-    "unlabelled_size",
-    "evaluate_every",
-)
+Objective = Literal["soft_labels", "lelp", "lelp_random_directions"]
 
 
 @dataclass(frozen=True)
@@ -205,9 +263,8 @@ class KDConfig:
         alpha: Weight of the soft-label term on examples with a real label; the rest goes to cross-entropy. Subclasses
             are learned from the teacher alone.
         hidden_weight: Weight of the hidden-state term (pooled student state against the teacher's embedding).
-        attention_weight: Weight of the attention term (the last layers' maps); above 0 the teacher reads every batch.
-        objective: What the student learns from: the teacher's soft labels, LELP's pseudo-subclasses or one of the
-            controls of LELP.
+        objective: What the student learns from: the teacher's soft labels, LELP's pseudo-subclasses or the control of
+            LELP with random directions.
         subclasses: Pseudo-subclasses of each class, S.
         subclass_temperature: beta, the softness inside a class.
         learning_rate: Peak rate of the student.
@@ -224,56 +281,39 @@ class KDConfig:
         augmented_share: Share that is kept candidates.
         unlabelled_share: Share that is unlabelled text, where a run has some; the rest is source text.
         unlabelled_size: Unlabelled texts used at most; of more, as many are drawn by the seed.
-        evaluate_every: Steps between looks at the validation split.
-        patience: Looks without a better score after which a stage of training, the warm-up too, ends early; None never
-            does. With it the number of updates, and the student that a selector sees, depend on the validation split.
-        compile: Compile the student with torch.compile; pays on a GPU with thousands of steps.
+        evaluate_every: Steps between evaluations on the validation split.
     """
 
-    temperature: float = 2.0
-    alpha: float = 0.9
-    hidden_weight: float = 0.1
-    attention_weight: float = 0.0
-    objective: Literal["soft_labels", "lelp", "lelp_random_directions", "lelp_random_partitions"] = "soft_labels"
-    subclasses: int = 4
-    subclass_temperature: float = 1.0
-    learning_rate: float = 8e-4
-    embedding_rate: float = 1.0
-    average: float = 0.98
-    batch_size: int = 32
-    gradient_accumulation: int = 1
-    warmup_steps: int = 200
-    rounds: int = 2
-    round_steps: int = 200
-    pool_size: int = 1600
-    target_share: float = 0.25
-    augmented_share: float = 0.25
-    unlabelled_share: float = 0.4
-    unlabelled_size: int = 20_000
-    evaluate_every: int = 20
-    patience: int | None = None
+    temperature: Positive = 2.0
+    alpha: Weight = 0.9
+    hidden_weight: NotNegative = 0.1
+    attention_weight: NotNegative = 0.0
+    objective: Objective = "soft_labels"
+    subclasses: Count = 4
+    subclass_temperature: Positive = 1.0
+    learning_rate: Positive = 8e-4
+    embedding_rate: NotNegative = 1.0
+    average: Decay = 0.98
+    batch_size: Count = 32
+    gradient_accumulation: Count = 1
+    warmup_steps: CountFromZero = 200
+    rounds: Count = 2
+    round_steps: Count = 200
+    pool_size: Count = 1600
+    target_share: Weight = 0.25
+    augmented_share: Weight = 0.25
+    unlabelled_share: Weight = 0.4
+    unlabelled_size: Count = 20_000
+    evaluate_every: Count = 20
+    patience: Count | None = None
     compile: bool = False
 
     def __post_init__(self) -> None:
-        """Check the numbers once."""
-        for name in ("temperature", "learning_rate", "subclass_temperature"):
-            if getattr(self, name) <= 0:
-                raise UsageError(f"kd.{name}: {getattr(self, name)} came; a number above 0 is needed")
-        if not 0 <= self.alpha <= 1:
-            raise UsageError(f"kd.alpha: {self.alpha} came; a weight from 0 to 1 is needed")
-        if self.attention_weight < 0:
-            raise UsageError(f"kd.attention_weight: {self.attention_weight} came; 0 (none) or more is needed")
-        if self.embedding_rate < 0 or not 0 <= self.average < 1:
-            raise UsageError("kd.embedding_rate must be 0 or more, kd.average 0 or more and below 1")
+        check_settings(self, "kd.")
         shares = (self.target_share, self.augmented_share, self.unlabelled_share)
-        if min(shares) < 0 or sum(shares) > 1:
+        if sum(shares) > 1:
             names = "kd.target_share, kd.augmented_share and kd.unlabelled_share"
-            raise UsageError(f"{names}: {shares} came; each must be 0 or more and their sum at most 1")
-        for name in COUNTS:
-            if getattr(self, name) < 1:
-                raise UsageError(f"kd.{name}: {getattr(self, name)} came; at least 1 is needed")
-        if self.patience is not None and self.patience < 1:
-            raise UsageError(f"kd.patience: {self.patience} came; at least 1 look, or null for none, is needed")
+            raise UsageError(f"{names} are {', '.join(map(str, shares))}; their sum must be at most 1")
 
     @property
     def total_steps(self) -> int:
@@ -300,27 +340,17 @@ class SelectorConfig:
     """
 
     agent: str = "pretrained"
-    keep_rate: float = 0.5
-    batch: int = 32
-    episode_steps: int = 16
-    training_steps: int = 20_000
-    snapshots: int = 3
-    real_evaluations: int = 8
-    tier_correlation: float = 0.3
+    keep_rate: Share = 0.5
+    batch: Count = 32
+    episode_steps: Count = 16
+    training_steps: Count = 20_000
+    snapshots: Count = 3
+    real_evaluations: CountFromZero = 8
+    tier_correlation: Correlation = 0.3
     tensorboard: str | None = None
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.keep_rate <= 1.0:
-            raise UsageError(
-                f"selector.keep_rate: {self.keep_rate} is outside (0, 1]; 0.5 keeps half of the candidates"
-            )
-        for name in ("batch", "episode_steps", "training_steps", "snapshots"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"selector.{name}: {getattr(self, name)} is too small; it must be at least 1")
-        if self.real_evaluations < 0:
-            raise UsageError(f"selector.real_evaluations: {self.real_evaluations} is negative; 0 switches them off")
-        if not -1.0 <= self.tier_correlation <= 1.0:
-            raise UsageError(f"selector.tier_correlation: {self.tier_correlation} is outside [-1, 1]; try 0.3")
+        check_settings(self, "selector.")
 
 
 @dataclass(frozen=True)
@@ -328,11 +358,13 @@ class DistillConfig:
     """Everything that decides a run.
 
     Attributes:
-        source: Source domain: a card name, a file, a folder or a Hub id.
+        source: Source domain: a card name, a file, a folder or a Hub id. None is "movies" where the target is a shipped
+            card, and no source otherwise.
         target: Target domain, likewise.
         unlabelled: Text near the target, or general text, without labels: a .txt file or a domain; None for none. The
             teacher labels it; it is distilled on and seeds the generator.
-        shots: Labelled target examples per class for training.
+        shots: Labelled target examples per class for training. None is 32 where the target is a shipped card, and all
+            there are otherwise.
         dev_shots: Labelled target examples per class that give the reward, and as many again that choose the model.
         source_size: Labelled source examples used at most; of more, as many are drawn by the seed. None for all.
         seed: Decides the few labelled examples and every random draw.
@@ -350,14 +382,14 @@ class DistillConfig:
         kd: Loss, optimiser and budget of the student.
     """
 
-    source: str = "movies"
+    source: str | None = None
     target: str = "tweets"
     unlabelled: str | None = None
-    shots: int = 32
-    dev_shots: int = 16
-    source_size: int | None = None
-    seed: int = 0
-    max_length: int = 128
+    shots: Count | None = None
+    dev_shots: Count = 16
+    source_size: AtLeastTwo | None = None
+    seed: Seed = 0
+    max_length: Length = 128
     output_dir: str = "runs/latest"
     overwrite: bool = False
     compare: bool = True
@@ -376,13 +408,34 @@ class DistillConfig:
         return Path(self.data_root) if self.data_root else None
 
     def __post_init__(self) -> None:
-        """Check the numbers once."""
-        for name, least in (("shots", 1), ("dev_shots", 1), ("max_length", 8), ("seed", 0)):
-            value = getattr(self, name)
-            if value < least:
-                raise UsageError(f"{name}: {value} came; a whole number of at least {least} is needed")
-        if self.source_size is not None and self.source_size < 2:
-            raise UsageError(f"source_size: {self.source_size} came; at least 2, or null for all, is needed")
+        check_settings(self)
+
+
+DEFAULT_SOURCE, SIMULATED_SHOTS = "movies", 32
+"""What a run on a shipped target takes when nothing is said: its labels are plentiful, so scarcity is simulated."""
+
+
+def settle(config: DistillConfig) -> DistillConfig:
+    """Fill in the source and the shots where they follow from the target.
+
+    Args:
+        config: The request.
+
+    Returns:
+        The request with a source; the shots of a user's own target stay None, which means all labels.
+
+    Raises:
+        UsageError: If there is no source and none can be assumed.
+    """
+    if (shipped_folder("domains") / f"{config.target}.yaml").is_file():
+        shots = SIMULATED_SHOTS if config.shots is None else config.shots
+        return dataclasses.replace(config, source=config.source or DEFAULT_SOURCE, shots=shots)
+    if config.source is None:
+        raise UsageError(
+            f"source is not given, and none can be assumed for {config.target!r}; give --source, a domain with the "
+            "same labels and plenty of texts"
+        )
+    return config
 
 
 def load_config(preset: str, file: Path | None = None, flags: Mapping[str, Any] | None = None) -> DistillConfig:
@@ -397,7 +450,7 @@ def load_config(preset: str, file: Path | None = None, flags: Mapping[str, Any] 
         The validated configuration.
 
     Raises:
-        UsageError: For unknown keys, each with "did you mean", and wrong values.
+        UsageError: For unknown keys, each with "did you mean", wrong values, and a source that is missing.
     """
     merged = load_yaml(find_card("configs", preset))
     if file is not None:
@@ -405,7 +458,7 @@ def load_config(preset: str, file: Path | None = None, flags: Mapping[str, Any] 
     for name, value in (flags or {}).items():
         if value is not None:
             merged = _merge(merged, _nest(name, value))
-    return build(DistillConfig, merged, str(file) if file is not None else f"preset {preset}")
+    return settle(build(DistillConfig, merged, str(file) if file is not None else f"preset {preset}"))
 
 
 def override(config: DistillConfig, changes: Mapping[str, Any]) -> DistillConfig:

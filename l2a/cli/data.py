@@ -73,8 +73,8 @@ def check(
     """Print sizes, label balance, lengths, duplicates and overlaps, and what is wrong, by line."""
     from rich.console import Console
 
+    from l2a.config import Columns
     from l2a.data.domains import check_domain
-    from l2a.data.examples import Columns
     from l2a.util.progress import RunProgress
 
     progress = RunProgress(log_file=None)

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from l2a.data.examples import USUAL_COLUMNS, Columns
+from l2a.config import Columns
+from l2a.data.examples import USUAL_COLUMNS
 from l2a.data.fetch import Artifact, fetch_artifact, read_tar_members
 from l2a.data.readers import LabelledRow, SplitName
 from l2a.data.splits import RawDomain, hashed_split

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from l2a.config import Columns
 from l2a.data.domain_cards import load_card, read_rated_card
-from l2a.data.examples import USUAL_COLUMNS, Columns, Domain, TextInput, normalised_hash
+from l2a.data.examples import USUAL_COLUMNS, Domain, TextInput, normalised_hash
 from l2a.data.hub import is_saved_dataset, read_hub_dataset, read_saved_dataset
 from l2a.data.readers import (
     SPLIT_NAMES,

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from l2a.config import Columns
+
 TextInput = tuple[str, ...]
 """One input of a classifier: (sentence,) or (first, second) in tasks on pairs."""
 
@@ -159,21 +161,6 @@ class Domain:
     dev: Examples
     test: HeldOut
     files: Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Which columns to read; None means: find it by its usual names.
-
-    Attributes:
-        text: Column of the text, or of the first text of a pair.
-        text_pair: Column of the second text of a pair; not searched for when ``text`` is given.
-        label: Column of the label.
-    """
-
-    text: str | None = None
-    text_pair: str | None = None
-    label: str | None = None
 
 
 USUAL_COLUMNS = Columns()

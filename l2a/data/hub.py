@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from l2a.data.examples import Columns
+from l2a.config import Columns
 from l2a.data.readers import (
     SPLIT_NAMES,
     DataProblem,

@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from l2a.data.examples import Columns, Examples, TextInput
+from l2a.config import Columns
+from l2a.data.examples import Examples, TextInput
 from l2a.util.cards import did_you_mean
 from l2a.util.errors import UsageError
 

@@ -41,6 +41,7 @@ class TargetSplits:
         validation: Labelled examples that choose the best student.
         unlabelled: The rest of the training texts, without their labels.
         labels_used: Number of target labels in the three labelled parts.
+        labels_ignored: Number of target labels outside the test split that the run does not read.
     """
 
     train: Examples
@@ -48,17 +49,19 @@ class TargetSplits:
     validation: Examples
     unlabelled: tuple[TextInput, ...]
     labels_used: int
+    labels_ignored: int
 
 
-def few_shot_splits(target: Domain, shots: int, dev_shots: int, rng: np.random.Generator) -> TargetSplits:
-    """Draw the few labels that a run may use.
+def few_shot_splits(target: Domain, shots: int | None, dev_shots: int, rng: np.random.Generator) -> TargetSplits:
+    """Draw the labels that a run may use.
 
     Training examples come from the train split, and so do the other two parts, which go on in the dev split when
-    train is short. With one seed, more shots keep the examples that fewer shots drew.
+    train is short. With one seed, more shots keep the examples that fewer shots drew. Without a number of shots every
+    label is used: what the reward and the validation part leave is trained on; each has at most a quarter of a class.
 
     Args:
         target: The target domain.
-        shots: Labelled examples per class for training, at least 1.
+        shots: Labelled examples per class for training, at least 1; None for all there are.
         dev_shots: Labelled examples per class for the reward, and as many again for the choice of the model.
         rng: Source of the draw.
 
@@ -71,19 +74,28 @@ def few_shot_splits(target: Domain, shots: int, dev_shots: int, rng: np.random.G
     _check_request(target, shots, dev_shots)
     train, dev = _usable(target)
     pool = concatenate(train, dev)
-    classes = range(len(pool.label_names))
-    drawn = np.stack([_draw_class(target, pool, len(train), index, shots, dev_shots, rng) for index in classes])
-    bounds = (0, shots, shots + dev_shots, shots + 2 * dev_shots)
-    parts = [pool.take(drawn[:, start:stop].T.ravel()) for start, stop in itertools.pairwise(bounds)]
-    used = set(drawn.ravel().tolist())
+    drawn = [
+        _all_of_class(target, pool, len(train), index, dev_shots, rng)
+        if shots is None
+        else _draw_class(target, pool, len(train), index, shots, dev_shots, rng)
+        for index in range(len(pool.label_names))
+    ]
+    parts = [_interleaved([part[number] for part in drawn]) for number in range(3)]
+    used = {i for part in parts for i in part}
     unlabelled = tuple(text for i, text in enumerate(train.inputs) if i not in used)
-    return TargetSplits(parts[0], parts[1], parts[2], unlabelled, len(used))
+    examples = [pool.take(part) for part in parts]
+    return TargetSplits(examples[0], examples[1], examples[2], unlabelled, len(used), len(pool) - len(used))
 
 
-def _check_request(target: Domain, shots: int, dev_shots: int) -> None:
+def _interleaved(classes: Sequence[NDArray[np.int64]]) -> list[int]:
+    rows = itertools.zip_longest(*(part.tolist() for part in classes))
+    return [position for row in rows for position in row if position is not None]
+
+
+def _check_request(target: Domain, shots: int | None, dev_shots: int) -> None:
     for name, value in (("shots", shots), ("dev_shots", dev_shots)):
-        if value < 1:
-            raise UsageError(f"{name}: {value} came, at least 1 example per class is needed")
+        if value is not None and value < 1:
+            raise UsageError(f"{name} is {value}; give at least 1 example per class")
     if target.test.size == 0:
         raise UsageError(
             f"{target.name}: the domain has no test split, so it can only be a source; "
@@ -109,7 +121,7 @@ def _usable(target: Domain) -> tuple[Examples, Examples]:
 
 def _draw_class(
     target: Domain, pool: Examples, train_size: int, index: int, shots: int, dev_shots: int, rng: np.random.Generator
-) -> NDArray[np.int64]:
+) -> list[NDArray[np.int64]]:
     """Positions in the pool of one class: shots for training, then the reward's, then the choice's."""
     members = np.flatnonzero(pool.labels == index)
     from_train = rng.permutation(members[members < train_size])
@@ -118,7 +130,23 @@ def _draw_class(
     rest = np.concatenate([from_train[shots:][::-1], from_dev])
     if len(from_train) < shots or len(rest) < 2 * dev_shots:
         raise UsageError(_too_few(target, pool, train_size, shots, dev_shots))
-    return np.concatenate([from_train[:shots], rest[: 2 * dev_shots]]).astype(np.int64)
+    return [from_train[:shots], rest[:dev_shots], rest[dev_shots : 2 * dev_shots]]
+
+
+def _all_of_class(
+    target: Domain, pool: Examples, train_size: int, index: int, dev_shots: int, rng: np.random.Generator
+) -> list[NDArray[np.int64]]:
+    """All positions of one class: for training, the reward and the choice; the last two from the dev split first."""
+    members = np.flatnonzero(pool.labels == index)
+    held_out = min(dev_shots, len(members) // 4)
+    if not held_out:
+        raise UsageError(
+            f"{target.name}: the class {pool.label_names[index]!r} has {len(members)} labelled examples outside the "
+            "test split, and at least 4 are needed; label more"
+        )
+    shuffled = [rng.permutation(part) for part in (members[members >= train_size], members[members < train_size])]
+    reward, validation, train = np.split(np.concatenate(shuffled), [held_out, 2 * held_out])
+    return [train, reward, validation]
 
 
 def _too_few(target: Domain, pool: Examples, train_size: int, shots: int, dev_shots: int) -> str:

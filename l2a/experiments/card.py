@@ -7,9 +7,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from l2a.config import DistillConfig, as_mapping, load_config, override
+from l2a.config import Columns, DistillConfig, as_mapping, load_config, override
 from l2a.data.domains import load_domain, read_unlabelled
-from l2a.data.examples import Columns
 from l2a.experiments.results import Place
 from l2a.selector.agents import agent_files, load_agent
 from l2a.util.cache import fingerprint
@@ -262,7 +261,7 @@ def data_files(groups: Iterable[Group], progress: Progress = SILENT) -> dict[str
     with progress.stage("read domains"):
         for cell in (group[0] for group in groups):
             config = cell.config
-            sides = ((config.source, config.source_columns), (config.target, config.target_columns))
+            sides = ((config.source or "", config.source_columns), (config.target, config.target_columns))
             for side in sides:
                 if side not in known:
                     known[side] = _files_of(*side, config.data_folder, progress)

@@ -320,7 +320,7 @@ def measure(cell: Cell, key: str, data: DataFiles, run_row: RunRow) -> CellResul
         test_examples=len(row.labels),
         predictions=fingerprint(row.predictions),
         parameters=row.parameters,
-        labels_used=(config.shots + 2 * config.dev_shots) * len(row.label_names),
+        labels_used=((config.shots or 0) + 2 * config.dev_shots) * len(row.label_names),
         seconds=round(row.seconds, 2),
         wall_seconds=round(wall_seconds, 2),
         data=dict(data),

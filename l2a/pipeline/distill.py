@@ -56,7 +56,7 @@ def write_run(
         command,
         {"rounds": [_round_facts(done) for done in trained.rounds], "files": data.files},
     )
-    card = model_card(config.source, config.target, data.label_names, config.teacher.model, rows, metrics)
+    card = model_card(str(config.source), config.target, data.label_names, config.teacher.model, rows, metrics)
     export_student(student.model, student.tokenizer, folder / "student", card)
     probe = data.target_labels.inputs[:32]
     parity = check_parity(student.model, student.tokenizer, folder / "student", probe, config.max_length)

@@ -1,6 +1,5 @@
-"""The data of one run: both domains with their labels matched, and the target cut down to a few labels."""
+"""The parts of one run: its data, its teachers and a student in training."""
 
-from collections.abc import Iterator, Set
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -8,14 +7,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from l2a.config import DistillConfig
-from l2a.data.domains import load_domain, read_unlabelled
 from l2a.data.encoding import bucket_of, encode
-from l2a.data.examples import Domain, Examples, TextInput, concatenate, normalised_hash
-from l2a.data.splits import TargetSplits, align_labels, few_shot_splits
+from l2a.data.examples import Examples, TextInput
 from l2a.kd.data import DistillationSet, Renewal, join, refuse_constant_targets
 from l2a.kd.inference import fit_output_layer
 from l2a.kd.lelp import fit_subclasses, teacher_output_weight
 from l2a.kd.trainer import KDTrainer
+from l2a.pipeline.data import Given, RunData, load_run_data
 from l2a.student.presets import build_student
 from l2a.student.student import Student
 from l2a.teacher.finetune import fine_tuned, refuse_useless_teacher
@@ -26,111 +24,6 @@ from l2a.teacher.store import Labeller
 from l2a.util.errors import UsageError
 from l2a.util.progress import SILENT, Progress
 from l2a.util.training import best_device
-
-
-@dataclass(frozen=True)
-class RunData:
-    """What a run may read.
-
-    Attributes:
-        source: Labelled source examples, free of every held-out target text.
-        target: The target domain; its test split is opened by the final evaluation alone.
-        splits: The few labelled target examples.
-        unlabelled: Texts without labels, free of every held-out target text; empty unless the run was given some.
-        forbidden: Normalised hashes of the target's test, reward and validation texts: none may be trained on.
-        files: Names of the files read, with their sha256.
-    """
-
-    source: Examples
-    target: Domain
-    splits: TargetSplits
-    unlabelled: tuple[TextInput, ...]
-    forbidden: frozenset[str]
-    files: dict[str, str]
-
-    @property
-    def label_names(self) -> tuple[str, ...]:
-        """The C class names."""
-        return self.target.label_names
-
-    @property
-    def target_labels(self) -> Examples:
-        """All labelled target examples, for methods that need no splits."""
-        return concatenate(self.splits.train, self.splits.reward, self.splits.validation)
-
-
-def load_run_data(config: DistillConfig, progress: Progress = SILENT) -> RunData:
-    """Read both domains and draw the few labels.
-
-    Args:
-        config: Names the domains, the shots and the seed.
-        progress: Shows downloads.
-
-    Returns:
-        The data.
-
-    Raises:
-        UsageError: If a domain cannot be read or the two do not fit together.
-        RunError: If a domain cannot be fetched.
-    """
-    source = load_domain(config.source, config.source_columns, config.data_folder, progress)
-    target = load_domain(config.target, config.target_columns, config.data_folder, progress)
-    source, target = align_labels(source, target)
-    splits = few_shot_splits(target, config.shots, config.dev_shots, np.random.default_rng([config.seed, 1]))
-    held_out = (*splits.reward.inputs, *splits.validation.inputs)
-    forbidden = target.test.hashes | {normalised_hash(text) for text in held_out}
-    _refuse_same_texts(source, target)
-    allowed = [i for i, text in enumerate(source.train.inputs) if normalised_hash(text) not in forbidden]
-    unlabelled, unlabelled_files = _unlabelled(config, target, forbidden, progress)
-    return RunData(
-        source=source.train.take(_few_enough(allowed, config)),
-        target=target,
-        splits=splits,
-        unlabelled=unlabelled,
-        forbidden=frozenset(forbidden),
-        files={f"{side}: {name}": digest for side, name, digest in _files(source, target)} | unlabelled_files,
-    )
-
-
-def _few_enough(allowed: list[int], config: DistillConfig) -> list[int]:
-    """Draw as many source examples as are wanted, in their order."""
-    if config.source_size is None or config.source_size >= len(allowed):
-        return allowed
-    chosen = np.random.default_rng([config.seed, 6]).choice(len(allowed), config.source_size, replace=False)
-    return [allowed[i] for i in np.sort(chosen)]
-
-
-def _unlabelled(
-    config: DistillConfig, target: Domain, forbidden: Set[str], progress: Progress
-) -> tuple[tuple[TextInput, ...], dict[str, str]]:
-    """Read the unlabelled text, drop what is held out or double, and draw as much as is wanted."""
-    if config.unlabelled is None:
-        return (), {}
-    inputs, files = read_unlabelled(config.unlabelled, config.data_folder, progress)
-    sides = 2 if target.is_pair else 1
-    distinct = {normalised_hash(text): text for text in inputs if len(text) == sides}
-    usable = [text for digest, text in distinct.items() if digest not in forbidden]
-    if not usable:
-        kind = "pairs (two texts separated by a tab)" if target.is_pair else "single texts"
-        raise UsageError(f"unlabelled {config.unlabelled!r}: no usable text; the target needs {kind}")
-    order = np.random.default_rng([config.seed, 5]).permutation(len(usable))[: config.kd.unlabelled_size]
-    return tuple(usable[i] for i in np.sort(order)), {f"unlabelled: {name}": digest for name, digest in files.items()}
-
-
-def _refuse_same_texts(source: Domain, target: Domain) -> None:
-    known = {normalised_hash(text) for text in source.train.inputs}
-    shared = sum(normalised_hash(text) in known for text in target.train.inputs)
-    if shared > len(target.train) / 2:
-        raise UsageError(
-            f"source {source.name!r}: it holds {shared} of the {len(target.train)} training texts of the target with "
-            "their labels, so the labels would not be few; give another source"
-        )
-
-
-def _files(source: Domain, target: Domain) -> Iterator[tuple[str, str, str]]:
-    for side, domain in (("source", source), ("target", target)):
-        for name, digest in domain.files.items():
-            yield side, name, digest
 
 
 def refuse_long_sequences(readers: str, positions: int, max_length: int) -> None:
@@ -145,7 +38,7 @@ def refuse_long_sequences(readers: str, positions: int, max_length: int) -> None
         UsageError: If padded texts would not fit.
     """
     if bucket_of(max_length) > positions:
-        raise UsageError(f"max_length: {max_length} came; {readers} read at most {positions} tokens; lower it")
+        raise UsageError(f"max_length is {max_length}, but {readers} read at most {positions} tokens; lower it")
 
 
 def _refuse_long_for_teacher(teacher: Teacher, max_length: int) -> None:
@@ -161,22 +54,24 @@ class RunContext:
     Attributes:
         config: What was asked for.
         progress: Shows how far the run is.
+        given: Data in memory.
     """
 
     config: DistillConfig
     progress: Progress = field(default=SILENT)
+    given: Given = field(default=Given())
 
     @cached_property
     def data(self) -> RunData:
         """Both domains and the few labels."""
         with self.progress.stage("read the domains"):
-            return load_run_data(self.config, self.progress)
+            return load_run_data(self.config, self.progress, self.given)
 
     def without_unlabelled(self) -> "RunContext":
         """Return the same run without its unlabelled text; teachers come from the cache."""
-        if self.config.unlabelled is None:
+        if not self.data.unlabelled:
             return self
-        return RunContext(replace(self.config, unlabelled=None), self.progress)
+        return replace(self, config=replace(self.config, unlabelled=None), given=replace(self.given, unlabelled=None))
 
     def pretrained(self) -> Teacher:
         """Load the teacher's encoder as it is before any fine-tuning."""

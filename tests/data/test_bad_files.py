@@ -5,8 +5,8 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
+from l2a.config import Columns
 from l2a.data.domains import load_domain
-from l2a.data.examples import Columns
 from l2a.util.errors import UsageError
 
 BAD = [

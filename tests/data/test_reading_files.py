@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from l2a.config import Columns
 from l2a.data.domains import load_domain
-from l2a.data.examples import USUAL_COLUMNS, Columns
+from l2a.data.examples import USUAL_COLUMNS
 from l2a.data.readers import parse_text, rows_of_table
 from l2a.data.splits import hashed_split, text_key
 

@@ -89,7 +89,7 @@ def test_a_domain_without_test_can_only_be_a_source(make_domain):
 
 @pytest.mark.parametrize(("shots", "dev_shots"), [(0, 4), (8, 0), (-1, 4)])
 def test_numbers_of_shots_are_positive(make_domain, shots, dev_shots):
-    with pytest.raises(UsageError, match=r"shots: .* at least 1"):
+    with pytest.raises(UsageError, match=r"shots is .* at least 1"):
         draw(make_domain(BALANCED, BALANCED, BALANCED), shots, dev_shots)
 
 

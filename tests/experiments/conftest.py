@@ -101,7 +101,7 @@ def fake_run_row(trace: Path) -> Callable[..., Any]:
 
         import torch
 
-        from l2a.pipeline.session import load_run_data
+        from l2a.pipeline.data import load_run_data
         from l2a.util.errors import RunError
 
         with open(trace, "a") as file:

@@ -20,7 +20,7 @@ from l2a.util.errors import UsageError
     ],
 )
 def test_wrong_settings_are_named(field, value):
-    with pytest.raises(UsageError, match=f"generator.{field}: got {value}"):
+    with pytest.raises(UsageError, match=f"generator.{field} is {value}"):
         GeneratorConfig(**{field: value})
 
 

@@ -11,9 +11,10 @@ import pytest
 from l2a.cli.distill import print_result
 from l2a.config import as_yaml, override
 from l2a.data.examples import HeldOut, normalised_hash
+from l2a.pipeline.data import load_run_data
 from l2a.pipeline.distill import NEEDS_OPERATOR, NEEDS_UNLABELLED, ONLY_IN_EXPERIMENTS, _left_out, distill
 from l2a.pipeline.methods import ROWS, run_row
-from l2a.pipeline.session import RunContext, load_run_data
+from l2a.pipeline.session import RunContext
 from l2a.selector.saving import load_facts
 from l2a.util.errors import RunError, UsageError
 
@@ -180,7 +181,7 @@ def test_unlabelled_rows_ask_for_text(config):
         run_row(config, "plain_kd_unlabelled_student")
 
 
-@pytest.mark.parametrize("objective", ["lelp", "lelp_random_partitions"])
+@pytest.mark.parametrize("objective", ["lelp"])
 def test_subclass_objectives_run(config, objective):
     changed = override(config, {"kd.objective": objective, "kd.warmup_steps": 5, "kd.rounds": 1})
     assert len(run_row(changed, "plain_kd_student").predictions) == 30

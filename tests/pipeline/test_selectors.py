@@ -11,9 +11,10 @@ from scipy.stats import spearmanr
 
 from l2a.config import override
 from l2a.data.examples import HeldOut
+from l2a.pipeline.data import load_run_data
 from l2a.pipeline.methods import run_row
 from l2a.pipeline.policies import evaluate_policy, explain_policy, open_policy, pair_name, prepare_pair, train_selector
-from l2a.pipeline.session import RunContext, load_run_data
+from l2a.pipeline.session import RunContext
 from l2a.pipeline.students import train_l2a_student
 from l2a.selector.environment import build_task
 from l2a.selector.problem import keep_best

@@ -1,0 +1,130 @@
+"""The data of one run: both domains with their labels matched, and the labelled part of the target; without torch."""
+
+from collections.abc import Set
+from dataclasses import dataclass
+
+import numpy as np
+
+from l2a.config import DistillConfig, settle
+from l2a.data.domains import load_domain, read_unlabelled
+from l2a.data.examples import Domain, Examples, TextInput, concatenate, normalised_hash
+from l2a.data.splits import TargetSplits, align_labels, few_shot_splits
+from l2a.util.errors import UsageError
+from l2a.util.progress import SILENT, Progress
+
+
+@dataclass(frozen=True)
+class RunData:
+    """What a run may read.
+
+    Attributes:
+        source: Labelled source examples, free of every held-out target text.
+        target: The target domain; its test split is opened by the final evaluation alone.
+        splits: The few labelled target examples.
+        unlabelled: Texts without labels, free of every held-out target text; empty unless the run was given some.
+        forbidden: Normalised hashes of the target's test, reward and validation texts: none may be trained on.
+        files: Names of the files read, with their sha256.
+    """
+
+    source: Examples
+    target: Domain
+    splits: TargetSplits
+    unlabelled: tuple[TextInput, ...]
+    forbidden: frozenset[str]
+    files: dict[str, str]
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """The C class names."""
+        return self.target.label_names
+
+    @property
+    def target_labels(self) -> Examples:
+        """All labelled target examples, for methods that need no splits."""
+        return concatenate(self.splits.train, self.splits.reward, self.splits.validation)
+
+
+@dataclass(frozen=True)
+class Given:
+    """Data that lie in memory instead of under the names of a configuration.
+
+    Attributes:
+        source: The source domain, or None.
+        target: The target domain, or None.
+        unlabelled: Texts without labels, or None.
+    """
+
+    source: Domain | None = None
+    target: Domain | None = None
+    unlabelled: tuple[TextInput, ...] | None = None
+
+
+def load_run_data(config: DistillConfig, progress: Progress = SILENT, given: Given | None = None) -> RunData:
+    """Read both domains and draw the few labels.
+
+    Args:
+        config: Names the domains, the shots and the seed.
+        progress: Shows downloads.
+        given: Data that lie in memory; they take the place of what the configuration names.
+
+    Returns:
+        The data.
+
+    Raises:
+        UsageError: If a domain cannot be read or the two do not fit together.
+        RunError: If a domain cannot be fetched.
+    """
+    config, given = settle(config), given or Given()
+    source = given.source or load_domain(str(config.source), config.source_columns, config.data_folder, progress)
+    target = given.target or load_domain(config.target, config.target_columns, config.data_folder, progress)
+    source, target = align_labels(source, target)
+    splits = few_shot_splits(target, config.shots, config.dev_shots, np.random.default_rng([config.seed, 1]))
+    held_out = (*splits.reward.inputs, *splits.validation.inputs)
+    forbidden = target.test.hashes | {normalised_hash(text) for text in held_out}
+    _refuse_same_texts(source, target)
+    allowed = [i for i, text in enumerate(source.train.inputs) if normalised_hash(text) not in forbidden]
+    sides = [("source", source.files), ("target", target.files)]
+    unlabelled = given.unlabelled
+    if unlabelled is None and config.unlabelled is not None:
+        unlabelled, files = read_unlabelled(config.unlabelled, config.data_folder, progress)
+        sides.append(("unlabelled", files))
+    return RunData(
+        source=source.train.take(_few_enough(allowed, config)),
+        target=target,
+        splits=splits,
+        unlabelled=() if unlabelled is None else _usable_unlabelled(unlabelled, config, target, forbidden),
+        forbidden=frozenset(forbidden),
+        files={f"{side}: {name}": digest for side, files in sides for name, digest in files.items()},
+    )
+
+
+def _few_enough(allowed: list[int], config: DistillConfig) -> list[int]:
+    """Draw as many source examples as are wanted, in their order."""
+    if config.source_size is None or config.source_size >= len(allowed):
+        return allowed
+    chosen = np.random.default_rng([config.seed, 6]).choice(len(allowed), config.source_size, replace=False)
+    return [allowed[i] for i in np.sort(chosen)]
+
+
+def _usable_unlabelled(
+    inputs: tuple[TextInput, ...], config: DistillConfig, target: Domain, forbidden: Set[str]
+) -> tuple[TextInput, ...]:
+    """Drop what is held out or double, and draw as much as is wanted."""
+    sides = 2 if target.is_pair else 1
+    distinct = {normalised_hash(text): text for text in inputs if len(text) == sides}
+    usable = [text for digest, text in distinct.items() if digest not in forbidden]
+    if not usable:
+        kind = "pairs (two texts separated by a tab)" if target.is_pair else "single texts"
+        raise UsageError(f"unlabelled is {config.unlabelled!r}, which has no usable text; give {kind}, as the target's")
+    order = np.random.default_rng([config.seed, 5]).permutation(len(usable))[: config.kd.unlabelled_size]
+    return tuple(usable[i] for i in np.sort(order))
+
+
+def _refuse_same_texts(source: Domain, target: Domain) -> None:
+    known = {normalised_hash(text) for text in source.train.inputs}
+    shared = sum(normalised_hash(text) in known for text in target.train.inputs)
+    if shared > len(target.train) / 2:
+        raise UsageError(
+            f"source is {source.name!r}, which holds {shared} of the {len(target.train)} training texts of the target "
+            "with their labels, so that the labels would not be few; give another source"
+        )
