@@ -52,7 +52,7 @@ def run_experiment(
     from l2a.experiments.card import data_files, expand, load_experiment, refuse_missing_agents
     from l2a.experiments.results import read_results
     from l2a.experiments.runner import Workers, default_count, plan, run_groups
-    from l2a.pipeline.methods import run_row
+    from l2a.pipeline.methods import run_method
     from l2a.util.progress import RunProgress
 
     where = Workers(workers if workers is not None else default_count(), backend, address)
@@ -64,7 +64,7 @@ def run_experiment(
         data = data_files(groups, progress)
         planned = plan(groups, data, read_results(folder))
         if not dry_run:
-            outcomes = run_groups(planned, data, folder.resolve(), run_row, where, progress)
+            outcomes = run_groups(planned, data, folder.resolve(), run_method, where, progress)
     finally:
         progress.close()
     if dry_run:

@@ -35,7 +35,7 @@ from l2a.util.files import atomic_write_text
 from l2a.util.progress import SILENT, Progress
 
 if TYPE_CHECKING:
-    from l2a.pipeline.methods import RowResult
+    from l2a.pipeline.methods import MethodResult
 
 
 FIRST_GUESS = 30.0
@@ -282,20 +282,20 @@ def isolated(seed: int) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-RunRow = Callable[[DistillConfig, str], "RowResult"]
+RunMethod = Callable[[DistillConfig, str], "MethodResult"]
 """Trains and evaluates one row of one configuration; it alone opens the test split, at its end."""
 
 PACKAGES = ("torch", "transformers", "tokenizers", "stable-baselines3", "scikit-learn", "numpy")
 
 
-def measure(cell: Cell, key: str, data: DataFiles, run_row: RunRow) -> CellResult:
+def measure(cell: Cell, key: str, data: DataFiles, run_method: RunMethod) -> CellResult:
     """Run one cell by itself: one thread, its own seed.
 
     Args:
         cell: The cell.
         key: Fingerprint that its result will have.
         data: Its data files.
-        run_row: Runs the row.
+        run_method: Runs the row.
 
     Returns:
         The finished cell.
@@ -306,7 +306,7 @@ def measure(cell: Cell, key: str, data: DataFiles, run_row: RunRow) -> CellResul
     """
     started = time.perf_counter()
     with isolated(cell.config.seed):
-        row = run_row(cell.config, cell.row)
+        row = run_method(cell.config, cell.row)
     wall_seconds = time.perf_counter() - started
     config = cell.config
     return CellResult(
@@ -372,7 +372,7 @@ def run_groups(
     planned: Sequence[PlannedGroup],
     data: Mapping[str, DataFiles],
     folder: Path,
-    run_row: RunRow,
+    run_method: RunMethod,
     workers: Workers,
     progress: Progress = SILENT,
 ) -> tuple[Outcome, ...]:
@@ -384,7 +384,7 @@ def run_groups(
         planned: The plan, in the order of the run.
         data: Data files by pair.
         folder: The card's results folder; every finished cell is written to it at once.
-        run_row: Called in worker processes, which import it by name.
+        run_method: Called in worker processes, which import it by name.
         workers: Where groups run.
         progress: Shows finished cells.
 
@@ -400,7 +400,7 @@ def run_groups(
     outcomes: list[Outcome] = []
     with progress.stage("cells", sum(map(len, left))) as advance, parallel(workers) as pool:
         for wait in (False, True):
-            calls = [joblib.delayed(_run_or_return)(group, data, folder, run_row, wait) for group in left]
+            calls = [joblib.delayed(_run_or_return)(group, data, folder, run_method, wait) for group in left]
             left = []
             for group, found in pool(calls):
                 if found is None:
@@ -413,7 +413,7 @@ def run_groups(
 
 
 def run_group(
-    group: PlannedGroup, data: DataFiles, folder: Path, run_row: RunRow, wait: bool
+    group: PlannedGroup, data: DataFiles, folder: Path, run_method: RunMethod, wait: bool
 ) -> tuple[Outcome, ...] | None:
     """Run the cells of a group one after another, saving each; a failed one does not stop the others.
 
@@ -421,7 +421,7 @@ def run_group(
         group: Cells that share their teachers.
         data: Their data files.
         folder: The card's results folder.
-        run_row: Runs a row.
+        run_method: Runs a row.
         wait: Wait for another runner that holds the group, instead of giving up.
 
     Returns:
@@ -431,7 +431,7 @@ def run_group(
     lock = lock_for(folder, fingerprint(place.pair, place.shots, place.seed))
     try:
         with lock.acquire(timeout=-1 if wait else 0):
-            return tuple(_run_or_find(cell, data, folder, run_row) for cell in group)
+            return tuple(_run_or_find(cell, data, folder, run_method) for cell in group)
     except Timeout:
         return None
 
@@ -441,7 +441,7 @@ def _run_or_return(group: PlannedGroup, data: Mapping[str, DataFiles], *argument
     return group, run_group(group, data[group[0].cell.place.pair], *arguments)
 
 
-def _run_or_find(planned: PlannedCell, data: DataFiles, folder: Path, run_row: RunRow) -> Outcome:
+def _run_or_find(planned: PlannedCell, data: DataFiles, folder: Path, run_method: RunMethod) -> Outcome:
     cell = planned.cell
     # A method without a student has one result for all students, and cards share methods: run once and copied.
     known = find_result(folder, planned.key)
@@ -449,7 +449,7 @@ def _run_or_find(planned: PlannedCell, data: DataFiles, folder: Path, run_row: R
         save_result(folder, known.moved(cell.place, cell.method))
         return Outcome(cell, "found")
     try:
-        save_result(folder, measure(cell, planned.key, cell_files(cell, data), run_row))
+        save_result(folder, measure(cell, planned.key, cell_files(cell, data), run_method))
     except Exception as error:  # one cell's failure, of whatever kind, must not cost the others
         return _failed(cell, error)
     mark = teacher_mark(cell, data)

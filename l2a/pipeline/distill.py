@@ -14,10 +14,10 @@ import numpy as np
 
 from l2a.config import DistillConfig, as_yaml
 from l2a.evaluation.metrics import Row, classification_metrics, measure_latency
-from l2a.pipeline.methods import ROWS, FittedRow, evaluate_row, student_row
+from l2a.pipeline.methods import FittedMethod, compared_methods, evaluate_method
 from l2a.pipeline.policies import open_policy, training_facts
 from l2a.pipeline.session import RunContext
-from l2a.pipeline.students import Round, TrainedStudent, train_l2a_student
+from l2a.pipeline.students import Round, TrainedStudent
 from l2a.report.export import Augmentations, check_parity, export_student, write_augmentations
 from l2a.report.run_files import metrics_content, model_card
 from l2a.selector.agents import load_agent
@@ -108,15 +108,6 @@ def _policy_facts(config: DistillConfig, rounds: Sequence[Mapping[str, Any]]) ->
     return {**facts, **used}
 
 
-NEEDS_EXTRA_TRAINING = frozenset(ROWS) - {"cross_domain_teacher", "l2a_student"}
-NEEDS_UNLABELLED = frozenset({"plain_kd_unlabelled_student", "l2a_without_unlabelled_student"})
-NEEDS_OPERATOR = frozenset({"augmented_kd_student"})
-"""Trained only where ``generator.operator`` names what it augments by."""
-ONLY_IN_EXPERIMENTS = frozenset({"augmented_fine_tuned_student", "cut_vector_sum_logreg"})
-NEEDS_PRETRAINED_ENCODER = frozenset({"target_only_teacher", "frozen_teacher_logreg"})
-"""Rows that would be unfair with a teacher that was fine-tuned elsewhere, perhaps on this very target."""
-
-
 @dataclass(frozen=True)
 class DistillResult:
     """What a run gave.
@@ -176,7 +167,9 @@ def _run(
         f"{splits.labels_used} target labels are used: {len(splits.train)} to train, {len(splits.reward)} to reward "
         f"the selector, {len(splits.validation)} to choose the model"
     )
-    trained, fitted = _fit_rows(context)
+    fitted = _fit_methods(context)
+    trained = fitted["l2a_student"].trained
+    assert trained is not None
     share = trained.student.parameters_count / context.teacher.parameters_count
     announce(
         f"the student has {trained.student.parameters_count:,} parameters, {share:.1%} of the teacher's "
@@ -191,24 +184,9 @@ def _run(
     return rows, metrics
 
 
-def _fit_rows(context: RunContext) -> tuple[TrainedStudent, dict[str, FittedRow]]:
-    fitted: dict[str, FittedRow] = {}
-    for name, fit in ROWS.items():
-        if name != "l2a_student" and name not in _left_out(context.config):
-            fitted[name] = _timed(context, name, lambda fit=fit: fit(context))  # type: ignore[misc]
-    trained: TrainedStudent = _timed(context, "l2a_student", lambda: train_l2a_student(context))
-    fitted["l2a_student"] = student_row(trained, context.config.max_length)
-    return trained, fitted
-
-
-def _left_out(config: DistillConfig) -> frozenset[str]:
-    if not config.compare:
-        # What unlabelled text brings is always shown.
-        return NEEDS_EXTRA_TRAINING - ({"l2a_without_unlabelled_student"} if config.unlabelled is not None else set())
-    no_text = NEEDS_UNLABELLED if config.unlabelled is None else frozenset()
-    no_operator = NEEDS_OPERATOR if config.generator.operator is None else frozenset()
-    no_encoder = NEEDS_PRETRAINED_ENCODER if config.teacher.fine_tuned else frozenset()
-    return ONLY_IN_EXPERIMENTS | no_text | no_operator | no_encoder
+def _fit_methods(context: RunContext) -> dict[str, FittedMethod]:
+    methods = compared_methods(context.config)
+    return {method.name: _timed(context, method.name, lambda method=method: method.fit(context)) for method in methods}
 
 
 def _timed(context: RunContext, name: str, work: Callable[[], Any]) -> Any:
@@ -218,8 +196,8 @@ def _timed(context: RunContext, name: str, work: Callable[[], Any]) -> Any:
     return done
 
 
-def _evaluate(context: RunContext, name: str, fitted: FittedRow) -> Row:
-    result = evaluate_row(context, name, fitted, 0.0)
+def _evaluate(context: RunContext, name: str, fitted: FittedMethod) -> Row:
+    result = evaluate_method(context, name, fitted, 0.0)
     rng = np.random.default_rng([context.config.seed, 3])
     metrics = classification_metrics(result.labels, result.predictions, len(result.label_names), rng)
     few = context.data.target_labels.inputs[:64]

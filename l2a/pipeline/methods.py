@@ -1,17 +1,19 @@
-"""The rows of the comparison: each is trained without a look at the test split, then evaluated on it once."""
+"""The registry of methods: each is trained without a look at the test split, then evaluated on it once."""
 
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
 from l2a.config import DistillConfig
 from l2a.data.encoding import encode
 from l2a.data.examples import TextInput
-from l2a.evaluation.baselines import FittedBaseline, frozen_teacher_logreg, tfidf_logreg, vector_sum_logreg
+from l2a.evaluation.baselines import frozen_teacher_logreg, tfidf_logreg, vector_sum_logreg
 from l2a.kd.inference import run_student
 from l2a.pipeline.session import RunContext
 from l2a.pipeline.students import (
@@ -21,7 +23,6 @@ from l2a.pipeline.students import (
     train_l2a_student,
     train_plain_student,
 )
-from l2a.student.student import Student
 from l2a.teacher.labelling import predict, token_vectors
 from l2a.teacher.model import Teacher
 from l2a.util.cards import did_you_mean
@@ -29,34 +30,78 @@ from l2a.util.errors import UsageError
 from l2a.util.progress import SILENT, Progress
 
 Predict = Callable[[Sequence[TextInput]], NDArray[np.int64]]
+Part = Literal["pretrained", "target_only_teacher", "teacher", "labels", "unlabelled"]
+"""What methods share: the encoder as it was pretrained, two fine-tuned teachers, the labels that one of them gives to
+the source, and text without labels."""
 
 
 @dataclass(frozen=True)
-class FittedRow:
+class FittedMethod:
     """A trained classifier, not yet evaluated.
 
     Attributes:
         predict: Classifies texts as int64, indices into the run's label names.
         parameters: Numbers that it stores to do so.
         diagnostics: Facts of its training.
+        module: The network that ``predict`` runs, on whatever device it is; None where there is none.
+        trained: The student with its rounds, where the method gives a student.
     """
 
     predict: Predict
     parameters: int
-    diagnostics: Mapping[str, float | int | str]
+    diagnostics: Mapping[str, float | int | str] = field(default_factory=dict)
+    module: nn.Module | None = None
+    trained: TrainedStudent | None = None
 
 
 @dataclass(frozen=True)
-class RowResult:
-    """One row on the test split.
+class Method:
+    """One way to get a classifier, and everything that the rest of the toolkit must know of it.
 
     Attributes:
-        name: The row.
+        name: As in tables and results.
+        help: What it is, in a line.
+        fit: Trains it without a look at the test split.
+        needs: What is shared with other methods and prepared before the clock runs.
+        reads: Sections of the configuration that decide its result, beside the data, the seed and ``max_length``.
+        shown: When a distillation compares with it: "always", with "compare", with "operator" where
+            ``generator.operator`` is set as well, or in "experiments" alone.
+    """
+
+    name: str
+    help: str
+    fit: Callable[[RunContext], FittedMethod]
+    needs: tuple[Part, ...] = ()
+    reads: tuple[str, ...] = ()
+    shown: Literal["always", "compare", "operator", "experiments"] = "compare"
+
+    @property
+    def is_student(self) -> bool:
+        """Whether it gives a student."""
+        return "student" in self.reads
+
+    @property
+    def starts_from_pretrained(self) -> bool:
+        """Whether it would be unfair with a teacher that was fine-tuned elsewhere, perhaps on this very target."""
+        return bool({"pretrained", "target_only_teacher"} & set(self.needs))
+
+    @property
+    def teacher(self) -> str | None:
+        """The teacher that is trained for it, if one is."""
+        return next((part for part in ("target_only_teacher", "teacher") if part in self.needs), None)
+
+
+@dataclass(frozen=True)
+class MethodResult:
+    """One method on the test split.
+
+    Attributes:
+        name: The method.
         predictions: int64 (N,).
         labels: int64 (N,), the true classes.
         label_names: The C class names.
         parameters: Numbers that the classifier stores.
-        seconds: Wall time of its own training, teachers and their labels apart when these were cached.
+        seconds: Wall time of its own training, shared parts aside.
         diagnostics: Facts of its training.
     """
 
@@ -69,127 +114,205 @@ class RowResult:
     diagnostics: Mapping[str, float | int | str]
 
 
-def fit_target_only_teacher(context: RunContext) -> FittedRow:
-    """Take the teacher fine-tuned on the target's labels alone."""
-    return _teacher_row(context.target_only_teacher, context.config.max_length)
+def _fit_target_only_teacher(context: RunContext) -> FittedMethod:
+    return _fitted_teacher(context.target_only_teacher, context.config.max_length)
 
 
-def fit_cross_domain_teacher(context: RunContext) -> FittedRow:
-    """Take the teacher that the student learns from."""
-    return _teacher_row(context.teacher, context.config.max_length)
+def _fit_cross_domain_teacher(context: RunContext) -> FittedMethod:
+    return _fitted_teacher(context.teacher, context.config.max_length)
 
 
-def fit_tfidf_logreg(context: RunContext) -> FittedRow:
-    """Fit tf-idf and logistic regression on source and target."""
-    data = context.data
-    return _baseline_row(tfidf_logreg(data.source, data.target_labels, context.config.seed))
+def _fitted_teacher(teacher: Teacher, max_length: int) -> FittedMethod:
+    def classify(inputs: Sequence[TextInput]) -> NDArray[np.int64]:
+        return _likeliest(predict(teacher, inputs, max_length).logits)
+
+    return FittedMethod(classify, teacher.parameters_count, module=teacher)
 
 
-def fit_frozen_teacher_logreg(context: RunContext) -> FittedRow:
-    """Fit logistic regression on the pretrained encoder's embeddings of the target's labels."""
+def _fit_tfidf_logreg(context: RunContext) -> FittedMethod:
+    baseline = tfidf_logreg(context.data.source, context.data.target_labels, context.config.seed)
+    return FittedMethod(baseline.predict, baseline.parameters)
+
+
+def _fit_frozen_teacher_logreg(context: RunContext) -> FittedMethod:
     encoder, length = context.pretrained(), context.config.max_length
 
     def embed(texts: Sequence[str]) -> NDArray[np.float32]:
         return predict(encoder, [(text,) for text in texts], length).embeddings
 
     labels = context.data.target_labels
-    return _baseline_row(frozen_teacher_logreg(labels, embed, encoder.parameters_count, context.config.seed))
+    baseline = frozen_teacher_logreg(labels, embed, encoder.parameters_count, context.config.seed)
+    return FittedMethod(baseline.predict, baseline.parameters, module=encoder)
 
 
-def fit_vector_sum_logreg(context: RunContext) -> FittedRow:
-    """Fit logistic regression on sums of token vectors read from the fine-tuned teacher."""
-    return _vector_sum_row(context, None)
-
-
-def fit_cut_vector_sum_logreg(context: RunContext) -> FittedRow:
-    """Fit the same on as many tokens of a text as teacher and students read; on as many of each side of a pair."""
-    return _vector_sum_row(context, context.config.max_length - 2)  # [CLS] and [SEP]
-
-
-def _vector_sum_row(context: RunContext, longest: int | None) -> FittedRow:
+def _fit_vector_sum_logreg(context: RunContext, longest: int | None = None) -> FittedMethod:
     data, teacher, seed = context.data, context.teacher, context.config.seed
     vectors = token_vectors(teacher, context.progress)
-    return _baseline_row(vector_sum_logreg(data.source, data.target_labels, vectors, teacher.tokenizer, seed, longest))
+    baseline = vector_sum_logreg(data.source, data.target_labels, vectors, teacher.tokenizer, seed, longest)
+    return FittedMethod(baseline.predict, baseline.parameters)
 
 
-def fit_plain_kd_student(context: RunContext) -> FittedRow:
-    """Distil the student without augmentation and without unlabelled text."""
-    return student_row(train_plain_student(context.without_unlabelled()), context.config.max_length)
+def _fit_cut_vector_sum_logreg(context: RunContext) -> FittedMethod:
+    return _fit_vector_sum_logreg(context, context.config.max_length - 2)  # [CLS] and [SEP]
 
 
-def fit_plain_kd_unlabelled_student(context: RunContext) -> FittedRow:
-    """Distil the student without augmentation, on the unlabelled text too."""
-    _refuse_no_unlabelled(context)
-    return student_row(train_plain_student(context), context.config.max_length)
+def _student(
+    train: Callable[[RunContext], TrainedStudent], with_unlabelled: bool = False
+) -> Callable[[RunContext], FittedMethod]:
+    def fit(context: RunContext) -> FittedMethod:
+        context = context if with_unlabelled else context.without_unlabelled()
+        return fitted_student(train(context), context.config.max_length)
+
+    return fit
 
 
-def fit_l2a_without_unlabelled_student(context: RunContext) -> FittedRow:
-    """Distil as ``l2a_student`` does, without the unlabelled text."""
-    _refuse_no_unlabelled(context)
-    return student_row(train_l2a_student(context.without_unlabelled()), context.config.max_length)
+LABELLED: tuple[Part, ...] = ("teacher", "labels")
+PLAIN, AUGMENTED = ("teacher", "student", "kd"), ("teacher", "student", "kd", "generator")
+METHODS: Mapping[str, Method] = {
+    method.name: method
+    for method in (
+        Method(
+            "target_only_teacher", "the teacher, fine-tuned on the target's labels alone",
+            _fit_target_only_teacher, ("target_only_teacher",), ("teacher",),
+        ),
+        Method(
+            "cross_domain_teacher", "the teacher that the students learn from: source, then target",
+            _fit_cross_domain_teacher, ("teacher",), ("teacher",), "always",
+        ),
+        Method(
+            "tfidf_logreg", "logistic regression on words and character n-grams of both domains",
+            _fit_tfidf_logreg, shown="always",
+        ),
+        Method(
+            "frozen_teacher_logreg", "logistic regression on the pretrained encoder's embeddings of the target",
+            _fit_frozen_teacher_logreg, ("pretrained",), ("teacher",),
+        ),
+        Method(
+            "vector_sum_logreg", "logistic regression on sums of token vectors read from the teacher",
+            _fit_vector_sum_logreg, ("teacher",), ("teacher",),
+        ),
+        Method(
+            "cut_vector_sum_logreg", "the same on as many tokens of a text as teacher and students read",
+            _fit_cut_vector_sum_logreg, ("teacher",), ("teacher",), "experiments",
+        ),
+        Method(
+            "plain_kd_student", "the student, distilled without augmentation and without unlabelled text",
+            _student(train_plain_student), LABELLED, PLAIN,
+        ),
+        Method(
+            "plain_kd_unlabelled_student", "the student, distilled without augmentation, on unlabelled text too",
+            _student(train_plain_student, with_unlabelled=True), (*LABELLED, "unlabelled"), (*PLAIN, "unlabelled"),
+        ),
+        Method(
+            "l2a_without_unlabelled_student", "the l2a_student without the unlabelled text",
+            _student(train_l2a_student), (*LABELLED, "unlabelled"), (*AUGMENTED, "selector"), "always",
+        ),
+        Method(
+            "augmented_kd_student", "the student, distilled on every text that one operator, or the chain, makes",
+            _student(train_augmented_student), LABELLED, AUGMENTED, "operator",
+        ),
+        Method(
+            "augmented_fine_tuned_student", "the student, fine-tuned on real and inherited labels without a teacher",
+            _student(train_fine_tuned_student), ("pretrained",), AUGMENTED, "experiments",
+        ),
+        Method(
+            "l2a_student", "the student, distilled on candidates that the generator draws and the selector keeps",
+            _student(train_l2a_student, with_unlabelled=True), LABELLED, (*AUGMENTED, "selector", "unlabelled"),
+            "always",
+        ),
+    )
+}  # fmt: skip
+"""Every method, in the order of the tables."""
 
 
-def fit_augmented_kd_student(context: RunContext) -> FittedRow:
-    """Distil the student with every text of one operator, or of the chain, and without unlabelled text."""
-    return student_row(train_augmented_student(context.without_unlabelled()), context.config.max_length)
-
-
-def fit_augmented_fine_tuned_student(context: RunContext) -> FittedRow:
-    """Fine-tune the student on the real labels, those of augmented texts inherited, without any teacher."""
-    return student_row(train_fine_tuned_student(context.without_unlabelled()), context.config.max_length)
-
-
-def fit_l2a_student(context: RunContext) -> FittedRow:
-    """Distil the student with drawn and selected candidates."""
-    return student_row(train_l2a_student(context), context.config.max_length)
-
-
-ROWS: Mapping[str, Callable[[RunContext], FittedRow]] = {
-    "target_only_teacher": fit_target_only_teacher,
-    "cross_domain_teacher": fit_cross_domain_teacher,
-    "tfidf_logreg": fit_tfidf_logreg,
-    "frozen_teacher_logreg": fit_frozen_teacher_logreg,
-    "vector_sum_logreg": fit_vector_sum_logreg,
-    "cut_vector_sum_logreg": fit_cut_vector_sum_logreg,
-    "plain_kd_student": fit_plain_kd_student,
-    "plain_kd_unlabelled_student": fit_plain_kd_unlabelled_student,
-    "l2a_without_unlabelled_student": fit_l2a_without_unlabelled_student,
-    "augmented_kd_student": fit_augmented_kd_student,
-    "augmented_fine_tuned_student": fit_augmented_fine_tuned_student,
-    "l2a_student": fit_l2a_student,
-}
-
-
-def run_row(config: DistillConfig, row: str, progress: Progress = SILENT) -> RowResult:
-    """Train one row and evaluate it once on the target's test split.
+def find_method(name: str) -> Method:
+    """Look a method up.
 
     Args:
-        config: The run; its data, shots and seed are the same for every row.
-        row: A name in ``ROWS``.
+        name: Its name.
+
+    Returns:
+        The method.
+
+    Raises:
+        UsageError: If there is none of that name.
+    """
+    if name not in METHODS:
+        hint = did_you_mean(name, METHODS)
+        raise UsageError(f"method: {name!r} is unknown{hint}; give one of {', '.join(METHODS)}")
+    return METHODS[name]
+
+
+def compared_methods(config: DistillConfig) -> tuple[Method, ...]:
+    """Choose what a distillation trains and shows.
+
+    Args:
+        config: The run.
+
+    Returns:
+        The methods, in the order of the table.
+    """
+    shown = {"always", *(("compare",) if config.compare else ())}
+    if config.compare and config.generator.operator is not None:
+        shown.add("operator")
+    return tuple(
+        method
+        for method in METHODS.values()
+        if method.shown in shown
+        and not ("unlabelled" in method.needs and config.unlabelled is None)
+        and not (method.starts_from_pretrained and config.teacher.fine_tuned)
+    )
+
+
+def run_method(config: DistillConfig, name: str, progress: Progress = SILENT) -> MethodResult:
+    """Train one method and evaluate it once on the target's test split.
+
+    Args:
+        config: The run; its data, shots and seed are the same for every method.
+        name: A name in ``METHODS``.
         progress: Shows how far it is.
 
     Returns:
         Predictions and labels of the test split.
 
     Raises:
-        UsageError: If the row or the data are unknown or do not fit.
+        UsageError: If the method or the data are unknown or do not fit.
         RunError: If training fails.
     """
-    if row not in ROWS:
-        raise UsageError(f"row: {row!r} is unknown{did_you_mean(row, ROWS)}; allowed: {', '.join(ROWS)}")
-    context = RunContext(config, progress)
-    _prepare(context, row)
+    method, context = find_method(name), RunContext(config, progress)
+    prepare(context, method)
     started = time.monotonic()
-    fitted = ROWS[row](context)
-    return evaluate_row(context, row, fitted, time.monotonic() - started)
+    fitted = method.fit(context)
+    return evaluate_method(context, name, fitted, time.monotonic() - started)
 
 
-def evaluate_row(context: RunContext, name: str, fitted: FittedRow, seconds: float) -> RowResult:
+def prepare(context: RunContext, method: Method) -> None:
+    """Do the shared, cached work first, so that a method's seconds are its own.
+
+    Args:
+        context: The run.
+        method: What will be trained.
+
+    Raises:
+        UsageError: If the method needs unlabelled text and the run has none.
+        RunError: If a teacher cannot be trained.
+    """
+    if "unlabelled" in method.needs and context.config.unlabelled is None:
+        raise UsageError(f"unlabelled: {method.name} needs a .txt file or a domain; give one by --unlabelled")
+    if "target_only_teacher" in method.needs:
+        _ = context.target_only_teacher
+    if "teacher" in method.needs:
+        _ = context.teacher
+    if "labels" in method.needs:
+        context.labeller(context.data.source.inputs)
+
+
+def evaluate_method(context: RunContext, name: str, fitted: FittedMethod, seconds: float) -> MethodResult:
     """Open the test split and classify it: the only place of a run that does.
 
     Args:
         context: The run.
-        name: The row.
+        name: The method.
         fitted: The trained classifier.
         seconds: What its training took.
 
@@ -198,78 +321,34 @@ def evaluate_row(context: RunContext, name: str, fitted: FittedRow, seconds: flo
     """
     test = context.data.target.test.reveal()
     predictions = fitted.predict(test.inputs)
-    return RowResult(name, predictions, test.labels, test.label_names, fitted.parameters, seconds, fitted.diagnostics)
+    return MethodResult(
+        name, predictions, test.labels, test.label_names, fitted.parameters, seconds, fitted.diagnostics
+    )
 
 
-def student_row(trained: TrainedStudent, max_length: int) -> FittedRow:
-    """Make a row of a distilled student.
+def fitted_student(trained: TrainedStudent, max_length: int) -> FittedMethod:
+    """Make a classifier of a trained student.
 
     Args:
         trained: The student.
         max_length: Longest sequence in tokens.
 
     Returns:
-        The row, with the facts of its rounds.
+        The classifier, with the facts of its rounds.
     """
+    student = trained.student
+
+    def classify(inputs: Sequence[TextInput]) -> NDArray[np.int64]:
+        return _likeliest(run_student(student, encode(student.tokenizer, inputs, max_length))[0])
+
     facts: dict[str, float | int | str] = {"validation_log_likelihood": trained.validation_log_likelihood}
     for number, done in enumerate(trained.rounds):
-        scalars = {k: v for k, v in dataclasses.asdict(done.chains).items() if isinstance(v, int | float | str)}
-        scalars |= {k: v for k, v in done.selection.diagnostics.items() if isinstance(v, int | float | str)}
+        known = {**dataclasses.asdict(done.chains), **done.selection.diagnostics}
+        scalars = {key: value for key, value in known.items() if isinstance(value, int | float | str)}
         facts |= {f"round_{number}_{key}": value for key, value in scalars.items()}
-    return FittedRow(student_predictor(trained.student, max_length), trained.student.parameters_count, facts)
+    return FittedMethod(classify, student.parameters_count, facts, student.model, trained)
 
 
-def student_predictor(student: Student, max_length: int) -> Predict:
-    """Wrap a student as a function from texts to classes.
-
-    Args:
-        student: Any student.
-        max_length: Longest sequence in tokens.
-
-    Returns:
-        The function.
-    """
-
-    def classify(inputs: Sequence[TextInput]) -> NDArray[np.int64]:
-        return classes_of(run_student(student, encode(student.tokenizer, inputs, max_length))[0])
-
-    return classify
-
-
-def classes_of(logits: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Take the likeliest class of each text.
-
-    Args:
-        logits: float32 (N, C).
-
-    Returns:
-        int64 (N,).
-    """
+def _likeliest(logits: NDArray[np.float32]) -> NDArray[np.int64]:
     likeliest: NDArray[np.int64] = logits.argmax(axis=1)
     return likeliest
-
-
-def _refuse_no_unlabelled(context: RunContext) -> None:
-    if context.config.unlabelled is None:
-        raise UsageError("unlabelled: none was given; this row needs a .txt file or a domain (--unlabelled)")
-
-
-def _prepare(context: RunContext, row: str) -> None:
-    """Do the shared, cached work first, so that a row's seconds are its own."""
-    if row == "target_only_teacher":
-        _ = context.target_only_teacher
-    elif row not in ("tfidf_logreg", "frozen_teacher_logreg", "augmented_fine_tuned_student"):
-        _ = context.teacher
-    if row.endswith("_student"):
-        context.labeller(context.data.source.inputs)
-
-
-def _teacher_row(teacher: Teacher, max_length: int) -> FittedRow:
-    def classify(inputs: Sequence[TextInput]) -> NDArray[np.int64]:
-        return classes_of(predict(teacher, inputs, max_length).logits)
-
-    return FittedRow(classify, teacher.parameters_count, {})
-
-
-def _baseline_row(baseline: FittedBaseline) -> FittedRow:
-    return FittedRow(baseline.predict, baseline.parameters, {})

@@ -91,10 +91,10 @@ def trace(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def fake_run_row(trace: Path) -> Callable[..., Any]:
+def fake_run_method(trace: Path) -> Callable[..., Any]:
     """A runner of rows that is nested, so that worker processes get it by value."""
 
-    def run_row(config: Any, row: str) -> Any:
+    def run_method(config: Any, row: str) -> Any:
         import os
         import time
         from types import SimpleNamespace
@@ -133,7 +133,7 @@ def fake_run_row(trace: Path) -> Callable[..., Any]:
             seconds=0.5, diagnostics=facts,
         )  # fmt: skip
 
-    return run_row
+    return run_method
 
 
 @pytest.fixture

@@ -82,7 +82,7 @@ def test_the_two_budgets_of_the_baselines_have_the_same_methods() -> None:
 
 
 def test_a_card_knows_the_rows_of_the_pipeline() -> None:
-    from l2a.pipeline.methods import ROWS as RUNNABLE
+    from l2a.pipeline.methods import METHODS as RUNNABLE
 
     assert set(ROWS) == set(RUNNABLE)
 

@@ -36,11 +36,13 @@ def openings(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     return stacks
 
 
-def run_card(workspace: Path, run_row: Callable[..., Any]) -> None:
+def run_card(workspace: Path, run_method: Callable[..., Any]) -> None:
     groups = expand(load_experiment("tiny"), workspace / "data")
     data = data_files(groups)
     planned = plan(groups, data, read_results(workspace / "results"))
-    failed = [o for o in run_groups(planned, data, workspace / "results", run_row, Workers(1)) if o.status == "failed"]
+    failed = [
+        o for o in run_groups(planned, data, workspace / "results", run_method, Workers(1)) if o.status == "failed"
+    ]
     assert not failed, failed[0].message
 
 
@@ -54,13 +56,13 @@ def flip_test_labels(path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_runner_opens_no_test_split_itself(
-    workspace: Path, fake_run_row: Callable[..., Any], openings: list[list[str]]
+    workspace: Path, fake_run_method: Callable[..., Any], openings: list[list[str]]
 ) -> None:
-    run_card(workspace, fake_run_row)
+    run_card(workspace, fake_run_method)
     assert len(openings) == 12  # once a cell
-    assert all(names[0] == "run_row" for names in openings)
+    assert all(names[0] == "run_method" for names in openings)
     openings.clear()
-    run_card(workspace, fake_run_row)
+    run_card(workspace, fake_run_method)
     summarise(load_experiment("tiny"), read_results(workspace / "results"))
     assert openings == []
 
@@ -77,16 +79,16 @@ def test_the_spy_would_see_a_runner_that_looks(workspace: Path, openings: list[l
 def test_flipped_test_labels_change_no_prediction_of_any_row(
     workspace: Path, encoder_folder: Path, openings: list[list[str]], row: str
 ) -> None:
-    from l2a.pipeline.methods import run_row
+    from l2a.pipeline.methods import run_method
 
     write_card_of_one_cell(workspace, row, encoder_folder)
     results = []
     for _ in range(2):
-        run_card(workspace, run_row)
+        run_card(workspace, run_method)
         results += read_results(workspace / "results")
         flip_test_labels(workspace / "data" / "sky.jsonl")
     before, after = results
     assert before.predictions == after.predictions
     assert before.accuracy == pytest.approx(1 - after.accuracy)  # the labels that it is judged by did change
     assert len(openings) == 2
-    assert all(names[0] == "evaluate_row" for names in openings)
+    assert all(names[0] == "evaluate_method" for names in openings)

@@ -127,9 +127,9 @@ def test_a_dry_run_tells_what_is_left_and_runs_nothing(workspace: Path, make_res
 
 @pytest.mark.slow
 def test_run_and_report_work_together(
-    workspace: Path, fake_run_row: Callable[..., object], monkeypatch: pytest.MonkeyPatch
+    workspace: Path, fake_run_method: Callable[..., object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("l2a.pipeline.methods.run_row", fake_run_row)
+    monkeypatch.setattr("l2a.pipeline.methods.run_method", fake_run_method)
     monkeypatch.setenv("FAIL_ROW", "plain_kd_student")
     with pytest.raises(RunError, match="4 of 12 cells failed"):
         call("run", "tiny", "--data-root", "data", "--workers", "1")

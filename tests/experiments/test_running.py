@@ -18,14 +18,14 @@ from l2a.util.errors import RunError, UsageError
 
 from .conftest import write_card, write_card_of_one_cell
 
-RunRow = Callable[..., Any]
+RunMethod = Callable[..., Any]
 
 
-def run_tiny(workspace: Path, run_row: RunRow, folder: str = "results", workers: int = 1) -> Sequence[Outcome]:
+def run_tiny(workspace: Path, run_method: RunMethod, folder: str = "results", workers: int = 1) -> Sequence[Outcome]:
     groups = expand(load_experiment("tiny"), workspace / "data")
     data = data_files(groups)
     planned = plan(groups, data, read_results(workspace / folder))
-    return run_groups(planned, data, workspace / folder, run_row, Workers(workers))
+    return run_groups(planned, data, workspace / folder, run_method, Workers(workers))
 
 
 def without_times(result: CellResult) -> CellResult:
@@ -36,10 +36,10 @@ def rows_run(trace: Path) -> list[str]:
     return [line.rsplit(" ", 1)[0] for line in trace.read_text().splitlines()] if trace.exists() else []
 
 
-def test_every_cell_runs_once_and_none_again(workspace: Path, fake_run_row: RunRow, trace: Path) -> None:
-    outcomes = run_tiny(workspace, fake_run_row)
+def test_every_cell_runs_once_and_none_again(workspace: Path, fake_run_method: RunMethod, trace: Path) -> None:
+    outcomes = run_tiny(workspace, fake_run_method)
     assert Counter(outcome.status for outcome in outcomes) == {"ran": 12}
-    assert run_tiny(workspace, fake_run_row) == ()
+    assert run_tiny(workspace, fake_run_method) == ()
     assert set(Counter(rows_run(trace)).values()) == {1}
     result = read_results(workspace / "results")[0]
     assert sorted(result.data) == ["land.jsonl", "sky.jsonl"]
@@ -47,43 +47,45 @@ def test_every_cell_runs_once_and_none_again(workspace: Path, fake_run_row: RunR
 
 
 def test_a_cell_that_another_card_has_finished_is_taken_over(
-    workspace: Path, fake_run_row: RunRow, trace: Path
+    workspace: Path, fake_run_method: RunMethod, trace: Path
 ) -> None:
-    run_tiny(workspace, fake_run_row, "results/tiny")
+    run_tiny(workspace, fake_run_method, "results/tiny")
     rows = rows_run(trace)
-    outcomes = run_tiny(workspace, fake_run_row, "results/other")
+    outcomes = run_tiny(workspace, fake_run_method, "results/other")
     assert Counter(outcome.status for outcome in outcomes) == {"found": 12}
     assert rows_run(trace) == rows
     assert read_results(workspace / "results/other") == read_results(workspace / "results/tiny")
 
 
 @pytest.mark.slow
-def test_results_are_identical_with_one_and_with_two_workers(workspace: Path, fake_run_row: RunRow) -> None:
-    run_tiny(workspace, fake_run_row, "one/tiny", workers=1)
-    run_tiny(workspace, fake_run_row, "two/tiny", workers=2)
+def test_results_are_identical_with_one_and_with_two_workers(workspace: Path, fake_run_method: RunMethod) -> None:
+    run_tiny(workspace, fake_run_method, "one/tiny", workers=1)
+    run_tiny(workspace, fake_run_method, "two/tiny", workers=2)
     one, two = (list(map(without_times, read_results(workspace / folder))) for folder in ("one/tiny", "two/tiny"))
     assert one == two
     assert len({result.diagnostics["weights"] for result in one}) > 1
 
 
-def test_a_cell_runs_on_one_thread_and_leaves_the_process_as_it_was(workspace: Path, fake_run_row: RunRow) -> None:
+def test_a_cell_runs_on_one_thread_and_leaves_the_process_as_it_was(
+    workspace: Path, fake_run_method: RunMethod
+) -> None:
     import torch
 
     torch.set_num_threads(2)
-    run_tiny(workspace, fake_run_row)
+    run_tiny(workspace, fake_run_method)
     assert {result.diagnostics["threads"] for result in read_results(workspace / "results")} == {1}
     assert torch.get_num_threads() == 2
 
 
 def test_a_failed_cell_is_reported_and_stops_no_other(
-    workspace: Path, fake_run_row: RunRow, monkeypatch: pytest.MonkeyPatch
+    workspace: Path, fake_run_method: RunMethod, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FAIL_ROW", "plain_kd_student")
-    outcomes = run_tiny(workspace, fake_run_row)
+    outcomes = run_tiny(workspace, fake_run_method)
     assert Counter(outcome.status for outcome in outcomes) == {"ran": 8, "failed": 4}
     assert "as it was told to" in next(outcome.message for outcome in outcomes if outcome.status == "failed")
     monkeypatch.delenv("FAIL_ROW")
-    assert len(run_tiny(workspace, fake_run_row)) == 4
+    assert len(run_tiny(workspace, fake_run_method)) == 4
     assert len(read_results(workspace / "results")) == 12
 
 
@@ -96,33 +98,33 @@ def test_an_unexpected_error_is_a_failed_cell_too(workspace: Path, caplog: pytes
     assert "Traceback" in caplog.text
 
 
-def test_a_cell_with_a_corrupted_result_runs_again(workspace: Path, fake_run_row: RunRow, trace: Path) -> None:
-    run_tiny(workspace, fake_run_row)
+def test_a_cell_with_a_corrupted_result_runs_again(workspace: Path, fake_run_method: RunMethod, trace: Path) -> None:
+    run_tiny(workspace, fake_run_method)
     path, before = workspace / "results" / RESULTS_FILE, read_results(workspace / "results")
     lines = path.read_text().splitlines()
     lines[3] = lines[3].replace('"accuracy": ', '"accuracy": 1')
     path.write_text("\n".join(lines))
     trace.unlink()
-    run_tiny(workspace, fake_run_row)
+    run_tiny(workspace, fake_run_method)
     assert len(rows_run(trace)) == 1
     assert list(map(without_times, read_results(workspace / "results"))) == list(map(without_times, before))
 
 
-def test_cells_whose_settings_changed_run_again(workspace: Path, fake_run_row: RunRow, trace: Path) -> None:
-    run_tiny(workspace, fake_run_row)
+def test_cells_whose_settings_changed_run_again(workspace: Path, fake_run_method: RunMethod, trace: Path) -> None:
+    run_tiny(workspace, fake_run_method)
     trace.unlink()
     changed = {"tfidf": {"row": "tfidf_logreg"}, "plain": {"row": "plain_kd_student", "overrides": {"kd.alpha": 0.5}}}
     write_card(workspace, methods=changed)
-    run_tiny(workspace, fake_run_row)
+    run_tiny(workspace, fake_run_method)
     assert {line.split()[2] for line in rows_run(trace)} == {"plain_kd_student"}
     assert len(read_results(workspace / "results")) == 12  # one line a cell: the old ones are replaced
 
 
 def test_a_method_without_a_student_runs_once_for_all_students(
-    workspace: Path, fake_run_row: RunRow, trace: Path
+    workspace: Path, fake_run_method: RunMethod, trace: Path
 ) -> None:
     write_card(workspace, students=["auto", "narrow"], seeds=[0])
-    run_tiny(workspace, fake_run_row)
+    run_tiny(workspace, fake_run_method)
     counts = Counter(line.split()[2] for line in rows_run(trace))
     assert counts == {"tfidf_logreg": 2, "plain_kd_student": 4, "l2a_student": 4}
     values = [result for result in read_results(workspace / "results") if result.method == "tfidf"]
@@ -130,7 +132,7 @@ def test_a_method_without_a_student_runs_once_for_all_students(
 
 
 def test_a_group_that_another_runner_holds_is_left_to_it_and_found_finished(
-    workspace: Path, fake_run_row: RunRow, trace: Path, monkeypatch: pytest.MonkeyPatch
+    workspace: Path, fake_run_method: RunMethod, trace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from l2a.util.cache import fingerprint
 
@@ -141,7 +143,7 @@ def test_a_group_that_another_runner_holds_is_left_to_it_and_found_finished(
         seen.append(f"{config.source} {config.seed}")
         if len(seen) == 9:  # every cell of the three other groups
             held.release()
-        return fake_run_row(config, row)
+        return fake_run_method(config, row)
 
     held.acquire()
     outcomes = run_tiny(workspace, run_and_release)
@@ -151,13 +153,13 @@ def test_a_group_that_another_runner_holds_is_left_to_it_and_found_finished(
 
 @pytest.mark.slow
 def test_two_runners_at_once_run_every_cell_once(
-    workspace: Path, fake_run_row: RunRow, trace: Path, monkeypatch: pytest.MonkeyPatch
+    workspace: Path, fake_run_method: RunMethod, trace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import multiprocessing
 
     monkeypatch.setenv("ROW_SECONDS", "0.02")
     context = multiprocessing.get_context("fork")
-    runners = [context.Process(target=run_tiny, args=(workspace, fake_run_row)) for _ in range(2)]
+    runners = [context.Process(target=run_tiny, args=(workspace, fake_run_method)) for _ in range(2)]
     for runner in runners:
         runner.start()
     for runner in runners:
@@ -168,12 +170,12 @@ def test_two_runners_at_once_run_every_cell_once(
 
 @pytest.mark.slow
 def test_a_killed_runner_loses_only_the_cell_it_was_running(
-    workspace: Path, fake_run_row: RunRow, trace: Path, monkeypatch: pytest.MonkeyPatch
+    workspace: Path, fake_run_method: RunMethod, trace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import multiprocessing
 
     monkeypatch.setenv("ROW_SECONDS", "0.05")
-    runner = multiprocessing.get_context("fork").Process(target=run_tiny, args=(workspace, fake_run_row))
+    runner = multiprocessing.get_context("fork").Process(target=run_tiny, args=(workspace, fake_run_method))
     runner.start()
     while len(rows_run(trace)) < 5:
         time.sleep(0.005)
@@ -183,19 +185,19 @@ def test_a_killed_runner_loses_only_the_cell_it_was_running(
     finished = read_results(workspace / "results")
     assert len(finished) >= 4
     monkeypatch.setenv("ROW_SECONDS", "0")
-    assert len(run_tiny(workspace, fake_run_row)) == 12 - len(finished)
-    run_tiny(workspace, fake_run_row, "at_once/tiny")
+    assert len(run_tiny(workspace, fake_run_method)) == 12 - len(finished)
+    run_tiny(workspace, fake_run_method, "at_once/tiny")
     resumed, at_once = (read_results(workspace / folder) for folder in ("results", "at_once/tiny"))
     assert list(map(without_times, resumed)) == list(map(without_times, at_once))
 
 
 @pytest.mark.slow
 def test_a_result_does_not_depend_on_what_is_cached(workspace: Path, encoder_folder: Path) -> None:
-    from l2a.pipeline.methods import run_row
+    from l2a.pipeline.methods import run_method
 
     write_card_of_one_cell(workspace, "l2a_student", encoder_folder)
-    run_tiny(workspace, run_row, "cold/tiny")
-    run_tiny(workspace, run_row, "warm/tiny")
+    run_tiny(workspace, run_method, "cold/tiny")
+    run_tiny(workspace, run_method, "warm/tiny")
     (cold,), (warm,) = read_results(workspace / "cold/tiny"), read_results(workspace / "warm/tiny")
     assert cold.predictions == warm.predictions
     facts = [{name: fact for name, fact in it.diagnostics.items() if "seconds" not in name} for it in (cold, warm)]
@@ -203,7 +205,7 @@ def test_a_result_does_not_depend_on_what_is_cached(workspace: Path, encoder_fol
 
 
 @pytest.mark.slow
-def test_a_worker_that_dies_is_a_clear_error_and_the_rest_is_kept(workspace: Path, fake_run_row: RunRow) -> None:
+def test_a_worker_that_dies_is_a_clear_error_and_the_rest_is_kept(workspace: Path, fake_run_method: RunMethod) -> None:
     def deadly(config: Any, row: str) -> Any:
         import os
         import signal
@@ -212,7 +214,7 @@ def test_a_worker_that_dies_is_a_clear_error_and_the_rest_is_kept(workspace: Pat
         if config.seed == 1:
             time.sleep(0.3)
             os.kill(os.getpid(), signal.SIGKILL)
-        return fake_run_row(config, row)
+        return fake_run_method(config, row)
 
     with pytest.raises(RunError, match="worker process was killed"):
         run_tiny(workspace, deadly, workers=2)
@@ -231,7 +233,7 @@ def test_the_cost_is_learned_from_finished_cells(workspace: Path, make_result: C
     assert cost_seconds(learned, 100) == 3 * 100 + 10  # the cells of a group run one after another
 
 
-def test_the_plan_knows_which_teachers_are_cached(workspace: Path, fake_run_row: RunRow) -> None:
+def test_the_plan_knows_which_teachers_are_cached(workspace: Path, fake_run_method: RunMethod) -> None:
     groups = expand(load_experiment("tiny"), workspace / "data")
     data = data_files(groups)
 
@@ -239,7 +241,7 @@ def test_the_plan_knows_which_teachers_are_cached(workspace: Path, fake_run_row:
         return [cell.is_teacher_cached for cell in plan(groups, data, ())[0]]
 
     assert teachers() == [None, False, False]
-    run_tiny(workspace, fake_run_row)
+    run_tiny(workspace, fake_run_method)
     assert teachers() == [None, True, True]
 
 
@@ -257,22 +259,22 @@ def test_wrong_workers_are_refused(fields: dict[str, Any], word: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_local_dask_cluster_gives_the_same_results(workspace: Path, fake_run_row: RunRow) -> None:
+def test_a_local_dask_cluster_gives_the_same_results(workspace: Path, fake_run_method: RunMethod) -> None:
     groups = expand(load_experiment("tiny"), workspace / "data")
     data = data_files(groups)
-    run_groups(plan(groups, data, ()), data, workspace / "dask", fake_run_row, Workers(2, "dask"))
-    run_tiny(workspace, fake_run_row, "here/tiny")
+    run_groups(plan(groups, data, ()), data, workspace / "dask", fake_run_method, Workers(2, "dask"))
+    run_tiny(workspace, fake_run_method, "here/tiny")
     dask, here = (list(map(without_times, read_results(workspace / folder))) for folder in ("dask", "here/tiny"))
     assert dask == here
 
 
 @pytest.mark.slow
-def test_no_scheduler_at_the_address_is_a_clear_error(workspace: Path, fake_run_row: RunRow) -> None:
+def test_no_scheduler_at_the_address_is_a_clear_error(workspace: Path, fake_run_method: RunMethod) -> None:
     groups = expand(load_experiment("tiny"), workspace / "data")
     data = data_files(groups)
     nowhere = Workers(1, "dask", "tcp://127.0.0.1:9")
     with pytest.raises(RunError, match="no Dask scheduler answers"):
-        run_groups(plan(groups, data, ()), data, workspace / "dask", fake_run_row, nowhere)
+        run_groups(plan(groups, data, ()), data, workspace / "dask", fake_run_method, nowhere)
 
 
 def test_experiments_are_not_loaded_by_the_command_line() -> None:

@@ -7,7 +7,7 @@ import l2a.pipeline.students as augmented
 from l2a.config import override
 from l2a.data.examples import normalised_hash
 from l2a.generator.words import Eda
-from l2a.pipeline.methods import run_row
+from l2a.pipeline.methods import run_method
 from l2a.pipeline.session import RunContext, TrainingSession
 from l2a.pipeline.students import train_augmented_student, train_fine_tuned_student
 from l2a.util.errors import UsageError
@@ -85,7 +85,7 @@ def test_eda_reads_its_synonyms(context, monkeypatch):
 
 @pytest.mark.slow
 def test_the_row_runs_by_its_name(context):
-    result = run_row(with_operator(context, "mixkd").config, "augmented_kd_student")
+    result = run_method(with_operator(context, "mixkd").config, "augmented_kd_student")
     assert len(result.predictions) == len(result.labels)
 
 
@@ -128,7 +128,7 @@ def test_fine_tuning_inherits_labels_and_asks_no_teacher(context, monkeypatch, o
 
 @pytest.mark.slow
 def test_fine_tuning_learns_and_runs_by_its_name(context):
-    result = run_row(with_operator(context, "augpro_mix").config, "augmented_fine_tuned_student")
+    result = run_method(with_operator(context, "augpro_mix").config, "augmented_fine_tuned_student")
     assert (result.predictions == result.labels).mean() > 0.8
 
 

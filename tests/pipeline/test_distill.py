@@ -12,8 +12,8 @@ from l2a.cli.distill import print_result
 from l2a.config import as_yaml, override
 from l2a.data.examples import HeldOut, normalised_hash
 from l2a.pipeline.data import load_run_data
-from l2a.pipeline.distill import NEEDS_OPERATOR, NEEDS_UNLABELLED, ONLY_IN_EXPERIMENTS, _left_out, distill
-from l2a.pipeline.methods import ROWS, run_row
+from l2a.pipeline.distill import distill
+from l2a.pipeline.methods import METHODS, compared_methods, run_method
 from l2a.pipeline.session import RunContext
 from l2a.selector.saving import load_facts
 from l2a.util.errors import RunError, UsageError
@@ -27,9 +27,7 @@ def test_a_run_leaves_a_complete_folder(config, result):
     facts = load_facts(result.output_dir / "selector")
     assert facts["pairs"] == [f"{config.source}:{config.target}"] and facts["reward_curve"]
     metrics = json.loads((result.output_dir / "metrics.json").read_text())
-    assert [row["name"] for row in metrics["rows"]] == [
-        name for name in ROWS if name not in NEEDS_UNLABELLED | NEEDS_OPERATOR | ONLY_IN_EXPERIMENTS
-    ]
+    assert [row["name"] for row in metrics["rows"]] == [method.name for method in compared_methods(config)]
     for row in metrics["rows"]:
         assert row["accuracy"].keys() == row["macro_f1"].keys() == {"value", "low", "high"}
         assert row["latency_ms"].keys() == {"batch_1", "batch_32"}
@@ -77,8 +75,8 @@ def test_the_test_split_stays_closed_until_the_final_evaluation(config, monkeypa
 
     monkeypatch.setattr(HeldOut, "reveal", refuse)
     context = RunContext(override(config, {"unlabelled": config.target, "generator.operator": "knn"}))
-    fitted = [fit(context) for fit in ROWS.values()]
-    assert len(fitted) == len(ROWS)
+    fitted = [method.fit(context) for method in METHODS.values()]
+    assert len(fitted) == len(METHODS)
 
 
 def test_a_finished_run_and_foreign_files_are_not_overwritten(config, result, tmp_path):
@@ -95,7 +93,7 @@ def test_a_failed_run_leaves_no_output(config, tmp_path, monkeypatch):
     def fail(*arguments, **options):
         raise RunError("the loss is nan")
 
-    monkeypatch.setattr("l2a.pipeline.distill.train_l2a_student", fail)
+    monkeypatch.setattr("l2a.pipeline.distill.compared_methods", fail)
     with pytest.raises(RunError):
         distill(override(config, {"compare": False, "output_dir": str(tmp_path / "run")}))
     assert not list(tmp_path.iterdir())
@@ -114,7 +112,7 @@ def test_a_second_run_trains_no_teacher(config, result, monkeypatch, tmp_path):
 @pytest.mark.parametrize("agent", ["all", "random", "nearest", "a2c"])
 def test_every_kind_of_selector_runs(config, agent):
     changed = override(config, {"selector.agent": agent, "kd.rounds": 1, "kd.warmup_steps": 5})
-    assert len(run_row(changed, "l2a_student").predictions) == 30
+    assert len(run_method(changed, "l2a_student").predictions) == 30
 
 
 @pytest.mark.slow
@@ -130,16 +128,16 @@ def test_plain_distillation_makes_as_many_updates(config, monkeypatch):
 
     monkeypatch.setattr(KDTrainer, "train", count)
     quick = override(config, {"selector.agent": "random"})
-    run_row(quick, "plain_kd_student")
+    run_method(quick, "plain_kd_student")
     plain = sum(steps)
     steps.clear()
-    run_row(quick, "l2a_student")
+    run_method(quick, "l2a_student")
     assert plain == sum(steps) == quick.kd.total_steps
 
 
-def test_an_unknown_row_is_refused(config):
+def test_an_unknown_method_is_refused(config):
     with pytest.raises(UsageError, match="did you mean 'l2a_student'"):
-        run_row(config, "l2a_studnt")
+        run_method(config, "l2a_studnt")
 
 
 @pytest.mark.slow
@@ -153,7 +151,10 @@ def test_unlabelled_text_is_reported_with_and_without(config, tmp_path):
         "selector.agent": "random",
     }
     with_text = override(config, changes)
-    assert {row.name for row in distill(with_text).rows} >= NEEDS_UNLABELLED
+    assert {row.name for row in distill(with_text).rows} >= {
+        "plain_kd_unlabelled_student",
+        "l2a_without_unlabelled_student",
+    }
     data = load_run_data(with_text)
     assert data.unlabelled and not {normalised_hash(text) for text in data.unlabelled} & data.forbidden
     assert "unlabelled: more.txt" in data.files
@@ -161,10 +162,13 @@ def test_unlabelled_text_is_reported_with_and_without(config, tmp_path):
 
 @pytest.mark.parametrize("compare", [True, False])
 def test_what_unlabelled_text_brings_is_shown_with_and_without_comparisons(config, compare):
-    shown = set(ROWS) - _left_out(override(config, {"unlabelled": "more.txt", "compare": compare}))
-    assert {"l2a_student", "l2a_without_unlabelled_student"} <= shown
-    hidden = set(ROWS) - _left_out(override(config, {"compare": compare}))
-    assert "l2a_without_unlabelled_student" not in hidden
+    def shown(changes):
+        return {method.name for method in compared_methods(override(config, {"compare": compare, **changes}))}
+
+    assert {"l2a_student", "l2a_without_unlabelled_student"} <= shown({"unlabelled": "more.txt"})
+    assert "l2a_without_unlabelled_student" not in shown({}) and "tfidf_logreg" in shown({})
+    assert ("augmented_kd_student" in shown({"generator.operator": "knn"})) == compare
+    assert "target_only_teacher" not in shown({"teacher.fine_tuned": True})
 
 
 def test_a_student_that_reads_less_than_the_texts_is_refused(config, monkeypatch):
@@ -176,15 +180,15 @@ def test_a_student_that_reads_less_than_the_texts_is_refused(config, monkeypatch
         context.new_student()
 
 
-def test_unlabelled_rows_ask_for_text(config):
+def test_unlabelled_methods_ask_for_text(config):
     with pytest.raises(UsageError, match="--unlabelled"):
-        run_row(config, "plain_kd_unlabelled_student")
+        run_method(config, "plain_kd_unlabelled_student")
 
 
 @pytest.mark.parametrize("objective", ["lelp"])
 def test_subclass_objectives_run(config, objective):
     changed = override(config, {"kd.objective": objective, "kd.warmup_steps": 5, "kd.rounds": 1})
-    assert len(run_row(changed, "plain_kd_student").predictions) == 30
+    assert len(run_method(changed, "plain_kd_student").predictions) == 30
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from scipy.stats import spearmanr
 from l2a.config import override
 from l2a.data.examples import HeldOut
 from l2a.pipeline.data import load_run_data
-from l2a.pipeline.methods import run_row
+from l2a.pipeline.methods import run_method
 from l2a.pipeline.policies import evaluate_policy, explain_policy, open_policy, pair_name, prepare_pair, train_selector
 from l2a.pipeline.session import RunContext
 from l2a.pipeline.students import train_l2a_student
@@ -149,7 +149,7 @@ def test_a_rule_that_says_so_scores_anew_inside_a_round(config, tmp_path, monkey
 def test_agents_that_follow_the_student_score_anew_and_the_others_do_not(config, agent, times):
     changes = {"selector.agent": agent, "kd.rounds": 1, "kd.round_steps": 30, "selector.tier_correlation": -1.0}
     changed = override(config, changes)
-    assert run_row(changed, "l2a_student").diagnostics.get("round_0_rescored") == times
+    assert run_method(changed, "l2a_student").diagnostics.get("round_0_rescored") == times
 
 
 def test_a_saved_policy_scores_anew_unless_other_scores_won(config, policy_folder, monkeypatch):
