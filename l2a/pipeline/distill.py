@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -186,7 +187,7 @@ def _run(
 
 def _fit_methods(context: RunContext) -> dict[str, FittedMethod]:
     methods = compared_methods(context.config)
-    return {method.name: _timed(context, method.name, lambda method=method: method.fit(context)) for method in methods}
+    return {method.name: _timed(context, method.name, partial(method.fit, context)) for method in methods}
 
 
 def _timed(context: RunContext, name: str, work: Callable[[], Any]) -> Any:
