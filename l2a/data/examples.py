@@ -2,8 +2,7 @@
 
 import hashlib
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -32,7 +31,7 @@ class Examples:
     def __post_init__(self) -> None:
         """Check that texts and labels match."""
         if len(self.inputs) != len(self.labels):
-            raise ValueError(f"labels: {len(self.labels)} labels came for {len(self.inputs)} texts; one each is needed")
+            raise ValueError(f"there are {len(self.labels)} labels for {len(self.inputs)} texts; give one each")
 
     def __len__(self) -> int:
         """Return the number of examples."""
@@ -80,19 +79,6 @@ def normalised_hash(text_input: TextInput) -> str:
     """
     folded = (" ".join(unicodedata.normalize("NFKC", part).casefold().split()) for part in text_input)
     return hashlib.sha256("\x1f".join(folded).encode("utf-8", "surrogatepass")).hexdigest()[:32]
-
-
-def without_hashes(inputs: Iterable[TextInput], hashes: AbstractSet[str]) -> tuple[TextInput, ...]:
-    """Drop the texts whose normalised hash is in a set.
-
-    Args:
-        inputs: Texts.
-        hashes: Normalised hashes, as made by ``normalised_hash``.
-
-    Returns:
-        The other texts, in order.
-    """
-    return tuple(text for text in inputs if normalised_hash(text) not in hashes)
 
 
 @dataclass(frozen=True)

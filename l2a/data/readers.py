@@ -1,479 +1,447 @@
-"""Rows as they come from any reader, and what can be wrong with them."""
+"""Rows as they come from files and from memory: every format gives a table, and the check of a table gives rows."""
 
+import bz2
 import csv
+import gzip
+import hashlib
 import io
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import logging
+import lzma
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from l2a.config import Columns
-from l2a.data.examples import Examples, TextInput
+from l2a.data.examples import USUAL_COLUMNS, TextInput
 from l2a.util.cards import did_you_mean
 from l2a.util.errors import UsageError
 
 SplitName = Literal["train", "dev", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "dev", "test")
+SPLIT_NAMES: dict[str, SplitName] = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("dev", "valid", "validation", "val"), "dev"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+ARROW = (".parquet", ".arrow", ".feather")
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", *ARROW)
+UNPACK = {".gz": gzip.decompress, ".xz": lzma.decompress, ".bz2": bz2.decompress}
+SPREADSHEETS = (".xlsx", ".xls", ".ods")
+USUAL_NAMES = {
+    "text": ("text", "sentence", "sentence1", "premise", "question1", "review", "content", "tweet", "document"),
+    "text_pair": ("text_pair", "sentence2", "hypothesis", "question2"),
+    "label": ("label_text", "label_name", "label", "labels", "class", "category", "sentiment"),
+    "split": ("split",),
+}
+"""Usual names of columns, the first that a table has is read; names of classes come before their numbers."""
+
+NO_LABELS = ("", "nan", "<na>", "#n/a")
+LONGEST_TEXT = 1_000_000  # characters; tokenisers cut long texts, but not texts that are no texts
+FIELD_LIMIT = 16_000_000  # characters of one csv field; longer ones are refused with their line
+STRAY_QUOTE = "a stray quote or an endless field"
+FLAG = "--{}-column"
+"""How the command line names a column; a side's flags are ``--source-{}-column`` and ``--target-{}-column``."""
+
+logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class DataProblem:
-    """One thing that is wrong with a file.
+class Row(NamedTuple):
+    """One checked example; the label is empty where none is read, the split None where the data gives none."""
 
-    Attributes:
-        file: The file as the user named it.
-        line: Line number from 1 (row number in binary formats), or None when the whole file is meant.
-        message: What came, what is allowed and the fix.
-    """
-
-    file: str
-    line: int | None
-    message: str
-
-    def __str__(self) -> str:
-        """Write the problem as one line that starts with the place."""
-        place = self.file if self.line is None else f"{self.file}, line {self.line}"
-        return f"{place}: {self.message}"
-
-
-@dataclass(frozen=True)
-class Record:
-    """One row of a file before its columns are understood.
-
-    Attributes:
-        line: Line number in the file, from 1.
-        values: Column name to value as the format gives it.
-    """
-
-    line: int
-    values: dict[str, Any]
+    text: TextInput
+    label: str
+    split: SplitName | None = None
 
 
 @dataclass(frozen=True)
 class Table:
-    """The content of one file.
+    """Rows before their columns are understood.
 
     Attributes:
-        file: The file as the user named it.
+        name: The file or data as the user named it.
         columns: Column names in order.
-        records: The rows that could be read.
-        problems: What could not be read.
+        rows: Number of the line or row, from 1, and its values by column.
+        problems: What could not be read: line (0 for the whole) and message.
+        unit: What the numbers count.
+        digest: sha256 of the file; empty for data in memory.
     """
 
-    file: str
-    columns: tuple[str, ...]
-    records: tuple[Record, ...]
-    problems: tuple[DataProblem, ...] = ()
+    name: str
+    columns: Sequence[str] = ()
+    rows: Sequence[tuple[int, Mapping[str, Any]]] = ()
+    problems: Sequence[tuple[int, str]] = ()
+    unit: Literal["line", "row"] = "line"
+    digest: str = ""
 
 
-@dataclass(frozen=True)
-class LabelledRow:
-    """One checked example.
-
-    Attributes:
-        text: One or two texts.
-        label: Name of the class.
-        split: The split that the data itself gives, or None.
-    """
-
-    text: TextInput
-    label: str
-    split: SplitName | None
-
-
-def refuse(problems: Sequence[DataProblem], reference: str) -> None:
+def refuse(problems: Sequence[str], reference: object) -> None:
     """Stop when anything is wrong with the data.
 
     Args:
         problems: What was found.
-        reference: How the user named the domain.
+        reference: How the user named the data.
 
     Raises:
         UsageError: If there are problems; it shows the first three.
     """
-    if not problems:
-        return
-    shown = "; ".join(map(str, problems[:3]))
-    more = f"; and {len(problems) - 3} more (see `l2a domains check {reference}`)" if len(problems) > 3 else ""
-    raise UsageError(shown + more)
+    if problems:
+        more = f"; and {len(problems) - 3} more (see `l2a domains check {reference}`)" if len(problems) > 3 else ""
+        raise UsageError("; ".join(problems[:3]) + more)
 
 
-def to_examples(rows: Sequence[LabelledRow], label_names: tuple[str, ...]) -> Examples:
-    """Turn rows into examples.
-
-    Args:
-        rows: Checked rows.
-        label_names: The class names; each row's label is one of them.
-
-    Returns:
-        Examples in the order of the rows.
-    """
-    index = {name: i for i, name in enumerate(label_names)}
-    labels = np.array([index[row.label] for row in rows], dtype=np.int64)
-    return Examples(tuple(row.text for row in rows), labels, label_names)
+def suffix_of(path: Path) -> str:
+    """Give a file's format: ".csv" for x.csv, x.CSV and x.csv.gz."""
+    name = Path(path.name.lower())
+    return name.with_suffix("").suffix if name.suffix in UNPACK else name.suffix
 
 
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
-FIELD_LIMIT = 16_000_000  # characters of one csv field; longer ones are refused with their line
-STRAY_QUOTE = "a stray quote or an endless field"
-
-
-def read_table(path: Path, name: str | None = None) -> Table:
-    """Read one data file.
+def read_table(path: Path, allowed: Sequence[str] = SUFFIXES) -> Table:
+    """Read one data file; .gz, .xz and .bz2 files are unpacked.
 
     Args:
-        path: A file whose suffix is one of ``SUFFIXES``.
-        name: How problems name the file; its path by default.
+        path: The file.
+        allowed: The formats that make sense here.
 
     Returns:
-        Records and problems; nothing is raised for bad content.
+        Rows and problems; nothing is raised for bad content.
 
     Raises:
-        OSError: If the file cannot be opened.
+        UsageError: If the file cannot be opened or its format is not known.
     """
-    shown = name or str(path)
-    if path.suffix.lower() == ".parquet":
-        return _read_parquet(path, shown)
-    return parse_text(path.read_bytes(), path.suffix.lower(), shown)
+    suffix = suffix_of(path)
+    if suffix in SPREADSHEETS:
+        convert = f"pandas.read_excel({path.name!r}).to_csv({path.stem + '.csv'!r}, index=False)"
+        raise UsageError(
+            f'{path}: spreadsheets are not read; save it as .csv, or run python -c "import pandas; {convert}"'
+        )
+    if suffix not in allowed:
+        raise UsageError(f"{path}: the suffix {suffix!r} is not known; {', '.join(allowed)} are read")
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
+    try:
+        table = parse(UNPACK.get(path.suffix.lower(), bytes)(content), suffix, str(path))
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
+        table = Table(str(path), problems=[(0, f"cannot be unpacked ({error}); pack it again")])
+    return replace(table, digest=hashlib.sha256(content).hexdigest())
 
 
-def parse_text(data: bytes, suffix: str, file: str) -> Table:
-    """Parse the bytes of a .csv, .tsv or .jsonl file.
+def texts_of(table: Table, columns: Columns = USUAL_COLUMNS, flag: str = FLAG) -> tuple[TextInput, ...]:
+    """Check the texts of a table, whose labels, if it has any, are not read.
+
+    Args:
+        table: What a reader gave; a line of a .txt file is a text, or a pair where a tab separates two.
+        columns: The columns that the user named.
+        flag: How messages name the option for a column.
+
+    Returns:
+        The texts.
+
+    Raises:
+        UsageError: If something is wrong with them.
+    """
+    rows, problems = check_table(table, columns, flag, labelled=False)
+    refuse(problems, table.name)
+    if suffix_of(Path(table.name)) == ".txt":
+        return tuple(_sides(row.text[0]) for row in rows)
+    return tuple(row.text for row in rows)
+
+
+def _sides(line: str) -> TextInput:
+    first, _, second = line.partition("\t")
+    return (first.strip(), second.strip()) if second.strip() else (line.strip(),)
+
+
+def parse(data: bytes, suffix: str, name: str) -> Table:
+    """Parse the content of a file.
 
     Args:
         data: The whole content.
-        suffix: The file's suffix in lower case.
-        file: How problems name the file.
+        suffix: Its format, one of ``SUFFIXES`` or ".txt".
+        name: How problems name the file.
 
     Returns:
-        Records and problems.
+        Rows and problems.
     """
-    problems = _byte_problems(data, file)
-    if problems:
-        return Table(file, (), (), tuple(problems))
-    text = data.decode("utf-8-sig")
-    if suffix == ".jsonl":
-        return _parse_jsonl(text, file)
-    if suffix == ".csv":
-        return _parse_delimited(text, file, ",", quoted=True)
-    # Tab-separated files come both with and without quotes: a stray quote fails the strict reading.
-    table = _parse_delimited(text, file, "\t", quoted=True)
-    stray_quote = any(problem.message.startswith(STRAY_QUOTE) for problem in table.problems)
-    return _parse_delimited(text, file, "\t", quoted=False) if stray_quote else table
-
-
-def _byte_problems(data: bytes, file: str) -> list[DataProblem]:
     if not data.strip():
-        return [DataProblem(file, None, "the file is empty; a header and labelled rows are needed")]
+        return Table(name, problems=[(0, "the file is empty; rows with text are needed")])
+    if suffix in ARROW:
+        return _parse_arrow(data, suffix, name)
+    if problems := _byte_problems(data):
+        return Table(name, problems=problems)
+    text = data.decode("utf-8-sig")
+    if suffix == ".csv":
+        return _parse_delimited(text, name, ",", quoted=True)
+    if suffix == ".tsv":  # comes both with and without quotes: a stray quote fails the strict reading
+        table = _parse_delimited(text, name, "\t", quoted=True)
+        stray_quote = any(message.startswith(STRAY_QUOTE) for _, message in table.problems)
+        return _parse_delimited(text, name, "\t", quoted=False) if stray_quote else table
+    # Lines end at these three alone, unlike those of str.splitlines.
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    if suffix == ".txt":
+        return _collect(name, numbered, lambda line: {"text": line})
+    items = _json(text) if suffix == ".json" else None
+    if isinstance(items, list):
+        return _collect(name, enumerate(items, start=1), _json_object, "row")
+    return _collect(name, numbered, lambda line: _json_object(_json(line)))
+
+
+def _collect(
+    name: str,
+    items: Iterable[tuple[int, Any]],
+    convert: Callable[[Any], Mapping[str, Any]],
+    unit: Literal["line", "row"] = "line",
+) -> Table:
+    """Convert numbered items to rows; what fails is a problem."""
+    rows: list[tuple[int, Mapping[str, Any]]] = []
+    problems: list[tuple[int, str]] = []
+    for number, item in items:
+        try:
+            rows.append((number, convert(item)))
+        except UsageError as error:
+            problems.append((number, str(error)))
+    columns = tuple(dict.fromkeys(key for _, values in rows for key in values))
+    return Table(name, columns, rows, problems, unit)
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        return error
+
+
+def _json_object(value: Any) -> dict[str, Any]:
+    if isinstance(value, dict):
+        return value
+    found = f"not JSON ({value})" if isinstance(value, Exception) else f"a JSON {type(value).__name__}, not an object"
+    raise UsageError(f"{found}; write one object with its columns a line, or a list of objects as .json")
+
+
+def _byte_problems(data: bytes) -> list[tuple[int, str]]:
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        return [DataProblem(file, 1, "the file is UTF-16; save it as UTF-8")]
-    found: list[DataProblem] = []
+        return [(1, "the file is UTF-16; save it as UTF-8")]
+    found: list[tuple[int, str]] = []
     for line, content in enumerate(data.split(b"\n"), start=1):
         if b"\0" in content:
-            found.append(DataProblem(file, line, "NUL bytes, which no text holds; remove them"))
+            found.append((line, "NUL bytes, which no text holds; remove them"))
         try:
             content.decode("utf-8")
         except UnicodeDecodeError as error:
             byte = f"byte 0x{content[error.start]:02x} at column {error.start + 1}"
-            found.append(DataProblem(file, line, f"not UTF-8 ({byte}); save the file as UTF-8"))
+            found.append((line, f"not UTF-8 ({byte}); save the file as UTF-8"))
     return found
 
 
-def _parse_jsonl(text: str, file: str) -> Table:
-    records: list[Record] = []
-    problems: list[DataProblem] = []
-    for line, content in enumerate(text.split("\n"), start=1):
-        if not content.strip():
-            continue
-        value, message = _parse_object(content)
-        if message:
-            problems.append(DataProblem(file, line, message))
-        else:
-            records.append(Record(line, value))
-    columns = dict.fromkeys(key for record in records for key in record.values)
-    return Table(file, tuple(columns), tuple(records), tuple(problems))
-
-
-def _parse_object(content: str) -> tuple[dict[str, Any], str]:
-    try:
-        value = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        return {}, f"not JSON ({error}); write one JSON object a line"
-    if not isinstance(value, dict):
-        return {}, f"a JSON {type(value).__name__} instead of an object; write one object with its columns a line"
-    return value, ""
-
-
-@contextmanager
-def _long_fields() -> Iterator[None]:
-    """Lift the csv module's process-wide limit of 131072 characters a field for a moment."""
-    before = csv.field_size_limit(FIELD_LIMIT)
-    try:
-        yield
-    finally:
-        csv.field_size_limit(before)
-
-
-def _parse_delimited(text: str, file: str, delimiter: str, quoted: bool) -> Table:
-    lines = io.StringIO(text, newline="")
+def _parse_delimited(text: str, name: str, delimiter: str, quoted: bool) -> Table:
     quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
-    reader = csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=quoted)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, strict=quoted)
     columns: list[str] = []
-    records: list[Record] = []
-    problems: list[DataProblem] = []
-    line = 1
-    with _long_fields():
-        try:
-            for fields in reader:
-                if fields and not columns:
-                    columns = [field.strip() for field in fields]
-                elif fields:
-                    _add_record(fields, columns, DataProblem(file, line, ""), records, problems)
-                line = reader.line_num + 1
-        except csv.Error as error:
-            problems.append(DataProblem(file, line, f"{STRAY_QUOTE} ({error}); quote the whole field"))
-    problems += _header_problems(columns, file)
-    return Table(file, tuple(columns), tuple(records), tuple(problems))
-
-
-def _add_record(
-    fields: list[str], columns: list[str], place: DataProblem, records: list[Record], problems: list[DataProblem]
-) -> None:
-    assert place.line is not None
-    if len(fields) != len(columns):
-        message = f"{len(fields)} fields, the header has {len(columns)}; quote texts that hold the separator"
-        problems.append(DataProblem(place.file, place.line, message))
-    else:
-        records.append(Record(place.line, dict(zip(columns, fields, strict=True))))
-
-
-def _header_problems(columns: list[str], file: str) -> list[DataProblem]:
+    rows: list[tuple[int, Mapping[str, Any]]] = []
+    problems: list[tuple[int, str]] = []
+    line, limit = 1, csv.field_size_limit(FIELD_LIMIT)  # the limit is the process's: it is put back
+    try:
+        for fields in reader:
+            if fields and not columns:
+                columns = [field.strip() for field in fields]
+            elif fields and len(fields) != len(columns):
+                counts = f"{len(fields)} fields, the header has {len(columns)}"
+                problems.append((line, f"{counts}; quote texts that hold the separator"))
+            elif fields:
+                rows.append((line, dict(zip(columns, fields, strict=True))))
+            line = reader.line_num + 1
+    except csv.Error as error:
+        problems.append((line, f"{STRAY_QUOTE} ({error}); quote the whole field"))
+    finally:
+        csv.field_size_limit(limit)
     twice = sorted({column for column in columns if columns.count(column) > 1})
-    if twice:
-        return [
-            DataProblem(
-                file, 1, f"the header names {', '.join(map(repr, twice))} twice; each column needs its own name"
-            )
-        ]
-    return []
+    problems += [(1, f"the header names {column!r} twice; each column needs its own name") for column in twice]
+    return Table(name, columns, rows, problems)
 
 
-def _read_parquet(path: Path, file: str) -> Table:
+def _parse_arrow(data: bytes, suffix: str, name: str) -> Table:
     import pyarrow
+    import pyarrow.feather
     import pyarrow.parquet
 
-    if path.stat().st_size == 0:
-        return Table(file, (), (), (DataProblem(file, None, "the file is empty; labelled rows are needed"),))
     try:
-        content = pyarrow.parquet.ParquetFile(path).read()
-        values = content.to_pylist()
+        if suffix == ".parquet":
+            content = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(data)).read()
+        elif data.startswith(b"ARROW1"):
+            content = pyarrow.ipc.open_file(data).read_all()
+        else:  # the datasets library writes streams
+            content = pyarrow.ipc.open_stream(data).read_all()
+        return _arrow_table(content, name)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        return Table(file, (), (), (DataProblem(file, None, f"not a readable Parquet file ({error}); write it again"),))
-    records = tuple(Record(number, value) for number, value in enumerate(values, start=1))
-    return Table(file, tuple(content.column_names), records)
+        kind = "Parquet" if suffix == ".parquet" else "Arrow"
+        return Table(name, problems=[(0, f"not a readable {kind} file ({error}); write it again")])
 
 
-TEXT_NAMES = ("text", "sentence", "sentence1", "premise", "question1", "review", "content", "tweet", "document")
-PAIR_NAMES = ("text_pair", "sentence2", "hypothesis", "question2")
-LABEL_NAMES = ("label", "labels", "class", "category", "sentiment")
-SPLIT_NAMES: dict[str, SplitName] = {
-    "train": "train",
-    "training": "train",
-    "dev": "dev",
-    "valid": "dev",
-    "validation": "dev",
-    "val": "dev",
-    "test": "test",
-    "testing": "test",
-}
-LONGEST_TEXT = 1_000_000  # characters; tokenisers cut long texts, but not texts that are no texts
+def _arrow_table(content: Any, name: str) -> Table:
+    """Turn an Arrow table into rows: numbers of classes become names; -1, which means unlabelled, becomes None."""
+    names = _class_names(content.schema.metadata or {})
+
+    def convert(values: dict[str, Any]) -> dict[str, Any]:
+        for column, known in names.items():
+            value = values.get(column)
+            if value is not None and value >= len(known):
+                raise UsageError(f"the class {value} of {column!r} has no name; the file names {', '.join(known)}")
+            values[column] = None if value is None or value < 0 else known[value]
+        return values
+
+    return _collect(name, enumerate(content.to_pylist(), start=1), convert, "row")
 
 
-@dataclass(frozen=True)
-class FoundColumns:
-    """The columns that a table is read by.
+def _class_names(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:
+    """Names of classes by column, as the datasets library keeps them beside Parquet and Arrow data."""
+    try:
+        features = json.loads(metadata[b"huggingface"])["info"]["features"]
+        return {name: value["names"] for name, value in features.items() if value.get("_type") == "ClassLabel"}
+    except (KeyError, ValueError, TypeError, AttributeError):
+        return {}
 
-    Attributes:
-        text: Column of the text.
-        text_pair: Column of the second text, or None for single sentences.
-        label: Column of the label.
-        split: Column that names the split, or None.
+
+def memory_table(data: Any, name: str) -> Table:
+    """Read data in memory.
+
+    Args:
+        data: A ``datasets.Dataset``, a pandas frame, or a list of (text, label) or ((first, second), label), each with
+            a split as a third item if wanted, or of mappings by column.
+        name: How problems name the data.
+
+    Returns:
+        Rows and problems.
+
+    Raises:
+        UsageError: If the data is of no such type.
     """
+    if hasattr(data, "with_format") and hasattr(data, "__len__"):
+        return _arrow_table(data.with_format("arrow")[:], name)
+    if hasattr(data, "iterrows"):
+        data = data.astype(object).where(data.notna(), None).rename(columns=str).to_dict("records")
+    if not isinstance(data, list | tuple):
+        kinds = "a list of (text, label), a pandas frame, a datasets.Dataset or a DatasetDict"
+        raise UsageError(f"{name}: data of type {type(data).__name__} is not read; give {kinds}")
+    return _collect(name, enumerate(data, start=1), _item, "row")
 
-    text: str
-    text_pair: str | None
-    label: str
-    split: str | None
+
+def _item(item: Any) -> Mapping[str, Any]:
+    if isinstance(item, Mapping):
+        return item
+    try:
+        text, label, *split = item
+        sides = (text,) if isinstance(text, str) else text
+        columns = (*("text", "text_pair")[: len(sides)], "label", "split")
+        return dict(zip(columns, (*sides, label, *split), strict=False))
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{item!r:.80} is not read; give (text, label) or ((first, second), label)") from error
 
 
-def rows_of_table(table: Table, columns: Columns) -> tuple[list[LabelledRow], list[DataProblem]]:
+def check_table(
+    table: Table, columns: Columns, flag: str = FLAG, labelled: bool = True, optional: bool = False
+) -> tuple[list[Row], list[str]]:
     """Check a table and turn it into rows.
 
     Args:
         table: What a reader gave.
-        columns: The columns that the user named.
+        columns: The columns that the user named; the first usual name that the table has for the others.
+        flag: How messages name the option for a column.
+        labelled: Whether labels are read.
+        optional: Leave the table out, with a warning, when its labels are all missing.
 
     Returns:
-        The good rows, and everything that is wrong with the table.
+        The good rows, and everything that is wrong with the table, by line.
     """
-    problems = list(table.problems)
-    if not table.columns:
-        return [], problems or [DataProblem(table.file, None, "no rows; a header and labelled rows are needed")]
-    found, missing = find_columns(table, columns)
-    if found is None:
-        return [], problems + missing
-    if not table.records and not problems:
-        problems.append(DataProblem(table.file, None, "a header but no rows; labelled rows are needed"))
-    rows: list[LabelledRow] = []
-    for record in table.records:
-        row, message = _check_record(record, found)
-        if row is None:
-            problems.append(DataProblem(table.file, record.line, message))
-        else:
-            rows.append(row)
-    return rows, sorted(problems, key=lambda problem: problem.line or 0)
+    found, missing = _find_columns(table, columns, flag, labelled) if table.columns else ({}, [])
+    if optional and "label" in found and all(values.get(found["label"]) is None for _, values in table.rows):
+        logger.warning("%s has no labels and is left out", table.name)
+        return [], []
+    rows: list[Row] = []
+    problems = [*((0, message) for message in missing), *table.problems]
+    for number, values in table.rows if not missing else ():
+        try:
+            rows.append(_row(values, found))
+        except UsageError as error:
+            problems.append((number, str(error)))
+    if not table.rows and not problems:
+        problems.append((0, "no rows; a header and rows with text are needed"))
+    problems.sort(key=lambda problem: problem[0])
+    places = (f"{table.name}, {table.unit} {number}" if number else table.name for number, _ in problems)
+    return rows, [f"{place}: {message}" for place, (_, message) in zip(places, problems, strict=True)]
 
 
-def texts_of_table(table: Table, columns: Columns) -> tuple[list[TextInput], list[DataProblem]]:
-    """Check the texts of a table, which needs no labels.
-
-    Args:
-        table: What a reader gave.
-        columns: The columns that the user named; that of the label is not read.
-
-    Returns:
-        The good texts, and everything that is wrong with the table.
-    """
-    problems = list(table.problems)
-    if not table.columns:
-        return [], problems or [DataProblem(table.file, None, "no rows; a header and rows with text are needed")]
-    # Any column will do as that of the label, which is not read.
-    found, missing = find_columns(table, replace(columns, label=table.columns[0]))
-    if found is None:
-        return [], problems + missing
-    texts: list[TextInput] = []
-    for record in table.records:
-        text, message = _check_texts(record, found)
-        if message:
-            problems.append(DataProblem(table.file, record.line, message))
-        texts.append(text)
-    if not texts and not problems:
-        problems.append(DataProblem(table.file, None, "a header but no rows; rows with text are needed"))
-    return texts, sorted(problems, key=lambda problem: problem.line or 0)
-
-
-def find_columns(table: Table, columns: Columns) -> tuple[FoundColumns | None, list[DataProblem]]:
-    """Choose the columns of a table: those that the user named, else the first usual name that it has.
-
-    Args:
-        table: What a reader gave.
-        columns: The columns that the user named.
-
-    Returns:
-        The columns, or None with one problem for each column that is missing.
-    """
-    problems: list[DataProblem] = []
-
-    def find(role: str, option: str, named: str | None, usual: tuple[str, ...]) -> str:
-        column = _named(table, named) if named else _usual(table, usual)
-        if column is None:
-            problems.append(_missing(table, role, option, named, usual))
-        return column or ""
-
-    text = find("text", "--text-column", columns.text, TEXT_NAMES)
-    label = find("label", "--label-column", columns.label, LABEL_NAMES)
-    if columns.text_pair:
-        text_pair: str | None = find("second text", "--text-pair-column", columns.text_pair, PAIR_NAMES)
-    else:
-        text_pair = None if columns.text else _pair_column(table)
-    if problems:
-        return None, problems
-    return FoundColumns(text, text_pair, label, _usual(table, ("split",))), []
-
-
-def _named(table: Table, name: str) -> str | None:
-    return name if name in table.columns else None
-
-
-def _usual(table: Table, usual: tuple[str, ...]) -> str | None:
+def _find_columns(table: Table, columns: Columns, flag: str, labelled: bool) -> tuple[dict[str, str], list[str]]:
+    """The columns of a table by what they hold, and what is missing."""
     by_lower_case = {column.lower(): column for column in reversed(table.columns)}
-    return next((by_lower_case[name] for name in usual if name in by_lower_case), None)
+    found: dict[str, str] = {}
+    missing: list[str] = []
+    for role, usual in USUAL_NAMES.items():
+        named = getattr(columns, role, None)
+        column = next((by_lower_case[name] for name in usual if name in by_lower_case), None)
+        if named:
+            column = named if named in table.columns else None
+        elif role == "text_pair" and (columns.text or not any(values.get(column or "") for _, values in table.rows)):
+            continue  # a second text that is empty in every row is no second text
+        if column is None and (named or role in ("text", "label")) and (labelled or role != "label"):
+            missing.append(_missing(table, role, named, flag))
+        elif column is not None and (labelled or role != "label"):
+            found[role] = column
+    return found, missing
 
 
-def _pair_column(table: Table) -> str | None:
-    """A second text that is empty in every row is no second text."""
-    column = _usual(table, PAIR_NAMES)
-    return column if column and any(record.values.get(column) for record in table.records) else None
-
-
-def _missing(table: Table, role: str, option: str, named: str | None, usual: tuple[str, ...]) -> DataProblem:
-    looked_for = repr(named) if named else f"({', '.join(usual)})"
-    hint = did_you_mean(named or usual[0], table.columns)
+def _missing(table: Table, role: str, named: str | None, flag: str) -> str:
+    separator = next((character for character in ";\t|," if character in table.columns[0]), None)
+    if len(table.columns) == 1 and separator:
+        return f"its columns are separated by {separator!r}; save it as .csv with commas or as .tsv with tabs"
+    words = "second text" if role == "text_pair" else role
+    looked_for = repr(named) if named else f"({', '.join(USUAL_NAMES[role])})"
+    hint = did_you_mean(named or USUAL_NAMES[role][0], table.columns)
     has = ", ".join(map(repr, table.columns))
-    return DataProblem(
-        table.file, None, f"no {role} column {looked_for}{hint}; the file has {has}; name one by {option}"
-    )
+    return f"no {words} column {looked_for}{hint}; it has {has}; name one by {flag.format(role.replace('_', '-'))}"
 
 
-def _check_texts(record: Record, columns: FoundColumns) -> tuple[TextInput, str]:
-    names = (columns.text,) if columns.text_pair is None else (columns.text, columns.text_pair)
-    texts = [record.values.get(name) for name in names]
-    for name, text in zip(names, texts, strict=True):
-        message = _text_problem(name, text)
-        if message:
-            return (), message
-    return tuple(map(str, texts)), ""
+def _row(values: Mapping[str, Any], found: Mapping[str, str]) -> Row:
+    sides = [found[role] for role in ("text", "text_pair") if role in found]
+    texts = tuple(_text(column, values.get(column)) for column in sides)
+    label = _label(found["label"], values.get(found["label"])) if "label" in found else ""
+    split = str(values.get(found.get("split", "")) or "").strip()
+    if "split" in found and split.lower() not in SPLIT_NAMES:
+        raise UsageError(f"the split {split!r} is not known{did_you_mean(split, SPLIT_NAMES)}; use train, dev or test")
+    return Row(texts, label, SPLIT_NAMES.get(split.lower()))
 
 
-def _check_record(record: Record, columns: FoundColumns) -> tuple[LabelledRow | None, str]:
-    texts, message = _check_texts(record, columns)
-    if message:
-        return None, message
-    label, message = _label_name(columns.label, record.values.get(columns.label))
-    split, split_message = _split_name(record, columns.split)
-    if message or split_message:
-        return None, message or split_message
-    return LabelledRow(texts, label, split), ""
-
-
-def _text_problem(column: str, text: Any) -> str:
+def _text(column: str, text: Any) -> str:
     if text is None or (isinstance(text, str) and not text.strip()):
-        return f"the column {column!r} is empty; remove the row or fill it in"
+        raise UsageError(f"the column {column!r} is empty; remove the row or fill it in")
     if not isinstance(text, str):
-        return (
-            f"the column {column!r} holds a value of type {type(text).__name__}, text is needed; name the right column"
-        )
+        kind = type(text).__name__
+        raise UsageError(f"the column {column!r} holds a value of type {kind} instead of text; name the right column")
     if len(text) > LONGEST_TEXT:
-        return f"the column {column!r} holds {len(text)} characters, at most {LONGEST_TEXT} are allowed; split it"
+        raise UsageError(f"the column {column!r} holds {len(text)} characters, at most {LONGEST_TEXT} are allowed")
     if "\0" in text:
-        return f"the column {column!r} holds NUL characters, which no text holds; remove them"
+        raise UsageError(f"the column {column!r} holds NUL characters, which no text holds; remove them")
     try:
         text.encode()
-    except UnicodeEncodeError:
-        return f"the column {column!r} holds half of a surrogate pair; write the character itself"
-    return ""
+    except UnicodeEncodeError as error:
+        raise UsageError(f"the column {column!r} holds half of a surrogate pair; write the character") from error
+    return text
 
 
-def _label_name(column: str, value: Any) -> tuple[str, str]:
+def _label(column: str, value: Any) -> str:
     """Labels become strings: 1 and 1.0 (an integer column with gaps) are both "1"."""
+    value = value.item() if isinstance(value, np.generic) else value
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    is_missing = value is None or value != value or not str(value).strip()
-    if is_missing:
-        return "", f"the column {column!r} has no label; remove the row or label it"
+    if value is None or str(value).strip().lower() in NO_LABELS:
+        shown = "" if value is None or not str(value).strip() else f" ({str(value).strip()!r} marks a missing one)"
+        raise UsageError(f"the column {column!r} has no label{shown}; remove the row or label it")
     if not isinstance(value, str | int | float):
-        return "", f"the column {column!r} holds a value of type {type(value).__name__}, one class name is needed"
-    return str(value).strip(), ""
-
-
-def _split_name(record: Record, column: str | None) -> tuple[SplitName | None, str]:
-    if column is None:
-        return None, ""
-    value = str(record.values.get(column) or "").strip()
-    if value.lower() not in SPLIT_NAMES:
-        return None, f"the split {value!r} is not known{did_you_mean(value, SPLIT_NAMES)}; use train, dev or test"
-    return SPLIT_NAMES[value.lower()], ""
+        raise UsageError(f"the column {column!r} holds a value of type {type(value).__name__} instead of a class name")
+    return str(value).strip()

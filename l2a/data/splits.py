@@ -1,7 +1,6 @@
 """Cutting data: a fixed split by hash, and the few labelled examples of a target domain."""
 
 import hashlib
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -9,39 +8,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from l2a.data.examples import Domain, Examples, HeldOut, TextInput, concatenate, normalised_hash
-from l2a.data.readers import SPLITS, DataProblem, LabelledRow, SplitName, to_examples
+from l2a.data.readers import SPLITS, Row, SplitName
 from l2a.util.cards import did_you_mean
 from l2a.util.errors import UsageError
 
 DEV_SHARE, TEST_SHARE = 0.1, 0.2
-
-
-def hashed_split(key: str) -> SplitName:
-    """Put a text or a document into a split by the hash of its key: the same in every process and for ever.
-
-    Args:
-        key: What must not be cut in two, such as a normalised text or a document's id.
-
-    Returns:
-        The split's name: train for about 70 % of the keys, dev for 10 %, test for 20 %.
-    """
-    place = int.from_bytes(hashlib.sha256(f"split {key}".encode()).digest()[:8]) / 2**64
-    if place < TEST_SHARE:
-        return "test"
-    return "dev" if place < TEST_SHARE + DEV_SHARE else "train"
+DEV_PART_OF_TRAIN = 8  # an eighth of 80 % of the data is 10 % of all of it
+HELD_OUT_PART = 4  # reward and validation get at most a quarter of a class each when all labels are used
 
 
 @dataclass(frozen=True)
 class TargetSplits:
-    """The scarce target domain of one run; the labelled parts are disjoint and free of test texts.
+    """The target domain of one run; the labelled parts are disjoint and free of test texts.
 
     Attributes:
-        train: K labelled examples per class, for training.
+        train: Labelled examples for training.
         reward: Labelled examples whose log-likelihood is the selector's reward.
         validation: Labelled examples that choose the best student.
         unlabelled: The rest of the training texts, without their labels.
         labels_used: Number of target labels in the three labelled parts.
-        labels_ignored: Number of target labels outside the test split that the run does not read.
+        labels_ignored: Number of target labels outside the test split that the run does not read; copies count once.
     """
 
     train: Examples
@@ -55,14 +41,15 @@ class TargetSplits:
 def few_shot_splits(target: Domain, shots: int | None, dev_shots: int, rng: np.random.Generator) -> TargetSplits:
     """Draw the labels that a run may use.
 
-    Training examples come from the train split, and so do the other two parts, which go on in the dev split when
-    train is short. With one seed, more shots keep the examples that fewer shots drew. Without a number of shots every
-    label is used: what the reward and the validation part leave is trained on; each has at most a quarter of a class.
+    With a number of shots, training examples come from the train split, and so do the other two parts, which go on in
+    the dev split when train is short; with one seed, more shots keep the examples that fewer shots drew. With all
+    labels, the dev split fills the two held-out parts first and everything else is trained on.
 
     Args:
         target: The target domain.
-        shots: Labelled examples per class for training, at least 1; None for all there are.
-        dev_shots: Labelled examples per class for the reward, and as many again for the choice of the model.
+        shots: Labelled examples per class for training, at least 1; None for all labels.
+        dev_shots: Labelled examples per class for the reward, and as many again for the choice of the model. With all
+            labels, classes with few examples give a quarter of them to each, and at least 1.
         rng: Source of the draw.
 
     Returns:
@@ -74,22 +61,39 @@ def few_shot_splits(target: Domain, shots: int | None, dev_shots: int, rng: np.r
     _check_request(target, shots, dev_shots)
     train, dev = _usable(target)
     pool = concatenate(train, dev)
-    drawn = [
-        _all_of_class(target, pool, len(train), index, dev_shots, rng)
-        if shots is None
-        else _draw_class(target, pool, len(train), index, shots, dev_shots, rng)
-        for index in range(len(pool.label_names))
-    ]
-    parts = [_interleaved([part[number] for part in drawn]) for number in range(3)]
-    used = {i for part in parts for i in part}
+    drawn: list[list[NDArray[np.int64]]] = []
+    for index in range(len(pool.label_names)):
+        members = np.flatnonzero(pool.labels == index)
+        from_train = rng.permutation(members[members < len(train)])
+        from_dev = rng.permutation(members[members >= len(train)])
+        if shots is None:
+            drawn.append(_all_of_class(target, pool.label_names[index], np.append(from_dev, from_train), dev_shots))
+            continue
+        # The two held-out parts are drawn from the far end, so that they stay the same when shots grow.
+        rest = np.append(from_train[shots:][::-1], from_dev)
+        if len(from_train) < shots or len(rest) < 2 * dev_shots:
+            raise UsageError(_too_few(target, pool, len(train), shots, dev_shots))
+        drawn.append([from_train[:shots], rest[:dev_shots], rest[dev_shots : 2 * dev_shots]])
+    parts = [_interleave(pool, part) for part in zip(*drawn, strict=True)]
+    used = {int(i) for part in drawn for positions in part for i in positions}
     unlabelled = tuple(text for i, text in enumerate(train.inputs) if i not in used)
-    examples = [pool.take(part) for part in parts]
-    return TargetSplits(examples[0], examples[1], examples[2], unlabelled, len(used), len(pool) - len(used))
+    return TargetSplits(parts[0], parts[1], parts[2], unlabelled, len(used), len(pool) - len(used))
 
 
-def _interleaved(classes: Sequence[NDArray[np.int64]]) -> list[int]:
-    rows = itertools.zip_longest(*(part.tolist() for part in classes))
-    return [position for row in rows for position in row if position is not None]
+def _all_of_class(target: Domain, label: str, members: NDArray[np.int64], dev_shots: int) -> list[NDArray[np.int64]]:
+    """All examples of one class: reward and validation come from the front, the rest is trained on."""
+    if len(members) < 3:
+        raise UsageError(
+            f"{target.name}: the class {label!r} has {len(members)} different examples in train and dev; "
+            "at least 3 are needed, one each to train, to reward and to validate; label more"
+        )
+    held_out = min(dev_shots, max(1, len(members) // HELD_OUT_PART))
+    return [members[2 * held_out :], members[:held_out], members[held_out : 2 * held_out]]
+
+
+def _interleave(pool: Examples, by_class: Sequence[NDArray[np.int64]]) -> Examples:
+    ranks = np.concatenate([np.arange(len(positions)) for positions in by_class])
+    return pool.take(np.concatenate(by_class)[np.argsort(ranks, kind="stable")])
 
 
 def _check_request(target: Domain, shots: int | None, dev_shots: int) -> None:
@@ -119,36 +123,6 @@ def _usable(target: Domain) -> tuple[Examples, Examples]:
     return keep(target.train), keep(target.dev)
 
 
-def _draw_class(
-    target: Domain, pool: Examples, train_size: int, index: int, shots: int, dev_shots: int, rng: np.random.Generator
-) -> list[NDArray[np.int64]]:
-    """Positions in the pool of one class: shots for training, then the reward's, then the choice's."""
-    members = np.flatnonzero(pool.labels == index)
-    from_train = rng.permutation(members[members < train_size])
-    from_dev = rng.permutation(members[members >= train_size])
-    # The two held-out parts are drawn from the far end, so that they stay the same when shots grow.
-    rest = np.concatenate([from_train[shots:][::-1], from_dev])
-    if len(from_train) < shots or len(rest) < 2 * dev_shots:
-        raise UsageError(_too_few(target, pool, train_size, shots, dev_shots))
-    return [from_train[:shots], rest[:dev_shots], rest[dev_shots : 2 * dev_shots]]
-
-
-def _all_of_class(
-    target: Domain, pool: Examples, train_size: int, index: int, dev_shots: int, rng: np.random.Generator
-) -> list[NDArray[np.int64]]:
-    """All positions of one class: for training, the reward and the choice; the last two from the dev split first."""
-    members = np.flatnonzero(pool.labels == index)
-    held_out = min(dev_shots, len(members) // 4)
-    if not held_out:
-        raise UsageError(
-            f"{target.name}: the class {pool.label_names[index]!r} has {len(members)} labelled examples outside the "
-            "test split, and at least 4 are needed; label more"
-        )
-    shuffled = [rng.permutation(part) for part in (members[members >= train_size], members[members < train_size])]
-    reward, validation, train = np.split(np.concatenate(shuffled), [held_out, 2 * held_out])
-    return [train, reward, validation]
-
-
 def _too_few(target: Domain, pool: Examples, train_size: int, shots: int, dev_shots: int) -> str:
     in_train, in_dev = (
         np.bincount(part, minlength=len(pool.label_names)) for part in np.split(pool.labels, [train_size])
@@ -161,19 +135,24 @@ def _too_few(target: Domain, pool: Examples, train_size: int, shots: int, dev_sh
     )
 
 
-def text_key(text: Sequence[str]) -> str:
-    """Give the key by which a text is split: pairs go together when they share their first text.
+def hashed_split(key: str) -> SplitName:
+    """Put a text or a document into a split by the hash of its key: the same in every process and for ever.
 
     Args:
-        text: One or two texts.
+        key: What must not be cut in two, such as a normalised text or a document's id.
 
     Returns:
-        The normalised hash of the first text.
+        The split's name: train for about 70 % of the keys, dev for 10 %, test for 20 %.
     """
-    return normalised_hash((text[0],))
+    place = int.from_bytes(hashlib.sha256(f"split {key}".encode()).digest()[:8]) / 2**64
+    if place < TEST_SHARE:
+        return "test"
+    return "dev" if place < TEST_SHARE + DEV_SHARE else "train"
 
 
-DEV_PART_OF_TRAIN = 8  # an eighth of 80 % of the data is 10 % of all of it
+def text_key(text: TextInput) -> str:
+    """Give the key by which a text is split: pairs go together when they share their first text."""
+    return normalised_hash(text[:1])
 
 
 @dataclass(frozen=True)
@@ -185,12 +164,14 @@ class RawDomain:
         rows: Good rows.
         problems: What is wrong with the data.
         files: Names of the files read, with the sha256 of their content.
+        label_names: The order of the class names; sorted when empty.
     """
 
     name: str
-    rows: tuple[LabelledRow, ...]
-    problems: tuple[DataProblem, ...] = ()
+    rows: tuple[Row, ...]
+    problems: tuple[str, ...] = ()
     files: Mapping[str, str] = field(default_factory=dict)
+    label_names: tuple[str, ...] = ()
 
 
 def with_splits(raw: RawDomain) -> RawDomain:
@@ -203,54 +184,33 @@ def with_splits(raw: RawDomain) -> RawDomain:
         raw: Rows of which all or none have a split.
 
     Returns:
-        The same rows, all with a split.
+        The same rows, all with a split, and the problems of the whole.
     """
-    present = {row.split for row in raw.rows}
+    rows, present = raw.rows, {row.split for row in raw.rows}
     if None in present:
-        rows = [replace(row, split=hashed_split(text_key(row.text))) for row in raw.rows]
+        rows = tuple(row._replace(split=hashed_split(text_key(row.text))) for row in rows)
     elif "dev" not in present:
-        rows = _with_dev(raw.rows)
-    else:
-        rows = list(raw.rows)
-    return replace(raw, rows=tuple(rows))
+        # The texts whose hashes sort first: independent of the order, and never the whole of a small train.
+        keys = sorted({text_key(row.text) for row in rows if row.split == "train"})
+        chosen = set(keys[: len(keys) // DEV_PART_OF_TRAIN])
+        to_dev = (row.split == "train" and text_key(row.text) in chosen for row in rows)
+        rows = tuple(row._replace(split="dev") if moves else row for row, moves in zip(rows, to_dev, strict=True))
+    return replace(raw, rows=rows, problems=raw.problems or tuple(f"{raw.name}: {found}" for found in _problems(rows)))
 
 
-def _with_dev(rows: Sequence[LabelledRow]) -> list[LabelledRow]:
-    """The texts whose hashes sort first become dev: independent of the order, and never the whole of a small train."""
-    keys = sorted({text_key(row.text) for row in rows if row.split == "train"})
-    chosen = set(keys[: len(keys) // DEV_PART_OF_TRAIN])
-    return [replace(row, split="dev") if row.split == "train" and text_key(row.text) in chosen else row for row in rows]
-
-
-def all_problems(raw: RawDomain) -> list[DataProblem]:
-    """Find what is wrong with the data: its lines, or when these are fine, the whole.
-
-    Args:
-        raw: Rows with splits.
-
-    Returns:
-        Problems by line; or mixed singles and pairs, no training rows, one class only, labels that train lacks.
-    """
-    if raw.problems:
-        return list(raw.problems)
-    if not raw.rows:
-        return [DataProblem(raw.name, None, "no labelled rows; give at least two classes")]
-    found: list[str] = []
-    if len({len(row.text) for row in raw.rows}) > 1:
-        found.append("some splits have pairs of texts and some single ones; name the columns by --text-column")
-    labels = {split: sorted({row.label for row in raw.rows if row.split == split}) for split in SPLITS}
-    if not labels["train"]:
-        found.append("no training rows; add rows whose split is train")
-    elif len(labels["train"]) == 1:
-        found.append(f"train has one class only, {labels['train'][0]!r}; at least two are needed")
-    else:
-        found += _labels_outside_train(labels)
-    return [DataProblem(raw.name, None, message) for message in found]
-
-
-def _labels_outside_train(labels: Mapping[SplitName, list[str]]) -> list[str]:
+def _problems(rows: Sequence[Row]) -> list[str]:
+    """What is wrong with rows that are all fine by themselves."""
+    if not rows:
+        return ["no labelled rows; give at least two classes"]
+    labels = {split: sorted({row.label for row in rows if row.split == split}) for split in SPLITS}
     train = labels["train"]
-    return [
+    found: list[str] = []
+    if len({len(row.text) for row in rows}) > 1:
+        found.append("some splits have pairs of texts and some single ones; give one kind")
+    if len(train) < 2:
+        only = f"train has one class only, {train[0]!r}" if train else "no training rows"
+        return [*found, f"{only}; at least two classes are needed, in rows whose split is train"]
+    return found + [
         f"{split} has the label {name!r}, which train lacks{did_you_mean(name, train)}; rename it or remove its rows"
         for split in ("dev", "test")
         for name in labels[split]
@@ -258,20 +218,24 @@ def _labels_outside_train(labels: Mapping[SplitName, list[str]]) -> list[str]:
     ]
 
 
-def to_domain(raw: RawDomain, label_names: tuple[str, ...] | None = None) -> Domain:
+def to_domain(raw: RawDomain) -> Domain:
     """Build the domain.
 
     Args:
         raw: Rows with splits, without problems.
-        label_names: The order of the class names; sorted when None.
 
     Returns:
         The domain with its test split held back.
     """
-    names = label_names or tuple(sorted({row.label for row in raw.rows}))
-    train, dev, test = (to_examples([row for row in raw.rows if row.split == split], names) for split in SPLITS)
-    is_pair = len(raw.rows[0].text) == 2
-    return Domain(raw.name, names, is_pair, train, dev, HeldOut.of(test), dict(raw.files))
+    names = raw.label_names or tuple(sorted({row.label for row in raw.rows}))
+    index = {name: i for i, name in enumerate(names)}
+    parts: list[Examples] = []
+    for split in SPLITS:
+        rows = [row for row in raw.rows if row.split == split]
+        labels = np.array([index[row.label] for row in rows], dtype=np.int64)
+        parts.append(Examples(tuple(row.text for row in rows), labels, names))
+    train, dev, test = parts
+    return Domain(raw.name, names, len(raw.rows[0].text) == 2, train, dev, HeldOut.of(test), dict(raw.files))
 
 
 def align_labels(source: Domain, target: Domain) -> tuple[Domain, Domain]:
@@ -291,7 +255,14 @@ def align_labels(source: Domain, target: Domain) -> tuple[Domain, Domain]:
         pair, single = (source, target) if source.is_pair else (target, source)
         raise UsageError(
             f"{pair.name} has pairs of texts and {single.name} single ones; "
-            "both domains need the same kind, name the columns by --text-column and --text-pair-column"
+            "both domains need the same kind, name the columns of both"
+        )
+    numbered = [all(name.lstrip("-").isdigit() for name in domain.label_names) for domain in (source, target)]
+    if numbered[0] != numbered[1]:
+        numbers, names = (source, target) if numbered[0] else (target, source)
+        raise UsageError(
+            f"{numbers.name} has the labels {', '.join(numbers.label_names)} and {names.name} has "
+            f"{', '.join(names.label_names)}; labels are matched by name, so give names in both"
         )
     problems = _lacking(source, target) + _lacking(target, source)
     if problems:

@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 
 from l2a.config import EMBEDDING_OPERATORS, TEXT_OPERATORS, GeneratorConfig, resolve_degree
-from l2a.data.domains import read_text_file, read_unlabelled
-from l2a.data.examples import USUAL_COLUMNS, TextInput
-from l2a.data.readers import SUFFIXES, read_table, refuse, texts_of_table
+from l2a.data.domains import read_unlabelled
+from l2a.data.examples import TextInput
+from l2a.data.readers import SUFFIXES, read_table, texts_of
 from l2a.generator.operators import TokenRewriting, TokenSpace, build_operator
 from l2a.generator.tokens import (
     FlatTexts,
@@ -370,7 +370,7 @@ def read_inputs(path: Path) -> tuple[TextInput, ...]:
     """Read the texts of a file; labels are not needed and not read.
 
     Args:
-        path: A .txt, .csv, .tsv, .jsonl or .parquet file.
+        path: A .txt file or any file that a domain may be.
 
     Returns:
         The texts, in order.
@@ -378,17 +378,7 @@ def read_inputs(path: Path) -> tuple[TextInput, ...]:
     Raises:
         UsageError: If the file is missing or something is wrong with it; names the line.
     """
-    suffix = path.suffix.lower()
-    if suffix == ".txt":
-        return read_text_file(path)
-    if suffix not in SUFFIXES:
-        raise UsageError(f"input {path}: {suffix!r} came; give a file that ends in .txt, {', '.join(SUFFIXES)}")
-    try:
-        texts, problems = texts_of_table(read_table(path), USUAL_COLUMNS)
-    except OSError as error:
-        raise UsageError(f"input {path}: not readable ({error.strerror}); check the path") from error
-    refuse(problems, str(path))
-    return tuple(texts)
+    return texts_of(read_table(path, (".txt", *SUFFIXES)))
 
 
 def _read_source(reference: str) -> tuple[TextInput, ...]:

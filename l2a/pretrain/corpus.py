@@ -8,11 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from l2a.data.domains import load_domain, read_text_file
+from l2a.data.domains import load_domain, read_unlabelled
 from l2a.data.encoding import bucket_of
 from l2a.data.examples import Domain, TextInput, normalised_hash
 from l2a.util.errors import UsageError
-from l2a.util.files import sha256_file
 from l2a.util.progress import SILENT, Progress
 
 
@@ -201,9 +200,10 @@ def read_corpus(config: PretrainConfig, progress: Progress = SILENT) -> Corpus:
     files: dict[str, str] = {}
     sources: list[tuple[TextInput, ...]] = []
     for name in config.text:
-        path = Path(name)
-        sources.append(domains[name].train.inputs if name in domains else read_text_file(path))
-        files |= domains[name].files if name in domains else {path.name: sha256_file(path)}
+        domain = domains.get(name)
+        texts, read = (domain.train.inputs, domain.files) if domain else read_unlabelled(name, progress=progress)
+        sources.append(texts)
+        files |= read
     texts = clean_corpus(sources, protected_hashes(domains.values(), whole))
     return Corpus(texts, make_variants(texts, config.variants, np.random.default_rng([config.seed, 1])), files)
 

@@ -12,7 +12,7 @@ from l2a.util.errors import UsageError
 BAD = [
     ("empty.csv", b"", "empty.csv: the file is empty"),
     ("blank.jsonl", b"\n \n", "blank.jsonl: the file is empty"),
-    ("header.csv", b"text,label\n", "header but no rows"),
+    ("header.csv", b"text,label\n", "no rows; a header and rows"),
     ("latin.csv", b"text,label\ngood,x\ncaf\xe9,y\n", r"latin.csv, line 3: not UTF-8 \(byte 0xe9 at column 4\)"),
     ("utf16.csv", "text,label\na,b\n".encode("utf-16"), "line 1: the file is UTF-16; save it as UTF-8"),
     ("nul.csv", b"text,label\na,x\nb\0,y\n", "nul.csv, line 3: NUL bytes"),
@@ -22,7 +22,7 @@ BAD = [
     ("quote.csv", b'text,label\na,x\n"b" c,y\n', "quote.csv, line 3: a stray quote"),
     ("twice.csv", b"text,text,label\na,b,x\n", "line 1: the header names 'text' twice"),
     ("json.jsonl", b'{"text":"a","label":"x"}\n\nnope\n', "json.jsonl, line 3: not JSON"),
-    ("list.jsonl", b'{"text":"a","label":"x"}\n["a", "x"]\n', "line 2: a JSON list instead of an object"),
+    ("list.jsonl", b'{"text":"a","label":"x"}\n["a", "x"]\n', "line 2: a JSON list, not an object"),
     ("column.csv", b"txt,label\na,x\n", r"no text column .*did you mean 'txt'.*'txt', 'label'.*--text-column"),
     ("no_label.csv", b"text,x\na,x\n", "no label column .*--label-column"),
     ("void.csv", b"text,label\n ,x\n", "line 2: the column 'text' is empty"),
@@ -33,7 +33,7 @@ BAD = [
     ("half_pair.jsonl", b'{"text":"a","text_pair":"b","label":"x"}\n{"text":"c","label":"x"}\n', "line 2: .*text_pair"),
     ("split.csv", b"text,label,split\na,x,train\nb,y,trian\n", "line 3: the split 'trian' .*did you mean 'train'"),
     ("one.csv", b"text,label,split\na,x,train\nb,x,train\n", "train has one class only, 'x'; at least two"),
-    ("no_train.csv", b"text,label,split\na,x,test\nb,y,test\n", "no training rows"),
+    ("no_train.csv", b"text,label,split\na,x,test\nb,y,test\n", "no training rows; at least two classes"),
     (
         "test_label.csv",
         b"text,label,split\na,x,train\nb,y,train\nc,Y,test\n",
@@ -42,7 +42,8 @@ BAD = [
     ("huge.csv", b"text,label\n" + b"x" * 1_000_001 + b",x\n", "line 2: .*1000001 characters, at most 1000000"),
     ("bad.parquet", b"PAR1nonsense", "bad.parquet: not a readable Parquet file"),
     ("empty.parquet", b"", "empty.parquet: the file is empty"),
-    ("table.xlsx", b"x", r"table.xlsx: the suffix '.xlsx' is not known; .csv, .tsv, .jsonl, .parquet"),
+    ("table.xlsx", b"x", r"spreadsheets are not read; .*read_excel\(.*table.xlsx'\).to_csv\(.*table.csv'"),
+    ("table.ods.txt", b"x", r"the suffix '.txt' is not known; .csv, .tsv, .jsonl"),
 ]
 
 

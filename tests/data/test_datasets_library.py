@@ -67,7 +67,7 @@ def test_a_split_without_labels_counts_as_missing(hub):
 
 def test_a_single_missing_label_is_a_problem(hub):
     hub(DatasetDict({"train": dataset(("a", 1), ("b", 0), ("c", -1))}))
-    with pytest.raises(UsageError, match="org/name train, line 3: the column 'label' has no label"):
+    with pytest.raises(UsageError, match="org/name train, row 3: the column 'label' has no label"):
         load_domain("org/name")
 
 
@@ -88,7 +88,7 @@ def test_columns_of_a_hub_dataset_can_be_named(hub):
 @pytest.mark.parametrize(
     ("error", "kind", "message"),
     [
-        (datasets.exceptions.DatasetNotFoundError("gone\nmore"), UsageError, r"no dataset of the Hub \(gone\)"),
+        (datasets.exceptions.DatasetNotFoundError("gone\nmore"), UsageError, r"no dataset of the Hub \(gone more\)"),
         (ValueError("Config name is missing: pick a, b"), UsageError, "Config name is missing: pick a, b.*name:config"),
         (ConnectionError("no route"), RunError, r"cannot give this dataset and it is not cached \(no route\)"),
         (RuntimeError("Dataset scripts are no longer supported"), RunError, "no longer supported"),

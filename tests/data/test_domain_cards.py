@@ -2,11 +2,10 @@ from dataclasses import replace
 
 import pytest
 
-from l2a.data import domain_cards as card_module
-from l2a.data.domain_cards import Ratings, load_card, read_ratings, rows_sha256, words_key
-from l2a.data.domains import load_domain
+from l2a.data import domains as card_module
+from l2a.data.domains import Ratings, load_card, load_domain, read_ratings, rows_sha256, words_key
 from l2a.data.examples import normalised_hash
-from l2a.data.readers import LabelledRow
+from l2a.data.readers import Row
 from l2a.util.cards import list_cards
 from l2a.util.errors import RunError, UsageError
 from l2a.util.progress import SILENT
@@ -84,12 +83,12 @@ def test_rows_other_than_the_card_promises_are_refused(rated, tmp_path, monkeypa
         card_module.read_rated_card(card, SILENT)
     rows = read_ratings(archive, card.ratings)
     promised = replace(card, rows_sha256=rows_sha256(rows))
-    assert card_module.read_rated_card(promised, SILENT).rows == tuple(rows)
+    assert card_module.read_rated_card(promised, SILENT)[0] == rows
 
 
 def test_the_hash_of_rows_sees_text_label_split_and_order():
-    rows = [LabelledRow(("a",), "x", "train"), LabelledRow(("b",), "y", "test")]
-    others = [rows[::-1], rows[:1], [replace(rows[0], label="y"), rows[1]], [replace(rows[0], split="dev"), rows[1]]]
+    rows = [Row(("a",), "x", "train"), Row(("b",), "y", "test")]
+    others = [rows[::-1], rows[:1], [rows[0]._replace(label="y"), rows[1]], [rows[0]._replace(split="dev"), rows[1]]]
     assert len({rows_sha256(variant) for variant in [rows, *others]}) == 5
 
 
@@ -110,7 +109,7 @@ def test_a_cards_order_of_labels_is_kept(write):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (f"name: other\n{BODY}data: posts.csv\n", "name is 'other', the file's name 'mine' is needed"),
+        (f"name: other\n{BODY}data: posts.csv\n", "name is 'other'; make it the file's name, 'mine'"),
         (f"name: mine\n{BODY}", "give either data, or both artifact and ratings"),
         (f"name: mine\n{BODY}data: posts.csv\nlabel: x\n", r"unknown key label.*did you mean 'labels'"),
         (f"name: mine\n{BODY.replace('y', 'z')}data: posts.csv\n", r"the card has the labels \['x', 'z'\], its data"),

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from l2a.data.domains import load_domain
-from l2a.pretrain.corpus import clean_corpus, make_variants, protected_hashes, random_span, read_text_file
+from l2a.pretrain.corpus import clean_corpus, make_variants, protected_hashes, random_span
 from l2a.util.errors import UsageError
 from tests.conftest import write_domain
 
@@ -65,16 +65,3 @@ def test_an_empty_corpus_is_refused() -> None:
 
     with pytest.raises(UsageError, match="no text is left"):
         clean_corpus([[("a",)]], {normalised_hash(("A",))})
-
-
-@pytest.mark.parametrize(("content", "message"), [(b"\n \n", "holds no text"), (b"\xff\xfe", "not UTF-8")])
-def test_unusable_text_files_are_refused(tmp_path: Path, content: bytes, message: str) -> None:
-    path = tmp_path / "bad.txt"
-    path.write_bytes(content)
-    with pytest.raises(UsageError, match=message):
-        read_text_file(path)
-
-
-def test_a_missing_text_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no such file"):
-        read_text_file(tmp_path / "none.txt")
