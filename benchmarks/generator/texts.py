@@ -1,4 +1,4 @@
-"""Writes docs/generated_texts.md: candidates of every text operator, unedited, beside the texts they were made from.
+"""Writes docs/generated_texts.md: unedited candidates of every text operator, with the texts they were made from.
 
     python benchmarks/generator/texts.py
 
@@ -27,9 +27,9 @@ PAGE = Path(__file__).parents[2] / "docs" / "generated_texts.md"
 SEED, COUNT, LENGTH = 0, 40, 128
 HEAD = f"""# Generated texts
 
-{COUNT} candidates of each text operator from movies to tweets, unedited and not selected, each beside the text that it
-was made from. Settings are the defaults: 15 % of the tokens for AugPro and neighbours, 10 % of the words for EDA, 40 %
-for TinyBERT's recipe. AugPro-FGSM reads the gradient of an untrained student here. Written by
+{COUNT} candidates of each text operator from movies to tweets, unedited and not selected, with the texts that they were
+made from. The settings are the defaults: 15 % of the tokens for AugPro and neighbours, 10 % of the words for EDA and
+40 % for TinyBERT's recipe. AugPro-FGSM uses the gradient of an untrained student here. Written by
 `python benchmarks/generator/texts.py` (seed {SEED}).
 """
 
