@@ -287,7 +287,6 @@ class KDConfig:
     temperature: Positive = 2.0
     alpha: Weight = 0.9
     hidden_weight: NotNegative = 0.1
-    attention_weight: NotNegative = 0.0
     objective: Objective = "soft_labels"
     subclasses: Count = 4
     subclass_temperature: Positive = 1.0
@@ -295,7 +294,6 @@ class KDConfig:
     embedding_rate: NotNegative = 1.0
     average: Decay = 0.98
     batch_size: Count = 32
-    gradient_accumulation: Count = 1
     warmup_steps: CountFromZero = 200
     rounds: Count = 2
     round_steps: Count = 200
@@ -305,8 +303,6 @@ class KDConfig:
     unlabelled_share: Weight = 0.4
     unlabelled_size: Count = 20_000
     evaluate_every: Count = 20
-    patience: Count | None = None
-    compile: bool = False
 
     def __post_init__(self) -> None:
         check_settings(self, "kd.")

@@ -45,11 +45,9 @@ class DistillationSet:
         Returns:
             The selected examples.
         """
-        starts, lengths = self.encoded.offsets[:-1][indices], self.encoded.lengths[indices]
-        tokens = np.concatenate(
-            [np.arange(s, s + n) for s, n in zip(starts, lengths, strict=True)] or [np.zeros(0, int)]
-        )
+        starts, lengths = self.encoded.offsets[indices], self.encoded.lengths[indices]
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        tokens = np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1])
         encoded = EncodedTexts(self.encoded.ids[tokens], self.encoded.types[tokens], offsets, self.encoded.pad_id)
         return DistillationSet(encoded, self.teacher.take(indices), self.labels[indices])
 
@@ -98,16 +96,26 @@ def join(sets: Sequence[DistillationSet]) -> DistillationSet:
     Returns:
         All examples, in order.
     """
-    starts = np.cumsum([0] + [len(part.encoded.ids) for part in sets])
-    offsets = [part.encoded.offsets[1:] + start for part, start in zip(sets, starts, strict=False)]
-    encoded = EncodedTexts(
-        np.concatenate([part.encoded.ids for part in sets]),
-        np.concatenate([part.encoded.types for part in sets]),
-        np.concatenate([[0], *offsets]).astype(np.int64),
-        sets[0].encoded.pad_id,
-    )
-    teacher = join_outputs([part.teacher for part in sets])
+    encoded, teacher = join_encoded([part.encoded for part in sets]), join_outputs([part.teacher for part in sets])
     return DistillationSet(encoded, teacher, np.concatenate([part.labels for part in sets]))
+
+
+def join_encoded(parts: Sequence[EncodedTexts]) -> EncodedTexts:
+    """Concatenate tokenised texts.
+
+    Args:
+        parts: At least one, of one tokenizer.
+
+    Returns:
+        All texts, in order.
+    """
+    lengths = np.concatenate([part.lengths for part in parts])
+    return EncodedTexts(
+        ids=np.concatenate([part.ids for part in parts]),
+        types=np.concatenate([part.types for part in parts]),
+        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        pad_id=parts[0].pad_id,
+    )
 
 
 def refuse_constant_targets(data: DistillationSet) -> None:
@@ -238,8 +246,10 @@ def active_vocabulary(texts: Sequence[EncodedTexts], vocabulary: int) -> ActiveV
 @contextmanager
 def compact_embeddings(
     student: Student, optimizer: torch.optim.Optimizer, tokens: ActiveVocabulary
-) -> Iterator[torch.Tensor]:
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Give the student a table of the occurring rows only; afterwards they return to their places.
+
+    Neither gradient nor moments of the other rows are computed, which is most of a step's cost.
 
     Args:
         student: Its word embeddings are exchanged for the time of the context.
@@ -247,44 +257,30 @@ def compact_embeddings(
         tokens: The rows to train.
 
     Yields:
-        The full table, float32 (V, e); the rows of ``tokens`` in it are stale until the end.
+        The rows, int64 (U,), and the full table, float32 (V, e), in which they are stale until the end.
     """
     layer = student.model.get_input_embeddings()
     full, padding = layer.weight, layer.padding_idx
     rows = torch.from_numpy(tokens.ids).to(full.device)
     compact = nn.Parameter(full.detach()[rows])
-    _exchange(optimizer, full, compact)
     moments = optimizer.state.pop(full, {})
     if moments:
         optimizer.state[compact] = {k: v[rows] if v.shape == full.shape else v for k, v in moments.items()}
+    _exchange(optimizer, full, compact)
     layer.weight = compact
     layer.padding_idx = None if padding is None else int(tokens.positions[padding])
     try:
-        yield full.detach()
+        yield rows, full.detach()
     finally:
         layer.weight, layer.padding_idx = full, padding
         _exchange(optimizer, compact, full)
-        with torch.no_grad():
-            full[rows] = compact
-        _return_moments(optimizer, full, compact, moments, rows)
+        full.detach()[rows] = compact.detach()
+        for name, value in optimizer.state.pop(compact, {}).items():
+            if value.shape == compact.shape:
+                value = moments.get(name, torch.zeros_like(full)).index_copy_(0, rows, value)
+            optimizer.state[full][name] = value
 
 
 def _exchange(optimizer: torch.optim.Optimizer, old: nn.Parameter, new: nn.Parameter) -> None:
     for group in optimizer.param_groups:
         group["params"] = [new if parameter is old else parameter for parameter in group["params"]]
-
-
-def _return_moments(
-    optimizer: torch.optim.Optimizer,
-    full: nn.Parameter,
-    compact: nn.Parameter,
-    moments: dict[str, torch.Tensor],
-    rows: torch.Tensor,
-) -> None:
-    for name, value in optimizer.state.pop(compact, {}).items():
-        if value.shape != compact.shape:
-            optimizer.state[full][name] = value
-            continue
-        whole = moments.get(name, torch.zeros_like(full, requires_grad=False))
-        whole[rows] = value
-        optimizer.state[full][name] = whole

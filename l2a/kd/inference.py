@@ -14,6 +14,7 @@ from l2a.kd.data import DistillationSet
 from l2a.kd.losses import soft_label_loss
 from l2a.student.student import Student
 from l2a.teacher.store import Labeller
+from l2a.util.training import broadcast_weights, evaluating, process_rank
 
 CALIBRATION_TEMPERATURES = np.geomspace(0.25, 16.0, 25)
 
@@ -30,13 +31,11 @@ def run_student(student: Student, encoded: EncodedTexts) -> tuple[NDArray[np.flo
     """
     logits = np.zeros((len(encoded), student.output.out_features), np.float32)
     features = np.zeros((len(encoded), student.output.in_features), np.float32)
-    training, device = student.model.training, student.output.weight.device
-    student.model.eval()
-    with torch.inference_mode():
+    device = student.output.weight.device
+    with evaluating(student.model), torch.inference_mode():
         for indices in inference_batches(encoded):
             batch_logits, batch_features = student(encoded.padded(indices, device))
             logits[indices], features[indices] = batch_logits.cpu().numpy(), batch_features.cpu().numpy()
-    student.model.train(training)
     return logits, features
 
 
@@ -58,46 +57,36 @@ def calibrated_log_likelihood(logits: NDArray[np.float32], labels: NDArray[np.in
     return float(log_probabilities[:, np.arange(len(labels)), labels].mean(axis=1).max())
 
 
-UPDATES = 300
-
-
-def _fit_head(
-    features: NDArray[np.float32], targets: NDArray[np.float32]
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Fit a linear head on fixed features and soft labels by full-batch Adam on the cross-entropy.
-
-    Args:
-        features: float32 (N, h).
-        targets: float32 (N, C), class probabilities.
-
-    Returns:
-        Weight, float32 (C, h), and bias, float32 (C,).
-    """
-    inputs, goals = torch.from_numpy(features), torch.from_numpy(targets)
-    weight = torch.zeros(goals.shape[1], inputs.shape[1], requires_grad=True)
-    bias = torch.zeros(goals.shape[1], requires_grad=True)
-    optimizer = torch.optim.Adam([weight, bias], lr=0.05)
-    for _ in range(UPDATES):
-        loss = nn.functional.cross_entropy(inputs @ weight.T + bias, goals) + 1e-3 * weight.pow(2).sum()
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-    return weight.detach().numpy(), bias.detach().numpy()
+HEAD_UPDATES = 300
 
 
 def fit_output_layer(student: Student, data: DistillationSet) -> None:
     """Fit the output layer on frozen features and soft labels, before the body is trained.
 
-    Training the head first keeps a pretrained body from being distorted (Kumar et al., 2022, "LP-FT").
+    Full-batch Adam on the cross-entropy. Training the head first keeps a pretrained body from being distorted (Kumar et
+    al., 2022, "LP-FT"). Of several processes the first fits it, and all take what it found.
 
     Args:
         student: Changed in place.
         data: Texts with teacher outputs.
     """
-    weight, bias = _fit_head(run_student(student, data.encoded)[1], data.teacher.probabilities())
-    with torch.no_grad():
-        student.output.weight.copy_(torch.from_numpy(weight))
-        student.output.bias.copy_(torch.from_numpy(bias))
+    layer = student.output
+    if process_rank() == 0:
+        inputs, goals = (
+            torch.from_numpy(part) for part in (run_student(student, data.encoded)[1], data.teacher.probabilities())
+        )
+        weight = torch.zeros(layer.weight.shape, requires_grad=True)
+        bias = torch.zeros(layer.bias.shape, requires_grad=True)
+        optimizer = torch.optim.Adam([weight, bias], lr=0.05)
+        for _ in range(HEAD_UPDATES):
+            loss = nn.functional.cross_entropy(inputs @ weight.T + bias, goals) + 1e-3 * weight.pow(2).sum()
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+        with torch.no_grad():
+            layer.weight.copy_(weight)
+            layer.bias.copy_(bias)
+    broadcast_weights([layer.weight, layer.bias])
 
 
 def embedding_gradients(
@@ -116,17 +105,15 @@ def embedding_gradients(
     """
     encoded, teacher_logits = encode(student.tokenizer, inputs, max_length), labeller(inputs).logits
     gradients: list[NDArray[np.float32]] = [np.zeros((0, 0), np.float32)] * len(inputs)
-    training, device = student.model.training, student.output.weight.device
-    table = student.model.get_input_embeddings()
-    student.model.eval()
-    for indices in inference_batches(encoded):
-        batch = encoded.padded(indices, device)
-        embeds = table(batch.pop("input_ids")).detach().requires_grad_(True)
-        logits, _ = student({**batch, "inputs_embeds": embeds})
-        # The sum, not the mean, so that a text's gradient does not depend on its batch.
-        loss = soft_label_loss(logits, torch.from_numpy(teacher_logits[indices]).to(device), 1.0) * len(indices)
-        (gradient,) = torch.autograd.grad(loss, embeds)
-        for row, index in enumerate(indices):
-            gradients[index] = gradient[row, : encoded.lengths[index]].cpu().numpy()
-    student.model.train(training)
+    device, table = student.output.weight.device, student.model.get_input_embeddings()
+    with evaluating(student.model):
+        for indices in inference_batches(encoded):
+            batch = encoded.padded(indices, device)
+            embeds = table(batch.pop("input_ids")).detach().requires_grad_(True)
+            logits, _ = student({**batch, "inputs_embeds": embeds})
+            losses = soft_label_loss(logits, torch.from_numpy(teacher_logits[indices]).to(device), 1.0, "none")
+            # The sum, not the mean, so that a text's gradient does not depend on its batch.
+            (gradient,) = torch.autograd.grad(losses.sum(), embeds)
+            for row, index in enumerate(indices):
+                gradients[index] = gradient[row, : encoded.lengths[index]].cpu().numpy()
     return gradients

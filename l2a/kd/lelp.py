@@ -5,7 +5,6 @@ outline (null space of the output weights, PCA in each class, random rotation, t
 probability, one cross-entropy) is the paper's as others report it; the exact formulas below are our derivation.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,16 +12,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.linalg import eigh, lstsq, orth, qr
+from scipy.special import softmax
 from threadpoolctl import threadpool_limits
 from torch import nn
 from torch.nn import functional
 
+from l2a.kd.losses import fold
 from l2a.teacher.model import Teacher
 from l2a.teacher.store import TeacherOutputs
 from l2a.util.errors import UsageError
 
-DIRECTIONS, RANDOM_DIRECTIONS, RANDOM_PARTITIONS = "lelp", "lelp_random_directions", "lelp_random_partitions"
-OBJECTIVES = (DIRECTIONS, RANDOM_DIRECTIONS, RANDOM_PARTITIONS)
+OBJECTIVES = ("lelp", "lelp_random_directions")
 TEXTS_PER_SUBCLASS = 4
 FIT_TEXTS = 20_000
 """Texts of a class, at most, that its directions are fitted on; memory then does not grow with the data."""
@@ -61,39 +61,6 @@ class LELPSubclasses:
         return scores
 
 
-@dataclass(frozen=True)
-class RandomPartitions:
-    """The control without geometry: scores are standard normal noise, fixed for each text by its embedding's bits.
-
-    Attributes:
-        counts: S_c for each class.
-        seed: Another seed gives another partition.
-    """
-
-    counts: tuple[int, ...]
-    seed: int
-
-    def scores(self, embeddings: NDArray[np.float32]) -> Floats:
-        """Draw the noise of texts; equal embeddings get equal noise wherever they stand.
-
-        Args:
-            embeddings: float32 (N, d).
-
-        Returns:
-            float64 (N, K).
-        """
-        salt = self.seed.to_bytes(8, "little")
-        scores = np.zeros((len(embeddings), sum(self.counts)))
-        for row, embedding in enumerate(embeddings):
-            digest = hashlib.blake2b(embedding.tobytes(), digest_size=16, key=salt).digest()
-            bits = np.random.Philox(key=int.from_bytes(digest, "little"))
-            scores[row] = np.random.Generator(bits).standard_normal(scores.shape[1])
-        return scores
-
-
-Subclasses = LELPSubclasses | RandomPartitions
-
-
 def teacher_output_weight(teacher: Teacher, outputs: TeacherOutputs) -> Floats:
     """Read the weight that turns embeddings into logits.
 
@@ -118,37 +85,35 @@ def teacher_output_weight(teacher: Teacher, outputs: TeacherOutputs) -> Floats:
 
 def fit_subclasses(
     outputs: TeacherOutputs, output_weight: Floats, objective: str, count: int, rng: np.random.Generator
-) -> Subclasses:
+) -> LELPSubclasses:
     """Fit the subclasses on all text that the teacher has embedded; classes are the teacher's own decisions.
 
     With P the projection onto the null space of W and X_c = {P(h - mu_c)}, U_c is the top-S_c right singular vectors
     of X_c times a random orthonormal Q, so that the directions have equal variance in expectation. "Random directions"
-    draws U_c uniformly in the null space instead; "random partitions" drops the embedding altogether.
+    draws U_c uniformly in the null space instead.
 
     Args:
         outputs: The teacher's outputs for N texts.
         output_weight: float64 (C, d), W.
-        objective: "lelp", "lelp_random_directions" or "lelp_random_partitions".
+        objective: "lelp" or its control "lelp_random_directions".
         count: S; S_c is at most a quarter of the texts of class c and the width of the null space, and at least 1.
-        rng: Draws Q, the random directions or the seed of the partition.
+        rng: Draws Q or the random directions.
 
     Returns:
-        The subclasses, of the same sizes for all three objectives.
+        The subclasses, of the same sizes for both objectives.
 
     Raises:
         UsageError: If the objective is unknown or the count is below 1.
     """
     if objective not in OBJECTIVES or count < 1:
         raise UsageError(
-            f"kd.objective {objective!r} with kd.subclasses {count}: one of {', '.join(OBJECTIVES)} with at least 1 "
-            "subclass is needed; set kd.objective to soft_labels to train without subclasses"
+            f"kd.objective is {objective!r} with kd.subclasses {count}; give {' or '.join(OBJECTIVES)} with at least "
+            "1 subclass, or set kd.objective to soft_labels to train without subclasses"
         )
     seen = orth(output_weight.T)  # (d, rank)
     assigned = outputs.logits.argmax(axis=1)
     sizes = np.bincount(assigned, minlength=outputs.logits.shape[1]) // TEXTS_PER_SUBCLASS
     counts = tuple(int(size) for size in np.clip(sizes, 1, max(1, min(count, len(seen) - seen.shape[1]))))
-    if objective == RANDOM_PARTITIONS:
-        return RandomPartitions(counts, int(rng.integers(2**63)))
     rows = [outputs.take(_thinned(np.flatnonzero(assigned == c))).embeddings for c in range(len(counts))]
     with threadpool_limits(limits=1, user_api="blas"):  # small problems: more threads only get in the way
         fits = [_fit_class(part, seen, size, objective, rng) for part, size in zip(rows, counts, strict=True)]
@@ -163,7 +128,7 @@ def _fit_class(
     mean: Floats = rows.mean(axis=0, dtype=np.float64) if len(rows) else np.zeros(width)
     unseen = rows - mean
     unseen -= (unseen @ seen) @ seen.T
-    if objective == RANDOM_DIRECTIONS:
+    if objective == "lelp_random_directions":
         drawn = rng.standard_normal((width, count))
         directions = qr(drawn - seen @ (seen.T @ drawn), mode="economic")[0]
     else:
@@ -197,7 +162,7 @@ def owners(counts: Sequence[int]) -> NDArray[np.int64]:
 
 
 def subclass_targets(
-    subclasses: Subclasses, outputs: TeacherOutputs, temperature: float, subclass_temperature: float
+    subclasses: LELPSubclasses, outputs: TeacherOutputs, temperature: float, subclass_temperature: float
 ) -> NDArray[np.float32]:
     """Soft labels over subclasses: t(c, s) = softmax(z_T / tau)_c softmax(r_c / beta)_s, for any text.
 
@@ -210,16 +175,14 @@ def subclass_targets(
     Returns:
         float32 (N, K); rows sum to 1, and the sum over a class's columns is its tempered probability.
     """
-    owner = owners(subclasses.counts)
-    starts = np.cumsum([0, *subclasses.counts])[:-1]
     scaled = subclasses.scores(outputs.embeddings) / subclass_temperature
-    exponents = np.exp(scaled - np.maximum.reduceat(scaled, starts, axis=1)[:, owner])
-    inside = exponents / np.add.reduceat(exponents, starts, axis=1)[:, owner]
-    targets: NDArray[np.float32] = (inside * outputs.probabilities(temperature)[:, owner]).astype(np.float32)
-    return targets
+    parts = np.split(scaled, np.cumsum(subclasses.counts)[:-1], axis=1)
+    inside = np.concatenate([softmax(part, axis=1) for part in parts], axis=1)
+    targets: NDArray[np.float32] = inside * outputs.probabilities(temperature)[:, owners(subclasses.counts)]
+    return targets.astype(np.float32)
 
 
-def subclass_head(output: nn.Linear, counts: Sequence[int]) -> nn.Linear:
+def subclass_head(output: nn.Linear, counts: tuple[int, ...]) -> nn.Linear:
     """Make the training head: every subclass starts as its class, so that folding gives the output layer exactly.
 
     Args:
@@ -236,43 +199,6 @@ def subclass_head(output: nn.Linear, counts: Sequence[int]) -> nn.Linear:
         head.weight.copy_(output.weight[owner])
         head.bias.copy_((output.bias - sizes.log())[owner])
     return head
-
-
-def fold(subclass_logits: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
-    """Sum the subclasses' probabilities: z_c = logsumexp_s z(c, s), so that softmax(z)_c = sum_s p(c, s).
-
-    Args:
-        subclass_logits: float32 (B, K).
-        counts: S_c for each class.
-
-    Returns:
-        float32 (B, C).
-    """
-    return torch.stack([part.logsumexp(dim=1) for part in torch.split(subclass_logits, list(counts), dim=1)], dim=1)
-
-
-def subclass_loss(
-    features: torch.Tensor, head: nn.Linear, output: nn.Linear, targets: torch.Tensor, counts: Sequence[int]
-) -> torch.Tensor:
-    """-sum t(c, s) log p(c, s), and a term that teaches the output layer alone what the head says of the classes.
-
-    The second term is the cross-entropy of output(features) against the folded head, with the gradient stopped at
-    both; the body never feels it, and the student is an ordinary C-class model at every step (our derivation).
-
-    Args:
-        features: float32 (B, h), what the student's output layer reads.
-        head: The training head, (h) -> (K).
-        output: The student's output layer, (h) -> (C).
-        targets: float32 (B, K).
-        counts: S_c for each class.
-
-    Returns:
-        float32 (), mean over the B examples.
-    """
-    logits = head(features)
-    followed = functional.linear(features.detach(), output.weight, output.bias)
-    classes = fold(logits.detach(), counts).softmax(dim=1)
-    return functional.cross_entropy(logits, targets) + functional.cross_entropy(followed, classes)
 
 
 @dataclass(frozen=True)
@@ -304,7 +230,7 @@ def fold_parity(class_logits: torch.Tensor, folded_logits: torch.Tensor) -> Fold
 
 
 def refit_output_layer(
-    output: nn.Linear, head: nn.Linear, counts: Sequence[int], features: NDArray[np.float32]
+    output: nn.Linear, head: nn.Linear, counts: tuple[int, ...], features: NDArray[np.float32]
 ) -> FoldParity:
     """Fit the output layer to the folded head on fixed features; logsumexp is not linear, so it is a best fit.
 

@@ -1,16 +1,22 @@
-"""Distillation losses: sums over classes, means over examples."""
+"""Distillation losses: sums over classes; one loss an example, or their mean."""
 
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 Reduction = Literal["mean", "none"]
 """The mean over the examples, or one loss an example."""
 
 
-def soft_label_loss(student_logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float) -> torch.Tensor:
+def _reduced(losses: Tensor, reduction: Reduction) -> Tensor:
+    return losses.mean() if reduction == "mean" else losses
+
+
+def soft_label_loss(
+    student_logits: Tensor, teacher_logits: Tensor, temperature: float, reduction: Reduction = "mean"
+) -> Tensor:
     """T^2 KL(softmax(z_T / T) || softmax(z_S / T)), so that the gradient's size hardly depends on T.
 
     Source: Hinton, Vinyals and Dean (2015), equation 4 and the remark on T^2.
@@ -19,23 +25,25 @@ def soft_label_loss(student_logits: torch.Tensor, teacher_logits: torch.Tensor, 
         student_logits: float32 (B, C).
         teacher_logits: float32 (B, C).
         temperature: T, above 0.
+        reduction: "mean" over the B examples, or "none".
 
     Returns:
-        float32 (), mean over the B examples; 0 iff the two distributions are equal.
+        float32 (), or (B,) without reduction; 0 iff the two distributions are equal.
     """
     student = functional.log_softmax(student_logits / temperature, dim=1)
     teacher = functional.log_softmax(teacher_logits / temperature, dim=1)
-    return temperature**2 * functional.kl_div(student, teacher, reduction="batchmean", log_target=True)
+    losses = temperature**2 * functional.kl_div(student, teacher, reduction="none", log_target=True).sum(1)
+    return _reduced(losses, reduction)
 
 
 def distillation_loss(
-    student_logits: torch.Tensor,
-    teacher_logits: torch.Tensor,
-    labels: torch.Tensor,
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    labels: Tensor,
     temperature: float,
     alpha: float,
     reduction: Reduction = "mean",
-) -> torch.Tensor:
+) -> Tensor:
     """Soft labels everywhere, cross-entropy where a real label exists.
 
     L_i = alpha T^2 KL_i + (1 - alpha) CE_i with a real label, L_i = T^2 KL_i without one. Source: Hinton et al. (2015),
@@ -52,18 +60,15 @@ def distillation_loss(
     Returns:
         float32 (), or (B,) without reduction.
     """
-    student = functional.log_softmax(student_logits / temperature, dim=1)
-    teacher = functional.log_softmax(teacher_logits / temperature, dim=1)
-    soft = temperature**2 * functional.kl_div(student, teacher, reduction="none", log_target=True).sum(1)
+    soft = soft_label_loss(student_logits, teacher_logits, temperature, "none")
     hard = functional.cross_entropy(student_logits, labels.clamp(min=0), reduction="none")
     real = (labels >= 0).to(soft.dtype)
-    losses = soft * (1 - real * (1 - alpha)) + hard * real * (1 - alpha)
-    return losses.mean() if reduction == "mean" else losses
+    return _reduced(soft * (1 - real * (1 - alpha)) + hard * real * (1 - alpha), reduction)
 
 
 def hidden_state_loss(
-    student_states: torch.Tensor, teacher_states: torch.Tensor, projection: torch.Tensor, reduction: Reduction = "mean"
-) -> torch.Tensor:
+    student_states: Tensor, teacher_states: Tensor, projection: Tensor, reduction: Reduction = "mean"
+) -> Tensor:
     """Mean squared distance of projected student states to teacher states, both on the unit sphere.
 
     Source: the hidden-state loss of TinyBERT (Jiao et al., 2020, equation 8) on pooled states; the normalisation,
@@ -79,50 +84,66 @@ def hidden_state_loss(
         float32 (), or (B,) without reduction, 0 to 4.
     """
     projected = functional.normalize(student_states @ projection, dim=1)
-    losses = (projected - functional.normalize(teacher_states, dim=1)).pow(2).sum(1)
-    return losses.mean() if reduction == "mean" else losses
+    return _reduced((projected - functional.normalize(teacher_states, dim=1)).pow(2).sum(1), reduction)
 
 
-def attention_loss(
-    student_attention: torch.Tensor,
-    teacher_attention: torch.Tensor,
-    attention_mask: torch.Tensor,
+def subclass_loss(
+    features: Tensor,
+    head: nn.Linear,
+    output: nn.Linear,
+    targets: Tensor,
+    counts: tuple[int, ...],
     reduction: Reduction = "mean",
-) -> torch.Tensor:
-    """Mean squared difference of the head-averaged attention of the last layers, over pairs of real tokens.
+) -> Tensor:
+    """-sum t(c, s) log p(c, s), and a term that teaches the output layer alone what the head says of the classes.
 
-    L_i = 1 / n_i^2 sum_{j,k <= n_i} (A_S - A_T)_jk^2, A = mean over heads of softmax(QK' / sqrt(d_k)). Source: TinyBERT
-    (Jiao et al., 2020, equation 7), which compares head by head and before the softmax; averaging over heads lets
-    their numbers differ, and transformers returns attention after the softmax only (both changes are our own).
-
-    Both models must read the same tokens without the fused kernels, which return no attention (``AttentionTransfer``
-    sees to it), so this loss costs their speed.
+    The second term is KL(folded head || output(features)) with the gradient stopped at both; the body never feels it,
+    and the student is an ordinary C-class model at every step (our derivation).
 
     Args:
-        student_attention: float32 (B, H_S, L, L), rows sum to 1.
-        teacher_attention: float32 (B, H_T, L, L).
-        attention_mask: int64 (B, L), 1 for real tokens.
+        features: float32 (B, h), what the student's output layer reads.
+        head: The training head, (h) -> (K).
+        output: The student's output layer, (h) -> (C).
+        targets: float32 (B, K).
+        counts: S_c for each class.
         reduction: "mean" over the B examples, or "none".
 
     Returns:
-        float32 (), or (B,) without reduction, 0 iff the averaged maps agree on all pairs of real tokens.
+        float32 (), or (B,) without reduction.
     """
-    real = attention_mask.bool()
-    pairs = real[:, :, None] & real[:, None, :]
-    difference = (student_attention.mean(dim=1) - teacher_attention.mean(dim=1)).masked_fill(~pairs, 0.0)
-    losses = difference.pow(2).sum(dim=(1, 2)) / pairs.sum(dim=(1, 2)).clamp(min=1)
-    return losses.mean() if reduction == "mean" else losses
+    logits = head(features)
+    followed = functional.linear(features.detach(), output.weight, output.bias)
+    classes = fold(logits.detach(), counts).softmax(dim=1)
+    first = functional.cross_entropy(logits, targets, reduction=reduction)
+    second = functional.cross_entropy(followed, classes, reduction=reduction)
+    # Less the entropy of the folded head, which has no gradient here: the term is 0 where the layer follows the head.
+    return first + second - _reduced(torch.special.entr(classes).sum(1), reduction)
+
+
+def fold(subclass_logits: Tensor, counts: tuple[int, ...]) -> Tensor:
+    """Sum the subclasses' probabilities: z_c = logsumexp_s z(c, s), so that softmax(z)_c = sum_s p(c, s).
+
+    Args:
+        subclass_logits: float32 (B, K).
+        counts: S_c for each class.
+
+    Returns:
+        float32 (B, C).
+    """
+    return torch.stack([part.logsumexp(dim=1) for part in subclass_logits.split(counts, dim=1)], dim=1)
 
 
 SCALES = tuple(0.25 * 32 ** (i / 7) for i in range(8))
 """Inverse temperatures, from 0.25 to 8."""
+CONSTANT = 1e-6
+"""Logits that vary by less, also as a share of the largest, count as constant."""
 
 
 def threshold_free_log_likelihood(logits: Tensor, labels: Tensor) -> Tensor:
     """Say how well logits tell the classes apart (after temperature scaling: Guo et al., ICML 2017).
 
     Each class's logits are centred on the texts and given its share of the labels, and the temperature is the one
-    that suits them best.
+    that suits them best. Constant logits score as chance, with a gradient of 0.
 
     Args:
         logits: float32 (M, C).
@@ -133,7 +154,8 @@ def threshold_free_log_likelihood(logits: Tensor, labels: Tensor) -> Tensor:
     """
     shares = torch.bincount(labels, minlength=logits.shape[1]) / len(labels)
     centred = logits - logits.mean(dim=0)
-    standard = centred / centred.std(correction=0).clamp(min=1e-12)
+    spread, least = centred.std(correction=0), CONSTANT * (1 + logits.detach().abs().max())
+    standard = centred / torch.where(spread > least, spread, torch.inf)
     scales = torch.tensor(SCALES, dtype=logits.dtype, device=logits.device)
     scaled = scales[:, None, None] * standard + shares.clamp(min=1e-7).log()
     of_labels = scaled.log_softmax(dim=2)[:, torch.arange(len(labels), device=labels.device), labels]

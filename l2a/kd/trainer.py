@@ -1,5 +1,6 @@
-"""A running average of the student's weights: the state that is judged and kept, smoother than any single step."""
+"""The training loop: one student's updates on mixtures of texts that the teacher has labelled."""
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -7,12 +8,11 @@ from dataclasses import replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from l2a.config import KDConfig
 from l2a.data.encoding import EncodedTexts, encode, inference_batches
 from l2a.data.examples import Examples
-from l2a.kd.attention import AttentionTransfer
 from l2a.kd.data import (
     BatchReader,
     DistillationSet,
@@ -25,30 +25,17 @@ from l2a.kd.data import (
     read_tokens,
 )
 from l2a.kd.inference import calibrated_log_likelihood, run_student
-from l2a.kd.lelp import FoldParity, Subclasses, refit_output_layer, subclass_head, subclass_loss, subclass_targets
-from l2a.kd.losses import Reduction, distillation_loss, hidden_state_loss
+from l2a.kd.lelp import FoldParity, LELPSubclasses, refit_output_layer, subclass_head, subclass_targets
+from l2a.kd.losses import Reduction, distillation_loss, hidden_state_loss, subclass_loss
 from l2a.student.student import Student
-from l2a.teacher.model import Teacher
 from l2a.teacher.store import TeacherOutputs
+from l2a.util import training
 from l2a.util.errors import RunError, UsageError
 from l2a.util.progress import SILENT, Progress
-from l2a.util.training import (
-    adamw,
-    adamw_update_derivative,
-    broadcast,
-    carry_second_moments,
-    join_processes,
-    linear_schedule,
-    mixed_precision,
-    process_count,
-    process_rank,
-    seeded,
-    sum_gradients,
-)
 
 
 class WeightAverage:
-    """Exponential moving average of trained parameters (Polyak and Juditsky, 1992).
+    """Exponential moving average of weights: smoother than any single step (Polyak and Juditsky, 1992).
 
     The decay grows from 2/11 at the first step to its final value, so that the untrained start is soon forgotten.
     """
@@ -60,31 +47,25 @@ class WeightAverage:
             parameters: Averaged; their values may change, their shapes not.
             decay: Weight of the past, 0 (no average) to below 1.
         """
-        self._parameters = list(parameters)
-        self._decay = decay
-        self._steps = 0
-        self._average = [parameter.detach().clone() for parameter in self._parameters]
+        self._weights = [parameter.detach() for parameter in parameters]
+        self._average = [weight.clone() for weight in self._weights]
+        self._decay, self._steps = decay, 0
 
     def update(self) -> None:
         """Take the present weights in, after an optimiser step."""
         self._steps += 1
         decay = min(self._decay, (1 + self._steps) / (10 + self._steps))
-        with torch.no_grad():
-            torch._foreach_lerp_(self._average, [p.detach() for p in self._parameters], 1 - decay)
+        torch._foreach_lerp_(self._average, self._weights, 1 - decay)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Put the average in place of the weights, and the weights back afterwards."""
-        present = [parameter.detach().clone() for parameter in self._parameters]
-        self._load(self._average)
+        present = [weight.clone() for weight in self._weights]
+        torch._foreach_copy_(self._weights, self._average)
         try:
             yield
         finally:
-            self._load(present)
-
-    def _load(self, values: Sequence[torch.Tensor]) -> None:
-        with torch.no_grad():
-            torch._foreach_copy_([parameter.detach() for parameter in self._parameters], list(values))
+            torch._foreach_copy_(self._weights, present)
 
 
 class KDTrainer:
@@ -113,63 +94,49 @@ class KDTrainer:
         Raises:
             UsageError: If there are more processes than texts in a batch.
         """
-        join_processes()
-        if config.batch_size < process_count():
+        training.join_processes()
+        if config.batch_size < training.process_count():
             raise UsageError(
-                f"kd.batch_size: {config.batch_size} texts cannot be shared by {process_count()} processes; raise it"
+                f"kd.batch_size is {config.batch_size}, which {training.process_count()} processes cannot share; "
+                f"give at least {training.process_count()}"
             )
-        if config.compile:
-            student.model.compile()
         self.student = student
         self.steps_done = 0
         self.best_score = -np.inf
         self.read_batch: BatchReader = read_tokens
-        self._config = config
-        self._rng = np.random.default_rng(seed)
-        self._seed = seed
+        self._config, self._part_size = config, config.batch_size
+        self._seed = int(training.broadcast(np.array(seed)))
+        self._rng = np.random.default_rng(self._seed)
         self._validation = (encode(student.tokenizer, validation.inputs, max_length), validation.labels)
-        generator = torch.Generator().manual_seed(seed)
-        width = student.output.in_features
+        generator, width = torch.Generator().manual_seed(self._seed), student.output.in_features
         start = torch.randn(width, teacher_width, generator=generator) / width**0.5
         self._projection = nn.Parameter(start.to(self._device))
-        self._subclasses: Subclasses | None = None
+        self._subclasses: LELPSubclasses | None = None
         self._head: nn.Linear | None = None
-        self._attention: AttentionTransfer | None = None
-        self._optimizer, self._schedule = self._fresh_optimizer()
+        training.broadcast_weights(student.model.parameters())
+        self._start_optimizer()
         self._average: WeightAverage | None = None
-        self._best: dict[str, torch.Tensor] = {}
-        self._best_head: dict[str, torch.Tensor] = {}
-        self._looks_without_gain = 0
-        self._table: tuple[NDArray[np.int64], torch.Tensor] | None = None
+        self._best: dict[str, Tensor] = {}
+        self._best_head: dict[str, Tensor] = {}
+        self._table: tuple[Tensor, Tensor] | None = None
 
-    def _fresh_optimizer(self) -> tuple[torch.optim.AdamW, torch.optim.lr_scheduler.LambdaLR]:
+    def _start_optimizer(self) -> None:
         rate, table = self._config.learning_rate, self.student.model.get_input_embeddings().weight
         table.requires_grad_(self._config.embedding_rate > 0)
         body = [parameter for parameter in self.student.model.parameters() if parameter is not table]
         head = list(self._head.parameters()) if self._head is not None else []
         groups = [([*body, self._projection, *head], rate), ([table], rate * self._config.embedding_rate)]
-        optimizer = adamw(groups)
-        return optimizer, linear_schedule(optimizer, self._config.total_steps)
+        self._optimizer = training.adamw(groups)
+        self._schedule = training.linear_schedule(self._optimizer, self._config.total_steps)
 
-    def learn_subclasses(self, subclasses: Subclasses) -> None:
+    def learn_subclasses(self, subclasses: LELPSubclasses) -> None:
         """Distil by pseudo-subclasses instead of soft labels; to be called before the first step.
 
         Args:
             subclasses: Fitted on the teacher's outputs.
         """
         self._subclasses, self._head = subclasses, subclass_head(self.student.output, subclasses.counts)
-        self._optimizer, self._schedule = self._fresh_optimizer()
-
-    def learn_attention(self, teacher: Teacher) -> None:
-        """Add the attention term, weighted by ``config.attention_weight``.
-
-        Args:
-            teacher: Its encoder is copied.
-
-        Raises:
-            UsageError: If student and teacher read different tokens.
-        """
-        self._attention = AttentionTransfer(self.student, teacher)
+        self._start_optimizer()
 
     def on_trial(self, config: KDConfig, validation: Examples, max_length: int, order: int = 0) -> "KDTrainer":
         """Make a trainer for steps that will be taken back: the same student and terms of the loss, another budget.
@@ -178,8 +145,8 @@ class KDTrainer:
         without momentum, which would push all trials alike.
 
         Args:
-            config: Rates and budget.
-            validation: The split that its looks score.
+            config: Rates and budget; a larger batch than the run's is computed in parts of the run's size.
+            validation: The split that its evaluations score.
             max_length: Longest sequence in tokens.
             order: Another number gives another order of the texts.
 
@@ -188,13 +155,13 @@ class KDTrainer:
         """
         seed = self._seed + 1000 * order
         trial = KDTrainer(self.student, config, validation, self._projection.shape[1], max_length, seed)
+        trial._part_size = self._part_size
         trial._projection.data.copy_(self._projection.data)
-        trial._attention = self._attention
         if self._subclasses is not None and self._head is not None:
             trial.learn_subclasses(self._subclasses)
             assert trial._head is not None
             trial._head.load_state_dict(self._head.state_dict())
-        carry_second_moments(self._optimizer, trial._optimizer)
+        training.carry_second_moments(self._optimizer, trial._optimizer)
         return trial
 
     def train(
@@ -205,6 +172,7 @@ class KDTrainer:
         progress: Progress = SILENT,
         stage: str = "distil",
         renewal: Renewal | None = None,
+        evaluate: bool = True,
     ) -> None:
         """Update the student on a mixture of sets.
 
@@ -212,30 +180,27 @@ class KDTrainer:
             sets: Texts with teacher outputs, each in the student's tokens.
             shares: Share that each set contributes to every 16 batches.
             steps: Updates to make.
-            progress: Shows the steps; gets the score of every look at the validation split.
+            progress: Shows the steps; gets every score on the validation split.
             stage: Name shown to the user.
             renewal: A set of which only some texts are used, chosen anew every so many updates.
+            evaluate: Average the weights, score them every so many updates and keep the best; False for trials.
 
         Raises:
             RunError: If the loss is not finite.
         """
         data = join(sets)
-        self._looks_without_gain = 0
-        watching = self._attention.watching() if self._attention is not None else nullcontext()
-        dropout = seeded(self._seed + self.steps_done)  # the same wherever the call starts
-        occurring = self._active_vocabulary_only(data)
-        with dropout, progress.stage(stage, steps) as advance, watching, occurring as renumbered:
-            self._average = WeightAverage(self._trained_parameters, self._config.average)
+        dropout = training.seeded(self._seed + self.steps_done)  # the same wherever the call starts
+        with dropout, progress.stage(stage, steps) as advance, self._active_vocabulary_only(data) as renumbered:
+            self._average = WeightAverage(self._trained_parameters, self._config.average) if evaluate else None
             self.student.model.train()
             for indices in self._batches(renumbered, sets, shares, steps, renewal):
                 self._step(renumbered, indices)
-                self._average.update()
                 advance(1)
-                if self.steps_done % self._config.evaluate_every == 0:
-                    self.evaluate(progress)
-                if self._is_out_of_patience():
-                    break
-            if self.steps_done % self._config.evaluate_every:
+                if self._average is not None:
+                    self._average.update()
+                    if self.steps_done % self._config.evaluate_every == 0:
+                        self.evaluate(progress)
+            if evaluate and self.steps_done % self._config.evaluate_every:
                 self.evaluate(progress)
             self._average = None
         self.student.model.eval()
@@ -256,7 +221,7 @@ class KDTrainer:
             if renewal is not None:
                 place = next(number for number, part in enumerate(sets) if part is renewal.pool)
                 pool = data.take(parts[place])
-                kept = renewal.choose(broadcast(run_student(self.student, pool.encoded)[0])) if done else renewal.kept
+                kept = renewal.choose(training.broadcast(run_student(self.student, pool.encoded)[0])) if done else renewal.kept
                 # Only this set starts anew, with those that were used least: the others go on where they were.
                 used[place] = parts[place][kept]
                 cycles[place] = cycle(used[place], self._rng, uses)
@@ -274,8 +239,8 @@ class KDTrainer:
         encoded, labels = self._validation
         vocabulary = self.student.word_embeddings().shape[0]
         tokens = active_vocabulary([data.encoded, encoded], vocabulary)
-        with compact_embeddings(self.student, self._optimizer, tokens) as table:
-            self._validation, self._table = (tokens.renumber(encoded), labels), (tokens.ids, table)
+        with compact_embeddings(self.student, self._optimizer, tokens) as self._table:
+            self._validation = (tokens.renumber(encoded), labels)
             try:
                 yield replace(data, encoded=tokens.renumber(data.encoded))
             finally:
@@ -283,53 +248,57 @@ class KDTrainer:
 
     def _step(self, data: DistillationSet, indices: NDArray[np.int64]) -> None:
         self._optimizer.zero_grad(set_to_none=True)
-        mine = indices[process_rank() :: process_count()]
-        for part in np.array_split(mine, max(1, min(self._config.gradient_accumulation, len(mine)))):
+        mine = indices[training.process_rank() :: training.process_count()]
+        parts = 1 if len(indices) <= self._part_size else len(indices) // self._part_size + 1
+        for part in np.array_split(mine, min(parts, len(mine))):
             # Each part counts by its texts, so that the gradient is that of the mean over the whole batch.
-            loss = self._loss(data, part) * (len(part) / len(indices))
-            loss.backward()  # type: ignore[no-untyped-call]
-        sum_gradients(self._trained_parameters)
-        nn.utils.clip_grad_norm_([p for p in self._trained_parameters if p is not self._projection], 1.0)
+            self._backward(self._loss(data, part) * (len(part) / len(indices)))
+        training.sum_gradients(self._trained_parameters)
+        self._clip_gradients()
         self._optimizer.step()
         self._schedule.step()
         self.steps_done += 1
 
-    def _loss(self, data: DistillationSet, indices: NDArray[np.int64], reduction: Reduction = "mean") -> torch.Tensor:
+    def _loss(self, data: DistillationSet, indices: NDArray[np.int64], reduction: Reduction = "mean") -> Tensor:
+        """Sum the weighted terms of the loss."""
+        config = self._config
         batch, taught = self.read_batch(self.student, data, indices)
-        fast = mixed_precision(self._device, on_cpu=False) if self.student.model.training else nullcontext()
-        with fast:
-            logits, features = self.student(batch)
-        loss = self._label_loss(taught, data.labels[indices], logits.float(), features.float(), reduction)
-        if self._config.hidden_weight:
+        with training.mixed_precision(self._device, on_cpu=False) if self.student.model.training else nullcontext():
+            logits, features = (part.float() for part in self.student(batch))
+        if self._head is not None:
+            loss = self._subclass_loss(features, taught, reduction)
+        else:
+            soft, labels = torch.from_numpy(taught.logits), torch.from_numpy(data.labels[indices])
+            labels, soft = labels.to(self._device), soft.to(self._device)
+            loss = distillation_loss(logits, soft, labels, config.temperature, config.alpha, reduction)
+        if config.hidden_weight:
             states = torch.from_numpy(taught.embeddings).to(self._device)
-            loss = loss + self._config.hidden_weight * hidden_state_loss(
-                features.float(), states, self._projection, reduction
-            )
-        if self._attention is not None:
-            tokens = None if self._table is None else torch.from_numpy(self._table[0]).to(self._device)
-            loss = loss + self._config.attention_weight * self._attention.loss(batch, tokens, reduction)
+            loss = loss + config.hidden_weight * hidden_state_loss(features, states, self._projection, reduction)
         if not torch.isfinite(loss).all():
-            raise RunError(f"kd: the loss is {loss.mean().item()} at step {self.steps_done}; lower kd.learning_rate")
+            self._refuse(data, indices, loss.mean().item())
         return loss
 
-    def _label_loss(
-        self,
-        taught: TeacherOutputs,
-        classes: NDArray[np.int64],
-        logits: torch.Tensor,
-        features: torch.Tensor,
-        reduction: Reduction,
-    ) -> torch.Tensor:
-        config = self._config
-        if self._head is not None and self._subclasses is not None:
-            softness = (config.temperature, config.subclass_temperature)
-            targets = torch.from_numpy(subclass_targets(self._subclasses, taught, *softness)).to(self._device)
-            if reduction == "none":
-                return nn.functional.cross_entropy(self._head(features), targets, reduction="none")
-            return subclass_loss(features, self._head, self.student.output, targets, self._subclasses.counts)
-        teacher_logits = torch.from_numpy(taught.logits).to(self._device)
-        labels = torch.from_numpy(classes).to(self._device)
-        return distillation_loss(logits, teacher_logits, labels, config.temperature, config.alpha, reduction)
+    def _subclass_loss(self, features: Tensor, taught: TeacherOutputs, reduction: Reduction) -> Tensor:
+        assert self._subclasses is not None and self._head is not None
+        softness = (self._config.temperature, self._config.subclass_temperature)
+        targets = torch.from_numpy(subclass_targets(self._subclasses, taught, *softness)).to(self._device)
+        return subclass_loss(features, self._head, self.student.output, targets, self._subclasses.counts, reduction)
+
+    def _refuse(self, data: DistillationSet, indices: NDArray[np.int64], loss: float) -> None:
+        ids = torch.from_numpy(data.take(indices[:1]).encoded.ids).long()
+        text = self.student.tokenizer.decode(ids if self._table is None else self._table[0].cpu()[ids])
+        raise RunError(
+            f"kd: the loss is {loss} at step {self.steps_done}, in the batch that begins with {text[:80]!r}; "
+            "lower kd.learning_rate, or check that the teacher's outputs for these texts are finite"
+        )
+
+    @staticmethod
+    def _backward(loss: Tensor) -> None:
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    def _clip_gradients(self) -> float:
+        clipped = [parameter for parameter in self._trained_parameters if parameter is not self._projection]
+        return float(nn.utils.clip_grad_norm_(clipped, 1.0))
 
     @property
     def _trained_parameters(self) -> list[nn.Parameter]:
@@ -338,8 +307,6 @@ class KDTrainer:
     def losses(self, data: DistillationSet) -> NDArray[np.float32]:
         """Measure the loss of each text, without dropout and in full precision.
 
-        What teaches the output layer to follow a head of subclasses is left out: the student's body does not feel it.
-
         Args:
             data: N texts.
 
@@ -347,12 +314,12 @@ class KDTrainer:
             float32 (N,), nats.
         """
         found = np.zeros(len(data), np.float32)
-        with self._measuring(), torch.no_grad():
+        with training.evaluating(self.student.model), torch.no_grad():
             for indices in inference_batches(data.encoded):
                 found[indices] = self._loss(data, indices, "none").cpu().numpy()
         return found
 
-    def moves_per_gradient(self, data: DistillationSet) -> list[torch.Tensor]:
+    def moves_per_gradient(self, data: DistillationSet) -> list[Tensor]:
         """Say how far each weight moves in the next update for a small change of its gradient, at the peak rate.
 
         AdamW moves a weight by m / sqrt(v). This is the derivative by the gradient, around the mean gradient of
@@ -365,27 +332,13 @@ class KDTrainer:
             float32 tensors of the shapes of ``student.model.parameters()``, in their order; 0 for what is not trained.
         """
         self._optimizer.zero_grad(set_to_none=True)
-        with self._measuring():
+        with training.evaluating(self.student.model):
             for part in inference_batches(data.encoded):
-                (self._loss(data, part) * (len(part) / len(data))).backward()  # type: ignore[no-untyped-call]
-        norm = nn.utils.clip_grad_norm_([p for p in self._trained_parameters if p is not self._projection], 1.0)
-        slopes = adamw_update_derivative(self._optimizer)
+                self._backward(self._loss(data, part) * (len(part) / len(data)))
+        clipped = 1.0 / max(self._clip_gradients(), 1.0)
+        slopes = training.adamw_update_derivative(self._optimizer)
         self._optimizer.zero_grad(set_to_none=True)
-        clipped = 1.0 / max(float(norm), 1.0)
         return [slopes[p] * clipped if p in slopes else torch.zeros_like(p) for p in self.student.model.parameters()]
-
-    @contextmanager
-    def _measuring(self) -> Iterator[None]:
-        training = self.student.model.training
-        self.student.model.eval()
-        try:
-            with self._attention.watching() if self._attention is not None else nullcontext():
-                yield
-        finally:
-            self.student.model.train(training)
-
-    def _is_out_of_patience(self) -> bool:
-        return self._config.patience is not None and self._looks_without_gain >= self._config.patience
 
     def evaluate(self, progress: Progress = SILENT) -> float:
         """Score the student's averaged weights on the validation split and keep them if they are the best so far.
@@ -394,14 +347,14 @@ class KDTrainer:
             progress: Gets the score.
 
         Returns:
-            Calibrated log-likelihood.
+            Calibrated log-likelihood; of several processes that of the first, so that all keep the same state.
         """
         with self._average.applied() if self._average is not None else nullcontext():
             encoded, labels = self._validation
-            score = calibrated_log_likelihood(run_student(self.student, encoded)[0], labels)
-            self._looks_without_gain += 1
+            measured = calibrated_log_likelihood(run_student(self.student, encoded)[0], labels)
+            score = float(training.broadcast(np.array(measured)))
             if score > self.best_score:
-                self.best_score, self._looks_without_gain = score, 0
+                self.best_score = score
                 self._keep()
         progress.event("validation", step=self.steps_done, log_likelihood=score)
         return score
@@ -409,12 +362,11 @@ class KDTrainer:
     def _keep(self) -> None:
         self._best = self.student.snapshot()
         if self._head is not None:
-            self._best_head = {name: value.detach().clone() for name, value in self._head.state_dict().items()}
+            self._best_head = copy.deepcopy(self._head.state_dict())
         if self._table is not None:
-            ids, table = self._table
-            whole = table.clone()
-            whole[torch.from_numpy(ids).to(table.device)] = self._best[self.student.embeddings_name]
-            self._best[self.student.embeddings_name] = whole
+            (rows, table), name = self._table, self.student.embeddings_name
+            table[rows] = self._best[name]
+            self._best[name] = table.clone()
 
     def restore_best(self) -> None:
         """Load the state that scored best on the validation split."""
@@ -434,8 +386,10 @@ class KDTrainer:
         """
         if self._head is None or self._subclasses is None:
             return None
-        features = run_student(self.student, encoded)[1]
-        return refit_output_layer(self.student.output, self._head, self._subclasses.counts, features)
+        features, layer = run_student(self.student, encoded)[1], self.student.output
+        parity = refit_output_layer(layer, self._head, self._subclasses.counts, features)
+        training.broadcast_weights([layer.weight, layer.bias])
+        return parity
 
     @property
     def _device(self) -> torch.device:

@@ -259,7 +259,7 @@ def _gain(session: TrainingSession, kept: DistillationSet, steps: int) -> float:
     """Distil as a round does, on the whole mixture, and take the steps back."""
 
     def whole_mixture(trial: KDTrainer) -> None:
-        trial.train(*mixture(session, kept), steps)
+        trial.train(*mixture(session, kept), steps, evaluate=False)
 
     before = reward_score(session)
     return score_after(session, session.context.config.kd, steps, whole_mixture) - before

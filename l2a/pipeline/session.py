@@ -233,8 +233,6 @@ def open_session(context: RunContext) -> TrainingSession:
     student, config = context.new_student(), context.config
     validation, width = context.data.splits.validation, context.teacher.hidden_size
     trainer = KDTrainer(student, config.kd, validation, width, config.max_length, config.seed)
-    if config.kd.attention_weight:
-        trainer.learn_attention(context.teacher)
     session = TrainingSession(context, student, trainer)
     known = session.known
     refuse_constant_targets(known)

@@ -320,7 +320,7 @@ def train_fine_tuned_student(context: RunContext) -> TrainedStudent:
     operator = context.config.generator.operator
     if operator not in NEED_NO_TEACHER:
         raise UsageError(f"generator.operator: {operator} asks a teacher; give one of {', '.join(NEED_NO_TEACHER)}")
-    kd = replace(context.config.kd, alpha=0.0, hidden_weight=0.0, attention_weight=0.0, objective="soft_labels")
+    kd = replace(context.config.kd, alpha=0.0, hidden_weight=0.0, objective="soft_labels")
     alone = FineTuning(replace(context.config, kd=kd), context.progress)
     session = open_session(alone)
     session.distil(None, kd.warmup_steps, "warm-up")

@@ -252,7 +252,7 @@ def candidate_influences(
         float32 (N,), nats; the mean over a selection stands for its real reward, but for a constant.
     """
     rate, weights = session.context.config.kd.learning_rate, session.student.snapshot()
-    with torch.compiler.set_stance("force_eager"), session.context.progress.stage("measure influences"):
+    with session.context.progress.stage("measure influences"):
         moves = session.trainer.moves_per_gradient(judged)
         trial = _trial(session, _on_all(session, judged, PART_OF_THE_WAY * rate), REAL_STEPS)
         _real_steps(trial, judged)
@@ -274,8 +274,7 @@ def score_after(session: TrainingSession, config: KDConfig, steps: int, distil: 
         See ``reward_score``.
     """
     weights = session.student.snapshot()
-    with torch.compiler.set_stance("force_eager"):  # a few steps are not worth compiling for
-        distil(_trial(session, config, steps))
+    distil(_trial(session, config, steps))
     score = reward_score(session)
     session.student.restore(weights)
     return score
@@ -298,22 +297,15 @@ def reward_score(session: TrainingSession) -> float:
 
 def _on_all(session: TrainingSession, kept: DistillationSet, rate: float) -> KDConfig:
     kd = session.context.config.kd
-    return replace(
-        kd,
-        learning_rate=rate,
-        batch_size=max(process_count(), len(kept)),
-        gradient_accumulation=1 + len(kept) // kd.batch_size,
-    )
+    return replace(kd, learning_rate=rate, batch_size=max(process_count(), len(kept)))
 
 
 def _trial(session: TrainingSession, config: KDConfig, steps: int) -> KDTrainer:
     context = session.context
-    trial = replace(
-        config, warmup_steps=0, rounds=1, round_steps=steps, evaluate_every=steps, average=0.0, compile=False
-    )
+    trial = replace(config, warmup_steps=0, rounds=1, round_steps=steps)
     return session.trainer.on_trial(trial, context.data.splits.reward, context.config.max_length)
 
 
 def _real_steps(trial: KDTrainer, kept: DistillationSet) -> None:
     for _ in range(REAL_STEPS if len(kept) else 0):
-        trial.train([kept], [1.0], 1)
+        trial.train([kept], [1.0], 1, evaluate=False)

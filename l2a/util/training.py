@@ -1,13 +1,17 @@
-"""Seeds torch's own generators for a while: what is drawn inside repeats, and the caller's draws are undisturbed."""
+"""What every training needs: seeds, devices, precision, several processes, AdamW and its schedule."""
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import distributed, nn
+from torch import nn
+
+CPU = torch.device("cpu")
+Number = TypeVar("Number", bound=np.generic)
 
 
 @contextmanager
@@ -22,7 +26,19 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
-CPU = torch.device("cpu")
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model in eval mode, and back into the mode that it came in.
+
+    Args:
+        model: Any module.
+    """
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
 
 
 def best_device() -> torch.device:
@@ -77,34 +93,49 @@ def process_rank() -> int:
 
 
 def process_count() -> int:
-    """Return how many processes train together."""
+    """Return how many processes train together, as the launcher says."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def join_processes() -> None:
     """Connect the processes of one launch; without a launcher nothing happens."""
-    if process_count() > 1 and not distributed.is_initialized():
-        distributed.init_process_group("nccl" if uses_gpu() else "gloo")
+    if process_count() > 1:
+        from accelerate import PartialState
+
+        PartialState(cpu=not uses_gpu())
 
 
-def broadcast(values: NDArray[np.float32]) -> NDArray[np.float32]:
+def broadcast_weights(tensors: Iterable[torch.Tensor]) -> None:
+    """Overwrite tensors by those of the first process.
+
+    Args:
+        tensors: On the training device, of the same shapes in every process.
+    """
+    if process_count() > 1:
+        from accelerate import utils
+
+        join_processes()
+        utils.broadcast([tensor.detach() for tensor in tensors])
+
+
+def broadcast(values: NDArray[Number]) -> NDArray[Number]:
     """Take the first process's numbers in all: kernels of GPUs may differ in the last digits.
 
     Args:
-        values: float32, of the same shape in every process.
+        values: Numbers of the same shape and dtype in every process.
 
     Returns:
         The first process's.
     """
     if process_count() == 1:
         return values
-    sent = torch.from_numpy(values).to(best_device())
-    distributed.broadcast(sent, src=0)
-    agreed: NDArray[np.float32] = sent.cpu().numpy()
+    sent = torch.from_numpy(values.copy()).to(best_device())
+    broadcast_weights([sent])
+    agreed: NDArray[Number] = sent.cpu().numpy()
     return agreed
 
 
-def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
+def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Add up the gradients of all processes, in one message.
 
     Args:
@@ -112,11 +143,11 @@ def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
     """
     if process_count() == 1:
         return
+    from accelerate import utils
+
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-    distributed.all_reduce(flat)
-    for gradient, part in zip(gradients, torch.split(flat, [g.numel() for g in gradients]), strict=True):
-        gradient.copy_(part.view_as(gradient))
+    summed = utils.reduce(nn.utils.parameters_to_vector(gradients), "sum")
+    nn.utils.vector_to_parameters(summed, gradients)
 
 
 STEPS_AHEAD = 2.5
