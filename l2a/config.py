@@ -272,7 +272,6 @@ class KDConfig:
             0 none is, so that words which no text shows keep their place among those that do.
         average: Decay of the running average of the weights that is judged and kept; 0 for none.
         batch_size: Texts in a step, over all processes.
-        gradient_accumulation: Parts that a batch is computed in; the loss is that of the whole batch.
         warmup_steps: Steps on target and source before the first round.
         rounds: How often a pool is drawn and selected from.
         round_steps: Steps in each round.

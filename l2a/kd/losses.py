@@ -130,7 +130,7 @@ def fold(subclass_logits: Tensor, counts: tuple[int, ...]) -> Tensor:
     Returns:
         float32 (B, C).
     """
-    return torch.stack([part.logsumexp(dim=1) for part in subclass_logits.split(counts, dim=1)], dim=1)
+    return torch.stack([part.logsumexp(dim=1) for part in torch.split(subclass_logits, list(counts), dim=1)], dim=1)
 
 
 SCALES = tuple(0.25 * 32 ** (i / 7) for i in range(8))

@@ -221,7 +221,11 @@ class KDTrainer:
             if renewal is not None:
                 place = next(number for number, part in enumerate(sets) if part is renewal.pool)
                 pool = data.take(parts[place])
-                kept = renewal.choose(training.broadcast(run_student(self.student, pool.encoded)[0])) if done else renewal.kept
+                kept = (
+                    renewal.choose(training.broadcast(run_student(self.student, pool.encoded)[0]))
+                    if done
+                    else renewal.kept
+                )
                 # Only this set starts anew, with those that were used least: the others go on where they were.
                 used[place] = parts[place][kept]
                 cycles[place] = cycle(used[place], self._rng, uses)

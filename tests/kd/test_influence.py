@@ -1,6 +1,6 @@
 """What a text would add, to first order, against steps that are really taken."""
 
-import dataclasses
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -35,7 +35,7 @@ def judge(student):
     data = make_set(student, 32, seed=4)
     labels = data.labels.copy()
     labels[::4] = 1 - labels[::4]  # some wrong, so that the best temperature is not the last
-    return dataclasses.replace(data, labels=labels)
+    return replace(data, labels=labels)
 
 
 @pytest.fixture
@@ -53,14 +53,16 @@ def test_the_loss_of_each_text_is_that_of_a_batch_of_one(trainer, texts):
 
 
 def lelp_trainer(student, texts):
-    trainer = make_trainer(student, dataclasses.replace(CONFIG, objective="lelp", subclasses=2))
+    trainer = make_trainer(student, replace(CONFIG, objective="lelp", subclasses=2))
     weight = np.random.default_rng(0).normal(size=(2, 64)).astype(np.float32)
     trainer.learn_subclasses(fit_subclasses(texts.teacher, weight, "lelp", 2, np.random.default_rng(0)))
     return trainer
 
 
-def test_the_hidden_state_term_is_measured_text_by_text(student, texts):
-    trainer = make_trainer(student, dataclasses.replace(CONFIG, hidden_weight=0.5))
+@pytest.mark.parametrize("terms", [{"hidden_weight": 0.5}, {"objective": "lelp"}])
+def test_every_term_is_measured_text_by_text(student, texts, terms):
+    trainer = lelp_trainer(student, texts) if "objective" in terms else make_trainer(student, replace(CONFIG, **terms))
+    trainer.train([texts], [1.0], 6)
     together = trainer._loss(texts, np.arange(len(texts))).item()
     assert trainer.losses(texts).mean() == pytest.approx(together, rel=1e-4)
 
@@ -86,11 +88,10 @@ def _score_of(student, weights, judge):
 
 @pytest.mark.parametrize("objective", ["soft_labels", "lelp"])
 def test_an_influence_is_what_a_step_on_the_text_alone_adds_to_first_order(student, texts, judge, objective):
-    """Of LELP too, where a part of the loss is kept from the body."""
+    """Of LELP too, where the body and the output layer feel different terms."""
     trainer = lelp_trainer(student, texts) if objective == "lelp" else make_trainer(student)
     trainer.train([texts], [1.0], 10)
-    body = [float(p is not student.output.weight and p is not student.output.bias) for p in student.model.parameters()]
-    moves = [share * torch.ones_like(p) for share, p in zip(body, student.model.parameters(), strict=True)]
+    moves = [torch.ones_like(p) for p in student.model.parameters()]
     found, slope = influences(trainer, texts, moves, judge), threshold_free_gradient(student, judge)
     expected = []
     for i in range(len(texts)):
@@ -116,7 +117,7 @@ def test_measuring_leaves_student_and_optimiser_as_they_were(student, trainer, t
 
 def test_slopes_foretell_real_steps_on_halves_of_the_texts(student, trainer, judge):
     texts, rng = make_set(student, 64, seed=9), np.random.default_rng(0)
-    one_batch = dataclasses.replace(CONFIG, batch_size=32, learning_rate=3e-4, round_steps=2, warmup_steps=0)
+    one_batch = replace(CONFIG, batch_size=32, learning_rate=3e-4, round_steps=2, warmup_steps=0)
     found = influences(trainer, texts, trainer.moves_per_gradient(texts), judge)
     foretold, real, before = [], [], student.snapshot()
     for _ in range(12):

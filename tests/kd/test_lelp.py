@@ -52,7 +52,7 @@ def test_permuted_texts_get_permuted_targets_alone_or_together(objective, random
 
 
 @settings(deadline=None)
-@given(st.sampled_from(OBJECTIVES[:2]), st.integers(2, 4), st.integers(1, 4), st.integers(0, 5))
+@given(st.sampled_from(OBJECTIVES), st.integers(2, 4), st.integers(1, 4), st.integers(0, 5))
 def test_directions_are_orthonormal_and_unseen_by_the_output_weights(objective, classes, count, seed):
     outputs, weight = make_outputs(200, classes, seed)
     subclasses = fit(outputs, weight, objective, count, seed)
@@ -156,17 +156,6 @@ def test_new_texts_are_split_by_the_fitted_directions():
     assert targets[0, 4] > 0.99
 
 
-def test_a_random_partition_follows_the_text_and_the_seed_not_the_geometry():
-    outputs, weight = make_outputs(500, 2)
-    partition = fit(outputs, weight, "lelp_random_partitions", seed=0)
-    scores = partition.scores(outputs.embeddings)
-    assert np.array_equal(partition.scores(np.repeat(outputs.embeddings[:1], 3, axis=0)), np.repeat(scores[:1], 3, 0))
-    assert not np.allclose(partition.scores(outputs.embeddings + np.float32(1e-3)), scores)
-    assert not np.allclose(fit(outputs, weight, "lelp_random_partitions", seed=1).scores(outputs.embeddings), scores)
-    correlations = np.corrcoef(np.concatenate([scores, outputs.embeddings], axis=1).T)[:6, 6:]
-    assert np.abs(correlations).max() < 0.2
-
-
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_one_seed_gives_one_split_and_another_seed_another(objective):
     outputs, weight = make_outputs(60, 2)
@@ -179,13 +168,13 @@ def test_one_seed_gives_one_split_and_another_seed_another(objective):
 
 def test_a_random_direction_is_not_a_leading_component():
     outputs, weight = make_outputs(300, 2)
-    leading, random = (fit(outputs, weight, objective).rms.mean() for objective in OBJECTIVES[:2])
+    leading, random = (fit(outputs, weight, objective).rms.mean() for objective in OBJECTIVES)
     assert random < 0.8 * leading
 
 
 def test_wrong_requests_name_the_field():
     outputs, weight = make_outputs(20, 2)
-    with pytest.raises(UsageError, match=r"kd.objective 'pca'.*lelp_random_directions"):
+    with pytest.raises(UsageError, match=r"kd.objective is 'pca'.*lelp_random_directions"):
         fit(outputs, weight, "pca")
     with pytest.raises(UsageError, match=r"kd.subclasses 0"):
         fit(outputs, weight, count=0)

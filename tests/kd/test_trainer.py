@@ -64,7 +64,9 @@ def test_the_student_comes_to_agree_with_its_teacher(student):
 def test_evaluations_leave_the_student_in_training(student, monkeypatch):
     trainer, modes = make_trainer(student, dataclasses.replace(CONFIG, evaluate_every=1)), []
     step = KDTrainer._step
-    monkeypatch.setattr(KDTrainer, "_step", lambda self, *rest: modes.append(student.model.training) or step(self, *rest))
+    monkeypatch.setattr(
+        KDTrainer, "_step", lambda self, *rest: modes.append(student.model.training) or step(self, *rest)
+    )
     trainer.train([make_set(student, 16)], [1.0], 3)
     assert modes == [True, True, True]
     assert not student.model.training
@@ -182,7 +184,7 @@ def test_the_best_state_holds_the_whole_table_when_rows_are_trained(student):
 def test_more_processes_than_texts_in_a_batch_are_refused(student, monkeypatch):
     monkeypatch.setattr("l2a.util.training.join_processes", lambda: None)
     monkeypatch.setenv("WORLD_SIZE", str(CONFIG.batch_size + 1))
-    with pytest.raises(UsageError, match="kd.batch_size is 8, which 9 processes cannot share"):
+    with pytest.raises(UsageError, match="batch_size is 8, which 9 processes cannot share"):
         make_trainer(student, CONFIG)
 
 
