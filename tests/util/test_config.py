@@ -1,7 +1,7 @@
 import pytest
 import yaml
 
-from l2a.config import DistillConfig, as_yaml, load_config, override
+from l2a.config import DistillConfig, as_yaml, load_config, override, settle
 from l2a.util.cards import find_card
 from l2a.util.errors import UsageError
 
@@ -51,7 +51,7 @@ def test_a_card_of_the_working_directory_adds_a_name_and_hides_none(tmp_path, mo
     (tmp_path / "configs" / "default.yaml").write_text("defaults: [hydra]")
     (tmp_path / "configs" / "mine.yaml").write_text("shots: 6")
     assert load_config("quick").shots == 32 and "quick.yaml" in caplog.text
-    assert load_config("default") == DistillConfig()
+    assert load_config("default") == settle(DistillConfig())
     assert load_config("mine").shots == 6
 
 
