@@ -13,7 +13,7 @@ from l2a.kd.data import DistillationSet, Renewal, join, refuse_constant_targets
 from l2a.kd.inference import fit_output_layer
 from l2a.kd.lelp import fit_subclasses, teacher_output_weight
 from l2a.kd.trainer import KDTrainer
-from l2a.pipeline.data import Given, RunData, load_run_data
+from l2a.pipeline.data import RunData, load_run_data
 from l2a.student.presets import build_student
 from l2a.student.student import Student
 from l2a.teacher.finetune import fine_tuned, refuse_useless_teacher
@@ -54,24 +54,27 @@ class RunContext:
     Attributes:
         config: What was asked for.
         progress: Shows how far the run is.
-        given: Data in memory.
+        loaded: Its data where they are already read; else they are read when they are needed.
     """
 
     config: DistillConfig
     progress: Progress = field(default=SILENT)
-    given: Given = field(default=Given())
+    loaded: RunData | None = None
 
     @cached_property
     def data(self) -> RunData:
         """Both domains and the few labels."""
+        if self.loaded is not None:
+            return self.loaded
         with self.progress.stage("read the domains"):
-            return load_run_data(self.config, self.progress, self.given)
+            return load_run_data(self.config, self.progress)
 
     def without_unlabelled(self) -> "RunContext":
         """Return the same run without its unlabelled text; teachers come from the cache."""
         if not self.data.unlabelled:
             return self
-        return replace(self, config=replace(self.config, unlabelled=None), given=replace(self.given, unlabelled=None))
+        without = replace(self.data, unlabelled=())
+        return RunContext(replace(self.config, unlabelled=None), self.progress, without)
 
     def pretrained(self) -> Teacher:
         """Load the teacher's encoder as it is before any fine-tuning."""
