@@ -1,44 +1,173 @@
-"""Fills the output folder of a run."""
+"""The main job: everything that can be refused is refused first, then methods are trained and the folder is filled."""
 
-import dataclasses
+import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from l2a.config import DistillConfig, as_yaml
-from l2a.evaluation.metrics import Row, classification_metrics, measure_latency
-from l2a.pipeline.methods import FittedMethod, compared_methods, evaluate_method
-from l2a.pipeline.policies import open_policy, training_facts
-from l2a.pipeline.session import RunContext
-from l2a.pipeline.students import Round, TrainedStudent
-from l2a.report.export import Augmentations, check_parity, export_student, write_augmentations
-from l2a.report.run_files import metrics_content, model_card
+from l2a.config import DistillConfig, as_yaml, override, settle
+from l2a.pipeline.data import RunData, load_run_data
 from l2a.selector.agents import load_agent
-from l2a.selector.saving import save_policy
-from l2a.util.files import atomic_folder, atomic_write_text, discarded_folder, refuse_overwriting, to_json
+from l2a.util.files import atomic_write_text, discarded_folder, output_folder, to_json
 from l2a.util.progress import RunProgress
-from l2a.util.training import process_rank
+
+if TYPE_CHECKING:  # these import torch, which bad data should not wait for
+    from l2a.pipeline.methods import FittedMethod
+    from l2a.pipeline.session import RunContext
+    from l2a.pipeline.students import Round, TrainedStudent
+    from l2a.report.export import Augmentations
+    from l2a.report.run_files import MethodReport
+
+
+@dataclass(frozen=True)
+class DistillResult:
+    """What a run gave.
+
+    Attributes:
+        output_dir: Folder with the student, the selector and the evidence.
+        student: Name of the method whose student was saved: the best on the validation split.
+        rows: The comparison on the test split.
+        metrics: The content of ``metrics.json``.
+    """
+
+    output_dir: Path
+    student: str
+    rows: tuple["MethodReport", ...]
+    metrics: Mapping[str, Any]
+
+
+def distill(
+    config: DistillConfig | None = None,
+    *,
+    target: Any = None,
+    source: Any = None,
+    unlabelled: Any = None,
+    verbosity: int = -1,
+    **settings: Any,
+) -> DistillResult:
+    """Run the whole job and write the output folder in one step at the end.
+
+    Args:
+        config: The run; None for the defaults.
+        target: The target domain in place of ``config.target``: a name or a path, or in memory a list of
+            (text, label) or ((first, second), label), a pandas frame or an object of ``datasets``.
+        source: The source domain, likewise.
+        unlabelled: Text without labels: a name or a path, or in memory a list of texts or pairs, a frame or a dataset.
+        verbosity: -1 shows nothing, 0 progress bars on a terminal and what is decided, 1 also every event.
+        **settings: Fields of ``DistillConfig`` to change, such as ``shots=16`` or ``kd={"rounds": 1}``.
+
+    Returns:
+        The rows of the comparison and everything measured.
+
+    Raises:
+        UsageError: If the request or the data are wrong, or a finished run would be overwritten.
+        RunError: If the run fails; the output folder is as it was then, but for the log.
+    """
+    given = {"target": target, "source": source, "unlabelled": unlabelled}
+    named = {side: str(data) for side, data in given.items() if isinstance(data, str | Path)}
+    in_memory = {side: data for side, data in given.items() if data is not None and side not in named}
+    names = {side: f"{side} in memory" for side in in_memory}
+    config = settle(override(config or DistillConfig(), {**named, **names, **settings}))
+    load_agent(config.selector.agent)
+    with _output_folder(config) as folder:
+        progress = RunProgress(folder / "log.jsonl", verbosity)
+        try:
+            return _run(config, in_memory, folder, progress)
+        finally:
+            progress.close()
+
+
+def _output_folder(config: DistillConfig) -> AbstractContextManager[Path]:
+    """Give the folder to fill; of several processes only the first one's is kept."""
+    if int(os.environ.get("RANK", "0")):
+        return discarded_folder()
+    return output_folder(Path(config.output_dir).expanduser().resolve(), "run", config.overwrite)
+
+
+def _run(config: DistillConfig, in_memory: Mapping[str, Any], folder: Path, progress: RunProgress) -> DistillResult:
+    progress.event("start", command=_command(), config=as_yaml(config))
+    with progress.stage("read the domains"):
+        data = load_run_data(config, progress, in_memory)
+    progress.say(_labels_sentence(data))
+    from l2a.pipeline.session import RunContext
+
+    context = RunContext(config, progress, data)
+    fitted = _fit_methods(context)
+    students = {name: method.trained for name, method in fitted.items() if method.trained is not None}
+    scores = {name: trained.validation_log_likelihood for name, trained in students.items()}
+    best = max(scores, key=lambda name: scores[name])
+    count, teacher_count = students[best].student.parameters_count, context.teacher.parameters_count
+    progress.say(f"the student has {count:,} parameters, {count / teacher_count:.1%} of the teacher's {teacher_count:,}")
+    if len(scores) > 1:
+        others = ", ".join(f"{name} {score:.3f}" for name, score in scores.items() if name != best)
+        progress.say(
+            f"{best} is saved: its log-likelihood on the validation split is the best, {scores[best]:.3f} ({others})"
+        )
+    with progress.stage("evaluate", len(fitted)) as advance:
+        rows = []
+        for name, method in fitted.items():
+            rows.append(_evaluate(context, name, method))
+            advance(1)
+    metrics = write_run(context, folder, best, students, tuple(rows))
+    return DistillResult(Path(config.output_dir).expanduser(), best, tuple(rows), metrics)
+
+
+def _labels_sentence(data: RunData) -> str:
+    splits = data.splits
+    ignored = f"{splits.labels_ignored:,} more are ignored (--shots)" if splits.labels_ignored else "none is ignored"
+    return (
+        f"{splits.labels_used:,} target labels are used: {len(splits.train):,} to train, {len(splits.reward):,} to "
+        f"reward the selector, {len(splits.validation):,} to choose the model; {ignored}, and {data.target.test.size:,} "
+        "test the result"
+    )
+
+
+def _fit_methods(context: "RunContext") -> dict[str, "FittedMethod"]:
+    from l2a.pipeline.methods import compared_methods
+
+    methods, fitted = compared_methods(context.config), {}
+    for number, method in enumerate(methods, 1):
+        context.progress.say(f"[{number}/{len(methods)}] {method.name}: {method.help}")
+        started = time.monotonic()
+        fitted[method.name] = method.fit(context)
+        context.progress.event("fitted", row=method.name, row_seconds=round(time.monotonic() - started, 3))
+    return fitted
+
+
+def _evaluate(context: "RunContext", name: str, fitted: "FittedMethod") -> "MethodReport":
+    from l2a.evaluation.metrics import classification_metrics, measure_latency
+    from l2a.pipeline.methods import evaluate_method
+    from l2a.report.run_files import MethodReport
+
+    result = evaluate_method(context, name, fitted, 0.0)
+    rng = np.random.default_rng([context.config.seed, 3])
+    metrics = classification_metrics(result.labels, result.predictions, len(result.label_names), rng)
+    few = context.data.target_labels.inputs[:64]
+    return MethodReport(name, metrics, fitted.parameters, measure_latency(fitted.predict, few))
 
 
 def write_run(
-    context: RunContext, folder: Path, trained: TrainedStudent, rows: tuple[Row, ...], command: str
-) -> Mapping[str, Any]:
+    context: "RunContext",
+    folder: Path,
+    best: str,
+    students: Mapping[str, "TrainedStudent"],
+    rows: tuple["MethodReport", ...],
+) -> dict[str, Any]:
     """Write student, selector, candidates, metrics and model card.
 
     Args:
         context: The run.
         folder: Where to write; it takes its final name later.
-        trained: The student and its rounds.
+        best: The student to save.
+        students: All students by the name of their method, "l2a_student" among them.
         rows: The comparison.
-        command: The command line.
 
     Returns:
         The content of ``metrics.json``.
@@ -46,30 +175,45 @@ def write_run(
     Raises:
         RunError: If the exported student does not reproduce the trained one.
     """
-    config, data, student = context.config, context.data, trained.student
+    from l2a.report.export import check_parity, export_student, write_augmentations
+    from l2a.report.run_files import metrics_content, model_card
+
+    config, data, student, rounds = context.config, context.data, students[best].student, students["l2a_student"].rounds
     student.model.to("cpu")
-    metrics = metrics_content(
-        rows,
-        student.parameters_count / context.teacher.parameters_count,
-        data.splits.labels_used,
-        context.progress.seconds_by_stage if isinstance(context.progress, RunProgress) else {},
-        config.seed,
-        command,
-        {"rounds": [_round_facts(done) for done in trained.rounds], "files": data.files},
-    )
-    card = model_card(str(config.source), config.target, data.label_names, config.teacher.model, rows, metrics)
-    export_student(student.model, student.tokenizer, folder / "student", card)
+    facts = {
+        "student": best,
+        "validation_log_likelihood": {name: trained.validation_log_likelihood for name, trained in students.items()},
+        "parameter_share": student.parameters_count / context.teacher.parameters_count,
+        "labels_used": data.splits.labels_used,
+        "labels_ignored": data.splits.labels_ignored,
+        "seconds_by_stage": _seconds(context),
+        "seed": config.seed,
+        "command": _command(),
+        "rounds": [_round_facts(done) for done in rounds],
+        "files": data.files,
+    }
+    metrics = metrics_content(rows, facts)
+    cards = {place: model_card(config, data, rows, metrics, place) for place in ("student", ".")}
+    export_student(student.model, student.tokenizer, folder / "student", cards["."])
     probe = data.target_labels.inputs[:32]
     parity = check_parity(student.model, student.tokenizer, folder / "student", probe, config.max_length)
     metrics["export_logit_difference"] = parity
-    atomic_write_text(folder / "README.md", card)
-    write_augmentations(folder / "augmentations.parquet", [_augmentations(done) for done in trained.rounds])
-    _write_selector(folder / "selector", config, trained)
+    atomic_write_text(folder / "README.md", cards["student"])
+    write_augmentations(folder / "augmentations.parquet", [_augmentations(done) for done in rounds])
+    _write_selector(folder / "selector", config, rounds)
     atomic_write_text(folder / "metrics.json", to_json(metrics, indent=1) + "\n")
+    atomic_write_text(folder / "config.yaml", as_yaml(config))
     return metrics
 
 
-def _augmentations(done: Round) -> Augmentations:
+def _seconds(context: "RunContext") -> dict[str, float]:
+    seconds = context.progress.seconds_by_stage if isinstance(context.progress, RunProgress) else {}
+    return {name: round(value, 3) for name, value in seconds.items()}
+
+
+def _augmentations(done: "Round") -> "Augmentations":
+    from l2a.report.export import Augmentations
+
     pool, selection = done.pool, done.selection
     return Augmentations(
         pool.inputs,
@@ -82,127 +226,30 @@ def _augmentations(done: Round) -> Augmentations:
     )
 
 
-def _round_facts(done: Round) -> dict[str, Any]:
-    return {"generator": dataclasses.asdict(done.chains), "selector": dict(done.selection.diagnostics)}
+def _round_facts(done: "Round") -> dict[str, Any]:
+    return {"generator": asdict(done.chains), "selector": dict(done.selection.diagnostics)}
 
 
-def _write_selector(folder: Path, config: DistillConfig, trained: TrainedStudent) -> None:
-    last = trained.rounds[-1].selection
-    facts: dict[str, Any] = {
-        "agent": last.agent,
-        "rounds": [dict(done.selection.diagnostics) for done in trained.rounds],
-    }
-    if last.policy is not None:
-        # It replaces the folder, so it comes first.
-        save_policy(last.policy, folder, _policy_facts(config, facts["rounds"]))
+def _write_selector(folder: Path, config: DistillConfig, rounds: tuple["Round", ...]) -> None:
+    from l2a.selector.saving import save_policy
+
+    last, diagnostics = rounds[-1].selection, [dict(done.selection.diagnostics) for done in rounds]
+    if last.policy is not None:  # it replaces the folder, so it comes first
+        save_policy(last.policy, folder, _policy_facts(config, diagnostics))
+    facts = {"agent": last.agent, "rounds": diagnostics}
     atomic_write_text(folder / "selection.json", to_json(facts, indent=1) + "\n")
 
 
-def _policy_facts(config: DistillConfig, rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _policy_facts(config: DistillConfig, rounds: list[dict[str, Any]]) -> dict[str, Any]:
+    from l2a.pipeline.policies import open_policy, training_facts
+
     used = {"used_in_the_last_round": rounds[-1].get("chosen", "learned policy")}
     if "reward_curve" not in rounds[-1]:  # a policy that was trained elsewhere
         return {**open_policy(config.selector.agent)[1], **used}
     # Each round trains on where the one before it ended.
     curve = [value for known in rounds for value in known["reward_curve"]]
     steps = sum(known["training_steps"] for known in rounds)
-    facts = training_facts([config], steps, rounds[-1]["steps_per_second"], curve)
-    return {**facts, **used}
-
-
-@dataclass(frozen=True)
-class DistillResult:
-    """What a run gave.
-
-    Attributes:
-        output_dir: Folder with the student, the selector and the evidence.
-        rows: The comparison on the test split, the student last.
-        metrics: The content of ``metrics.json``.
-    """
-
-    output_dir: Path
-    rows: tuple[Row, ...]
-    metrics: Mapping[str, Any]
-
-
-def distill(config: DistillConfig, verbosity: int = -1, announce: Callable[[str], None] | None = None) -> DistillResult:
-    """Run the whole job and write the output folder in one step at the end.
-
-    Args:
-        config: The run.
-        verbosity: -1 shows nothing, 0 progress bars on a terminal, 1 also every event.
-        announce: Gets sentences for the user, such as how many labels are used.
-
-    Returns:
-        The rows of the comparison and everything measured.
-
-    Raises:
-        UsageError: If the request or the data are wrong, or a finished run would be overwritten.
-        RunError: If the run fails; no half-written output is left.
-    """
-    output_dir = Path(config.output_dir).expanduser()
-    refuse_overwriting(output_dir, "metrics.json", "a finished run", config.overwrite)
-    load_agent(config.selector.agent)  # a misspelt name should not cost the minutes before the selection
-    with _output_folder(output_dir) as folder:
-        progress = RunProgress(folder / "log.jsonl", verbosity)
-        try:
-            rows, metrics = _run(RunContext(config, progress), folder, announce or (lambda sentence: None))
-        finally:
-            progress.close()
-    return DistillResult(output_dir, rows, metrics)
-
-
-def _output_folder(output_dir: Path) -> AbstractContextManager[Path]:
-    """Give the folder to fill; of several processes only the first one's is kept."""
-    if process_rank() == 0:
-        return atomic_folder(output_dir.resolve())
-    return discarded_folder()
-
-
-def _run(
-    context: RunContext, folder: Path, announce: Callable[[str], None]
-) -> tuple[tuple[Row, ...], Mapping[str, Any]]:
-    config, progress = context.config, context.progress
-    progress.event("start", command=_command(), config=as_yaml(config))
-    splits = context.data.splits
-    announce(
-        f"{splits.labels_used} target labels are used: {len(splits.train)} to train, {len(splits.reward)} to reward "
-        f"the selector, {len(splits.validation)} to choose the model"
-    )
-    fitted = _fit_methods(context)
-    trained = fitted["l2a_student"].trained
-    assert trained is not None
-    share = trained.student.parameters_count / context.teacher.parameters_count
-    announce(
-        f"the student has {trained.student.parameters_count:,} parameters, {share:.1%} of the teacher's "
-        f"{context.teacher.parameters_count:,}"
-    )
-    with progress.stage("evaluate"):
-        rows = tuple(_evaluate(context, name, row) for name, row in fitted.items())
-    if process_rank() != 0:
-        return rows, {}
-    metrics = write_run(context, folder, trained, rows, _command())
-    atomic_write_text(folder / "config.yaml", as_yaml(config))
-    return rows, metrics
-
-
-def _fit_methods(context: RunContext) -> dict[str, FittedMethod]:
-    methods = compared_methods(context.config)
-    return {method.name: _timed(context, method.name, partial(method.fit, context)) for method in methods}
-
-
-def _timed(context: RunContext, name: str, work: Callable[[], Any]) -> Any:
-    started = time.monotonic()
-    done = work()
-    context.progress.event("fitted", row=name, row_seconds=round(time.monotonic() - started, 3))
-    return done
-
-
-def _evaluate(context: RunContext, name: str, fitted: FittedMethod) -> Row:
-    result = evaluate_method(context, name, fitted, 0.0)
-    rng = np.random.default_rng([context.config.seed, 3])
-    metrics = classification_metrics(result.labels, result.predictions, len(result.label_names), rng)
-    few = context.data.target_labels.inputs[:64]
-    return Row(name, metrics, fitted.parameters, measure_latency(fitted.predict, few))
+    return {**training_facts([config], steps, rounds[-1]["steps_per_second"], curve), **used}
 
 
 def _command() -> str:
