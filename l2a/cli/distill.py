@@ -1,5 +1,6 @@
-"""What ``l2a distill`` prints at its end."""
+"""The command ``l2a distill`` and what it prints at its end."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,7 +20,7 @@ def print_result(result: "DistillResult") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from l2a.report.run_files import SHORT_HEADERS, short_cells
+    from l2a.report.run_files import SHORT_HEADERS, short_cells, verdict
 
     table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
     for number, header in enumerate(SHORT_HEADERS):
@@ -31,20 +32,27 @@ def print_result(result: "DistillResult") -> None:
     console.print(
         "95 % bootstrap intervals over the test examples; ms: CPU milliseconds a text, alone and in batches of 32"
     )
+    console.print(verdict(result.rows, result.student))
     agreement = [facts["selector"].get("tier_correlation") for facts in result.metrics.get("rounds", [])]
     if agreement and None not in agreement:
         values = ", ".join(f"{value:.2f}" for value in agreement)
         console.print(f"selector: rank correlation of its fast reward with real distillation {values}, one a round")
-    console.print(f"model: {result.output_dir / 'student'}    evidence: {result.output_dir / 'metrics.json'}")
+    console.print(
+        f"model ({result.student}): {result.output_dir / 'student'}    evidence: {result.output_dir / 'metrics.json'}"
+    )
 
 
 def distill_command(
     target: Annotated[str | None, typer.Option(help="Target domain: card, file, folder or Hub id.")] = None,
-    source: Annotated[str | None, typer.Option(help="Source domain, likewise.")] = None,
+    source: Annotated[
+        str | None, typer.Option(help="Source domain, likewise; movies where the target is shipped.")
+    ] = None,
     unlabelled: Annotated[
         str | None, typer.Option(help="Text without labels near the target: a .txt file or a domain.")
     ] = None,
-    shots: Annotated[int | None, typer.Option(help="Labelled target examples per class for training.")] = None,
+    shots: Annotated[
+        int | None, typer.Option(help="Labelled target examples per class for training; all, 32 of shipped targets.")
+    ] = None,
     dev_shots: Annotated[
         int | None, typer.Option(help="Labelled target examples per class for the reward, and as many for validation.")
     ] = None,
@@ -59,9 +67,15 @@ def distill_command(
         str | None,
         typer.Option(help="A card in agents/ (pretrained, ppo, random ...) or the folder of a saved policy."),
     ] = None,
-    text_column: Annotated[str | None, typer.Option(help="Column of the text.")] = None,
+    text_column: Annotated[str | None, typer.Option(help="Column of the text, on both sides.")] = None,
     text_pair_column: Annotated[str | None, typer.Option(help="Column of the second text of a pair.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Column of the label.")] = None,
+    source_text_column: Annotated[str | None, typer.Option(help="The same for the source alone.")] = None,
+    source_text_pair_column: Annotated[str | None, typer.Option(help="Likewise.")] = None,
+    source_label_column: Annotated[str | None, typer.Option(help="Likewise.")] = None,
+    target_text_column: Annotated[str | None, typer.Option(help="The same for the target alone.")] = None,
+    target_text_pair_column: Annotated[str | None, typer.Option(help="Likewise.")] = None,
+    target_label_column: Annotated[str | None, typer.Option(help="Likewise.")] = None,
     max_length: Annotated[int | None, typer.Option(help="Longest sequence in tokens.")] = None,
     seed: Annotated[int | None, typer.Option(help="Decides the few labels and every random draw.")] = None,
     output_dir: Annotated[str | None, typer.Option(help="Folder of the results.")] = None,
@@ -80,8 +94,13 @@ def distill_command(
         "teacher.model": teacher, "teacher.fine_tuned": fine_tuned_teacher, "student.model": student,
         "selector.agent": selector,
     }  # fmt: skip
-    for name, column in (("text", text_column), ("text_pair", text_pair_column), ("label", label_column)):
-        flags |= {f"source_columns.{name}": column, f"target_columns.{name}": column}
+    columns = {
+        "text": (text_column, source_text_column, target_text_column),
+        "text_pair": (text_pair_column, source_text_pair_column, target_text_pair_column),
+        "label": (label_column, source_label_column, target_label_column),
+    }
+    for name, (both, of_source, of_target) in columns.items():
+        flags |= {f"source_columns.{name}": of_source or both, f"target_columns.{name}": of_target or both}
     _run(preset, config, flags, print_config, -1 if quiet else int(verbose))
 
 
@@ -93,13 +112,7 @@ def _run(preset: str, file: Path | None, flags: dict[str, Any], print_config: bo
         typer.echo(as_yaml(run_config), nl=False)
         return
     from l2a.pipeline.distill import distill
-    from l2a.util.training import process_rank
 
-    verbosity = verbosity if process_rank() == 0 else -1  # of several processes one speaks
-    result = distill(
-        run_config,
-        verbosity=verbosity,
-        announce=(lambda sentence: typer.echo(sentence, err=True)) if verbosity >= 0 else None,
-    )
-    if verbosity >= 0:
+    result = distill(run_config, verbosity=verbosity)
+    if verbosity >= 0 and not int(os.environ.get("RANK", "0")):
         print_result(result)

@@ -1,7 +1,9 @@
 """The data of one run: both domains with their labels matched, and the labelled part of the target; without torch."""
 
-from collections.abc import Set
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
@@ -44,28 +46,15 @@ class RunData:
         return concatenate(self.splits.train, self.splits.reward, self.splits.validation)
 
 
-@dataclass(frozen=True)
-class Given:
-    """Data that lie in memory instead of under the names of a configuration.
-
-    Attributes:
-        source: The source domain, or None.
-        target: The target domain, or None.
-        unlabelled: Texts without labels, or None.
-    """
-
-    source: Domain | None = None
-    target: Domain | None = None
-    unlabelled: tuple[TextInput, ...] | None = None
-
-
-def load_run_data(config: DistillConfig, progress: Progress = SILENT, given: Given | None = None) -> RunData:
+def load_run_data(
+    config: DistillConfig, progress: Progress = SILENT, in_memory: Mapping[str, Any] = MappingProxyType({})
+) -> RunData:
     """Read both domains and draw the few labels.
 
     Args:
         config: Names the domains, the shots and the seed.
         progress: Shows downloads.
-        given: Data that lie in memory; they take the place of what the configuration names.
+        in_memory: Data by side, "source", "target" or "unlabelled", in place of what the configuration names.
 
     Returns:
         The data.
@@ -74,9 +63,8 @@ def load_run_data(config: DistillConfig, progress: Progress = SILENT, given: Giv
         UsageError: If a domain cannot be read or the two do not fit together.
         RunError: If a domain cannot be fetched.
     """
-    config, given = settle(config), given or Given()
-    source = given.source or load_domain(str(config.source), config.source_columns, config.data_folder, progress)
-    target = given.target or load_domain(config.target, config.target_columns, config.data_folder, progress)
+    config = settle(config)
+    source, target = (_domain(side, config, in_memory, progress) for side in ("source", "target"))
     source, target = align_labels(source, target)
     splits = few_shot_splits(target, config.shots, config.dev_shots, np.random.default_rng([config.seed, 1]))
     held_out = (*splits.reward.inputs, *splits.validation.inputs)
@@ -84,18 +72,25 @@ def load_run_data(config: DistillConfig, progress: Progress = SILENT, given: Giv
     _refuse_same_texts(source, target)
     allowed = [i for i, text in enumerate(source.train.inputs) if normalised_hash(text) not in forbidden]
     sides = [("source", source.files), ("target", target.files)]
-    unlabelled = given.unlabelled
-    if unlabelled is None and config.unlabelled is not None:
-        unlabelled, files = read_unlabelled(config.unlabelled, config.data_folder, progress)
+    unlabelled: tuple[TextInput, ...] = ()
+    if config.unlabelled is not None:
+        texts, files = read_unlabelled(in_memory.get("unlabelled", config.unlabelled), config.data_folder, progress)
         sides.append(("unlabelled", files))
+        unlabelled = _usable_unlabelled(texts, config, target, forbidden)
     return RunData(
         source=source.train.take(_few_enough(allowed, config)),
         target=target,
         splits=splits,
-        unlabelled=() if unlabelled is None else _usable_unlabelled(unlabelled, config, target, forbidden),
+        unlabelled=unlabelled,
         forbidden=frozenset(forbidden),
         files={f"{side}: {name}": digest for side, files in sides for name, digest in files.items()},
     )
+
+
+def _domain(side: str, config: DistillConfig, in_memory: Mapping[str, Any], progress: Progress) -> Domain:
+    columns = getattr(config, f"{side}_columns")
+    data = in_memory.get(side, getattr(config, side))
+    return load_domain(data, columns, config.data_folder, progress)
 
 
 def _few_enough(allowed: list[int], config: DistillConfig) -> list[int]:

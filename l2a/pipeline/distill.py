@@ -77,16 +77,20 @@ def distill(
     config = settle(override(config or DistillConfig(), {**named, **names, **settings}))
     load_agent(config.selector.agent)
     with _output_folder(config) as folder:
-        progress = RunProgress(folder / "log.jsonl", verbosity)
+        progress = RunProgress(folder / "log.jsonl", -1 if _rank() else verbosity)  # of several processes one speaks
         try:
             return _run(config, in_memory, folder, progress)
         finally:
             progress.close()
 
 
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
 def _output_folder(config: DistillConfig) -> AbstractContextManager[Path]:
     """Give the folder to fill; of several processes only the first one's is kept."""
-    if int(os.environ.get("RANK", "0")):
+    if _rank():
         return discarded_folder()
     return output_folder(Path(config.output_dir).expanduser().resolve(), "run", config.overwrite)
 
@@ -104,7 +108,9 @@ def _run(config: DistillConfig, in_memory: Mapping[str, Any], folder: Path, prog
     scores = {name: trained.validation_log_likelihood for name, trained in students.items()}
     best = max(scores, key=lambda name: scores[name])
     count, teacher_count = students[best].student.parameters_count, context.teacher.parameters_count
-    progress.say(f"the student has {count:,} parameters, {count / teacher_count:.1%} of the teacher's {teacher_count:,}")
+    progress.say(
+        f"the student has {count:,} parameters, {count / teacher_count:.1%} of the teacher's {teacher_count:,}"
+    )
     if len(scores) > 1:
         others = ", ".join(f"{name} {score:.3f}" for name, score in scores.items() if name != best)
         progress.say(
@@ -120,12 +126,11 @@ def _run(config: DistillConfig, in_memory: Mapping[str, Any], folder: Path, prog
 
 
 def _labels_sentence(data: RunData) -> str:
-    splits = data.splits
-    ignored = f"{splits.labels_ignored:,} more are ignored (--shots)" if splits.labels_ignored else "none is ignored"
+    splits, tested = data.splits, data.target.test.size
+    ignored = f"{splits.labels_ignored:,} more are ignored" if splits.labels_ignored else "none is ignored"
     return (
         f"{splits.labels_used:,} target labels are used: {len(splits.train):,} to train, {len(splits.reward):,} to "
-        f"reward the selector, {len(splits.validation):,} to choose the model; {ignored}, and {data.target.test.size:,} "
-        "test the result"
+        f"reward the selector, {len(splits.validation):,} to choose the model; {ignored}, {tested:,} others test it"
     )
 
 
@@ -176,7 +181,7 @@ def write_run(
         RunError: If the exported student does not reproduce the trained one.
     """
     from l2a.report.export import check_parity, export_student, write_augmentations
-    from l2a.report.run_files import metrics_content, model_card
+    from l2a.report.run_files import CardFacts, metrics_content, model_card
 
     config, data, student, rounds = context.config, context.data, students[best].student, students["l2a_student"].rounds
     student.model.to("cpu")
@@ -193,12 +198,13 @@ def write_run(
         "files": data.files,
     }
     metrics = metrics_content(rows, facts)
-    cards = {place: model_card(config, data, rows, metrics, place) for place in ("student", ".")}
-    export_student(student.model, student.tokenizer, folder / "student", cards["."])
+    about = CardFacts(str(config.source), config.target, data.label_names, config.teacher.model, data.target.is_pair)
+    card, own_card = (model_card(about, rows, metrics, place) for place in ("student", "."))
+    export_student(student.model, student.tokenizer, folder / "student", own_card)
     probe = data.target_labels.inputs[:32]
     parity = check_parity(student.model, student.tokenizer, folder / "student", probe, config.max_length)
     metrics["export_logit_difference"] = parity
-    atomic_write_text(folder / "README.md", cards["student"])
+    atomic_write_text(folder / "README.md", card)
     write_augmentations(folder / "augmentations.parquet", [_augmentations(done) for done in rounds])
     _write_selector(folder / "selector", config, rounds)
     atomic_write_text(folder / "metrics.json", to_json(metrics, indent=1) + "\n")

@@ -1,10 +1,10 @@
-"""The comparison as a table: its cells for the terminal, and Markdown for pages."""
+"""What a run says of itself: the comparison as a table, the content of metrics.json and the model card."""
 
 import math
 import platform
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,34 @@ from typing import Any
 import torch
 import yaml
 
-from l2a.evaluation.metrics import Interval, Row
+from l2a.evaluation.metrics import ClassificationMetrics, Interval
 from l2a.util.errors import RunError
 
 HEADERS = ("classifier", "accuracy %", "macro-F1 %", "parameters", "ms", "ms in 32")
 SHORT_HEADERS = ("classifier", "accuracy %", "F1 %", "size", "ms", "ms/32")
+PACKAGES = ("l2a", "torch", "transformers", "gymnasium", "stable-baselines3", "scikit-learn", "numpy")
+TEACHERS = {"minilm-l6": "sentence-transformers/all-MiniLM-L6-v2"}
+"""Hub ids of the teachers that come without a Hub."""
 
 
-def table_cells(rows: Sequence[Row]) -> list[tuple[str, ...]]:
+@dataclass(frozen=True)
+class MethodReport:
+    """A method's classifier on the test split.
+
+    Attributes:
+        name: The method.
+        metrics: Accuracy and macro-F1 with 95 % bootstrap intervals.
+        parameters: Numbers that the classifier stores.
+        latency_ms: CPU milliseconds a text, "batch_1" and "batch_32".
+    """
+
+    name: str
+    metrics: ClassificationMetrics
+    parameters: int
+    latency_ms: Mapping[str, float]
+
+
+def table_cells(rows: Sequence[MethodReport]) -> list[tuple[str, ...]]:
     """Format rows, one cell for each of ``HEADERS``.
 
     Args:
@@ -40,7 +60,7 @@ def table_cells(rows: Sequence[Row]) -> list[tuple[str, ...]]:
     ]
 
 
-def short_cells(rows: Sequence[Row]) -> list[tuple[str, ...]]:
+def short_cells(rows: Sequence[MethodReport]) -> list[tuple[str, ...]]:
     """Format rows for a terminal of 80 columns, one cell for each of ``SHORT_HEADERS``.
 
     Args:
@@ -55,7 +75,7 @@ def short_cells(rows: Sequence[Row]) -> list[tuple[str, ...]]:
     ]
 
 
-def markdown_table(rows: Sequence[Row]) -> str:
+def markdown_table(rows: Sequence[MethodReport]) -> str:
     """Lay rows out as a Markdown table.
 
     Args:
@@ -73,51 +93,42 @@ def _percent(interval: Interval) -> str:
     return f"{value:.1f} ({low:.1f}-{high:.1f})"
 
 
-PACKAGES = ("l2a", "torch", "transformers", "gymnasium", "stable-baselines3", "scikit-learn", "numpy")
+def verdict(rows: Sequence[MethodReport], student: str) -> str:
+    """Name the rows that were more accurate than the saved student, however many there are.
+
+    Args:
+        rows: The comparison, the student's row among them.
+        student: The student's row.
+
+    Returns:
+        One sentence.
+    """
+    own = next(row for row in rows if row.name == student)
+    ahead = [row for row in rows if row.metrics.accuracy.value > own.metrics.accuracy.value]
+    if not ahead:
+        return f"No row was more accurate than {student} on this test split."
+    names = ", ".join(f"{row.name} ({row.metrics.accuracy.value:.1%})" for row in ahead)
+    return f"More accurate than {student} on this test split: {names}."
 
 
-def metrics_content(
-    rows: Sequence[Row],
-    parameter_share: float,
-    labels_used: int,
-    seconds_by_stage: Mapping[str, float],
-    seed: int,
-    command: str,
-    extra: Mapping[str, Any],
-) -> dict[str, Any]:
+def metrics_content(rows: Sequence[MethodReport], facts: Mapping[str, Any]) -> dict[str, Any]:
     """Collect what a run measured; memory, versions and threads are read here.
 
     Args:
         rows: The comparison.
-        parameter_share: The student's parameters over the teacher's.
-        labels_used: Labelled target examples read for training, reward and validation together.
-        seconds_by_stage: Wall seconds of each stage.
-        seed: The run's seed.
-        command: The command line, or how the run was called from Python.
-        extra: Further facts, added at the top level.
+        facts: What the run knows of itself, added at the top level.
 
     Returns:
-        Plain values under ``rows``, ``parameter_share``, ``labels_used``, ``seconds_by_stage``, ``peak_memory_mb``,
-        ``seed``, ``versions``, ``command``, ``threads`` and the keys of ``extra``.
+        Plain values under ``rows``, ``peak_memory_mb``, ``versions``, ``threads`` and the keys of ``facts``.
 
     Raises:
         RunError: If a number of a row is not finite.
     """
-    return {
-        "rows": [_row_content(row) for row in rows],
-        "parameter_share": parameter_share,
-        "labels_used": labels_used,
-        "seconds_by_stage": {name: round(seconds, 3) for name, seconds in seconds_by_stage.items()},
-        "peak_memory_mb": round(peak_memory_mb(), 1),
-        "seed": seed,
-        "versions": versions(),
-        "command": command,
-        "threads": torch.get_num_threads(),
-        **extra,
-    }
+    measured = {"peak_memory_mb": round(peak_memory_mb(), 1), "versions": versions()}
+    return {"rows": [_row_content(row) for row in rows], **facts, **measured, "threads": torch.get_num_threads()}
 
 
-def _row_content(row: Row) -> dict[str, Any]:
+def _row_content(row: MethodReport) -> dict[str, Any]:
     metrics = asdict(row.metrics)
     numbers = [*metrics["accuracy"].values(), *metrics["macro_f1"].values(), *row.latency_ms.values()]
     if not all(map(math.isfinite, numbers)):
@@ -152,47 +163,61 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
 
 
-STUDENT = "l2a_student"
-TEACHERS = {"minilm-l6": "sentence-transformers/all-MiniLM-L6-v2"}
-"""Hub ids of the teachers that come without a Hub."""
+@dataclass(frozen=True)
+class CardFacts:
+    """What a model card says beside the numbers.
+
+    Attributes:
+        source: Name of the source domain.
+        target: Name of the target domain.
+        label_names: The C class names.
+        teacher: A model folder, a Hub id or "minilm-l6".
+        is_pair: Whether the student reads pairs of texts.
+    """
+
+    source: str
+    target: str
+    label_names: Sequence[str]
+    teacher: str
+    is_pair: bool
 
 
-def model_card(
-    source: str, target: str, label_names: Sequence[str], teacher: str, rows: Sequence[Row], metrics: Mapping[str, Any]
-) -> str:
+def model_card(facts: CardFacts, rows: Sequence[MethodReport], metrics: Mapping[str, Any], model: str) -> str:
     """Write the card of a distilled student.
 
     The header names no licence: it follows from the teacher's and the data's, which are the user's to state.
 
     Args:
-        source: Source domain.
-        target: Target domain.
-        label_names: The C class names.
-        teacher: A model folder, a Hub id or "minilm-l6".
+        facts: What the run was about.
         rows: The comparison on the target's test split, the student's among them.
         metrics: The content of ``metrics.json``.
+        model: Where the student lies, seen from the card's folder.
 
     Returns:
         Markdown with a YAML header that a model hub reads.
     """
-    return f"""{_header(teacher)}
-# Classifier of {target}: {", ".join(label_names)}
+    scores = ", ".join(f"`{name}` {score:.3f}" for name, score in metrics["validation_log_likelihood"].items())
+    return f"""{_header(facts.teacher)}
+# Classifier of {facts.target}: {", ".join(facts.label_names)}
 
-A student distilled from the teacher `{teacher}`, with `{source}` as the source domain and
-{metrics["labels_used"]} labelled examples of `{target}`. It has {metrics["parameter_share"]:.1%} of the teacher's
+A student distilled from the teacher `{facts.teacher}`, with `{facts.source}` as the source domain and
+{metrics["labels_used"]} labelled examples of `{facts.target}`. It has {metrics["parameter_share"]:.1%} of the teacher's
 parameters.
+
+Run this in the folder of this file:
 
 ```python
 from transformers import pipeline
 
-classify = pipeline("text-classification", model="student", truncation=True)
-classify("...")
+classify = pipeline("text-classification", model="{model}", truncation=True)
+{_call(facts.is_pair)}
 ```
 
-## Comparison on the test split of {target}
+## Comparison on the test split of {facts.target}
 
 {markdown_table(rows)}
-{_verdict(rows)}
+This is the student of `{metrics["student"]}`, chosen by the log-likelihood on the validation split: {scores}.
+{verdict(rows, metrics["student"])}
 
 Intervals are 95 % bootstrap intervals over the test examples; they do not cover the choice of the labelled examples
 or the seed. Latency is CPU time per text, alone and in batches of 32, with {metrics["threads"]} threads.
@@ -210,6 +235,12 @@ the teacher's and the data's.
 """
 
 
+def _call(is_pair: bool) -> str:
+    if is_pair:
+        return 'print(classify({"text": "the first text", "text_pair": "the second text"}))'
+    return 'print(classify("a text"))'
+
+
 def _header(teacher: str) -> str:
     header: dict[str, Any] = {
         "library_name": "transformers",
@@ -221,13 +252,3 @@ def _header(teacher: str) -> str:
     if base_model.count("/") == 1 and not is_folder:
         header["base_model"] = base_model  # hubs accept nothing but an id here
     return f"---\n{yaml.safe_dump(header, sort_keys=False)}---\n"
-
-
-def _verdict(rows: Sequence[Row]) -> str:
-    """Name the rows that were more accurate than the student, however many there are."""
-    student = next(row for row in rows if row.name == STUDENT)
-    ahead = [row for row in rows if row.metrics.accuracy.value > student.metrics.accuracy.value]
-    if not ahead:
-        return "No row was more accurate than the student on this test split."
-    names = ", ".join(f"`{row.name}` ({row.metrics.accuracy.value:.1%})" for row in ahead)
-    return f"More accurate than the student on this test split: {names}."

@@ -89,14 +89,15 @@ def test_a_finished_run_and_foreign_files_are_not_overwritten(config, result, tm
     assert (tmp_path / "mine" / "thesis.txt").exists()
 
 
-def test_a_failed_run_leaves_no_output(config, tmp_path, monkeypatch):
+def test_a_failed_run_leaves_its_log_and_nothing_else(config, tmp_path, monkeypatch):
     def fail(*arguments, **options):
         raise RunError("the loss is nan")
 
-    monkeypatch.setattr("l2a.pipeline.distill.compared_methods", fail)
+    monkeypatch.setattr("l2a.pipeline.methods.compared_methods", fail)
     with pytest.raises(RunError):
         distill(override(config, {"compare": False, "output_dir": str(tmp_path / "run")}))
-    assert not list(tmp_path.iterdir())
+    left = {path.name for path in (tmp_path / "run").iterdir() if path.name != ".l2a.lock"}
+    assert left == {"failed.log.jsonl"}
 
 
 @pytest.mark.slow

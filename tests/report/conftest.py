@@ -2,7 +2,8 @@ import pytest
 import torch
 from transformers import BertForSequenceClassification
 
-from l2a.evaluation.metrics import ClassificationMetrics, Interval, Row
+from l2a.evaluation.metrics import ClassificationMetrics, Interval
+from l2a.report.run_files import MethodReport
 from tests.conftest import LABELS, tiny_bert_config
 
 
@@ -11,7 +12,7 @@ def make_row(name, accuracy, **changes):
         Interval(accuracy, accuracy - 0.05, accuracy + 0.05),
         Interval(accuracy - 0.01, accuracy - 0.06, accuracy + 0.04),
     )
-    return Row(**{"name": name, "metrics": metrics, "parameters": 1234567,
+    return MethodReport(**{"name": name, "metrics": metrics, "parameters": 1234567,
                   "latency_ms": {"batch_1": 1.234, "batch_32": 0.5}, **changes})  # fmt: skip
 
 
