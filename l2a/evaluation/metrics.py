@@ -155,20 +155,3 @@ def _per_sentence(predict: Predict, inputs: Sequence[TextInput], size: int, seco
 
 def _batch(inputs: Sequence[TextInput], start: int, size: int) -> list[TextInput]:
     return [inputs[(start + offset) % len(inputs)] for offset in range(size)]
-
-
-@dataclass(frozen=True)
-class Row:
-    """A classifier on the test split.
-
-    Attributes:
-        name: As in ``metrics.json``.
-        metrics: Accuracy and macro-F1 with 95 % bootstrap intervals.
-        parameters: Numbers that the classifier stores.
-        latency_ms: CPU milliseconds a sentence, "batch_1" and "batch_32".
-    """
-
-    name: str
-    metrics: ClassificationMetrics
-    parameters: int
-    latency_ms: Mapping[str, float]
