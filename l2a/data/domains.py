@@ -28,9 +28,9 @@ from l2a.data.readers import (
     Table,
     check_table,
     memory_table,
+    name_and_format,
     read_table,
     refuse,
-    suffix_of,
     texts_of,
 )
 from l2a.data.splits import RawDomain, hashed_split, to_domain, with_splits
@@ -289,11 +289,11 @@ def read_unlabelled(
         return texts, {"unlabelled": fingerprint(texts)}
     path = find_path(str(reference), data_root)
     is_card = str(reference) in list_cards("domains")
-    if not is_card and (suffix_of(Path(reference)) == ".txt" or (path is not None and path.is_file())):
+    if not is_card and (name_and_format(Path(reference))[1] == ".txt" or (path is not None and path.is_file())):
         table = read_table(path or Path(reference), (".txt", *SUFFIXES))
         if not {column.lower() for column in table.columns} & {*USUAL_NAMES["label"]}:
             return texts_of(table), {Path(table.name).name: table.digest}
-    domain = load_domain(reference, USUAL_COLUMNS, data_root, progress, "the usual names")
+    domain = load_domain(reference, USUAL_COLUMNS, data_root, progress, "its usual name")
     return domain.train.inputs, domain.files
 
 
@@ -313,10 +313,10 @@ def _read(reference: str, columns: Columns, data_root: Path | None, progress: Pr
         return with_splits(_read_card(reference, progress))
     path = find_path(reference, data_root)
     if path is not None:
-        name = path.stem if path.is_file() else path.resolve().name
+        name = name_and_format(path)[0] if path.is_file() else path.resolve().name
         return with_splits(_join(name, _path_tables(path), columns, flag))
     hint = did_you_mean(reference, cards)
-    if hint or suffix_of(Path(reference)) in SUFFIXES or not HUB_ID.fullmatch(reference):
+    if hint or name_and_format(Path(reference))[1] in SUFFIXES or not HUB_ID.fullmatch(reference):
         kinds = "give a domain card, a file, a folder or a Hub id; see `l2a domains list`"
         raise UsageError(f"domain {reference!r}: no such card or path{hint}; {kinds}")
     return with_splits(_join(reference, _hub_tables(reference, progress), columns, flag))
@@ -373,8 +373,9 @@ def _path_tables(path: Path) -> Tables:
         return _saved_tables(path)
     files: dict[SplitName, Path] = {}
     for file in sorted(path.iterdir()):
-        split = SPLIT_NAMES.get(file.name.lower().partition(".")[0])
-        if split is None or suffix_of(file) not in SUFFIXES:
+        stem, suffix = name_and_format(file)
+        split = SPLIT_NAMES.get(stem.lower())
+        if split is None or suffix not in SUFFIXES:
             continue
         if split in files:
             raise UsageError(f"{path}: both {files[split].name} and {file.name} are {split} files; keep one")

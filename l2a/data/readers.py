@@ -8,6 +8,7 @@ import io
 import json
 import logging
 import lzma
+import re
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -43,7 +44,11 @@ USUAL_NAMES = {
 NO_LABELS = ("", "nan", "<na>", "#n/a")
 LONGEST_TEXT = 1_000_000  # characters; tokenisers cut long texts, but not texts that are no texts
 FIELD_LIMIT = 16_000_000  # characters of one csv field; longer ones are refused with their line
+HALF_PAIR = re.compile("[\ud800-\udfff]")
 STRAY_QUOTE = "a stray quote or an endless field"
+Values = Mapping[str, Any]
+Problems = list[tuple[int, str]]  # line, 0 for the whole, and message
+Unit = Literal["line", "row"]
 FLAG = "--{}-column"
 """How the command line names a column; a side's flags are ``--source-{}-column`` and ``--target-{}-column``."""
 
@@ -73,9 +78,9 @@ class Table:
 
     name: str
     columns: Sequence[str] = ()
-    rows: Sequence[tuple[int, Mapping[str, Any]]] = ()
+    rows: Sequence[tuple[int, Values]] = ()
     problems: Sequence[tuple[int, str]] = ()
-    unit: Literal["line", "row"] = "line"
+    unit: Unit = "line"
     digest: str = ""
 
 
@@ -94,10 +99,10 @@ def refuse(problems: Sequence[str], reference: object) -> None:
         raise UsageError("; ".join(problems[:3]) + more)
 
 
-def suffix_of(path: Path) -> str:
-    """Give a file's format: ".csv" for x.csv, x.CSV and x.csv.gz."""
-    name = Path(path.name.lower())
-    return name.with_suffix("").suffix if name.suffix in UNPACK else name.suffix
+def name_and_format(path: Path) -> tuple[str, str]:
+    """Take a file's name apart: ("x", ".csv") for x.csv, x.CSV and x.csv.gz."""
+    inner = Path(path.stem if path.suffix.lower() in UNPACK else path.name)
+    return inner.stem, inner.suffix.lower()
 
 
 def read_table(path: Path, allowed: Sequence[str] = SUFFIXES) -> Table:
@@ -113,7 +118,7 @@ def read_table(path: Path, allowed: Sequence[str] = SUFFIXES) -> Table:
     Raises:
         UsageError: If the file cannot be opened or its format is not known.
     """
-    suffix = suffix_of(path)
+    suffix = name_and_format(path)[1]
     if suffix in SPREADSHEETS:
         convert = f"pandas.read_excel({path.name!r}).to_csv({path.stem + '.csv'!r}, index=False)"
         raise UsageError(
@@ -148,7 +153,7 @@ def texts_of(table: Table, columns: Columns = USUAL_COLUMNS, flag: str = FLAG) -
     """
     rows, problems = check_table(table, columns, flag, labelled=False)
     refuse(problems, table.name)
-    if suffix_of(Path(table.name)) == ".txt":
+    if name_and_format(Path(table.name))[1] == ".txt":
         return tuple(_sides(row.text[0]) for row in rows)
     return tuple(row.text for row in rows)
 
@@ -194,14 +199,11 @@ def parse(data: bytes, suffix: str, name: str) -> Table:
 
 
 def _collect(
-    name: str,
-    items: Iterable[tuple[int, Any]],
-    convert: Callable[[Any], Mapping[str, Any]],
-    unit: Literal["line", "row"] = "line",
+    name: str, items: Iterable[tuple[int, Any]], convert: Callable[[Any], Values], unit: Unit = "line"
 ) -> Table:
     """Convert numbered items to rows; what fails is a problem."""
-    rows: list[tuple[int, Mapping[str, Any]]] = []
-    problems: list[tuple[int, str]] = []
+    rows: list[tuple[int, Values]] = []
+    problems: Problems = []
     for number, item in items:
         try:
             rows.append((number, convert(item)))
@@ -225,10 +227,10 @@ def _json_object(value: Any) -> dict[str, Any]:
     raise UsageError(f"{found}; write one object with its columns a line, or a list of objects as .json")
 
 
-def _byte_problems(data: bytes) -> list[tuple[int, str]]:
+def _byte_problems(data: bytes) -> Problems:
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         return [(1, "the file is UTF-16; save it as UTF-8")]
-    found: list[tuple[int, str]] = []
+    found: Problems = []
     for line, content in enumerate(data.split(b"\n"), start=1):
         if b"\0" in content:
             found.append((line, "NUL bytes, which no text holds; remove them"))
@@ -244,8 +246,8 @@ def _parse_delimited(text: str, name: str, delimiter: str, quoted: bool) -> Tabl
     quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, strict=quoted)
     columns: list[str] = []
-    rows: list[tuple[int, Mapping[str, Any]]] = []
-    problems: list[tuple[int, str]] = []
+    rows: list[tuple[int, Values]] = []
+    problems: Problems = []
     line, limit = 1, csv.field_size_limit(FIELD_LIMIT)  # the limit is the process's: it is put back
     try:
         for fields in reader:
@@ -332,7 +334,7 @@ def memory_table(data: Any, name: str) -> Table:
     return _collect(name, enumerate(data, start=1), _item, "row")
 
 
-def _item(item: Any) -> Mapping[str, Any]:
+def _item(item: Any) -> Values:
     if isinstance(item, Mapping):
         return item
     try:
@@ -407,7 +409,7 @@ def _missing(table: Table, role: str, named: str | None, flag: str) -> str:
     return f"no {words} column {looked_for}{hint}; it has {has}; name one by {flag.format(role.replace('_', '-'))}"
 
 
-def _row(values: Mapping[str, Any], found: Mapping[str, str]) -> Row:
+def _row(values: Values, found: Mapping[str, str]) -> Row:
     sides = [found[role] for role in ("text", "text_pair") if role in found]
     texts = tuple(_text(column, values.get(column)) for column in sides)
     label = _label(found["label"], values.get(found["label"])) if "label" in found else ""
@@ -419,19 +421,18 @@ def _row(values: Mapping[str, Any], found: Mapping[str, str]) -> Row:
 
 def _text(column: str, text: Any) -> str:
     if text is None or (isinstance(text, str) and not text.strip()):
-        raise UsageError(f"the column {column!r} is empty; remove the row or fill it in")
-    if not isinstance(text, str):
-        kind = type(text).__name__
-        raise UsageError(f"the column {column!r} holds a value of type {kind} instead of text; name the right column")
-    if len(text) > LONGEST_TEXT:
-        raise UsageError(f"the column {column!r} holds {len(text)} characters, at most {LONGEST_TEXT} are allowed")
-    if "\0" in text:
-        raise UsageError(f"the column {column!r} holds NUL characters, which no text holds; remove them")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise UsageError(f"the column {column!r} holds half of a surrogate pair; write the character") from error
-    return text
+        wrong = "is empty; remove the row or fill it in"
+    elif not isinstance(text, str):
+        wrong = f"holds a value of type {type(text).__name__} instead of text; name the right column"
+    elif len(text) > LONGEST_TEXT:
+        wrong = f"holds {len(text)} characters, at most {LONGEST_TEXT} are allowed; shorten the text"
+    elif "\0" in text:
+        wrong = "holds NUL characters, which no text holds; remove them"
+    elif HALF_PAIR.search(text):
+        wrong = "holds half of a surrogate pair; write the character itself"
+    else:
+        return text
+    raise UsageError(f"the column {column!r} {wrong}")
 
 
 def _label(column: str, value: Any) -> str:
@@ -439,9 +440,10 @@ def _label(column: str, value: Any) -> str:
     value = value.item() if isinstance(value, np.generic) else value
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    if value is None or str(value).strip().lower() in NO_LABELS:
-        shown = "" if value is None or not str(value).strip() else f" ({str(value).strip()!r} marks a missing one)"
+    name = "" if value is None else str(value).strip()
+    if name.lower() in NO_LABELS:
+        shown = f" ({name!r} marks a missing one)" if name else ""
         raise UsageError(f"the column {column!r} has no label{shown}; remove the row or label it")
     if not isinstance(value, str | int | float):
         raise UsageError(f"the column {column!r} holds a value of type {type(value).__name__} instead of a class name")
-    return str(value).strip()
+    return name

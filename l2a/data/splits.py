@@ -59,32 +59,40 @@ def few_shot_splits(target: Domain, shots: int | None, dev_shots: int, rng: np.r
         UsageError: If a number is not positive, the domain has no test split or a class has too few examples.
     """
     _check_request(target, shots, dev_shots)
-    train, dev = _usable(target)
-    pool = concatenate(train, dev)
+    pool = concatenate(target.train, target.dev)
+    first = {normalised_hash(text): i for i, text in reversed(list(enumerate(pool.inputs)))}
+    kept = np.sort([i for key, i in first.items() if key not in target.test.hashes])  # no copies, no test texts
+    pool, train_size = pool.take(kept), int(np.sum(kept < len(target.train)))
     drawn: list[list[NDArray[np.int64]]] = []
-    for index in range(len(pool.label_names)):
+    for index, name in enumerate(pool.label_names):
         members = np.flatnonzero(pool.labels == index)
-        from_train = rng.permutation(members[members < len(train)])
-        from_dev = rng.permutation(members[members >= len(train)])
+        from_train = rng.permutation(members[members < train_size])
+        from_dev = rng.permutation(members[members >= train_size])
         if shots is None:
-            drawn.append(_all_of_class(target, pool.label_names[index], np.append(from_dev, from_train), dev_shots))
+            drawn.append(
+                _all_of_class(f"{target.name}: the class {name!r}", np.append(from_dev, from_train), dev_shots)
+            )
             continue
         # The two held-out parts are drawn from the far end, so that they stay the same when shots grow.
         rest = np.append(from_train[shots:][::-1], from_dev)
         if len(from_train) < shots or len(rest) < 2 * dev_shots:
-            raise UsageError(_too_few(target, pool, len(train), shots, dev_shots))
+            raise UsageError(
+                f"{target.name}: {shots} shots and 2 x {dev_shots} dev shots need {shots + 2 * dev_shots} different "
+                f"examples of each class, {shots} of them in train; {name} has {len(from_train)} in train and "
+                f"{len(from_dev)} in dev; lower --shots or --dev-shots, or label more"
+            )
         drawn.append([from_train[:shots], rest[:dev_shots], rest[dev_shots : 2 * dev_shots]])
     parts = [_interleave(pool, part) for part in zip(*drawn, strict=True)]
     used = {int(i) for part in drawn for positions in part for i in positions}
-    unlabelled = tuple(text for i, text in enumerate(train.inputs) if i not in used)
+    unlabelled = tuple(text for i, text in enumerate(pool.inputs[:train_size]) if i not in used)
     return TargetSplits(parts[0], parts[1], parts[2], unlabelled, len(used), len(pool) - len(used))
 
 
-def _all_of_class(target: Domain, label: str, members: NDArray[np.int64], dev_shots: int) -> list[NDArray[np.int64]]:
+def _all_of_class(where: str, members: NDArray[np.int64], dev_shots: int) -> list[NDArray[np.int64]]:
     """All examples of one class: reward and validation come from the front, the rest is trained on."""
     if len(members) < 3:
         raise UsageError(
-            f"{target.name}: the class {label!r} has {len(members)} different examples in train and dev; "
+            f"{where} has {len(members)} different labelled examples outside the test split; "
             "at least 3 are needed, one each to train, to reward and to validate; label more"
         )
     held_out = min(dev_shots, max(1, len(members) // HELD_OUT_PART))
@@ -105,34 +113,6 @@ def _check_request(target: Domain, shots: int | None, dev_shots: int) -> None:
             f"{target.name}: the domain has no test split, so it can only be a source; "
             "add labelled rows whose split is test"
         )
-
-
-def _usable(target: Domain) -> tuple[Examples, Examples]:
-    """Train and dev without copies and without any text of the test split."""
-    seen = set(target.test.hashes)
-
-    def keep(examples: Examples) -> Examples:
-        positions: list[int] = []
-        for i, text in enumerate(examples.inputs):
-            key = normalised_hash(text)
-            if key not in seen:
-                seen.add(key)
-                positions.append(i)
-        return examples.take(positions)
-
-    return keep(target.train), keep(target.dev)
-
-
-def _too_few(target: Domain, pool: Examples, train_size: int, shots: int, dev_shots: int) -> str:
-    in_train, in_dev = (
-        np.bincount(part, minlength=len(pool.label_names)) for part in np.split(pool.labels, [train_size])
-    )
-    scarcest = np.argsort(in_train + in_dev, kind="stable")[:5]
-    has = ", ".join(f"{pool.label_names[i]}: {in_train[i]} in train and {in_dev[i]} in dev" for i in scarcest)
-    return (
-        f"{target.name}: {shots} shots and 2 x {dev_shots} dev shots need {shots + 2 * dev_shots} different examples "
-        f"of each class, {shots} of them in train; there are {has}; lower --shots or --dev-shots, or label more"
-    )
 
 
 def hashed_split(key: str) -> SplitName:
@@ -264,18 +244,15 @@ def align_labels(source: Domain, target: Domain) -> tuple[Domain, Domain]:
             f"{numbers.name} has the labels {', '.join(numbers.label_names)} and {names.name} has "
             f"{', '.join(names.label_names)}; labels are matched by name, so give names in both"
         )
-    problems = _lacking(source, target) + _lacking(target, source)
-    if problems:
-        raise UsageError("; ".join(problems) + "; labels are matched by name, so rename or remove them")
-    return relabel(source, target.label_names), target
-
-
-def _lacking(domain: Domain, other: Domain) -> list[str]:
-    return [
+    problems = [
         f"{other.name} lacks the label {name!r} of {domain.name}{did_you_mean(name, other.label_names)}"
+        for domain, other in ((source, target), (target, source))
         for name in domain.label_names
         if name not in other.label_names
     ]
+    if problems:
+        raise UsageError("; ".join(problems) + "; labels are matched by name, so rename or remove them")
+    return relabel(source, target.label_names), target
 
 
 def relabel(domain: Domain, label_names: tuple[str, ...]) -> Domain:

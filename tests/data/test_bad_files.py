@@ -6,7 +6,7 @@ import pyarrow.parquet
 import pytest
 
 from l2a.config import Columns
-from l2a.data.domains import load_domain
+from l2a.data.domains import load_domain, read_unlabelled
 from l2a.util.errors import UsageError
 
 BAD = [
@@ -27,6 +27,22 @@ BAD = [
     ("no_label.csv", b"text,x\na,x\n", "no label column .*--label-column"),
     ("void.csv", b"text,label\n ,x\n", "line 2: the column 'text' is empty"),
     ("unlabelled.csv", b"text,label\na,x\nb,\n", "line 3: the column 'label' has no label"),
+    (
+        "nan_text.csv",
+        b"text,label\na,x\nb,NaN\n",
+        r"line 3: the column 'label' has no label \('NaN' marks a missing one\)",
+    ),
+    (
+        "semicolons.csv",
+        b"text;label\na, b;x\n",
+        r"semicolons.csv: its columns are separated by ';'; save it as .csv with commas",
+    ),
+    ("tabs.csv", b"text\tlabel\na\tx\n", r"its columns are separated by '\\t'"),
+    ("broken.csv.gz", b"\x1f\x8bnope", r"broken.csv.gz: cannot be unpacked .*; pack it again"),
+    ("broken.csv.xz", b"nope", r"broken.csv.xz: cannot be unpacked"),
+    ("object.json", b'{\n"text": "a"\n}', "line 1: not JSON .*; write one object with its columns a line, or a list"),
+    ("items.json", b'[{"text":"a","label":"x"}, 5]', "row 2: a JSON int, not an object"),
+    ("broken.arrow", b"ARROW1nope", "broken.arrow: not a readable Arrow file"),
     ("nan.jsonl", b'{"text":"a","label":NaN}\n', "line 1: the column 'label' has no label"),
     ("number.jsonl", b'{"text":5,"label":"x"}\n', "line 1: the column 'text' holds a value of type int"),
     ("labels.jsonl", b'{"text":"a","label":["x","y"]}\n', "line 1: the column 'label' holds a value of type list"),
@@ -52,6 +68,23 @@ def test_bad_content_is_refused_in_one_sentence_that_names_it(write, name, conte
     with pytest.raises(UsageError, match=message) as caught:
         load_domain(str(write(name, content)))
     assert name.split(".")[0] in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_missing_column_is_named_with_the_flag_of_its_side(write):
+    path = write("x.csv", "message,verdict\na,x\n")
+    message = (
+        r"x\.csv: no text column .*; it has 'message', 'verdict'; name one by --target-text-column; .*--target-label"
+    )
+    with pytest.raises(UsageError, match=message):
+        load_domain(str(path), flag="--target-{}-column")
+
+
+def test_a_folder_and_a_missing_file_are_no_text_files(write, tmp_path):
+    with pytest.raises(UsageError, match=r"gone\.txt: cannot be read \(No such file"):
+        read_unlabelled("gone.txt")
+    (tmp_path / "folder.txt").mkdir()
+    with pytest.raises(UsageError, match=r"folder\.txt: cannot be read \(Is a directory\)"):
+        read_unlabelled(str(tmp_path / "folder.txt"))
 
 
 def test_parquet_that_is_not_utf8_is_refused(tmp_path):

@@ -1,4 +1,5 @@
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -79,6 +80,33 @@ def test_list_and_show_need_no_network(monkeypatch):
     listed, shown = invoke("list"), invoke("show", "tweets")
     assert all(name in listed.output for name in ("movies", "products", "editorials", "tweets"))
     assert "vaderSentiment 3.3.2 (sdist)" in shown.output and "MIT" in shown.output
+
+
+def test_a_foreign_file_among_the_cards_is_left_out_with_a_note(write, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "1000")
+    write("domains/app.yaml", "server: {port: 80}\n")
+    write("domains/broken.yaml", "a: [")
+    write("domains/mine.yaml", "name: mine\ndescription: d\ntask: t\nlabels: [x, y]\nlicence: MIT\ndata: posts.csv\n")
+    result = invoke("list")
+    assert result.exit_code == 0 and "tweets" in result.output and "mine" in result.output
+    assert re.search(r"note: left out.*app\.yaml.*note: left out.*broken\.yaml", result.output, re.DOTALL)
+
+
+def test_a_card_of_the_working_directory_never_hides_a_shipped_one(write):
+    write("domains/tweets.yaml", "name: tweets\ndescription: HIDDEN\ntask: t\nlabels: [x]\nlicence: MIT\ndata: p.csv\n")
+    assert "HIDDEN" not in invoke("list").output + invoke("show", "tweets").output
+
+
+def test_a_key_given_twice_in_a_card_is_refused(write):
+    write("domains/mine.yaml", "name: mine\nname: mine\n")
+    assert "'name' stands twice" in str(invoke("show", "mine").exception)
+
+
+def test_the_list_wraps_on_a_narrow_terminal(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    lines = invoke("list").output.splitlines()
+    assert max(map(len, lines)) <= 40 and any(line.startswith("editorials  ") for line in lines)
+    assert any(line.rstrip().endswith("labels: negative, positive") for line in lines)
 
 
 def test_showing_an_unknown_card_suggests_one():

@@ -1,4 +1,6 @@
 import csv
+import gzip
+import hashlib
 import io
 import json
 import re
@@ -9,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from l2a.config import Columns
-from l2a.data.domains import load_domain
+from l2a.data.domains import load_domain, read_unlabelled
 from l2a.data.examples import USUAL_COLUMNS
-from l2a.data.readers import check_table, parse
+from l2a.data.readers import NO_LABELS, check_table, parse
 from l2a.data.splits import hashed_split, text_key
 
 RECORDS = [
@@ -20,19 +22,25 @@ RECORDS = [
     {"text": "über gut", "label": "positive", "split": "dev"},
     {"text": "so-so", "label": "negative", "split": "test"},
 ]
+COLUMNS = ("text", "label")
 TEXT = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\0"), min_size=1).filter(str.strip)
 
 
 def save(frame: pd.DataFrame, path) -> None:
-    if path.suffix == ".parquet":
+    if ".parquet" in path.suffixes:
         frame.to_parquet(path)
-    elif path.suffix == ".jsonl":
-        frame.to_json(path, orient="records", lines=True)
+    elif ".feather" in path.suffixes:
+        frame.to_feather(path)
+    elif ".json" in path.suffixes or ".jsonl" in path.suffixes:
+        frame.to_json(path, orient="records", lines=".jsonl" in path.suffixes)
     else:
-        frame.to_csv(path, index=False, sep="\t" if path.suffix == ".tsv" else ",")
+        frame.to_csv(path, index=False, sep="\t" if ".tsv" in path.suffixes else ",")
 
 
-@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
+FORMATS = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".feather", ".csv.gz", ".tsv.bz2", ".jsonl.xz", ".json.gz")
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
 def test_every_format_gives_the_same_domain(tmp_path, suffix):
     path = tmp_path / f"films{suffix}"
     save(pd.DataFrame(RECORDS), path)
@@ -43,7 +51,34 @@ def test_every_format_gives_the_same_domain(tmp_path, suffix):
     assert domain.train.labels.tolist() == [1, 0]
     assert domain.dev.inputs == (("über gut",),)
     assert domain.test.size == 1 and domain.test.reveal().inputs == (("so-so",),)
-    assert list(domain.files) == [path.name] and len(domain.files[path.name]) == 64
+    assert domain.files == {path.name: hashlib.sha256(path.read_bytes()).hexdigest()}
+
+
+LINES = ["one\u2028here", "two\x85here", "three\x0bhere", "four\x0chere", "five\u2029here", "six"]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_text_files_hold_as_many_texts_as_the_same_lines_in_other_formats(write, end):
+    texts = tuple((line,) for line in LINES)
+    for name in ("x.txt", "x.txt.gz"):
+        content = ("\ufeff" + end.join([*LINES, "", "  "])).encode()
+        assert read_unlabelled(str(write(name, gzip.compress(content) if name.endswith("gz") else content)))[0] == texts
+    for name, content in (
+        ("x.csv", end.join(["text", *LINES])), ("x.jsonl", end.join(json.dumps({"text": line}) for line in LINES)),
+    ):  # fmt: skip
+        assert read_unlabelled(str(write(name, content)))[0] == texts
+
+
+def test_a_tab_separates_the_sides_of_a_pair_in_a_text_file(write):
+    assert read_unlabelled(str(write("x.txt", "a\tb\n c\td \n")))[0] == (("a", "b"), ("c", "d"))
+
+
+def test_unlabelled_text_is_the_training_text_of_a_labelled_file_and_all_of_another(write):
+    path = write("x.csv", "text,label,split\na,x,train\nb,y,train\nc,x,test\nd,y,dev\n")
+    assert read_unlabelled(str(path))[0] == (("a",), ("b",))
+    path = write("y.csv", "text,stars\na,x\nb,y\n")
+    texts, files = read_unlabelled(str(path))
+    assert texts == (("a",), ("b",)) and files == {"y.csv": hashlib.sha256(path.read_bytes()).hexdigest()}
 
 
 def test_a_file_without_splits_is_cut_by_hash_about_70_10_20(write):
@@ -139,31 +174,41 @@ def test_tab_separated_text_with_stray_quotes_is_read_without_quoting(write):
     assert load_domain(str(path)).train.inputs == (('"quoted at the start',), ('5" disk',))
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=8), st.sampled_from([",", "\t"]))
-def test_any_text_survives_a_delimited_file(rows, delimiter):
+ROWS = st.lists(
+    st.tuples(TEXT, TEXT.filter(lambda name: name.strip().lower() not in NO_LABELS)), min_size=1, max_size=8
+)
+
+
+def as_file(rows, suffix, end):
+    """Text and labels as a well-written file of any kind."""
+    if suffix in (".json", ".jsonl"):
+        objects = [json.dumps({"text": text, "label": label}, ensure_ascii=end == "\r") for text, label in rows]
+        return f"[{','.join(objects)}]" if suffix == ".json" else end.join(objects)
     buffer = io.StringIO(newline="")
-    writer = csv.writer(buffer, delimiter=delimiter, quoting=csv.QUOTE_ALL)
-    writer.writerows([("text", "label"), *rows])
-    table = parse(buffer.getvalue().encode(), ".csv" if delimiter == "," else ".tsv", "x")
-    found, problems = check_table(table, USUAL_COLUMNS)
+    separator = "," if suffix == ".csv" else "\t"
+    csv.writer(buffer, delimiter=separator, quoting=csv.QUOTE_ALL, lineterminator=end).writerows([COLUMNS, *rows])
+    return buffer.getvalue()
+
+
+@settings(max_examples=100, deadline=None)
+@given(ROWS, st.sampled_from([".csv", ".tsv", ".json", ".jsonl"]), st.sampled_from(["\n", "\r\n", "\r"]), st.booleans())
+def test_any_text_survives_any_format(rows, suffix, end, mark):
+    content = as_file(rows, suffix, end).encode("utf-8-sig" if mark else "utf-8")
+    found, problems = check_table(parse(content, suffix, "x"), USUAL_COLUMNS)
     assert not problems
     assert [(row.text[0], row.label) for row in found] == [(text, label.strip()) for text, label in rows]
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=8), st.booleans())
-def test_any_text_survives_json_lines(rows, ascii_only):
-    lines = (json.dumps({"text": text, "label": label}, ensure_ascii=ascii_only) for text, label in rows)
-    found, problems = check_table(parse("\n".join(lines).encode(), ".jsonl", "x"), USUAL_COLUMNS)
-    assert not problems
-    assert [(row.text[0], row.label) for row in found] == [(text, label.strip()) for text, label in rows]
+PIECES = (b"text", b"label", b"1", b",", b"\t", b'"', b"\n", b"\r", b"\0", b"{", b"}", b"[", b"]", b":", b"\\ud800")
+ODD = (b"\xef\xbb\xbf", b"\xed\xa0\x80", b"a" * 200_000)  # a byte order mark, half a pair, a field above csv's limit
+BYTES = st.binary(max_size=200) | st.lists(st.sampled_from(PIECES + ODD), max_size=20).map(b"".join)
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.binary(max_size=200), st.sampled_from([".csv", ".tsv", ".jsonl"]))
-def test_no_bytes_crash_a_reader(data, suffix):
-    table = parse(data, suffix, "x")
-    rows, problems = check_table(table, USUAL_COLUMNS)
+@settings(max_examples=150, deadline=None)
+@given(BYTES, st.sampled_from([".csv", ".tsv", ".jsonl", ".json", ".txt", ".parquet", ".arrow"]), st.booleans())
+def test_no_bytes_crash_a_reader(data, suffix, labelled):
+    rows, problems = check_table(parse(data, suffix, "x"), USUAL_COLUMNS, labelled=labelled)
     assert rows or problems
     assert all(re.match(r"x(, (line|row) [1-9]\d*)?: ", problem) for problem in problems)
+    assert all("\0" not in text for row in rows for text in row.text)
+    "".join(text for row in rows for text in row.text).encode()

@@ -64,13 +64,41 @@ def test_dev_helps_out_when_train_is_short(make_domain):
 @pytest.mark.parametrize(("train", "dev"), [(7, 40), (9, 6), (15, 0)])
 def test_too_few_examples_are_refused_with_the_counts(make_domain, train, dev):
     domain = make_domain({"negative": 40, "positive": train}, {"negative": 40, "positive": dev}, BALANCED)
-    with pytest.raises(UsageError, match=f"need 16 different .* positive: {train} in train and {dev} in dev.*--shots"):
+    with pytest.raises(
+        UsageError, match=f"need 16 different .* positive has {train} in train and {dev} in dev.*--shots"
+    ):
         draw(domain, 8, 4)
 
 
 def test_exactly_enough_is_enough(make_domain):
     domain = make_domain({"negative": 16, "positive": 16}, {"negative": 0, "positive": 0}, BALANCED)
     assert draw(domain, 8, 4).labels_used == 32
+
+
+def test_all_labels_are_used_when_no_number_of_shots_is_given(make_domain):
+    domain = make_domain({"negative": 100, "positive": 9}, {"negative": 10, "positive": 0}, BALANCED)
+    splits = draw(domain, None, 16)
+    parts = (splits.train, splits.reward, splits.validation)
+    assert [np.bincount(part.labels).tolist() for part in parts] == [[78, 5], [16, 2], [16, 2]]
+    assert (splits.labels_used, splits.labels_ignored, splits.unlabelled) == (119, 0, ())
+    assert len({text for part in parts for text in part.inputs}) == 119
+    dev = sum(text.startswith("dev") for part in parts[1:] for (text,) in part.inputs)
+    assert dev == 10 and splits.train.labels.tolist()[:4] == [0, 1, 0, 1]
+
+
+def test_labels_that_a_run_ignores_are_counted(make_domain):
+    assert draw(make_domain(BALANCED, BALANCED, BALANCED), 8, 4).labels_ignored == 160 - 32
+
+
+@pytest.mark.parametrize(("size", "parts"), [(3, [1, 1, 1]), (7, [5, 1, 1]), (8, [4, 2, 2])])
+def test_small_classes_keep_at_least_half_for_training(make_domain, size, parts):
+    splits = draw(make_domain({"a": size, "b": size}, {"a": 0, "b": 0}, BALANCED), None, 16)
+    assert [len(part) // 2 for part in (splits.train, splits.reward, splits.validation)] == parts
+
+
+def test_a_class_of_two_examples_is_refused(make_domain):
+    with pytest.raises(UsageError, match=r"target: the class 'b' has 2 different labelled .* at least 3"):
+        draw(make_domain({"a": 9, "b": 2}, {"a": 0, "b": 0}, BALANCED), None, 16)
 
 
 def test_copies_do_not_count_and_never_stand_in_two_parts(make_domain):
