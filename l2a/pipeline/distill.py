@@ -15,7 +15,8 @@ import numpy as np
 from l2a.config import DistillConfig, as_yaml, override, settle
 from l2a.pipeline.data import RunData, load_run_data
 from l2a.selector.agents import load_agent
-from l2a.util.files import atomic_write_text, discarded_folder, output_folder, to_json
+from l2a.util.errors import RunError
+from l2a.util.files import FAILED_LOG, atomic_write_text, discarded_folder, output_folder, to_json
 from l2a.util.progress import RunProgress
 
 if TYPE_CHECKING:  # these import torch, which bad data should not wait for
@@ -80,6 +81,8 @@ def distill(
         progress = RunProgress(folder / "log.jsonl", -1 if _rank() else verbosity)  # of several processes one speaks
         try:
             return _run(config, in_memory, folder, progress)
+        except RunError as error:
+            raise RunError(f"{error}; the log is {Path(config.output_dir) / FAILED_LOG}") from error
         finally:
             progress.close()
 

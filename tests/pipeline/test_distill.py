@@ -94,7 +94,7 @@ def test_a_failed_run_leaves_its_log_and_nothing_else(config, tmp_path, monkeypa
         raise RunError("the loss is nan")
 
     monkeypatch.setattr("l2a.pipeline.methods.compared_methods", fail)
-    with pytest.raises(RunError):
+    with pytest.raises(RunError, match=r"nan; the log is .*failed\.log\.jsonl"):
         distill(override(config, {"compare": False, "output_dir": str(tmp_path / "run")}))
     left = {path.name for path in (tmp_path / "run").iterdir() if path.name != ".l2a.lock"}
     assert left == {"failed.log.jsonl"}
