@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from l2a.config import DistillConfig, settle
-from l2a.data.domains import load_domain, read_unlabelled
+from l2a.data.domains import as_domain, load_domain, read_unlabelled
 from l2a.data.examples import Domain, Examples, TextInput, concatenate, normalised_hash
 from l2a.data.splits import TargetSplits, align_labels, few_shot_splits
 from l2a.util.errors import UsageError
@@ -89,8 +89,9 @@ def load_run_data(
 
 def _domain(side: str, config: DistillConfig, in_memory: Mapping[str, Any], progress: Progress) -> Domain:
     columns = getattr(config, f"{side}_columns")
-    data = in_memory.get(side, getattr(config, side))
-    return load_domain(data, columns, config.data_folder, progress)
+    if side in in_memory:
+        return as_domain(in_memory[side], side, columns)
+    return load_domain(getattr(config, side), columns, config.data_folder, progress, f"--{side}-{{}}-column")
 
 
 def _few_enough(allowed: list[int], config: DistillConfig) -> list[int]:

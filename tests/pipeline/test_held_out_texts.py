@@ -1,0 +1,58 @@
+"""The central promise: no held-out target text is trained on. Compared with the splits themselves, not with the set of
+forbidden hashes that the code makes of them."""
+
+import json
+
+import numpy as np
+import pytest
+
+from l2a.config import override
+from l2a.data.examples import normalised_hash
+from l2a.pipeline.data import load_run_data
+from l2a.pipeline.session import RunContext, open_session
+from l2a.pipeline.students import draw_candidates, generator_inputs
+
+
+@pytest.fixture(scope="module")
+def leaking(config, tmp_path_factory):
+    """A run whose source and unlabelled text hold every text of the target."""
+    folder = tmp_path_factory.mktemp("leaking")
+    target = [json.loads(line) for line in open(config.target)]
+    copies = [{**row, "text": row["text"].upper(), "split": "train"} for row in target if row["split"] != "train"]
+    few = load_run_data(config).splits
+    copies += [
+        {"text": text, "label": "negative", "split": "train"}
+        for (text,) in (*few.reward.inputs, *few.validation.inputs)
+    ]
+    own = open(config.source).read()
+    (folder / "source.jsonl").write_text(own + "\n".join(map(json.dumps, copies)) + "\n")
+    (folder / "more.txt").write_text("\n".join(row["text"] for row in target) + "\n")
+    changes = {"source": str(folder / "source.jsonl"), "unlabelled": str(folder / "more.txt")}
+    return RunContext(override(config, {**changes, "output_dir": str(folder / "run")}))
+
+
+def hashes(inputs):
+    return {normalised_hash(text) for text in inputs}
+
+
+def held_out(data):
+    parts = (data.splits.reward, data.splits.validation, data.target.test.reveal())
+    return [hashes(part.inputs) for part in parts]
+
+
+def test_training_texts_hold_no_text_of_reward_validation_or_test(leaking):
+    data = leaking.data
+    trained_on = hashes((*data.source.inputs, *data.unlabelled, *data.splits.train.inputs))
+    assert len(data.unlabelled) > 20
+    for split in held_out(data):
+        assert split and not trained_on & split
+
+
+def test_drawn_texts_hold_no_text_of_reward_validation_or_test(leaking):
+    session = open_session(leaking)
+    drawn = draw_candidates(session, np.random.default_rng(0)).pool.inputs
+    inputs = generator_inputs(session)
+    for split in held_out(leaking.data):
+        assert split <= inputs.forbidden_hashes
+        for texts in (drawn, inputs.source_inputs, inputs.target_inputs):
+            assert not hashes(texts) & split
