@@ -70,7 +70,7 @@ def _fits(value: Any, kind: Any) -> bool:
     if typing.get_origin(kind) is Literal:
         return value in typing.get_args(kind)
     if typing.get_origin(kind) is not Annotated:
-        return isinstance(value, kind)
+        return isinstance(value, typing.get_origin(kind) or kind)
     number, allowed = typing.get_args(kind)
     is_number = isinstance(value, Integral if number is int else Real) and not isinstance(value, bool)
     return is_number and (allowed.infinite or math.isfinite(value)) and allowed.holds(value)

@@ -174,9 +174,11 @@ def _parse_degree(degree: str | None) -> Literal["auto"] | float | None:
 def pretrain_command(
     text: Annotated[
         list[str],
-        typer.Option(help="A .txt file (one text a line) or a domain, whose labels are not read; repeatable."),
+        typer.Option(help="A .txt file (one text a line), another file, or a domain; labels are not read; repeatable."),
     ],
-    output_dir: Annotated[Path, typer.Option(help="Folder of the student; an interrupted run resumes from it.")],
+    output_dir: Annotated[Path, typer.Option(help="Folder of the student; the same command resumes a run.")],
+    text_column: Annotated[str | None, typer.Option(help="Column of the (first) text.")] = None,
+    text_pair_column: Annotated[str | None, typer.Option(help="Column of the second text of a pair.")] = None,
     protect: Annotated[
         list[str] | None,
         typer.Option(help="A domain whose texts must stay unseen, such as one it will be tried on; repeatable."),
@@ -194,17 +196,19 @@ def pretrain_command(
     layers: Annotated[int, typer.Option(help="Number of its layers.")] = 2,
     intermediate_size: Annotated[int, typer.Option(help="Width of its feed-forward blocks.")] = 512,
     heads: Annotated[int, typer.Option(help="Attention heads in a layer.")] = 4,
+    positions: Annotated[int, typer.Option(help="Longest input that the student can read, in tokens.")] = 256,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a finished student.")] = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Show every event.")] = False,
 ) -> None:
     """Distil a small general student from a pretrained encoder, without labels."""
-    from l2a.pretrain.corpus import PretrainConfig, StudentShape
+    from l2a.pretrain.corpus import PretrainConfig
     from l2a.pretrain.trainer import pretrain
     from l2a.util.progress import RunProgress
 
     config = PretrainConfig(
-        output_dir, tuple(text), tuple(protect or ()), teacher, steps, seed, max_length, variants, tokens_per_batch,
-        learning_rate, checkpoint_every,
-        StudentShape(embedding_size, hidden_size, layers, intermediate_size, heads),
+        output_dir, tuple(text), text_column, text_pair_column, tuple(protect or ()), teacher, steps, seed, max_length,
+        variants, tokens_per_batch, learning_rate, checkpoint_every, embedding_size, hidden_size, layers,
+        intermediate_size, heads, positions, overwrite,
     )  # fmt: skip
     progress = RunProgress(log_file=None, verbosity=int(verbose))
     try:

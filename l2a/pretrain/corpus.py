@@ -1,58 +1,31 @@
-"""The size of a general student."""
+"""The settings of a general student, and the text that it learns from."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from l2a.data.domains import load_domain, read_unlabelled
+from l2a.config import Columns, Count, CountFromZero, Length, Positive, Seed, check_settings
+from l2a.data.domains import load_domain
 from l2a.data.encoding import bucket_of
 from l2a.data.examples import Domain, TextInput, normalised_hash
+from l2a.data.readers import SUFFIXES, USUAL_NAMES, read_table, texts_of
 from l2a.util.errors import UsageError
 from l2a.util.progress import SILENT, Progress
 
 
 @dataclass(frozen=True)
-class StudentShape:
-    """Size of the student; the ELECTRA architecture has factorised embeddings natively.
-
-    Attributes:
-        embedding_size: Width of the word embeddings.
-        hidden_size: Width of the layers.
-        layers: Number of layers.
-        intermediate_size: Width of the feed-forward blocks.
-        heads: Attention heads in a layer.
-        positions: Longest input in tokens.
-    """
-
-    embedding_size: int = 80
-    hidden_size: int = 128
-    layers: int = 2
-    intermediate_size: int = 512
-    heads: int = 4
-    positions: int = 256
-
-    def __post_init__(self) -> None:
-        """Check the sizes once."""
-        for name, value in vars(self).items():
-            if value < 1:
-                raise UsageError(f"student {name}: {value} came; a number of at least 1 is needed")
-        if self.hidden_size % self.heads:
-            raise UsageError(
-                f"student heads: {self.heads} heads do not divide hidden_size {self.hidden_size}; choose a divisor"
-            )
-
-
-@dataclass(frozen=True)
 class PretrainConfig:
-    """Settings of the general stage.
+    """Settings of the general stage; the student is an ELECTRA, which has factorised embeddings natively.
 
     Attributes:
-        output_dir: Folder of the finished student; a checkpoint stands in it until then.
-        text: Text files (one text a line) and domains, whose train splits are read without labels.
+        output_dir: Folder of the finished student.
+        text: Files of texts and domains, whose train splits are read without labels.
+        text_column: Column of the text, or of the first text of a pair; None for the usual names.
+        text_pair_column: Column of the second text of a pair.
         protect: Domains whose texts the student must never see, whatever their split.
         teacher: "minilm-l6", a folder, or a Hub id: a pretrained encoder.
         steps: Optimizer steps.
@@ -62,37 +35,47 @@ class PretrainConfig:
         tokens_per_batch: Padded tokens in a step, at most.
         learning_rate: Peak rate; 5 % of the steps warm up, then it falls linearly to zero.
         checkpoint_every: Steps between checkpoints.
-        student: Size of the student.
+        embedding_size: Width of the word embeddings.
+        hidden_size: Width of the layers.
+        layers: Number of layers.
+        intermediate_size: Width of the feed-forward blocks.
+        heads: Attention heads in a layer.
+        positions: Longest input that the student can read, in tokens.
+        overwrite: Replace a finished student in the output folder.
     """
 
     output_dir: Path
     text: tuple[str, ...]
+    text_column: str | None = None
+    text_pair_column: str | None = None
     protect: tuple[str, ...] = ()
     teacher: str = "minilm-l6"
-    steps: int = 4000
-    seed: int = 0
-    max_length: int = 128
-    variants: int = 200_000
-    tokens_per_batch: int = 4096
-    learning_rate: float = 8e-4
-    checkpoint_every: int = 500
-    student: StudentShape = field(default_factory=StudentShape)
+    steps: Count = 4000
+    seed: Seed = 0
+    max_length: Length = 128
+    variants: CountFromZero = 200_000
+    tokens_per_batch: Count = 4096
+    learning_rate: Positive = 8e-4
+    checkpoint_every: Count = 500
+    embedding_size: Count = 80
+    hidden_size: Count = 128
+    layers: Count = 2
+    intermediate_size: Count = 512
+    heads: Count = 4
+    positions: Count = 256
+    overwrite: bool = False
 
     def __post_init__(self) -> None:
-        """Check the settings once."""
-        for name in ("steps", "tokens_per_batch", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name}: {getattr(self, name)} came; a number of at least 1 is needed")
-        if self.variants < 0 or self.learning_rate <= 0:
-            raise UsageError("variants must be at least 0 and learning_rate above 0")
-        if self.max_length < 8 or bucket_of(self.max_length) > self.student.positions:
-            padded, most = bucket_of(self.max_length), self.student.positions
+        check_settings(self)
+        if self.hidden_size % self.heads:
+            raise UsageError(f"heads is {self.heads}; give a divisor of hidden_size, which is {self.hidden_size}")
+        if bucket_of(self.max_length) > self.positions:
             raise UsageError(
-                f"max_length: {self.max_length} came, padded to {padded}; at least 8 and, once padded, at most the "
-                f"student's positions ({most}) are allowed"
+                f"max_length is {self.max_length}, padded to {bucket_of(self.max_length)}; give one that positions "
+                f"({self.positions}) can hold, or raise positions"
             )
         if not self.text:
-            raise UsageError("text: nothing to read; give --text with a .txt file or a domain, once or more")
+            raise UsageError("text is empty; give --text with a file of texts or a domain, once or more")
 
 
 SHORTEST_SPAN, LONGEST_SPAN = 3, 60
@@ -173,12 +156,10 @@ class Corpus:
     Attributes:
         texts: Distinct texts, single ones first, then pairs.
         variants: Texts made from them, in the same order.
-        files: Names of the files read, with the sha256 of their content.
     """
 
     texts: tuple[TextInput, ...]
     variants: tuple[TextInput, ...]
-    files: Mapping[str, str]
 
 
 def read_corpus(config: PretrainConfig, progress: Progress = SILENT) -> Corpus:
@@ -195,17 +176,22 @@ def read_corpus(config: PretrainConfig, progress: Progress = SILENT) -> Corpus:
         UsageError: If a file or domain cannot be read, or nothing is left.
         RunError: If a domain cannot be fetched.
     """
-    domains = {name: load_domain(name, progress=progress) for name in config.text if not name.endswith(".txt")}
+    columns = Columns(config.text_column, config.text_pair_column)
+    read = [_read(name, columns, progress) for name in config.text]
     whole = [load_domain(name, progress=progress) for name in config.protect]
-    files: dict[str, str] = {}
-    sources: list[tuple[TextInput, ...]] = []
-    for name in config.text:
-        domain = domains.get(name)
-        texts, read = (domain.train.inputs, domain.files) if domain else read_unlabelled(name, progress=progress)
-        sources.append(texts)
-        files |= read
-    texts = clean_corpus(sources, protected_hashes(domains.values(), whole))
-    return Corpus(texts, make_variants(texts, config.variants, np.random.default_rng([config.seed, 1])), files)
+    protected = protected_hashes([part for part in read if isinstance(part, Domain)], whole)
+    texts = clean_corpus([part.train.inputs if isinstance(part, Domain) else part for part in read], protected)
+    return Corpus(texts, make_variants(texts, config.variants, np.random.default_rng([config.seed, 1])))
+
+
+def _read(name: str, columns: Columns, progress: Progress) -> Domain | tuple[TextInput, ...]:
+    """Read a file without a column of labels as texts, anything else as a domain, with splits to respect."""
+    path = Path(name).expanduser()
+    if path.is_file() or path.suffix == ".txt":
+        table = read_table(path, (".txt", *SUFFIXES))
+        if not {column.lower() for column in table.columns} & {*USUAL_NAMES["label"]}:
+            return texts_of(table, columns)
+    return load_domain(name, columns, progress=progress)
 
 
 def protected_hashes(domains: Iterable[Domain], whole: Iterable[Domain] = ()) -> frozenset[str]:

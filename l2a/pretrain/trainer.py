@@ -1,24 +1,21 @@
-"""The order of training: batches of a token budget, a pure function of seed and step, so that a resume is exact."""
+"""General distillation: batches of a token budget, three losses against the teacher's states, exact resuming."""
 
 import dataclasses
 import json
 import math
+import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-import transformers
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
-import l2a
 from l2a.data.encoding import bucket_of
-from l2a.pretrain.corpus import Corpus, PretrainConfig, read_corpus
+from l2a.pretrain.corpus import PretrainConfig, read_corpus
 from l2a.pretrain.student import (
     GeneralStudent,
     TeacherTargets,
@@ -33,9 +30,9 @@ from l2a.pretrain.student import (
 from l2a.student.initialisation import principal_word_vectors
 from l2a.teacher.load import load_encoder
 from l2a.teacher.model import Teacher, mean_pool
-from l2a.util.cache import fingerprint
-from l2a.util.errors import RunError, UsageError
-from l2a.util.files import atomic_folder, atomic_write_text, restore_folder
+from l2a.util.cache import cache_root, fingerprint
+from l2a.util.errors import RunError
+from l2a.util.files import atomic_folder, atomic_write_text, output_folder, restore_folder
 from l2a.util.progress import SILENT, Progress
 from l2a.util.training import best_device, mixed_precision
 
@@ -98,13 +95,12 @@ def batch_stream(
         step, epoch = step + len(batches), epoch + 1
 
 
-FOLDER = "checkpoint"
 STATES = "states.safetensors"
 STEP = "step.json"
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
-def save_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int, settings: str) -> None:
+def save_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
     """Write a checkpoint that takes the place of the last one in one move.
 
     Args:
@@ -112,53 +108,58 @@ def save_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
         model: Its parameters and their AdamW moments are saved.
         optimizer: AdamW over the model's parameters.
         step: Steps done.
-        settings: Fingerprint of everything that decides the run.
 
     Raises:
         RunError: If the disk is full.
     """
     tensors = {f"model.{name}": value.detach().contiguous() for name, value in model.state_dict().items()}
     for name, parameter in model.named_parameters():
-        state = optimizer.state.get(parameter, {})
-        tensors |= {f"{moment}.{name}": state[moment] for moment in MOMENTS if moment in state}
+        tensors |= {f"{moment}.{name}": value for moment, value in optimizer.state.get(parameter, {}).items()}
     with atomic_folder(folder) as temporary:
         save_file(tensors, temporary / STATES)
-        atomic_write_text(temporary / STEP, json.dumps({"step": step, "settings": settings}))
+        atomic_write_text(temporary / STEP, json.dumps({"step": step}))
 
 
-def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, settings: str) -> int:
+def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
     """Continue where a checkpoint left off.
 
     Args:
         folder: The checkpoint's folder.
         model: Filled in place.
         optimizer: Filled in place.
-        settings: Fingerprint of this run, which must equal the checkpoint's.
 
     Returns:
         Steps done; 0 if there is no checkpoint.
-
-    Raises:
-        UsageError: If the checkpoint belongs to a run with other settings.
     """
     restore_folder(folder)
     if not folder.is_dir():
         return 0
-    saved = json.loads((folder / STEP).read_text("utf-8"))
-    if saved["settings"] != settings:
-        raise UsageError(
-            f"output_dir: the checkpoint in {folder} belongs to a run with other text, seed or settings; "
-            "repeat that run's options to resume it, or give another --output-dir"
-        )
     tensors = load_file(folder / STATES)
     model.load_state_dict({name: tensors[f"model.{name}"] for name in model.state_dict()})
     for name, parameter in model.named_parameters():
         state = {moment: tensors[f"{moment}.{name}"] for moment in MOMENTS if f"{moment}.{name}" in tensors}
-        optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in state.items()}
-    return int(saved["step"])
+        optimizer.state[parameter] = {moment: value.to(parameter.device) for moment, value in state.items()}
+    return int(json.loads((folder / STEP).read_text("utf-8"))["step"])
 
 
-def sentence_loss(predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+def checkpoint_folder(config: PretrainConfig, targets: TeacherTargets) -> Path:
+    """Name the checkpoint of a run: it lies in the cache, under everything that decides the student.
+
+    Args:
+        config: Settings of the run.
+        targets: The labelled corpus.
+
+    Returns:
+        The folder, which may not exist yet.
+    """
+    choices = dataclasses.asdict(config) | {"output_dir": str(config.output_dir.resolve())}
+    del choices["checkpoint_every"], choices["overwrite"]  # a resumed run may change these
+    encoded = targets.encoded
+    key = fingerprint(choices, encoded.ids, encoded.types, encoded.offsets, targets.states(0))
+    return cache_root() / "checkpoints" / key
+
+
+def sentence_loss(predicted: Tensor, target: Tensor) -> Tensor:
     """Mean of 1 - cos between projected sentence representations and the teacher's embeddings.
 
     The cosine term of DistilBERT (Sanh et al., 2019), here on pooled states.
@@ -173,7 +174,7 @@ def sentence_loss(predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor
     return (1.0 - F.cosine_similarity(predicted, target, dim=-1)).mean()
 
 
-def token_loss(predicted: torch.Tensor, target: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+def token_loss(predicted: Tensor, target: Tensor, attention_mask: Tensor) -> Tensor:
     """Mean of 1 - cos between projected hidden states and the teacher's, over the real tokens of the batch.
 
     The cosine term of DistilBERT (Sanh et al., 2019), after a projection as TinyBERT's hidden-state loss has (Jiao et
@@ -192,7 +193,7 @@ def token_loss(predicted: torch.Tensor, target: torch.Tensor, attention_mask: to
     return (distances * mask).sum() / mask.sum()
 
 
-def similarity_loss(predicted: torch.Tensor, target: torch.Tensor, temperature: float = 0.05) -> torch.Tensor:
+def similarity_loss(predicted: Tensor, target: Tensor, temperature: float = 0.05) -> Tensor:
     """Match who is near whom in the batch (our derivation, in the manner of relational distillation).
 
     Every text's cosines to the others, divided by the temperature, are softmaxed; the loss is the mean over texts of
@@ -212,7 +213,7 @@ def similarity_loss(predicted: torch.Tensor, target: torch.Tensor, temperature: 
     return F.kl_div(student, teacher, reduction="batchmean", log_target=True)
 
 
-def _log_neighbours(states: torch.Tensor, temperature: float) -> torch.Tensor:
+def _log_neighbours(states: Tensor, temperature: float) -> Tensor:
     normalised = F.normalize(states.float(), dim=-1)
     count = len(states)
     others = ~torch.eye(count, dtype=torch.bool, device=states.device)
@@ -225,26 +226,6 @@ LOG_EVERY = 50
 SIMILARITY_WEIGHT = 0.05
 WORD_RATE = 3.0
 """Rate of the word vectors relative to the rest: most words are seen in few steps."""
-
-
-@dataclass(frozen=True)
-class StepLosses:
-    """The three losses of a step.
-
-    Attributes:
-        sentence: Scalar.
-        similarity: Scalar.
-        token: Scalar.
-    """
-
-    sentence: torch.Tensor
-    similarity: torch.Tensor
-    token: torch.Tensor
-
-    @property
-    def total(self) -> torch.Tensor:
-        """Their weighted sum; the similarity's gradient is the largest by far at equal weights."""
-        return self.sentence + SIMILARITY_WEIGHT * self.similarity + self.token
 
 
 def train(
@@ -265,21 +246,18 @@ def train(
 
     Raises:
         RunError: If a loss is not finite.
-        UsageError: If the checkpoint belongs to another run.
     """
-    optimizer, settings = _optimizer(model, config), _settings(config, targets)
-    first = load_checkpoint(checkpoint, model, optimizer, settings)
+    optimizer = _optimizer(model, config)
+    first = load_checkpoint(checkpoint, model, optimizer)
     stream = batch_stream(targets.encoded.lengths, config.tokens_per_batch, config.seed, first, config.steps)
     with progress.stage("general stage", config.steps) as advance:
         advance(first)
         for step, batch in enumerate(stream, start=first):
-            inputs = targets.encoded.padded(batch)
-            hidden = targets.padded_hidden(batch, inputs["input_ids"].shape[1])
-            losses = _step(model, optimizer, inputs, hidden, learning_rate(step, config))
+            losses = _step(model, optimizer, targets, batch, learning_rate(step, config))
             _check_and_log(losses, step, progress)
             advance(1)
             if (step + 1) % config.checkpoint_every == 0:
-                save_checkpoint(checkpoint, model, optimizer, step + 1, settings)
+                save_checkpoint(checkpoint, model, optimizer, step + 1)
 
 
 def learning_rate(step: int, config: PretrainConfig) -> float:
@@ -298,16 +276,8 @@ def learning_rate(step: int, config: PretrainConfig) -> float:
     return config.learning_rate * min(rising, falling, 1.0)
 
 
-def _settings(config: PretrainConfig, targets: TeacherTargets) -> str:
-    choices = dataclasses.asdict(config)
-    # Neither changes the student, so a resumed run may change them.
-    del choices["output_dir"], choices["checkpoint_every"]
-    encoded = targets.encoded
-    return fingerprint(choices, encoded.ids, encoded.types, encoded.offsets, targets.states(0))
-
-
 def _optimizer(model: GeneralStudent, config: PretrainConfig) -> torch.optim.AdamW:
-    words = model.classifier.get_input_embeddings().weight  # type: ignore[operator]
+    words = model.classifier.get_input_embeddings().weight
     matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1 and parameter is not words]
     vectors = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
     groups = [
@@ -321,50 +291,54 @@ def _optimizer(model: GeneralStudent, config: PretrainConfig) -> torch.optim.Ada
 def _step(
     model: GeneralStudent,
     optimizer: torch.optim.Optimizer,
-    inputs: dict[str, torch.Tensor],
-    hidden: torch.Tensor,
+    targets: TeacherTargets,
+    batch: NDArray[np.int64],
     rate: float,
-) -> StepLosses:
-    device = next(model.parameters()).device
-    inputs = {name: value.to(device, non_blocking=True) for name, value in inputs.items()}
+) -> dict[str, Tensor]:
     for group in optimizer.param_groups:
         group["lr"] = rate * group["relative_rate"]
-    losses = step_losses(model, inputs, hidden.to(device, non_blocking=True))
+    losses = step_losses(model, targets, batch)
     optimizer.zero_grad()
-    losses.total.backward()  # type: ignore[no-untyped-call]
+    losses["total"].backward()  # type: ignore[no-untyped-call]
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     return losses
 
 
-def step_losses(model: GeneralStudent, inputs: dict[str, torch.Tensor], hidden: torch.Tensor) -> StepLosses:
+def step_losses(model: GeneralStudent, targets: TeacherTargets, batch: NDArray[np.int64]) -> dict[str, Tensor]:
     """Compare the student's states with the teacher's.
 
     Args:
         model: The student.
-        inputs: input_ids, attention_mask and token_type_ids, int64 (B, L).
-        hidden: float (B, L, d), the teacher's last hidden states.
+        targets: The labelled corpus.
+        batch: int64 (B,), positions of the texts.
 
     Returns:
-        The three losses.
+        The three losses and their weighted sum as "total"; the similarity's gradient is the largest by far at equal
+        weights.
     """
+    device = next(model.parameters()).device
+    inputs = targets.encoded.padded(batch, device)
     mask = inputs["attention_mask"]
-    with mixed_precision(mask.device):
-        states = model(inputs)
-    sentence, tokens, pooled = states.sentence.float(), states.tokens.float(), mean_pool(hidden.float(), mask)
-    return StepLosses(
-        sentence_loss(sentence, pooled), similarity_loss(sentence, pooled), token_loss(tokens, hidden.float(), mask)
-    )
+    hidden = targets.padded_hidden(batch, mask.shape[1]).to(device).float()
+    with mixed_precision(device):
+        sentence, tokens = model(inputs)
+    pooled = mean_pool(hidden, mask)
+    losses = {
+        "sentence": sentence_loss(sentence, pooled),
+        "similarity": similarity_loss(sentence, pooled),
+        "token": token_loss(tokens, hidden, mask),
+    }
+    total = losses["sentence"] + SIMILARITY_WEIGHT * losses["similarity"] + losses["token"]
+    return losses | {"total": total}
 
 
-def _check_and_log(losses: StepLosses, step: int, progress: Progress) -> None:
-    finite = bool(losses.total.isfinite())
-    if finite and step % LOG_EVERY:
-        return
-    values = {name: getattr(losses, name).item() for name in ("sentence", "similarity", "token")}
-    if not finite:
-        raise RunError(f"general stage: the loss of step {step} is not finite {values}; lower --learning-rate")
-    progress.event("general stage", step=step, **values)
+def _check_and_log(losses: dict[str, Tensor], step: int, progress: Progress) -> None:
+    if not losses["total"].isfinite():
+        values = ", ".join(f"{name} {value.item():.4g}" for name, value in losses.items())
+        raise RunError(f"the loss of step {step} is not finite ({values}); lower --learning-rate")
+    if step % LOG_EVERY == 0:
+        progress.event("general stage", step=step, **{name: value.item() for name, value in losses.items()})
 
 
 def pretrain(config: PretrainConfig, progress: Progress = SILENT) -> Path:
@@ -381,16 +355,15 @@ def pretrain(config: PretrainConfig, progress: Progress = SILENT) -> Path:
         RunError: If the run fails: a full disk, no network, a loss that is not finite.
         UsageError: If a text, a domain or the output folder cannot be used.
     """
-    _check_output(config.output_dir)
-    device = best_device()
-    corpus = read_corpus(config, progress)
-    teacher = load_encoder(config.teacher, ("0", "1"), seed=0, progress=progress)
-    targets = label_texts(teacher, corpus, config, device, progress)
-    model = start_student(teacher, targets, config).to(device)
-    train(model, targets, config, config.output_dir / FOLDER, progress)
-    with atomic_folder(config.output_dir) as folder:
+    with output_folder(config.output_dir, "general student", config.overwrite) as folder:
+        device, corpus = best_device(), read_corpus(config, progress)
+        teacher = load_encoder(config.teacher, ("0", "1"), seed=0, progress=progress)
+        targets = label_texts(teacher, corpus, config, device, progress)
+        model, checkpoint = start_student(teacher, targets, config).to(device), checkpoint_folder(config, targets)
+        train(model, targets, config, checkpoint, progress)
         save_student(model, teacher.tokenizer, folder)
-        write_card(folder, config, _facts(teacher, model, targets, corpus))
+        write_card(folder, config, model, targets)
+    shutil.rmtree(checkpoint, ignore_errors=True)
     return config.output_dir
 
 
@@ -409,31 +382,8 @@ def start_student(teacher: Teacher, targets: TeacherTargets, config: PretrainCon
         UsageError: If the student's word vectors are wider than the teacher.
     """
     states = average_word_states(targets, isolated_word_states(teacher.encoder, teacher.tokenizer))
-    vectors = principal_word_vectors(states, config.student.embedding_size)
-    student = build_student(vectors, int(teacher.tokenizer.pad_token_id), config.student, config.seed)
+    vectors = principal_word_vectors(states, config.embedding_size)
+    student = build_student(vectors, int(teacher.tokenizer.pad_token_id), config)
     model = GeneralStudent(student, teacher.hidden_size, config.seed)
     fit_projections(model, targets, config.seed)
     return model
-
-
-def _check_output(folder: Path) -> None:
-    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    # What a killed run has left of a checkpoint begins with a dot.
-    present = sorted(name for name in names if name != FOLDER and not name.startswith(f".{FOLDER}."))
-    if present:
-        raise UsageError(
-            f"output_dir: {folder} already holds {', '.join(present[:3])}; give a new folder, or remove this one"
-        )
-
-
-def _facts(teacher: Teacher, model: GeneralStudent, targets: TeacherTargets, corpus: Corpus) -> dict[str, Any]:
-    body = sum(parameter.numel() for parameter in model.classifier.parameters())
-    return {
-        "parameters (with a head of 2 classes)": body,
-        "share of the teacher": f"{body / teacher.parameters_count:.1%}",
-        "texts": len(corpus.texts),
-        "variants": len(corpus.variants),
-        "tokens": int(targets.encoded.offsets[-1]),
-        **{f"sha256 of {name}": digest for name, digest in corpus.files.items()},
-        "versions": f"l2a {l2a.__version__}, torch {torch.__version__}, transformers {transformers.__version__}",
-    }

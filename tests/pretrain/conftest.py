@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from l2a.pretrain.corpus import PretrainConfig, StudentShape
+from l2a.pretrain.corpus import PretrainConfig
 
-SHAPE = StudentShape(embedding_size=8, hidden_size=16, layers=1, intermediate_size=16, heads=2, positions=32)
+SHAPE = {"embedding_size": 8, "hidden_size": 16, "layers": 1, "intermediate_size": 16, "heads": 2, "positions": 32}
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def make_config(text_file: Path, encoder_folder: Path, tmp_path: Path) -> Callab
             variants=20,
             tokens_per_batch=256,
             checkpoint_every=100,
-            student=SHAPE,
+            **SHAPE,
         )
         return dataclasses.replace(config, **changes)
 

@@ -12,10 +12,11 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from l2a.pretrain import trainer
 from l2a.pretrain.corpus import PretrainConfig, read_corpus
 from l2a.pretrain.student import TeacherTargets, label_texts
-from l2a.pretrain.trainer import batch_stream, epoch_batches, pretrain, start_student
+from l2a.pretrain.trainer import batch_stream, checkpoint_folder, epoch_batches, pretrain, start_student
 from l2a.teacher.load import load_encoder
 from l2a.teacher.model import mean_pool
 from l2a.util.errors import RunError, UsageError
+from l2a.util.files import NEW, OLD
 
 MakeConfig = Callable[..., PretrainConfig]
 CPU = torch.device("cpu")
@@ -27,15 +28,12 @@ def label(config: PretrainConfig) -> TeacherTargets:
 
 
 def mean_loss(config: PretrainConfig, targets: TeacherTargets, model: trainer.GeneralStudent) -> float:
-    batch = np.arange(len(targets.encoded))
-    inputs = targets.encoded.padded(batch)
     with torch.no_grad():
-        losses = trainer.step_losses(model, inputs, targets.padded_hidden(batch, inputs["input_ids"].shape[1]))
-    return losses.total.item()
+        return trainer.step_losses(model, targets, np.arange(len(targets.encoded)))["total"].item()
 
 
-def test_the_student_is_an_ordinary_classifier_folder(make_config: MakeConfig) -> None:
-    folder = pretrain(make_config())
+def test_the_student_is_an_ordinary_classifier_folder(make_config: MakeConfig, private_cache: Path) -> None:
+    folder = pretrain(make_config(checkpoint_every=2))
     model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=3)
     inputs = AutoTokenizer.from_pretrained(folder)("a good film", return_tensors="pt")
     assert model(**inputs).logits.shape == (1, 3)
@@ -45,7 +43,7 @@ def test_the_student_is_an_ordinary_classifier_folder(make_config: MakeConfig) -
     assert (tokenizer["truncation"], tokenizer["padding"]) == (None, None)
     assert AutoTokenizer.from_pretrained(folder).model_max_length == model.config.max_position_embeddings
     assert "l2a pretrain" in (folder / "README.md").read_text()
-    assert not (folder / "checkpoint").exists()
+    assert not list((private_cache / "checkpoints").iterdir())
 
 
 def test_equal_settings_give_equal_students_and_another_seed_another(make_config: MakeConfig, tmp_path: Path) -> None:
@@ -80,49 +78,62 @@ def test_a_killed_run_resumes_to_the_same_student(
     assert all(torch.equal(expected[name], resumed[name]) for name in expected)
 
 
-@pytest.mark.parametrize("left", [".checkpoint.half", ".checkpoint.old.moved"])
+def trained(config: PretrainConfig) -> Path:
+    """Train as far as the last checkpoint, without writing the student."""
+    targets, teacher = label(config), load_encoder(config.teacher, ("0", "1"), seed=0)
+    checkpoint = checkpoint_folder(config, targets)
+    trainer.train(start_student(teacher, targets, config), targets, config, checkpoint)
+    return checkpoint
+
+
+@pytest.mark.parametrize("left", [NEW, OLD])
 def test_a_run_killed_while_it_saved_goes_on(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, left: str
 ) -> None:
     config = make_config(checkpoint_every=2)
-    targets, teacher = label(config), load_encoder(config.teacher, ("0", "1"), seed=0)
-    checkpoint = config.output_dir / "checkpoint"
-    trainer.train(start_student(teacher, targets, config), targets, config, checkpoint)
-    if "old" in left:  # between the two moves that exchange a folder
-        checkpoint.rename(config.output_dir / left)
+    checkpoint = trained(config)
+    aside = checkpoint.parent / f".{checkpoint.name}{left}moved"
+    if left == OLD:  # between the two moves that exchange a folder
+        checkpoint.rename(aside)
     else:
-        (config.output_dir / left).mkdir()
-        (config.output_dir / left / "states.safetensors").write_bytes(b"half")
+        aside.mkdir()
+        (aside / "states.safetensors").write_bytes(b"half")
     monkeypatch.setattr(trainer, "_step", lambda *arguments: pytest.fail("trained again"))
-    folder = pretrain(config)
-    assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+    pretrain(config)
+    assert not list(checkpoint.parent.iterdir())
 
 
-def test_a_checkpoint_of_other_settings_is_refused(make_config: MakeConfig) -> None:
+def test_other_settings_start_anew(make_config: MakeConfig) -> None:
     config = make_config(checkpoint_every=2)
-    targets, teacher = label(config), load_encoder(config.teacher, ("0", "1"), seed=0)
-    trainer.train(start_student(teacher, targets, config), targets, config, config.output_dir / "checkpoint")
-    other = dataclasses.replace(config, learning_rate=1e-4)
-    with pytest.raises(UsageError, match="other text, seed or settings"):
-        pretrain(other)
+    checkpoint, targets = trained(config), label(config)
+    same = dataclasses.replace(config, checkpoint_every=50, overwrite=True)
+    assert checkpoint_folder(same, targets) == checkpoint
+    for change in ({"learning_rate": 1e-4}, {"seed": 1}, {"output_dir": Path("elsewhere")}):
+        assert checkpoint_folder(dataclasses.replace(config, **change), targets) != checkpoint
 
 
 def test_a_checkpoint_holds_no_pickle(make_config: MakeConfig) -> None:
-    config = make_config(checkpoint_every=6)
-    targets, teacher = label(config), load_encoder(config.teacher, ("0", "1"), seed=0)
-    trainer.train(start_student(teacher, targets, config), targets, config, config.output_dir / "checkpoint")
-    names = sorted(path.name for path in (config.output_dir / "checkpoint").iterdir())
-    assert names == ["states.safetensors", "step.json"]
-    assert json.loads((config.output_dir / "checkpoint" / "step.json").read_text())["step"] == 6
+    checkpoint = trained(make_config(checkpoint_every=6))
+    assert sorted(path.name for path in checkpoint.iterdir()) == ["states.safetensors", "step.json"]
+    assert json.loads((checkpoint / "step.json").read_text())["step"] == 6
 
 
 def test_an_output_folder_with_other_files_is_left_alone(make_config: MakeConfig) -> None:
     config = make_config()
     config.output_dir.mkdir()
-    (config.output_dir / "thesis.tex").write_text("precious")
-    with pytest.raises(UsageError, match="already holds thesis"):
+    for name in ("thesis.tex", ".checkpoint.mine"):
+        (config.output_dir / name).write_text("precious")
+    with pytest.raises(UsageError, match="holds other files"):
         pretrain(config)
-    assert (config.output_dir / "thesis.tex").read_text() == "precious"
+    assert {path.read_text() for path in config.output_dir.iterdir() if path.name[1:4] != "l2a"} == {"precious"}
+    assert (config.output_dir / ".checkpoint.mine").exists()
+
+
+def test_a_finished_student_is_replaced_only_when_asked(make_config: MakeConfig) -> None:
+    pretrain(make_config(steps=1))
+    with pytest.raises(UsageError, match="--overwrite"):
+        pretrain(make_config(steps=2))
+    assert "--steps 2" in (pretrain(make_config(steps=2, overwrite=True)) / "README.md").read_text()
 
 
 def test_training_brings_the_student_nearer_to_the_teacher(make_config: MakeConfig) -> None:
@@ -162,13 +173,24 @@ def test_the_teacher_reads_a_corpus_once(make_config: MakeConfig, monkeypatch: p
     from l2a.pretrain import student as module
 
     first = label(make_config())
-    monkeypatch.setattr(module, "_write_batch", lambda *_: pytest.fail("labelled again"))
+
+    class LabelledAgainError(Exception):
+        pass
+
+    def refuse(*_: object) -> None:
+        raise LabelledAgainError
+
+    monkeypatch.setattr(module, "_write_batch", refuse)
     assert np.array_equal(label(make_config()).states(7), first.states(7))
+    for change in ("RECIPE", "has_fast_bfloat16"):  # another version of the code, another arithmetic
+        with monkeypatch.context() as changed, pytest.raises(LabelledAgainError):
+            changed.setattr(module, change, 99 if change == "RECIPE" else lambda device: True)
+            label(make_config())
 
 
-def test_a_diverged_loss_ends_the_run(make_config: MakeConfig) -> None:
-    with pytest.raises(RunError, match="not finite"):
-        trainer._check_and_log(trainer.StepLosses(*(torch.tensor(float("nan")) for _ in range(3))), 0, trainer.SILENT)
+def test_a_diverged_loss_ends_the_run() -> None:
+    with pytest.raises(RunError, match=r"step 3 is not finite \(token nan, total nan\)"):
+        trainer._check_and_log({name: torch.tensor(float("nan")) for name in ("token", "total")}, 3, trainer.SILENT)
 
 
 def test_batches_hold_every_text_once_within_the_budget() -> None:
@@ -196,7 +218,8 @@ def test_the_rate_warms_up_and_falls_to_nearly_zero(make_config: MakeConfig) -> 
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"steps": 0}, {"text": ()}, {"max_length": 500}, {"learning_rate": 0.0}, {"variants": -1}]
+    "wrong",
+    [{"steps": 0}, {"text": ()}, {"max_length": 500}, {"learning_rate": float("nan")}, {"variants": -1}, {"heads": 3}],
 )
 def test_wrong_settings_are_refused(make_config: MakeConfig, wrong: dict[str, object]) -> None:
     with pytest.raises(UsageError, match=next(iter(wrong))):
