@@ -235,13 +235,13 @@ def load_domain(
         RunError: If data cannot be fetched.
     """
     if not isinstance(reference, str | Path):
-        return as_domain(reference, "data", columns, flag)
+        return as_domain(reference, "data", columns)
     raw = _read(str(reference), columns, data_root, progress, flag)
     refuse(raw.problems, reference)
     return to_domain(raw)
 
 
-def as_domain(data: Any, name: str, columns: Columns = USUAL_COLUMNS, flag: str = FLAG) -> Domain:
+def as_domain(data: Any, name: str, columns: Columns = USUAL_COLUMNS) -> Domain:
     """Make a domain of data in memory.
 
     Args:
@@ -250,7 +250,6 @@ def as_domain(data: Any, name: str, columns: Columns = USUAL_COLUMNS, flag: str 
             test to these; or a domain, which is returned as it is.
         name: Name of the domain.
         columns: The columns of a frame or dataset; found by their usual names when None.
-        flag: How messages name the option for a column, as in ``load_domain``.
 
     Returns:
         The domain; its ``files`` hold a hash of the content.
@@ -260,7 +259,7 @@ def as_domain(data: Any, name: str, columns: Columns = USUAL_COLUMNS, flag: str 
     """
     if isinstance(data, Domain):
         return data
-    raw = with_splits(_join(name, _memory_tables(data, name), columns, flag))
+    raw = with_splits(_join(name, _memory_tables(data, name), columns, "its usual name or the argument columns"))
     refuse(raw.problems, name)
     return to_domain(raw)
 

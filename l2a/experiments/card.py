@@ -367,7 +367,7 @@ def _group(card: ExperimentCard, pair: Pair, shots: int, seed: int, data_root: P
 
 
 def _files_of(reference: str, columns: Columns, data_folder: Path | None, progress: Progress) -> DataFiles:
-    return _named_after(reference, load_domain(reference, columns, data_folder, progress).files)
+    return _named_after(reference, load_domain(reference, columns, data_folder, progress, "columns in the card").files)
 
 
 def _named_after(reference: str, files: DataFiles) -> DataFiles:
