@@ -2,6 +2,7 @@
 forbidden hashes that the code makes of them."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,14 +18,14 @@ from l2a.pipeline.students import draw_candidates, generator_inputs
 def leaking(config, tmp_path_factory):
     """A run whose source and unlabelled text hold every text of the target."""
     folder = tmp_path_factory.mktemp("leaking")
-    target = [json.loads(line) for line in open(config.target)]
+    target = [json.loads(line) for line in Path(config.target).read_text().splitlines()]
     copies = [{**row, "text": row["text"].upper(), "split": "train"} for row in target if row["split"] != "train"]
     few = load_run_data(config).splits
     copies += [
         {"text": text, "label": "negative", "split": "train"}
         for (text,) in (*few.reward.inputs, *few.validation.inputs)
     ]
-    own = open(config.source).read()
+    own = Path(config.source).read_text()
     (folder / "source.jsonl").write_text(own + "\n".join(map(json.dumps, copies)) + "\n")
     (folder / "more.txt").write_text("\n".join(row["text"] for row in target) + "\n")
     changes = {"source": str(folder / "source.jsonl"), "unlabelled": str(folder / "more.txt")}
