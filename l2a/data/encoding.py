@@ -1,6 +1,10 @@
-"""Texts as token ids, tokenised once, and padded batches in a few fixed lengths."""
+"""Texts as token ids, tokenised once, and padded batches in a few fixed lengths.
 
-from collections.abc import Iterator, Sequence
+Training, measuring and the exported folder encode in one way: by the tokenizer's own call, after ``fit_tokenizer``.
+"""
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from l2a.data.examples import TextInput
+from l2a.util.errors import UsageError
 from l2a.util.training import CPU
 
 BUCKETS = (4, 8, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128, 192, 256, 384, 512)
@@ -66,6 +71,79 @@ class EncodedTexts:
         return {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
 
 
+def reads_types(config: Any) -> bool:
+    """Tell whether a model tells the two texts of a pair apart by token types.
+
+    Args:
+        config: Its config of transformers.
+
+    Returns:
+        False also for models of a single type, such as RoBERTa.
+    """
+    return (getattr(config, "type_vocab_size", None) or 0) > 1
+
+
+def model_inputs(config: Any, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Choose what a model reads of a batch.
+
+    Args:
+        config: Its config of transformers.
+        batch: As made by ``EncodedTexts.padded``.
+
+    Returns:
+        The same tensors, token_type_ids only where the model reads them.
+    """
+    return {name: value for name, value in batch.items() if name != "token_type_ids" or reads_types(config)}
+
+
+def fit_tokenizer(tokenizer: Any, config: Any, max_length: int | None = None) -> Any:
+    """Copy a tokenizer so that its own call, with truncation=True, returns what a model is trained on.
+
+    Args:
+        tokenizer: A fast tokenizer of transformers.
+        config: The model's config.
+        max_length: Longest sequence in tokens that its call shall give; None leaves it as it is.
+
+    Returns:
+        The tokenizer, also when it is saved and loaded again: it gives token types where the model reads them, and pads
+        on the right, as ``EncodedTexts.padded`` does.
+    """
+    fitted = copy.deepcopy(tokenizer)
+    types = ["token_type_ids"] if reads_types(config) else []
+    settings: dict[str, Any] = {
+        "model_input_names": ["input_ids", *types, "attention_mask"],
+        "padding_side": "right",
+        "model_max_length": fitted.model_max_length if max_length is None else max_length,
+    }
+    for name, value in settings.items():
+        setattr(fitted, name, value)
+    fitted.init_kwargs |= settings  # what is saved
+    fitted.init_kwargs.pop("auto_map", None)
+    fitted.backend_tokenizer.no_truncation()
+    fitted.backend_tokenizer.no_padding()
+    return fitted
+
+
+def refuse_long_sequences(reader: str, positions: int | None, max_length: int) -> None:
+    """Stop before training when texts, padded, would be longer than a model can read.
+
+    Args:
+        reader: Which model, for the message.
+        positions: Tokens that it reads; None for a model without a limit.
+        max_length: Longest sequence in tokens.
+
+    Raises:
+        UsageError: If they would be; it names the largest length that is allowed.
+    """
+    if positions is None or bucket_of(max_length) <= positions:
+        return
+    longest = positions if positions >= BUCKETS[-1] else max(size for size in (1, *BUCKETS) if size <= positions)
+    raise UsageError(
+        f"max_length is {max_length}, but {reader} reads at most {positions} tokens; "
+        f"give --max-length {longest} or less"
+    )
+
+
 def bucket_of(length: int) -> int:
     """Return the smallest fixed length that holds a number of tokens.
 
@@ -82,7 +160,7 @@ def encode(tokenizer: Any, inputs: Sequence[TextInput], max_length: int) -> Enco
     """Tokenise texts once.
 
     Args:
-        tokenizer: A fast tokenizer of transformers.
+        tokenizer: A fast tokenizer of transformers, fitted to its model by ``fit_tokenizer``.
         inputs: N texts, single or pairs.
         max_length: Longest sequence in tokens; longer texts are cut (the longer side first in pairs).
 
@@ -96,9 +174,10 @@ def encode(tokenizer: Any, inputs: Sequence[TextInput], max_length: int) -> Enco
     for start in range(0, len(inputs), ENCODED_AT_ONCE):
         some = inputs[start : start + ENCODED_AT_ONCE]
         first, second = [text[0] for text in some], [text[1] for text in some] if pair else None
-        encoded = tokenizer(first, second, truncation=True, max_length=max_length, return_token_type_ids=True)
+        encoded = tokenizer(first, second, truncation=True, max_length=max_length)
         ids.append(np.concatenate([np.asarray(row, np.int32) for row in encoded["input_ids"]]))
-        types.append(np.concatenate([np.asarray(row, np.int8) for row in encoded["token_type_ids"]]))
+        given = encoded.get("token_type_ids")
+        types.append(np.zeros(len(ids[-1]), np.int8) if given is None else np.concatenate(given).astype(np.int8))
         lengths.append([len(row) for row in encoded["input_ids"]])
     offsets = np.cumsum(np.concatenate(lengths), dtype=np.int64)
     return EncodedTexts(np.concatenate(ids), np.concatenate(types), offsets, int(tokenizer.pad_token_id))

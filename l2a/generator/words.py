@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
-from l2a.data.encoding import encode, inference_batches
+from l2a.data.encoding import encode, inference_batches, model_inputs
 from l2a.data.examples import TextInput
 from l2a.generator.lexicons import Candidates, Synonyms
 from l2a.generator.tokens import token_kinds, vocabulary
@@ -335,10 +335,9 @@ class MaskedLanguageModel:
         with torch.inference_mode():
             for indices in inference_batches(encoded):
                 batch = encoded.padded(indices)
-                if not getattr(self._model.config, "type_vocab_size", 0):
-                    del batch["token_type_ids"]
                 rows, columns = (batch["input_ids"] == self._tokenizer.mask_token_id).nonzero(as_tuple=True)
-                logits = self._model(**batch).logits[rows, columns, : len(self._tokens)].float()
+                logits = self._model(**model_inputs(self._model.config, batch)).logits
+                logits = logits[rows, columns, : len(self._tokens)].float()
                 logits = logits.masked_fill(self._barred, -torch.inf)
                 logits[torch.arange(len(rows)), torch.from_numpy(own[indices])[rows]] = -torch.inf
                 best = logits.topk(min(self._count, logits.shape[1]))

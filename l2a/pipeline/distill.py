@@ -203,7 +203,7 @@ def write_run(
     metrics = metrics_content(rows, facts)
     about = CardFacts(str(config.source), config.target, data.label_names, config.teacher.model, data.target.is_pair)
     card, own_card = (model_card(about, rows, metrics, place) for place in ("student", "."))
-    export_student(student.model, student.tokenizer, folder / "student", own_card)
+    export_student(student.model, student.tokenizer, folder / "student", own_card, config.max_length)
     probe = data.target_labels.inputs[:32]
     parity = check_parity(student.model, student.tokenizer, folder / "student", probe, config.max_length)
     metrics["export_logit_difference"] = parity

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from l2a.config import DistillConfig
-from l2a.data.encoding import bucket_of, encode
+from l2a.data.encoding import encode, refuse_long_sequences
 from l2a.data.examples import Examples, TextInput
 from l2a.kd.data import DistillationSet, Renewal, join, refuse_constant_targets
 from l2a.kd.inference import fit_output_layer
@@ -21,30 +21,8 @@ from l2a.teacher.labelling import cached_labeller
 from l2a.teacher.load import load_encoder, load_fine_tuned
 from l2a.teacher.model import Teacher
 from l2a.teacher.store import Labeller
-from l2a.util.errors import UsageError
 from l2a.util.progress import SILENT, Progress
 from l2a.util.training import best_device
-
-
-def refuse_long_sequences(readers: str, positions: int, max_length: int) -> None:
-    """Stop before training when texts would be longer than a model can read.
-
-    Args:
-        readers: Which models, for the message.
-        positions: Tokens that they read.
-        max_length: Longest sequence in tokens.
-
-    Raises:
-        UsageError: If padded texts would not fit.
-    """
-    if bucket_of(max_length) > positions:
-        raise UsageError(f"max_length is {max_length}, but {readers} read at most {positions} tokens; lower it")
-
-
-def _refuse_long_for_teacher(teacher: Teacher, max_length: int) -> None:
-    # A student made from the teacher reads as many positions, at most 512.
-    positions = min(512, int(teacher.encoder.config.max_position_embeddings))
-    refuse_long_sequences("teacher and student", positions, max_length)
 
 
 @dataclass(frozen=True)
@@ -80,7 +58,7 @@ class RunContext:
         """Load the teacher's encoder as it is before any fine-tuning."""
         config = self.config.teacher
         teacher = load_encoder(config.model, self.data.label_names, config.source_seed, self.progress)
-        _refuse_long_for_teacher(teacher, self.config.max_length)
+        refuse_long_sequences("the teacher", teacher.positions, self.config.max_length)
         return teacher.to(best_device())
 
     @cached_property
@@ -89,7 +67,7 @@ class RunContext:
         config = self.config.teacher
         if config.fine_tuned:
             teacher = load_fine_tuned(config.model, self.data.label_names, self.progress)
-            _refuse_long_for_teacher(teacher, self.config.max_length)
+            refuse_long_sequences("the teacher", teacher.positions, self.config.max_length)
             return teacher.to(best_device())
         source, few = self.data.source, self.data.splits.train
         first = self._fit(self.pretrained(), source, config.source_epochs, config.source_seed, "teacher: source")
@@ -114,9 +92,7 @@ class RunContext:
         config, data = self.config, self.data
         texts = (*data.source.inputs, *data.splits.train.inputs, *data.unlabelled)
         student = build_student(config.student, self.teacher, data.label_names, texts, config.seed)
-        positions = getattr(student.model.config, "max_position_embeddings", None)  # some models have no limit
-        if positions is not None:
-            refuse_long_sequences("students of this student.model", positions, config.max_length)
+        refuse_long_sequences("the student", student.positions, config.max_length)
         student.model.to(best_device())
         return student
 

@@ -91,14 +91,12 @@ def aligned_size(body: Any) -> int:
     """Tell how many entries of a state can hold a word beside what it is compared with.
 
     Args:
-        body: A model without its head.
+        body: A BERT model without its head.
 
     Returns:
-        The width of half of the attention heads, at most half the state; 0 where there is a single head or the model
-        is no BERT, and nothing can be aligned.
+        The width of half of the attention heads, at most half the state; 0 where there is a single head, and nothing
+        can be aligned.
     """
-    if body.config.model_type != "bert":
-        return 0
     heads = int(body.config.num_attention_heads)
     return heads // 2 * (int(body.config.hidden_size) // heads)
 
@@ -151,10 +149,6 @@ def _compare(inner: nn.Linear, outer: nn.Linear, size: int) -> None:
         outer.weight[size : 2 * size, block * size : (block + 1) * size] = sign / SHARPNESS * identity
 
 
-QUERIES = ("query", "q_lin", "q")
-"""What the architectures call the layer that makes the queries."""
-
-
 def start_by_averaging(body: Any) -> None:
     """Let every attention block start as the mean over all tokens.
 
@@ -162,20 +156,47 @@ def start_by_averaging(body: Any) -> None:
     usual small random values the first token, which the classifier reads, sees nothing of the text for long.
 
     Args:
-        body: A BERT, ELECTRA or ModernBERT model without its head, changed in place.
+        body: A BERT model without its head, changed in place.
     """
     with torch.no_grad():
-        for values, outputs in _values_and_outputs(body):
-            nn.init.eye_(values)
-            nn.init.eye_(outputs)
+        for layer in body.encoder.layer:
+            nn.init.eye_(layer.attention.self.value.weight)
+            nn.init.eye_(layer.attention.output.dense.weight)
 
 
-def _values_and_outputs(body: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    if body.config.model_type == "modernbert":  # one matrix holds queries, keys and values, in this order
-        width = body.config.hidden_size
-        return [(layer.attn.Wqkv.weight[2 * width :], layer.attn.Wo.weight) for layer in body.layers]
-    blocks = [layer.attention for layer in body.encoder.layer]
-    return [(block.self.value.weight, block.output.dense.weight) for block in blocks]
+def start_from_words(student: Student, vectors: NDArray[np.float32], of_pairs: bool) -> None:
+    """Let a fresh student start as a mean over words; over words and what sets them apart from their matches in a pair.
+
+    What the teacher makes of each token alone already holds much of the task, also for words that no text shows; the
+    principal directions keep most of that.
+
+    Args:
+        student: A BERT classifier, changed in place.
+        vectors: float32 (V, d), one vector for each token of its vocabulary.
+        of_pairs: Whether it is to align the two texts that it reads; it needs two attention heads, and a tokenizer
+            that marks the texts.
+    """
+    body, table = student.model.base_model, student.model.get_input_embeddings()
+    marks_sides = any(student.tokenizer("a", "a")["token_type_ids"])
+    aligned = aligned_size(body) if of_pairs and marks_sides else 0
+    start_by_averaging(body)
+    with torch.no_grad():
+        if aligned:
+            table.weight.zero_()
+            table.weight[:, : aligned - 1] = even_word_vectors(vectors, aligned - 1)
+            start_by_aligning(body)
+        else:
+            table.weight.copy_(principal_word_vectors(vectors, table.embedding_dim))
+    open_head(student)
+
+
+QUERIES = ("query", "q_lin", "q")
+"""What the architectures call the layer that makes the queries."""
+
+
+def queries_of(body: Any) -> list[nn.Module]:
+    """List the layers that make an encoder's queries, the last layer's last; none for an unknown architecture."""
+    return [module for name, module in body.named_modules() if name.rpartition(".")[2] in QUERIES]
 
 
 def let_last_layer_average(body: Any) -> None:
@@ -187,8 +208,7 @@ def let_last_layer_average(body: Any) -> None:
     Args:
         body: A BERT, ELECTRA, DistilBERT or MPNet model without its head, changed in place.
     """
-    queries = [module for name, module in body.named_modules() if name.rpartition(".")[2] in QUERIES]
-    for parameter in queries[-1].parameters():
+    for parameter in queries_of(body)[-1].parameters():
         nn.init.zeros_(parameter)
 
 

@@ -1,9 +1,9 @@
-"""What a preset is built from: the teacher, the classes, the domains' texts and the size that is allowed."""
+"""What a student is built from: a preset of a size that the teacher's allows, or a checkpoint."""
 
 import copy
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,17 +13,10 @@ import torch
 from numpy.typing import NDArray
 
 from l2a.config import StudentConfig
+from l2a.data.encoding import refuse_long_sequences
 from l2a.data.examples import TextInput
-from l2a.student.initialisation import (
-    aligned_size,
-    even_word_vectors,
-    let_last_layer_average,
-    open_head,
-    principal_word_vectors,
-    start_by_aligning,
-    start_by_averaging,
-)
-from l2a.student.student import Student, load_checkpoint
+from l2a.student.initialisation import let_last_layer_average, open_head, queries_of, start_from_words
+from l2a.student.student import Student, class_names, load_checkpoint
 from l2a.student.vocabulary import choose_tokens, count_tokens, keep_tokens, needed_tokens, refuse_other_tokenizers
 from l2a.teacher.labelling import token_vectors
 from l2a.teacher.model import Teacher
@@ -36,12 +29,14 @@ class StudentRequest:
     """One student wanted.
 
     Attributes:
+        preset: Which, for messages.
         teacher: Gives weights, vocabulary and the size to compare with.
         label_names: The C classes.
         texts: Texts of the domains, without labels; they say which tokens are worth keeping.
         max_share: Largest allowed share of the teacher's parameters.
     """
 
+    preset: str
     teacher: Teacher
     label_names: tuple[str, ...]
     texts: Sequence[TextInput]
@@ -57,65 +52,66 @@ class StudentRequest:
         """Whether the student is to read two texts at a time."""
         return bool(self.texts) and len(self.texts[0]) == 2
 
-    @property
-    def width(self) -> int:
-        """Width d of the teacher; word vectors cannot be wider."""
-        return self.teacher.hidden_size
 
-    @property
-    def positions(self) -> int:
-        """Longest sequence that a fresh student reads, in tokens."""
-        return min(512, int(self.teacher.encoder.config.max_position_embeddings))
+@dataclass(frozen=True)
+class Plan:
+    """A student's shape.
 
-    @property
-    def layers(self) -> int:
-        """Layers of a fresh student: a third of the teacher's, at least two."""
-        return max(2, int(self.teacher.encoder.config.num_hidden_layers) // 3)
+    Attributes:
+        config: Its config of transformers.
+        tokenizer: Its tokenizer.
+        kept: int64 (V,), the id of each of its tokens in the teacher's vocabulary.
+    """
 
-    def labels(self) -> dict[str, Any]:
-        """Name the classes as a config of transformers wants them."""
-        names = dict(enumerate(self.label_names))
-        return {"id2label": names, "label2id": {name: index for index, name in names.items()}}
+    config: Any
+    tokenizer: Any
+    kept: NDArray[np.int64]
 
 
-def largest_fitting(request: StudentRequest, preset: str, sizes: Sequence[int], build: Callable[[int], Any]) -> int:
-    """Find the largest size whose model fits the budget.
+def classifier_of(config: Any) -> Any:
+    """Make an ``AutoModelForSequenceClassification`` with random weights in float32."""
+    from transformers import AutoModelForSequenceClassification
+
+    return AutoModelForSequenceClassification.from_config(  # type: ignore[no-untyped-call]
+        config, dtype=torch.float32, trust_remote_code=False
+    )
+
+
+def parameters_count(config: Any) -> int:
+    """Count the parameters of a classifier, embeddings and head included, without memory for its weights."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in classifier_of(config).parameters())
+
+
+def largest_fitting(request: StudentRequest, sizes: Sequence[int], shape: Callable[[int], Any]) -> Any:
+    """Find the largest model that fits the budget.
 
     Args:
         request: Says how many parameters are allowed.
-        preset: Name of the preset, for the message.
         sizes: At least one size, rising; the model grows with it.
-        build: Makes the model of a size.
+        shape: Gives the config of a size.
 
     Returns:
-        A member of ``sizes``.
+        The config of the largest size that fits.
 
     Raises:
         UsageError: If not even the first fits.
     """
-    fitting = bisect_right(sizes, request.budget, key=lambda size: parameters_count(lambda: build(size)))
+    fitting = bisect_right(sizes, request.budget, key=lambda size: parameters_count(shape(size)))
     if not fitting:
-        least = parameters_count(lambda: build(sizes[0]))
+        least = parameters_count(shape(sizes[0]))
         share = math.ceil(1000 * least / request.teacher.parameters_count) / 1000
         raise UsageError(
-            f"student.max_share: {request.max_share} of the teacher are {request.budget:,} parameters, the preset "
-            f"{preset!r} needs at least {least:,}; raise student.max_share to {share}, choose another student.preset, "
-            "or give --student a smaller checkpoint"
+            f"student.max_share: {request.max_share} of the teacher are {request.budget:,} parameters, but the preset "
+            f"{request.preset!r} needs at least {least:,}; raise student.max_share to {share}, choose another "
+            "student.preset, or give --student a smaller checkpoint"
         )
-    return sizes[fitting - 1]
+    return shape(sizes[fitting - 1])
 
 
-def parameters_count(build: Callable[[], Any]) -> int:
-    """Count the parameters of a model that is built without memory for its weights.
-
-    Args:
-        build: Makes the model.
-
-    Returns:
-        All parameters, embeddings and head included.
-    """
-    with torch.device("meta"):
-        return sum(parameter.numel() for parameter in build().parameters())
+LEAST_WIDTH = 32
+MOST_POSITIONS = 512
+"""A fresh student reads no longer sequences, even where its teacher does."""
 
 
 def attention_heads(width: int) -> int:
@@ -130,185 +126,154 @@ def attention_heads(width: int) -> int:
     return max(heads for heads in range(1, max(1, width // 32) + 1) if width % (2 * heads) == 0)
 
 
-LEAST_WIDTH = 32
-
-
-def build_narrow(request: StudentRequest) -> Student:
-    """Build a narrow BERT that starts from the teacher's token vectors.
+def plan_narrow(request: StudentRequest) -> Plan:
+    """Shape the widest BERT over the teacher's vocabulary that fits the budget and is not wider than the teacher.
 
     Args:
         request: The student wanted.
 
     Returns:
-        The student.
-
-    Raises:
-        UsageError: If the budget does not hold it.
-    """
-    student = Student(
-        fresh_bert(request, "narrow", request.teacher.tokenizer, request.layers), request.teacher.tokenizer
-    )
-    start_from_words(student, token_vectors(request.teacher), request.of_pairs)
-    return student
-
-
-def build_scratch(request: StudentRequest) -> Student:
-    """Build the control: a BERT of the narrow student's size, with the usual random weights throughout.
-
-    Args:
-        request: The student wanted.
-
-    Returns:
-        The student.
-
-    Raises:
-        UsageError: If the budget does not hold it.
-    """
-    tokenizer = request.teacher.tokenizer
-    return Student(fresh_bert(request, "scratch", tokenizer, request.layers), tokenizer)
-
-
-def fresh_bert(request: StudentRequest, preset: str, tokenizer: Any, layers: int) -> Any:
-    """Make the widest BERT classifier that fits the budget and is not wider than the teacher.
-
-    Args:
-        request: The student wanted.
-        preset: Name of the preset, for the message.
-        tokenizer: Its vocabulary has one embedding a token.
-        layers: Number of layers.
-
-    Returns:
-        ``BertForSequenceClassification`` with random weights.
+        A third of the teacher's layers, at least two.
 
     Raises:
         UsageError: If the budget does not hold the narrowest.
     """
-    from transformers import BertConfig, BertForSequenceClassification
+    from transformers import BertConfig
 
-    def build(width: int) -> Any:
-        config = BertConfig(
+    teacher, tokenizer = request.teacher, request.teacher.tokenizer
+
+    def shape(width: int) -> Any:
+        return BertConfig(
             vocab_size=len(tokenizer),
             hidden_size=width,
-            num_hidden_layers=layers,
+            num_hidden_layers=max(2, int(teacher.encoder.config.num_hidden_layers) // 3),
             num_attention_heads=attention_heads(width),
             intermediate_size=4 * width,
-            max_position_embeddings=request.positions,
+            max_position_embeddings=min(MOST_POSITIONS, teacher.positions or MOST_POSITIONS),
             pad_token_id=tokenizer.pad_token_id,
             hidden_dropout_prob=0.0,  # with so few updates dropout costs a fifth of their time and helps nothing
             attention_probs_dropout_prob=0.0,
-            **request.labels(),
+            **class_names(request.label_names),
         )
-        return BertForSequenceClassification(config)
 
-    return build(largest_fitting(request, preset, widths(request), build))
-
-
-def widths(request: StudentRequest) -> range:
-    """List the widths that a model over the teacher's token vectors may have.
-
-    Args:
-        request: The student wanted.
-
-    Returns:
-        Multiples of 8 from 32 to the teacher's width, or that width alone if it is smaller.
-    """
-    return range(min(LEAST_WIDTH, request.width), request.width + 1, 8)
-
-
-def start_from_words(student: Student, vectors: NDArray[np.float32], of_pairs: bool = False) -> None:
-    """Let a fresh student start as a mean over words; over words and what sets them apart from their matches in a pair.
-
-    What the teacher makes of each token alone already holds much of the task, also for words that no text shows; the
-    principal directions keep most of that.
-
-    Args:
-        student: A BERT, ELECTRA or ModernBERT classifier, changed in place.
-        vectors: float32 (V, d), one vector for each token of its vocabulary.
-        of_pairs: Whether a BERT is to align the two texts that it reads; it needs two attention heads, and a tokenizer
-            that marks the texts.
-    """
-    body, table = student.model.base_model, student.model.get_input_embeddings()
-    aligned = aligned_size(body) if of_pairs and _marks_sides(student.tokenizer) else 0
-    start_by_averaging(body)
-    with torch.no_grad():
-        if aligned:
-            table.weight.zero_()
-            table.weight[:, : aligned - 1] = even_word_vectors(vectors, aligned - 1)
-            start_by_aligning(body)
-        else:
-            table.weight.copy_(principal_word_vectors(vectors, table.embedding_dim))
-    open_head(student)
-
-
-def _marks_sides(tokenizer: Any) -> bool:
-    return any(tokenizer("a", "a", return_token_type_ids=True)["token_type_ids"])
+    widest = teacher.hidden_size
+    config = largest_fitting(request, range(min(LEAST_WIDTH, widest), widest + 1, 8), shape)
+    return Plan(config, tokenizer, np.arange(len(tokenizer)))
 
 
 LEAST_VOCABULARY = 1 / 8
 """A further layer is kept only where it leaves room for this part of the teacher's vocabulary."""
 
 
-def build_pruned(request: StudentRequest) -> Student:
-    """Cut a student out of the teacher.
+def plan_pruned(request: StudentRequest) -> Plan:
+    """Shape a student that is cut out of the teacher: its first layers, over the tokens that the texts use.
 
     Args:
         request: The student wanted.
 
     Returns:
-        The student; its layers and the vectors of the tokens that it keeps are the teacher's, but the last layer
-        attends to all tokens alike.
+        As many layers as fit, then as many tokens.
 
     Raises:
-        UsageError: If the vocabulary is not WordPiece, or if the budget does not hold one layer with the tokens that
-            spelling needs.
+        UsageError: If the vocabulary is not WordPiece, if the architecture cannot be cut, or if the budget does not
+            hold one layer with the tokens that spelling needs.
     """
-    tokenizer = request.teacher.tokenizer
-    refuse_other_tokenizers(tokenizer, "pruned")
-    counts = count_tokens(tokenizer, request.texts)
-    least, layers = int(needed_tokens(tokenizer, counts).sum()), _layers(request)
-    sizes = range(least, len(tokenizer) + 1)
-    size = largest_fitting(request, "pruned", sizes, partial(_classifier, request, layers, pad_token_id=0))
+    tokenizer, original = request.teacher.tokenizer, request.teacher.encoder
+    refuse_other_tokenizers(tokenizer, f"student.preset {request.preset!r}")
+    if not queries_of(original):
+        raise UsageError(
+            f"student.preset {request.preset!r} cannot cut a {original.config.model_type}; choose another "
+            "student.preset or a teacher such as BERT, MPNet, ELECTRA or DistilBERT"
+        )
+
+    def shape(layers: int, vocabulary: int, pad_token_id: int = 0) -> Any:
+        config = copy.deepcopy(original.config)
+        config.update({"num_hidden_layers": layers, "vocab_size": vocabulary, "pad_token_id": pad_token_id})
+        config.update(class_names(request.label_names))
+        return config
+
+    counts, least = count_tokens(tokenizer, request.texts), int(LEAST_VOCABULARY * len(tokenizer))
+    fewer = range(int(original.config.num_hidden_layers), 1, -1)
+    layers = next((n for n in fewer if parameters_count(shape(n, least)) <= request.budget), 1)
+    sizes = range(int(needed_tokens(tokenizer, counts).sum()), len(tokenizer) + 1)
+    size = largest_fitting(request, sizes, partial(shape, layers)).vocab_size
     kept = choose_tokens(tokenizer, counts, size)
     pruned = keep_tokens(tokenizer, kept)
-    student = Student(_classifier(request, layers, size, pruned.pad_token_id).eval(), pruned)
-    _read_weights(student.model.base_model, request.teacher.encoder.base_model, kept)
-    let_last_layer_average(student.model.base_model)
-    open_head(student, request.texts)
-    return student
+    return Plan(shape(layers, size, pruned.pad_token_id), pruned, kept)
 
 
-def _layers(request: StudentRequest) -> int:
-    least = int(LEAST_VOCABULARY * len(request.teacher.tokenizer))
-    for layers in range(int(request.teacher.encoder.config.num_hidden_layers), 1, -1):
-        if parameters_count(partial(_classifier, request, layers, least, 0)) <= request.budget:
-            return layers
-    return 1
-
-
-def _classifier(request: StudentRequest, layers: int, vocabulary: int, pad_token_id: int) -> Any:
-    from transformers import AutoModelForSequenceClassification
-
-    config = copy.deepcopy(request.teacher.encoder.config)
-    config.update({"num_hidden_layers": layers, "vocab_size": vocabulary, "pad_token_id": pad_token_id})
-    config.update(request.labels())
-    return AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
-
-
-def _read_weights(body: Any, teacher: Any, kept: NDArray[np.int64]) -> None:
+def _start_pruned(student: Student, request: StudentRequest, plan: Plan) -> None:
+    """Read the teacher's layers and the vectors of the kept tokens; let the last layer attend to all tokens alike."""
+    body, teacher = student.model.base_model, request.teacher.encoder.base_model
     shapes = {name: value.shape for name, value in body.state_dict().items()}
     shared = {name: value for name, value in teacher.state_dict().items() if shapes.get(name) == value.shape}
     body.load_state_dict(shared, strict=False)
     with torch.no_grad():
-        rows = teacher.get_input_embeddings().weight[torch.from_numpy(kept)]
-        body.get_input_embeddings().weight.copy_(rows)
+        body.get_input_embeddings().weight.copy_(teacher.get_input_embeddings().weight[torch.from_numpy(plan.kept)])
+    let_last_layer_average(body)
+    open_head(student, request.texts)
 
 
-PRESETS: Mapping[str, Callable[[StudentRequest], Student]] = {
-    "auto": build_narrow,
-    "narrow": build_narrow,
-    "scratch": build_scratch,
-    "pruned": build_pruned,
+def _start_narrow(student: Student, request: StudentRequest, plan: Plan) -> None:
+    start_from_words(student, token_vectors(request.teacher)[plan.kept], request.of_pairs)
+
+
+def _start_scratch(student: Student, request: StudentRequest, plan: Plan) -> None:
+    """Keep the usual random weights throughout."""
+
+
+PRESETS: dict[str, tuple[Callable[[StudentRequest], Plan], Callable[[Student, StudentRequest, Plan], None]]] = {
+    "narrow": (plan_narrow, _start_narrow),
+    "scratch": (plan_narrow, _start_scratch),
+    "pruned": (plan_pruned, _start_pruned),
 }
+"""How each preset is shaped, which needs no weights, and what it starts from."""
+
+
+def _request(
+    config: StudentConfig, teacher: Teacher, label_names: tuple[str, ...], texts: Sequence[TextInput]
+) -> StudentRequest:
+    preset = "narrow" if config.preset == "auto" else config.preset
+    return StudentRequest(preset, teacher, label_names, texts, config.max_share)
+
+
+def check_student(
+    config: StudentConfig, teacher: Teacher, label_names: tuple[str, ...], texts: Sequence[TextInput], max_length: int
+) -> None:
+    """Refuse a student that cannot be built or used, before anything is trained; no weights are read.
+
+    Args:
+        config: The preset or the checkpoint, and the largest share.
+        teacher: As ``check_teacher`` gives it.
+        label_names: The C classes.
+        texts: Texts of the domains, which a pruned vocabulary depends on.
+        max_length: Longest sequence in tokens.
+
+    Raises:
+        UsageError: If the checkpoint is broken or too large, the preset does not suit the teacher, the vocabulary is
+            not WordPiece, which the generator needs, or the student reads shorter texts.
+        RunError: If the checkpoint cannot be fetched.
+    """
+    if config.model is not None:
+        student = load_checkpoint(config.model, label_names, weights=False)
+    else:
+        request = _request(config, teacher, label_names, texts)
+        plan = PRESETS[request.preset][0](request)
+        with torch.device("meta"):
+            student = Student(classifier_of(plan.config), plan.tokenizer)
+    _refuse_large(student, config, teacher)
+    refuse_other_tokenizers(student.tokenizer, "the generator")
+    refuse_long_sequences("the student", student.positions, max_length)
+
+
+def _refuse_large(student: Student, config: StudentConfig, teacher: Teacher) -> None:
+    share = student.parameters_count / teacher.parameters_count
+    if share > config.max_share:
+        raise UsageError(
+            f"student.model {config.model!r}: its {student.parameters_count:,} parameters are {share:.1%} of the "
+            f"teacher's {teacher.parameters_count:,}, but at most {config.max_share:.1%} is allowed; raise "
+            "student.max_share or give a smaller checkpoint"
+        )
 
 
 def build_student(
@@ -327,20 +292,19 @@ def build_student(
         The student in eval mode, on the CPU.
 
     Raises:
-        UsageError: If the checkpoint has no tokenizer, the preset does not suit the teacher or the student is larger
-            than allowed.
-        RunError: If the checkpoint cannot be loaded.
+        UsageError: If the checkpoint is broken, the preset does not suit the teacher or the student is larger than
+            allowed.
+        RunError: If the checkpoint cannot be fetched.
     """
     with seeded(seed):
         if config.model is not None:
             student = load_checkpoint(config.model, label_names)
+            _refuse_large(student, config, teacher)
         else:
-            student = PRESETS[config.preset](StudentRequest(teacher, label_names, texts, config.max_share))
-    share = student.parameters_count / teacher.parameters_count
-    if share > config.max_share:
-        raise UsageError(
-            f"student: {student.parameters_count:,} parameters are {share:.1%} of the teacher's "
-            f"{teacher.parameters_count:,}; at most {config.max_share:.1%} is allowed (student.max_share)"
-        )
+            request = _request(config, teacher, label_names, texts)
+            shape, start = PRESETS[request.preset]
+            plan = shape(request)
+            student = Student(classifier_of(plan.config).eval(), plan.tokenizer)
+            start(student, request, plan)
     student.model.eval()
     return student

@@ -6,29 +6,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from l2a.util.errors import RunError, UsageError
-from l2a.util.progress import silence_transformers
-
-
-def output_layer(classifier: Any) -> nn.Linear:
-    """Find the last linear layer of a sequence classifier, the one that gives the logits.
-
-    Args:
-        classifier: Any ``AutoModelForSequenceClassification``.
-
-    Returns:
-        The layer, of C outputs.
-
-    Raises:
-        UsageError: If there is none.
-    """
-    layers = [module for module in classifier.modules() if isinstance(module, nn.Linear)]
-    if not layers or layers[-1].out_features != classifier.config.num_labels:
-        name = type(classifier).__name__
-        raise UsageError(
-            f"student {name}: no linear output layer with {classifier.config.num_labels} classes was found"
-        )
-    return layers[-1]
+from l2a.data.encoding import fit_tokenizer, model_inputs
+from l2a.teacher.load import open_checkpoint
+from l2a.teacher.model import output_layer, usable_positions
 
 
 class Student:
@@ -36,7 +16,7 @@ class Student:
 
     Attributes:
         model: ``AutoModelForSequenceClassification`` of transformers.
-        tokenizer: Its fast tokenizer.
+        tokenizer: Its fast tokenizer, whose own call returns what the model reads.
         output: The model's last linear layer (h) -> (C).
     """
 
@@ -45,10 +25,13 @@ class Student:
 
         Args:
             model: ``AutoModelForSequenceClassification``.
-            tokenizer: Its fast tokenizer.
+            tokenizer: A fast tokenizer of its vocabulary; it is copied.
+
+        Raises:
+            UsageError: If the model has no such layer.
         """
         self.model = model
-        self.tokenizer = tokenizer
+        self.tokenizer = fit_tokenizer(tokenizer, model.config)
         self.output = output_layer(model)
         self._features = torch.zeros(0)
         self.output.register_forward_pre_hook(self._keep_features)
@@ -65,10 +48,13 @@ class Student:
         Returns:
             Logits, float32 (B, C), and the features that gave them, float32 (B, h).
         """
-        types = "type_vocab_size" in self.model.config and self.model.config.type_vocab_size
-        arguments = {name: value for name, value in batch.items() if name != "token_type_ids" or types}
-        logits = self.model(**arguments).logits
+        logits = self.model(**model_inputs(self.model.config, batch)).logits
         return logits, self._features
+
+    @property
+    def positions(self) -> int | None:
+        """Longest sequence that it reads, in tokens; None where there is no limit."""
+        return usable_positions(self.model)
 
     @property
     def parameters_count(self) -> int:
@@ -91,51 +77,35 @@ class Student:
         return {name: value.detach().clone() for name, value in self.model.state_dict().items()}
 
     def restore(self, weights: Mapping[str, torch.Tensor]) -> None:
-        """Load weights that ``snapshot`` copied.
-
-        Args:
-            weights: All of the model's weights.
-        """
+        """Load weights that ``snapshot`` copied."""
         self.model.load_state_dict(weights)
 
 
-def load_checkpoint(model: str, label_names: tuple[str, ...]) -> Student:
+def class_names(label_names: tuple[str, ...]) -> dict[str, Any]:
+    """Name the C classes as a config of transformers wants them."""
+    return {"id2label": dict(enumerate(label_names)), "label2id": {name: i for i, name in enumerate(label_names)}}
+
+
+def load_checkpoint(model: str, label_names: tuple[str, ...], weights: bool = True) -> Student:
     """Load a checkpoint as a classifier.
 
     Args:
-        model: A folder or Hub id.
+        model: A folder, a Hub id or "minilm-l6".
         label_names: The C classes.
+        weights: False gives a student without memory for its weights, for checks.
 
     Returns:
         The student; an output layer of another number of classes is drawn afresh.
 
     Raises:
-        RunError: If it cannot be loaded.
-        UsageError: If it has no fast tokenizer or is no encoder.
+        RunError: If it cannot be fetched.
+        UsageError: If it is broken or no encoder with a fast tokenizer that fits it.
     """
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoModelForSequenceClassification
 
-    silence_transformers()
-    names = dict(enumerate(label_names))
-    try:
-        loaded = AutoModelForSequenceClassification.from_pretrained(
-            model,
-            dtype=torch.float32,
-            use_safetensors=True,
-            id2label=names,
-            label2id={name: i for i, name in names.items()},
-            ignore_mismatched_sizes=True,
-        )
-        tokenizer = AutoTokenizer.from_pretrained(model)
-    except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise RunError(f"student.model {model!r}: not loadable ({reason}); give a model folder or a Hub id") from error
-    if not tokenizer.is_fast:
-        raise UsageError(f"student.model {model!r}: it has no fast tokenizer; save tokenizer.json into its folder")
-    student = Student(loaded, tokenizer)
-    if tokenizer.pad_token_id is None or student.output.bias is None:
-        raise UsageError(
-            f"student.model {model!r}: a {loaded.config.model_type} without padding token or output bias came; "
-            "encoders such as BERT, ELECTRA, DistilBERT or ModernBERT are allowed"
-        )
-    return student
+    checkpoint, names = open_checkpoint("student.model", model), class_names(label_names)
+    checkpoint.config.update(names)
+    if not weights:
+        return Student(checkpoint.build(AutoModelForSequenceClassification), checkpoint.tokenizer)
+    loaded = checkpoint.load(AutoModelForSequenceClassification, fresh_head=True, **names)
+    return Student(loaded, checkpoint.tokenizer)

@@ -20,21 +20,21 @@ SPELLING_SHARE = 1 / 3
 TEXTS_PER_CALL = 2000
 
 
-def refuse_other_tokenizers(tokenizer: Any, preset: str) -> None:
+def refuse_other_tokenizers(tokenizer: Any, reader: str) -> None:
     """Stop when a vocabulary is not WordPiece.
 
     Args:
         tokenizer: A fast tokenizer of transformers.
-        preset: Name of the preset, for the message.
+        reader: What needs it, for the message.
 
     Raises:
-        UsageError: If it cannot be pruned.
+        UsageError: If it is not.
     """
     model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
     if model["type"] != "WordPiece" or model["continuing_subword_prefix"] != PIECE:
         raise UsageError(
-            f"student.preset: {preset!r} prunes a WordPiece vocabulary, the teacher's is {model['type']}; "
-            "choose another student.preset or a teacher of the BERT family"
+            f"{reader} needs a WordPiece vocabulary, and this one is {model['type']}; give --teacher or --student a "
+            "model of the BERT family, such as BERT, MPNet, ELECTRA or DistilBERT"
         )
 
 
@@ -120,7 +120,7 @@ def keep_tokens(tokenizer: Any, kept: NDArray[np.int64]) -> Any:
         tokenizer.save_pretrained(folder)
         path = Path(folder) / "tokenizer.json"
         path.write_text(json.dumps(_renumbered(json.loads(path.read_text("utf-8")), ids)), "utf-8")
-        pruned = AutoTokenizer.from_pretrained(folder)
+        pruned = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     pruned.name_or_path = tokenizer.name_or_path
     return pruned
 

@@ -1,13 +1,11 @@
 """Fine-tunes a teacher on labelled examples: full sentences, few shots, no tricks that need a validation split."""
 
-import dataclasses
 import logging
 import math
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
@@ -20,10 +18,58 @@ from l2a.teacher.store import Labeller
 from l2a.util.cache import cached_folder, fingerprint
 from l2a.util.errors import RunError
 from l2a.util.progress import SILENT, Progress
-from l2a.util.training import adamw, linear_schedule, mixed_precision, seeded
+from l2a.util.training import adamw, arithmetic, linear_schedule, mixed_precision, seeded
 
+RECIPE = 2
+"""Raise it whenever ``fine_tune`` gives other weights than before: cached teachers are then trained again."""
 LEAST_UPDATES = 16
 """Made however few the examples are: with fewer steps few-shot fine-tuning often fails (Mosbach et al., 2021)."""
+WEIGHTS = "trained.safetensors"
+logger = logging.getLogger(__name__)
+
+
+def fine_tuned(
+    base: Teacher,
+    examples: Examples,
+    config: TeacherConfig,
+    epochs: float,
+    max_length: int,
+    seed: int,
+    stage: str,
+    progress: Progress = SILENT,
+) -> Teacher:
+    """Fine-tune a teacher by ``fine_tune``, or read the result of the same training from the cache.
+
+    Args:
+        base: Where training starts; changed in place.
+        examples: Labelled texts.
+        config: Rates, batch size and frozen layers.
+        epochs: Passes over the examples; more where these are fewer than 16 updates.
+        max_length: Longest sequence in tokens.
+        seed: Order of the examples and dropout.
+        stage: Name shown to the user.
+        progress: Shows the steps.
+
+    Returns:
+        The base, now fine-tuned, in eval mode.
+
+    Raises:
+        RunError: If the loss is not finite or the disk is full.
+    """
+    settings = [config.frozen_layers, config.learning_rate, config.head_learning_rate, config.batch_size]
+    texts, device = [list(text) for text in examples.inputs], next(base.parameters()).device
+    how = [RECIPE, arithmetic(device)]
+    key = fingerprint(base.fingerprint(), texts, examples.labels, settings, epochs, max_length, seed, how)
+
+    def build(folder: Path) -> None:
+        before = {name: value.clone() for name, value in base.state_dict().items()}
+        fine_tune(base, examples, config, epochs, max_length, seed, stage, progress)
+        changed = {name: v.contiguous() for name, v in base.state_dict().items() if not torch.equal(v, before[name])}
+        save_file(changed, folder / WEIGHTS)
+
+    folder = cached_folder("teachers", key, build)
+    base.load_state_dict(load_file(folder / WEIGHTS), strict=False)
+    return base.eval()
 
 
 def fine_tune(
@@ -36,23 +82,13 @@ def fine_tune(
     stage: str,
     progress: Progress = SILENT,
 ) -> Teacher:
-    """Train encoder and head in place with cross-entropy.
+    """Train encoder and head in place with cross-entropy; the arguments are those of ``fine_tuned``.
 
     Bias-corrected AdamW, a linear schedule with warm-up and enough steps are what make few-shot fine-tuning stable
     (Mosbach et al., 2021; Zhang et al., 2021). The embeddings and the lowest layers stay frozen.
 
-    Args:
-        teacher: Changed in place; left in eval mode.
-        examples: Labelled texts; batches smaller than the batch size are trained on as well.
-        config: Rates, batch size and frozen layers.
-        epochs: Passes over the examples; more where these are fewer than 16 updates.
-        max_length: Longest sequence in tokens.
-        seed: Order of the examples and dropout.
-        stage: Name shown to the user.
-        progress: Shows the steps.
-
     Returns:
-        The same teacher.
+        The same teacher, in eval mode.
 
     Raises:
         RunError: If the loss is not finite; the batch is named.
@@ -71,12 +107,19 @@ def fine_tune(
     with seeded(seed), progress.stage(stage, total) as advance:  # dropout
         while step < total:
             for indices in training_batches(encoded.lengths, config.batch_size, rng):
-                batch = encoded.padded(indices, device)
                 with mixed_precision(device):
-                    logits = teacher(batch)[0]
+                    logits = teacher(encoded.padded(indices, device))[0]
                 loss = functional.cross_entropy(logits.float(), labels[indices].to(device))
-                _check_finite(loss, stage, step, examples, indices)
-                _update(teacher, optimizer, schedule, loss)
+                if not torch.isfinite(loss):
+                    raise RunError(
+                        f"{stage}: the loss is {loss.item()} at step {step}, batch starting with "
+                        f"{examples.inputs[indices[0]][0][:60]!r}; lower the learning rate"
+                    )
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()  # type: ignore[no-untyped-call]
+                nn.utils.clip_grad_norm_([p for p in teacher.parameters() if p.grad is not None], 1.0)
+                optimizer.step()
+                schedule.step()
                 step += 1
                 advance(1)
                 if step == total:
@@ -98,72 +141,6 @@ def freeze_lower_layers(teacher: Teacher, layers: int) -> None:
         if isinstance(module, nn.ModuleList) and name.split(".")[-1] in ("layer", "layers"):
             for layer in list(module)[: min(layers, len(module) - 1)]:
                 layer.requires_grad_(False)
-
-
-def _update(
-    teacher: Teacher, optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LambdaLR, loss: torch.Tensor
-) -> None:
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
-    nn.utils.clip_grad_norm_([p for p in teacher.parameters() if p.grad is not None], 1.0)
-    optimizer.step()
-    schedule.step()
-
-
-def _check_finite(loss: torch.Tensor, stage: str, step: int, examples: Examples, indices: NDArray[np.int64]) -> None:
-    if not torch.isfinite(loss):
-        first = examples.inputs[indices[0]][0][:60]
-        raise RunError(
-            f"{stage}: the loss is {loss.item()} at step {step}, batch starting with {first!r}; lower the learning rate"
-        )
-
-
-WEIGHTS = "trained.safetensors"
-logger = logging.getLogger(__name__)
-
-
-def fine_tuned(
-    base: Teacher,
-    examples: Examples,
-    config: TeacherConfig,
-    epochs: float,
-    max_length: int,
-    seed: int,
-    stage: str,
-    progress: Progress = SILENT,
-) -> Teacher:
-    """Fine-tune a teacher, or read the result of the same training from the cache.
-
-    Args:
-        base: Where training starts; changed in place.
-        examples: Labelled texts.
-        config: Rates, batch size and frozen layers.
-        epochs: Passes over the examples.
-        max_length: Longest sequence in tokens.
-        seed: Order of the examples and dropout.
-        stage: Name shown to the user.
-        progress: Shows the steps.
-
-    Returns:
-        The base, now fine-tuned, in eval mode.
-
-    Raises:
-        RunError: If the loss is not finite or the disk is full.
-    """
-    rates = dataclasses.asdict(config)
-    settings = [rates[name] for name in ("frozen_layers", "learning_rate", "head_learning_rate", "batch_size")]
-    texts = [list(text) for text in examples.inputs]
-    key = fingerprint(base.fingerprint(), texts, examples.labels, settings, epochs, max_length, seed)
-
-    def build(folder: Path) -> None:
-        before = {name: value.clone() for name, value in base.state_dict().items()}
-        fine_tune(base, examples, config, epochs, max_length, seed, stage, progress)
-        changed = {name: v.contiguous() for name, v in base.state_dict().items() if not torch.equal(v, before[name])}
-        save_file(changed, folder / WEIGHTS)
-
-    folder = cached_folder("teachers", key, build)
-    base.load_state_dict(load_file(folder / WEIGHTS), strict=False)
-    return base.eval()
 
 
 def refuse_useless_teacher(labeller: Labeller, reward: Examples, progress: Progress = SILENT) -> float:

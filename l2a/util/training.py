@@ -73,6 +73,11 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
 
 
+def arithmetic(device: torch.device) -> str:
+    """Name what ``mixed_precision`` computes with on a device, for the keys of what is cached."""
+    return f"{device.type} {'bfloat16' if has_fast_bfloat16(device) else 'float32'}"
+
+
 def mixed_precision(device: torch.device, on_cpu: bool = True) -> torch.autocast:
     """Run matrix products in bfloat16 where that pays; weights, sums and losses stay float32.
 

@@ -142,7 +142,7 @@ def test_a_student_trained_on_subclasses_decides_alike_without_them(student, obj
 @pytest.mark.slow
 def test_a_student_trained_on_subclasses_exports_as_an_ordinary_classifier(student, tmp_path: Path):
     train_on_subclasses(student, "lelp")
-    export_student(student.model, student.tokenizer, tmp_path / "student", "# card")
+    export_student(student.model, student.tokenizer, tmp_path / "student", "# card", 16)
     check_parity(student.model, student.tokenizer, tmp_path / "student", make_examples(9).inputs, 16)
     weights = load_file(tmp_path / "student" / "model.safetensors")
     assert weights["classifier.weight"].shape[0] == len(LABELS)

@@ -178,7 +178,7 @@ def test_a_student_that_reads_less_than_the_texts_is_refused(config, monkeypatch
     student = context.new_student()
     student.model.config.max_position_embeddings = config.max_length - 1
     monkeypatch.setattr("l2a.pipeline.session.build_student", lambda *arguments: student)
-    with pytest.raises(UsageError, match=f"students of this student.model read at most {config.max_length - 1} tokens"):
+    with pytest.raises(UsageError, match=f"the student reads at most {config.max_length - 1} tokens"):
         context.new_student()
 
 

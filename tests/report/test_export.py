@@ -12,7 +12,7 @@ TEXTS = make_examples(6).inputs
 
 @pytest.fixture
 def folder(student, tokenizer, tmp_path):
-    export_student(student, tokenizer, tmp_path / "student", "# card\n")
+    export_student(student, tokenizer, tmp_path / "student", "# card\n", 32)
     return tmp_path / "student"
 
 
@@ -67,5 +67,5 @@ def test_an_architecture_with_narrow_embeddings_is_kept_whole(tokenizer, tmp_pat
         intermediate_size=32, max_position_embeddings=64,
     )  # fmt: skip
     model = ElectraForSequenceClassification(config)
-    export_student(model, tokenizer, tmp_path / "electra", "")
+    export_student(model, tokenizer, tmp_path / "electra", "", 32)
     assert check_parity(model, tokenizer, tmp_path / "electra", TEXTS, 32) <= 1e-6

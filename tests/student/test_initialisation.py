@@ -53,8 +53,10 @@ def test_heads_divide_every_width_into_even_parts(width):
 
 @given(st.integers(11, 3000))
 def test_the_largest_size_that_fits_is_found(budget):
-    request = StudentRequest(_Teacher(10_000), LABELS, (), budget / 10_000)
-    size = largest_fitting(request, "any", range(1, 400), lambda size: nn.Linear(10, size))
+    request = StudentRequest("any", _Teacher(10_000), LABELS, (), budget / 10_000)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("l2a.student.presets.classifier_of", lambda size: nn.Linear(10, size))
+        size = largest_fitting(request, range(1, 400), lambda size: size)
     assert 11 * size <= request.budget < 11 * (size + 1)
 
 

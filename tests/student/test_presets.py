@@ -62,7 +62,7 @@ def test_every_preset_gives_the_same_logits_in_a_process_without_this_package(la
     first, second = [text for (text,) in domain_texts[:5]], [text for (text,) in domain_texts[5:10]]
     students = [make_student(preset, large_teacher, domain_texts) for preset in PRESETS]
     for preset, student in zip(PRESETS, students, strict=True):
-        export_student(student.model, student.tokenizer, tmp_path / preset, "# card")
+        export_student(student.model, student.tokenizer, tmp_path / preset, "# card", 64)
     done = subprocess.run(
         [sys.executable, "-c", LOADING, json.dumps([[first], [first, second]]), *(str(tmp_path / p) for p in PRESETS)],
         capture_output=True, text=True, check=True, env={**os.environ, "HF_HUB_OFFLINE": "1"},

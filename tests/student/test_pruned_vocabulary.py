@@ -194,7 +194,7 @@ def test_a_vocabulary_that_is_not_wordpiece_is_refused(large_teacher, domain_tex
     words = Tokenizer(models.WordLevel({"[UNK]": 0, "[CLS]": 1, "[SEP]": 2, "[PAD]": 3}, unk_token="[UNK]"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     large_teacher.tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", cls_token="[CLS]")
-    with pytest.raises(UsageError, match=r"student\.preset: 'pruned' .* WordLevel; choose another"):
+    with pytest.raises(UsageError, match=r"student\.preset 'pruned' .* WordLevel; give"):
         make_student("pruned", large_teacher, domain_texts)
 
 

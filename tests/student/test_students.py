@@ -10,7 +10,7 @@ from l2a.report.export import check_parity, export_student
 from l2a.student.presets import build_student
 from l2a.teacher.load import load_encoder
 from l2a.teacher.model import Teacher
-from l2a.util.errors import RunError, UsageError
+from l2a.util.errors import UsageError
 from tests.conftest import LABELS, make_examples, tiny_bert_config
 
 
@@ -50,8 +50,8 @@ def test_a_student_larger_than_allowed_is_refused(classifier_folder, teacher):
         build_student(StudentConfig(model=str(classifier_folder)), teacher, LABELS, (), seed=0)
 
 
-def test_an_unreadable_checkpoint_is_a_failed_run(tmp_path, teacher):
-    with pytest.raises(RunError, match="not loadable"):
+def test_an_empty_folder_is_no_student(tmp_path, teacher):
+    with pytest.raises(UsageError, match=r"student\.model .*: the folder has no config"):
         build_student(StudentConfig(model=str(tmp_path)), teacher, LABELS, (), seed=0)
 
 
@@ -73,6 +73,6 @@ def test_a_snapshot_restores_every_weight(teacher):
 
 def test_the_export_gives_the_same_logits(teacher, tmp_path):
     student = build_student(StudentConfig(max_share=0.9), teacher, LABELS, (), seed=0)
-    export_student(student.model, student.tokenizer, tmp_path / "student", "# card")
+    export_student(student.model, student.tokenizer, tmp_path / "student", "# card", 24)
     texts = make_examples(9).inputs
     assert check_parity(student.model, student.tokenizer, tmp_path / "student", texts, 24) <= 1e-5

@@ -110,11 +110,12 @@ def test_a_file_cut_anywhere_is_filled_again(tmp_path_factory, share):
     path = fill(folder).path
     os.truncate(path, int(share * path.stat().st_size))
     store = open_store(folder)
-    outputs, known = store.read(KEYS)
-    assert np.array_equal(outputs.logits[known], OUTPUTS.logits[known])  # a row before the cut may be whole
-    lost = np.flatnonzero(~known)
-    assert len(lost)
-    store.append([KEYS[i] for i in lost], OUTPUTS.take(lost))
+    assert not store.read(KEYS)[1].all()
+    for _ in range(2):  # writing may find more damage than reading did: then even what was found before goes
+        outputs, known = store.read(KEYS)
+        assert np.array_equal(outputs.logits[known], OUTPUTS.logits[known])  # a row before the cut may be whole
+        lost = np.flatnonzero(~known)
+        store.append([KEYS[i] for i in lost], OUTPUTS.take(lost))
     assert holds(open_store(folder))
 
 
