@@ -198,79 +198,39 @@ def _split(total: int, shares: NDArray[np.float64]) -> list[int]:
     return [int(count) for count in np.diff(bounds, prepend=0)]
 
 
-@dataclass(frozen=True)
-class ActiveVocabulary:
-    """The tokens of some texts.
-
-    Attributes:
-        ids: int64 (U,), ascending.
-        positions: int32 (V,), where each token stands among them; 0 for those that do not occur.
-    """
-
-    ids: NDArray[np.int64]
-    positions: NDArray[np.int32]
-
-    def renumber(self, encoded: EncodedTexts) -> EncodedTexts:
-        """Replace token ids by positions among the occurring tokens.
-
-        Args:
-            encoded: Texts of occurring tokens only.
-
-        Returns:
-            The same texts, for a table of U rows.
-        """
-        return replace(encoded, ids=self.positions[encoded.ids], pad_id=int(self.positions[encoded.pad_id]))
-
-
-def active_vocabulary(texts: Sequence[EncodedTexts], vocabulary: int) -> ActiveVocabulary:
-    """Collect the tokens of texts.
-
-    Args:
-        texts: In one tokenizer's ids; at least one.
-        vocabulary: V, rows of the embedding table.
-
-    Returns:
-        The tokens that occur, the padding and those before it included.
-    """
-    occurs = np.zeros(vocabulary, bool)
-    for encoded in texts:
-        occurs[encoded.ids] = True
-        # Ids up to the padding keep their numbers: some models tell positions by comparing ids with it.
-        occurs[: encoded.pad_id + 1] = True
-    ids = np.flatnonzero(occurs)
-    positions = np.zeros(vocabulary, np.int32)
-    positions[ids] = np.arange(len(ids), dtype=np.int32)
-    return ActiveVocabulary(ids, positions)
-
-
 @contextmanager
 def compact_embeddings(
-    student: Student, optimizer: torch.optim.Optimizer, tokens: ActiveVocabulary
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Give the student a table of the occurring rows only; afterwards they return to their places.
+    student: Student, optimizer: torch.optim.Optimizer, texts: Sequence[EncodedTexts]
+) -> Iterator[tuple[list[EncodedTexts], Tensor, Tensor]]:
+    """Give the student a table of the rows that occur in texts only; afterwards they return to their places.
 
     Neither gradient nor moments of the other rows are computed, which is most of a step's cost.
 
     Args:
         student: Its word embeddings are exchanged for the time of the context.
         optimizer: Holds the table as one of its parameters; its moments move along.
-        tokens: The rows to train.
+        texts: All that the student will read.
 
     Yields:
-        The rows, int64 (U,), and the full table, float32 (V, e), in which they are stale until the end.
+        The texts in numbers of the U rows; the rows, int64 (U,), and the full table, float32 (V, e), in which they are
+        stale until the end.
     """
     layer = student.model.get_input_embeddings()
     full, padding = layer.weight, layer.padding_idx
-    rows = torch.from_numpy(tokens.ids).to(full.device)
+    occurs = np.zeros(len(full), bool)
+    for encoded in texts:
+        occurs[encoded.ids] = True
+        # Ids up to the padding keep their numbers: some models tell positions by comparing ids with it.
+        occurs[: encoded.pad_id + 1] = True
+    rows, numbers = torch.from_numpy(np.flatnonzero(occurs)).to(full.device), np.cumsum(occurs, dtype=np.int32) - 1
     compact = nn.Parameter(full.detach()[rows])
     moments = optimizer.state.pop(full, {})
     if moments:
         optimizer.state[compact] = {k: v[rows] if v.shape == full.shape else v for k, v in moments.items()}
     _exchange(optimizer, full, compact)
-    layer.weight = compact
-    layer.padding_idx = None if padding is None else int(tokens.positions[padding])
+    layer.weight, layer.padding_idx = compact, None if padding is None else int(numbers[padding])
     try:
-        yield rows, full.detach()
+        yield [replace(t, ids=numbers[t.ids], pad_id=int(numbers[t.pad_id])) for t in texts], rows, full.detach()
     finally:
         layer.weight, layer.padding_idx = full, padding
         _exchange(optimizer, compact, full)

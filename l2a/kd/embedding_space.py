@@ -20,7 +20,7 @@ from l2a.kd.losses import soft_label_loss
 from l2a.student.student import Student
 from l2a.teacher.model import Teacher
 from l2a.teacher.store import TeacherOutputs
-from l2a.util.training import mixed_precision
+from l2a.util.training import evaluating, mixed_precision
 
 MIX_CONCENTRATION = 0.4
 """lambda ~ Beta(0.4, 0.4), as in MixKD (Liang et al., ICLR 2021)."""
@@ -105,18 +105,13 @@ def mixed_outputs(teacher: Teacher, pairs: EncodedTexts, weights: NDArray[np.flo
     Returns:
         Logits and embeddings of the N mixes.
     """
-    count = len(weights)
-    logits = np.zeros((count, len(teacher.label_names)), np.float32)
-    embeddings = np.zeros((count, teacher.hidden_size), np.float32)
-    device = next(teacher.parameters()).device
+    count, found = len(weights), []
     order = np.argsort(np.maximum(pairs.lengths[:count], pairs.lengths[count:]), kind="stable")
-    with torch.inference_mode():
-        for start in range(0, count, PAIRS_AT_ONCE):
-            rows = order[start : start + PAIRS_AT_ONCE]
-            with mixed_precision(device):
-                outputs = teacher(mix_pairs(teacher.encoder, pairs, rows, rows + count, weights[rows]))
-            logits[rows], embeddings[rows] = (part.float().cpu().numpy() for part in outputs)
-    return TeacherOutputs(logits, embeddings)
+    with torch.inference_mode(), mixed_precision(next(teacher.parameters()).device):
+        for rows in np.split(order, range(PAIRS_AT_ONCE, count, PAIRS_AT_ONCE)):
+            outputs = teacher(mix_pairs(teacher.encoder, pairs, rows, rows + count, weights[rows]))
+            found.append([part.float().cpu().numpy() for part in outputs])
+    return TeacherOutputs(*(np.concatenate(parts)[np.argsort(order)] for parts in zip(*found, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -153,12 +148,11 @@ class PerturbedBatches:
         embeds = table(batch.pop("input_ids"))
         chosen, places = indices[rows] - self.start, torch.from_numpy(rows).to(device)
         mine = {name: value[places] for name, value in batch.items()} | {"inputs_embeds": embeds[places].detach()}
-        theirs = _embedded(self.teacher.encoder, self.texts, chosen)
+        theirs = mix_pairs(self.teacher.encoder, self.texts, chosen, chosen, np.ones(len(chosen), np.float32))
         ascent, teacher_ascent = divergence_gradients(student, mine, self.teacher, theirs)
         shift = _step(ascent, self.student_open, chosen, self.student_step)
-        theirs["inputs_embeds"] = theirs["inputs_embeds"] + _step(
-            teacher_ascent, self.teacher_open, chosen, self.teacher_step
-        )
+        teacher_shift = _step(teacher_ascent, self.teacher_open, chosen, self.teacher_step)
+        theirs["inputs_embeds"] = theirs["inputs_embeds"] + teacher_shift
         with torch.inference_mode(), mixed_precision(device):
             logits, pooled = (part.float().cpu().numpy() for part in self.teacher(theirs))
         taught = TeacherOutputs(outputs.logits.copy(), outputs.embeddings.copy())
@@ -180,20 +174,14 @@ def divergence_gradients(
     Returns:
         float32 (B, L, e) and float32 (B, M, d).
     """
-    training = student.model.training
-    student.model.eval()
     mine, theirs = (batch["inputs_embeds"].detach().requires_grad_(True) for batch in (student_batch, teacher_batch))
-    student_logits, _ = student({**student_batch, "inputs_embeds": mine})
-    with mixed_precision(theirs.device):
-        teacher_logits, _ = teacher({**teacher_batch, "inputs_embeds": theirs})
-    loss = soft_label_loss(student_logits, teacher_logits.float(), 1.0) * len(mine)
-    gradient, teacher_gradient = torch.autograd.grad(loss, (mine, theirs))
-    student.model.train(training)
+    with evaluating(student.model):
+        student_logits, _ = student({**student_batch, "inputs_embeds": mine})
+        with mixed_precision(theirs.device):
+            teacher_logits, _ = teacher({**teacher_batch, "inputs_embeds": theirs})
+        losses = soft_label_loss(student_logits, teacher_logits.float(), 1.0, "none")
+        gradient, teacher_gradient = torch.autograd.grad(losses.sum(), (mine, theirs))
     return gradient, teacher_gradient
-
-
-def _embedded(model: nn.Module, encoded: EncodedTexts, indices: NDArray[np.int64]) -> Batch:
-    return mix_pairs(model, encoded, indices, indices, np.ones(len(indices), np.float32))
 
 
 def _step(gradient: Tensor, is_open: EncodedTexts, indices: NDArray[np.int64], length: float) -> Tensor:

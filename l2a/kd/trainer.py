@@ -17,7 +17,6 @@ from l2a.kd.data import (
     BatchReader,
     DistillationSet,
     Renewal,
-    active_vocabulary,
     compact_embeddings,
     cycle,
     join,
@@ -28,7 +27,6 @@ from l2a.kd.inference import calibrated_log_likelihood, run_student
 from l2a.kd.lelp import FoldParity, LELPSubclasses, refit_output_layer, subclass_head, subclass_targets
 from l2a.kd.losses import Reduction, distillation_loss, hidden_state_loss, subclass_loss
 from l2a.student.student import Student
-from l2a.teacher.store import TeacherOutputs
 from l2a.util import training
 from l2a.util.errors import RunError, UsageError
 from l2a.util.progress import SILENT, Progress
@@ -116,8 +114,7 @@ class KDTrainer:
         training.broadcast_weights(student.model.parameters())
         self._start_optimizer()
         self._average: WeightAverage | None = None
-        self._best: dict[str, Tensor] = {}
-        self._best_head: dict[str, Tensor] = {}
+        self._best: list[dict[str, Tensor]] = []
         self._table: tuple[Tensor, Tensor] | None = None
 
     def _start_optimizer(self) -> None:
@@ -155,12 +152,9 @@ class KDTrainer:
         """
         seed = self._seed + 1000 * order
         trial = KDTrainer(self.student, config, validation, self._projection.shape[1], max_length, seed)
-        trial._part_size = self._part_size
-        trial._projection.data.copy_(self._projection.data)
-        if self._subclasses is not None and self._head is not None:
-            trial.learn_subclasses(self._subclasses)
-            assert trial._head is not None
-            trial._head.load_state_dict(self._head.state_dict())
+        trial._part_size, trial._subclasses = self._part_size, self._subclasses
+        trial._head, trial._projection = copy.deepcopy(self._head), copy.deepcopy(self._projection)
+        trial._start_optimizer()
         training.carry_second_moments(self._optimizer, trial._optimizer)
         return trial
 
@@ -241,12 +235,10 @@ class KDTrainer:
             yield data
             return
         encoded, labels = self._validation
-        vocabulary = self.student.word_embeddings().shape[0]
-        tokens = active_vocabulary([data.encoded, encoded], vocabulary)
-        with compact_embeddings(self.student, self._optimizer, tokens) as self._table:
-            self._validation = (tokens.renumber(encoded), labels)
+        with compact_embeddings(self.student, self._optimizer, [data.encoded, encoded]) as (texts, rows, table):
+            self._validation, self._table = (texts[1], labels), (rows, table)
             try:
-                yield replace(data, encoded=tokens.renumber(data.encoded))
+                yield replace(data, encoded=texts[0])
             finally:
                 self._validation, self._table = (encoded, labels), None
 
@@ -256,7 +248,7 @@ class KDTrainer:
         parts = 1 if len(indices) <= self._part_size else len(indices) // self._part_size + 1
         for part in np.array_split(mine, min(parts, len(mine))):
             # Each part counts by its texts, so that the gradient is that of the mean over the whole batch.
-            self._backward(self._loss(data, part) * (len(part) / len(indices)))
+            (self._loss(data, part) * (len(part) / len(indices))).backward()  # type: ignore[no-untyped-call]
         training.sum_gradients(self._trained_parameters)
         self._clip_gradients()
         self._optimizer.step()
@@ -265,28 +257,23 @@ class KDTrainer:
 
     def _loss(self, data: DistillationSet, indices: NDArray[np.int64], reduction: Reduction = "mean") -> Tensor:
         """Sum the weighted terms of the loss."""
-        config = self._config
+        config, device = self._config, self._device
         batch, taught = self.read_batch(self.student, data, indices)
-        with training.mixed_precision(self._device, on_cpu=False) if self.student.model.training else nullcontext():
+        with training.mixed_precision(device, on_cpu=False) if self.student.model.training else nullcontext():
             logits, features = (part.float() for part in self.student(batch))
-        if self._head is not None:
-            loss = self._subclass_loss(features, taught, reduction)
+        if self._subclasses is not None and self._head is not None:
+            softness, counts = (config.temperature, config.subclass_temperature), self._subclasses.counts
+            targets = torch.from_numpy(subclass_targets(self._subclasses, taught, *softness)).to(device)
+            loss = subclass_loss(features, self._head, self.student.output, targets, counts, reduction)
         else:
-            soft, labels = torch.from_numpy(taught.logits), torch.from_numpy(data.labels[indices])
-            labels, soft = labels.to(self._device), soft.to(self._device)
+            soft, labels = (torch.from_numpy(part).to(device) for part in (taught.logits, data.labels[indices]))
             loss = distillation_loss(logits, soft, labels, config.temperature, config.alpha, reduction)
         if config.hidden_weight:
-            states = torch.from_numpy(taught.embeddings).to(self._device)
+            states = torch.from_numpy(taught.embeddings).to(device)
             loss = loss + config.hidden_weight * hidden_state_loss(features, states, self._projection, reduction)
         if not torch.isfinite(loss).all():
             self._refuse(data, indices, loss.mean().item())
         return loss
-
-    def _subclass_loss(self, features: Tensor, taught: TeacherOutputs, reduction: Reduction) -> Tensor:
-        assert self._subclasses is not None and self._head is not None
-        softness = (self._config.temperature, self._config.subclass_temperature)
-        targets = torch.from_numpy(subclass_targets(self._subclasses, taught, *softness)).to(self._device)
-        return subclass_loss(features, self._head, self.student.output, targets, self._subclasses.counts, reduction)
 
     def _refuse(self, data: DistillationSet, indices: NDArray[np.int64], loss: float) -> None:
         ids = torch.from_numpy(data.take(indices[:1]).encoded.ids).long()
@@ -295,10 +282,6 @@ class KDTrainer:
             f"kd: the loss is {loss} at step {self.steps_done}, in the batch that begins with {text[:80]!r}; "
             "lower kd.learning_rate, or check that the teacher's outputs for these texts are finite"
         )
-
-    @staticmethod
-    def _backward(loss: Tensor) -> None:
-        loss.backward()  # type: ignore[no-untyped-call]
 
     def _clip_gradients(self) -> float:
         clipped = [parameter for parameter in self._trained_parameters if parameter is not self._projection]
@@ -338,7 +321,7 @@ class KDTrainer:
         self._optimizer.zero_grad(set_to_none=True)
         with training.evaluating(self.student.model):
             for part in inference_batches(data.encoded):
-                self._backward(self._loss(data, part) * (len(part) / len(data)))
+                (self._loss(data, part) * (len(part) / len(data))).backward()  # type: ignore[no-untyped-call]
         clipped = 1.0 / max(self._clip_gradients(), 1.0)
         slopes = training.adamw_update_derivative(self._optimizer)
         self._optimizer.zero_grad(set_to_none=True)
@@ -363,21 +346,21 @@ class KDTrainer:
         progress.event("validation", step=self.steps_done, log_likelihood=score)
         return score
 
+    @property
+    def _modules(self) -> list[nn.Module]:
+        return [self.student.model] if self._head is None else [self.student.model, self._head]
+
     def _keep(self) -> None:
-        self._best = self.student.snapshot()
-        if self._head is not None:
-            self._best_head = copy.deepcopy(self._head.state_dict())
+        self._best = [copy.deepcopy(module.state_dict()) for module in self._modules]
         if self._table is not None:
             (rows, table), name = self._table, self.student.embeddings_name
-            table[rows] = self._best[name]
-            self._best[name] = table.clone()
+            table[rows] = self._best[0][name]
+            self._best[0][name] = table.clone()
 
     def restore_best(self) -> None:
         """Load the state that scored best on the validation split."""
-        if self._best:
-            self.student.restore(self._best)
-        if self._head is not None and self._best_head:
-            self._head.load_state_dict(self._best_head)
+        for module, state in zip(self._modules, self._best, strict=False):
+            module.load_state_dict(state)
 
     def refit_output_layer(self, encoded: EncodedTexts) -> FoldParity | None:
         """Turn the subclass head, where there is one, into the student's ordinary output layer.

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from l2a.data.encoding import EncodedTexts
-from l2a.kd.data import active_vocabulary, compact_embeddings
+from l2a.kd.data import compact_embeddings
 from l2a.util.training import adamw
 
 VOCABULARY = 40
@@ -42,9 +42,8 @@ def train(rounds: list[list[int]], compact: bool) -> tuple[torch.Tensor, torch.o
     optimizer = adamw([([table.layer.weight], 1e-2)], weight_decay=0.0)
     for ids in rounds:
         if compact:
-            tokens = active_vocabulary([encoded_of(ids)], VOCABULARY)
-            with compact_embeddings(table, optimizer, tokens):
-                descend(table, optimizer, tokens.renumber(encoded_of(ids)).ids.tolist(), 3)
+            with compact_embeddings(table, optimizer, [encoded_of(ids)]) as (texts, *_):
+                descend(table, optimizer, texts[0].ids.tolist(), 3)
         else:
             descend(table, optimizer, ids, 3)
     return table.layer.weight.detach(), optimizer, table
@@ -85,22 +84,16 @@ def test_table_padding_and_moments_return_to_their_places():
 def test_the_table_returns_after_a_failure():
     table = TableOnly()
     optimizer = adamw([([table.layer.weight], 1e-2)])
-    chosen = active_vocabulary([encoded_of([4])], VOCABULARY)
-    with pytest.raises(KeyboardInterrupt), compact_embeddings(table, optimizer, chosen):
+    with pytest.raises(KeyboardInterrupt), compact_embeddings(table, optimizer, [encoded_of([4])]):
         raise KeyboardInterrupt
     assert table.layer.weight.shape == (VOCABULARY, 3)
 
 
-@given(ids=tokens)
+@given(ids=tokens, pad=st.integers(0, 5))
 @settings(max_examples=25, deadline=None)
-def test_renumbered_texts_read_the_same_rows(ids):
-    chosen, encoded = active_vocabulary([encoded_of(ids)], VOCABULARY), encoded_of(ids)
-    assert (chosen.ids[chosen.renumber(encoded).ids] == encoded.ids).all()
-    assert chosen.ids[chosen.renumber(encoded).pad_id] == encoded.pad_id
-
-
-def test_ids_up_to_the_padding_keep_their_numbers():
-    encoded = replace(encoded_of([6, 9]), pad_id=3)
-    renumbered = active_vocabulary([encoded], VOCABULARY).renumber(encoded)
-    assert renumbered.pad_id == 3
-    assert (renumbered.ids != 3).all()
+def test_renumbered_texts_read_the_same_rows_and_the_padding_keeps_its_number(ids, pad):
+    table, encoded = TableOnly(), replace(encoded_of(ids), pad_id=pad)
+    with compact_embeddings(table, adamw([([table.layer.weight], 1e-2)]), [encoded]) as ((renumbered,), rows, full):
+        assert torch.equal(table.layer.weight[renumbered.ids], full[ids])
+        assert rows[renumbered.ids].tolist() == ids
+        assert renumbered.pad_id == rows[renumbered.pad_id] == pad
