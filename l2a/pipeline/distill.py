@@ -106,6 +106,8 @@ def _run(config: DistillConfig, in_memory: Mapping[str, Any], folder: Path, prog
     from l2a.pipeline.session import RunContext
 
     context = RunContext(config, progress, data)
+    with progress.stage("check the models"):
+        context.check_models()
     fitted = _fit_methods(context)
     students = {name: method.trained for name, method in fitted.items() if method.trained is not None}
     scores = {name: trained.validation_log_likelihood for name, trained in students.items()}

@@ -14,15 +14,24 @@ from l2a.kd.inference import fit_output_layer
 from l2a.kd.lelp import fit_subclasses, teacher_output_weight
 from l2a.kd.trainer import KDTrainer
 from l2a.pipeline.data import RunData, load_run_data
-from l2a.student.presets import build_student
+from l2a.student.presets import build_student, check_student
 from l2a.student.student import Student
 from l2a.teacher.finetune import fine_tuned, refuse_useless_teacher
 from l2a.teacher.labelling import cached_labeller
-from l2a.teacher.load import load_encoder, load_fine_tuned
+from l2a.teacher.load import check_teacher, load_encoder, load_fine_tuned
 from l2a.teacher.model import Teacher
 from l2a.teacher.store import Labeller
 from l2a.util.progress import SILENT, Progress
 from l2a.util.training import best_device
+
+
+MOST_TARGET_TEXTS = 32_000
+"""Texts that a teacher reads in a stage on the target, repeated ones counted, unless one pass takes more."""
+
+
+def _passes(epochs: float, examples: Examples) -> float:
+    """Keep the many passes that a few labels need from costing hours where there are thousands."""
+    return min(epochs, max(1.0, MOST_TARGET_TEXTS / len(examples)))
 
 
 @dataclass(frozen=True)
@@ -54,6 +63,21 @@ class RunContext:
         without = replace(self.data, unlabelled=())
         return RunContext(replace(self.config, unlabelled=None), self.progress, without)
 
+    def check_models(self) -> None:
+        """Refuse models that cannot be used, before anything is trained.
+
+        Raises:
+            UsageError: If teacher or student is broken, does not fit the other or reads shorter texts.
+            RunError: If a model cannot be fetched.
+        """
+        config, names = self.config, self.data.label_names
+        teacher = check_teacher(config.teacher, names, config.max_length, self.progress)
+        check_student(config.student, teacher, names, self._training_texts, config.max_length)
+
+    @property
+    def _training_texts(self) -> tuple[TextInput, ...]:
+        return (*self.data.source.inputs, *self.data.splits.train.inputs, *self.data.unlabelled)
+
     def pretrained(self) -> Teacher:
         """Load the teacher's encoder as it is before any fine-tuning."""
         config = self.config.teacher
@@ -71,13 +95,13 @@ class RunContext:
             return teacher.to(best_device())
         source, few = self.data.source, self.data.splits.train
         first = self._fit(self.pretrained(), source, config.source_epochs, config.source_seed, "teacher: source")
-        return self._fit(first, few, config.target_epochs, self.config.seed, "teacher: target")
+        return self._fit(first, few, _passes(config.target_epochs, few), self.config.seed, "teacher: target")
 
     @cached_property
     def target_only_teacher(self) -> Teacher:
         """The yardstick: the same encoder on all target labels and nothing else."""
-        epochs = self.config.teacher.target_only_epochs
         labels = self.data.target_labels
+        epochs = _passes(self.config.teacher.target_only_epochs, labels)
         return self._fit(self.pretrained(), labels, epochs, self.config.seed, "teacher: target only")
 
     @cached_property
@@ -90,8 +114,7 @@ class RunContext:
     def new_student(self) -> Student:
         """Build an untrained student; every call gives the same one."""
         config, data = self.config, self.data
-        texts = (*data.source.inputs, *data.splits.train.inputs, *data.unlabelled)
-        student = build_student(config.student, self.teacher, data.label_names, texts, config.seed)
+        student = build_student(config.student, self.teacher, data.label_names, self._training_texts, config.seed)
         refuse_long_sequences("the student", student.positions, config.max_length)
         student.model.to(best_device())
         return student

@@ -1,0 +1,104 @@
+"""What can be refused is refused before anything is trained, and bad data before torch is loaded."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+import l2a
+from l2a.config import override
+from l2a.pipeline.distill import distill
+from l2a.pipeline.session import RunContext, _passes
+from l2a.util.errors import RunError, UsageError
+from tests.conftest import make_examples, write_domain
+
+
+@pytest.fixture
+def no_training(monkeypatch):
+    def fail(*arguments, **options):
+        raise AssertionError("a teacher was trained")
+
+    monkeypatch.setattr("l2a.pipeline.session.fine_tuned", fail)
+
+
+def test_bad_data_are_refused_before_torch_is_loaded(tmp_path):
+    (tmp_path / "bad.jsonl").write_text('{"text": "one", "label": "a"}\n')
+    source = write_domain(tmp_path / "source.jsonl", 60, seed=1)
+    code = (
+        "import sys\nfrom l2a.pipeline.distill import distill\n"
+        "try:\n    distill(target=sys.argv[1], source=sys.argv[2], output_dir=sys.argv[3])\n"
+        "except ValueError as error:\n    print(type(error).__name__)\n"
+        "sys.exit(bool({'torch', 'transformers', 'sklearn', 'pandas'} & set(sys.modules)))"
+    )
+    arguments = [str(tmp_path / "bad.jsonl"), str(source), str(tmp_path / "run")]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, "UsageError"), done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"selector.agent": "pppo"}, "pppo"),
+        ({"output_dir": "/dev/null/run"}, "is a file"),
+        ({"student.model": "no/such/folder"}, "no/such/folder"),
+        ({"student.max_share": 0.0001}, "max_share"),
+        ({"max_length": 4096}, "max_length"),
+    ],
+)
+def test_a_request_that_cannot_work_is_refused_before_training(config, tmp_path, no_training, changes, message):
+    wrong = override(config, {"output_dir": str(tmp_path / "run"), **changes})
+    with pytest.raises((UsageError, RunError), match=message):
+        distill(wrong)
+
+
+def test_the_output_folder_is_tried_before_the_data_are_read(config, tmp_path, monkeypatch):
+    monkeypatch.setattr("l2a.pipeline.distill.load_run_data", lambda *arguments: pytest.fail("the data were read"))
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UsageError, match="is a file"):
+        distill(override(config, {"output_dir": str(tmp_path / "file" / "run")}))
+
+
+def test_a_string_for_a_number_is_refused_by_name(config):
+    with pytest.raises(UsageError, match="shots"):
+        l2a.distill(config, shots="many")
+
+
+def test_a_users_own_labels_are_all_used(config, tmp_path, capsys):
+    own = RunContext(override(config, {"shots": None}))
+    splits, target = own.data.splits, own.data.target
+    assert splits.labels_used == len(target.train) + len(target.dev) and not splits.labels_ignored
+    assert len(splits.reward) == len(splits.validation) == 2 * 6
+    assert len(splits.train) == splits.labels_used - 24
+
+
+def test_labels_that_are_left_aside_are_counted(config):
+    splits = RunContext(config).data.splits
+    assert (splits.labels_used, splits.labels_ignored) == (40, 120 - 40)
+
+
+def test_many_labels_are_not_read_as_often_as_few():
+    assert _passes(20.0, make_examples(128)) == 20.0
+    assert _passes(20.0, make_examples(6400)) == 5.0
+    assert _passes(0.5, make_examples(64)) == 0.5
+
+
+@pytest.mark.slow
+def test_the_student_that_validation_prefers_is_saved_under_its_own_name(config, tmp_path, monkeypatch):
+    import l2a.pipeline.students as students
+
+    original = students.finish
+
+    def finish(session, rounds):
+        trained = original(session, rounds)
+        return students.TrainedStudent(trained.student, trained.rounds, -2.0 if rounds else -1.0)
+
+    monkeypatch.setattr(students, "finish", finish)
+    result = distill(override(config, {"output_dir": str(tmp_path / "run"), "selector.agent": "random"}))
+    assert result.student == "plain_kd_student"
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["student"] == "plain_kd_student"
+    assert metrics["validation_log_likelihood"] == {"plain_kd_student": -1.0, "l2a_student": -2.0}
+    assert "`plain_kd_student`, chosen by" in (tmp_path / "run" / "README.md").read_text()
+    assert [len(metrics["rounds"])] == [config.kd.rounds]
