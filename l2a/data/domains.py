@@ -171,19 +171,8 @@ def load_card(name: str) -> DomainCard:
     return card
 
 
-def read_rated_card(card: DomainCard, progress: Progress) -> tuple[list[Row], dict[str, str]]:
-    """Fetch and read the domain of a card that names a package.
-
-    Args:
-        card: A card with ``artifact`` and ``ratings``.
-        progress: Shows the download.
-
-    Returns:
-        The rows with their splits, and the name of the file read with the sha256 of its archive.
-
-    Raises:
-        RunError: If the package cannot be fetched, or other rows come out than the card promises.
-    """
+def _read_rated_card(card: DomainCard, progress: Progress) -> tuple[list[Row], dict[str, str]]:
+    """Rows with their splits, and the name of the file read with the sha256 of its archive."""
     assert card.artifact is not None and card.ratings is not None
     archive = fetch_artifact(card.artifact, progress) / card.artifact.members[0]
     rows = read_ratings(archive, card.ratings)
@@ -286,7 +275,7 @@ def read_unlabelled(
     if not isinstance(reference, str | Path):
         texts = _memory_texts(reference)
         return texts, {"unlabelled": fingerprint(texts)}
-    path = find_path(str(reference), data_root)
+    path = _find_path(str(reference), data_root)
     is_card = str(reference) in list_cards("domains")
     if not is_card and (name_and_format(Path(reference))[1] == ".txt" or (path is not None and path.is_file())):
         table = read_table(path or Path(reference), (".txt", *SUFFIXES))
@@ -310,7 +299,7 @@ def _read(reference: str, columns: Columns, data_root: Path | None, progress: Pr
     cards = list_cards("domains")
     if reference in cards:
         return with_splits(_read_card(reference, progress))
-    path = find_path(reference, data_root)
+    path = _find_path(reference, data_root)
     if path is not None:
         name = name_and_format(path)[0] if path.is_file() else path.resolve().name
         return with_splits(_join(name, _path_tables(path), columns, flag))
@@ -324,7 +313,7 @@ def _read(reference: str, columns: Columns, data_root: Path | None, progress: Pr
 def _read_card(name: str, progress: Progress) -> RawDomain:
     card, path = load_card(name), find_card("domains", name)
     if card.data is None:
-        rows, files = read_rated_card(card, progress)
+        rows, files = _read_rated_card(card, progress)
         raw = RawDomain(name, tuple(rows), (), files)
     else:
         data = path.parent / Path(card.data).expanduser()
@@ -350,16 +339,8 @@ def _join(name: str, tables: Tables, columns: Columns, flag: str) -> RawDomain:
     return RawDomain(name, tuple(rows), tuple(problems), files)
 
 
-def find_path(reference: str, data_root: Path | None) -> Path | None:
-    """Find a file or folder, under the data root first, then under the working directory.
-
-    Args:
-        reference: A path; ``~`` is expanded.
-        data_root: Folder that relative paths start from first.
-
-    Returns:
-        The path that exists, or None.
-    """
+def _find_path(reference: str, data_root: Path | None) -> Path | None:
+    """A file or folder that exists, under the data root first, then under the working directory."""
     path = Path(reference).expanduser()
     roots = [data_root, Path()] if data_root else [Path()]
     return next((root / path for root in roots if (root / path).exists()), None)

@@ -10,12 +10,10 @@ import logging
 import lzma
 import re
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
-
-import numpy as np
 
 from l2a.config import Columns
 from l2a.data.examples import USUAL_COLUMNS, TextInput
@@ -46,11 +44,11 @@ LONGEST_TEXT = 1_000_000  # characters; tokenisers cut long texts, but not texts
 FIELD_LIMIT = 16_000_000  # characters of one csv field; longer ones are refused with their line
 HALF_PAIR = re.compile("[\ud800-\udfff]")
 STRAY_QUOTE = "a stray quote or an endless field"
-Values = Mapping[str, Any]
-Problems = list[tuple[int, str]]  # line, 0 for the whole, and message
-Unit = Literal["line", "row"]
 FLAG = "--{}-column"
 """How the command line names a column; a side's flags are ``--source-{}-column`` and ``--target-{}-column``."""
+
+Item = tuple[int, Mapping[str, Any] | str]
+"""The number of a line or row (0 for the whole), and its values by column or what is wrong with it."""
 
 logger = logging.getLogger(__name__)
 
@@ -69,19 +67,20 @@ class Table:
 
     Attributes:
         name: The file or data as the user named it.
-        columns: Column names in order.
-        rows: Number of the line or row, from 1, and its values by column.
-        problems: What could not be read: line (0 for the whole) and message.
-        unit: What the numbers count.
+        items: The rows, and what could not be read.
+        unit: What their numbers count.
         digest: sha256 of the file; empty for data in memory.
     """
 
     name: str
-    columns: Sequence[str] = ()
-    rows: Sequence[tuple[int, Values]] = ()
-    problems: Sequence[tuple[int, str]] = ()
-    unit: Unit = "line"
+    items: Sequence[Item]
+    unit: Literal["line", "row"] = "line"
     digest: str = ""
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the columns, in order."""
+        return list(dict.fromkeys(key for _, values in self.items if not isinstance(values, str) for key in values))
 
 
 def refuse(problems: Sequence[str], reference: object) -> None:
@@ -116,25 +115,21 @@ def read_table(path: Path, allowed: Sequence[str] = SUFFIXES) -> Table:
         Rows and problems; nothing is raised for bad content.
 
     Raises:
-        UsageError: If the file cannot be opened or its format is not known.
+        UsageError: If the file cannot be read or its format is not known.
     """
     suffix = name_and_format(path)[1]
-    if suffix in SPREADSHEETS:
-        convert = f"pandas.read_excel({path.name!r}).to_csv({path.stem + '.csv'!r}, index=False)"
-        raise UsageError(
-            f'{path}: spreadsheets are not read; save it as .csv, or run python -c "import pandas; {convert}"'
-        )
     if suffix not in allowed:
-        raise UsageError(f"{path}: the suffix {suffix!r} is not known; {', '.join(allowed)} are read")
+        convert = f"pandas.read_excel({str(path)!r}).to_csv({str(path.with_suffix('.csv'))!r}, index=False)"
+        fix = f'; convert it by python -c "import pandas; {convert}"' if suffix in SPREADSHEETS else ""
+        raise UsageError(f"{path}: the suffix {suffix!r} is not known; {', '.join(allowed)} are read{fix}")
     try:
         content = path.read_bytes()
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
-    try:
-        table = parse(UNPACK.get(path.suffix.lower(), bytes)(content), suffix, str(path))
+        data = UNPACK.get(path.suffix.lower(), bytes)(content)
     except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
-        table = Table(str(path), problems=[(0, f"cannot be unpacked ({error}); pack it again")])
-    return replace(table, digest=hashlib.sha256(content).hexdigest())
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"{path}: cannot be read ({reason}); check the path, its permissions and content") from error
+    unit: Literal["line", "row"] = "row" if suffix in (".json", *ARROW) else "line"
+    return Table(str(path), parse(data, suffix), unit, hashlib.sha256(content).hexdigest())
 
 
 def texts_of(table: Table, columns: Columns = USUAL_COLUMNS, flag: str = FLAG) -> tuple[TextInput, ...]:
@@ -153,9 +148,8 @@ def texts_of(table: Table, columns: Columns = USUAL_COLUMNS, flag: str = FLAG) -
     """
     rows, problems = check_table(table, columns, flag, labelled=False)
     refuse(problems, table.name)
-    if name_and_format(Path(table.name))[1] == ".txt":
-        return tuple(_sides(row.text[0]) for row in rows)
-    return tuple(row.text for row in rows)
+    is_plain = name_and_format(Path(table.name))[1] == ".txt"
+    return tuple(_sides(row.text[0]) if is_plain else row.text for row in rows)
 
 
 def _sides(line: str) -> TextInput:
@@ -163,74 +157,59 @@ def _sides(line: str) -> TextInput:
     return (first.strip(), second.strip()) if second.strip() else (line.strip(),)
 
 
-def parse(data: bytes, suffix: str, name: str) -> Table:
+def parse(data: bytes, suffix: str) -> list[Item]:
     """Parse the content of a file.
 
     Args:
         data: The whole content.
         suffix: Its format, one of ``SUFFIXES`` or ".txt".
-        name: How problems name the file.
 
     Returns:
         Rows and problems.
     """
     if not data.strip():
-        return Table(name, problems=[(0, "the file is empty; rows with text are needed")])
+        return [(0, "the file is empty; rows with text are needed")]
     if suffix in ARROW:
-        return _parse_arrow(data, suffix, name)
+        return _parse_arrow(data, suffix)
     if problems := _byte_problems(data):
-        return Table(name, problems=problems)
+        return problems
     text = data.decode("utf-8-sig")
     if suffix == ".csv":
-        return _parse_delimited(text, name, ",", quoted=True)
+        return _parse_delimited(text, ",", quoted=True)
     if suffix == ".tsv":  # comes both with and without quotes: a stray quote fails the strict reading
-        table = _parse_delimited(text, name, "\t", quoted=True)
-        stray_quote = any(message.startswith(STRAY_QUOTE) for _, message in table.problems)
-        return _parse_delimited(text, name, "\t", quoted=False) if stray_quote else table
+        items = _parse_delimited(text, "\t", quoted=True)
+        stray_quote = any(str(values).startswith(STRAY_QUOTE) for _, values in items[-1:])
+        return _parse_delimited(text, "\t", quoted=False) if stray_quote else items
     # Lines end at these three alone, unlike those of str.splitlines.
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
     if suffix == ".txt":
-        return _collect(name, numbered, lambda line: {"text": line})
-    items = _json(text) if suffix == ".json" else None
-    if isinstance(items, list):
-        return _collect(name, enumerate(items, start=1), _json_object, "row")
-    return _collect(name, numbered, lambda line: _json_object(_json(line)))
-
-
-def _collect(
-    name: str, items: Iterable[tuple[int, Any]], convert: Callable[[Any], Values], unit: Unit = "line"
-) -> Table:
-    """Convert numbered items to rows; what fails is a problem."""
-    rows: list[tuple[int, Values]] = []
-    problems: Problems = []
-    for number, item in items:
-        try:
-            rows.append((number, convert(item)))
-        except UsageError as error:
-            problems.append((number, str(error)))
-    columns = tuple(dict.fromkeys(key for _, values in rows for key in values))
-    return Table(name, columns, rows, problems, unit)
+        return [(number, {"text": line}) for number, line in numbered]
+    whole = _json(text) if suffix == ".json" else None
+    if isinstance(whole, list):
+        return [(number, _json_object(value)) for number, value in enumerate(whole, start=1)]
+    return [(number, _json_object(_json(line))) for number, line in numbered]
 
 
 def _json(text: str) -> Any:
+    """The value, or the error."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         return error
 
 
-def _json_object(value: Any) -> dict[str, Any]:
+def _json_object(value: Any) -> dict[str, Any] | str:
     if isinstance(value, dict):
         return value
     found = f"not JSON ({value})" if isinstance(value, Exception) else f"a JSON {type(value).__name__}, not an object"
-    raise UsageError(f"{found}; write one object with its columns a line, or a list of objects as .json")
+    return f"{found}; write one object with its columns a line, or a list of objects as .json"
 
 
-def _byte_problems(data: bytes) -> Problems:
+def _byte_problems(data: bytes) -> list[Item]:
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         return [(1, "the file is UTF-16; save it as UTF-8")]
-    found: Problems = []
+    found: list[Item] = []
     for line, content in enumerate(data.split(b"\n"), start=1):
         if b"\0" in content:
             found.append((line, "NUL bytes, which no text holds; remove them"))
@@ -242,72 +221,70 @@ def _byte_problems(data: bytes) -> Problems:
     return found
 
 
-def _parse_delimited(text: str, name: str, delimiter: str, quoted: bool) -> Table:
+def _parse_delimited(text: str, delimiter: str, quoted: bool) -> list[Item]:
     quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, strict=quoted)
     columns: list[str] = []
-    rows: list[tuple[int, Values]] = []
-    problems: Problems = []
+    items: list[Item] = []
     line, limit = 1, csv.field_size_limit(FIELD_LIMIT)  # the limit is the process's: it is put back
     try:
         for fields in reader:
             if fields and not columns:
                 columns = [field.strip() for field in fields]
+                items += _header_problems(columns)
             elif fields and len(fields) != len(columns):
                 counts = f"{len(fields)} fields, the header has {len(columns)}"
-                problems.append((line, f"{counts}; quote texts that hold the separator"))
+                items.append((line, f"{counts}; quote texts that hold the separator"))
             elif fields:
-                rows.append((line, dict(zip(columns, fields, strict=True))))
+                items.append((line, dict(zip(columns, fields, strict=True))))
             line = reader.line_num + 1
     except csv.Error as error:
-        problems.append((line, f"{STRAY_QUOTE} ({error}); quote the whole field"))
+        items.append((line, f"{STRAY_QUOTE} ({error}); quote the whole field"))
     finally:
         csv.field_size_limit(limit)
+    return items
+
+
+def _header_problems(columns: list[str]) -> list[Item]:
     twice = sorted({column for column in columns if columns.count(column) > 1})
-    problems += [(1, f"the header names {column!r} twice; each column needs its own name") for column in twice]
-    return Table(name, columns, rows, problems)
+    found: list[Item] = [(1, f"the header names {column!r} twice; give each column its own name") for column in twice]
+    separator = next((character for character in ";\t|," if character in columns[0]), None)
+    if len(columns) == 1 and separator:
+        found.append((0, f"the columns are separated by {separator!r}; save it as .csv with commas or .tsv with tabs"))
+    return found
 
 
-def _parse_arrow(data: bytes, suffix: str, name: str) -> Table:
+def _parse_arrow(data: bytes, suffix: str) -> list[Item]:
     import pyarrow
-    import pyarrow.feather
     import pyarrow.parquet
 
     try:
         if suffix == ".parquet":
-            content = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(data)).read()
-        elif data.startswith(b"ARROW1"):
-            content = pyarrow.ipc.open_file(data).read_all()
-        else:  # the datasets library writes streams
-            content = pyarrow.ipc.open_stream(data).read_all()
-        return _arrow_table(content, name)
+            return _arrow_items(pyarrow.parquet.ParquetFile(pyarrow.BufferReader(data)).read())
+        # Feather files begin like this; the datasets library writes streams.
+        opened = pyarrow.ipc.open_file if data.startswith(b"ARROW1") else pyarrow.ipc.open_stream
+        return _arrow_items(opened(data).read_all())
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         kind = "Parquet" if suffix == ".parquet" else "Arrow"
-        return Table(name, problems=[(0, f"not a readable {kind} file ({error}); write it again")])
+        return [(0, f"not a readable {kind} file ({error}); write it again")]
 
 
-def _arrow_table(content: Any, name: str) -> Table:
-    """Turn an Arrow table into rows: numbers of classes become names; -1, which means unlabelled, becomes None."""
-    names = _class_names(content.schema.metadata or {})
-
-    def convert(values: dict[str, Any]) -> dict[str, Any]:
+def _arrow_items(content: Any) -> list[Item]:
+    """The rows of an Arrow table: numbers of classes become names; -1, which means unlabelled, becomes None."""
+    try:  # where the datasets library keeps the names
+        features = json.loads(content.schema.metadata[b"huggingface"])["info"]["features"]
+        names = {name: kind["names"] for name, kind in features.items() if kind.get("_type") == "ClassLabel"}
+    except (KeyError, ValueError, TypeError, AttributeError):
+        names = {}
+    items: list[Item] = []
+    for number, values in enumerate(content.to_pylist(), start=1):
         for column, known in names.items():
             value = values.get(column)
             if value is not None and value >= len(known):
-                raise UsageError(f"the class {value} of {column!r} has no name; the file names {', '.join(known)}")
-            values[column] = None if value is None or value < 0 else known[value]
-        return values
-
-    return _collect(name, enumerate(content.to_pylist(), start=1), convert, "row")
-
-
-def _class_names(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:
-    """Names of classes by column, as the datasets library keeps them beside Parquet and Arrow data."""
-    try:
-        features = json.loads(metadata[b"huggingface"])["info"]["features"]
-        return {name: value["names"] for name, value in features.items() if value.get("_type") == "ClassLabel"}
-    except (KeyError, ValueError, TypeError, AttributeError):
-        return {}
+                items.append((number, f"the class {value} of {column!r} has no name; the data name {known}"))
+            values[column] = None if value is None or not 0 <= value < len(known) else known[value]
+        items.append((number, values))
+    return items
 
 
 def memory_table(data: Any, name: str) -> Table:
@@ -325,16 +302,16 @@ def memory_table(data: Any, name: str) -> Table:
         UsageError: If the data is of no such type.
     """
     if hasattr(data, "with_format") and hasattr(data, "__len__"):
-        return _arrow_table(data.with_format("arrow")[:], name)
+        return Table(name, _arrow_items(data.with_format("arrow")[:]), "row")
     if hasattr(data, "iterrows"):
         data = data.astype(object).where(data.notna(), None).rename(columns=str).to_dict("records")
     if not isinstance(data, list | tuple):
         kinds = "a list of (text, label), a pandas frame, a datasets.Dataset or a DatasetDict"
         raise UsageError(f"{name}: data of type {type(data).__name__} is not read; give {kinds}")
-    return _collect(name, enumerate(data, start=1), _item, "row")
+    return Table(name, [(number, _item(item)) for number, item in enumerate(data, start=1)], "row")
 
 
-def _item(item: Any) -> Values:
+def _item(item: Any) -> Mapping[str, Any] | str:
     if isinstance(item, Mapping):
         return item
     try:
@@ -342,8 +319,8 @@ def _item(item: Any) -> Values:
         sides = (text,) if isinstance(text, str) else text
         columns = (*("text", "text_pair")[: len(sides)], "label", "split")
         return dict(zip(columns, (*sides, label, *split), strict=False))
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"{item!r:.80} is not read; give (text, label) or ((first, second), label)") from error
+    except (TypeError, ValueError):
+        return f"{item!r:.80} is not read; give (text, label) or ((first, second), label)"
 
 
 def check_table(
@@ -361,55 +338,55 @@ def check_table(
     Returns:
         The good rows, and everything that is wrong with the table, by line.
     """
-    found, missing = _find_columns(table, columns, flag, labelled) if table.columns else ({}, [])
-    if optional and "label" in found and all(values.get(found["label"]) is None for _, values in table.rows):
+    read = [(number, values) for number, values in table.items if not isinstance(values, str)]
+    problems = [(number, values) for number, values in table.items if isinstance(values, str)]
+    found, missing = _find_columns(table, columns, flag, labelled) if read else ({}, [])
+    if optional and "label" in found and all(values.get(found["label"]) is None for _, values in read):
         logger.warning("%s has no labels and is left out", table.name)
         return [], []
     rows: list[Row] = []
-    problems = [*((0, message) for message in missing), *table.problems]
-    for number, values in table.rows if not missing else ():
+    for number, values in read if not missing else ():
         try:
             rows.append(_row(values, found))
         except UsageError as error:
             problems.append((number, str(error)))
-    if not table.rows and not problems:
+    if not table.items:
         problems.append((0, "no rows; a header and rows with text are needed"))
-    problems.sort(key=lambda problem: problem[0])
-    places = (f"{table.name}, {table.unit} {number}" if number else table.name for number, _ in problems)
-    return rows, [f"{place}: {message}" for place, (_, message) in zip(places, problems, strict=True)]
+    problems = sorted([*((0, message) for message in missing), *problems], key=lambda problem: problem[0])
+    return rows, [f"{table.name}{f', {table.unit} {line}' if line else ''}: {message}" for line, message in problems]
 
 
 def _find_columns(table: Table, columns: Columns, flag: str, labelled: bool) -> tuple[dict[str, str], list[str]]:
     """The columns of a table by what they hold, and what is missing."""
-    by_lower_case = {column.lower(): column for column in reversed(table.columns)}
+    names = table.columns
+    by_lower_case = {column.lower(): column for column in reversed(names)}
     found: dict[str, str] = {}
     missing: list[str] = []
     for role, usual in USUAL_NAMES.items():
         named = getattr(columns, role, None)
         column = next((by_lower_case[name] for name in usual if name in by_lower_case), None)
+        if role == "label" and not labelled:
+            continue
         if named:
-            column = named if named in table.columns else None
-        elif role == "text_pair" and (columns.text or not any(values.get(column or "") for _, values in table.rows)):
-            continue  # a second text that is empty in every row is no second text
-        if column is None and (named or role in ("text", "label")) and (labelled or role != "label"):
-            missing.append(_missing(table, role, named, flag))
-        elif column is not None and (labelled or role != "label"):
+            column = named if named in names else None
+        elif role == "text_pair" and (columns.text or not _holds_anything(table, column)):
+            continue
+        if column is not None:
             found[role] = column
+        elif named or role in ("text", "label"):
+            hint, words = did_you_mean(named or usual[0], names), role.replace("_", "-")
+            looked_for = repr(named) if named else f"({', '.join(usual)})"
+            has = ", ".join(map(repr, names))
+            missing.append(f"no {words} column {looked_for}{hint}; it has {has}; name one by {flag.format(words)}")
     return found, missing
 
 
-def _missing(table: Table, role: str, named: str | None, flag: str) -> str:
-    separator = next((character for character in ";\t|," if character in table.columns[0]), None)
-    if len(table.columns) == 1 and separator:
-        return f"its columns are separated by {separator!r}; save it as .csv with commas or as .tsv with tabs"
-    words = "second text" if role == "text_pair" else role
-    looked_for = repr(named) if named else f"({', '.join(USUAL_NAMES[role])})"
-    hint = did_you_mean(named or USUAL_NAMES[role][0], table.columns)
-    has = ", ".join(map(repr, table.columns))
-    return f"no {words} column {looked_for}{hint}; it has {has}; name one by {flag.format(role.replace('_', '-'))}"
+def _holds_anything(table: Table, column: str | None) -> bool:
+    """A second text that is empty in every row is no second text."""
+    return any(not isinstance(values, str) and values.get(column or "") for _, values in table.items)
 
 
-def _row(values: Values, found: Mapping[str, str]) -> Row:
+def _row(values: Mapping[str, Any], found: Mapping[str, str]) -> Row:
     sides = [found[role] for role in ("text", "text_pair") if role in found]
     texts = tuple(_text(column, values.get(column)) for column in sides)
     label = _label(found["label"], values.get(found["label"])) if "label" in found else ""
@@ -437,7 +414,7 @@ def _text(column: str, text: Any) -> str:
 
 def _label(column: str, value: Any) -> str:
     """Labels become strings: 1 and 1.0 (an integer column with gaps) are both "1"."""
-    value = value.item() if isinstance(value, np.generic) else value
+    value = value.item() if hasattr(value, "item") else value  # a number of numpy
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     name = "" if value is None else str(value).strip()

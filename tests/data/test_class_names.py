@@ -84,5 +84,5 @@ def test_a_number_without_a_name_is_refused(tmp_path):
     pyarrow.parquet.write_table(
         table.replace_schema_metadata(dataset(["bad", "good"]).data.schema.metadata), tmp_path / "x.parquet"
     )
-    with pytest.raises(UsageError, match=r"x\.parquet, row 3: the class 7 of 'label' has no name; the file names bad"):
+    with pytest.raises(UsageError, match=r"x\.parquet, row 3: the class 7 of 'label' has no name; the data name"):
         load_domain(str(tmp_path / "x.parquet"))

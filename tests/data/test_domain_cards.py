@@ -1,3 +1,4 @@
+import hashlib
 from dataclasses import replace
 
 import pytest
@@ -8,7 +9,6 @@ from l2a.data.examples import normalised_hash
 from l2a.data.readers import Row
 from l2a.util.cards import list_cards
 from l2a.util.errors import RunError, UsageError
-from l2a.util.progress import SILENT
 
 SHIPPED = ("editorials", "movies", "products", "tweets")
 BODY = "description: d\ntask: t\nlabels: [x, y]\nlicence: MIT\n"
@@ -73,17 +73,18 @@ def test_all_shipped_cards_are_valid_and_pinned():
 
 
 def test_rows_other_than_the_card_promises_are_refused(rated, tmp_path, monkeypatch):
-    archive = rated(a="1\t1\tgood\r\n2\t-1\tbad")
-    monkeypatch.setattr(card_module, "fetch_artifact", lambda *_: tmp_path)
+    archive = rated(a="\r\n".join(f"{i}\t{(-1) ** i}\tsentence {i}" for i in range(40)))
     card = load_card("movies")
-    card = replace(
-        card, artifact=replace(card.artifact, members=(archive.name,)), ratings=Ratings("a.txt", 0.5, "text")
-    )
-    with pytest.raises(RunError, match=r"domain card movies: the rows have sha256 .*, the card promises"):
-        card_module.read_rated_card(card, SILENT)
-    rows = read_ratings(archive, card.ratings)
-    promised = replace(card, rows_sha256=rows_sha256(rows))
-    assert card_module.read_rated_card(promised, SILENT)[0] == rows
+    artifact, ratings = replace(card.artifact, members=(archive.name,)), Ratings("a.txt", 0.5, "text")
+    promised = rows_sha256(read_ratings(archive, ratings))
+    monkeypatch.setattr(card_module, "fetch_artifact", lambda *_: tmp_path)
+    monkeypatch.setattr(card_module, "load_card", lambda _: replace(card, artifact=artifact, ratings=ratings))
+    with pytest.raises(RunError, match=f"domain card movies: the rows have sha256 {promised}, the card promises"):
+        load_domain("movies")
+    card = replace(card, rows_sha256=promised)
+    domain = load_domain("movies")
+    assert len(domain.train) + len(domain.dev) + domain.test.size == 40
+    assert domain.files == {"a.txt": hashlib.sha256(archive.read_bytes()).hexdigest()}
 
 
 def test_the_hash_of_rows_sees_text_label_split_and_order():

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from l2a.config import Columns
 from l2a.data.domains import load_domain, read_unlabelled
 from l2a.data.examples import USUAL_COLUMNS
-from l2a.data.readers import NO_LABELS, check_table, parse
+from l2a.data.readers import NO_LABELS, Table, check_table, parse
 from l2a.data.splits import hashed_split, text_key
 
 RECORDS = [
@@ -194,7 +194,7 @@ def as_file(rows, suffix, end):
 @given(ROWS, st.sampled_from([".csv", ".tsv", ".json", ".jsonl"]), st.sampled_from(["\n", "\r\n", "\r"]), st.booleans())
 def test_any_text_survives_any_format(rows, suffix, end, mark):
     content = as_file(rows, suffix, end).encode("utf-8-sig" if mark else "utf-8")
-    found, problems = check_table(parse(content, suffix, "x"), USUAL_COLUMNS)
+    found, problems = check_table(Table("x", parse(content, suffix)), USUAL_COLUMNS)
     assert not problems
     assert [(row.text[0], row.label) for row in found] == [(text, label.strip()) for text, label in rows]
 
@@ -207,7 +207,7 @@ BYTES = st.binary(max_size=200) | st.lists(st.sampled_from(PIECES + ODD), max_si
 @settings(max_examples=150, deadline=None)
 @given(BYTES, st.sampled_from([".csv", ".tsv", ".jsonl", ".json", ".txt", ".parquet", ".arrow"]), st.booleans())
 def test_no_bytes_crash_a_reader(data, suffix, labelled):
-    rows, problems = check_table(parse(data, suffix, "x"), USUAL_COLUMNS, labelled=labelled)
+    rows, problems = check_table(Table("x", parse(data, suffix)), USUAL_COLUMNS, labelled=labelled)
     assert rows or problems
     assert all(re.match(r"x(, (line|row) [1-9]\d*)?: ", problem) for problem in problems)
     assert all("\0" not in text for row in rows for text in row.text)
