@@ -428,7 +428,7 @@ def settle(config: DistillConfig) -> DistillConfig:
     if config.source is None:
         raise UsageError(
             f"source is not given, and none can be assumed for {config.target!r}; give --source, a domain with the "
-            "same labels and plenty of texts"
+            "same labels and plenty of texts (--unlabelled adds text without labels, but cannot replace it)"
         )
     return config
 

@@ -24,7 +24,6 @@ from l2a.teacher.store import Labeller
 from l2a.util.progress import SILENT, Progress
 from l2a.util.training import best_device
 
-
 MOST_TARGET_TEXTS = 32_000
 """Texts that a teacher reads in a stage on the target, repeated ones counted, unless one pass takes more."""
 

