@@ -8,7 +8,16 @@ import pytest
 import torch
 from hypothesis import settings
 from threadpoolctl import threadpool_limits
-from transformers import BertConfig, BertForSequenceClassification, BertModel, BertTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForSequenceClassification,
+    BertModel,
+    BertTokenizerFast,
+    PreTrainedTokenizerFast,
+)
 
 from l2a.data.examples import Examples
 from l2a.teacher.load import load_encoder
@@ -52,6 +61,35 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> BertTokenizerFast:
 def tiny_bert_config(tokenizer: BertTokenizerFast, **changes: object) -> BertConfig:
     sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
     return BertConfig(vocab_size=len(tokenizer), max_position_embeddings=64, **{**sizes, **changes})
+
+
+SMALL = {
+    "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128, "pad_token_id": 0,
+    "max_position_embeddings": 66,
+}  # fmt: skip
+FRAME = {"cls_token_id": 2, "sep_token_id": 3, "bos_token_id": 2, "eos_token_id": 3}
+ARCHITECTURES: dict[str, dict[str, object]] = {
+    "bert": {}, "mpnet": {}, "roberta": {"type_vocab_size": 1}, "distilbert": {"hidden_dim": 128},
+    "electra": {"embedding_size": 16}, "albert": {"embedding_size": 16}, "modernbert": FRAME,
+    "deberta-v2": {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_biased_input": False},
+}  # fmt: skip
+"""Encoders of transformers, with what their tiny checkpoints change."""
+
+
+def plain_tokenizer(tokenizer: BertTokenizerFast, **changes: object) -> PreTrainedTokenizerFast:
+    """The same tokens in a tokenizer of no architecture, whose own call gives no token types and cuts nothing."""
+    names = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, **{**names, **changes})
+
+
+def save_tiny(kind: str, folder: Path, tokenizer: PreTrainedTokenizerFast, classify: bool = False, **changes: object):
+    """Save a random checkpoint of an architecture; changes are settings of its config."""
+    torch.manual_seed(0)
+    sizes = {**SMALL, **ARCHITECTURES.get(kind, {}), **changes}
+    config = AutoConfig.for_model(kind, vocab_size=len(tokenizer), **sizes)
+    (AutoModelForSequenceClassification if classify else AutoModel).from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

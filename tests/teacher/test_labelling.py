@@ -1,7 +1,11 @@
 import numpy as np
 import pytest
 
+from l2a.config import TeacherConfig
+from l2a.teacher.finetune import fine_tuned
 from l2a.teacher.labelling import cached_labeller, predict, run_teacher, token_vectors
+from l2a.teacher.load import load_encoder
+from l2a.util.cache import cache_root
 from tests.conftest import make_examples
 
 TEXTS = make_examples(20).inputs
@@ -46,6 +50,27 @@ def test_another_length_or_other_weights_do_not_share_labels(teacher, calls):
     teacher.head.weight.data += 1
     cached_labeller(teacher, 24)(TEXTS)
     assert len(calls) == len(set(TEXTS))
+
+
+@pytest.mark.parametrize("changed", ["RECIPE", "arithmetic"])
+def test_other_code_or_arithmetic_labels_and_trains_anew(teacher, calls, monkeypatch, changed, encoder_folder):
+    def train():
+        base = load_encoder(str(encoder_folder), teacher.label_names, 0)
+        fine_tuned(base, make_examples(8), TeacherConfig(), 1, 24, 0, "train")
+
+    cached_labeller(teacher, 24)(TEXTS)
+    token_vectors(teacher)
+    train()
+    calls.clear()
+    entries = {path.name for path in cache_root().glob("*/*") if path.is_dir()}
+    for module in ("labelling", "finetune"):
+        value = 99 if changed == "RECIPE" else lambda device: "cuda bfloat16"
+        monkeypatch.setattr(f"l2a.teacher.{module}.{changed}", value)
+    cached_labeller(teacher, 24)(TEXTS)
+    token_vectors(teacher)
+    train()
+    assert len(calls) == len(set(TEXTS))
+    assert len({path.name for path in cache_root().glob("*/*") if path.is_dir()} - entries) == len(entries) == 3
 
 
 def test_batching_does_not_change_a_label(teacher):

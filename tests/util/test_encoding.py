@@ -1,8 +1,22 @@
+from types import SimpleNamespace
+
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from l2a.data.encoding import BUCKETS, bucket_of, encode, inference_batches, training_batches
+from l2a.data.encoding import (
+    BUCKETS,
+    bucket_of,
+    encode,
+    fit_tokenizer,
+    inference_batches,
+    model_inputs,
+    refuse_long_sequences,
+    training_batches,
+)
+from l2a.util.errors import UsageError
+from tests.conftest import plain_tokenizer
 
 lengths_of_texts = st.lists(st.integers(1, 60), min_size=1, max_size=80)
 
@@ -37,6 +51,25 @@ def test_pairs_keep_their_segments(tokenizer):
     batch = encoded.padded(np.array([0]))
     types = batch["token_type_ids"][0][batch["attention_mask"][0] == 1]
     assert types.tolist() == [0, 0, 0, 0, 1, 1, 1]
+
+
+def test_texts_are_encoded_as_the_tokenizers_own_call_does(tokenizer):
+    plain, inputs = plain_tokenizer(tokenizer, padding_side="left"), [("good film " * 9, "it was bad")]
+    for config, types in (({"type_vocab_size": 2}, True), ({"type_vocab_size": 1}, False), ({}, False)):
+        fitted = fit_tokenizer(plain, SimpleNamespace(**config), 16)
+        batch = model_inputs(SimpleNamespace(**config), encode(fitted, inputs, 16).padded(np.array([0])))
+        own = fitted(*inputs[0], truncation=True, padding="max_length", return_tensors="pt")
+        assert set(own) == set(batch) == {"input_ids", "attention_mask"} | ({"token_type_ids"} if types else set())
+        assert all(np.array_equal(own[name], batch[name]) for name in own)
+    assert plain.padding_side == "left" and "token_type_ids" not in plain("a", "b")
+
+
+@pytest.mark.parametrize(("positions", "longest"), [(130, 128), (126, 96), (514, 514), (20, 20)])
+def test_the_longest_length_that_is_advised_is_accepted_and_the_next_refused(positions, longest):
+    refuse_long_sequences("the teacher", positions, longest)
+    refuse_long_sequences("the teacher", None, 9999)
+    with pytest.raises(UsageError, match=f"at most {positions} tokens; give --max-length {longest} or less"):
+        refuse_long_sequences("the teacher", positions, longest + 1)
 
 
 def test_no_text_gives_no_batch(tokenizer):
