@@ -23,7 +23,6 @@ if TYPE_CHECKING:  # these import torch, which bad data should not wait for
     from l2a.pipeline.methods import FittedMethod
     from l2a.pipeline.session import RunContext
     from l2a.pipeline.students import Round, TrainedStudent
-    from l2a.report.export import Augmentations
     from l2a.report.run_files import MethodReport
 
 
@@ -126,7 +125,7 @@ def _run(config: DistillConfig, in_memory: Mapping[str, Any], folder: Path, prog
         for name, method in fitted.items():
             rows.append(_evaluate(context, name, method))
             advance(1)
-    metrics = write_run(context, folder, best, students, tuple(rows))
+    metrics = write_run(context, progress, folder, best, students, tuple(rows))
     return DistillResult(Path(config.output_dir).expanduser(), best, tuple(rows), metrics)
 
 
@@ -165,6 +164,7 @@ def _evaluate(context: "RunContext", name: str, fitted: "FittedMethod") -> "Meth
 
 def write_run(
     context: "RunContext",
+    progress: RunProgress,
     folder: Path,
     best: str,
     students: Mapping[str, "TrainedStudent"],
@@ -174,6 +174,7 @@ def write_run(
 
     Args:
         context: The run.
+        progress: Knows how long each stage took.
         folder: Where to write; it takes its final name later.
         best: The student to save.
         students: All students by the name of their method, "l2a_student" among them.
@@ -196,10 +197,10 @@ def write_run(
         "parameter_share": student.parameters_count / context.teacher.parameters_count,
         "labels_used": data.splits.labels_used,
         "labels_ignored": data.splits.labels_ignored,
-        "seconds_by_stage": _seconds(context),
+        "seconds_by_stage": {name: round(value, 3) for name, value in progress.seconds_by_stage.items()},
         "seed": config.seed,
         "command": _command(),
-        "rounds": [_round_facts(done) for done in rounds],
+        "rounds": [{"generator": asdict(done.chains), "selector": dict(done.selection.diagnostics)} for done in rounds],
         "files": data.files,
     }
     metrics = metrics_content(rows, facts)
@@ -210,35 +211,11 @@ def write_run(
     parity = check_parity(student.model, student.tokenizer, folder / "student", probe, config.max_length)
     metrics["export_logit_difference"] = parity
     atomic_write_text(folder / "README.md", card)
-    write_augmentations(folder / "augmentations.parquet", [_augmentations(done) for done in rounds])
+    write_augmentations(folder / "augmentations.parquet", [(done.pool, done.selection) for done in rounds])
     _write_selector(folder / "selector", config, rounds)
     atomic_write_text(folder / "metrics.json", to_json(metrics, indent=1) + "\n")
     atomic_write_text(folder / "config.yaml", as_yaml(config))
     return metrics
-
-
-def _seconds(context: "RunContext") -> dict[str, float]:
-    seconds = context.progress.seconds_by_stage if isinstance(context.progress, RunProgress) else {}
-    return {name: round(value, 3) for name, value in seconds.items()}
-
-
-def _augmentations(done: "Round") -> "Augmentations":
-    from l2a.report.export import Augmentations
-
-    pool, selection = done.pool, done.selection
-    return Augmentations(
-        pool.inputs,
-        pool.origins,
-        pool.operators,
-        pool.degrees,
-        pool.teacher.probabilities(),
-        selection.scores,
-        selection.kept,
-    )
-
-
-def _round_facts(done: "Round") -> dict[str, Any]:
-    return {"generator": asdict(done.chains), "selector": dict(done.selection.diagnostics)}
 
 
 def _write_selector(folder: Path, config: DistillConfig, rounds: tuple["Round", ...]) -> None:

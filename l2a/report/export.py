@@ -1,7 +1,6 @@
 """The student's folder: an ordinary transformers model that loads without this package and is right by itself."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from numpy.typing import NDArray
 
 from l2a.data.encoding import encode, fit_tokenizer, model_inputs
 from l2a.data.examples import TextInput
+from l2a.generator.pool import CandidatePool
+from l2a.selector.problem import Selection
 from l2a.teacher.model import usable_positions
 from l2a.util.errors import RunError
 from l2a.util.files import atomic_folder, atomic_write_bytes, atomic_write_text
@@ -124,56 +124,33 @@ SCHEMA = pa.schema(
 )
 
 
-@dataclass(frozen=True)
-class Augmentations:
-    """One round's N candidates with the selector's verdict.
-
-    Attributes:
-        inputs: The texts, all single or all pairs.
-        origins: The text that each was made from, such as "source:17".
-        operators: What made each.
-        degrees: float32 (N,), realised share of changed tokens.
-        teacher_probabilities: float32 (N, C).
-        selector_scores: float32 (N,), higher is better.
-        kept: bool (N,), True for those that the student was trained on; of a rule that scores anew, its last choice.
-    """
-
-    inputs: Sequence[TextInput]
-    origins: Sequence[str]
-    operators: Sequence[str]
-    degrees: NDArray[np.float32]
-    teacher_probabilities: NDArray[np.float32]
-    selector_scores: NDArray[np.float32]
-    kept: NDArray[np.bool_]
-
-
-def write_augmentations(path: Path, rounds: Sequence[Augmentations]) -> None:
+def write_augmentations(path: Path, rounds: Sequence[tuple[CandidatePool, Selection]]) -> None:
     """Write all candidates, one a line, kept or not.
 
     Args:
         path: Destination, a Parquet file.
-        rounds: In order, numbered from 0; none gives a file without lines.
+        rounds: What was drawn and what was kept of it, numbered from 0; none gives a file without lines.
 
     Raises:
         RunError: If the disk is full.
     """
-    tables = [pa.table(_columns(number, candidates), schema=SCHEMA) for number, candidates in enumerate(rounds)]
+    tables = [pa.table(_columns(number, *done), schema=SCHEMA) for number, done in enumerate(rounds)]
     sink = pa.BufferOutputStream()
     pq.write_table(pa.concat_tables([SCHEMA.empty_table(), *tables]), sink)
     atomic_write_bytes(path, sink.getvalue().to_pybytes())
 
 
-def _columns(number: int, candidates: Augmentations) -> dict[str, Any]:
-    texts = candidates.inputs
+def _columns(number: int, pool: CandidatePool, selection: Selection) -> dict[str, Any]:
+    texts = pool.inputs
     return {
         "text": [_storable(text[0]) for text in texts],
         "text_pair": [_storable(text[1]) if len(text) == 2 else None for text in texts],
-        "origin": list(candidates.origins),
-        "operator": list(candidates.operators),
-        "degree": np.asarray(candidates.degrees, dtype=np.float32),
-        "teacher_probabilities": list(np.asarray(candidates.teacher_probabilities, dtype=np.float32)),
-        "selector_score": np.asarray(candidates.selector_scores, dtype=np.float32),
-        "kept": np.asarray(candidates.kept, dtype=np.bool_),
+        "origin": list(pool.origins),
+        "operator": list(pool.operators),
+        "degree": pool.degrees,
+        "teacher_probabilities": list(pool.teacher.probabilities()),
+        "selector_score": selection.scores,
+        "kept": selection.kept,
         "round": np.full(len(texts), number, dtype=np.int32),
     }
 

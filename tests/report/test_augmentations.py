@@ -7,7 +7,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from l2a.report.export import Augmentations, write_augmentations
+from l2a.generator.pool import CandidatePool
+from l2a.report.export import write_augmentations
+from l2a.selector.problem import Selection
+from l2a.teacher.store import TeacherOutputs
 from l2a.util.errors import RunError
 
 COLUMNS = [
@@ -24,16 +27,12 @@ COLUMNS = [
 
 
 def make_round(inputs):
-    size = len(inputs)
-    return Augmentations(
-        inputs=inputs,
-        origins=tuple(f"source:{i}" for i in range(size)),
-        operators=("augpro_mix",) * size,
-        degrees=np.linspace(0, 1, size, dtype=np.float32),
-        teacher_probabilities=np.full((size, 2), 0.5, dtype=np.float32),
-        selector_scores=np.arange(size, dtype=np.float32),
-        kept=np.arange(size) % 2 == 0,
-    )
+    size, zeros = len(inputs), np.zeros(len(inputs), np.float32)
+    origins = tuple(f"source:{i}" for i in range(size))
+    outputs = TeacherOutputs(np.zeros((size, 2), np.float32), np.zeros((size, 4), np.float32))
+    degrees = np.linspace(0, 1, size, dtype=np.float32)
+    pool = CandidatePool(inputs, origins, ("augpro_mix",) * size, degrees, outputs, zeros, zeros, zeros)
+    return pool, Selection(np.arange(size) % 2 == 0, np.arange(size, dtype=np.float32), "random", {})
 
 
 def test_every_candidate_of_every_round_is_written(tmp_path):
@@ -62,7 +61,7 @@ def test_no_round_gives_an_empty_file_with_all_columns(tmp_path):
     assert list(frame.columns) == COLUMNS and frame.empty
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.text(), st.text()), max_size=8))
 def test_any_text_is_read_back(tmp_path, inputs):
     write_augmentations(tmp_path / "any.parquet", [make_round(tuple(inputs))])
