@@ -93,7 +93,8 @@ def of_pairs(tokenizer, tmp_path):
 
 def scores(folder, *sides):
     answer = pipeline("text-classification", model=str(folder), truncation=True)
-    return {each["label"]: each["score"] for each in answer(dict(zip(("text", "text_pair"), sides)), top_k=None)}
+    asked = dict(zip(("text", "text_pair"), sides, strict=False))
+    return {each["label"]: each["score"] for each in answer(asked, top_k=None)}
 
 
 def test_a_saved_student_of_pairs_tells_the_sides_apart_by_itself(of_pairs, tmp_path):
@@ -102,10 +103,8 @@ def test_a_saved_student_of_pairs_tells_the_sides_apart_by_itself(of_pairs, tmp_
     first, second = "good film", "it was bad"
     ids = of_pairs.tokenizer(first, second, return_tensors="pt")
     assert ids["token_type_ids"].sum() == 4
-    expected = of_pairs.model(**ids).logits.softmax(-1)[0].tolist()
-    assert scores(tmp_path / "student", first, second) == pytest.approx(
-        dict(zip(LABELS, expected, strict=True)), abs=1e-5
-    )
+    expected = dict(zip(LABELS, of_pairs.model(**ids).logits.softmax(-1)[0].tolist(), strict=True))
+    assert scores(tmp_path / "student", first, second) == pytest.approx(expected, abs=1e-5)
 
 
 def test_a_saved_student_cuts_texts_where_it_was_trained_to(of_pairs, tmp_path):
