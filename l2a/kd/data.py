@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numpy.random import Generator
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -14,6 +15,7 @@ from l2a.student.student import Student
 from l2a.teacher.store import TeacherOutputs, join_outputs
 from l2a.util.errors import RunError
 
+Indices = NDArray[np.int64]
 Batch = dict[str, Tensor]
 """What a model reads: input_ids or inputs_embeds, attention_mask and token_type_ids, on the model's device."""
 
@@ -30,13 +32,13 @@ class DistillationSet:
 
     encoded: EncodedTexts
     teacher: TeacherOutputs
-    labels: NDArray[np.int64]
+    labels: Indices
 
     def __len__(self) -> int:
         """Return the number of texts."""
         return len(self.labels)
 
-    def take(self, indices: NDArray[np.int64]) -> "DistillationSet":
+    def take(self, indices: Indices) -> "DistillationSet":
         """Select examples by position.
 
         Args:
@@ -52,11 +54,11 @@ class DistillationSet:
         return DistillationSet(encoded, self.teacher.take(indices), self.labels[indices])
 
 
-BatchReader = Callable[[Student, DistillationSet, NDArray[np.int64]], tuple[Batch, TeacherOutputs]]
+BatchReader = Callable[[Student, DistillationSet, Indices], tuple[Batch, TeacherOutputs]]
 """Gives what the student reads of the examples at some positions, and what the teacher says of them."""
 
 
-def read_tokens(student: Student, data: DistillationSet, indices: NDArray[np.int64]) -> tuple[Batch, TeacherOutputs]:
+def read_tokens(student: Student, data: DistillationSet, indices: Indices) -> tuple[Batch, TeacherOutputs]:
     """Read a batch as it is: the reader of all training that changes no embeddings.
 
     Args:
@@ -82,9 +84,9 @@ class Renewal:
     """
 
     pool: DistillationSet
-    kept: NDArray[np.int64]
+    kept: Indices
     every: int
-    choose: Callable[[NDArray[np.float32]], NDArray[np.int64]]
+    choose: Callable[[NDArray[np.float32]], Indices]
 
 
 def join(sets: Sequence[DistillationSet]) -> DistillationSet:
@@ -134,15 +136,13 @@ def refuse_constant_targets(data: DistillationSet) -> None:
         )
 
 
+WINDOW = 16
+"""Batches whose texts are drawn and sorted by length together."""
+
+
 def mixture_batches(
-    cycles: Sequence[Iterator[int]],
-    shares: Sequence[float],
-    lengths: NDArray[np.int64],
-    batch_size: int,
-    steps: int,
-    rng: np.random.Generator,
-    window: int = 16,
-) -> Iterator[NDArray[np.int64]]:
+    cycles: Sequence[Iterator[int]], shares: Sequence[float], lengths: Indices, size: int, steps: int, rng: Generator
+) -> Iterator[Indices]:
     """Draw batches from several joined sets, each contributing a fixed share.
 
     Every set is cycled through in its own shuffled order, so that a small set repeats evenly. Texts are sorted by
@@ -152,30 +152,25 @@ def mixture_batches(
         cycles: The order of each set (``cycle``); they go on where they were left.
         shares: Relative weight of each set; 0 for an empty one.
         lengths: int64 (N,), tokens in each text of the joined set.
-        batch_size: Texts in a batch.
+        size: Texts in a batch, B.
         steps: Batches to draw.
         rng: Source of the draws.
-        window: Batches sorted together.
 
     Yields:
-        int64 (batch_size,) positions in the joined set.
+        int64 (B,) positions in the joined set.
     """
-    weights = np.array(shares, np.float64)
-    done = 0
-    while done < steps:
-        batches = min(window, steps - done)
-        groups = _split(batches * batch_size, weights / weights.sum())
+    bounds = np.cumsum(np.array(shares) / np.sum(shares))
+    for done in range(0, steps, WINDOW):
+        batches = min(WINDOW, steps - done)
+        groups = np.diff(np.round(bounds * batches * size).astype(int), prepend=0)
         drawn = np.array([next(cycles[g]) for g, count in enumerate(groups) for _ in range(count)], np.int64)
         drawn = rng.permutation(drawn)
         drawn = drawn[np.argsort(lengths[drawn], kind="stable")]
         for batch in rng.permutation(batches):
-            yield drawn[batch * batch_size : (batch + 1) * batch_size]
-        done += batches
+            yield drawn[batch * size : (batch + 1) * size]
 
 
-def cycle(
-    positions: NDArray[np.int64], rng: np.random.Generator, uses: NDArray[np.int64] | None = None
-) -> Iterator[int]:
+def cycle(positions: Indices, rng: Generator, uses: Indices | None = None) -> Iterator[int]:
     """Go through a set again and again, each time in another order.
 
     Args:
@@ -191,11 +186,6 @@ def cycle(
         if uses is not None:
             order, uses = order[np.argsort(uses[order], kind="stable")], None
         yield from order.tolist()
-
-
-def _split(total: int, shares: NDArray[np.float64]) -> list[int]:
-    bounds = np.round(np.cumsum(shares) * total).astype(int)
-    return [int(count) for count in np.diff(bounds, prepend=0)]
 
 
 @contextmanager

@@ -7,6 +7,7 @@ plain reading in the trainer: the changed examples are an ordinary set of the mi
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from l2a.data.encoding import EncodedTexts
 from l2a.generator.tokens import token_kinds
-from l2a.kd.data import Batch, DistillationSet, read_tokens
+from l2a.kd.data import Batch, DistillationSet, Indices, read_tokens
 from l2a.kd.losses import soft_label_loss
 from l2a.student.student import Student
 from l2a.teacher.model import Teacher
@@ -24,6 +25,7 @@ from l2a.util.training import evaluating, mixed_precision
 
 MIX_CONCENTRATION = 0.4
 """lambda ~ Beta(0.4, 0.4), as in MixKD (Liang et al., ICLR 2021)."""
+Weights = NDArray[np.float32]
 PAIRS_AT_ONCE = 64
 SAMPLED_TOKENS = 512
 
@@ -40,11 +42,9 @@ class MixedBatches:
 
     start: int
     partners: int
-    weights: NDArray[np.float32]
+    weights: Weights
 
-    def __call__(
-        self, student: Student, data: DistillationSet, indices: NDArray[np.int64]
-    ) -> tuple[Batch, TeacherOutputs]:
+    def __call__(self, student: Student, data: DistillationSet, indices: Indices) -> tuple[Batch, TeacherOutputs]:
         """Read a batch.
 
         Args:
@@ -62,13 +62,7 @@ class MixedBatches:
         return mix_pairs(student.model, data.encoded, indices, partners, weights), data.teacher.take(indices)
 
 
-def mix_pairs(
-    model: nn.Module,
-    encoded: EncodedTexts,
-    first: NDArray[np.int64],
-    second: NDArray[np.int64],
-    weights: NDArray[np.float32],
-) -> Batch:
+def mix_pairs(model: Any, encoded: EncodedTexts, first: Indices, second: Indices, weights: Weights) -> Batch:
     """Interpolate the word embeddings of two texts, place by place: lambda E[x] + (1 - lambda) E[x'].
 
     Where one text has ended, the embedding of the padding enters, as it does in padded batches of MixKD.
@@ -83,7 +77,7 @@ def mix_pairs(
     Returns:
         inputs_embeds, float32 (B, L, e), attention_mask and token_type_ids, int64 (B, L), on the model's device.
     """
-    table = model.get_input_embeddings()  # type: ignore[operator]
+    table = model.get_input_embeddings()
     device, count = table.weight.device, len(first)
     both = encoded.padded(np.concatenate([first, second]), device)
     one, other = ({name: value[part] for name, value in both.items()} for part in (slice(count), slice(count, None)))
@@ -94,7 +88,7 @@ def mix_pairs(
     return {"inputs_embeds": embeds, "attention_mask": mask, "token_type_ids": types}
 
 
-def mixed_outputs(teacher: Teacher, pairs: EncodedTexts, weights: NDArray[np.float32]) -> TeacherOutputs:
+def mixed_outputs(teacher: Teacher, pairs: EncodedTexts, weights: Weights) -> TeacherOutputs:
     """Run the teacher on interpolations of its own word embeddings.
 
     Args:
@@ -136,9 +130,7 @@ class PerturbedBatches:
     teacher_step: float
     student_step: float
 
-    def __call__(
-        self, student: Student, data: DistillationSet, indices: NDArray[np.int64]
-    ) -> tuple[Batch, TeacherOutputs]:
+    def __call__(self, student: Student, data: DistillationSet, indices: Indices) -> tuple[Batch, TeacherOutputs]:
         """Read a batch; see ``MixedBatches``."""
         batch, outputs = read_tokens(student, data, indices)
         rows = np.flatnonzero((indices >= self.start) & (indices < self.start + len(self.texts)))
@@ -184,7 +176,7 @@ def divergence_gradients(
     return gradient, teacher_gradient
 
 
-def _step(gradient: Tensor, is_open: EncodedTexts, indices: NDArray[np.int64], length: float) -> Tensor:
+def _step(gradient: Tensor, is_open: EncodedTexts, indices: Indices, length: float) -> Tensor:
     """The sign of the gradient, scaled so that each open token moves by ``length``."""
     flags = is_open.padded(indices)["input_ids"].to(gradient.device)
     flags = nn.functional.pad(flags, (0, gradient.shape[1] - flags.shape[1]))

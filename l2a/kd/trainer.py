@@ -16,6 +16,7 @@ from l2a.data.examples import Examples
 from l2a.kd.data import (
     BatchReader,
     DistillationSet,
+    Indices,
     Renewal,
     compact_embeddings,
     cycle,
@@ -206,28 +207,26 @@ class KDTrainer:
         shares: Sequence[float],
         steps: int,
         renewal: Renewal | None,
-    ) -> Iterator[NDArray[np.int64]]:
+    ) -> Iterator[Indices]:
         parts = np.split(np.arange(len(data)), np.cumsum([len(part) for part in sets])[:-1])
         cycles, used = [cycle(part, self._rng) for part in parts], list(parts)
-        uses = np.zeros(len(data), np.int64)
+        uses, lengths = np.zeros(len(data), np.int64), data.encoded.lengths
         every = renewal.every if renewal is not None else max(steps, 1)
         for done in range(0, steps, every):
             if renewal is not None:
                 place = next(number for number, part in enumerate(sets) if part is renewal.pool)
-                pool = data.take(parts[place])
-                kept = (
-                    renewal.choose(training.broadcast(run_student(self.student, pool.encoded)[0]))
-                    if done
-                    else renewal.kept
-                )
+                kept = renewal.kept if done == 0 else self._chosen_now(renewal, data.take(parts[place]))
                 # Only this set starts anew, with those that were used least: the others go on where they were.
                 used[place] = parts[place][kept]
                 cycles[place] = cycle(used[place], self._rng, uses)
             present = [share if len(part) else 0.0 for share, part in zip(shares, used, strict=True)]
-            count, lengths = min(every, steps - done), data.encoded.lengths
+            count = min(every, steps - done)
             for batch in mixture_batches(cycles, present, lengths, self._config.batch_size, count, self._rng):
                 uses[batch] += 1
                 yield batch
+
+    def _chosen_now(self, renewal: Renewal, pool: DistillationSet) -> Indices:
+        return renewal.choose(training.broadcast(run_student(self.student, pool.encoded)[0]))
 
     @contextmanager
     def _active_vocabulary_only(self, data: DistillationSet) -> Iterator[DistillationSet]:
@@ -242,7 +241,7 @@ class KDTrainer:
             finally:
                 self._validation, self._table = (encoded, labels), None
 
-    def _step(self, data: DistillationSet, indices: NDArray[np.int64]) -> None:
+    def _step(self, data: DistillationSet, indices: Indices) -> None:
         self._optimizer.zero_grad(set_to_none=True)
         mine = indices[training.process_rank() :: training.process_count()]
         parts = 1 if len(indices) <= self._part_size else len(indices) // self._part_size + 1
@@ -255,7 +254,7 @@ class KDTrainer:
         self._schedule.step()
         self.steps_done += 1
 
-    def _loss(self, data: DistillationSet, indices: NDArray[np.int64], reduction: Reduction = "mean") -> Tensor:
+    def _loss(self, data: DistillationSet, indices: Indices, reduction: Reduction = "mean") -> Tensor:
         """Sum the weighted terms of the loss."""
         config, device = self._config, self._device
         batch, taught = self.read_batch(self.student, data, indices)
@@ -275,8 +274,8 @@ class KDTrainer:
             self._refuse(data, indices, loss.mean().item())
         return loss
 
-    def _refuse(self, data: DistillationSet, indices: NDArray[np.int64], loss: float) -> None:
-        ids = torch.from_numpy(data.take(indices[:1]).encoded.ids).long()
+    def _refuse(self, data: DistillationSet, indices: Indices, loss: float) -> None:
+        ids = data.take(indices[:1]).encoded.ids
         text = self.student.tokenizer.decode(ids if self._table is None else self._table[0].cpu()[ids])
         raise RunError(
             f"kd: the loss is {loss} at step {self.steps_done}, in the batch that begins with {text[:80]!r}; "
