@@ -16,9 +16,9 @@ from torch import nn
 import l2a
 from l2a.data.encoding import EncodedTexts, encode, inference_batches
 from l2a.data.examples import TextInput
-from l2a.kd.data import join_encoded
+from l2a.kd.data import Indices, join_encoded
 from l2a.pretrain.corpus import Corpus, PretrainConfig
-from l2a.student.initialisation import start_by_averaging
+from l2a.student.initialisation import principal_word_vectors, start_by_averaging
 from l2a.teacher.model import Teacher
 from l2a.util.cache import cached_folder, fingerprint
 from l2a.util.files import atomic_write_bytes, atomic_write_text
@@ -105,7 +105,7 @@ class TeacherTargets:
         """
         return np.array(self.hidden[self.encoded.offsets[index] : self.encoded.offsets[index + 1]])
 
-    def padded_hidden(self, batch: NDArray[np.int64], width: int) -> torch.Tensor:
+    def padded_hidden(self, batch: Indices, width: int) -> torch.Tensor:
         """Read the hidden states of a batch.
 
         Args:
@@ -166,9 +166,7 @@ def _encode_corpus(tokenizer: Any, texts: Sequence[TextInput], max_length: int) 
 
 
 @torch.inference_mode()
-def _write_batch(
-    encoder: nn.Module, encoded: EncodedTexts, batch: NDArray[np.int64], hidden: NDArray[np.float16]
-) -> int:
+def _write_batch(encoder: nn.Module, encoded: EncodedTexts, batch: Indices, hidden: NDArray[np.float16]) -> int:
     inputs = encoded.padded(batch, next(encoder.parameters()).device)
     states = encoder(**inputs).last_hidden_state.to(torch.float16).cpu().numpy()
     for row, index in enumerate(batch):
@@ -181,17 +179,30 @@ WORDS_PER_CHUNK = 4096
 FITTED_TEXTS = 6000
 
 
-def build_student(vectors: torch.Tensor, pad_token_id: int, settings: PretrainConfig) -> Any:
-    """Create a student that starts by averaging given word vectors.
+def start_student(teacher: Teacher, targets: TeacherTargets, config: PretrainConfig) -> GeneralStudent:
+    """Build the student in the state that training starts from.
 
     Args:
-        vectors: float32 (V, e), from ``principal_word_vectors``.
-        pad_token_id: The padding token of the vocabulary.
-        settings: Size of the student; the seed draws every other weight.
+        teacher: The pretrained teacher.
+        targets: The labelled corpus.
+        config: Size and seed.
 
     Returns:
-        An ``ElectraForSequenceClassification`` with two labels and dropout 0.
+        The student, with its projections fitted.
+
+    Raises:
+        UsageError: If the student's word vectors are wider than the teacher.
     """
+    states = _average_word_states(targets, _isolated_word_states(teacher.encoder, teacher.tokenizer))
+    vectors = principal_word_vectors(states, config.embedding_size)
+    student = _build_student(vectors, int(teacher.tokenizer.pad_token_id), config)
+    model = GeneralStudent(student, teacher.hidden_size, config.seed)
+    _fit_projections(model, targets, config.seed)
+    return model
+
+
+def _build_student(vectors: torch.Tensor, pad_token_id: int, settings: PretrainConfig) -> Any:
+    """Create a student of two labels and no dropout that starts by averaging given word vectors, float32 (V, e)."""
     from transformers import ElectraConfig, ElectraForSequenceClassification
 
     config = ElectraConfig(
@@ -218,16 +229,8 @@ def build_student(vectors: torch.Tensor, pad_token_id: int, settings: PretrainCo
 
 
 @torch.inference_mode()
-def isolated_word_states(encoder: nn.Module, tokenizer: Any) -> NDArray[np.float32]:
-    """Read every vocabulary entry through the teacher, on its own between the special tokens.
-
-    Args:
-        encoder: A transformers encoder.
-        tokenizer: Its tokenizer.
-
-    Returns:
-        float32 (V, d), the last hidden state of each word.
-    """
+def _isolated_word_states(encoder: nn.Module, tokenizer: Any) -> NDArray[np.float32]:
+    """Read every vocabulary entry alone between the special tokens: float32 (V, d), its last hidden state."""
     device = next(encoder.parameters()).device
     ids = torch.arange(encoder.get_input_embeddings().num_embeddings, device=device)  # type: ignore[operator]
     first, last = (torch.full_like(ids, value) for value in (tokenizer.cls_token_id, tokenizer.sep_token_id))
@@ -236,16 +239,8 @@ def isolated_word_states(encoder: nn.Module, tokenizer: Any) -> NDArray[np.float
     return np.asarray(torch.cat(parts).float().cpu().numpy(), dtype=np.float32)
 
 
-def average_word_states(targets: TeacherTargets, isolated: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Average each word's state over its places in the corpus; its isolated state counts as two places.
-
-    Args:
-        targets: The labelled corpus.
-        isolated: float32 (V, d), which is all there is for words that the corpus lacks.
-
-    Returns:
-        float32 (V, d).
-    """
+def _average_word_states(targets: TeacherTargets, isolated: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Average each word's state over the corpus, (V, d); its isolated state counts as two places."""
     sums, counts = torch.from_numpy(2.0 * isolated), np.full(len(isolated), 2.0, np.float32)
     for start in range(0, len(targets.hidden), WORDS_PER_CHUNK * 16):
         states = torch.from_numpy(np.array(targets.hidden[start : start + WORDS_PER_CHUNK * 16])).float()
@@ -256,14 +251,8 @@ def average_word_states(targets: TeacherTargets, isolated: NDArray[np.float32]) 
 
 
 @torch.inference_mode()
-def fit_projections(model: GeneralStudent, targets: TeacherTargets, seed: int) -> None:
-    """Fit both projections to the teacher by ridge regression on a sample of texts.
-
-    Args:
-        model: The student, changed in place.
-        targets: The labelled corpus.
-        seed: Draws the sample.
-    """
+def _fit_projections(model: GeneralStudent, targets: TeacherTargets, seed: int) -> None:
+    """Fit both projections to the teacher by ridge regression on a sample of texts."""
     rng = np.random.default_rng([seed, 2])
     sample = rng.choice(len(targets.encoded), min(FITTED_TEXTS, len(targets.encoded)), replace=False)
     sample = sample[np.argsort(targets.encoded.lengths[sample], kind="stable")]
@@ -274,7 +263,7 @@ def fit_projections(model: GeneralStudent, targets: TeacherTargets, seed: int) -
 
 
 def _states_of_batch(
-    model: GeneralStudent, targets: TeacherTargets, batch: NDArray[np.int64]
+    model: GeneralStudent, targets: TeacherTargets, batch: Indices
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     device = next(model.parameters()).device
     with mixed_precision(device):

@@ -10,26 +10,15 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from l2a.data.encoding import bucket_of
+from l2a.kd.data import Indices
 from l2a.pretrain.corpus import PretrainConfig, read_corpus
-from l2a.pretrain.student import (
-    GeneralStudent,
-    TeacherTargets,
-    average_word_states,
-    build_student,
-    fit_projections,
-    isolated_word_states,
-    label_texts,
-    save_student,
-    write_card,
-)
-from l2a.student.initialisation import principal_word_vectors
+from l2a.pretrain.student import GeneralStudent, TeacherTargets, label_texts, save_student, start_student, write_card
 from l2a.teacher.load import load_encoder
-from l2a.teacher.model import Teacher, mean_pool
+from l2a.teacher.model import mean_pool
 from l2a.util.cache import cache_root, fingerprint
 from l2a.util.errors import RunError
 from l2a.util.files import atomic_folder, atomic_write_text, output_folder, restore_folder
@@ -40,9 +29,7 @@ WINDOW = 64
 """Batches' worth of tokens that are sorted by length together."""
 
 
-def epoch_batches(
-    lengths: NDArray[np.int64], tokens_per_batch: int, rng: np.random.Generator
-) -> list[NDArray[np.int64]]:
+def epoch_batches(lengths: Indices, tokens_per_batch: int, rng: np.random.Generator) -> list[Indices]:
     """Shuffle one epoch into batches of texts of similar length.
 
     Args:
@@ -54,28 +41,19 @@ def epoch_batches(
         int64 positions of each batch; every text occurs once.
     """
     order = rng.permutation(len(lengths))
-    windows = max(1, int(lengths.sum()) // (WINDOW * tokens_per_batch))
-    batches: list[NDArray[np.int64]] = []
-    for chunk in np.array_split(order, windows):
-        batches.extend(_split_sorted(chunk[np.argsort(lengths[chunk], kind="stable")], lengths, tokens_per_batch))
-    return [batches[position] for position in rng.permutation(len(batches))]
-
-
-def _split_sorted(
-    chunk: NDArray[np.int64], lengths: NDArray[np.int64], tokens_per_batch: int
-) -> Iterator[NDArray[np.int64]]:
-    start = 0
-    while start < len(chunk):
-        end = start + 1
-        while end < len(chunk) and bucket_of(int(lengths[chunk[end]])) * (end - start + 1) <= tokens_per_batch:
-            end += 1
-        yield chunk[start:end]
-        start = end
+    batches: list[list[int]] = []
+    for chunk in np.array_split(order, max(1, int(lengths.sum()) // (WINDOW * tokens_per_batch))):
+        batches.append([])
+        for text in chunk[np.argsort(lengths[chunk], kind="stable")].tolist():
+            if bucket_of(int(lengths[text])) * (len(batches[-1]) + 1) > tokens_per_batch and batches[-1]:
+                batches.append([])
+            batches[-1].append(text)
+    return [np.array(batches[position]) for position in rng.permutation(len(batches))]
 
 
 def batch_stream(
-    lengths: NDArray[np.int64], tokens_per_batch: int, seed: int, first_step: int, last_step: int
-) -> Iterator[NDArray[np.int64]]:
+    lengths: Indices, tokens_per_batch: int, seed: int, first_step: int, last_step: int
+) -> Iterator[Indices]:
     """Give the batches of a range of steps.
 
     Args:
@@ -209,16 +187,11 @@ def similarity_loss(predicted: Tensor, target: Tensor, temperature: float = 0.05
     """
     if len(predicted) < 2:
         return predicted.sum() * 0.0
-    student, teacher = (_log_neighbours(states, temperature) for states in (predicted, target))
+    others = ~torch.eye(len(predicted), dtype=torch.bool, device=predicted.device)
+    states = (F.normalize(part.float(), dim=-1) for part in (predicted, target))
+    cosines = ((part @ part.T)[others].view(len(others), -1) for part in states)
+    student, teacher = (torch.log_softmax(part / temperature, dim=-1) for part in cosines)
     return F.kl_div(student, teacher, reduction="batchmean", log_target=True)
-
-
-def _log_neighbours(states: Tensor, temperature: float) -> Tensor:
-    normalised = F.normalize(states.float(), dim=-1)
-    count = len(states)
-    others = ~torch.eye(count, dtype=torch.bool, device=states.device)
-    cosines = (normalised @ normalised.T)[others].view(count, count - 1)
-    return torch.log_softmax(cosines / temperature, dim=-1)
 
 
 WARM_UP = 0.05
@@ -229,11 +202,7 @@ WORD_RATE = 3.0
 
 
 def train(
-    model: GeneralStudent,
-    targets: TeacherTargets,
-    config: PretrainConfig,
-    checkpoint: Path,
-    progress: Progress = SILENT,
+    model: GeneralStudent, targets: TeacherTargets, config: PretrainConfig, folder: Path, progress: Progress = SILENT
 ) -> None:
     """Train in place, from the checkpoint if there is one.
 
@@ -241,14 +210,14 @@ def train(
         model: On the device to train on.
         targets: The labelled corpus.
         config: Steps, rate, batch and seed.
-        checkpoint: Folder of the checkpoint.
+        folder: Of the checkpoint.
         progress: Shows the steps and records the losses.
 
     Raises:
         RunError: If a loss is not finite.
     """
     optimizer = _optimizer(model, config)
-    first = load_checkpoint(checkpoint, model, optimizer)
+    first = load_checkpoint(folder, model, optimizer)
     stream = batch_stream(targets.encoded.lengths, config.tokens_per_batch, config.seed, first, config.steps)
     with progress.stage("general stage", config.steps) as advance:
         advance(first)
@@ -257,7 +226,7 @@ def train(
             _check_and_log(losses, step, progress)
             advance(1)
             if (step + 1) % config.checkpoint_every == 0:
-                save_checkpoint(checkpoint, model, optimizer, step + 1)
+                save_checkpoint(folder, model, optimizer, step + 1)
 
 
 def learning_rate(step: int, config: PretrainConfig) -> float:
@@ -278,22 +247,17 @@ def learning_rate(step: int, config: PretrainConfig) -> float:
 
 def _optimizer(model: GeneralStudent, config: PretrainConfig) -> torch.optim.AdamW:
     words = model.classifier.get_input_embeddings().weight
-    matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1 and parameter is not words]
-    vectors = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
+    others = [parameter for parameter in model.parameters() if parameter is not words]
     groups = [
         {"params": [words], "weight_decay": 0.0, "relative_rate": WORD_RATE},
-        {"params": matrices, "weight_decay": 0.01, "relative_rate": 1.0},
-        {"params": vectors, "weight_decay": 0.0, "relative_rate": 1.0},
+        {"params": [p for p in others if p.ndim > 1], "weight_decay": 0.01, "relative_rate": 1.0},
+        {"params": [p for p in others if p.ndim <= 1], "weight_decay": 0.0, "relative_rate": 1.0},
     ]
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98), fused=True)
 
 
 def _step(
-    model: GeneralStudent,
-    optimizer: torch.optim.Optimizer,
-    targets: TeacherTargets,
-    batch: NDArray[np.int64],
-    rate: float,
+    model: GeneralStudent, optimizer: torch.optim.Optimizer, targets: TeacherTargets, batch: Indices, rate: float
 ) -> dict[str, Tensor]:
     for group in optimizer.param_groups:
         group["lr"] = rate * group["relative_rate"]
@@ -305,7 +269,7 @@ def _step(
     return losses
 
 
-def step_losses(model: GeneralStudent, targets: TeacherTargets, batch: NDArray[np.int64]) -> dict[str, Tensor]:
+def step_losses(model: GeneralStudent, targets: TeacherTargets, batch: Indices) -> dict[str, Tensor]:
     """Compare the student's states with the teacher's.
 
     Args:
@@ -365,25 +329,3 @@ def pretrain(config: PretrainConfig, progress: Progress = SILENT) -> Path:
         write_card(folder, config, model, targets)
     shutil.rmtree(checkpoint, ignore_errors=True)
     return config.output_dir
-
-
-def start_student(teacher: Teacher, targets: TeacherTargets, config: PretrainConfig) -> GeneralStudent:
-    """Build the student in the state that training starts from.
-
-    Args:
-        teacher: The pretrained teacher.
-        targets: The labelled corpus.
-        config: Size and seed.
-
-    Returns:
-        The student, with its projections fitted.
-
-    Raises:
-        UsageError: If the student's word vectors are wider than the teacher.
-    """
-    states = average_word_states(targets, isolated_word_states(teacher.encoder, teacher.tokenizer))
-    vectors = principal_word_vectors(states, config.embedding_size)
-    student = build_student(vectors, int(teacher.tokenizer.pad_token_id), config)
-    model = GeneralStudent(student, teacher.hidden_size, config.seed)
-    fit_projections(model, targets, config.seed)
-    return model
