@@ -29,10 +29,10 @@ from l2a.generator.words import MaskedCandidates, MaskedLanguageModel, Rewrite, 
 from l2a.kd.inference import embedding_gradients
 from l2a.student.student import load_checkpoint
 from l2a.teacher.labelling import cached_labeller
-from l2a.teacher.load import EMBEDDED, load_encoder, load_fine_tuned, load_masked_language_model, locate
+from l2a.teacher.load import EMBEDDED, load_encoder, load_fine_tuned, load_masked_language_model, open_checkpoint
 from l2a.util.cache import fingerprint
 from l2a.util.cards import did_you_mean
-from l2a.util.errors import RunError, UsageError, os_errors_as_run_error
+from l2a.util.errors import UsageError, os_errors_as_run_error
 from l2a.util.files import atomic_write_bytes, to_json
 from l2a.util.progress import SILENT, Progress
 from l2a.util.training import best_device
@@ -107,25 +107,15 @@ def _gradient_space(teacher: str, student: str | None, max_length: int, progress
             "--operator augpro_fgsm: it needs two classifiers with the same labels; name both, "
             "by --teacher and --student, or use knn"
         )
-    names = _label_names(student, progress)
+    names = open_checkpoint("--student", student, progress).label_names
     labeller = cached_labeller(load_fine_tuned(teacher, names, progress).to(best_device()), max_length, progress)
-    model = load_checkpoint(locate(student, progress), names)
+    model = load_checkpoint(student, names)
     model.model.to(best_device()).eval()
     space = _space(model.tokenizer, model.word_embeddings(), None, max_length, progress)
     return TokenSpace(
         space.tokenizer, space.neighbours, space.word_embeddings,
         lambda inputs: embedding_gradients(model, labeller, inputs, max_length), max_length,
     )  # fmt: skip
-
-
-def _label_names(model: str, progress: Progress) -> tuple[str, ...]:
-    from transformers import AutoConfig
-
-    try:
-        config = AutoConfig.from_pretrained(locate(model, progress))
-    except (OSError, ValueError, KeyError) as error:
-        raise RunError(f"--student {model!r}: its config could not be loaded; give a model folder") from error
-    return tuple(str(config.id2label[i]) for i in range(config.num_labels))
 
 
 Bytes = NDArray[np.uint8]

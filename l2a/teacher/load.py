@@ -82,6 +82,11 @@ class Checkpoint:
     config: Any
     tokenizer: Any
 
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """The names that its config gives to the classes."""
+        return tuple(str(self.config.id2label[i]) for i in range(self.config.num_labels))
+
     def build(self, auto_class: Any) -> Any:
         """Make the model without memory for its weights, to count them and to look at its layers.
 
@@ -276,7 +281,7 @@ def load_fine_tuned(
     from transformers import AutoModelForSequenceClassification
 
     checkpoint = open_checkpoint("teacher.model", model, progress)
-    names = tuple(str(checkpoint.config.id2label[i]) for i in range(checkpoint.config.num_labels))
+    names = checkpoint.label_names
     if sorted(names) != sorted(label_names):
         raise UsageError(
             f"{checkpoint.name}: its labels are {', '.join(names)}, the target's are {', '.join(label_names)}; "
