@@ -20,7 +20,7 @@ DataRoot = Annotated[Path | None, typer.Option(help="Folder that the card's data
 Results = Annotated[Path, typer.Option(help="Folder of results: CARD/cells.jsonl and CARD.json.")]
 Pages = Annotated[Path, typer.Option(help="Folder of report pages.")]
 Count = Annotated[int | None, typer.Option("--workers", help="Cells side by side; by default one a core.")]
-Backend = Annotated[str, typer.Option(help="loky: processes on this machine; dask or ray: a cluster.")]
+Backend = Annotated[str, typer.Option(help="loky: processes on this machine; dask: a cluster.")]
 Address = Annotated[str | None, typer.Option(help="Scheduler of a running cluster; by default a local one is started.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the cells, what is cached and the cost; run nothing.")]
 RESULTS, PAGES = Path("benchmarks/results"), Path("docs/experiments")
@@ -86,7 +86,7 @@ def report_experiment(card: Card, results: Results = RESULTS, pages: Pages = PAG
     experiment = load_experiment(card)
     own = read_results(results / experiment.name)
     summary = summarise(experiment, own)
-    other = read_results(results / experiment.same_methods_in) if experiment.same_methods_in else ()
+    other = read_results(results / experiment.same_variants_in) if experiment.same_variants_in else ()
     found = [rank_agreement(summary.results, other, metric) for metric in METRICS]
     page, data = pages / f"{experiment.name}.md", results / f"{experiment.name}.json"
     figures = write_figures(summary, pages / experiment.name)
@@ -112,7 +112,7 @@ def compare_experiments(first: Card, second: Card, results: Results = RESULTS) -
     found = [rank_agreement(one, other, metric) for metric in METRICS]
     agreements = [item for item in found if item is not None]
     if not agreements:
-        raise UsageError(f"results: {names[0]} and {names[1]} share no cells of three methods or more; run both first")
+        raise UsageError(f"results: {names[0]} and {names[1]} share no cells of three variants or more; run both first")
     Console(highlight=False).print(Markdown(agreement_section(names[0], names[1], agreements)))
 
 
@@ -128,7 +128,7 @@ def _print_plan(console: "Console", planned: "tuple[PlannedGroup, ...]", workers
         teacher = {None: "none", True: "cached", False: "to train"}[cell.is_teacher_cached]
         seconds = "" if cell.is_finished else f"{cell.seconds + cell.teacher_seconds:.0f}"
         place = cell.cell.place
-        name = f"{place.pair} {place.shots} shots, seed {place.seed}, {place.student}: {cell.cell.method}"
+        name = f"{place.pair} {place.shots} shots, seed {place.seed}, {place.student}: {cell.cell.variant}"
         table.add_row(name, state, teacher, seconds)
     left = [cell for group in planned for cell in group if not cell.is_finished]
     console.print(table)
@@ -146,7 +146,7 @@ def _print_outcomes(
     failed = [outcome for outcome in outcomes if outcome.status == "failed"]
     for outcome in failed:
         place = " ".join(map(str, outcome.cell.place))
-        console.print(f"failed: {place} {outcome.cell.method}: {outcome.message}", markup=False)
+        console.print(f"failed: {place} {outcome.cell.variant}: {outcome.message}", markup=False)
     total, ran = sum(map(len, planned)), sum(outcome.status == "ran" for outcome in outcomes)
     console.print(f"{folder}: {ran} cells ran, {total - len(failed)} of {total} are finished")
     if failed:

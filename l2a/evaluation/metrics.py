@@ -57,7 +57,7 @@ def classification_metrics(
     Returns:
         Both metrics, each with its 95 % interval over 1000 resamples of the examples.
     """
-    point = _point(labels, predictions, classes)
+    point = np.array(accuracy_and_macro_f1(labels, predictions, classes))
     counts = _resampled_counts([labels, predictions], classes, rng)
     return _with_intervals(point, _from_confusion(counts))
 
@@ -83,16 +83,28 @@ def paired_difference(
     Returns:
         The differences, positive where ``predictions`` are better, each with its 95 % interval.
     """
-    ours, theirs = _point(labels, predictions, classes), _point(labels, baseline, classes)
+    ours, theirs = (np.array(accuracy_and_macro_f1(labels, each, classes)) for each in (predictions, baseline))
     counts = _resampled_counts([labels, predictions, baseline], classes, rng)
     difference = _from_confusion(counts.sum(axis=3)) - _from_confusion(counts.sum(axis=2))
     return _with_intervals(ours - theirs, difference)
 
 
-def _point(labels: NDArray[np.int64], predictions: NDArray[np.int64], classes: int) -> NDArray[np.float64]:
+def accuracy_and_macro_f1(
+    labels: NDArray[np.int64], predictions: NDArray[np.int64], classes: int
+) -> tuple[float, float]:
+    """Measure how good predictions are.
+
+    Args:
+        labels: int64 (N,), the true classes, N at least 1.
+        predictions: int64 (N,), the predicted classes.
+        classes: C; all count in macro-F1, one that neither side holds as 0.
+
+    Returns:
+        Accuracy and macro-F1, both in [0, 1].
+    """
     every_class = list(range(classes))
     macro_f1 = f1_score(labels, predictions, labels=every_class, average="macro", zero_division=0)
-    return np.array([accuracy_score(labels, predictions), macro_f1])
+    return float(accuracy_score(labels, predictions)), float(macro_f1)
 
 
 def _resampled_counts(columns: list[NDArray[np.int64]], classes: int, rng: np.random.Generator) -> NDArray[np.int64]:

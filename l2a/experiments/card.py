@@ -1,50 +1,34 @@
-"""Experiment cards: a grid of pairs, shots, seeds, students and methods, checked before anything runs."""
+"""Experiment cards: a grid of pairs, shots, seeds, students and variants of methods, checked before anything runs."""
 
 import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, NamedTuple
 
 from l2a.config import Columns, DistillConfig, as_mapping, load_config, override
 from l2a.data.domains import load_domain, read_unlabelled
-from l2a.experiments.results import Place
+from l2a.pipeline.methods import METHODS
 from l2a.selector.agents import agent_files, load_agent
 from l2a.util.cache import fingerprint
-from l2a.util.cards import build, find_card, load_yaml
+from l2a.util.cards import build, did_you_mean, find_card, load_yaml
 from l2a.util.errors import UsageError
 from l2a.util.progress import SILENT, Progress
 
 CARDS = "configs/experiments"
-RowName = Literal[
-    "target_only_teacher",
-    "cross_domain_teacher",
-    "tfidf_logreg",
-    "frozen_teacher_logreg",
-    "vector_sum_logreg",
-    "cut_vector_sum_logreg",
-    "plain_kd_student",
-    "plain_kd_unlabelled_student",
-    "l2a_without_unlabelled_student",
-    "augmented_kd_student",
-    "augmented_fine_tuned_student",
-    "l2a_student",
-]
-ROWS: tuple[str, ...] = get_args(RowName)
-SET_BY_THE_GRID = (
-    "source",
-    "target",
-    "source_columns",
-    "target_columns",
-    "unlabelled",
-    "shots",
-    "seed",
-    "data_root",
-    "output_dir",
-    "overwrite",
-    "compare",
-)
+OF_THE_GRID = ("source", "target", "source_columns", "target_columns", "unlabelled", "shots", "seed")
+NEVER_DECIDES = ("output_dir", "overwrite", "compare", "data_root", "selector.tensorboard")
+OF_ONE_OPERATOR = ("generator.operator", "generator.copies")
+"""Fields that only a method without a selector reads."""
+OF_THE_CHAIN = tuple(f"generator.{name}" for name in ("tau", "beta", "max_degree", "operators", "chains", "burn_in"))
+"""Fields that a method of one named operator never reads."""
+RESULTS_VERSION = 2
+"""Raise it when a change of the code, rather than of a field, changes what cells give: then all run again."""
+FORMER_DEFAULTS: Mapping[str, Any] = {}
+"""Fields whose default has changed since results were kept, with the value that a key without them stands for."""
+
+DataFiles = Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -57,7 +41,7 @@ class Pair:
         target: Domain card, or a file or folder relative to the data root.
         source_columns: Columns of the source; found by their usual names when not given.
         target_columns: Columns of the target, likewise.
-        unlabelled: Text without labels for methods that use some: a .txt file relative to the data root, or a domain.
+        unlabelled: Text without labels for variants that use some: a .txt file relative to the data root, or a domain.
     """
 
     name: str
@@ -69,46 +53,46 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Method:
-    """One way to get a model.
+class Variant:
+    """A method with settings of its own.
 
     Attributes:
-        row: Row of the final table of ``l2a distill`` that this method is.
+        method: A name in ``l2a.pipeline.methods.METHODS``.
         overrides: Fields of the configuration that differ from the preset, by dotted name; ``{pair}`` in a text stands
             for the pair's name.
-        unlabelled: Whether the method gets the pair's text without labels.
+        unlabelled: Whether it gets the pair's text without labels.
     """
 
-    row: RowName
+    method: str
     overrides: Mapping[str, Any] = field(default_factory=dict)
     unlabelled: bool = False
 
 
 @dataclass(frozen=True)
 class ExperimentCard:
-    """A grid: every pair with every number of shots, seed, student and method.
+    """A grid: every pair with every number of shots, seed, student and variant.
 
     Attributes:
         description: What the grid is to show; it opens the report.
         preset: Card in ``configs/`` that gives every other field: the budget.
         pairs: Pairs of domains.
-        methods: Methods by their name in results.
+        variants: What is compared, by its name in results.
         shots: Labelled target examples per class.
         seeds: Seeds of the few labels and of every random draw.
         students: Student presets.
-        same_methods_in: Another card with the same methods at another budget; the report then says whether both
-            budgets rank the methods alike.
+        same_variants_in: Another card with the same variants at another budget; the report then says whether both
+            budgets rank them alike.
         name: The card's name; by default its file's.
     """
 
     description: str
     preset: str
     pairs: tuple[Pair, ...]
-    methods: Mapping[str, Method]
+    variants: Mapping[str, Variant]
     shots: tuple[int, ...] = (32,)
     seeds: tuple[int, ...] = (0, 1, 2)
     students: tuple[str, ...] = ("auto",)
-    same_methods_in: str | None = None
+    same_variants_in: str | None = None
     name: str = ""
 
 
@@ -126,93 +110,85 @@ def load_experiment(reference: str) -> ExperimentCard:
     """
     path = Path(reference) if reference.endswith(".yaml") else find_card(CARDS, reference)
     card = build(ExperimentCard, {"name": path.stem, **load_yaml(path)}, f"experiment card {path}")
-    problems = _empty_or_repeated(card) or _wrong_overrides(card)
+    problems = [*_empty_or_repeated(card), *_wrong_variants(card)]
     if problems:
-        raise UsageError(f"experiment card {path}: " + "; ".join(problems))
+        raise UsageError(f"experiment card {path}: " + "; ".join(dict.fromkeys(problems)))
     return card
 
 
-def method_config(card: ExperimentCard, student: str, method: str, pair: str) -> DistillConfig:
-    """Build the configuration of a method, without its place in the grid.
+def variant_config(card: ExperimentCard, student: str, variant: str, pair: str) -> DistillConfig:
+    """Build the configuration of a variant, without its place in the grid.
 
     Args:
         card: The card.
-        student: Student preset; a method's own overrides come after it.
-        method: The method's name.
+        student: Student preset; a variant's own overrides come after it.
+        variant: The variant's name.
         pair: The pair's name, for overrides that hold it.
 
     Returns:
-        The preset with the student and the method's overrides.
+        The preset with the student and the variant's overrides.
 
     Raises:
         UsageError: For unknown fields and wrong values.
     """
-    given = card.methods[method].overrides
+    given = card.variants[variant].overrides
     named = {key: value.replace("{pair}", pair) if isinstance(value, str) else value for key, value in given.items()}
     return override(load_config(card.preset), {"student.preset": student, **named})
 
 
-def _empty_or_repeated(card: ExperimentCard) -> list[str]:
-    axes: dict[str, list[Any]] = {
-        "pairs": [pair.name for pair in card.pairs],
-        "methods": list(card.methods),
-        "shots": list(card.shots),
-        "seeds": list(card.seeds),
-        "students": list(card.students),
-    }
-    problems = [f"{name}: empty; at least one entry is needed" for name, values in axes.items() if not values]
+def _empty_or_repeated(card: ExperimentCard) -> Iterable[str]:
+    axes: dict[str, list[Any]] = {"pairs": [pair.name for pair in card.pairs], "variants": list(card.variants)}
+    axes |= {"shots": list(card.shots), "seeds": list(card.seeds), "students": list(card.students)}
     for name, values in axes.items():
-        repeated = sorted({str(value) for value in values if values.count(value) > 1})
-        problems += [f"{name}: {value} comes more than once; give each once" for value in repeated]
-    return problems
+        if not values:
+            yield f"{name}: empty; give at least one entry"
+        for value in values:
+            if values.count(value) > 1:
+                yield f"{name}: {value} comes more than once; give each once"
 
 
-def _wrong_overrides(card: ExperimentCard) -> list[str]:
-    problems: dict[str, None] = {}  # one method may fail alike with every student: say it once
-    for name, method in card.methods.items():
-        for field_name in method.overrides:
-            if field_name.split(".")[0] in SET_BY_THE_GRID:
-                problems[f"methods.{name}: {field_name} is set by the grid and cannot be overridden"] = None
+def _wrong_variants(card: ExperimentCard) -> Iterable[str]:
+    for name, variant in card.variants.items():
+        where = f"variants.{name}"
+        if variant.method not in METHODS:
+            hint = did_you_mean(variant.method, METHODS) or f"; give one of {', '.join(METHODS)}"
+            yield f"{where}.method: {variant.method!r} is unknown{hint}"
+        elif "unlabelled" in METHODS[variant.method].needs and not variant.unlabelled:
+            yield f"{where}: {variant.method} needs text without labels; add unlabelled: true"
+        for key in variant.overrides:
+            if key.split(".")[0] in (*OF_THE_GRID, *NEVER_DECIDES):
+                yield f"{where}: {key} is set by the grid; take it out of the overrides"
         for student, pair in itertools.product(card.students, card.pairs):
             try:
-                method_config(card, student, name, pair.name)
+                variant_config(card, student, name, pair.name)
             except UsageError as error:
-                problems[f"methods.{name}: {error}"] = None
-    return list(problems)
+                yield f"{where}: {error}"
 
 
-RESULTS_VERSION = 1
-"""Raise it when a change of the code, rather than of a field, changes what cells give: then all run again."""
+class Place(NamedTuple):
+    """Where a cell stands in the grid of a card, its variant aside: what paired comparisons match on."""
 
-NEVER_DECIDES = ("output_dir", "overwrite", "compare", "data_root")
-READ_BY_ONE_OPERATOR = ("operator", "copies")
-"""Fields of the generator that only the row of one operator without a selector reads."""
-READ_BY_THE_CHAIN = ("density", "tau", "beta", "max_degree", "operators", "mix_variant", "chains", "burn_in")
-"""Fields of the generator that a row of one named operator never reads."""
-ROWS_OF_ONE_OPERATOR = ("augmented_kd_student", "augmented_fine_tuned_student")
-AUGMENTATION = ("generator", "selector")
-STUDENT = ("student", "kd")
-
-READ_UNLABELLED = ("l2a_student", "plain_kd_unlabelled_student")
-
-DataFiles = Mapping[str, str]
+    pair: str
+    shots: int
+    seed: int
+    student: str
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of one method.
+    """One run of one variant.
 
     Attributes:
         place: Its place in the grid.
-        method: The method's name in the card.
-        row: The row to run.
+        variant: The variant's name in the card.
+        method: The method to run.
         config: The whole configuration.
         preset: The budget that the configuration started from.
     """
 
     place: Place
+    variant: str
     method: str
-    row: str
     config: DistillConfig
     preset: str
 
@@ -242,6 +218,85 @@ def expand(card: ExperimentCard, data_root: Path | None) -> tuple[Group, ...]:
     return tuple(group for one_round in rounds for group in one_round if group is not None)
 
 
+def _group(card: ExperimentCard, pair: Pair, shots: int, seed: int, data_root: Path | None) -> Group:
+    cells = []
+    for student, (name, variant) in itertools.product(card.students, card.variants.items()):
+        config = replace(
+            variant_config(card, student, name, pair.name),
+            source=pair.source,
+            target=pair.target,
+            source_columns=pair.source_columns,
+            target_columns=pair.target_columns,
+            unlabelled=pair.unlabelled if variant.unlabelled else None,
+            shots=shots,
+            seed=seed,
+            data_root=str(data_root.resolve()) if data_root else None,
+        )
+        cells.append(Cell(Place(pair.name, shots, seed, student), name, variant.method, config, card.preset))
+    return tuple(cells)
+
+
+def refuse_missing_agents(groups: Iterable[Group]) -> None:
+    """Look up every selector before anything runs: a missing policy should not cost the hours before its cell.
+
+    Args:
+        groups: The cells.
+
+    Raises:
+        UsageError: If an agent's card or policy is missing or wrong.
+    """
+    cells = (cell for group in groups for cell in group if "selector" in METHODS[cell.method].reads)
+    for agent in {cell.config.selector.agent for cell in cells}:
+        load_agent(agent)
+
+
+def cell_key(cell: Cell, data: DataFiles) -> str:
+    """Fingerprint everything that decides a cell's result.
+
+    A cell keeps its key when only settings change that its method never reads, and when a field with a default is
+    added. The selector's card, and its policy where it has one, count by their content.
+
+    Args:
+        cell: The cell.
+        data: Names and sha256 of its data files.
+
+    Returns:
+        32 hexadecimal digits.
+    """
+    agent = agent_files(cell.config.selector.agent) if "selector" in METHODS[cell.method].reads else {}
+    return fingerprint([RESULTS_VERSION, cell.method, decisive(cell), dict(cell_files(cell, data)), agent])
+
+
+def decisive(cell: Cell) -> dict[str, Any]:
+    """Collect the fields that decide a cell's result and differ from their default.
+
+    Args:
+        cell: The cell.
+
+    Returns:
+        Values by dotted name.
+    """
+    method, defaults = METHODS[cell.method], {**_flat(DistillConfig()), **FORMER_DEFAULTS}
+    unread = set(NEVER_DECIDES)
+    if "selector" in method.reads:
+        unread.update(OF_ONE_OPERATOR)
+    elif cell.config.generator.operator is not None:
+        unread.update(OF_THE_CHAIN)
+    optional = {section for other in METHODS.values() for section in other.reads} - set(method.reads)
+    return {
+        name: value
+        for name, value in _flat(cell.config).items()
+        if name not in unread and name.split(".")[0] not in optional and value != defaults[name]
+    }
+
+
+def _flat(config: DistillConfig) -> dict[str, Any]:
+    fields = as_mapping(config)
+    sections = {name: value for name, value in fields.items() if isinstance(value, dict)}
+    flat = {name: value for name, value in fields.items() if name not in sections}
+    return flat | {f"{name}.{key}": value for name, section in sections.items() for key, value in section.items()}
+
+
 def data_files(groups: Iterable[Group], progress: Progress = SILENT) -> dict[str, DataFiles]:
     """Read every domain of a grid once and note the sha256 of its files; test labels stay held back.
 
@@ -256,57 +311,19 @@ def data_files(groups: Iterable[Group], progress: Progress = SILENT) -> dict[str
         UsageError: If a domain cannot be read.
         RunError: If a shipped domain cannot be fetched.
     """
-    known: dict[tuple[str, Columns], DataFiles] = {}
+
+    @cache
+    def files_of(reference: str, columns: Columns, folder: Path | None) -> DataFiles:
+        return _named_after(reference, load_domain(reference, columns, folder, progress, "columns in the card").files)
+
     found: dict[str, DataFiles] = {}
     with progress.stage("read domains"):
         for cell in (group[0] for group in groups):
             config = cell.config
-            sides = ((config.source or "", config.source_columns), (config.target, config.target_columns))
-            for side in sides:
-                if side not in known:
-                    known[side] = _files_of(*side, config.data_folder, progress)
-            found[cell.place.pair] = {**known[sides[0]], **known[sides[1]]}
+            source = files_of(config.source or "", config.source_columns, config.data_folder)
+            target = files_of(config.target, config.target_columns, config.data_folder)
+            found[cell.place.pair] = {**source, **target}
     return found
-
-
-def refuse_missing_agents(groups: Iterable[Group]) -> None:
-    """Look up every selector before anything runs: a missing policy should not cost the hours before its cell.
-
-    Args:
-        groups: The cells.
-
-    Raises:
-        UsageError: If an agent's card or policy is missing or wrong.
-    """
-    for agent in {cell.config.selector.agent for group in groups for cell in group if cell.row.startswith("l2a")}:
-        load_agent(agent)
-
-
-def cell_key(cell: Cell, data: DataFiles) -> str:
-    """Fingerprint everything that decides a cell's result.
-
-    A row keeps its key when only settings change that it never reads. The selector's card, and its policy where it
-    has one, count by their content.
-
-    Args:
-        cell: The cell.
-        data: Names and sha256 of its data files.
-
-    Returns:
-        32 hexadecimal digits.
-    """
-    ignored = {*NEVER_DECIDES, *_unread_sections(cell.row)}
-    decisive: dict[str, Any] = {key: value for key, value in as_mapping(cell.config).items() if key not in ignored}
-    if decisive["source_size"] is None:
-        del decisive["source_size"]  # results from before there was this field hold
-    if "generator" in decisive:
-        unread = _unread_by_generator(cell)
-        decisive["generator"] = {key: value for key, value in decisive["generator"].items() if key not in unread}
-    parts = [RESULTS_VERSION, cell.row, decisive, dict(cell_files(cell, data))]
-    if "selector" in decisive:
-        decisive["selector"].pop("tensorboard")  # it only shows a training
-        parts.append(agent_files(cell.config.selector.agent))
-    return fingerprint(*parts)
 
 
 def cell_files(cell: Cell, data: DataFiles) -> DataFiles:
@@ -320,7 +337,7 @@ def cell_files(cell: Cell, data: DataFiles) -> DataFiles:
         Names and sha256, those of its unlabelled text included.
     """
     config = cell.config
-    if config.unlabelled is None or cell.row not in READ_UNLABELLED:
+    if config.unlabelled is None or "unlabelled" not in METHODS[cell.method].reads:
         return data
     if any(name == config.unlabelled or name.startswith(f"{config.unlabelled}/") for name in data):
         return data  # as a finished cell notes them: a report needs no files
@@ -330,44 +347,6 @@ def cell_files(cell: Cell, data: DataFiles) -> DataFiles:
 @cache
 def _unlabelled_files(reference: str, data_folder: Path | None) -> DataFiles:
     return _named_after(reference, read_unlabelled(reference, data_folder)[1])
-
-
-def _unread_sections(row: str) -> tuple[str, ...]:
-    if not row.endswith("_student"):
-        return (*AUGMENTATION, *STUDENT, "unlabelled")
-    if row in ROWS_OF_ONE_OPERATOR:
-        return ("selector",)
-    unread = () if row.startswith("l2a") else AUGMENTATION
-    return unread if row in READ_UNLABELLED else (*unread, "unlabelled")
-
-
-def _unread_by_generator(cell: Cell) -> tuple[str, ...]:
-    if cell.row not in ROWS_OF_ONE_OPERATOR:
-        return READ_BY_ONE_OPERATOR
-    return READ_BY_THE_CHAIN if cell.config.generator.operator is not None else ()
-
-
-def _group(card: ExperimentCard, pair: Pair, shots: int, seed: int, data_root: Path | None) -> Group:
-    cells = []
-    for student, method in itertools.product(card.students, card.methods):
-        config = replace(
-            method_config(card, student, method, pair.name),
-            source=pair.source,
-            target=pair.target,
-            source_columns=pair.source_columns,
-            target_columns=pair.target_columns,
-            unlabelled=pair.unlabelled if card.methods[method].unlabelled else None,
-            shots=shots,
-            seed=seed,
-            data_root=str(data_root.resolve()) if data_root else None,
-        )
-        place = Place(pair.name, shots, seed, student)
-        cells.append(Cell(place, method, card.methods[method].row, config, card.preset))
-    return tuple(cells)
-
-
-def _files_of(reference: str, columns: Columns, data_folder: Path | None, progress: Progress) -> DataFiles:
-    return _named_after(reference, load_domain(reference, columns, data_folder, progress, "columns in the card").files)
 
 
 def _named_after(reference: str, files: DataFiles) -> DataFiles:

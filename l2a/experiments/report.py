@@ -1,8 +1,10 @@
-"""Figures of a report: legible in print, on a light and on a dark page, and without telling colours apart."""
+"""The page of a card, with figures that are legible in print, on any page, and without telling colours apart."""
 
 import io
+import itertools
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from l2a.experiments.results import CellResult
-from l2a.experiments.statistics import LEVEL, RESAMPLES, Comparison, Estimate, RankAgreement, Summary, values_of
+from l2a.experiments.statistics import LEVEL, RESAMPLES, Comparison, Estimate, RankAgreement, Summary
 from l2a.util.files import atomic_write_bytes, atomic_write_text
 
 # Okabe and Ito (2008), without their yellow, which is too pale for lines on white.
@@ -42,88 +43,71 @@ def write_figures(summary: Summary, folder: Path) -> dict[str, Path]:
     Returns:
         Files by name: "methods", "pairs" and, where the card varies the shots, "shots".
     """
-    drawings = {"methods": methods_figure, "pairs": pairs_figure}
+    drawings: dict[str, Callable[[Summary], Figure]] = {"methods": _draw_methods, "pairs": _draw_pairs}
     if len(summary.card.shots) > 1:
-        drawings["shots"] = shots_figure
-    files = {}
+        drawings["shots"] = _draw_shots
+    files = {name: folder / f"{name}.svg" for name in drawings}
     for name, draw in drawings.items():
         with matplotlib.rc_context(STYLE):
-            files[name] = folder / f"{name}.svg"
             save_figure(draw(summary), files[name])
     return files
 
 
-def methods_figure(summary: Summary) -> Figure:
-    """Draw the mean accuracy of each method with its interval, and the mean on each pair behind it.
-
-    Args:
-        summary: The numbers.
-
-    Returns:
-        The figure, best method on top.
-    """
+def _draw_methods(summary: Summary) -> Figure:
+    """The mean accuracy of each variant with its interval, best on top, and the mean on each pair behind it."""
     ordered = summary.best_first
     figure, axes = _new_figure(7.0, 0.9 + 0.32 * len(ordered))
-    for position, method in enumerate(ordered):
-        level = summary.level(method)
+    for position, variant in enumerate(ordered):
+        style, level = _style(summary, variant), summary.level(variant)
         assert level is not None
-        pairs = [summary.level(method, pair=pair.name) for pair in summary.card.pairs]
+        pairs = [summary.level(variant, pair=pair.name) for pair in summary.card.pairs]
         on_pairs = [100 * pair.mean for pair in pairs if pair is not None]
         axes.plot(on_pairs, [position] * len(on_pairs), "|", color="#888888", markersize=9, markeredgewidth=1.2)
-        axes.hlines(position, 100 * level.low, 100 * level.high, color=_colour(summary, method), linewidth=2)
-        axes.plot(100 * level.mean, position, _marker(summary, method), color=_colour(summary, method), markersize=7)
+        axes.hlines(position, 100 * level.low, 100 * level.high, color=style["color"], linewidth=2)
+        axes.plot(100 * level.mean, position, markersize=7, **style)
     axes.set_yticks(range(len(ordered)), ordered)
     axes.set_ylim(len(ordered) - 0.5, -0.5)
     axes.set_xlabel("accuracy, % (mean and 95 % interval; grey: mean on each pair)")
     return figure
 
 
-def pairs_figure(summary: Summary) -> Figure:
-    """Draw the accuracy of each method on each pair: the mean and every cell.
-
-    Args:
-        summary: The numbers.
-
-    Returns:
-        The figure, one panel a pair.
-    """
-    pairs, methods = [pair.name for pair in summary.card.pairs], summary.methods
+def _draw_pairs(summary: Summary) -> Figure:
+    """The accuracy of each variant on each pair, one panel a pair: the mean and every cell."""
+    pairs, variants = [pair.name for pair in summary.card.pairs], summary.variants
     columns = min(3, len(pairs))
     rows = -(-len(pairs) // columns)
-    figure = Figure(figsize=(7.4, rows * (0.75 + 0.2 * len(methods)) + 0.35), facecolor="white", layout="constrained")
+    figure = Figure(figsize=(7.4, rows * (0.75 + 0.2 * len(variants)) + 0.35), facecolor="white", layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False, sharey=True)
     for axes, pair in zip(panels.flat, pairs, strict=False):
-        _draw_pair(axes, summary, pair)
+        for position, variant in enumerate(variants):
+            cells = (result for result in summary.results if (result.variant, result.pair) == (variant, pair))
+            values = [100 * result.accuracy for result in cells]
+            style = _style(summary, variant)
+            axes.plot(values, [position] * len(values), alpha=0.45, markersize=3, **style)
+            if values:
+                axes.plot(np.mean(values), position, markersize=6, **style)
+        axes.set_title(pair, fontsize=9)
     for axes in panels.flat[len(pairs) :]:
         axes.set_visible(False)
-    panels[0, 0].set_yticks(range(len(methods)), methods)
-    panels[0, 0].set_ylim(len(methods) - 0.5, -0.5)
+    panels[0, 0].set_yticks(range(len(variants)), variants)
+    panels[0, 0].set_ylim(len(variants) - 0.5, -0.5)
     figure.supxlabel("accuracy, % (large: mean; small: each cell)", fontsize=9)
-    _frame(figure)
-    return figure
+    return _framed(figure)
 
 
-def shots_figure(summary: Summary) -> Figure:
-    """Draw learning curves: the mean accuracy of each method over the number of labelled target examples.
-
-    Args:
-        summary: The numbers.
-
-    Returns:
-        The figure.
-    """
+def _draw_shots(summary: Summary) -> Figure:
+    """Learning curves: the mean accuracy of each variant over the number of labelled target examples."""
     figure, axes = _new_figure(7.0, 4.2)
     shots = sorted(summary.card.shots)
-    offsets = np.linspace(-0.06, 0.06, max(2, len(summary.methods)))  # in octaves, so that the intervals stay apart
-    for method, offset in zip(summary.methods, offsets, strict=False):
-        points = [(k, level) for k in shots if (level := summary.level(method, shots=k)) is not None]
-        places = [k * 2**offset for k, _ in points]
+    offsets = np.linspace(-0.06, 0.06, max(2, len(summary.variants)))  # in octaves, so that the intervals stay apart
+    for variant, offset in zip(summary.variants, offsets, strict=False):
+        points = [(k, level) for k in shots if (level := summary.level(variant, shots=k)) is not None]
         means = [100 * level.mean for _, level in points]
         below = [100 * (level.mean - level.low) for _, level in points]
         above = [100 * (level.high - level.mean) for _, level in points]
         axes.errorbar(
-            places, means, yerr=[below, above], fmt=f"{_marker(summary, method)}-", color=_colour(summary, method),
-            label=method, elinewidth=0.9, linewidth=1.4, markersize=5,
+            [k * 2**offset for k, _ in points], means, yerr=[below, above], label=variant, elinewidth=0.9,
+            linewidth=1.4, markersize=5, **_style(summary, variant) | {"linestyle": "-"},
         )  # fmt: skip
     axes.set_xscale("log", base=2)
     axes.set_xticks(shots, [str(k) for k in shots])
@@ -133,36 +117,21 @@ def shots_figure(summary: Summary) -> Figure:
     return figure
 
 
-def _draw_pair(axes: Any, summary: Summary, pair: str) -> None:
-    for position, method in enumerate(summary.methods):
-        found = values_of(summary.results, method, "accuracy")
-        values = [100 * value for place, value in found.items() if place.pair == pair]
-        style = {"color": _colour(summary, method), "marker": _marker(summary, method), "linestyle": "none"}
-        axes.plot(values, [position] * len(values), alpha=0.45, markersize=3, **style)
-        if values:
-            axes.plot(np.mean(values), position, markersize=6, **style)
-    axes.set_title(pair, fontsize=9)
-
-
-def _colour(summary: Summary, method: str) -> str:
-    return COLOURS[summary.methods.index(method) % len(COLOURS)]
-
-
-def _marker(summary: Summary, method: str) -> str:
-    return MARKERS[summary.methods.index(method) % len(MARKERS)]
+def _style(summary: Summary, variant: str) -> dict[str, Any]:
+    number = summary.variants.index(variant)
+    return {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)], "linestyle": "none"}
 
 
 def _new_figure(width: float, height: float) -> tuple[Figure, Any]:
     figure = Figure(figsize=(width, height), facecolor="white", layout="constrained")
-    axes = figure.subplots()
-    _frame(figure)
-    return figure, axes
+    return _framed(figure), figure.subplots()
 
 
-def _frame(figure: Figure) -> None:
+def _framed(figure: Figure) -> Figure:
     """A white sheet with an edge stays legible on a page of any colour."""
     figure.patch.set_edgecolor("#BBBBBB")
     figure.patch.set_linewidth(1.0)
+    return figure
 
 
 def save_figure(figure: Figure, path: Path) -> None:
@@ -195,9 +164,10 @@ def write_report(
         path: The Markdown file.
         summary: The numbers.
         figures: Figures by name, as made by ``write_figures``.
-        agreements: How far another budget ranks the methods alike, when it has run.
+        agreements: How far another budget ranks the variants alike, when it has run.
     """
     links = {name: Path(os.path.relpath(file, path.parent)).as_posix() for name, file in figures.items()}
+    card = summary.card
     sections = [
         _head(summary),
         "## Methods\n\n" + _methods_table(summary) + "\n\n" + METHOD_NOTE,
@@ -207,17 +177,21 @@ def write_report(
         "## Comparisons\n\n" + _matrix(summary) + "\n\n" + _comparisons_table(summary),
     ]
     if "shots" in links:
-        sections.append("## Learning curves\n\n" + _shots_table(summary) + f"\n\n![Learning curves]({links['shots']})")
-    if len(summary.card.students) > 1:
-        sections.append("## Students\n\nMean accuracy, %.\n\n" + _students_table(summary))
+        head = [f"{k} per class" for k in card.shots]
+        table = _table(summary, head, lambda name: [_percent(summary.level(name, shots=k)) for k in card.shots])
+        sections.append(f"## Learning curves\n\n{table}\n\n![Learning curves]({links['shots']})")
+    if len(card.students) > 1:
+        names = card.students
+        table = _table(summary, names, lambda name: [_percent(summary.level(name, student=it)) for it in names])
+        sections.append(f"## Students\n\nMean accuracy, %.\n\n{table}")
     if agreements:
-        sections.append(agreement_section(summary.card.name, summary.card.same_methods_in or "", agreements))
+        sections.append(agreement_section(card.name, card.same_variants_in or "", agreements))
     sections.append("## Origin\n\n" + _origin(summary))
     atomic_write_text(path, "\n\n".join(sections) + "\n")
 
 
 def agreement_section(first: str, second: str, agreements: Iterable[RankAgreement]) -> str:
-    """Say how far two budgets rank methods alike.
+    """Say how far two budgets rank variants alike.
 
     Args:
         first: Name of the first card.
@@ -229,16 +203,15 @@ def agreement_section(first: str, second: str, agreements: Iterable[RankAgreemen
     """
     parts = ["## Do both budgets rank the methods alike?"]
     for item in agreements:
-        rows = [
-            [f"`{method}`", f"{100 * one:.1f}", f"{100 * other:.1f}"]
-            for one, other, method in sorted(zip(item.first, item.second, item.methods, strict=True), reverse=True)
-        ]
+        ranked = sorted(((*means, variant) for variant, means in item.means.items()), reverse=True)
+        rows = [[f"`{variant}`", f"{100 * one:.1f}", f"{100 * other:.1f}"] for one, other, variant in ranked]
+        metric = {"accuracy": "Accuracy", "macro_f1": "Macro-F1"}[item.metric]
         parts.append(
-            f"{_metric(item.metric)}: Spearman rank correlation {item.spearman:.2f} over {len(item.methods)} methods, "
+            f"{metric}: Spearman rank correlation {item.spearman:.2f} over {len(item.means)} methods, "
             f"on the {item.cells} cells that both cards have for each (mean over pairs: "
             f"{item.mean_spearman_of_pairs:.2f})."
         )
-        parts.append(_table(["method", f"`{first}`, %", f"`{second}`, %"], rows))
+        parts.append(_markdown(["method", f"`{first}`, %", f"`{second}`, %"], rows))
     return "\n\n".join(parts)
 
 
@@ -248,7 +221,7 @@ def _head(summary: Summary) -> str:
     lines = [
         f"# Experiment `{card.name}`\n\n{card.description.strip()}",
         f"{len(summary.results)} cells: {len(card.pairs)} pairs, {shots} labelled target examples per class, "
-        f"seeds {', '.join(map(str, seeds))}, {len(summary.methods)} methods, budget `{card.preset}`.",
+        f"seeds {', '.join(map(str, seeds))}, {len(summary.variants)} methods, budget `{card.preset}`.",
     ]
     if summary.missing:
         lines.append(
@@ -261,133 +234,106 @@ def _head(summary: Summary) -> str:
 
 
 def _methods_table(summary: Summary) -> str:
-    rows = []
-    for method in summary.best_first:
-        results = [result for result in summary.results if result.method == method]
-        f1 = summary.level(method, "macro_f1")
-        rows.append(
-            [
-                f"`{method}`",
-                _percent(summary.level(method)),
-                _middle(summary.level(method)),
-                _percent(f1),
-                f"{sum(result.parameters for result in results) / len(results):,.0f}",
-                f"{sum(result.seconds for result in results) / len(results):.1f}",
-                str(len(results)),
-            ]
-        )
-    head = ["method", "accuracy, %", "interquartile mean, %", "macro-F1, %", "parameters", "seconds", "cells"]
-    return _table(head, rows)
+    def cells(variant: str) -> list[str]:
+        results = [result for result in summary.results if result.variant == variant]
+        level = summary.level(variant)
+        assert level is not None
+        middle = (level.interquartile_mean, level.interquartile_low, level.interquartile_high)
+        parameters = sum(result.parameters for result in results) / len(results)
+        seconds = sum(result.seconds for result in results) / len(results)
+        percents = [_percent(level), _interval(*middle), _percent(summary.level(variant, "macro_f1"))]
+        return [*percents, f"{parameters:,.0f}", f"{seconds:.1f}", str(len(results))]
+
+    head = ["accuracy, %", "interquartile mean, %", "macro-F1, %", "parameters", "seconds", "cells"]
+    return _table(summary, head, cells)
 
 
 def _pairs_table(summary: Summary) -> str:
     pairs = [pair.name for pair in summary.card.pairs]
-    levels = {(m, pair): summary.level(m, pair=pair) for m in summary.methods for pair in pairs}
-    best = {pair: max((e.mean for (_, p), e in levels.items() if p == pair and e), default=0.0) for pair in pairs}
-    rows = []
-    for method in summary.best_first:
-        found = [(levels[method, pair], best[pair]) for pair in pairs]
-        rows.append([f"`{method}`", *(_mean(level, highest) for level, highest in found)])
-    return _table(["method", *pairs], rows)
+    levels = {(name, pair): summary.level(name, pair=pair) for name in summary.variants for pair in pairs}
+    best = {pair: max((it.mean for (_, at), it in levels.items() if at == pair and it), default=0.0) for pair in pairs}
+
+    def cell(level: Estimate | None, best: float) -> str:
+        if level is None:
+            return "-"
+        return f"**{100 * level.mean:.1f}**" if level.mean == best else f"{100 * level.mean:.1f}"
+
+    return _table(summary, pairs, lambda name: [cell(levels[name, pair], best[pair]) for pair in pairs])
 
 
 def _matrix(summary: Summary) -> str:
-    found = {(item.method, item.baseline): item for item in _of_accuracy(summary)}
-    rows = []
-    for method in summary.best_first:
-        row = [found.get((method, baseline)) for baseline in summary.best_first]
-        rows.append([f"`{method}`", *(_difference(item) for item in row)])
+    found = {(it.variant, it.baseline): it for it in summary.comparisons if it.metric == "accuracy"}
+
+    def cell(item: Comparison | None) -> str:
+        return f"{100 * item.mean_difference:+.1f}" + ("\\*" if item.p_value < 0.05 else "") if item else ""
+
+    order = summary.best_first
+    rows = [[f"`{name}`", *(cell(found.get((name, baseline))) for baseline in order)] for name in order]
     caption = "Mean difference in accuracy, row minus column, in points; * marks p < 0.05 after Holm's correction."
-    return caption + "\n\n" + _table(["", *(f"`{name}`" for name in summary.best_first)], rows)
+    return caption + "\n\n" + _markdown(["", *(f"`{name}`" for name in order)], rows)
 
 
 def _comparisons_table(summary: Summary) -> str:
-    order = summary.best_first
+    found = {(it.variant, it.baseline): it for it in summary.comparisons if it.metric == "accuracy"}
     rows = []
-    for item in sorted(_of_accuracy(summary), key=lambda item: (order.index(item.method), order.index(item.baseline))):
-        if order.index(item.method) < order.index(item.baseline):
-            interval = f"{100 * item.mean_difference:+.1f} [{100 * item.low:+.1f}, {100 * item.high:+.1f}]"
+    for better, worse in itertools.combinations(summary.best_first, 2):
+        if (better, worse) in found:
+            item = found[better, worse]
             counts = f"{item.wins} / {item.ties} / {item.losses}"
-            rows.append([f"`{item.method}`", f"`{item.baseline}`", interval, f"{item.p_value:.2g}", counts])
-    return _table(["method", "against", "accuracy difference, points", "p", "wins / ties / losses"], rows)
-
-
-def _shots_table(summary: Summary) -> str:
-    rows = [
-        [f"`{method}`", *(_percent(summary.level(method, shots=k)) for k in summary.card.shots)]
-        for method in summary.best_first
-    ]
-    return _table(["method", *(f"{k} per class" for k in summary.card.shots)], rows)
-
-
-def _students_table(summary: Summary) -> str:
-    rows = [
-        [f"`{method}`", *(_percent(summary.level(method, student=name)) for name in summary.card.students)]
-        for method in summary.best_first
-    ]
-    return _table(["method", *summary.card.students], rows)
+            difference = _interval(item.mean_difference, item.low, item.high, sign="+")
+            rows.append([f"`{better}`", f"`{worse}`", difference, f"{item.p_value:.2g}", counts])
+    return _markdown(["method", "against", "accuracy difference, points", "p", "wins / ties / losses"], rows)
 
 
 def _origin(summary: Summary) -> str:
-    files = {name: digest for result in summary.results for name, digest in result.data.items()}
-    labels = sorted({result.labels_used for result in summary.results})
+    results = summary.results
+    files = {name: digest for result in results for name, digest in result.data.items()}
+    labels = sorted({result.labels_used for result in results})
+    versions = {", ".join(f"{name} {number}" for name, number in result.versions.items()) for result in results}
+    machines = {
+        "{platform}, {cores} cores, {memory_gib} GiB, {device}".format_map(result.machine) for result in results
+    }
     lines = [
         f"Labelled target examples used by a cell, those of the reward and validation splits included: "
         f"{', '.join(map(str, labels))}.",
-        f"Ran with {'; '.join(_distinct(_versions(result) for result in summary.results))}.",
-        f"On {'; '.join(_distinct(_machine(result) for result in summary.results))}; "
-        f"{sum(result.wall_seconds for result in summary.results) / 3600:.1f} hours of cells, "
+        f"Ran with {'; '.join(sorted(versions))}.",
+        f"On {'; '.join(sorted(machines))}; "
+        f"{sum(result.wall_seconds for result in results) / 3600:.1f} hours of cells, "
         "the teacher work that they found missing included.",
-        _table(["file", "sha256"], [[f"`{name}`", f"`{digest}`"] for name, digest in sorted(files.items())]),
+        _code(summary),
+        _markdown(["file", "sha256"], [[f"`{name}`", f"`{digest}`"] for name, digest in sorted(files.items())]),
     ]
     return "\n\n".join(lines)
 
 
-def _of_accuracy(summary: Summary) -> list[Comparison]:
-    return [item for item in summary.comparisons if item.metric == "accuracy"]
-
-
-def _distinct(values: Iterable[str]) -> list[str]:
-    return sorted(set(values))
-
-
-def _versions(result: CellResult) -> str:
-    return ", ".join(f"{name} {number}" for name, number in result.versions.items())
-
-
-def _machine(result: CellResult) -> str:
-    machine = result.machine
-    return f"{machine['platform']}, {machine['cores']} cores, {machine['memory_gib']} GiB, {machine['device']}"
-
-
-def _metric(name: str) -> str:
-    return {"accuracy": "Accuracy", "macro_f1": "Macro-F1"}[name]
+def _code(summary: Summary) -> str:
+    """Say which code ran the cells, and which of them the package as it is now did not."""
+    made = Counter(result.code for result in summary.results)
+    named = [f"`{code[:12]}` ({count} cells)" for code, count in sorted(made.items()) if code]
+    named += [f"not noted ({made['']} cells)"] if made[""] else []
+    other = {name: count for name, count in summary.other_code.items() if count}
+    if not other:
+        which = "none"
+    elif sum(other.values()) == len(summary.results):
+        which = "all"
+    else:
+        which = ", ".join(f"{count} of `{name}`" for name, count in other.items())
+    return f"Code of the package: {', '.join(named)}; cells of other code than when this page was written: {which}."
 
 
 def _percent(level: Estimate | None) -> str:
-    return f"{100 * level.mean:.1f} [{100 * level.low:.1f}, {100 * level.high:.1f}]" if level else "-"
+    return _interval(level.mean, level.low, level.high) if level else "-"
 
 
-def _middle(level: Estimate | None) -> str:
-    if level is None:
-        return "-"
-    low, high = 100 * level.interquartile_low, 100 * level.interquartile_high
-    return f"{100 * level.interquartile_mean:.1f} [{low:.1f}, {high:.1f}]"
+def _interval(value: float, low: float, high: float, sign: str = "") -> str:
+    return f"{100 * value:{sign}.1f} [{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]"
 
 
-def _mean(level: Estimate | None, best: float) -> str:
-    if level is None:
-        return "-"
-    text = f"{100 * level.mean:.1f}"
-    return f"**{text}**" if level.mean == best else text
+def _table(summary: Summary, head: Sequence[str], cells: Callable[[str], Sequence[str]]) -> str:
+    """A table with a line for each variant, the best first."""
+    return _markdown(["method", *head], [[f"`{variant}`", *cells(variant)] for variant in summary.best_first])
 
 
-def _difference(item: Comparison | None) -> str:
-    if item is None:
-        return ""
-    return f"{100 * item.mean_difference:+.1f}" + ("\\*" if item.p_value < 0.05 else "")
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def _markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

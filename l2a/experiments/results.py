@@ -3,13 +3,16 @@
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
-from typing import NamedTuple
 
 from filelock import FileLock
 
+from l2a.experiments.card import Place
+from l2a.util.cache import fingerprint
+from l2a.util.cards import PACKAGE
 from l2a.util.files import atomic_write_text
 
 RESULTS_FILE = "cells.jsonl"
@@ -18,13 +21,15 @@ CHECKSUM, END = ', "checksum": "', '"}'
 logger = logging.getLogger(__name__)
 
 
-class Place(NamedTuple):
-    """Where a cell stands in the grid of a card, its method aside: what paired comparisons match on."""
+@cache
+def code_fingerprint() -> str:
+    """Hash the sources of the package, so that a result can say which code made it.
 
-    pair: str
-    shots: int
-    seed: int
-    student: str
+    Returns:
+        32 hexadecimal digits, the same for the same files in any folder.
+    """
+    files = sorted(PACKAGE.rglob("*.py"))
+    return fingerprint([[path.relative_to(PACKAGE).as_posix(), path.read_bytes()] for path in files])
 
 
 @dataclass(frozen=True)
@@ -36,8 +41,8 @@ class CellResult:
         shots: Labelled target examples per class.
         seed: The run's seed.
         student: Student preset.
-        method: Name of the method in the card.
-        row: Row of the final table that the method is.
+        variant: Name of the variant in the card.
+        method: The method that it is a variant of.
         key: Fingerprint of the configuration and the data; another key means another result.
         preset: The budget.
         accuracy: Fraction on the target's test split.
@@ -52,14 +57,15 @@ class CellResult:
         versions: Versions of the packages that decide numbers.
         machine: Cores, memory and device.
         diagnostics: What the method says about its own run.
+        code: Fingerprint of the sources of the package that ran it; empty where none was noted.
     """
 
     pair: str
     shots: int
     seed: int
     student: str
+    variant: str
     method: str
-    row: str
     key: str
     preset: str
     accuracy: float
@@ -74,23 +80,12 @@ class CellResult:
     versions: Mapping[str, str]
     machine: Mapping[str, str | int | float]
     diagnostics: Mapping[str, float | int | str]
+    code: str = ""
 
     @property
     def place(self) -> Place:
         """The cell's place in the grid."""
         return Place(self.pair, self.shots, self.seed, self.student)
-
-    def moved(self, place: Place, method: str) -> "CellResult":
-        """Give the same result another place: methods without a student do not change with the student.
-
-        Args:
-            place: The other place.
-            method: The method's name there.
-
-        Returns:
-            The copy.
-        """
-        return replace(self, **place._asdict(), method=method)
 
 
 def to_line(result: CellResult) -> str:
@@ -138,7 +133,7 @@ def read_results(folder: Path) -> tuple[CellResult, ...]:
         folder: The card's results folder, which may not exist yet.
 
     Returns:
-        The finished cells, sorted by place and method.
+        The finished cells, sorted by place and variant.
     """
     path = folder / RESULTS_FILE
     if not path.exists():
@@ -180,7 +175,8 @@ def save_result(folder: Path, result: CellResult) -> None:
     """
     with lock_for(folder, "results"):
         others = [known for known in read_results(folder) if _order(known) != _order(result)]
-        _write(folder, [*others, result])
+        lines = [to_line(known) for known in sorted([*others, result], key=_order)]
+        atomic_write_text(folder / RESULTS_FILE, "\n".join(lines) + "\n")
 
 
 def lock_for(folder: Path, name: str) -> FileLock:
@@ -201,9 +197,4 @@ def lock_for(folder: Path, name: str) -> FileLock:
 
 
 def _order(result: CellResult) -> tuple[Place, str]:
-    return (result.place, result.method)
-
-
-def _write(folder: Path, results: Sequence[CellResult]) -> None:
-    lines = [to_line(result) for result in sorted(results, key=_order)]
-    atomic_write_text(folder / RESULTS_FILE, "\n".join(lines) + "\n")
+    return (result.place, result.variant)

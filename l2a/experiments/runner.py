@@ -1,7 +1,6 @@
-"""What is left to run, what is shared and cached, and roughly what it costs."""
+"""Runs what is left of a grid: the plan with its cost, the workers, and one cell by itself."""
 
 import contextlib
-import functools
 import importlib
 import logging
 import os
@@ -11,10 +10,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal
 
 import joblib
 import numpy as np
@@ -22,13 +21,14 @@ import psutil
 import sklearn.metrics  # noqa: F401  (its thread pools must be loaded before they are limited)
 import torch
 from filelock import Timeout
-from sklearn.metrics import accuracy_score, f1_score
 from threadpoolctl import threadpool_limits
 
 from l2a import __version__
 from l2a.config import DistillConfig
+from l2a.evaluation.metrics import accuracy_and_macro_f1
 from l2a.experiments.card import Cell, DataFiles, Group, cell_files, cell_key
-from l2a.experiments.results import CellResult, Place, find_result, lock_for, save_result
+from l2a.experiments.results import CellResult, code_fingerprint, find_result, lock_for, save_result
+from l2a.pipeline.methods import METHODS
 from l2a.util.cache import cache_root, fingerprint
 from l2a.util.errors import RunError, UsageError
 from l2a.util.files import atomic_write_text
@@ -37,11 +37,17 @@ from l2a.util.progress import SILENT, Progress
 if TYPE_CHECKING:
     from l2a.pipeline.methods import MethodResult
 
-
 FIRST_GUESS = 30.0
 """Seconds of a cell, and of a teacher, before any has been timed."""
-
-ROWS_WITHOUT_TEACHER_TRAINING = ("tfidf_logreg", "frozen_teacher_logreg", "augmented_fine_tuned_student")
+BACKENDS = ("loky", "dask")
+PACKAGES = ("torch", "transformers", "tokenizers", "stable-baselines3", "scikit-learn", "numpy")
+WORKER_DIED = (
+    "a worker process was killed, most often for want of memory; every finished cell is kept: "
+    "run the command again to go on, with fewer --workers if it happens again"
+)
+RunMethod = Callable[[DistillConfig, str], "MethodResult"]
+"""Trains and evaluates one method with one configuration; it alone opens the test split, at its end."""
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,7 @@ class PlannedCell:
         cell: The cell.
         key: Fingerprint that its result must have.
         is_finished: A result with this key exists already.
-        is_teacher_cached: Whether its teacher is in this machine's cache; None for rows that train no teacher.
+        is_teacher_cached: Whether its teacher is in this machine's cache; None for methods that train no teacher.
         seconds: Estimate of the cell's own work.
         teacher_seconds: Estimate of the teacher work that it finds missing; 0 when an earlier cell does it.
     """
@@ -81,30 +87,21 @@ def plan(
     Returns:
         Every cell, finished ones included, in the groups that came.
     """
-    keys = {(result.place, result.method): result.key for result in finished}
-    planned = []
+    keys = {(result.place, result.variant): result.key for result in finished}
+    # A cell that trained a teacher took longer than its own work: the longest such wait counts as typical.
+    wait = max((result.wall_seconds - result.seconds for result in finished), default=FIRST_GUESS)
     claimed: set[Path] = set()  # teachers that an earlier cell of the plan will have trained
-    for group in groups:
-        files = data[group[0].place.pair]
-        planned.append(tuple(_plan_cell(cell, files, finished, keys, claimed) for cell in group))
-    return tuple(planned)
 
+    def planned(cell: Cell) -> PlannedCell:
+        key, mark = cell_key(cell, data[cell.place.pair]), teacher_mark(cell, data[cell.place.pair])
+        is_finished, is_cached = keys.get((cell.place, cell.variant)) == key, None if mark is None else mark.exists()
+        timed = [result.seconds for result in finished if result.variant == cell.variant] or [FIRST_GUESS]
+        trains = mark is not None and not is_cached and not is_finished and mark not in claimed
+        if trains and mark is not None:
+            claimed.add(mark)
+        return PlannedCell(cell, key, is_finished, is_cached, sum(timed) / len(timed), wait if trains else 0.0)
 
-def _plan_cell(
-    cell: Cell,
-    files: DataFiles,
-    finished: Sequence[CellResult],
-    keys: Mapping[tuple[Place, str], str],
-    claimed: set[Path],
-) -> PlannedCell:
-    key, mark = cell_key(cell, files), teacher_mark(cell, files)
-    is_finished = keys.get((cell.place, cell.method)) == key
-    is_cached = None if mark is None else mark.exists()
-    teacher_seconds = 0.0
-    if mark is not None and not is_cached and not is_finished and mark not in claimed:
-        claimed.add(mark)
-        teacher_seconds = _teacher_seconds(finished)
-    return PlannedCell(cell, key, is_finished, is_cached, _own_seconds(cell.method, finished), teacher_seconds)
+    return tuple(tuple(planned(cell) for cell in group) for group in groups)
 
 
 def cost_seconds(planned: Sequence[PlannedGroup], workers: int) -> float:
@@ -129,31 +126,10 @@ def teacher_mark(cell: Cell, data: DataFiles) -> Path | None:
         data: Its data files.
 
     Returns:
-        An empty file that exists once the teacher is cached; None for rows that train no teacher.
+        An empty file that exists once the teacher is cached; None for methods that train no teacher.
     """
-    if cell.row in ROWS_WITHOUT_TEACHER_TRAINING:
-        return None
-    teacher = "target_only_teacher" if cell.row == "target_only_teacher" else "cross_domain_teacher"
-    return cache_root() / "experiments" / cell_key(replace(cell, row=teacher), data)
-
-
-def _own_seconds(method: str, finished: Sequence[CellResult]) -> float:
-    timed = [result.seconds for result in finished if result.method == method]
-    return sum(timed) / len(timed) if timed else FIRST_GUESS
-
-
-def _teacher_seconds(finished: Sequence[CellResult]) -> float:
-    """A cell that trained a teacher took longer than its own work: take the longest such wait as typical."""
-    waits = [result.wall_seconds - result.seconds for result in finished]
-    return max(waits, default=FIRST_GUESS)
-
-
-BackendName = Literal["loky", "dask", "ray"]
-BACKENDS: tuple[str, ...] = get_args(BackendName)
-WORKER_DIED = (
-    "a worker process was killed, most often for want of memory; every finished cell is kept: "
-    "run the command again to go on, with fewer --workers if it happens again"
-)
+    teacher = METHODS[cell.method].teacher
+    return None if teacher is None else cache_root() / "experiments" / cell_key(replace(cell, method=teacher), data)
 
 
 @dataclass(frozen=True)
@@ -162,7 +138,7 @@ class Workers:
 
     Attributes:
         count: Groups that run side by side; a running cluster's own size comes before it.
-        backend: "loky" for processes on this machine, "dask" or "ray" for a cluster.
+        backend: "loky" for processes on this machine, "dask" for a cluster.
         address: A running cluster's scheduler; None starts a cluster on this machine.
     """
 
@@ -171,22 +147,12 @@ class Workers:
     address: str | None = None
 
     def __post_init__(self) -> None:
-        """Check the values once."""
         if self.count < 1:
-            raise UsageError(f"workers: {self.count} came; at least 1 is needed")
+            raise UsageError(f"--workers is {self.count}; give at least 1")
         if self.backend not in BACKENDS:
-            raise UsageError(f"backend: {self.backend!r} came; allowed: {', '.join(BACKENDS)}")
+            raise UsageError(f"--backend is {self.backend!r}; give one of {', '.join(BACKENDS)}")
         if self.address is not None and self.backend == "loky":
-            raise UsageError("address: the backend loky runs on this machine; choose --backend dask or ray")
-
-
-def default_count() -> int:
-    """Count the cores that this process may use.
-
-    Returns:
-        One worker for each core, since a cell runs on one thread.
-    """
-    return int(joblib.cpu_count())
+            raise UsageError("--address is given, but the backend loky runs on this machine; add --backend dask")
 
 
 @contextlib.contextmanager
@@ -203,58 +169,33 @@ def parallel(workers: Workers) -> Iterator[joblib.Parallel]:
         UsageError: If the backend is not installed.
         RunError: If no cluster answers, or a worker process dies.
     """
+    cluster = _dask_cluster(workers) if workers.backend == "dask" else contextlib.nullcontext()
     jobs = workers.count if workers.address is None else -1
-    with _cluster(workers), joblib.parallel_config(backend=workers.backend, n_jobs=jobs):
+    with cluster, joblib.parallel_config(backend=workers.backend, n_jobs=jobs):
         try:
             yield joblib.Parallel(batch_size=1, return_as="generator_unordered")
         except BrokenProcessPool as error:
             raise RunError(WORKER_DIED) from error
 
 
-def _cluster(workers: Workers) -> contextlib.AbstractContextManager[None]:
-    if workers.backend == "loky":
-        return contextlib.nullcontext()
-    return _dask_client(workers) if workers.backend == "dask" else _ray_client(workers)
-
-
 @contextlib.contextmanager
-def _dask_client(workers: Workers) -> Iterator[None]:
-    distributed = _require("distributed", "dask[distributed]")
+def _dask_cluster(workers: Workers) -> Iterator[None]:
+    try:
+        distributed = importlib.import_module("distributed")
+    except ImportError as error:
+        raise UsageError("--backend dask: distributed is not installed; pip install 'dask[distributed]'") from error
     with contextlib.ExitStack() as stack:
         # One thread a process, since a cell seeds the generators of its whole process.
         local = {"n_workers": workers.count, "threads_per_worker": 1, "dashboard_address": None}
         cluster = workers.address or stack.enter_context(distributed.LocalCluster(**local))
-        stack.enter_context(_connected(distributed, cluster))
+        try:
+            stack.enter_context(distributed.Client(cluster, timeout="10s"))
+        except (OSError, ValueError) as error:
+            raise RunError(f"--address: no Dask scheduler answers at {cluster}; start one, or leave it out") from error
         try:
             yield
         except distributed.KilledWorker as error:
             raise RunError(WORKER_DIED) from error
-
-
-def _connected(distributed: ModuleType, cluster: Any) -> contextlib.AbstractContextManager[Any]:
-    try:
-        client: contextlib.AbstractContextManager[Any] = distributed.Client(cluster, timeout="10s")
-    except (OSError, ValueError) as error:
-        raise RunError(f"address: no Dask scheduler answers at {cluster}; start one, or leave it out") from error
-    return client
-
-
-@contextlib.contextmanager
-def _ray_client(workers: Workers) -> Iterator[None]:
-    ray = _require("ray", "ray")
-    ray.init(address=workers.address, num_cpus=workers.count if workers.address is None else None)
-    importlib.import_module("ray.util.joblib").register_ray()
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _require(module: str, requirement: str) -> ModuleType:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise UsageError(f"backend: {module} is not installed; pip install '{requirement}'") from error
 
 
 @contextlib.contextmanager
@@ -282,12 +223,6 @@ def isolated(seed: int) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-RunMethod = Callable[[DistillConfig, str], "MethodResult"]
-"""Trains and evaluates one row of one configuration; it alone opens the test split, at its end."""
-
-PACKAGES = ("torch", "transformers", "tokenizers", "stable-baselines3", "scikit-learn", "numpy")
-
-
 def measure(cell: Cell, key: str, data: DataFiles, run_method: RunMethod) -> CellResult:
     """Run one cell by itself: one thread, its own seed.
 
@@ -295,47 +230,44 @@ def measure(cell: Cell, key: str, data: DataFiles, run_method: RunMethod) -> Cel
         cell: The cell.
         key: Fingerprint that its result will have.
         data: Its data files.
-        run_method: Runs the row.
+        run_method: Runs the method.
 
     Returns:
         The finished cell.
 
     Raises:
-        UsageError: If the row refuses its data or settings.
-        RunError: If the row fails.
+        UsageError: If the method refuses its data or settings.
+        RunError: If the method fails.
     """
     started = time.perf_counter()
     with isolated(cell.config.seed):
-        row = run_method(cell.config, cell.row)
+        result = run_method(cell.config, cell.method)
     wall_seconds = time.perf_counter() - started
-    config = cell.config
+    accuracy, macro_f1 = accuracy_and_macro_f1(result.labels, result.predictions, len(result.label_names))
     return CellResult(
         **cell.place._asdict(),
+        variant=cell.variant,
         method=cell.method,
-        row=cell.row,
         key=key,
         preset=cell.preset,
-        accuracy=float(accuracy_score(row.labels, row.predictions)),
-        macro_f1=float(f1_score(row.labels, row.predictions, average="macro")),
-        test_examples=len(row.labels),
-        predictions=fingerprint(row.predictions),
-        parameters=row.parameters,
-        labels_used=((config.shots or 0) + 2 * config.dev_shots) * len(row.label_names),
-        seconds=round(row.seconds, 2),
+        accuracy=accuracy,
+        macro_f1=macro_f1,
+        test_examples=len(result.labels),
+        predictions=fingerprint(result.predictions),
+        parameters=result.parameters,
+        labels_used=result.labels_used,
+        seconds=round(result.seconds, 2),
         wall_seconds=round(wall_seconds, 2),
         data=dict(data),
         versions=_versions(),
-        machine=describe_machine(),
-        diagnostics=dict(row.diagnostics),
+        machine=_machine(),
+        diagnostics=dict(result.diagnostics),
+        code=code_fingerprint(),
     )
 
 
-def describe_machine() -> dict[str, str | int | float]:
-    """Describe the machine as far as it bears on time and rounding; nothing in it names the machine.
-
-    Returns:
-        Processor architecture, cores, memory in GiB and device.
-    """
+def _machine() -> dict[str, str | int | float]:
+    """Describe the machine as far as it bears on time and rounding; nothing in it names the machine."""
     return {
         "platform": f"{platform.system()} {platform.machine()}",
         "cores": os.cpu_count() or 1,
@@ -344,13 +276,10 @@ def describe_machine() -> dict[str, str | int | float]:
     }
 
 
-@functools.cache
+@cache
 def _versions() -> dict[str, str]:
     installed = {name: version(name) for name in PACKAGES}
     return {"l2a": __version__, "python": platform.python_version(), **installed}
-
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -400,72 +329,54 @@ def run_groups(
     outcomes: list[Outcome] = []
     with progress.stage("cells", sum(map(len, left))) as advance, parallel(workers) as pool:
         for wait in (False, True):
-            calls = [joblib.delayed(_run_or_return)(group, data, folder, run_method, wait) for group in left]
-            left = []
-            for group, found in pool(calls):
+            files = [data[group[0].cell.place.pair] for group in left]
+            calls = zip(left, files, strict=True)
+            held = []
+            for group, found in pool(joblib.delayed(_run_group)(*call, folder, run_method, wait) for call in calls):
                 if found is None:
-                    left.append(group)
+                    held.append(group)
                     continue
                 outcomes += found
                 advance(len(found))
-                _tell(found, progress)
+                for outcome in found:
+                    facts = {**outcome.cell.place._asdict(), "variant": outcome.cell.variant}
+                    progress.event("cell", **facts, status=outcome.status, message=outcome.message)
+            left = held
     return tuple(outcomes)
 
 
-def run_group(
+def _run_group(
     group: PlannedGroup, data: DataFiles, folder: Path, run_method: RunMethod, wait: bool
-) -> tuple[Outcome, ...] | None:
-    """Run the cells of a group one after another, saving each; a failed one does not stop the others.
+) -> tuple[PlannedGroup, tuple[Outcome, ...] | None]:
+    """Run cells one after another, saving each; give the group back, since results come in any order.
 
-    Args:
-        group: Cells that share their teachers.
-        data: Their data files.
-        folder: The card's results folder.
-        run_method: Runs a row.
-        wait: Wait for another runner that holds the group, instead of giving up.
-
-    Returns:
-        An outcome a cell, or None when another runner holds the group.
+    There are no outcomes where another runner holds the group and is not waited for.
     """
     place = group[0].cell.place
     lock = lock_for(folder, fingerprint(place.pair, place.shots, place.seed))
     try:
         with lock.acquire(timeout=-1 if wait else 0):
-            return tuple(_run_or_find(cell, data, folder, run_method) for cell in group)
+            return group, tuple(_run_or_find(cell, data, folder, run_method) for cell in group)
     except Timeout:
-        return None
-
-
-def _run_or_return(group: PlannedGroup, data: Mapping[str, DataFiles], *arguments: Any) -> tuple[PlannedGroup, Any]:
-    """Give the group back with its outcomes, since results come in any order."""
-    return group, run_group(group, data[group[0].cell.place.pair], *arguments)
+        return group, None
 
 
 def _run_or_find(planned: PlannedCell, data: DataFiles, folder: Path, run_method: RunMethod) -> Outcome:
+    """Run a cell; a failed one, of whatever kind, must not cost the others."""
     cell = planned.cell
-    # A method without a student has one result for all students, and cards share methods: run once and copied.
+    # A method without a student has one result for all students, and cards share variants: run once and copied.
     known = find_result(folder, planned.key)
     if known is not None:
-        save_result(folder, known.moved(cell.place, cell.method))
+        save_result(folder, replace(known, **cell.place._asdict(), variant=cell.variant))
         return Outcome(cell, "found")
     try:
         save_result(folder, measure(cell, planned.key, cell_files(cell, data), run_method))
-    except Exception as error:  # one cell's failure, of whatever kind, must not cost the others
-        return _failed(cell, error)
+    except (UsageError, RunError) as error:
+        return Outcome(cell, "failed", str(error))
+    except Exception as error:
+        logger.error("cell %s %s failed", cell.place, cell.variant, exc_info=error)
+        return Outcome(cell, "failed", f"{type(error).__name__}: {error}")
     mark = teacher_mark(cell, data)
     if mark is not None:
         atomic_write_text(mark, "")
     return Outcome(cell, "ran")
-
-
-def _failed(cell: Cell, error: Exception) -> Outcome:
-    if isinstance(error, UsageError | RunError):
-        return Outcome(cell, "failed", str(error))
-    logger.error("cell %s %s failed", cell.place, cell.method, exc_info=error)
-    return Outcome(cell, "failed", f"{type(error).__name__}: {error}")
-
-
-def _tell(outcomes: Sequence[Outcome], progress: Progress) -> None:
-    for outcome in outcomes:
-        facts = outcome.cell.place._asdict()
-        progress.event("cell", **facts, method=outcome.cell.method, status=outcome.status, message=outcome.message)

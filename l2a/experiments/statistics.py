@@ -1,4 +1,4 @@
-"""What a grid of cells says: means with intervals, paired comparisons, learning curves, agreement of budgets.
+"""What a grid of cells says: means with intervals, paired comparisons, agreement of budgets.
 
 Intervals are 95 % percentile bootstrap intervals of a two-level resampling: pairs with replacement, then seeds with
 replacement inside each drawn pair. They speak of new pairs and new draws of the few labels, and are as wide as a
@@ -10,15 +10,16 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from l2a.experiments.card import ExperimentCard, cell_key, expand
-from l2a.experiments.results import CellResult, Place
+from l2a.experiments.card import ExperimentCard, Place, cell_key, expand
+from l2a.experiments.results import CellResult, code_fingerprint
 from l2a.util.errors import UsageError
 from l2a.util.files import atomic_write_text
 
@@ -27,14 +28,14 @@ RESAMPLES = 2000
 LEVEL = 0.95
 TRIMMED = 0.25
 SEED = 0
+CELL_FIELDS = (*Place._fields, "variant", "accuracy", "macro_f1", "parameters", "labels_used", "seconds", "key")
 
-Values = Mapping[Place, float]
 Statistic = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Level of a method over some cells, as fractions.
+    """Level of a variant over some cells, as fractions.
 
     Attributes:
         cells: Number of cells.
@@ -58,24 +59,24 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One method against another on the cells that both have.
+    """One variant against another on the cells that both have.
 
     Attributes:
-        method: The method.
+        variant: The variant.
         baseline: What it is compared with.
         metric: "accuracy" or "macro_f1".
-        mean_difference: Method minus baseline, mean over the cells, as a fraction.
+        mean_difference: Variant minus baseline, mean over the cells, as a fraction.
         low: Lower end of its interval.
         high: Upper end of its interval.
         p_value: Wilcoxon signed-rank test on the cells' differences, two-sided, Holm-corrected over all pairs of
-            methods of this metric.
-        wins: Cells where the method is better.
+            variants of this metric.
+        wins: Cells where the variant is better.
         ties: Cells where both are equal.
         losses: Cells where the baseline is better.
         cells: Cells that both have.
     """
 
-    method: str
+    variant: str
     baseline: str
     metric: str
     mean_difference: float
@@ -90,82 +91,98 @@ class Comparison:
 
 @dataclass(frozen=True)
 class RankAgreement:
-    """Whether two budgets rank methods alike.
+    """Whether two budgets rank variants alike.
 
     Attributes:
         metric: "accuracy" or "macro_f1".
-        methods: Methods that both have.
-        cells: Cells for each method, the same ones in both.
-        first: Mean of each method at the first budget.
-        second: Mean of each method at the second budget.
-        spearman: Rank correlation of the two means over the methods.
+        cells: Cells for each variant, the same ones in both.
+        means: Mean of each variant at the first and at the second budget.
+        spearman: Rank correlation of the two means over the variants.
         mean_spearman_of_pairs: Mean over pairs of the rank correlation inside each pair.
     """
 
     metric: str
-    methods: tuple[str, ...]
     cells: int
-    first: tuple[float, ...]
-    second: tuple[float, ...]
+    means: Mapping[str, tuple[float, float]]
     spearman: float
     mean_spearman_of_pairs: float
 
 
-def values_of(results: Sequence[CellResult], method: str, metric: str) -> dict[Place, float]:
-    """Collect a method's values.
+def table_of(results: Sequence[CellResult], metric: str) -> pd.DataFrame:
+    """Lay results out with a row for each place and a column for each variant.
 
     Args:
         results: Finished cells.
-        method: The method's name.
         metric: "accuracy" or "macro_f1".
 
     Returns:
-        The metric of each cell of the method, by place.
+        float64, NaN where a cell is missing; indexed by pair, shots, seed and student, sorted.
     """
-    return {result.place: float(getattr(result, metric)) for result in results if result.method == method}
+    rows = [(*result.place, result.variant, float(getattr(result, metric))) for result in results]
+    frame = pd.DataFrame(rows, columns=[*Place._fields, "variant", metric])
+    return frame.pivot(index=list(Place._fields), columns="variant", values=metric)
 
 
-def estimate(values: Values) -> Estimate:
-    """Estimate the level of a method.
+def estimate(values: pd.Series) -> Estimate:
+    """Estimate the level of a variant.
 
     Args:
-        values: One value a cell; at least one.
+        values: One value a cell, by place; at least one.
 
     Returns:
         Mean and interquartile mean with their intervals.
     """
     cube = _cube(values)
-    means = _interval(cube, _mean)
-    middles = _interval(cube, _interquartile_mean)
-    return Estimate(len(values), *means, *middles)
+    return Estimate(len(values), *_interval(cube, _mean), *_interval(cube, _interquartile_mean))
 
 
-def compare(results: Sequence[CellResult], methods: Sequence[str], metric: str) -> tuple[Comparison, ...]:
-    """Compare every method with every other one on the cells that both have.
+def compare(results: Sequence[CellResult], variants: Sequence[str], metric: str) -> tuple[Comparison, ...]:
+    """Compare every variant with every other one on the cells that both have.
 
     Args:
         results: Finished cells.
-        methods: Names, in the order of the report.
+        variants: Names, in the order of the report.
         metric: "accuracy" or "macro_f1".
 
     Returns:
-        Comparisons in both directions, sorted by method and baseline in the given order; pairs of methods without a
+        Comparisons in both directions, sorted by variant and baseline in the given order; pairs of variants without a
         common cell are left out.
     """
-    by_method = {method: values_of(results, method, metric) for method in methods}
-    found = []
-    for method, baseline in itertools.combinations(methods, 2):
-        differences = _differences(by_method[method], by_method[baseline])
-        if differences:
-            found.append(_compare_two(method, baseline, metric, differences))
-    corrected = _holm(found)
-    both_ways = [*corrected, *map(_reversed, corrected)]
-    order = {method: position for position, method in enumerate(methods)}
-    return tuple(sorted(both_ways, key=lambda item: (order[item.method], order[item.baseline])))
+    table, found = table_of(results, metric), []
+    for variant, baseline in itertools.combinations(variants, 2):
+        # Rounded, so that equal differences of fractions tie in the ranks of the test.
+        differences = (table[variant] - table[baseline]).dropna().round(12)
+        if len(differences):
+            found.append(_compare_two(variant, baseline, metric, differences))
+    if found:
+        corrected = multipletests([item.p_value for item in found], method="holm")[1]
+        found = [replace(item, p_value=float(p)) for item, p in zip(found, corrected, strict=True)]
+    order = {variant: position for position, variant in enumerate(variants)}
+    return tuple(sorted([*found, *map(_reversed, found)], key=lambda it: (order[it.variant], order[it.baseline])))
+
+
+def _compare_two(variant: str, baseline: str, metric: str, differences: pd.Series) -> Comparison:
+    interval = _interval(_cube(differences), _mean)
+    wins, losses, cells = int((differences > 0).sum()), int((differences < 0).sum()), len(differences)
+    p_value = float(stats.wilcoxon(differences).pvalue) if wins + losses else 1.0
+    return Comparison(variant, baseline, metric, *interval, p_value, wins, cells - wins - losses, losses, cells)
+
+
+def _reversed(item: Comparison) -> Comparison:
+    return replace(
+        item,
+        variant=item.baseline,
+        baseline=item.variant,
+        mean_difference=0.0 - item.mean_difference,
+        low=0.0 - item.high,
+        high=0.0 - item.low,
+        wins=item.losses,
+        losses=item.wins,
+    )
 
 
 def rank_agreement(first: Sequence[CellResult], second: Sequence[CellResult], metric: str) -> RankAgreement | None:
-    """Measure how far two budgets rank the same methods alike, on the cells that both have.
+    """Measure how far two budgets rank the same variants alike, on the cells that both have.
 
     Args:
         first: Finished cells of the first budget.
@@ -173,53 +190,41 @@ def rank_agreement(first: Sequence[CellResult], second: Sequence[CellResult], me
         metric: "accuracy" or "macro_f1".
 
     Returns:
-        The agreement, or None when fewer than three methods have cells in common.
+        The agreement, or None when fewer than three variants have cells in common.
     """
-    methods = _common_methods(first, second)
-    tables = [[values_of(results, method, metric) for method in methods] for results in (first, second)]
-    places = sorted(set.intersection(*(set(values) for table in tables for values in table))) if methods else []
-    if len(methods) < 3 or not places:
+    both = pd.concat({"first": table_of(first, metric), "second": table_of(second, metric)}, axis=1, join="inner")
+    variants = sorted(set(both["first"]) & set(both["second"]))
+    both = both.loc[:, (slice(None), variants)].dropna()
+    if len(variants) < 3 or both.empty:
         return None
-    levels = np.array([[[values[place] for place in places] for values in table] for table in tables])
-    means = levels.mean(axis=2)
+    means, of_pairs = both.mean(), both.groupby(level="pair").mean()
     return RankAgreement(
-        metric, methods, len(places), tuple(means[0].tolist()), tuple(means[1].tolist()),
-        _spearman(means[0], means[1]), _spearman_of_pairs(levels, [place.pair for place in places]),
-    )  # fmt: skip
+        metric,
+        len(both),
+        {variant: (float(means["first", variant]), float(means["second", variant])) for variant in variants},
+        _spearman(means, variants),
+        float(np.mean([_spearman(row, variants) for _, row in of_pairs.iterrows()])),
+    )
 
 
-def _common_methods(first: Sequence[CellResult], second: Sequence[CellResult]) -> tuple[str, ...]:
-    wanted = {result.method for result in second}
-    return tuple(dict.fromkeys(result.method for result in first if result.method in wanted))
+def _spearman(means: pd.Series, variants: Sequence[str]) -> float:
+    """A budget at which all variants are equal ranks nothing: its correlation is 0, not undefined."""
+    first, second = means["first"][variants], means["second"][variants]
+    return float(stats.spearmanr(first, second).statistic) if np.ptp(first) and np.ptp(second) else 0.0
 
 
-def _spearman(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
-    """A budget at which all methods are equal ranks nothing: its correlation is 0, not undefined."""
-    if np.ptp(first) == 0 or np.ptp(second) == 0:
-        return 0.0
-    return float(stats.spearmanr(first, second).statistic)
-
-
-def _spearman_of_pairs(levels: NDArray[np.float64], pairs: Sequence[str]) -> float:
-    names = np.array(pairs)
-    means = [levels[:, :, names == pair].mean(axis=2) for pair in sorted(set(pairs))]
-    return float(np.mean([_spearman(first, second) for first, second in means]))
-
-
-def _cube(values: Values) -> NDArray[np.float64]:
+def _cube(values: pd.Series) -> NDArray[np.float64]:
     """Arrange values as (pairs, seeds, rest), NaN where a cell is missing."""
-    pairs = {name: i for i, name in enumerate(sorted({place.pair for place in values}))}
-    seeds = {seed: i for i, seed in enumerate(sorted({place.seed for place in values}))}
-    rest = {key: i for i, key in enumerate(sorted({(place.shots, place.student) for place in values}))}
-    cube = np.full((len(pairs), len(seeds), len(rest)), np.nan)
-    for place, value in values.items():
-        cube[pairs[place.pair], seeds[place.seed], rest[place.shots, place.student]] = value
+    axes = ("pair", "seed", ["shots", "student"])
+    places = tuple(values.groupby(level=axis).ngroup().to_numpy() for axis in axes)
+    cube = np.full([place.max() + 1 for place in places], np.nan)
+    cube[places] = values
     return cube
 
 
 def _interval(cube: NDArray[np.float64], statistic: Statistic) -> tuple[float, float, float]:
     """Give the statistic of all cells and the ends of its two-level bootstrap interval."""
-    rng = np.random.default_rng(SEED)  # the same draws for every interval, so that adding a method moves no other
+    rng = np.random.default_rng(SEED)  # the same draws for every interval, so that adding a variant moves no other
     pairs, seeds, _ = cube.shape
     drawn_pairs = rng.integers(pairs, size=(RESAMPLES, pairs, 1))
     drawn_seeds = rng.integers(seeds, size=(RESAMPLES, pairs, seeds))
@@ -244,63 +249,14 @@ def _interquartile_mean(rows: NDArray[np.float64]) -> NDArray[np.float64]:
     return found
 
 
-def _differences(method: Values, baseline: Values) -> dict[Place, float]:
-    """Rounded, so that equal differences of fractions tie in the ranks of the test."""
-    return {place: round(method[place] - baseline[place], 12) for place in method if place in baseline}
+class Slice(NamedTuple):
+    """Cells of a variant by one metric, all of them or some: a None field means over all of that axis."""
 
-
-def _compare_two(method: str, baseline: str, metric: str, differences: Values) -> Comparison:
-    values = np.array(list(differences.values()))
-    mean, low, high = _interval(_cube(differences), _mean)
-    wins, losses = int((values > 0).sum()), int((values < 0).sum())
-    p_value = float(stats.wilcoxon(values).pvalue) if wins + losses else 1.0
-    return Comparison(
-        method, baseline, metric, mean, low, high, p_value, wins, len(values) - wins - losses, losses, len(values)
-    )
-
-
-def _holm(comparisons: Sequence[Comparison]) -> tuple[Comparison, ...]:
-    if not comparisons:
-        return ()
-    corrected = multipletests([item.p_value for item in comparisons], method="holm")[1]
-    return tuple(replace(item, p_value=float(p)) for item, p in zip(comparisons, corrected, strict=True))
-
-
-def _reversed(item: Comparison) -> Comparison:
-    return replace(
-        item,
-        method=item.baseline,
-        baseline=item.method,
-        mean_difference=0.0 - item.mean_difference,
-        low=0.0 - item.high,
-        high=0.0 - item.low,
-        wins=item.losses,
-        losses=item.wins,
-    )
-
-
-CELL_FIELDS = (*Place._fields, "method", "accuracy", "macro_f1", "parameters", "labels_used", "seconds", "key")
-
-
-@dataclass(frozen=True)
-class Level:
-    """Level of a method over its cells, or over some of them; a None field means: over all of that axis.
-
-    Attributes:
-        method: The method.
-        metric: "accuracy" or "macro_f1".
-        pair: Only this pair.
-        shots: Only this number of shots.
-        student: Only this student.
-        estimate: Mean and interquartile mean with their intervals.
-    """
-
-    method: str
-    metric: str
-    pair: str | None
-    shots: int | None
-    student: str | None
-    estimate: Estimate
+    variant: str
+    metric: str = "accuracy"
+    pair: str | None = None
+    shots: int | None = None
+    student: str | None = None
 
 
 @dataclass(frozen=True)
@@ -310,53 +266,37 @@ class Summary:
     Attributes:
         card: The card.
         results: Finished cells of the card, sorted.
-        outdated: How many of them were run with other settings than the card gives now.
+        variants: Variants that have results, in the card's order.
+        best_first: The same by falling mean accuracy.
+        outdated: How many cells were run with other settings than the card gives now.
+        other_code: Cells of each variant that other code than the package's present code ran.
         missing: Cells of the card without a result.
-        levels: Means.
-        comparisons: Every method against every other one, in both directions.
+        levels: Means, by what they are taken over.
+        comparisons: Every variant against every other one, in both directions.
     """
 
     card: ExperimentCard
     results: tuple[CellResult, ...]
+    variants: tuple[str, ...]
+    best_first: tuple[str, ...]
     outdated: int
+    other_code: Mapping[str, int]
     missing: int
-    levels: tuple[Level, ...]
+    levels: Mapping[Slice, Estimate]
     comparisons: tuple[Comparison, ...]
 
-    @property
-    def methods(self) -> tuple[str, ...]:
-        """Methods that have results, in the card's order."""
-        found = {result.method for result in self.results}
-        return tuple(method for method in self.card.methods if method in found)
-
-    @property
-    def best_first(self) -> tuple[str, ...]:
-        """Methods that have results, by falling mean accuracy."""
-        means = {method: level.mean for method in self.methods if (level := self.level(method)) is not None}
-        return tuple(sorted(means, key=lambda method: -means[method]))
-
-    def level(
-        self,
-        method: str,
-        metric: str = "accuracy",
-        pair: str | None = None,
-        shots: int | None = None,
-        student: str | None = None,
-    ) -> Estimate | None:
+    def level(self, variant: str, metric: str = "accuracy", **axes: Any) -> Estimate | None:
         """Look a level up.
 
         Args:
-            method: The method.
+            variant: The variant.
             metric: "accuracy" or "macro_f1".
-            pair: Only this pair.
-            shots: Only this number of shots.
-            student: Only this student.
+            **axes: ``pair``, ``shots`` or ``student``: only these cells.
 
         Returns:
             The estimate, or None when there is no such cell.
         """
-        wanted = (method, metric, pair, shots, student)
-        return next((item.estimate for item in self.levels if _axes(item) == wanted), None)
+        return self.levels.get(Slice(variant, metric, **axes))
 
 
 def summarise(card: ExperimentCard, results: Sequence[CellResult]) -> Summary:
@@ -372,17 +312,42 @@ def summarise(card: ExperimentCard, results: Sequence[CellResult]) -> Summary:
     Raises:
         UsageError: If no cell of the card is finished.
     """
-    cells = {(cell.place, cell.method): cell for group in expand(card, None) for cell in group}
-    known = tuple(result for result in results if (result.place, result.method) in cells)
+    cells = {(cell.place, cell.variant): cell for group in expand(card, None) for cell in group}
+    known = tuple(result for result in results if (result.place, result.variant) in cells)
     if not known:
         raise UsageError(
             f"results: none of the {len(cells)} cells of card {card.name} is finished; "
             f"run them first: l2a experiment run {card.name}"
         )
-    outdated = sum(cell_key(cells[result.place, result.method], result.data) != result.key for result in known)
-    methods = [method for method in card.methods if any(result.method == method for result in known)]
-    comparisons = tuple(item for metric in METRICS for item in compare(known, methods, metric))
-    return Summary(card, known, outdated, len(cells) - len(known), tuple(_levels(card, known, methods)), comparisons)
+    counts = {name: [result for result in known if result.variant == name] for name in card.variants}
+    variants = tuple(name for name, found in counts.items() if found)
+    levels = dict(_levels(card, known, variants))
+    return Summary(
+        card=card,
+        results=known,
+        variants=variants,
+        best_first=tuple(sorted(variants, key=lambda name: -levels[Slice(name)].mean)),
+        outdated=sum(cell_key(cells[result.place, result.variant], result.data) != result.key for result in known),
+        other_code={name: sum(it.code != code_fingerprint() for it in counts[name]) for name in variants},
+        missing=len(cells) - len(known),
+        levels=levels,
+        comparisons=tuple(item for metric in METRICS for item in compare(known, variants, metric)),
+    )
+
+
+def _levels(
+    card: ExperimentCard, results: Sequence[CellResult], variants: Iterable[str]
+) -> Iterable[tuple[Slice, Estimate]]:
+    """Overall first, then on each pair, then along each other axis that the card varies."""
+    slices: list[tuple[str, Any]] = [("pair", None), *(("pair", pair.name) for pair in card.pairs)]
+    slices += [("shots", shots) for shots in card.shots if len(card.shots) > 1]
+    slices += [("student", student) for student in card.students if len(card.students) > 1]
+    tables = {metric: table_of(results, metric) for metric in METRICS}
+    for variant, metric, (axis, value) in itertools.product(variants, METRICS, slices):
+        values = tables[metric][variant].dropna()
+        chosen = values if value is None else values[values.index.get_level_values(axis) == value]
+        if len(chosen):
+            yield Slice(variant, metric, **{axis: value}), estimate(chosen)
 
 
 def write_summary(path: Path, summary: Summary) -> None:
@@ -399,41 +364,11 @@ def write_summary(path: Path, summary: Summary) -> None:
         "missing": summary.missing,
         "outdated": summary.outdated,
         "cells": [{name: getattr(result, name) for name in CELL_FIELDS} for result in summary.results],
-        "means": [_flat(level) for level in summary.levels],
+        "means": [{**slice_._asdict(), **asdict(level)} for slice_, level in summary.levels.items()],
         "comparisons": [asdict(comparison) for comparison in summary.comparisons],
     }
     entries = (f" {json.dumps(key)}: {_lines(value)}" for key, value in parts.items())
     atomic_write_text(path, "{\n" + ",\n".join(entries) + "\n}\n")
-
-
-def _levels(card: ExperimentCard, results: Sequence[CellResult], methods: Iterable[str]) -> Iterable[Level]:
-    """Overall first, then on each pair, then along each other axis that the card varies."""
-    slices: list[tuple[str | None, int | None, str | None]] = [(None, None, None)]
-    slices += [(pair.name, None, None) for pair in card.pairs]
-    slices += [(None, shots, None) for shots in card.shots if len(card.shots) > 1]
-    slices += [(None, None, student) for student in card.students if len(card.students) > 1]
-    for method in methods:
-        for metric in METRICS:
-            values = values_of(results, method, metric)
-            for pair, shots, student in slices:
-                chosen = {place: value for place, value in values.items() if _is_in(place, pair, shots, student)}
-                if chosen:
-                    yield Level(method, metric, pair, shots, student, estimate(chosen))
-
-
-def _is_in(place: Place, pair: str | None, shots: int | None, student: str | None) -> bool:
-    wanted = ((place.pair, pair), (place.shots, shots), (place.student, student))
-    return all(limit in (None, value) for value, limit in wanted)
-
-
-def _axes(level: Level) -> tuple[str, str, str | None, int | None, str | None]:
-    return (level.method, level.metric, level.pair, level.shots, level.student)
-
-
-def _flat(level: Level) -> dict[str, Any]:
-    facts = asdict(level)
-    estimated = facts.pop("estimate")
-    return {**facts, **estimated}
 
 
 def _lines(value: Any) -> str:

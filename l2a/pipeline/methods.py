@@ -30,7 +30,7 @@ from l2a.util.errors import UsageError
 from l2a.util.progress import SILENT, Progress
 
 Predict = Callable[[Sequence[TextInput]], NDArray[np.int64]]
-Part = Literal["pretrained", "target_only_teacher", "teacher", "labels", "unlabelled"]
+Part = Literal["pretrained", "target_only_teacher", "cross_domain_teacher", "labels", "unlabelled"]
 """What methods share: the encoder as it was pretrained, two fine-tuned teachers, the labels that one of them gives to
 the source, and text without labels."""
 
@@ -87,8 +87,8 @@ class Method:
 
     @property
     def teacher(self) -> str | None:
-        """The teacher that is trained for it, if one is."""
-        return next((part for part in ("target_only_teacher", "teacher") if part in self.needs), None)
+        """The method that is the teacher trained for it, if one is."""
+        return next((part for part in self.needs if part.endswith("_teacher")), None)
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,7 @@ class MethodResult:
         labels: int64 (N,), the true classes.
         label_names: The C class names.
         parameters: Numbers that the classifier stores.
+        labels_used: Labelled target examples that the run reads, those of the reward and validation splits included.
         seconds: Wall time of its own training, shared parts aside.
         diagnostics: Facts of its training.
     """
@@ -110,6 +111,7 @@ class MethodResult:
     labels: NDArray[np.int64]
     label_names: tuple[str, ...]
     parameters: int
+    labels_used: int
     seconds: float
     diagnostics: Mapping[str, float | int | str]
 
@@ -166,7 +168,7 @@ def _student(
     return fit
 
 
-LABELLED: tuple[Part, ...] = ("teacher", "labels")
+LABELLED: tuple[Part, ...] = ("cross_domain_teacher", "labels")
 PLAIN, AUGMENTED = ("teacher", "student", "kd"), ("teacher", "student", "kd", "generator")
 METHODS: Mapping[str, Method] = {
     method.name: method
@@ -177,7 +179,7 @@ METHODS: Mapping[str, Method] = {
         ),
         Method(
             "cross_domain_teacher", "the teacher that the students learn from: source, then target",
-            _fit_cross_domain_teacher, ("teacher",), ("teacher",), "always",
+            _fit_cross_domain_teacher, ("cross_domain_teacher",), ("teacher",), "always",
         ),
         Method(
             "tfidf_logreg", "logistic regression on words and character n-grams of both domains",
@@ -189,11 +191,11 @@ METHODS: Mapping[str, Method] = {
         ),
         Method(
             "vector_sum_logreg", "logistic regression on sums of token vectors read from the teacher",
-            _fit_vector_sum_logreg, ("teacher",), ("teacher",),
+            _fit_vector_sum_logreg, ("cross_domain_teacher",), ("teacher",),
         ),
         Method(
             "cut_vector_sum_logreg", "the same on as many tokens of a text as teacher and students read",
-            _fit_cut_vector_sum_logreg, ("teacher",), ("teacher",), "experiments",
+            _fit_cut_vector_sum_logreg, ("cross_domain_teacher",), ("teacher",), "experiments",
         ),
         Method(
             "plain_kd_student", "the student, distilled without augmentation and without unlabelled text",
@@ -301,7 +303,7 @@ def prepare(context: RunContext, method: Method) -> None:
         raise UsageError(f"unlabelled: {method.name} needs a .txt file or a domain; give one by --unlabelled")
     if "target_only_teacher" in method.needs:
         _ = context.target_only_teacher
-    if "teacher" in method.needs:
+    if "cross_domain_teacher" in method.needs:
         _ = context.teacher
     if "labels" in method.needs:
         context.labeller(context.data.source.inputs)
@@ -320,9 +322,15 @@ def evaluate_method(context: RunContext, name: str, fitted: FittedMethod, second
         Predictions and labels.
     """
     test = context.data.target.test.reveal()
-    predictions = fitted.predict(test.inputs)
     return MethodResult(
-        name, predictions, test.labels, test.label_names, fitted.parameters, seconds, fitted.diagnostics
+        name=name,
+        predictions=fitted.predict(test.inputs),
+        labels=test.labels,
+        label_names=test.label_names,
+        parameters=fitted.parameters,
+        labels_used=context.data.splits.labels_used,
+        seconds=seconds,
+        diagnostics=fitted.diagnostics,
     )
 
 
