@@ -23,7 +23,7 @@ def main() -> None:
     """Read the cells and write the figure."""
     accuracies: dict[str, list[float]] = {}
     for cell in json.loads(RESULTS.read_text("utf-8"))["cells"]:
-        accuracies.setdefault(cell["method"], []).append(100 * cell["accuracy"])
+        accuracies.setdefault(cell["variant"], []).append(100 * cell["accuracy"])
     with matplotlib.rc_context(STYLE):
         save_figure(draw(accuracies), FIGURE)
 
@@ -32,7 +32,7 @@ def draw(accuracies: dict[str, list[float]]) -> Figure:
     """Draw one panel for each size, both ways of training in each.
 
     Args:
-        accuracies: In %, by method of the card; methods without a finished cell may be missing.
+        accuracies: In %, by variant of the card; variants without a finished cell may be missing.
 
     Returns:
         The figure.

@@ -23,7 +23,7 @@ from scipy.stats import spearmanr
 from l2a.config import DistillConfig, override
 from l2a.data.encoding import encode
 from l2a.data.examples import Examples
-from l2a.experiments.card import load_experiment, method_config
+from l2a.experiments.card import load_experiment, variant_config
 from l2a.kd.inference import run_student
 from l2a.kd.losses import threshold_free_log_likelihood
 from l2a.pipeline.policies import PreparedPair, prepare_pair
@@ -119,7 +119,7 @@ def main() -> None:
     for pair in [one for one in card.pairs if one.name in (options.pair or [every.name for every in card.pairs])]:
         measured = found.setdefault(options.card, {})
         if pair.name not in measured:
-            config = method_config(card, card.students[0], "random", pair.name)
+            config = variant_config(card, card.students[0], "random", pair.name)
             places = {"source": pair.source, "target": pair.target, "data_root": options.data_root}
             measured[pair.name] = measure(override(config, {**places, "shots": card.shots[0]}), options.random_halves)
             atomic_write_text(options.output, to_json(found, indent=1) + "\n")

@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 
 from l2a.config import DistillConfig, override
-from l2a.experiments.card import ExperimentCard, Pair, load_experiment, method_config
+from l2a.experiments.card import ExperimentCard, Pair, load_experiment, variant_config
 from l2a.pipeline.policies import surrogate_problem, train_on
 
 AGENT = Path(__file__).parents[2] / "agents" / "pretrained"
@@ -52,7 +52,7 @@ def config_of(card: ExperimentCard, pair: Pair, data_root: str, dev_shots: int, 
     """Configure the card's own PPO row for one pair."""
     places = {"source": pair.source, "target": pair.target, "data_root": data_root}
     numbers = {"shots": card.shots[0], "dev_shots": dev_shots, "seed": seed}
-    return override(method_config(card, card.students[0], "ppo", pair.name), {**places, **numbers})
+    return override(variant_config(card, card.students[0], "ppo", pair.name), {**places, **numbers})
 
 
 if __name__ == "__main__":

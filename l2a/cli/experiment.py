@@ -47,15 +47,16 @@ def run_experiment(
     dry_run: DryRun = False,
 ) -> None:
     """Run the cells of a card that are not finished; stop and start it as you like."""
+    import joblib
     from rich.console import Console
 
     from l2a.experiments.card import data_files, expand, load_experiment, refuse_missing_agents
     from l2a.experiments.results import read_results
-    from l2a.experiments.runner import Workers, default_count, plan, run_groups
+    from l2a.experiments.runner import Workers, plan, run_groups
     from l2a.pipeline.methods import run_method
     from l2a.util.progress import RunProgress
 
-    where = Workers(workers if workers is not None else default_count(), backend, address)
+    where = Workers(joblib.cpu_count() if workers is None else workers, backend, address)
     experiment, console, progress = load_experiment(card), Console(highlight=False), RunProgress(None)
     folder = results / experiment.name
     try:

@@ -192,9 +192,9 @@ def rank_agreement(first: Sequence[CellResult], second: Sequence[CellResult], me
     Returns:
         The agreement, or None when fewer than three variants have cells in common.
     """
-    both = pd.concat({"first": table_of(first, metric), "second": table_of(second, metric)}, axis=1, join="inner")
-    variants = sorted(set(both["first"]) & set(both["second"]))
-    both = both.loc[:, (slice(None), variants)].dropna()
+    tables = [table_of(results, metric) for results in (first, second)]
+    variants = sorted(set(tables[0]) & set(tables[1]))
+    both = pd.concat([table[variants] for table in tables], axis=1, join="inner", keys=["first", "second"]).dropna()
     if len(variants) < 3 or both.empty:
         return None
     means, of_pairs = both.mean(), both.groupby(level="pair").mean()

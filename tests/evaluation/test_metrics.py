@@ -97,3 +97,13 @@ def test_intervals_are_ordered_and_within_range(drawn):
         assert 0 <= interval.low <= interval.high <= 1
         assert 0 <= interval.value <= 1
     assert metrics.accuracy.low <= metrics.accuracy.value <= metrics.accuracy.high
+
+
+def test_95_of_100_intervals_hold_the_truth():
+    rng, covered = np.random.default_rng(0), np.zeros(2)
+    for _ in range(200):
+        labels = rng.integers(0, 2, 150)
+        predictions = np.where(rng.random(150) < 0.8, labels, 1 - labels)
+        found = classification_metrics(labels, predictions, 2, rng)
+        covered += [it.low <= 0.8 <= it.high for it in (found.accuracy, found.macro_f1)]
+    assert (covered >= 180).all() and (covered <= 199).all()  # 190 are due; of 80 % intervals about 160

@@ -20,10 +20,10 @@ CARD: dict[str, Any] = {
         {"name": "sea_sky", "source": "sea.jsonl", "target": "sky.jsonl"},
         {"name": "land_sky", "source": "land.jsonl", "target": "sky.jsonl"},
     ],
-    "methods": {
-        "tfidf": {"row": "tfidf_logreg"},
-        "plain": {"row": "plain_kd_student"},
-        "random": {"row": "l2a_student", "overrides": {"selector.agent": "random", "kd.rounds": 1}},
+    "variants": {
+        "tfidf": {"method": "tfidf_logreg"},
+        "plain": {"method": "plain_kd_student"},
+        "random": {"method": "l2a_student", "overrides": {"selector.agent": "random", "kd.rounds": 1}},
     },
 }
 
@@ -67,8 +67,8 @@ def write_card_of_one_cell(folder: Path, row: str, encoder: Path) -> None:
     overrides = TINY_RUN | {"teacher.model": str(encoder)}
     if row.startswith("augmented"):
         overrides["generator.operator"] = "knn"
-    method = {"row": row, "overrides": overrides, "unlabelled": "unlabelled" in row}
-    write_card(folder, pairs=one_pair, seeds=[0], methods={"it": method})
+    variant = {"method": row, "overrides": overrides, "unlabelled": "unlabelled" in row}
+    write_card(folder, pairs=one_pair, seeds=[0], variants={"it": variant})
 
 
 def write_domain(path: Path, topic: str, seed: int) -> None:
@@ -106,9 +106,9 @@ def fake_run_method(trace: Path) -> Callable[..., Any]:
 
         with open(trace, "a") as file:
             file.write(f"{config.source} {config.seed} {row} {os.getpid()}\n")
-        if os.environ.get("FAIL_ROW") == row:
+        if os.environ.get("FAIL_METHOD") == row:
             raise RunError("the row failed, as it was told to")
-        time.sleep(float(os.environ.get("ROW_SECONDS", "0")))
+        time.sleep(float(os.environ.get("METHOD_SECONDS", "0")))
         data = load_run_data(config)
         features = torch.nn.EmbeddingBag(64, 8, mode="sum")
         head = torch.nn.Sequential(torch.nn.Dropout(0.2), torch.nn.Linear(8, len(data.label_names)))
@@ -130,7 +130,7 @@ def fake_run_method(trace: Path) -> Callable[..., Any]:
         facts = {"threads": torch.get_num_threads(), "weights": head[1].weight.sum().item()}
         return SimpleNamespace(
             name=row, predictions=predictions, labels=test.labels, label_names=test.label_names, parameters=100,
-            seconds=0.5, diagnostics=facts,
+            labels_used=data.splits.labels_used, seconds=0.5, diagnostics=facts,
         )  # fmt: skip
 
     return run_method
@@ -140,7 +140,7 @@ def fake_run_method(trace: Path) -> Callable[..., Any]:
 def make_result() -> Callable[..., CellResult]:
     def make(**changes: Any) -> CellResult:
         fields: dict[str, Any] = {
-            "pair": "sea_sky", "shots": 4, "seed": 0, "student": "auto", "method": "tfidf", "row": "tfidf_logreg",
+            "pair": "sea_sky", "shots": 4, "seed": 0, "student": "auto", "variant": "tfidf", "method": "tfidf_logreg",
             "key": "k", "preset": "screening", "accuracy": 0.5, "macro_f1": 0.5, "test_examples": 40,
             "predictions": "p", "parameters": 100, "labels_used": 72, "seconds": 0.5, "wall_seconds": 0.75,
             "data": {"sea.jsonl": "0" * 64, "sky.jsonl": "1" * 64}, "versions": {"l2a": "0.1.0"},

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from l2a.experiments.card import ROWS, expand, load_experiment
+from l2a.experiments.card import expand, load_experiment
 from l2a.util.errors import UsageError
 
 from .conftest import CARD, write_card
@@ -12,7 +12,7 @@ def test_a_card_becomes_a_grid(workspace: Path) -> None:
     card = load_experiment("tiny")
     cells = [cell for group in expand(card, workspace / "data") for cell in group]
     assert len(cells) == 2 * 2 * 3
-    chosen = next(cell for cell in cells if cell.method == "random" and cell.place.seed == 1)
+    chosen = next(cell for cell in cells if cell.variant == "random" and cell.place.seed == 1)
     assert (chosen.config.selector.agent, chosen.config.kd.rounds, chosen.config.seed) == ("random", 1, 1)
     assert chosen.config.max_length == 64  # the preset's
 
@@ -21,18 +21,26 @@ def test_a_card_may_be_a_path(workspace: Path) -> None:
     assert load_experiment("configs/experiments/tiny.yaml") == load_experiment("tiny")
 
 
+def of_l2a(overrides: dict[str, object]) -> dict[str, object]:
+    return {"variants": {"a": {"method": "l2a_student", "overrides": overrides}}}
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"sheds": [1]}, ["unknown key sheds", "seeds"]),
-        ({"methods": {"a": {"row": "l2a_studnt"}}}, ["did you mean 'l2a_student'"]),
-        ({"methods": {"a": {"row": "l2a_student", "overrides": {"selector.agnt": "all"}}}}, ["methods.a", "'agent'"]),
-        ({"methods": {"a": {"row": "l2a_student", "overrides": {"kd.alpha": 7}}}}, ["methods.a", "kd.alpha: 7"]),
-        ({"methods": {"a": {"row": "l2a_student", "overrides": {"shots": 7}}}}, ["shots is set by the grid"]),
+        ({"variants": {"a": {"method": "l2a_studnt"}}}, ["did you mean 'l2a_student'"]),
+        (
+            {"variants": {"a": {"method": "l2a_student", "overrides": {"selector.agnt": "all"}}}},
+            ["variants.a", "'agent'"],
+        ),
+        ({"variants": {"a": {"method": "l2a_student", "overrides": {"kd.alpha": 7}}}}, ["variants.a", "kd.alpha"]),
+        ({"variants": {"a": {"method": "l2a_student", "overrides": {"shots": 7}}}}, ["shots is set by the grid"]),
         ({"seeds": []}, ["seeds: empty"]),
         ({"shots": [4, 4], "seeds": [1, 1]}, ["shots: 4 comes more than once", "seeds: 1 comes more than once"]),
         ({"preset": "screning"}, ["'screening'"]),
         ({"students": ["narow"]}, ["'narrow'"]),
+        ({"variants": {"a": {"method": "plain_kd_unlabelled_student"}}}, ["variants.a", "unlabelled: true"]),
     ],
 )
 def test_what_is_wrong_with_a_card_is_said_before_anything_runs(
@@ -45,16 +53,16 @@ def test_what_is_wrong_with_a_card_is_said_before_anything_runs(
 
 
 def test_a_wrong_override_is_said_once_for_all_students(workspace: Path) -> None:
-    methods = {"a": {"row": "l2a_student", "overrides": {"kd.alfa": 1}}}
-    write_card(workspace, students=["auto", "narrow"], methods=methods)
+    variants = {"a": {"method": "l2a_student", "overrides": {"kd.alfa": 1}}}
+    write_card(workspace, students=["auto", "narrow"], variants=variants)
     with pytest.raises(UsageError) as caught:
         load_experiment("tiny")
     assert str(caught.value).count("kd.alfa") == 1
 
 
 def test_an_override_may_hold_the_name_of_the_pair(workspace: Path) -> None:
-    methods = {"moved": {"row": "l2a_student", "overrides": {"selector.agent": "policies/without_{pair}"}}}
-    write_card(workspace, methods=methods)
+    variants = {"moved": {"method": "l2a_student", "overrides": {"selector.agent": "policies/without_{pair}"}}}
+    write_card(workspace, variants=variants)
     cells = [cell for group in expand(load_experiment("tiny"), workspace / "data") for cell in group]
     assert {cell.config.selector.agent for cell in cells} == {f"policies/without_{cell.place.pair}" for cell in cells}
     assert len({cell.place.pair for cell in cells}) > 1
@@ -66,26 +74,20 @@ def test_an_override_may_hold_the_name_of_the_pair(workspace: Path) -> None:
 def test_the_shipped_cards_are_right(name: str, cells: int) -> None:
     card = load_experiment(name)
     assert sum(map(len, expand(card, None))) == cells
-    assert set(card.methods) >= {"l2a", "plain_kd", "tfidf_logreg", "target_only_teacher", "cross_domain_teacher"}
+    assert set(card.variants) >= {"l2a", "plain_kd", "tfidf_logreg", "target_only_teacher", "cross_domain_teacher"}
 
 
-def test_the_two_budgets_of_the_baselines_have_the_same_methods() -> None:
+def test_the_two_budgets_of_the_baselines_have_the_same_variants() -> None:
     screening = load_experiment("baselines")
-    standard = load_experiment(screening.same_methods_in or "")
-    methods = [
-        {name: (method.row, {k: v for k, v in method.overrides.items() if k != "kd.pool_size"})
-         for name, method in card.methods.items()}
+    standard = load_experiment(screening.same_variants_in or "")
+    variants = [
+        {name: (variant.method, {k: v for k, v in variant.overrides.items() if k != "kd.pool_size"})
+         for name, variant in card.variants.items()}
         for card in (screening, standard)
     ]  # fmt: skip
-    assert methods[0] == methods[1]
+    assert variants[0] == variants[1]
     assert screening.pairs == standard.pairs
 
 
-def test_a_card_knows_the_rows_of_the_pipeline() -> None:
-    from l2a.pipeline.methods import METHODS as RUNNABLE
-
-    assert set(ROWS) == set(RUNNABLE)
-
-
-def test_the_order_of_keys_in_the_card_is_the_order_of_methods(workspace: Path) -> None:
-    assert tuple(load_experiment("tiny").methods) == tuple(CARD["methods"])
+def test_the_order_of_keys_in_the_card_is_the_order_of_variants(workspace: Path) -> None:
+    assert tuple(load_experiment("tiny").variants) == tuple(CARD["variants"])

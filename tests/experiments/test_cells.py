@@ -13,12 +13,12 @@ from .conftest import write_card, write_domain
 
 def cell_of(method: str) -> Cell:
     groups = expand(load_experiment("tiny"), Path("data"))
-    return next(cell for group in groups for cell in group if cell.method == method)
+    return next(cell for group in groups for cell in group if cell.variant == method)
 
 
 def test_a_missing_policy_is_refused_before_anything_runs(workspace: Path) -> None:
-    methods = {"own": {"row": "l2a_student", "overrides": {"selector.agent": "policies/of_{pair}"}}}
-    write_card(workspace, methods=methods)
+    variants = {"own": {"method": "l2a_student", "overrides": {"selector.agent": "policies/of_{pair}"}}}
+    write_card(workspace, variants=variants)
     with pytest.raises(UsageError, match=r"policies/of_.* holds no policy\.json"):
         refuse_missing_agents(expand(load_experiment("tiny"), None))
 
@@ -86,7 +86,7 @@ def test_a_changed_file_changes_the_key(workspace: Path) -> None:
 
 
 def test_the_row_of_one_operator_reads_the_operator_and_no_selector(workspace: Path) -> None:
-    cell, data = replace(cell_of("random"), row="augmented_kd_student"), {"sea.jsonl": "a"}
+    cell, data = replace(cell_of("random"), method="augmented_kd_student"), {"sea.jsonl": "a"}
     for change, stays in (
         ({"generator.operator": "eda"}, False),
         ({"generator.copies": 4}, False),
@@ -99,7 +99,7 @@ def test_the_row_of_one_operator_reads_the_operator_and_no_selector(workspace: P
 
 
 def test_the_settings_of_the_chain_decide_only_the_rows_that_draw_by_it(workspace: Path) -> None:
-    chain, data = replace(cell_of("random"), row="augmented_kd_student"), {"sea.jsonl": "a"}
+    chain, data = replace(cell_of("random"), method="augmented_kd_student"), {"sea.jsonl": "a"}
     eda = replace(chain, config=override(chain.config, {"generator.operator": "eda"}))
     for change in ({"generator.tau": 2.0}, {"generator.beta": 1.0}, {"generator.burn_in": 9}):
         for cell, stays in ((chain, False), (eda, True)):
@@ -115,14 +115,14 @@ def test_the_content_of_unlabelled_text_decides_the_rows_that_read_it(workspace:
     config = cell_of("random").config
     configs = [replace(config, unlabelled="more.txt", data_root=str(file.parent)) for file in files]
     for row, differs in (("l2a_student", True), ("augmented_kd_student", False), ("plain_kd_student", False)):
-        keys = {cell_key(replace(cell_of("random"), row=row, config=each), {}) for each in configs}
+        keys = {cell_key(replace(cell_of("random"), method=row, config=each), {}) for each in configs}
         assert (len(keys) == 2) == differs, row
 
 
 def test_the_key_of_a_finished_cell_needs_no_unlabelled_file(workspace: Path, tmp_path: Path) -> None:
     (tmp_path / "more.txt").write_text("a calm day")
     config = replace(cell_of("random").config, unlabelled="more.txt", data_root=str(tmp_path))
-    cell = replace(cell_of("random"), row="l2a_student", config=config)
+    cell = replace(cell_of("random"), method="l2a_student", config=config)
     files = cell_files(cell, {"sea.jsonl": "a"})
     elsewhere = replace(cell, config=replace(config, data_root=str(tmp_path / "nowhere")))
     assert set(files) == {"sea.jsonl", "more.txt"}

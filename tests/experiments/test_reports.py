@@ -29,9 +29,9 @@ def simulate(make: Make, name: str, seed: int = 0) -> list[CellResult]:
     for group in expand(load_experiment(name), None):
         for cell in group:
             data = {cell.config.source: "0" * 64, cell.config.target: "1" * 64}
-            accuracy = round(LEVELS[cell.method] + float(rng.normal(0, 0.01)), 3)
+            accuracy = round(LEVELS[cell.variant] + float(rng.normal(0, 0.01)), 3)
             result = make(
-                **cell.place._asdict(), method=cell.method, row=cell.row, key=cell_key(cell, data), data=data,
+                **cell.place._asdict(), variant=cell.variant, method=cell.method, key=cell_key(cell, data), data=data,
                 accuracy=accuracy, macro_f1=accuracy - 0.01,
             )  # fmt: skip
             results.append(result)
@@ -47,7 +47,7 @@ def call(*arguments: str) -> str:
 
 @pytest.fixture
 def simulated(workspace: Path, make_result: Make) -> Sequence[CellResult]:
-    write_card(workspace, shots=[4, 8], same_methods_in="tiny_standard")
+    write_card(workspace, shots=[4, 8], same_variants_in="tiny_standard")
     write_card(workspace, "tiny_standard", preset="standard", seeds=[0])
     simulate(make_result, "tiny_standard", seed=1)
     return simulate(make_result, "tiny")
@@ -69,7 +69,7 @@ def test_the_summary_holds_cells_means_and_comparisons(workspace: Path, simulate
     assert item["mean_difference"] == pytest.approx(0.1, abs=0.02)
     assert (item["wins"], item["ties"], item["losses"], item["cells"]) == (8, 0, 0, 8)
     overall = [m for m in summary["means"] if (m["pair"], m["shots"], m["student"]) == (None, None, None)]
-    expected = np.mean([result.accuracy for result in simulated if result.method == "plain"])
+    expected = np.mean([result.accuracy for result in simulated if result.variant == "plain"])
     level = next(m for m in overall if (m["method"], m["metric"]) == ("plain", "accuracy"))
     assert level["mean"] == pytest.approx(expected)
 
@@ -77,7 +77,7 @@ def test_the_summary_holds_cells_means_and_comparisons(workspace: Path, simulate
 def test_the_page_shows_the_numbers_of_the_summary(workspace: Path, simulated: Sequence[CellResult]) -> None:
     call("report", "tiny")
     page = Path("docs/experiments/tiny.md").read_text()
-    mean = 100 * np.mean([result.accuracy for result in simulated if result.method == "random"])
+    mean = 100 * np.mean([result.accuracy for result in simulated if result.variant == "random"])
     assert f"| `random` | {mean:.1f} [" in page
     assert page.index("`random`") < page.index("`plain`") < page.index("`tfidf`")  # the best first
     assert "Spearman rank correlation 1.00 over 3 methods, on the 2 cells" in page
@@ -130,10 +130,10 @@ def test_run_and_report_work_together(
     workspace: Path, fake_run_method: Callable[..., object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("l2a.pipeline.methods.run_method", fake_run_method)
-    monkeypatch.setenv("FAIL_ROW", "plain_kd_student")
+    monkeypatch.setenv("FAIL_METHOD", "plain_kd_student")
     with pytest.raises(RunError, match="4 of 12 cells failed"):
         call("run", "tiny", "--data-root", "data", "--workers", "1")
-    monkeypatch.delenv("FAIL_ROW")
+    monkeypatch.delenv("FAIL_METHOD")
     assert "4 cells ran, 12 of 12 are finished" in call("run", "tiny", "--data-root", "data", "--workers", "1")
     assert "12 cells, 0 to run: about 0.0 minutes" in call("run", "tiny", "--data-root", "data", "--dry-run")
     assert "12 cells, 0 missing" in call("report", "tiny")

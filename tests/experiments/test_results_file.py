@@ -63,7 +63,7 @@ def test_a_cell_that_ran_again_replaces_its_old_result(tmp_path: Path, make_resu
 
 
 def test_the_order_of_the_file_does_not_depend_on_the_order_of_the_run(tmp_path: Path, make_result: Make) -> None:
-    results = [make_result(seed=seed, method=method) for seed in range(3) for method in "ba"]
+    results = [make_result(seed=seed, variant=variant) for seed in range(3) for variant in "ba"]
     for result in results:
         save_result(tmp_path / "one", result)
     for result in reversed(results):
@@ -78,7 +78,7 @@ def save_many(folder: Path, results: list[CellResult]) -> None:
 
 def test_two_writers_lose_nothing(tmp_path: Path, make_result: Make) -> None:
     context = multiprocessing.get_context("fork")
-    work = [[make_result(seed=seed, method=method) for seed in range(8)] for method in "ab"]
+    work = [[make_result(seed=seed, variant=variant) for seed in range(8)] for variant in "ab"]
     writers = [context.Process(target=save_many, args=(tmp_path, results)) for results in work]
     for writer in writers:
         writer.start()

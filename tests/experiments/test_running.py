@@ -80,11 +80,11 @@ def test_a_cell_runs_on_one_thread_and_leaves_the_process_as_it_was(
 def test_a_failed_cell_is_reported_and_stops_no_other(
     workspace: Path, fake_run_method: RunMethod, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("FAIL_ROW", "plain_kd_student")
+    monkeypatch.setenv("FAIL_METHOD", "plain_kd_student")
     outcomes = run_tiny(workspace, fake_run_method)
     assert Counter(outcome.status for outcome in outcomes) == {"ran": 8, "failed": 4}
     assert "as it was told to" in next(outcome.message for outcome in outcomes if outcome.status == "failed")
-    monkeypatch.delenv("FAIL_ROW")
+    monkeypatch.delenv("FAIL_METHOD")
     assert len(run_tiny(workspace, fake_run_method)) == 4
     assert len(read_results(workspace / "results")) == 12
 
@@ -113,8 +113,11 @@ def test_a_cell_with_a_corrupted_result_runs_again(workspace: Path, fake_run_met
 def test_cells_whose_settings_changed_run_again(workspace: Path, fake_run_method: RunMethod, trace: Path) -> None:
     run_tiny(workspace, fake_run_method)
     trace.unlink()
-    changed = {"tfidf": {"row": "tfidf_logreg"}, "plain": {"row": "plain_kd_student", "overrides": {"kd.alpha": 0.5}}}
-    write_card(workspace, methods=changed)
+    changed = {
+        "tfidf": {"method": "tfidf_logreg"},
+        "plain": {"method": "plain_kd_student", "overrides": {"kd.alpha": 0.5}},
+    }
+    write_card(workspace, variants=changed)
     run_tiny(workspace, fake_run_method)
     assert {line.split()[2] for line in rows_run(trace)} == {"plain_kd_student"}
     assert len(read_results(workspace / "results")) == 12  # one line a cell: the old ones are replaced
@@ -127,7 +130,7 @@ def test_a_method_without_a_student_runs_once_for_all_students(
     run_tiny(workspace, fake_run_method)
     counts = Counter(line.split()[2] for line in rows_run(trace))
     assert counts == {"tfidf_logreg": 2, "plain_kd_student": 4, "l2a_student": 4}
-    values = [result for result in read_results(workspace / "results") if result.method == "tfidf"]
+    values = [result for result in read_results(workspace / "results") if result.variant == "tfidf"]
     assert {result.student for result in values} == {"auto", "narrow"}
 
 
@@ -157,7 +160,7 @@ def test_two_runners_at_once_run_every_cell_once(
 ) -> None:
     import multiprocessing
 
-    monkeypatch.setenv("ROW_SECONDS", "0.02")
+    monkeypatch.setenv("METHOD_SECONDS", "0.02")
     context = multiprocessing.get_context("fork")
     runners = [context.Process(target=run_tiny, args=(workspace, fake_run_method)) for _ in range(2)]
     for runner in runners:
@@ -174,7 +177,7 @@ def test_a_killed_runner_loses_only_the_cell_it_was_running(
 ) -> None:
     import multiprocessing
 
-    monkeypatch.setenv("ROW_SECONDS", "0.05")
+    monkeypatch.setenv("METHOD_SECONDS", "0.05")
     runner = multiprocessing.get_context("fork").Process(target=run_tiny, args=(workspace, fake_run_method))
     runner.start()
     while len(rows_run(trace)) < 5:
@@ -184,7 +187,7 @@ def test_a_killed_runner_loses_only_the_cell_it_was_running(
     runner.join()
     finished = read_results(workspace / "results")
     assert len(finished) >= 4
-    monkeypatch.setenv("ROW_SECONDS", "0")
+    monkeypatch.setenv("METHOD_SECONDS", "0")
     assert len(run_tiny(workspace, fake_run_method)) == 12 - len(finished)
     run_tiny(workspace, fake_run_method, "at_once/tiny")
     resumed, at_once = (read_results(workspace / folder) for folder in ("results", "at_once/tiny"))
@@ -225,7 +228,7 @@ def test_the_cost_is_learned_from_finished_cells(workspace: Path, make_result: C
     groups = expand(load_experiment("tiny"), workspace / "data")
     data = data_files(groups)
     places = [cell for group in groups for cell in group]
-    slow = [make_result(method=cell.method, seconds=100.0, wall_seconds=110.0) for cell in places]
+    slow = [make_result(variant=cell.variant, seconds=100.0, wall_seconds=110.0) for cell in places]
     guessed, learned = plan(groups, data, ()), plan(groups, data, slow)
     assert cost_seconds(guessed, 1) == 12 * 30 + 4 * 30  # a teacher for each pair and seed
     assert cost_seconds(learned, 1) == 12 * 100 + 4 * 10
@@ -248,9 +251,9 @@ def test_the_plan_knows_which_teachers_are_cached(workspace: Path, fake_run_meth
 @pytest.mark.parametrize(
     ("fields", "word"),
     [
-        ({"count": 0}, "workers: 0"),
-        ({"count": 1, "backend": "threads"}, "loky, dask, ray"),
-        ({"count": 1, "address": "tcp://somewhere:1"}, "choose --backend"),
+        ({"count": 0}, "--workers is 0"),
+        ({"count": 1, "backend": "threads"}, "loky, dask"),
+        ({"count": 1, "address": "tcp://somewhere:1"}, "add --backend dask"),
     ],
 )
 def test_wrong_workers_are_refused(fields: dict[str, Any], word: str) -> None:
