@@ -193,7 +193,7 @@ def rank_agreement(first: Sequence[CellResult], second: Sequence[CellResult], me
         The agreement, or None when fewer than three variants have cells in common.
     """
     tables = [table_of(results, metric) for results in (first, second)]
-    variants = sorted(set(tables[0]) & set(tables[1]))
+    variants = sorted({*map(str, tables[0])} & {*map(str, tables[1])})
     both = pd.concat([table[variants] for table in tables], axis=1, join="inner", keys=["first", "second"]).dropna()
     if len(variants) < 3 or both.empty:
         return None
