@@ -22,7 +22,6 @@ from l2a.data.readers import (
     SPLIT_NAMES,
     SPLITS,
     SUFFIXES,
-    USUAL_NAMES,
     Row,
     SplitName,
     Table,
@@ -279,7 +278,7 @@ def read_unlabelled(
     is_card = str(reference) in list_cards("domains")
     if not is_card and (name_and_format(Path(reference))[1] == ".txt" or (path is not None and path.is_file())):
         table = read_table(path or Path(reference), (".txt", *SUFFIXES))
-        if not {column.lower() for column in table.columns} & {*USUAL_NAMES["label"]}:
+        if not table.has_labels:
             return texts_of(table), {Path(table.name).name: table.digest}
     domain = load_domain(reference, USUAL_COLUMNS, data_root, progress, "its usual name")
     return domain.train.inputs, domain.files

@@ -82,6 +82,11 @@ class Table:
         """Names of the columns, in order."""
         return list(dict.fromkeys(key for _, values in self.items if not isinstance(values, str) for key in values))
 
+    @property
+    def has_labels(self) -> bool:
+        """Whether a column has the usual name of labels."""
+        return any(column.lower() in USUAL_NAMES["label"] for column in self.columns)
+
 
 def refuse(problems: Sequence[str], reference: object) -> None:
     """Stop when anything is wrong with the data.

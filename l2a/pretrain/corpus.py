@@ -12,7 +12,7 @@ from l2a.config import Columns, Count, CountFromZero, Length, Positive, Seed, ch
 from l2a.data.domains import load_domain
 from l2a.data.encoding import bucket_of
 from l2a.data.examples import Domain, TextInput, normalised_hash
-from l2a.data.readers import SUFFIXES, USUAL_NAMES, read_table, texts_of
+from l2a.data.readers import SUFFIXES, read_table, texts_of
 from l2a.util.errors import UsageError
 from l2a.util.progress import SILENT, Progress
 
@@ -189,7 +189,7 @@ def _read(name: str, columns: Columns, progress: Progress) -> Domain | tuple[Tex
     path = Path(name).expanduser()
     if path.is_file() or path.suffix == ".txt":
         table = read_table(path, (".txt", *SUFFIXES))
-        if not {column.lower() for column in table.columns} & {*USUAL_NAMES["label"]}:
+        if not table.has_labels:
             return texts_of(table, columns)
     return load_domain(name, columns, progress=progress)
 
