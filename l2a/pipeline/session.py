@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike
 
 from l2a.config import DistillConfig
 from l2a.data.encoding import encode, refuse_long_sequences
@@ -137,7 +137,7 @@ class TrainingSession:
     student: Student
     trainer: KDTrainer
 
-    def labelled(self, inputs: tuple[TextInput, ...], labels: NDArray[np.int64] | None = None) -> DistillationSet:
+    def labelled(self, inputs: tuple[TextInput, ...], labels: ArrayLike | None = None) -> DistillationSet:
         """Label texts with the teacher and tokenise them for the student.
 
         Args:
@@ -147,7 +147,7 @@ class TrainingSession:
         Returns:
             The set to distil on.
         """
-        real = np.full(len(inputs), -1, np.int64) if labels is None else labels
+        real = np.full(len(inputs), -1, np.int64) if labels is None else np.asarray(labels, np.int64)
         length = self.context.config.max_length
         return DistillationSet(encode(self.student.tokenizer, inputs, length), self.context.labeller(inputs), real)
 

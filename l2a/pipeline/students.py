@@ -1,7 +1,7 @@
 """Trains the student: plainly, or in rounds of drawing, selecting and distilling candidates."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 
@@ -15,7 +15,6 @@ from l2a.generator.chain import ChainDiagnostics
 from l2a.generator.operators import TokenSpace, build_operator
 from l2a.generator.pool import CandidatePool, draw_pool
 from l2a.generator.tokens import GeneratorInputs, build_neighbour_table, vocabulary
-from l2a.generator.words import TextOperator
 from l2a.kd.data import DistillationSet, Renewal, join, read_tokens
 from l2a.kd.embedding_space import (
     MIX_CONCENTRATION,
@@ -123,7 +122,8 @@ def _round(session: TrainingSession, number: int, previous: Selection | None) ->
         problem = selection_problem(session, drawn, load_agent(context.config.selector.agent).rule is None)
         policy = previous.policy if previous else None
         selection = select(problem, context.config.selector, rng, policy, context.progress)
-    context.progress.event("round", number=number, kept=int(selection.kept.sum()), **_facts(selection.diagnostics))
+    facts = {name: value for name, value in selection.diagnostics.items() if not isinstance(value, list)}
+    context.progress.event("round", number=number, kept=int(selection.kept.sum()), **facts)
     selection = _distil_kept(session, drawn.candidates, problem, selection, rng)
     return Round(drawn.pool, selection, drawn.chains)
 
@@ -167,10 +167,6 @@ def _distil_kept(
     session.distil(candidates, steps, "distillation", Renewal(candidates, kept, every, choose))
     facts = {**selection.diagnostics, "rescored": len(chosen) - 1}
     return replace(chosen[-1], agent=selection.agent, diagnostics=facts)
-
-
-def _facts(diagnostics: Mapping[str, object]) -> dict[str, object]:
-    return {name: value for name, value in diagnostics.items() if not isinstance(value, list)}
 
 
 def finish(session: TrainingSession, rounds: tuple[Round, ...]) -> TrainedStudent:
@@ -273,34 +269,35 @@ def train_augmented_student(context: RunContext) -> TrainedStudent:
             _distil_in_embedding_space(session, rng)
         else:
             with context.progress.stage("draw candidates"):
-                inputs, _ = draw_texts(session, rng)
-            session.distil(session.labelled(inputs), kd.round_steps, "distillation")
+                inputs, bases = draw_texts(session, rng)
+            labels = [context.real_labels[base] for base in bases] if isinstance(context, WithoutTeacher) else None
+            session.distil(session.labelled(inputs, labels), kd.round_steps, "distillation")
     return finish(session, ())
 
 
-class FineTuning(RunContext):
-    """A run without a teacher: the encoder as it was pretrained, and the real labels alone."""
+class WithoutTeacher(RunContext):
+    """A run on real labels alone: the student starts from the encoder as it was pretrained."""
 
     @cached_property
     def teacher(self) -> Teacher:
-        """The pretrained encoder, from which the student starts."""
+        """The pretrained encoder."""
         return self.pretrained()
 
     @cached_property
-    def known_labels(self) -> dict[TextInput, int]:
-        """The real label of every source and target training text."""
+    def real_labels(self) -> dict[TextInput, int]:
+        """The label of every source and target training text."""
         sets = (self.data.source, self.data.splits.train)
         return {text: int(label) for few in sets for text, label in zip(few.inputs, few.labels, strict=True)}
 
     @cached_property
     def labeller(self) -> Labeller:
-        """Gives real labels the form of a teacher's outputs; other texts get none."""
-        classes, width = len(self.data.label_names), self.teacher.hidden_size
+        """Gives real labels the form of a teacher's outputs, where the output layer is fitted; other texts get none."""
+        classes, width = np.arange(len(self.data.label_names)), self.teacher.hidden_size
 
         def label(inputs: Sequence[TextInput]) -> TeacherOutputs:
-            numbers = np.array([self.known_labels.get(text, -1) for text in inputs], np.int64)
-            certain = (numbers[:, None] == np.arange(classes)).astype(np.float32) * CERTAIN
-            return TeacherOutputs(certain, np.zeros((len(inputs), width), np.float32))
+            numbers = np.array([self.real_labels.get(text, -1) for text in inputs], np.int64)
+            logits = (numbers[:, None] == classes).astype(np.float32) * CERTAIN
+            return TeacherOutputs(logits, np.zeros((len(inputs), width), np.float32))
 
         return label
 
@@ -319,22 +316,11 @@ def train_fine_tuned_student(context: RunContext) -> TrainedStudent:
     """
     operator = context.config.generator.operator
     if operator not in NEED_NO_TEACHER:
-        raise UsageError(f"generator.operator: {operator} asks a teacher; give one of {', '.join(NEED_NO_TEACHER)}")
+        raise UsageError(
+            f"generator.operator is {operator!r}, which asks a teacher; give one of {', '.join(NEED_NO_TEACHER)}"
+        )
     kd = replace(context.config.kd, alpha=0.0, hidden_weight=0.0, objective="soft_labels")
-    alone = FineTuning(replace(context.config, kd=kd), context.progress)
-    session = open_session(alone)
-    session.distil(None, kd.warmup_steps, "warm-up")
-    for number in range(kd.rounds):
-        with context.progress.stage("draw candidates"):
-            inputs, bases = draw_texts(session, np.random.default_rng([context.config.seed, 2, number]))
-        labels = np.array([alone.known_labels[base] for base in bases], np.int64)
-        session.distil(session.labelled(inputs, labels), kd.round_steps, "fine-tuning")
-    return finish(session, ())
-
-
-def _wanted(session: TrainingSession) -> int:
-    config = session.context.config
-    return config.generator.copies * config.kd.pool_size
+    return train_augmented_student(WithoutTeacher(replace(context.config, kd=kd), context.progress, context.data))
 
 
 Texts = tuple[TextInput, ...]
@@ -353,8 +339,8 @@ def draw_texts(session: TrainingSession, rng: np.random.Generator) -> tuple[Text
     Raises:
         RunError: If the operator made no new text.
     """
-    context, size = session.context, _wanted(session)
-    config, name = context.config.generator, context.config.generator.operator
+    context, config, data = session.context, session.context.config.generator, session.context.data
+    name, size = config.operator, config.copies * context.config.kd.pool_size
     if name is None:
         return draw_pool(generator_inputs(session), config, size, rng, context.progress)[0].inputs, ()
     if name in COPIES_FROM_TARGET:
@@ -365,40 +351,28 @@ def draw_texts(session: TrainingSession, rng: np.random.Generator) -> tuple[Text
         lambda: masked_language_model(context.config.teacher.model, context.config.max_length, context.progress),
         context.progress,
     )  # fmt: skip
+    excluded = data.forbidden | {normalised_hash(text) for text in data.splits.train.inputs}
+    degree = resolve_degree(config.degree, len(data.source) + len(data.splits.train))
     found: dict[str, tuple[TextInput, TextInput]] = {}
     for _ in range(DRAWS_LIMIT):
-        _draw_more(session, operator, size, found, rng)
+        bases, partners = _draw_pairs(session, size, rng, config.target_share)
+        for base, rewrite in zip(bases, operator(bases, partners, degree, rng), strict=True):
+            key = normalised_hash(rewrite.text)
+            if key not in excluded:
+                found.setdefault(key, (rewrite.text, base))
         if len(found) >= size:
             break
     if not found:
-        raise RunError(f"generator.operator: {name} made no new text; raise generator.degree")
+        raise RunError(f"generator.operator {name!r} made no new text; raise generator.degree")
     if len(found) < size:
         logger.warning("%s made %d of %d different texts", name, len(found), size)
-    new, bases = zip(*list(found.values())[:size], strict=True)
-    return new, bases
-
-
-def _draw_more(
-    session: TrainingSession,
-    operator: TextOperator,
-    size: int,
-    found: dict[str, tuple[TextInput, TextInput]],
-    rng: np.random.Generator,
-) -> None:
-    """Draw once and add what is new: neither a held-out text nor one of the target's own."""
-    data, config = session.context.data, session.context.config.generator
-    excluded = data.forbidden | {normalised_hash(text) for text in data.splits.train.inputs}
-    bases, partners = _draw_pairs(session, size, rng, config.target_share)
-    degree = resolve_degree(config.degree, len(data.source) + len(data.splits.train))
-    for base, rewrite in zip(bases, operator(bases, partners, degree, rng), strict=True):
-        key = normalised_hash(rewrite.text)
-        if key not in excluded:
-            found.setdefault(key, (rewrite.text, base))
+    new, origins = zip(*list(found.values())[:size], strict=True)
+    return new, origins
 
 
 def _draw_pairs(
     session: TrainingSession, size: int, rng: np.random.Generator, target_share: float
-) -> tuple[tuple[TextInput, ...], tuple[TextInput, ...]]:
+) -> tuple[Texts, Texts]:
     """Draw bases and a partner of the other domain for each, by the base law of the generator's chains."""
     source = (*session.context.data.source.inputs, *session.context.data.unlabelled)
     target = session.context.data.splits.train.inputs
@@ -409,7 +383,7 @@ def _draw_pairs(
 
 def _choose(
     in_target: NDArray[np.bool_], target: Sequence[TextInput], source: Sequence[TextInput], rng: np.random.Generator
-) -> tuple[TextInput, ...]:
+) -> Texts:
     few, many = (rng.integers(0, len(texts), size=len(in_target)) for texts in (target, source))
     return tuple(target[i] if is_target else source[j] for is_target, i, j in zip(in_target, few, many, strict=True))
 
@@ -422,43 +396,31 @@ def _token_space(session: TrainingSession) -> TokenSpace:
 
 
 def _distil_in_embedding_space(session: TrainingSession, rng: np.random.Generator) -> None:
-    context, trainer = session.context, session.trainer
-    share = context.config.generator.target_share
-    bases, partners = _draw_pairs(session, _wanted(session), rng, share)
+    context, trainer, config = session.context, session.trainer, session.context.config
+    size = config.generator.copies * config.kd.pool_size
+    bases, partners = _draw_pairs(session, size, rng, config.generator.target_share)
     augmented = session.labelled(bases)
     sets, shares = mixture(session, augmented)
     place = next(i for i, part in enumerate(sets) if part is augmented)
     start = sum(len(part) for part in sets[:place])
-    if context.config.generator.operator == "mixkd":
-        weights = rng.beta(MIX_CONCENTRATION, MIX_CONCENTRATION, size=len(bases)).astype(np.float32)
-        pairs = encode(context.teacher.tokenizer, (*bases, *partners), context.config.max_length)
+    if config.generator.operator == "mixkd":
+        weights = rng.beta(MIX_CONCENTRATION, MIX_CONCENTRATION, size=size).astype(np.float32)
+        pairs = encode(context.teacher.tokenizer, (*bases, *partners), config.max_length)
         sets[place] = replace(augmented, teacher=mixed_outputs(context.teacher, pairs, weights))
         # The partners are in the joined set, so that their tokens count as occurring, but have no share of it.
         sets, shares = [*sets, session.labelled(partners)], [*shares, 0.0]
         trainer.read_batch = MixedBatches(start, sum(len(part) for part in sets[:-1]), weights)
     else:
-        trainer.read_batch = _perturbed_batches(session, augmented, bases, start, rng)
-    trainer.train(sets, shares, context.config.kd.round_steps, context.progress, "distillation")
+        teacher, student = context.teacher, session.student
+        texts = encode(teacher.tokenizer, bases, config.max_length)
+        may_move = open_tokens(texts, vocabulary(teacher.tokenizer))
+        student_may_move = open_tokens(augmented.encoded, vocabulary(student.tokenizer))
+        steps = (_step_length(teacher, rng), _step_length(student, rng))
+        trainer.read_batch = PerturbedBatches(start, teacher, texts, may_move, student_may_move, *steps)
+    trainer.train(sets, shares, config.kd.round_steps, context.progress, "distillation")
     trainer.read_batch = read_tokens
 
 
-def _perturbed_batches(
-    session: TrainingSession,
-    augmented: DistillationSet,
-    bases: Sequence[TextInput],
-    start: int,
-    rng: np.random.Generator,
-) -> PerturbedBatches:
-    teacher, student = session.context.teacher, session.student
-    words, student_words = vocabulary(teacher.tokenizer), vocabulary(student.tokenizer)
-    texts = encode(teacher.tokenizer, bases, session.context.config.max_length)
-    table, student_table = teacher.word_embeddings().cpu(), student.word_embeddings().cpu()
-    return PerturbedBatches(
-        start=start,
-        teacher=teacher,
-        texts=texts,
-        teacher_open=open_tokens(texts, words),
-        student_open=open_tokens(augmented.encoded, student_words),
-        teacher_step=median_neighbour_distance(table[: len(words)], words, rng),
-        student_step=median_neighbour_distance(student_table[: len(student_words)], student_words, rng),
-    )
+def _step_length(model: Teacher | Student, rng: np.random.Generator) -> float:
+    words = vocabulary(model.tokenizer)
+    return median_neighbour_distance(model.word_embeddings().cpu()[: len(words)], words, rng)
