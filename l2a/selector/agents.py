@@ -1,7 +1,7 @@
 """Agent cards: which algorithm learns the policy, which trained policy is used, or which rule stands in for it."""
 
-import importlib
 import json
+import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,11 +12,12 @@ from l2a.util.cards import build, find_card, list_cards, load_yaml
 from l2a.util.errors import UsageError
 from l2a.util.files import sha256_file
 
-DESCRIPTION = "policy.json"
-"""The file by which the folder of a saved policy is known."""
+DESCRIPTION = "policy.json"  # the file by which the folder of a saved policy is known
 WEIGHTS = "policy.safetensors"
-RESCORE_EVERY = 25
-"""What a policy that is named by its folder does, as the shipped cards do."""
+RESCORE_EVERY = 25  # of a policy that is named by its folder, as on the shipped cards
+# Where a card that is found by its name may take its algorithm from: a folder ``agents`` that happens to lie in the
+# working directory shall not run code of its own. A card that is given by its path may name any module.
+PACKAGES = ("stable_baselines3", "sb3_contrib", "l2a")
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,9 @@ class AgentCard:
         for name in ("environments", "patience", "rescore_every"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise UsageError(f"{name}: {value} came; at least 1 is needed")
+                raise UsageError(f"{name} is {value}; give at least 1")
         if not self.hidden or min(self.hidden) < 1:
-            raise UsageError(f"hidden: {list(self.hidden)} came; one width or more, each at least 1, is needed")
+            raise UsageError(f"hidden is {list(self.hidden)}; give one width or more, each at least 1")
 
     @property
     def rule(self) -> str | None:
@@ -65,12 +66,15 @@ class AgentCard:
         kind, _, name = self.algorithm.partition(":")
         return name.strip() if kind == "rule" else None
 
+    @property
+    def learns(self) -> bool:
+        """Whether a policy is trained."""
+        return self.rule is None and self.policy is None
+
 
 def _as_number(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
     try:
-        return float(value)  # YAML reads 3e-4 as text
+        return float(value) if isinstance(value, str) else value  # YAML reads 3e-4 as text
     except ValueError:
         return value
 
@@ -79,7 +83,7 @@ def load_agent(name: str) -> AgentCard:
     """Read an agent's card, or make one for the folder of a saved policy.
 
     Args:
-        name: A card's name in ``agents/``, or else the folder of a saved policy.
+        name: A card's name in ``agents/``, the path of a card (``.yaml``), or the folder of a saved policy.
 
     Returns:
         The card; a policy's folder in it is a path that can be opened.
@@ -87,19 +91,46 @@ def load_agent(name: str) -> AgentCard:
     Raises:
         UsageError: If there is neither card nor policy, or the card is wrong; every wrong key is named.
     """
-    if name not in list_cards("agents") and (Path(name).is_dir() or "/" in name or "\\" in name):
-        card = AgentCard("A saved policy.", "saved policy", rescore_every=RESCORE_EVERY)
-        return _with_policy(card, Path(name).expanduser(), "selector.agent")
-    path = find_card("agents", name)
+    is_file, path = _is_file(name), Path(name).expanduser()
+    if not is_file and name not in list_cards("agents") and (path.is_dir() or "/" in name or "\\" in name):
+        return _with_policy(AgentCard("A saved policy.", "saved policy", rescore_every=RESCORE_EVERY), path)
+    path = path if is_file else find_card("agents", name)
     card = build(AgentCard, load_yaml(path), f"agent card {path}")
-    return card if card.policy is None else _with_policy(card, path.parent / card.policy, f"agent card {path}: policy")
+    if card.rule is not None:
+        _refuse_unknown_rule(card.rule, path)
+    elif not is_file and card.algorithm.split(".")[0] not in PACKAGES:
+        raise UsageError(
+            f"agent card {path}: algorithm is {card.algorithm!r}, outside {', '.join(PACKAGES)}; if you trust that "
+            f"module, give the card by its path, such as --selector {path}"
+        )
+    return card if card.policy is None else _with_policy(card, path.parent / card.policy)
+
+
+def _is_file(name: str) -> bool:
+    return name.endswith((".yaml", ".yml"))
+
+
+def _refuse_unknown_rule(rule: str, path: Path) -> None:
+    from l2a.selector.rules import RULES
+
+    if rule not in RULES:
+        raise UsageError(f"agent card {path}: there is no rule {rule!r}; give one of {', '.join(RULES)}")
+
+
+def _with_policy(card: AgentCard, folder: Path) -> AgentCard:
+    if not (folder / DESCRIPTION).is_file():
+        raise UsageError(
+            f"selector.agent: {folder} holds no {DESCRIPTION}; give the folder that 'l2a selector train' wrote, "
+            f"or a card in agents/: {', '.join(list_cards('agents'))}"
+        )
+    return replace(card, policy=str(folder))
 
 
 def agent_files(name: str) -> dict[str, str]:
     """Fingerprint what an agent is made of, so that a result can tell when its card was changed.
 
     Args:
-        name: A card's name in ``agents/``, or the folder of a saved policy.
+        name: As ``load_agent`` takes it.
 
     Returns:
         A hash of the card's file and of each of its policy's files, by file name; a missing agent has none.
@@ -108,8 +139,8 @@ def agent_files(name: str) -> dict[str, str]:
         card = load_agent(name)
     except UsageError:  # whoever runs the agent says what is wrong; whoever reports old results can go on
         return {}
-    cards = list_cards("agents")
-    own = {cards[name].name: sha256_file(cards[name])} if name in cards else {}
+    path = Path(name).expanduser() if _is_file(name) else list_cards("agents").get(name)
+    own = {} if path is None else {path.name: sha256_file(path)}
     return own | (_policy_files(Path(card.policy)) if card.policy else {})
 
 
@@ -122,20 +153,11 @@ def _policy_files(folder: Path) -> dict[str, str]:
         return {}
 
 
-def _with_policy(card: AgentCard, folder: Path, where: str) -> AgentCard:
-    if not (folder / DESCRIPTION).is_file():
-        raise UsageError(
-            f"{where}: {folder} holds no {DESCRIPTION}; give the folder that 'l2a selector train' wrote, "
-            f"or a card in agents/: {', '.join(list_cards('agents'))}"
-        )
-    return replace(card, policy=str(folder))
-
-
 def algorithm_class(card: AgentCard) -> Any:
     """Import the class that learns the policy.
 
     Args:
-        card: A card without a rule and without a trained policy.
+        card: A card that learns.
 
     Returns:
         A subclass of Stable-Baselines3's OnPolicyAlgorithm.
@@ -145,9 +167,8 @@ def algorithm_class(card: AgentCard) -> Any:
     """
     from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
-    module, _, name = card.algorithm.rpartition(".")
     try:
-        found = getattr(importlib.import_module(module), name)
+        found = pkgutil.resolve_name(card.algorithm)
     except (ImportError, AttributeError, ValueError) as error:
         raise UsageError(
             f"algorithm: {card.algorithm!r} cannot be imported; write stable_baselines3.PPO, stable_baselines3.A2C, "

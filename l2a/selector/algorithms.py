@@ -1,4 +1,4 @@
-"""On-policy learning from whole episodes alone: what REINFORCE and DVRL share."""
+"""On-policy learning from whole episodes alone: REINFORCE and DVRL, beside Stable-Baselines3's PPO and A2C."""
 
 from typing import Any
 
@@ -12,6 +12,11 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 from torch.nn import functional as F
+
+from l2a.selector.environment import gain_of_everything
+
+HIGHEST_MEAN = 0.9
+PENALTY = 1000.0
 
 
 class WholeEpisodes(OnPolicyAlgorithm):
@@ -27,15 +32,15 @@ class WholeEpisodes(OnPolicyAlgorithm):
             **options: Further arguments of OnPolicyAlgorithm, such as seed and policy_kwargs.
 
         Raises:
-            ValueError: If a discount comes.
+            ValueError: If a discount is given.
         """
         for name in ("gamma", "gae_lambda"):
             if options.get(name, 1.0) != 1.0:
-                raise ValueError(f"{name} {options[name]} came; whole episodes are not discounted, so leave it out")
+                raise ValueError(f"{name} is {options[name]}, but whole episodes are not discounted; leave it out")
         defaults = {"ent_coef": 0.0, "vf_coef": 0.5, "max_grad_norm": 1.0}
         fixed: dict[str, Any] = {"gamma": 1.0, "gae_lambda": 1.0, "use_sde": False, "sde_sample_freq": -1}
         fixed |= {"supported_action_spaces": (spaces.MultiBinary,)}
-        steps = int(env.get_attr("episode_steps")[0])
+        steps = max(task.steps for task in env.get_attr("task"))
         super().__init__(policy, env, learning_rate, n_steps=steps, **{**defaults, **options, **fixed})
 
     def collect_rollouts(
@@ -61,6 +66,16 @@ class WholeEpisodes(OnPolicyAlgorithm):
         mask: NDArray[np.bool_] = np.cumsum(self.rollout_buffer.episode_starts, axis=0) == 1
         return mask
 
+    def _update(self, loss: Tensor, largest_norm: float = np.inf) -> None:
+        """Take one step of the optimiser."""
+        self._update_learning_rate(self.policy.optimizer)
+        self.policy.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        if largest_norm < np.inf:
+            torch.nn.utils.clip_grad_norm_(self.policy.parameters(), largest_norm)
+        self.policy.optimizer.step()
+        self.logger.record("train/loss", loss.item())
+
 
 class REINFORCE(WholeEpisodes):
     """Advantage actor-critic whose returns are those of whole episodes, so that no value is bootstrapped."""
@@ -68,19 +83,12 @@ class REINFORCE(WholeEpisodes):
     def train(self) -> None:
         """Take one step on the first episode of each environment."""
         self.policy.set_training_mode(True)
-        self._update_learning_rate(self.policy.optimizer)
         buffer, counted = self.rollout_buffer, self.in_first_episode()
-        rewards = buffer.rewards * counted
+        rewards, seen = buffer.rewards * counted, torch.from_numpy(counted)
         returns = torch.from_numpy(np.cumsum(rewards[::-1], axis=0)[::-1][counted]).float()
         observations, actions = torch.from_numpy(buffer.observations), torch.from_numpy(buffer.actions).float()
-        seen = torch.from_numpy(counted)
         values, log_probability, entropy = self.policy.evaluate_actions(observations[seen], actions[seen])
-        loss = self._loss(values.flatten(), log_probability, entropy, returns)
-        self.policy.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
-        self.policy.optimizer.step()
-        self.logger.record("train/loss", loss.item())
+        self._update(self._loss(values.flatten(), log_probability, entropy, returns), self.max_grad_norm)
 
     def _loss(self, values: Tensor, log_probability: Tensor, entropy: Tensor | None, returns: Tensor) -> Tensor:
         advantages = returns - values.detach()
@@ -88,10 +96,6 @@ class REINFORCE(WholeEpisodes):
         bonus = -log_probability if entropy is None else entropy
         policy_loss = -(advantages * log_probability).mean() - self.ent_coef * bonus.mean()
         return policy_loss + self.vf_coef * F.mse_loss(values, returns)
-
-
-HIGHEST_MEAN = 0.9
-PENALTY = 1000.0
 
 
 def dvrl_loss(logits: Tensor, kept: Tensor, counts: Tensor, advantages: Tensor) -> Tensor:
@@ -120,20 +124,26 @@ class DVRL(WholeEpisodes):
     batch. There is no critic; rewards must come in nats.
     """
 
+    def __init__(self, policy: Any, env: VecEnv, **options: Any) -> None:
+        """Make the algorithm, and measure its baseline.
+
+        Args:
+            policy: Class of the policy.
+            env: Many ``SelectionVecEnv`` environments, monitored.
+            **options: See ``WholeEpisodes``.
+        """
+        rng, tasks = np.random.default_rng(0), env.get_attr("task")  # of its own: the episodes stay as they are
+        gains = {task: gain_of_everything(task, rng) for task in dict.fromkeys(tasks)}
+        self.gains_of_everything = np.array([gains[task] for task in tasks], np.float32)
+        super().__init__(policy, env, **options)
+
     def train(self) -> None:
         """Take one step on the loss of the first episode of each environment."""
-        assert isinstance(self.env, VecEnv)
         self.policy.set_training_mode(True)
-        self._update_learning_rate(self.policy.optimizer)
-        buffer = self.rollout_buffer
-        in_first = self.in_first_episode()
-        gains = (buffer.rewards * in_first).sum(axis=0) - self.env.get_attr("gains_of_everything")[0]
+        buffer, in_first = self.rollout_buffer, self.in_first_episode()
+        gains = (buffer.rewards * in_first).sum(axis=0) - self.gains_of_everything
         seen = torch.from_numpy(buffer.observations).flatten(0, 1)
         logits = self.policy.mlp_extractor.forward_actor(seen).reshape(buffer.actions.shape)
         kept, counts = torch.from_numpy(buffer.actions).float(), torch.from_numpy(in_first).float()
-        loss = dvrl_loss(logits, kept, counts, torch.from_numpy(gains).float())
-        self.policy.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.policy.optimizer.step()
-        self.logger.record("train/loss", loss.item())
+        self._update(dvrl_loss(logits, kept, counts, torch.from_numpy(gains).float()))
         self.logger.record("train/gain_over_everything", float(gains.mean()))

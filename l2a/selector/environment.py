@@ -1,45 +1,35 @@
-"""Tells Gymnasium of the environment."""
+"""The selection process as an environment: one episode at a time for Gymnasium, many side by side for training."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from itertools import chain
+from functools import partial
 from typing import Any
 
 import gymnasium
 import numpy as np
 from gymnasium import spaces
+from gymnasium.envs.registration import register, registry
 from numpy.typing import NDArray
 from stable_baselines3.common.running_mean_std import RunningMeanStd
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize
-from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
+from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from l2a.config import SelectorConfig
-from l2a.selector.numerics import Floats, entropy
-from l2a.selector.problem import CandidateFeatures, SelectionProblem, candidate_features
+from l2a.selector.problem import CandidateFeatures, Floats, SelectionProblem, candidate_features, entropy
 from l2a.selector.reward import Gains, Surrogate, build_surrogate
 from l2a.util.errors import UsageError
 
 ENVIRONMENT_ID = "L2A-Selection-v0"
-
-
-def register_environment() -> None:
-    """Register ``L2A-Selection-v0``, once."""
-    from gymnasium.envs.registration import register, registry
-
-    if ENVIRONMENT_ID not in registry:
-        register(ENVIRONMENT_ID, entry_point="l2a.selector.environment:SelectionEnvironment")
-
-
 CHANGING_FEATURES = ("class_share_so_far", "max_selected_cosine")
 STATE_FEATURES = ("budget_left", "steps_left", "class_balance", "gain_so_far")
 OBSERVATION_BOUND = 10.0
 COSINE_DIRECTIONS = 16
 
-register_environment()  # here, so that a process that is sent a task knows the environment by its id
+if ENVIRONMENT_ID not in registry:  # here, so that a process that is sent a task knows the environment by its id
+    register(ENVIRONMENT_ID, entry_point="l2a.selector.environment:SelectionEnvironment")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SelectionTask:
     """Everything that episodes need, computed once for a pool; holds arrays only, so it can be pickled.
 
@@ -115,7 +105,10 @@ def _unit_embeddings(embeddings: Floats) -> Floats:
 
 
 class Episodes:
-    """E episodes that run side by side and may be at different steps.
+    """E episodes over one pool that run side by side and may be at different steps: the whole process.
+
+    A step shows a batch of candidates and the state of the run; the action keeps or drops each; the reward is what that
+    adds to the gain of the selection (``l2a.selector.reward``). An episode ends with its budget or its candidates.
 
     Attributes:
         gains: What each episode's selection promises so far.
@@ -125,7 +118,7 @@ class Episodes:
     """
 
     def __init__(self, task: SelectionTask, count: int) -> None:
-        """Make room for the episodes; ``reset`` starts them.
+        """Make room for the episodes; ``reset`` or ``restart`` starts them.
 
         Args:
             task: The pool and the shape of an episode.
@@ -145,7 +138,7 @@ class Episodes:
 
         Args:
             which: intp (K,), positions of the episodes.
-            candidates: int64 (K, steps * batch), what they show.
+            candidates: int64 (K, steps * batch), what they show, none of them twice.
         """
         self.candidates[which] = candidates
         self.gains.reset(which)
@@ -153,18 +146,14 @@ class Episodes:
         self.kept_count[which] = 0
         self._selected[which] = 0.0
 
-    def draw(self, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
-        """Draw what new episodes show.
+    def restart(self, which: NDArray[np.intp], rng: np.random.Generator) -> None:
+        """Start some episodes anew over freshly drawn candidates.
 
         Args:
-            count: How many episodes, K.
-            rng: The source of randomness.
-
-        Returns:
-            int64 (K, steps * batch), without replacement inside an episode.
+            which: intp (K,), positions of the episodes.
+            rng: Draws the candidates.
         """
-        shown = self.task.steps * self.task.batch
-        return np.stack([rng.permutation(len(self.task))[:shown] for _ in range(count)])
+        self.reset(which, draw_orders(self.task, len(which), rng))
 
     def batch(self) -> NDArray[np.int64]:
         """Return the candidates that each episode decides on now, int64 (E, B)."""
@@ -177,27 +166,22 @@ class Episodes:
         Returns:
             float32 (E, batch * candidate_width + 4): the candidates one after another, then the state.
         """
-        batch = self.batch()
-        classes = self.gains.counts.shape[1]
-        shares: Floats = (self.gains.counts / np.maximum(self.kept_count, 1)[:, None]).astype(np.float32)
-        share_so_far = shares[self._rows[:, None], self.task.classes[batch]] * classes - (self.kept_count > 0)[:, None]
-        cosines = (self.task.unit_embeddings[batch] @ self._selected.transpose(0, 2, 1)).max(axis=2)
+        task, batch, counts = self.task, self.batch(), self.gains.counts
+        shares: Floats = (counts / np.maximum(self.kept_count, 1)[:, None]).astype(np.float32)
+        of_class = shares[self._rows[:, None], task.classes[batch]] * counts.shape[1]
+        share_so_far = of_class - (self.kept_count > 0)[:, None]
+        cosines = (task.unit_embeddings[batch] @ self._selected.transpose(0, 2, 1)).max(axis=2)
         changing = np.stack([share_so_far, cosines], axis=2).astype(np.float32)
-        candidates = np.concatenate([self.task.features.matrix[batch], changing], axis=2)
-        flat = np.concatenate([candidates.reshape(self.count, -1), self._state(shares)], axis=1)
-        observations: Floats = np.clip(flat, -OBSERVATION_BOUND, OBSERVATION_BOUND)
+        candidates = np.concatenate([task.features.matrix[batch], changing], axis=2)
+        state = [
+            1.0 - self.kept_count / task.budget,
+            1.0 - self.step_index / task.steps,
+            np.where(self.kept_count > 0, entropy(shares), 1.0),
+            self.gains.gain / task.surrogate.spread,
+        ]
+        parts = [candidates.reshape(self.count, -1), np.stack(state, axis=1).astype(np.float32)]
+        observations: Floats = np.clip(np.concatenate(parts, axis=1), -OBSERVATION_BOUND, OBSERVATION_BOUND)
         return observations
-
-    def _state(self, shares: Floats) -> Floats:
-        return np.stack(
-            [
-                1.0 - self.kept_count / self.task.budget,
-                1.0 - self.step_index / self.task.steps,
-                np.where(self.kept_count > 0, entropy(shares), 1.0),
-                self.gains.gain / self.task.surrogate.spread,
-            ],
-            axis=1,
-        ).astype(np.float32)
 
     def step(self, actions: NDArray[np.bool_]) -> tuple[Floats, NDArray[np.bool_]]:
         """Keep or drop the candidates in front of each episode.
@@ -206,22 +190,32 @@ class Episodes:
             actions: bool (E, B); what exceeds an episode's budget is dropped, later candidates first.
 
         Returns:
-            float32 (E,) rewards, the gain of the log-likelihood in nats; bool (E,) whether each episode ended.
+            float32 (E,) rewards, what the step adds to the gain in nats; bool (E,) whether each episode ended.
         """
         batch, before = self.batch(), self.gains.gain
         position = self.kept_count[:, None] + np.cumsum(actions, axis=1) - 1
         kept = actions & (position < self.task.budget)
         self.gains.add(batch, kept)
-        self._remember(batch, kept, position)
+        episode, slot = np.nonzero(kept)
+        self._selected[episode, position[episode, slot]] = self.task.unit_embeddings[batch[episode, slot]]
+        self.kept_count += kept.sum(axis=1)
         self.step_index += 1
         ended = (self.kept_count >= self.task.budget) | (self.step_index >= self.task.steps)
         return self.gains.gain - before, ended
 
-    def _remember(self, batch: NDArray[np.int64], kept: NDArray[np.bool_], position: NDArray[np.int64]) -> None:
-        episode, slot = np.nonzero(kept)
-        chosen = batch[episode, slot]
-        self._selected[episode, position[episode, slot]] = self.task.unit_embeddings[chosen]
-        self.kept_count += kept.sum(axis=1)
+
+def draw_orders(task: SelectionTask, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Draw what episodes show.
+
+    Args:
+        task: The pool and the shape of an episode.
+        count: How many episodes, K.
+        rng: The source of randomness.
+
+    Returns:
+        int64 (K, steps * batch), without replacement inside an episode.
+    """
+    return np.stack([rng.permutation(len(task))[: task.steps * task.batch] for _ in range(count)])
 
 
 def gain_of_everything(task: SelectionTask, rng: np.random.Generator, episodes: int = 32) -> float:
@@ -233,40 +227,23 @@ def gain_of_everything(task: SelectionTask, rng: np.random.Generator, episodes: 
         episodes: How many the result is the mean of.
 
     Returns:
-        Gain of the mean log-likelihood on the reward split, in nats.
+        Gain of the score on the reward split, in nats.
     """
-    runs = Episodes(task, episodes)
-    shown = runs.draw(episodes, rng)
-    everything = np.ones((episodes, task.batch), bool)
+    gains, shown = Gains(task.surrogate, episodes), draw_orders(task, episodes, rng)
     for start in range(0, shown.shape[1], task.batch):
-        runs.gains.add(shown[:, start : start + task.batch], everything)
-    return float(runs.gains.gain.mean())
-
-
-__all__ = ["ENVIRONMENT_ID", "SelectionEnvironment", "observation_space"]
-ONLY = np.zeros(1, np.intp)
-
-
-def observation_space(task: SelectionTask) -> spaces.Box:
-    """Describe observations.
-
-    Args:
-        task: The pool and the shape of an episode.
-
-    Returns:
-        A flat float32 box: the batch's candidates one after another, then the state of the run.
-    """
-    return spaces.Box(-OBSERVATION_BOUND, OBSERVATION_BOUND, (task.observation_width,), np.float32)
+        gains.add(shown[:, start : start + task.batch], np.ones((episodes, task.batch), bool))
+    return float(gains.gain.mean())
 
 
 class SelectionEnvironment(gymnasium.Env[Any, Any]):
-    """One episode of selection at a time; see ``l2a.selector.environment`` for the process.
+    """One episode of ``Episodes`` at a time.
 
     The end of the budget or of the candidates terminates an episode: both are part of the state that the policy sees.
     A shorter time limit truncates it: ``gymnasium.make("L2A-Selection-v0", task=task, max_episode_steps=8)``.
 
     Attributes:
-        observation_space: Box, float32, flat.
+        task: The pool and the shape of an episode.
+        observation_space: Box, float32: the batch's candidates one after another, then the state of the run.
         action_space: MultiBinary(batch); 1 keeps a candidate.
     """
 
@@ -278,7 +255,10 @@ class SelectionEnvironment(gymnasium.Env[Any, Any]):
         Args:
             task: The pool and the shape of an episode.
         """
-        self.observation_space = observation_space(task)
+        self.task = task
+        self.observation_space = spaces.Box(
+            -OBSERVATION_BOUND, OBSERVATION_BOUND, (task.observation_width,), np.float32
+        )
         self.action_space = spaces.MultiBinary(task.batch)
         self._episodes = Episodes(task, 1)
 
@@ -293,7 +273,7 @@ class SelectionEnvironment(gymnasium.Env[Any, Any]):
             The first observation, and {"candidates"}: positions in the pool of the first batch.
         """
         super().reset(seed=seed, options=options)
-        self._episodes.reset(ONLY, self._episodes.draw(1, self.np_random))
+        self._episodes.restart(np.arange(1), self.np_random)
         return self._episodes.observe()[0], self._info()
 
     def step(self, action: NDArray[np.int8]) -> tuple[Floats, float, bool, bool, dict[str, Any]]:
@@ -303,8 +283,8 @@ class SelectionEnvironment(gymnasium.Env[Any, Any]):
             action: int8 (batch,), 1 keeps a candidate.
 
         Returns:
-            The next observation, the gain in log-likelihood, whether the episode terminated, False for truncated (a
-            time limit is the TimeLimit wrapper's to set), and {"candidates"} of the next batch.
+            The next observation, the reward, whether the episode terminated, False for truncated (a time limit is the
+            TimeLimit wrapper's to set), and {"candidates"} of the next batch.
         """
         rewards, ended = self._episodes.step(np.asarray(action, bool)[None])
         return self._episodes.observe()[0], float(rewards[0]), bool(ended[0]), False, self._info()
@@ -313,15 +293,11 @@ class SelectionEnvironment(gymnasium.Env[Any, Any]):
         return {"candidates": self._episodes.batch()[0]}
 
 
-class SelectionVecEnv(VecEnv):
+class SelectionVecEnv(DummyVecEnv):
     """E environments side by side, each started anew as soon as it ends.
 
-    It follows the same process as E ``SelectionEnvironment`` in a ``DummyVecEnv`` and is many times faster, because
-    all selections from a pool are judged in one call.
-
-    Attributes:
-        episode_steps: Steps of the longest episode.
-        pools: intp (E,), the number of each environment's pool.
+    It follows the same process as E ``SelectionEnvironment`` in a ``DummyVecEnv``, which it replaces by one call for
+    all selections from a pool: many times faster. ``get_attr("task")`` tells the pool of each.
     """
 
     def __init__(self, tasks: Sequence[SelectionTask], count: int, seed: int) -> None:
@@ -335,28 +311,14 @@ class SelectionVecEnv(VecEnv):
         Raises:
             UsageError: If observations of the pools differ in shape.
         """
-        shapes = {(task.batch, task.features.names) for task in tasks}
-        if len(shapes) > 1:
-            raise UsageError(
-                f"selector.batch: the pools differ in batch or features ({sorted(batch for batch, _ in shapes)} in a "
-                "batch); lower it to the size of the smallest pool"
-            )
-        self.render_mode: str | None = None
-        self.episode_steps = max(task.steps for task in tasks)
+        if len({(task.batch, task.features.names) for task in tasks}) > 1:
+            sizes = sorted({task.batch for task in tasks})
+            raise UsageError(f"selector.batch: the pools have batches of {sizes}; lower it to that of the smallest pool")
         shares = np.bincount(np.arange(max(count, len(tasks))) % len(tasks))
         self._groups = [Episodes(task, int(share)) for task, share in zip(tasks, shares, strict=True)]
-        self.pools = np.repeat(np.arange(len(tasks)), shares)
         self._ends = np.cumsum(shares)
         self._rng = np.random.default_rng(seed)
-        self._actions = np.zeros((int(self._ends[-1]), tasks[0].batch), bool)
-        super().__init__(int(self._ends[-1]), observation_space(tasks[0]), spaces.MultiBinary(tasks[0].batch))
-
-    @cached_property
-    def gains_of_everything(self) -> Floats:
-        """What each environment would gain on the mean if it kept all, float32 (E,)."""
-        rng = np.random.default_rng(0)  # its own, so that asking does not change the episodes
-        gains = [np.full(group.count, gain_of_everything(group.task, rng), np.float32) for group in self._groups]
-        return np.concatenate(gains)
+        super().__init__([partial(SelectionEnvironment, group.task) for group in self._groups for _ in range(group.count)])
 
     def reset(self) -> Floats:
         """Start every environment anew.
@@ -368,16 +330,8 @@ class SelectionVecEnv(VecEnv):
             self._rng = np.random.default_rng(self._seeds[0])
         self._reset_seeds()
         for group in self._groups:
-            self._restart(group, np.arange(group.count))
+            group.restart(np.arange(group.count), self._rng)
         return np.concatenate([group.observe() for group in self._groups])
-
-    def step_async(self, actions: NDArray[np.int8]) -> None:
-        """Remember the actions.
-
-        Args:
-            actions: int8 (E, batch), 1 keeps a candidate.
-        """
-        self._actions = np.asarray(actions, bool)
 
     def step_wait(self) -> VecEnvStepReturn:
         """Take the step.
@@ -386,115 +340,40 @@ class SelectionVecEnv(VecEnv):
             Observations (E, width), rewards (E,), whether each ended (E,), and infos, in which an ended environment's
             last observation stands as "terminal_observation".
         """
-        actions = np.split(self._actions, self._ends[:-1])
+        actions = np.split(np.asarray(self.actions, bool), self._ends[:-1])
         parts = [self._step(group, part) for group, part in zip(self._groups, actions, strict=True)]
-        observations, rewards, ended, infos = zip(*parts, strict=True)
-        return np.concatenate(observations), np.concatenate(rewards), np.concatenate(ended), [*chain(*infos)]
-
-    def _step(
-        self, group: Episodes, actions: NDArray[np.bool_]
-    ) -> tuple[Floats, Floats, NDArray[np.bool_], list[dict[str, Any]]]:
-        rewards, ended = group.step(actions)
-        observations = group.observe()
-        infos: list[dict[str, Any]] = [{} for _ in range(group.count)]
-        finished = np.flatnonzero(ended)
-        if len(finished):
-            for position in finished:
-                infos[position] = {"terminal_observation": observations[position], "TimeLimit.truncated": False}
-            self._restart(group, finished)
-            observations = np.where(ended[:, None], group.observe(), observations)
+        observations, last, rewards, ended = (np.concatenate(values) for values in zip(*parts, strict=True))
+        of_ended = ({"terminal_observation": seen, "TimeLimit.truncated": False} for seen in last)
+        infos = [info if over else {} for info, over in zip(of_ended, ended, strict=True)]
         return observations, rewards, ended, infos
 
-    def _restart(self, group: Episodes, which: NDArray[np.intp]) -> None:
-        group.reset(which, group.draw(len(which), self._rng))
+    def _step(self, group: Episodes, actions: NDArray[np.bool_]) -> tuple[Floats, Floats, Floats, NDArray[np.bool_]]:
+        rewards, ended = group.step(actions)
+        last = group.observe()
+        if not ended.any():
+            return last, last, rewards, ended
+        group.restart(np.flatnonzero(ended), self._rng)
+        return np.where(ended[:, None], group.observe(), last), last, rewards, ended
 
-    def close(self) -> None:
-        """Do nothing: there are no processes or files to close."""
 
-    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
-        """Read an attribute, shared by all environments.
+class SpreadByPool(RunningMeanStd):
+    """The spread of returns in each pool, for ``VecNormalize.ret_rms``: else the pool of large gains decides alone."""
 
-        Args:
-            attr_name: Its name.
-            indices: Which environments; None for all.
-
-        Returns:
-            The value, once for each environment asked for.
-        """
-        return [getattr(self, attr_name) for _ in self._get_indices(indices)]
-
-    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
-        """Refuse: the environments share one state.
+    def __init__(self, tasks: Sequence[SelectionTask]) -> None:
+        """Start with a spread of 1.
 
         Args:
-            attr_name: Its name.
-            value: Its value.
-            indices: Which environments.
-
-        Raises:
-            NotImplementedError: Always.
+            tasks: The pool of each of E environments.
         """
-        raise NotImplementedError("the environments share one state; make a new SelectionVecEnv instead")
+        super().__init__(shape=(len(tasks),))
+        self._parts = [(RunningMeanStd(), np.array([task is pool for task in tasks])) for pool in dict.fromkeys(tasks)]
 
-    def env_method(
-        self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
-    ) -> list[Any]:
-        """Refuse: there are no single environments to call.
+    def update(self, arr: Floats) -> None:
+        """Take discounted returns in.
 
         Args:
-            method_name: Name of the method.
-            *method_args: Its arguments.
-            indices: Which environments.
-            **method_kwargs: Its keyword arguments.
-
-        Raises:
-            NotImplementedError: Always.
+            arr: float64 (E,).
         """
-        raise NotImplementedError("there are no single environments; use a DummyVecEnv instead")
-
-    def env_is_wrapped(
-        self, wrapper_class: type[gymnasium.Wrapper[Any, Any, Any, Any]], indices: VecEnvIndices = None
-    ) -> list[bool]:
-        """Say that no environment is wrapped on its own.
-
-        Args:
-            wrapper_class: The wrapper asked about.
-            indices: Which environments; None for all.
-
-        Returns:
-            False for each environment asked for.
-        """
-        return [False for _ in self._get_indices(indices)]
-
-
-class RewardScale(VecNormalize):
-    """VecNormalize of the rewards alone, with one spread for each pool: else the pool of large gains decides alone."""
-
-    def __init__(self, environments: VecEnv, gamma: float) -> None:
-        """Wrap environments.
-
-        Args:
-            environments: ``SelectionVecEnv``, monitored.
-            gamma: Discount of the returns whose spread is measured.
-        """
-        super().__init__(environments, norm_obs=False, gamma=gamma)
-        self._pools = np.array(environments.get_attr("pools")[0])
-        self._spreads = [RunningMeanStd(shape=()) for _ in range(int(self._pools.max()) + 1)]
-
-    def _update_reward(self, reward: NDArray[np.float32]) -> None:
-        self.returns = self.returns * self.gamma + reward
-        for pool, spread in enumerate(self._spreads):
-            spread.update(self.returns[self._pools == pool])
-
-    def normalize_reward(self, reward: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Divide rewards by the spread of their pool.
-
-        Args:
-            reward: float32 (E,).
-
-        Returns:
-            float32 (E,), clipped to [-10, 10].
-        """
-        scale = np.sqrt(np.array([spread.var for spread in self._spreads])[self._pools] + self.epsilon)
-        scaled: NDArray[np.float32] = np.clip(reward / scale, -self.clip_reward, self.clip_reward).astype(np.float32)
-        return scaled
+        for spread, members in self._parts:
+            spread.update(arr[members])
+            self.var[members] = spread.var

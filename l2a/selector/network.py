@@ -1,20 +1,31 @@
-"""The policy's network: one multilayer perceptron shared over candidates, so that their order does not matter."""
+"""The policy: one multilayer perceptron shared over candidates, so that their order does not matter; and its files."""
 
+import contextlib
 import copy
 import itertools
+import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from gymnasium import spaces
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
 
-from l2a.selector.numerics import Floats
+from l2a.selector.agents import DESCRIPTION, WEIGHTS
+from l2a.selector.environment import CHANGING_FEATURES, STATE_FEATURES
+from l2a.selector.problem import Floats
+from l2a.util.errors import RunError
+from l2a.util.files import atomic_folder, to_json
+from l2a.util.training import seeded
 
+FORMAT = 1
 Activation = Literal["tanh", "relu"]
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "relu": torch.relu}
 
@@ -74,18 +85,6 @@ class CandidateNetwork(nn.Module):
         return self.score(embedded).squeeze(-1), torch.cat([embedded.mean(dim=1), state], dim=1)
 
 
-def snapshot(network: CandidateNetwork) -> CandidateNetwork:
-    """Copy a network as it is now.
-
-    Args:
-        network: It may go on training.
-
-    Returns:
-        A copy in evaluation mode.
-    """
-    return copy.deepcopy(network).eval().requires_grad_(False)
-
-
 @dataclass(frozen=True)
 class TrainedPolicy:
     """A policy that can score the candidates of any pool.
@@ -114,6 +113,95 @@ class TrainedPolicy:
         return scores
 
 
+def snapshot(network: CandidateNetwork) -> CandidateNetwork:
+    """Copy a network as it is now.
+
+    Args:
+        network: It may go on training.
+
+    Returns:
+        A copy in evaluation mode.
+    """
+    return copy.deepcopy(network).eval().requires_grad_(False)
+
+
+def save_policy(policy: TrainedPolicy, folder: Path, facts: Mapping[str, Any] | None = None) -> None:
+    """Write a policy: weights as safetensors, the rest as JSON.
+
+    Args:
+        policy: The policy.
+        folder: Made or replaced in one step.
+        facts: How it was trained, such as pairs and reward curve; values that JSON can hold.
+    """
+    description = {
+        "format": FORMAT,
+        "agent": policy.agent,
+        "feature_names": list(policy.feature_names),
+        "changing_features": list(CHANGING_FEATURES),
+        "state_features": list(STATE_FEATURES),
+        "hidden": list(policy.network.hidden),
+        "activation": policy.network.activation,
+        "facts": dict(facts or {}),
+    }
+    weights = {name: value.contiguous() for name, value in policy.network.state_dict().items()}
+    with atomic_folder(folder) as temporary:
+        (temporary / WEIGHTS).write_bytes(save(weights))
+        (temporary / DESCRIPTION).write_text(to_json(description, indent=2) + "\n", "utf-8")
+
+
+def load_policy(folder: Path) -> TrainedPolicy:
+    """Read a policy; nothing is unpickled.
+
+    Args:
+        folder: What ``save_policy`` wrote.
+
+    Returns:
+        The policy, ready to score.
+
+    Raises:
+        RunError: If a file is missing, damaged or from another version.
+    """
+    with _described(folder) as description:
+        expected = {"format": FORMAT, "changing_features": [*CHANGING_FEATURES], "state_features": [*STATE_FEATURES]}
+        for field, value in expected.items():
+            if description[field] != value:
+                raise ValueError(f"{field} is {description[field]}, not {value}")
+        names, activation = tuple(description["feature_names"]), description.get("activation", "tanh")
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"activation is {activation}, not one of {', '.join(ACTIVATIONS)}")
+        widths = len(names) + len(CHANGING_FEATURES), len(STATE_FEATURES)
+        with seeded(0):  # the first weights are drawn, then replaced
+            network = CandidateNetwork(*widths, tuple(description["hidden"]), activation=activation)
+        network.load_state_dict(load((folder / WEIGHTS).read_bytes()))
+        return TrainedPolicy(network.eval().requires_grad_(False), names, str(description["agent"]))
+
+
+def load_facts(folder: Path) -> dict[str, Any]:
+    """Read how a saved policy was trained.
+
+    Args:
+        folder: What ``save_policy`` wrote.
+
+    Returns:
+        The facts; empty if none were saved.
+
+    Raises:
+        RunError: If the description is missing or damaged.
+    """
+    with _described(folder) as description:
+        return dict(description.get("facts", {}))
+
+
+@contextlib.contextmanager
+def _described(folder: Path) -> Iterator[dict[str, Any]]:
+    """Read a policy's description; what goes wrong with it is damage."""
+    try:
+        yield json.loads((folder / DESCRIPTION).read_text("utf-8"))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise RunError(f"policy {folder} cannot be read ({reason}); train it again") from error
+
+
 class _ActorCriticHeads(nn.Module):
     """What ActorCriticPolicy expects between observations and its last layers."""
 
@@ -129,12 +217,10 @@ class _ActorCriticHeads(nn.Module):
         return logits, self.value_layer(summary)
 
     def forward_actor(self, observations: Tensor) -> Tensor:
-        logits: Tensor = self.network(observations)[0]
-        return logits
+        return self.forward(observations)[0]
 
     def forward_critic(self, observations: Tensor) -> Tensor:
-        value: Tensor = self.value_layer(self.network(observations)[1])
-        return value
+        return self.forward(observations)[1]
 
 
 class CandidatePolicy(ActorCriticPolicy):
@@ -151,11 +237,9 @@ class CandidatePolicy(ActorCriticPolicy):
         observation_space: spaces.Space[Any],
         action_space: spaces.Space[Any],
         lr_schedule: Schedule,
-        use_sde: bool = False,
         *,
         network: CandidateNetwork,
-        optimizer_class: type[torch.optim.Optimizer] = torch.optim.Adam,
-        optimizer_kwargs: dict[str, Any] | None = None,
+        **options: Any,
     ) -> None:
         """Make the policy around a network.
 
@@ -163,22 +247,11 @@ class CandidatePolicy(ActorCriticPolicy):
             observation_space: The environment's.
             action_space: The environment's, one decision a candidate.
             lr_schedule: Learning rate by the share of training that is left.
-            use_sde: Passed by Stable-Baselines3; for continuous actions only.
             network: The shared network; it is trained in place.
-            optimizer_class: Of the policy's weights; some algorithms bring their own.
-            optimizer_kwargs: Its arguments; None for Stable-Baselines3's defaults.
+            **options: Further arguments of ActorCriticPolicy, such as the optimiser that some algorithms bring.
         """
-        batch = spaces.flatdim(action_space)
-        self._parts = (network, batch)  # in a tuple: torch forbids modules before its own __init__
-        super().__init__(
-            observation_space,
-            action_space,
-            lr_schedule,
-            use_sde=use_sde,
-            ortho_init=False,
-            optimizer_class=optimizer_class,
-            optimizer_kwargs=optimizer_kwargs,
-        )
+        self._parts = (network, spaces.flatdim(action_space))  # in a tuple: torch forbids modules before its __init__
+        super().__init__(observation_space, action_space, lr_schedule, ortho_init=False, **options)
 
     def _build_mlp_extractor(self) -> None:
         self.mlp_extractor = _ActorCriticHeads(*self._parts)

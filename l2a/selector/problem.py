@@ -1,18 +1,27 @@
-"""What a selector is given, and what it gives back."""
+"""What a selector is given, what it gives back, and what it can see of a candidate."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import softmax
 
 from l2a.generator.pool import CandidatePool
-from l2a.selector.network import TrainedPolicy
-from l2a.selector.numerics import Floats, entropy, kl_divergence, softmax
 from l2a.util.errors import RunError, UsageError
 
+if TYPE_CHECKING:
+    from l2a.selector.network import TrainedPolicy
+
+Floats = NDArray[np.float32]
 RealReward = Callable[[NDArray[np.bool_]], float]
 Fact = float | int | str | list[float]
+
+SMALLEST_PROBABILITY = 1e-7
+OPERATOR_PREFIX = "operator="
+CLIP = 5.0
+RANGE_OF_NORMAL_QUARTILES = 1.349
 
 
 @dataclass(frozen=True)
@@ -20,35 +29,31 @@ class SelectionProblem:
     """One pool of candidates and the state of the student that is to learn from some of them.
 
     There are no labels in here. Those of the reward split are behind ``influences`` and ``real_reward``; neither the
-    split that chooses the model nor the test split can reach an environment, a rule or a policy.
+    validation split nor the test split can reach an environment, a rule or a policy.
 
     Attributes:
         pool: N labelled candidates.
         student_logits: float32 (N, C), what the student predicts for each candidate.
-        influences: float32 (N,), what a candidate adds to the real reward of a selection that it is the whole of, to
-            first order, in nats; None for a rule, which reads none.
+        influences: Measures what each candidate adds to the real reward of a selection that it is the whole of, to
+            first order, float32 (N,), in nats. Only policies ask for it; None where only rules choose.
         real_reward: Distils the student for a few steps on the kept candidates (bool (N,)), from a saved state, and
-            returns how well it then tells the reward split's classes apart (``l2a.kd.losses``), in nats; None when
-            there is no second tier.
+            returns its score on the reward split (``l2a.selector.reward``), in nats; None for no second tier.
     """
 
     pool: CandidatePool
     student_logits: Floats
-    influences: Floats | None = None
+    influences: Callable[[], Floats] | None = None
     real_reward: RealReward | None = None
 
     def __post_init__(self) -> None:
-        candidates, classes = self.pool.teacher.logits.shape
-        for name, shape in {"student_logits": (candidates, classes), "influences": (candidates,)}.items():
-            values = getattr(self, name)
-            if values is None:
-                continue
-            if values.shape != shape:
-                raise UsageError(f"{name}: shape {values.shape} came, {shape} is needed to match the pool")
-            if not np.isfinite(values).all():
-                raise RunError(f"{name}: not all values are finite; lower the student's learning rate")
-        if candidates < 2:
-            raise UsageError(f"selection: {candidates} candidates came; at least 2 are needed")
+        """Check that the student's view is of this pool."""
+        shape = self.pool.teacher.logits.shape
+        if self.student_logits.shape != shape:
+            raise UsageError(f"student_logits has shape {self.student_logits.shape}; give {shape} to match the pool")
+        if not np.isfinite(self.student_logits).all():
+            raise RunError("student_logits are not all finite; lower kd.learning_rate")
+        if len(self) < 2:
+            raise UsageError(f"the pool has {len(self)} candidates; a selection needs at least 2")
 
     def __len__(self) -> int:
         """Return the number of candidates."""
@@ -78,7 +83,7 @@ class Selection:
     scores: Floats
     agent: str
     diagnostics: Mapping[str, Fact]
-    policy: TrainedPolicy | None = None
+    policy: "TrainedPolicy | None" = None
     fell_back: bool = False
 
 
@@ -105,9 +110,17 @@ def keep_best(scores: Floats, keep_rate: float, classes: NDArray[np.int64]) -> N
     return kept
 
 
-OPERATOR_PREFIX = "operator="
-CLIP = 5.0
-RANGE_OF_NORMAL_QUARTILES = 1.349
+def entropy(probabilities: Floats) -> Floats:
+    """Shannon entropy over the last axis as a share of its maximum, log C: float32 (..., C) to (...)."""
+    nats: Floats = -(probabilities * np.log(np.maximum(probabilities, SMALLEST_PROBABILITY))).sum(axis=-1)
+    return nats / np.float32(np.log(probabilities.shape[-1]))
+
+
+def kl_divergence(first: Floats, second: Floats) -> Floats:
+    """KL(first || second) over the last axis, in nats: float32 (..., C) twice to (...)."""
+    first_log, second_log = (np.log(np.maximum(one, SMALLEST_PROBABILITY)) for one in (first, second))
+    nats: Floats = np.maximum((first * (first_log - second_log)).sum(axis=-1), np.float32(0.0))
+    return nats
 
 
 @dataclass(frozen=True)
@@ -138,11 +151,12 @@ def candidate_features(problem: SelectionProblem, names: tuple[str, ...] | None 
         RunError: If a policy wants a column that is not measured, as one of another version may.
     """
     columns = {name: _standardise(values) for name, values in measurements(problem).items()}
-    columns |= _operator_columns(problem.pool.operators)
+    operators: NDArray[np.str_] = np.array(problem.pool.operators)
+    columns |= {f"{OPERATOR_PREFIX}{name}": (operators == name).astype(np.float32) for name in np.unique(operators)}
     wanted = tuple(columns) if names is None else names
     unknown = [name for name in wanted if name not in columns and not name.startswith(OPERATOR_PREFIX)]
     if unknown:
-        raise RunError(f"policy: it reads {', '.join(unknown)}, which are not measured here; train it again")
+        raise RunError(f"the policy reads {', '.join(unknown)}, which this version does not measure; train it again")
     absent = np.zeros(len(problem), np.float32)
     matrix = np.stack([columns.get(name, absent) for name in wanted], axis=1)
     return CandidateFeatures(np.ascontiguousarray(matrix, np.float32), wanted)
@@ -158,7 +172,7 @@ def measurements(problem: SelectionProblem) -> dict[str, Floats]:
         float32 (N,) by name; operators apart.
     """
     pool = problem.pool
-    teacher, student = pool.teacher.probabilities(), softmax(problem.student_logits)
+    teacher, student = pool.teacher.probabilities(), softmax(problem.student_logits, axis=1)
     predicted = teacher.argmax(axis=1)
     best_two = np.sort(teacher, axis=1)[:, -2:]
     class_shares = np.bincount(predicted, minlength=teacher.shape[1]) / len(predicted)
@@ -175,11 +189,6 @@ def measurements(problem: SelectionProblem) -> dict[str, Floats]:
         "log_length": np.log1p([sum(len(part.split()) for part in text) for text in pool.inputs]),
         "class_share_of_pool": class_shares[predicted],
     }
-
-
-def _operator_columns(operators: tuple[str, ...]) -> dict[str, Floats]:
-    values: NDArray[np.str_] = np.array(operators)
-    return {f"{OPERATOR_PREFIX}{name}": (values == name).astype(np.float32) for name in sorted(set(operators))}
 
 
 def _standardise(values: Floats) -> Floats:

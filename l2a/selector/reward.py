@@ -1,7 +1,14 @@
-"""How much each text would help if the student took a step on it, to first order (Koh and Liang, ICML 2017, and after).
+"""The selector's reward, from what it stands for down to what a policy gets for each step. Read it from the top.
 
-A whole round cannot be run for every choice of texts. But a few optimiser steps are nearly linear in the gradients of
-the texts they are taken on, so that one number a text says what it adds.
+1. What a selection is worth is what a few real updates on it do for the student's score on the reward split:
+   ``real_reward``. It takes a second or so, and judges the few selections that a policy ends up with.
+2. A policy tries thousands of selections. A few updates are nearly linear in the gradients of the texts that they are
+   taken on (influence functions: Koh and Liang, ICML 2017), so that one number a text says what it adds:
+   ``candidate_influences``, two passes over the pool.
+3. The surrogate reward of a selection is the mean influence of what it keeps: ``surrogate_reward``, and ``Gains`` while
+   selections grow step by step.
+
+How far 3 foretells 1 is measured in every run (``l2a.selector.select``).
 """
 
 from collections.abc import Callable, Sequence
@@ -17,67 +24,183 @@ from l2a.kd.data import DistillationSet
 from l2a.kd.inference import run_student
 from l2a.kd.losses import threshold_free_log_likelihood
 from l2a.kd.trainer import KDTrainer
-from l2a.pipeline.session import TrainingSession
-from l2a.selector.numerics import Floats
-from l2a.selector.problem import SelectionProblem
+from l2a.selector.problem import Floats, SelectionProblem
 from l2a.student.student import Student
-from l2a.util.errors import UsageError
+from l2a.util.errors import RunError, UsageError
+from l2a.util.progress import SILENT, Progress
 from l2a.util.training import broadcast, process_count
 
-STEP = 1e-3
-"""Length of the trial step as a share of the weights' own: long enough for float32, short enough to be linear."""
+REAL_STEPS = 4  # updates, each on all the candidates judged, that judge one selection
+REAL_POOL = 600  # candidates of the pool, the same for all selections, among which a selection is judged
+TRAVELLED = 0.585  # updates at the full rate that REAL_STEPS amount to: their rate falls, their momentum starts at 0
+PART_OF_THE_WAY = 0.25  # share of the rate for the steps on all candidates that lead to where influences are measured
+REACH = 1e-3  # how far influences look ahead, as a share of the weights' length: enough for float32, short for linear
+PRIOR = 16  # candidates without influence that every selection is thought to hold
+
+# 1. The real reward
+
+
+def real_reward(trainer: KDTrainer, kept: DistillationSet, reward: DistillationSet, kd: KDConfig) -> float:
+    """Distil for some real steps on the kept candidates, score the reward split, and take the steps back.
+
+    Each step is taken on all of them at once: in small batches their order would decide more than the selection.
+
+    Args:
+        trainer: The student's; both are left as they came.
+        kept: Candidates.
+        reward: The reward split.
+        kd: The run's loss and rates.
+
+    Returns:
+        See ``reward_score``.
+    """
+    config = _whole_batch(kd, kept, kd.learning_rate)
+    return score_after(trainer, config, REAL_STEPS, reward, lambda trial: _real_steps(trial, kept))
+
+
+def score_after(
+    trainer: KDTrainer, kd: KDConfig, steps: int, reward: DistillationSet, distil: Callable[[KDTrainer], None]
+) -> float:
+    """Distil for some steps on trial, score the reward split, and take the steps back.
+
+    Args:
+        trainer: The student's; both are left as they came.
+        kd: Of the distillation.
+        steps: Updates that will be made.
+        reward: The reward split.
+        distil: Makes them.
+
+    Returns:
+        See ``reward_score``.
+    """
+    weights = trainer.student.snapshot()
+    distil(_trial(trainer, kd, steps, reward))
+    score = reward_score(trainer.student, reward)
+    trainer.student.restore(weights)
+    return score
+
+
+def reward_score(student: Student, reward: DistillationSet) -> float:
+    """Score a student on the reward split: how well it tells the classes apart, whatever its confidence and thresholds.
+
+    Args:
+        student: The student.
+        reward: Labelled texts.
+
+    Returns:
+        ``threshold_free_log_likelihood``, in nats.
+    """
+    logits = torch.from_numpy(broadcast(run_student(student, reward.encoded)[0]))
+    return float(threshold_free_log_likelihood(logits, torch.from_numpy(reward.labels)))
+
+
+def _whole_batch(kd: KDConfig, kept: DistillationSet, rate: float) -> KDConfig:
+    parts = 1 + len(kept) // kd.batch_size  # that are computed one after another, to save memory
+    size = max(process_count(), len(kept))
+    return replace(kd, learning_rate=rate, batch_size=size, gradient_accumulation=parts)
+
+
+def _trial(trainer: KDTrainer, kd: KDConfig, steps: int, reward: DistillationSet) -> KDTrainer:
+    budget = replace(kd, warmup_steps=0, rounds=1, round_steps=steps, evaluate_every=steps, average=0.0)
+    return trainer.on_trial(budget, reward)
+
+
+def _real_steps(trial: KDTrainer, kept: DistillationSet) -> None:
+    for _ in range(REAL_STEPS if len(kept) else 0):
+        trial.train([kept], [1.0], 1)
+
+
+# 2. What each candidate adds to it, to first order
+
+
+def candidate_influences(
+    trainer: KDTrainer,
+    candidates: DistillationSet,
+    judged: DistillationSet,
+    reward: DistillationSet,
+    kd: KDConfig,
+    progress: Progress = SILENT,
+) -> Floats:
+    """Say what each candidate adds to the real reward, to first order.
+
+    Measured a part of the way that steps on everything lead, since every selection goes much the same way and the
+    student's gradients turn on it. The student must have been trained: without second moments it foretells little.
+
+    Args:
+        trainer: The student's; both are left as they came.
+        candidates: N candidates.
+        judged: Those of them that the real reward takes steps on.
+        reward: The reward split.
+        kd: The run's loss and rates.
+        progress: Shows the stage.
+
+    Returns:
+        float32 (N,), nats; the mean over a selection stands for its real reward, but for a constant.
+    """
+    weights = trainer.student.snapshot()
+    with progress.stage("measure influences"):
+        moves = trainer.moves_per_gradient(judged)
+        trial = _trial(trainer, _whole_batch(kd, judged, PART_OF_THE_WAY * kd.learning_rate), REAL_STEPS, reward)
+        _real_steps(trial, judged)
+        found = influences(trial, candidates, moves, reward)
+    trainer.student.restore(weights)
+    return broadcast((TRAVELLED * found).astype(np.float32))
 
 
 def influences(
-    trainer: KDTrainer, texts: DistillationSet, moves: Sequence[torch.Tensor], judge: DistillationSet
-) -> NDArray[np.float32]:
-    """Say how much the student's separation of some labelled texts rises for each text that an update is made of.
+    trainer: KDTrainer, texts: DistillationSet, moves: Sequence[torch.Tensor], reward: DistillationSet
+) -> Floats:
+    """Say how much the student's score on labelled texts rises for each text that an update is made of.
 
-    With s the gradient of the separation, D the moves and g_i the gradient of a text's loss, it is -s' D g_i: how far
-    the text's loss falls when the weights move along D s. Two passes without gradients give that for all texts.
+    With s the gradient of the score, D the moves and g_i the gradient of a text's loss, it is -s' D g_i: how far the
+    text's loss falls when the weights move along D s. Two passes without gradients give that for all texts.
 
     Args:
         trainer: Its student is left as it came.
         texts: N texts that updates can be made of.
         moves: D, of the shapes of the model's parameters (``KDTrainer.moves_per_gradient``).
-        judge: Labelled texts.
+        reward: Labelled texts.
 
     Returns:
         float32 (N,), nats for an update that consists of this text alone.
     """
-    student = trainer.student
-    direction = [move * slope for move, slope in zip(moves, threshold_free_gradient(student, judge), strict=True)]
-    length, weights = _length(direction), _length(list(student.model.parameters()))
+    parameters, before = list(trainer.student.model.parameters()), trainer.student.snapshot()
+    slopes = score_gradient(trainer.student, reward)
+    direction = [move * slope for move, slope in zip(moves, slopes, strict=True)]
+    length = _length(direction)
     if length == 0:
         return np.zeros(len(texts), np.float32)
-    reach, before = STEP * weights / length, student.snapshot()
-    ahead = _losses_after(trainer, texts, direction, reach)
-    behind = _losses_after(trainer, texts, direction, -2 * reach)
-    student.restore(before)
-    falls: NDArray[np.float32] = ((behind - ahead) / (2 * reach)).astype(np.float32)
+    reach, losses = REACH * _length(parameters) / length, []
+    for distance in (reach, -2 * reach):  # a step ahead, then one behind
+        with torch.no_grad():
+            for parameter, way in zip(parameters, direction, strict=True):
+                parameter.add_(way, alpha=distance)
+        losses.append(trainer.losses(texts).astype(np.float64))
+    trainer.student.restore(before)
+    falls: Floats = ((losses[1] - losses[0]) / (2 * reach)).astype(np.float32)
     return falls
 
 
-def threshold_free_gradient(student: Student, judge: DistillationSet) -> list[torch.Tensor]:
-    """Differentiate the separation of labelled texts by the student's weights, without dropout.
+def score_gradient(student: Student, reward: DistillationSet) -> list[torch.Tensor]:
+    """Differentiate the score of labelled texts (``reward_score``) by the student's weights, without dropout.
 
-    The separation is of all texts at once: it is differentiated by their logits first, and those batch by batch.
+    The score is of all texts at once: it is differentiated by their logits first, and those batch by batch.
 
     Args:
         student: Any student; it has no gradients afterwards.
-        judge: M labelled texts.
+        reward: M labelled texts.
 
     Returns:
         float32 tensors of the shapes of ``student.model.parameters()``, in their order.
     """
     device, parameters = student.output.weight.device, list(student.model.parameters())
-    logits = torch.from_numpy(run_student(student, judge.encoded)[0]).requires_grad_(True)
-    (by_logits,) = torch.autograd.grad(threshold_free_log_likelihood(logits, torch.from_numpy(judge.labels)), logits)
+    logits = torch.from_numpy(run_student(student, reward.encoded)[0]).requires_grad_(True)
+    (by_logits,) = torch.autograd.grad(threshold_free_log_likelihood(logits, torch.from_numpy(reward.labels)), logits)
     training = student.model.training
     student.model.eval()
     student.model.zero_grad(set_to_none=True)
-    for indices in inference_batches(judge.encoded):
-        found, _ = student(judge.encoded.padded(indices, device))
+    for indices in inference_batches(reward.encoded):
+        found, _ = student(reward.encoded.padded(indices, device))
         (found.float() * by_logits[indices.tolist()].to(device)).sum().backward()  # type: ignore[no-untyped-call]
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
     student.model.zero_grad(set_to_none=True)
@@ -85,21 +208,11 @@ def threshold_free_gradient(student: Student, judge: DistillationSet) -> list[to
     return gradients
 
 
-def _losses_after(
-    trainer: KDTrainer, texts: DistillationSet, direction: Sequence[torch.Tensor], reach: float
-) -> NDArray[np.float64]:
-    with torch.no_grad():
-        for parameter, way in zip(trainer.student.model.parameters(), direction, strict=True):
-            parameter.add_(way, alpha=reach)
-    return trainer.losses(texts).astype(np.float64)
-
-
 def _length(tensors: Sequence[torch.Tensor]) -> float:
     return float(torch.stack([tensor.detach().square().sum() for tensor in tensors]).sum().sqrt())
 
 
-PRIOR = 16
-"""Candidates without influence that every selection is thought to hold."""
+# 3. The surrogate reward of selections
 
 
 @dataclass(frozen=True)
@@ -107,7 +220,7 @@ class Surrogate:
     """What selections are judged by.
 
     Attributes:
-        influences: float32 (N,), nats (``SelectionProblem.influences``).
+        influences: float32 (N,), nats (``candidate_influences``).
         classes: int64 (N,), the class that the teacher predicts.
         shares: float32 (C,), each class's share of the pool.
         spread: Standard deviation of the influences, in nats; 1 where they are all the same.
@@ -120,23 +233,43 @@ class Surrogate:
 
 
 def build_surrogate(problem: SelectionProblem) -> Surrogate:
-    """Gather what selections are judged by.
+    """Measure what selections are judged by.
 
     Args:
-        problem: The pool and what each candidate would add.
+        problem: The pool and the student.
 
     Returns:
         The surrogate.
 
     Raises:
-        UsageError: If influences were not measured.
+        UsageError: If the problem cannot measure influences, or they do not fit the pool.
+        RunError: If they are not finite.
     """
     if problem.influences is None:
-        raise UsageError("influences: None came; a policy needs those of every candidate")
-    count = problem.pool.teacher.logits.shape[1]
+        raise UsageError("influences are None; a policy needs those of every candidate, so give a function")
+    values = problem.influences()
+    if values.shape != (len(problem),):
+        raise UsageError(f"influences have shape {values.shape}; give ({len(problem)},) to match the pool")
+    if not np.isfinite(values).all():
+        raise RunError("influences are not all finite; lower kd.learning_rate")
+    count, spread = problem.pool.teacher.logits.shape[1], float(values.std())
     shares = (np.bincount(problem.classes, minlength=count) / len(problem)).astype(np.float32)
-    spread = float(problem.influences.std())
-    return Surrogate(problem.influences, problem.classes, shares, spread if spread > 0 else 1.0)
+    return Surrogate(values, problem.classes, shares, spread if spread > 0 else 1.0)
+
+
+def surrogate_reward(surrogate: Surrogate, kept: NDArray[np.bool_]) -> float:
+    """Judge a whole selection.
+
+    Args:
+        surrogate: What selections are judged by.
+        kept: bool (N,).
+
+    Returns:
+        Gain of the score on the reward split, in nats, against steps on texts without influence.
+    """
+    gains = Gains(surrogate, 1)
+    gains.add(np.flatnonzero(kept)[None], np.ones((1, int(kept.sum())), bool))
+    return float(gains.gain[0])
 
 
 class Gains:
@@ -147,7 +280,7 @@ class Gains:
 
     Attributes:
         counts: float32 (E, C), candidates kept so far of each class that the teacher predicts.
-        gain: float32 (E,), in nats.
+        gain: float32 (E,), in nats; what a step adds to it is the policy's reward.
     """
 
     def __init__(self, surrogate: Surrogate, count: int) -> None:
@@ -170,7 +303,7 @@ class Gains:
         """
         self._sums[which] = 0.0
         self.counts[which] = 0.0
-        self.gain = self._evaluate()
+        self.gain[which] = 0.0
 
     def add(self, candidates: NDArray[np.int64], kept: NDArray[np.bool_]) -> None:
         """Let the selections keep some more candidates.
@@ -184,128 +317,5 @@ class Gains:
             counted = kept & (classes == label)
             self._sums[:, label] += (values * counted).sum(axis=1)
             self.counts[:, label] += counted.sum(axis=1)
-        self.gain = self._evaluate()
-
-    def _evaluate(self) -> Floats:
-        shares = self._surrogate.shares
-        means = self._sums / np.maximum(self.counts + PRIOR * shares, 1e-12)
-        gain: Floats = (shares * means).sum(axis=1)
-        return gain
-
-
-def surrogate_reward(surrogate: Surrogate, kept: NDArray[np.bool_]) -> float:
-    """Judge a whole selection.
-
-    Args:
-        surrogate: What selections are judged by.
-        kept: bool (N,).
-
-    Returns:
-        Gain of the log-likelihood on the reward split, in nats, against steps on texts without influence.
-    """
-    gains = Gains(surrogate, 1)
-    gains.add(np.flatnonzero(kept)[None], np.ones((1, int(kept.sum())), bool))
-    return float(gains.gain[0])
-
-
-REAL_STEPS = 4
-"""Distillation steps, each on all the candidates judged, that judge one selection in the second tier of the reward."""
-REAL_POOL = 600
-"""Candidates of the pool, the same for all selections, among which a selection is judged."""
-TRAVELLED = 0.585
-"""Updates at the full rate that the real steps amount to, as their rate falls and their momentum grows from nothing."""
-PART_OF_THE_WAY = 0.25
-"""Share of the rate for the steps on all candidates that lead to where influences are measured."""
-
-
-def real_reward(session: TrainingSession, kept: DistillationSet) -> float:
-    """Distil for some real steps on the kept candidates, score the reward split, and take the steps back.
-
-    Each step is taken on all of them at once: in small batches their order would decide more than the selection.
-
-    Args:
-        session: The student; it is left as it came.
-        kept: Candidates.
-
-    Returns:
-        See ``reward_score``.
-    """
-    config = _on_all(session, kept, session.context.config.kd.learning_rate)
-    return score_after(session, config, REAL_STEPS, lambda trial: _real_steps(trial, kept))
-
-
-def candidate_influences(
-    session: TrainingSession, candidates: DistillationSet, judged: DistillationSet, judge: DistillationSet
-) -> NDArray[np.float32]:
-    """Say what each candidate adds to the real reward, to first order: the first tier.
-
-    Measured a part of the way that steps on everything lead, since every selection goes much the same way and the
-    student's gradients turn on it. The student must have been trained: without second moments it foretells little.
-
-    Args:
-        session: The student; it is left as it came.
-        candidates: N candidates.
-        judged: Those of them that the real reward takes steps on.
-        judge: Labelled texts that the student is scored on: the reward split.
-
-    Returns:
-        float32 (N,), nats; the mean over a selection stands for its real reward, but for a constant.
-    """
-    rate, weights = session.context.config.kd.learning_rate, session.student.snapshot()
-    with session.context.progress.stage("measure influences"):
-        moves = session.trainer.moves_per_gradient(judged)
-        trial = _trial(session, _on_all(session, judged, PART_OF_THE_WAY * rate), REAL_STEPS)
-        _real_steps(trial, judged)
-        found = influences(trial, candidates, moves, judge)
-    session.student.restore(weights)
-    return broadcast((TRAVELLED * found).astype(np.float32))
-
-
-def score_after(session: TrainingSession, config: KDConfig, steps: int, distil: Callable[[KDTrainer], None]) -> float:
-    """Distil for some steps on trial, score the reward split, and take the steps back.
-
-    Args:
-        session: The student; it is left as it came.
-        config: Of the distillation.
-        steps: Updates that will be made.
-        distil: Makes them.
-
-    Returns:
-        See ``reward_score``.
-    """
-    weights = session.student.snapshot()
-    distil(_trial(session, config, steps))
-    score = reward_score(session)
-    session.student.restore(weights)
-    return score
-
-
-def reward_score(session: TrainingSession) -> float:
-    """Score the student as it is on the reward split.
-
-    Args:
-        session: The student.
-
-    Returns:
-        Log-likelihood, whatever the student's confidence and thresholds (``separation``).
-    """
-    logits, _ = run_student(session.student, session.reward.encoded)
-    return float(
-        threshold_free_log_likelihood(torch.from_numpy(broadcast(logits)), torch.from_numpy(session.reward.labels))
-    )
-
-
-def _on_all(session: TrainingSession, kept: DistillationSet, rate: float) -> KDConfig:
-    kd = session.context.config.kd
-    return replace(kd, learning_rate=rate, batch_size=max(process_count(), len(kept)))
-
-
-def _trial(session: TrainingSession, config: KDConfig, steps: int) -> KDTrainer:
-    context = session.context
-    trial = replace(config, warmup_steps=0, rounds=1, round_steps=steps)
-    return session.trainer.on_trial(trial, context.data.splits.reward, context.config.max_length)
-
-
-def _real_steps(trial: KDTrainer, kept: DistillationSet) -> None:
-    for _ in range(REAL_STEPS if len(kept) else 0):
-        trial.train([kept], [1.0], 1, evaluate=False)
+        means = self._sums / np.maximum(self.counts + PRIOR * self._surrogate.shares, 1e-12)
+        self.gain = (self._surrogate.shares * means).sum(axis=1)

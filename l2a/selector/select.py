@@ -1,8 +1,8 @@
-"""Runs a trained policy over a whole pool."""
+"""Chooses candidates by a rule or a policy, checks a policy's choice by the real reward, and explains it."""
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,18 +10,115 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from l2a.config import SelectorConfig
+from l2a.data.examples import TextInput
 from l2a.selector.agents import AgentCard, load_agent
 from l2a.selector.environment import Episodes, SelectionTask, build_task
-from l2a.selector.network import TrainedPolicy
-from l2a.selector.numerics import Floats
-from l2a.selector.problem import Fact, RealReward, Selection, SelectionProblem, keep_best
+from l2a.selector.network import TrainedPolicy, load_policy
+from l2a.selector.problem import (
+    OPERATOR_PREFIX,
+    Fact,
+    Floats,
+    RealReward,
+    Selection,
+    SelectionProblem,
+    keep_best,
+    measurements,
+)
 from l2a.selector.reward import surrogate_reward
 from l2a.selector.rules import RULES
-from l2a.selector.saving import load_policy
-from l2a.util.errors import UsageError
 from l2a.util.progress import SILENT, Progress
 
-PASSES = 4
+PASSES = 4  # times that a pool is shown to a policy, each in another order
+PERMUTATIONS = 4
+TEXTS = 10
+QUARTILES = (0.25, 0.5, 0.75)
+logger = logging.getLogger(__name__)
+
+
+def select(
+    problem: SelectionProblem,
+    config: SelectorConfig,
+    rng: np.random.Generator,
+    start_from: TrainedPolicy | None = None,
+    progress: Progress = SILENT,
+) -> Selection:
+    """Choose the candidates that the student learns from.
+
+    Args:
+        problem: The pool and the state of the student.
+        config: Agent, keep rate and budget of the training.
+        rng: The source of every random draw.
+        start_from: A policy to train further, such as the previous round's; rules and trained policies ignore it.
+        progress: Shows the training.
+
+    Returns:
+        Exactly round(keep_rate * N) kept candidates, whichever agent or rule chose them; "all" keeps all.
+
+    Raises:
+        UsageError: If the agent's card is missing or wrong.
+        RunError: If the training diverges, or a saved policy cannot be read.
+    """
+    card = load_agent(config.agent)
+    if card.rule is not None:
+        scores = RULES[card.rule](problem, rng)
+        rate = 1.0 if card.rule == "all" else config.keep_rate
+        return Selection(keep_best(scores, rate, problem.classes), scores, config.agent, {})
+    task, policies, others, facts = _policies(problem, config, card, rng, start_from, progress)
+    judged = [score_pool(policy, task, config.keep_rate, rng) for policy in policies]
+    best = last = len(policies) - 1
+    if problem.real_reward is not None and config.real_evaluations > 0:
+        tiers, judged = rerank(judged, task, problem.real_reward, config, rng, others)
+        facts, best = facts | tiers.facts(), tiers.chosen
+        facts["chosen"] = "learned policy" if best <= last else "another selection"
+    kept = keep_best(judged[best], config.keep_rate, task.classes)
+    return Selection(kept, judged[best], config.agent, facts, policies[min(best, last)], fell_back=best > last)
+
+
+def apply_policy(
+    problem: SelectionProblem, policy: TrainedPolicy, config: SelectorConfig, rng: np.random.Generator
+) -> Selection:
+    """Choose candidates with a policy as it is: nothing is trained and no real step taken.
+
+    Args:
+        problem: The pool and the state of the student.
+        policy: Trained here or on other domains.
+        config: Keep rate, batch and steps.
+        rng: Draws the orders in which candidates are shown.
+
+    Returns:
+        Exactly round(keep_rate * N) kept candidates.
+    """
+    task = build_task(problem, config, policy.feature_names)
+    scores = score_pool(policy, task, config.keep_rate, rng)
+    return Selection(keep_best(scores, config.keep_rate, problem.classes), scores, policy.agent, {}, policy)
+
+
+def _policies(
+    problem: SelectionProblem,
+    config: SelectorConfig,
+    card: AgentCard,
+    rng: np.random.Generator,
+    start_from: TrainedPolicy | None,
+    progress: Progress,
+) -> tuple[SelectionTask, Sequence[TrainedPolicy], Sequence[Floats], dict[str, Fact]]:
+    """Load or train the policies; give the scores that the real reward judges besides, and facts of the training."""
+    from l2a.selector.training import train_agent
+
+    if card.policy is not None:
+        policy = load_policy(Path(card.policy))
+        task = build_task(problem, config, policy.feature_names)
+        # It has not seen these influences. Random halves are worth much the same, and the two rewards of eight of them
+        # would correlate by chance; policies that are trained in the run come near the best half of themselves.
+        return task, [policy], (task.surrogate.influences, -task.surrogate.influences), {}
+    task = build_task(problem, config, None if start_from is None else start_from.feature_names)
+    seed = int(rng.integers(2**31))
+    training = train_agent([task], config.agent, card, config, seed, start_from, progress)
+    facts: dict[str, Fact] = {
+        "training_steps": training.steps,
+        "steps_per_second": training.steps_per_second,
+        "reward_curve": list(training.reward_curve),
+    }
+    return task, training.snapshots, (), facts
 
 
 def score_pool(policy: TrainedPolicy, task: SelectionTask, keep_rate: float, rng: np.random.Generator) -> Floats:
@@ -43,11 +140,14 @@ def score_pool(policy: TrainedPolicy, task: SelectionTask, keep_rate: float, rng
     episodes = Episodes(task, len(orders))
     episodes.reset(np.arange(len(orders)), orders)
     totals, counts = np.zeros(len(task)), np.zeros(len(task))
+    share = max(1, round(keep_rate * task.batch))
     for _ in range(task.steps):
         batch, logits = episodes.batch(), policy.logits(episodes.observe())
         np.add.at(totals, batch, logits)
         np.add.at(counts, batch, 1.0)
-        episodes.step(_best_of_each_batch(logits, keep_rate))
+        kept = np.zeros(logits.shape, bool)
+        np.put_along_axis(kept, np.argsort(-logits, axis=1, kind="stable")[:, :share], True, axis=1)
+        episodes.step(kept)
     return (totals / counts).astype(np.float32)
 
 
@@ -59,24 +159,14 @@ def _cut(task: SelectionTask, rng: np.random.Generator) -> NDArray[np.int64]:
     return np.concatenate([order, order[: -len(order) % shown]]).reshape(-1, shown)
 
 
-def _best_of_each_batch(logits: Floats, keep_rate: float) -> NDArray[np.bool_]:
-    kept = np.zeros(logits.shape, bool)
-    best = np.argsort(-logits, axis=1, kind="stable")[:, : max(1, round(keep_rate * logits.shape[1]))]
-    np.put_along_axis(kept, best, True, axis=1)
-    return kept
-
-
-logger = logging.getLogger(__name__)
-
-
 @dataclass(frozen=True)
 class Tiers:
-    """What the two tiers say of the same selections.
+    """What the two tiers of the reward say of the same selections.
 
     Attributes:
         chosen: Position of the selection to use.
-        surrogate: Gain in log-likelihood by the surrogate, one a selection.
-        real: Log-likelihood (``separation``) after real distillation steps, one a selection.
+        surrogate: Surrogate reward, one a selection.
+        real: Real reward, one a selection.
         correlation: Spearman correlation of the two; nan when one of them is constant.
         trusted: Whether the correlation reaches the level that was asked for.
     """
@@ -87,9 +177,18 @@ class Tiers:
     correlation: float
     trusted: bool
 
+    def facts(self) -> dict[str, Fact]:
+        """Say it for the run's diagnostics."""
+        return {
+            "tier_correlation": self.correlation,
+            "tiers_agree": self.trusted,
+            "surrogate_rewards": list(self.surrogate),
+            "real_rewards": list(self.real),
+        }
+
 
 def rerank(
-    policy_scores: list[Floats],
+    policy_scores: Sequence[Floats],
     task: SelectionTask,
     real_reward: RealReward,
     config: SelectorConfig,
@@ -120,10 +219,15 @@ def rerank(
     kept = [keep_best(values, config.keep_rate, task.classes) for values in scores]
     first = tuple(surrogate_reward(task.surrogate, mask) for mask in kept)
     second = tuple(float(real_reward(mask)) for mask in kept)
-    correlation = _spearman(first, second)
+    correlation = rank_correlation(first, second)
     trusted = bool(correlation >= config.tier_correlation)
     if not trusted:
-        logger.warning(_distrust(correlation, config.tier_correlation))
+        logger.warning(
+            "selector: the surrogate reward ranks selections unlike real distillation (Spearman %.2f, below %.2f); the "
+            "selection with the best real reward is used, random ones included",
+            correlation,
+            config.tier_correlation,
+        )
     eligible = policies if trusted and policies else len(scores)
     return Tiers(int(np.argmax(second[:eligible])), first, second, correlation, trusted), scores
 
@@ -144,150 +248,110 @@ def random_scores(task: SelectionTask, count: int, rng: np.random.Generator) -> 
     return [rng.random(len(task), np.float32) if i == 0 else features @ weights[:, i] for i in range(count)]
 
 
-def _spearman(first: tuple[float, ...], second: tuple[float, ...]) -> float:
-    if len(set(first)) < 2 or len(set(second)) < 2:
-        return float("nan")
-    return float(spearmanr(first, second).statistic)
-
-
-def _distrust(correlation: float, level: float) -> str:
-    return (
-        f"selector: the surrogate reward ranks selections unlike real distillation (Spearman {correlation:.2f}, "
-        f"below {level:.2f}); the selection with the best real reward is used, random ones included"
-    )
-
-
-def select(
-    problem: SelectionProblem,
-    config: SelectorConfig,
-    rng: np.random.Generator,
-    start_from: TrainedPolicy | None = None,
-    progress: Progress = SILENT,
-) -> Selection:
-    """Choose the candidates that the student learns from.
+def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
+    """Correlate two rewards of the same selections.
 
     Args:
-        problem: The pool and the state of the student.
-        config: Agent, keep rate and budget of the training.
-        rng: The source of every random draw.
-        start_from: A policy to train further, such as the previous round's; rules and trained policies ignore it.
-        progress: Shows the training.
+        first: One a selection.
+        second: Likewise.
 
     Returns:
-        Exactly round(keep_rate * N) kept candidates, whichever agent or rule chose them; "all" keeps all.
-
-    Raises:
-        UsageError: If the agent's card is missing or wrong.
-        RunError: If the training diverges, or a saved policy cannot be read.
+        Spearman's coefficient; nan where one of the two is constant.
     """
-    card = load_agent(config.agent)
-    if card.rule is not None:
-        return _select_by_rule(problem, config, card.rule, rng)
-    if card.policy is not None:
-        return _select_by_saved_policy(problem, config, load_policy(Path(card.policy)), rng)
-    return _select_by_learning(problem, config, card, rng, start_from, progress)
+    constant = len(set(first)) < 2 or len(set(second)) < 2
+    return float("nan") if constant else float(spearmanr(first, second).statistic)
 
 
-def select_again(
-    problem: SelectionProblem, config: SelectorConfig, rng: np.random.Generator, policy: TrainedPolicy | None
-) -> Selection:
-    """Choose anew inside a round, for the student as it is now; nothing is trained and no real step taken.
+@dataclass(frozen=True)
+class Importance:
+    """What a feature is worth to a policy (permutation importance: Breiman, 2001).
 
-    Args:
-        problem: The same pool, with the student's logits as they are now.
-        config: As for the round's first selection.
-        rng: The source of every random draw.
-        policy: That of the first selection; None where a rule chose.
-
-    Returns:
-        Exactly round(keep_rate * N) kept candidates.
+    Attributes:
+        loss: Surrogate reward, in nats, that is lost on the mean when the feature is shuffled over the candidates.
+        changed: Share of the candidates that are then decided on otherwise.
     """
-    return select(problem, config, rng) if policy is None else apply_policy(problem, policy, config, rng)
+
+    loss: float
+    changed: float
 
 
-def apply_policy(
+@dataclass(frozen=True)
+class Inspection:
+    """A policy's choice from one pool, explained.
+
+    Attributes:
+        selection: The choice.
+        importances: By feature, the most important first; all operators together count as one.
+        quartiles: By feature, the quartiles among the kept and among the dropped candidates, in its own units.
+        operators: By operator, its share of the kept and of the dropped candidates.
+        kept_texts: Up to ten kept candidates with their scores, the best first.
+        dropped_texts: Up to ten dropped candidates with their scores, the worst first.
+    """
+
+    selection: Selection
+    importances: Mapping[str, Importance]
+    quartiles: Mapping[str, tuple[Floats, Floats]]
+    operators: Mapping[str, tuple[float, float]]
+    kept_texts: tuple[tuple[float, TextInput], ...]
+    dropped_texts: tuple[tuple[float, TextInput], ...]
+
+
+def inspect_policy(
     problem: SelectionProblem, policy: TrainedPolicy, config: SelectorConfig, rng: np.random.Generator
-) -> Selection:
-    """Choose candidates with a policy as it is, without training.
+) -> Inspection:
+    """Explain what a policy keeps of a pool.
 
     Args:
         problem: The pool and the state of the student.
         policy: Trained here or on other domains.
         config: Keep rate, batch and steps.
-        rng: Draws the orders in which candidates are shown.
+        rng: Draws the orders in which candidates are shown, and the permutations.
 
     Returns:
-        Exactly round(keep_rate * N) kept candidates.
+        The explanation.
     """
     task = build_task(problem, config, policy.feature_names)
-    scores = score_pool(policy, task, config.keep_rate, rng)
-    return Selection(keep_best(scores, config.keep_rate, problem.classes), scores, policy.agent, {}, policy)
+    seed = int(rng.integers(2**31))  # every scoring shows the candidates in the same orders
+
+    def choose(matrix: Floats) -> tuple[Floats, NDArray[np.bool_]]:
+        shown = replace(task, features=replace(task.features, matrix=matrix))
+        scores = score_pool(policy, shown, config.keep_rate, np.random.default_rng(seed))
+        return scores, keep_best(scores, config.keep_rate, task.classes)
+
+    scores, kept = choose(task.features.matrix)
+    groups: dict[str, list[int]] = {}
+    for column, name in enumerate(task.features.names):
+        groups.setdefault("operator" if name.startswith(OPERATOR_PREFIX) else name, []).append(column)
+    importances = {}
+    for name, columns in groups.items():
+        others = [choose(_shuffled(task.features.matrix, columns, rng))[1] for _ in range(PERMUTATIONS)]
+        left = float(np.mean([surrogate_reward(task.surrogate, other) for other in others]))
+        changed = float(np.mean([(other != kept).mean() for other in others]))
+        importances[name] = Importance(surrogate_reward(task.surrogate, kept) - left, changed)
+    operators: NDArray[np.str_] = np.array(problem.pool.operators)
+    order = np.argsort(-scores, kind="stable")
+    shown = [(float(scores[i]), problem.pool.inputs[i]) for i in order]
+    return Inspection(
+        Selection(kept, scores, policy.agent, {}, policy),
+        dict(sorted(importances.items(), key=lambda item: (-item[1].loss, item[0]))),
+        {name: (_quartiles(v[kept]), _quartiles(v[~kept])) for name, v in measurements(problem).items()},
+        {str(name): (_share(operators[kept] == name), _share(operators[~kept] == name)) for name in np.unique(operators)},
+        tuple(text for text, i in zip(shown, order, strict=True) if kept[i])[:TEXTS],
+        tuple(text for text, i in zip(shown[::-1], order[::-1], strict=True) if not kept[i])[:TEXTS],
+    )
 
 
-def _select_by_rule(
-    problem: SelectionProblem, config: SelectorConfig, rule: str, rng: np.random.Generator
-) -> Selection:
-    if rule not in RULES:
-        raise UsageError(f"algorithm: there is no rule {rule!r}; known: {', '.join(RULES)}")
-    scores = RULES[rule](problem, rng)
-    rate = 1.0 if rule == "all" else config.keep_rate
-    return Selection(keep_best(scores, rate, problem.classes), scores, config.agent, {})
+def _shuffled(matrix: Floats, columns: list[int], rng: np.random.Generator) -> Floats:
+    changed = matrix.copy()
+    changed[:, columns] = matrix[rng.permutation(len(matrix))][:, columns]
+    return changed
 
 
-def _select_by_saved_policy(
-    problem: SelectionProblem, config: SelectorConfig, policy: TrainedPolicy, rng: np.random.Generator
-) -> Selection:
-    task = build_task(problem, config, policy.feature_names)
-    scores = [score_pool(policy, task, config.keep_rate, rng)]
-    # It has not seen these influences. Random halves are worth much the same, and the two rewards of eight of them
-    # would correlate by chance; policies that are trained in the run come near the best half of themselves.
-    extremes = (task.surrogate.influences, -task.surrogate.influences)
-    best, chosen, facts = _best_by_real_reward(problem, config, task, scores, rng, extremes)
-    kept = keep_best(chosen, config.keep_rate, problem.classes)
-    return Selection(kept, chosen, config.agent, facts, policy, fell_back=best > 0)
+def _quartiles(values: Floats) -> Floats:
+    empty = np.full(len(QUARTILES), np.nan)
+    found: Floats = (np.quantile(values, QUARTILES) if len(values) else empty).astype(np.float32)
+    return found
 
 
-def _select_by_learning(
-    problem: SelectionProblem,
-    config: SelectorConfig,
-    card: AgentCard,
-    rng: np.random.Generator,
-    start_from: TrainedPolicy | None,
-    progress: Progress,
-) -> Selection:
-    from l2a.selector.training import train_agent
-
-    task = build_task(problem, config, None if start_from is None else start_from.feature_names)
-    seed = int(rng.integers(2**31))
-    training = train_agent([task], config.agent, card, config, seed, start_from, progress)
-    scores = [score_pool(policy, task, config.keep_rate, rng) for policy in training.snapshots]
-    facts: dict[str, Fact] = {
-        "training_steps": training.steps,
-        "steps_per_second": training.steps_per_second,
-        "reward_curve": list(training.reward_curve),
-    }
-    best, chosen, more_facts = _best_by_real_reward(problem, config, task, scores, rng)
-    last, kept = len(scores) - 1, keep_best(chosen, config.keep_rate, problem.classes)
-    policy = training.snapshots[min(best, last)]
-    return Selection(kept, chosen, config.agent, facts | more_facts, policy, fell_back=best > last)
-
-
-def _best_by_real_reward(
-    problem: SelectionProblem,
-    config: SelectorConfig,
-    task: SelectionTask,
-    scores: list[Floats],
-    rng: np.random.Generator,
-    others: Sequence[Floats] = (),
-) -> tuple[int, Floats, dict[str, Fact]]:
-    if problem.real_reward is None or config.real_evaluations == 0:
-        return len(scores) - 1, scores[-1], {}
-    tiers, judged = rerank(scores, task, problem.real_reward, config, rng, others)
-    facts: dict[str, Fact] = {
-        "tier_correlation": tiers.correlation,
-        "tiers_agree": tiers.trusted,
-        "surrogate_rewards": list(tiers.surrogate),
-        "real_rewards": list(tiers.real),
-        "chosen": "learned policy" if tiers.chosen < len(scores) else "another selection",
-    }
-    return tiers.chosen, judged[tiers.chosen], facts
+def _share(hits: NDArray[np.bool_]) -> float:
+    return float(hits.mean()) if len(hits) else 0.0

@@ -11,18 +11,17 @@ import numpy as np
 import torch
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.vec_env import VecEnv, VecMonitor
+from stable_baselines3.common.vec_env import VecEnv, VecMonitor, VecNormalize
 
 from l2a.config import SelectorConfig
 from l2a.selector.agents import AgentCard, algorithm_class
-from l2a.selector.environment import STATE_FEATURES, RewardScale, SelectionTask, SelectionVecEnv
+from l2a.selector.environment import STATE_FEATURES, SelectionTask, SelectionVecEnv, SpreadByPool
 from l2a.selector.network import CandidateNetwork, CandidatePolicy, TrainedPolicy, snapshot
 from l2a.util.errors import RunError, UsageError
 from l2a.util.progress import SILENT, Advance, Progress
 from l2a.util.training import seeded
 
-LOOKS = 20
-"""Points of the reward curve, and looks at it for early stopping, in a whole training."""
+LOOKS = 20  # points of the reward curve, and looks at it for early stopping, in a whole training
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class Training:
 
     Attributes:
         snapshots: Policies at equal distances of the training, the last one fully trained.
-        reward_curve: Mean gain in log-likelihood of each twentieth of the episodes, in the order in which they ended.
+        reward_curve: Mean gain of each twentieth of the episodes, in nats, in the order in which they ended.
         steps: Environment steps taken, fewer than asked for where patience ran out.
         steps_per_second: Environment steps a second, the policy's updates included.
     """
@@ -55,8 +54,7 @@ class _Recorder(BaseCallback):
         self.look_every, self.looks, self.seen, self.best, self.stale = steps / LOOKS, 1, 0, -np.inf, 0
 
     def _on_step(self) -> bool:
-        ended = np.flatnonzero(self.locals["dones"])
-        self.returns += [float(self.locals["infos"][position]["episode"]["r"]) for position in ended]
+        self.returns += [float(info["episode"]["r"]) for info in self.locals["infos"] if "episode" in info]
         self.advance(self.training_env.num_envs)
         return self.patience is None or self.stale < self.patience
 
@@ -103,8 +101,16 @@ def train_agent(
         UsageError: If the card's hyper-parameters are not the algorithm's, or TensorBoard is asked for and missing.
         RunError: If the training diverges.
     """
+    if config.tensorboard is not None and importlib.util.find_spec("tensorboard") is None:
+        raise UsageError(
+            f"selector.tensorboard: {config.tensorboard!r} needs a package; pip install 'l2a[tensorboard]' or write null"
+        )
     with _isolated_randomness(seed), progress.stage("selector training", config.training_steps) as advance:
-        network = _network(tasks[0], card, config, start_from)
+        if start_from is None:
+            widths = tasks[0].candidate_width, len(STATE_FEATURES)
+            network = CandidateNetwork(*widths, card.hidden, config.keep_rate, card.activation)
+        else:
+            network = snapshot(start_from.network).train().requires_grad_(True)
         recorder = _Recorder(network, config, card, advance)
         algorithm = _algorithm(tasks, card, network, seed, config.tensorboard)
         started = time.perf_counter()
@@ -134,29 +140,17 @@ def _isolated_randomness(seed: int) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _network(
-    task: SelectionTask, card: AgentCard, config: SelectorConfig, start_from: TrainedPolicy | None
-) -> CandidateNetwork:
-    if start_from is None:
-        widths = task.candidate_width, len(STATE_FEATURES)
-        return CandidateNetwork(*widths, card.hidden, config.keep_rate, card.activation)
-    return snapshot(start_from.network).train().requires_grad_(True)
-
-
 def _algorithm(
     tasks: Sequence[SelectionTask], card: AgentCard, network: CandidateNetwork, seed: int, tensorboard: str | None
 ) -> OnPolicyAlgorithm:
-    if tensorboard is not None and importlib.util.find_spec("tensorboard") is None:
-        raise UsageError(
-            f"selector.tensorboard: {tensorboard!r} needs a package; pip install 'l2a[tensorboard]' or write null"
-        )
     options, kind = dict(card.hyperparameters), algorithm_class(card)
     environments: VecEnv = VecMonitor(SelectionVecEnv(tasks, card.environments, seed))
     options |= {"policy_kwargs": {"network": network}, "tensorboard_log": tensorboard}
     try:
-        if card.scale_rewards:
-            # Log-likelihood gains are thousandths, and differ from pool to pool.
-            environments = RewardScale(environments, float(options.get("gamma", 0.99)))
+        if card.scale_rewards:  # log-likelihood gains are thousandths, and differ from pool to pool
+            spread = SpreadByPool(environments.get_attr("task"))
+            environments = VecNormalize(environments, norm_obs=False, gamma=float(options.get("gamma", 0.99)))
+            environments.ret_rms = spread
         algorithm: OnPolicyAlgorithm = kind(CandidatePolicy, environments, seed=seed, device="cpu", **options)
     except (TypeError, ValueError, AssertionError) as error:
         reason = " ".join(str(error).split())

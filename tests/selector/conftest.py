@@ -34,10 +34,11 @@ def synthetic_problem(size=512, classes=2, seed=0, width=16, **changes):
         max_target_cosine=rng.random(size).astype(np.float32),
     )
     start = (0.1 * rng.normal(size=(width, classes))).astype(np.float32)
+    influences = (np.where(is_bad, -0.1, 0.1) + 0.1 * rng.normal(size=size)).astype(np.float32)
     problem = SelectionProblem(
         pool=pool,
         student_logits=features @ start,
-        influences=(np.where(is_bad, -0.1, 0.1) + 0.1 * rng.normal(size=size)).astype(np.float32),
+        influences=lambda: influences,
         **changes,
     )
     return problem, ~is_bad
