@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from l2a.config import DistillConfig
-    from l2a.selector.inspection import Inspection
+    from l2a.selector.select import Inspection
     from l2a.util.progress import RunProgress
 
 

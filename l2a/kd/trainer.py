@@ -136,7 +136,7 @@ class KDTrainer:
         self._subclasses, self._head = subclasses, subclass_head(self.student.output, subclasses.counts)
         self._start_optimizer()
 
-    def on_trial(self, config: KDConfig, validation: Examples, max_length: int, order: int = 0) -> "KDTrainer":
+    def on_trial(self, config: KDConfig, validation: DistillationSet, order: int = 0) -> "KDTrainer":
         """Make a trainer for steps that will be taken back: the same student and terms of the loss, another budget.
 
         It knows each weight's second moment from the run, so that its first steps are those of an optimiser under way;
@@ -145,16 +145,18 @@ class KDTrainer:
         Args:
             config: Rates and budget; a larger batch than the run's is computed in parts of the run's size.
             validation: The split that its evaluations score.
-            max_length: Longest sequence in tokens.
             order: Another number gives another order of the texts.
 
         Returns:
             The trainer; it starts from copies of the projection and, where subclasses are learned, of the head.
         """
-        seed = self._seed + 1000 * order
-        trial = KDTrainer(self.student, config, validation, self._projection.shape[1], max_length, seed)
-        trial._part_size, trial._subclasses = self._part_size, self._subclasses
-        trial._head, trial._projection = copy.deepcopy(self._head), copy.deepcopy(self._projection)
+        trial = copy.copy(self)
+        trial.steps_done, trial.best_score, trial.read_batch = 0, -np.inf, read_tokens
+        trial._config, trial._seed = config, self._seed + 1000 * order
+        trial._rng = np.random.default_rng(trial._seed)
+        trial._validation = (validation.encoded, validation.labels)
+        trial._projection, trial._head = copy.deepcopy((self._projection, self._head))
+        trial._best = []
         trial._start_optimizer()
         training.carry_second_moments(self._optimizer, trial._optimizer)
         return trial

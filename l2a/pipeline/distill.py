@@ -219,7 +219,7 @@ def write_run(
 
 
 def _write_selector(folder: Path, config: DistillConfig, rounds: tuple["Round", ...]) -> None:
-    from l2a.selector.saving import save_policy
+    from l2a.selector.network import save_policy
 
     last, diagnostics = rounds[-1].selection, [dict(done.selection.diagnostics) for done in rounds]
     if last.policy is not None:  # it replaces the folder, so it comes first

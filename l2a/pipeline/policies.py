@@ -1,4 +1,4 @@
-"""How a policy was trained, for the folder that it is saved in."""
+"""Selection policies on their own: trained on pairs of domains, compared with the rules, explained."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import spearmanr
 
 from l2a.config import DistillConfig
 from l2a.kd.data import DistillationSet
@@ -15,18 +14,63 @@ from l2a.pipeline.session import RunContext, TrainingSession, mixture, open_sess
 from l2a.pipeline.students import Drawn, draw_candidates, selection_problem
 from l2a.report.run_files import versions
 from l2a.selector.agents import AgentCard, load_agent
-from l2a.selector.environment import SelectionTask, build_task
-from l2a.selector.inspection import Inspection, inspect_policy
-from l2a.selector.network import TrainedPolicy
-from l2a.selector.problem import Selection, SelectionProblem, candidate_features
+from l2a.selector.environment import build_task
+from l2a.selector.network import TrainedPolicy, load_facts, load_policy, save_policy
+from l2a.selector.problem import SelectionProblem, candidate_features
 from l2a.selector.reward import build_surrogate, reward_score, score_after, surrogate_reward
 from l2a.selector.rules import RULES
-from l2a.selector.saving import load_facts, load_policy, save_policy
-from l2a.selector.select import apply_policy, select
+from l2a.selector.select import Inspection, apply_policy, inspect_policy, rank_correlation, select
 from l2a.selector.training import Training, train_agent
 from l2a.util.errors import UsageError
-from l2a.util.files import refuse_overwriting
+from l2a.util.files import output_folder
 from l2a.util.progress import SILENT, Progress
+
+
+@dataclass(frozen=True)
+class PreparedPair:
+    """A pair of domains at the moment when candidates are to be selected.
+
+    Attributes:
+        session: The student, warmed up.
+        drawn: The pool.
+        problem: What a selector is given.
+    """
+
+    session: TrainingSession
+    drawn: Drawn
+    problem: SelectionProblem
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a selection is worth.
+
+    Attributes:
+        name: "policy" or the rule.
+        kept: Candidates kept.
+        surrogate: Mean influence of the kept candidates, in nats: against steps on texts without influence.
+        real: Gain of the student's score on the reward split after real updates, in nats.
+    """
+
+    name: str
+    kept: int
+    surrogate: float
+    real: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A policy beside every rule on one pair.
+
+    Attributes:
+        verdicts: The policy's first.
+        updates: Real updates of the student for each of them.
+        correlation: Spearman correlation of the two rewards over the selections; nan when one is constant.
+    """
+
+    verdicts: tuple[Verdict, ...]
+    updates: int
+    correlation: float
 
 
 def pair_name(config: DistillConfig) -> str:
@@ -61,53 +105,6 @@ def training_facts(
     }
 
 
-@dataclass(frozen=True)
-class PreparedPair:
-    """A pair of domains at the moment when candidates are to be selected.
-
-    Attributes:
-        session: The student, warmed up.
-        drawn: The pool.
-        problem: What a selector is given.
-    """
-
-    session: TrainingSession
-    drawn: Drawn
-    problem: SelectionProblem
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What a selection is worth.
-
-    Attributes:
-        name: "policy" or the rule.
-        kept: Candidates kept.
-        surrogate: Mean influence of the kept candidates, in nats: against steps on texts without influence.
-        real: Gain of the student's log-likelihood on the reward split after real updates, in nats.
-    """
-
-    name: str
-    kept: int
-    surrogate: float
-    real: float
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """A policy beside every rule on one pair.
-
-    Attributes:
-        verdicts: The policy's first.
-        updates: Real updates of the student for each of them.
-        correlation: Spearman correlation of the two rewards over the selections; nan when one is constant.
-    """
-
-    verdicts: tuple[Verdict, ...]
-    updates: int
-    correlation: float
-
-
 def prepare_pair(config: DistillConfig, progress: Progress = SILENT) -> PreparedPair:
     """Train the teacher (or take it from the cache), warm the student up and draw a pool.
 
@@ -122,6 +119,21 @@ def prepare_pair(config: DistillConfig, progress: Progress = SILENT) -> Prepared
     session.distil(None, config.kd.warmup_steps, "warm-up")
     drawn = draw_candidates(session, np.random.default_rng([config.seed, 2, 0]))
     return PreparedPair(session, drawn, selection_problem(session, drawn))
+
+
+def surrogate_problem(config: DistillConfig, progress: Progress = SILENT) -> SelectionProblem:
+    """Prepare a pair for training by the surrogate alone.
+
+    Args:
+        config: The pair and the budget.
+        progress: Shows how far it is.
+
+    Returns:
+        The problem, its influences measured and without its real reward, so that it holds no teacher and no student.
+    """
+    problem = prepare_pair(config, progress).problem
+    influences = build_surrogate(problem).influences
+    return replace(problem, influences=lambda: influences, real_reward=None)
 
 
 def train_selector(
@@ -142,22 +154,9 @@ def train_selector(
         UsageError: If the agent does not learn, or the folder is in use.
         RunError: If the training diverges.
     """
-    _learning_card(configs[0].selector.agent)
-    refuse_overwriting(folder, "policy.json", "a policy", overwrite)
-    return train_on([surrogate_problem(one, progress) for one in configs], configs, folder, progress)
-
-
-def surrogate_problem(config: DistillConfig, progress: Progress = SILENT) -> SelectionProblem:
-    """Prepare a pair for training by the surrogate alone.
-
-    Args:
-        config: The pair and the budget.
-        progress: Shows how far it is.
-
-    Returns:
-        The problem without its real reward, so that nothing holds on to the pair's teacher and student.
-    """
-    return replace(prepare_pair(config, progress).problem, real_reward=None)
+    _learning_card(configs[0])
+    with output_folder(folder, "policy", overwrite) as unfinished:
+        return train_on([surrogate_problem(one, progress) for one in configs], configs, unfinished, progress)
 
 
 def train_on(
@@ -168,7 +167,7 @@ def train_on(
     Args:
         problems: One a pair, at least one.
         configs: What they were prepared with; agent, training and seed are those of the first.
-        folder: Gets the policy and how it was trained; what is there is replaced.
+        folder: Gets the policy and how it was trained.
         progress: Shows how far it is.
 
     Returns:
@@ -178,19 +177,30 @@ def train_on(
         UsageError: If the agent does not learn.
         RunError: If the training diverges.
     """
-    name, config = configs[0].selector.agent, configs[0].selector
-    tasks, card = _tasks(problems, configs), _learning_card(name)
-    training = train_agent(tasks, name, card, config, configs[0].seed, progress=progress)
+    config, card = configs[0].selector, _learning_card(configs[0])
+    # One set of columns for all: a pool that lacks an operator has zeros there.
+    names = tuple(dict.fromkeys(name for problem in problems for name in candidate_features(problem).names))
+    tasks = [build_task(problem, one.selector, names) for problem, one in zip(problems, configs, strict=True)]
+    training = train_agent(tasks, config.agent, card, config, configs[0].seed, progress=progress)
     facts = training_facts(configs, training.steps, training.steps_per_second, training.reward_curve)
-    save_policy(training.snapshots[-1], folder.resolve(), facts)
+    save_policy(training.snapshots[-1], folder, facts)
     return training
+
+
+def _learning_card(config: DistillConfig) -> AgentCard:
+    card = load_agent(config.selector.agent)
+    if not card.learns:
+        raise UsageError(
+            f"selector.agent is {config.selector.agent!r}, which does not learn; give an algorithm's card, such as ppo"
+        )
+    return card
 
 
 def open_policy(name: str) -> tuple[TrainedPolicy, dict[str, Any]]:
     """Read a saved policy.
 
     Args:
-        name: Its folder, or a card in ``agents/`` that names one.
+        name: Its folder, or a card that names one.
 
     Returns:
         The policy, and how it was trained.
@@ -199,10 +209,10 @@ def open_policy(name: str) -> tuple[TrainedPolicy, dict[str, Any]]:
         UsageError: If it is not a trained policy.
         RunError: If it cannot be read.
     """
-    card = load_agent(name)
-    if card.policy is None:
+    folder = load_agent(name).policy
+    if folder is None:
         raise UsageError(f"policy: {name!r} is a card without a trained policy; give a folder that holds policy.json")
-    return load_policy(Path(card.policy)), load_facts(Path(card.policy))
+    return load_policy(Path(folder)), load_facts(Path(folder))
 
 
 def evaluate_policy(
@@ -220,18 +230,30 @@ def evaluate_policy(
         Both rewards of every selection.
     """
     pair, steps = prepare_pair(config, progress), updates or config.kd.round_steps
-    chosen = {"policy": apply_policy(pair.problem, policy, config.selector, np.random.default_rng([config.seed, 6]))}
-    for rule in RULES:
-        rng = np.random.default_rng([config.seed, 6])
-        chosen[rule] = select(pair.problem, replace(config.selector, agent=rule), rng)
-    with progress.stage("real updates", len(chosen)) as advance:
-        verdicts = []
-        for name, selection in chosen.items():
-            verdicts.append(_judge(pair, name, selection, steps))
+    surrogate, verdicts = build_surrogate(pair.problem), []
+    with progress.stage("real updates", 1 + len(RULES)) as advance:
+        for name in ("policy", *RULES):
+            rng = np.random.default_rng([config.seed, 6])
+            if name == "policy":
+                selection = apply_policy(pair.problem, policy, config.selector, rng)
+            else:
+                selection = select(pair.problem, replace(config.selector, agent=name), rng)
+            kept = np.flatnonzero(selection.kept)
+            real = _gain(pair.session, pair.drawn.candidates.take(kept), steps)
+            verdicts.append(Verdict(name, len(kept), surrogate_reward(surrogate, selection.kept), real))
             advance(1)
-    first, second = [verdict.surrogate for verdict in verdicts], [verdict.real for verdict in verdicts]
-    constant = len(set(first)) < 2 or len(set(second)) < 2
-    return Evaluation(tuple(verdicts), steps, np.nan if constant else float(spearmanr(first, second).statistic))
+    correlation = rank_correlation([one.surrogate for one in verdicts], [one.real for one in verdicts])
+    return Evaluation(tuple(verdicts), steps, correlation)
+
+
+def _gain(session: TrainingSession, kept: DistillationSet, steps: int) -> float:
+    """Distil as a round does, on the whole mixture, and take the steps back."""
+
+    def whole_mixture(trial: KDTrainer) -> None:
+        trial.train(*mixture(session, kept), steps, evaluate=False)
+
+    before, kd = reward_score(session.student, session.reward), session.context.config.kd
+    return score_after(session.trainer, kd, steps, session.reward, whole_mixture) - before
 
 
 def explain_policy(config: DistillConfig, policy: TrainedPolicy, progress: Progress = SILENT) -> Inspection:
@@ -247,32 +269,3 @@ def explain_policy(config: DistillConfig, policy: TrainedPolicy, progress: Progr
     """
     rng = np.random.default_rng([config.seed, 6])
     return inspect_policy(prepare_pair(config, progress).problem, policy, config.selector, rng)
-
-
-def _judge(pair: PreparedPair, name: str, selection: Selection, steps: int) -> Verdict:
-    kept = np.flatnonzero(selection.kept)
-    surrogate = surrogate_reward(build_surrogate(pair.problem), selection.kept)
-    return Verdict(name, len(kept), surrogate, _gain(pair.session, pair.drawn.candidates.take(kept), steps))
-
-
-def _gain(session: TrainingSession, kept: DistillationSet, steps: int) -> float:
-    """Distil as a round does, on the whole mixture, and take the steps back."""
-
-    def whole_mixture(trial: KDTrainer) -> None:
-        trial.train(*mixture(session, kept), steps, evaluate=False)
-
-    before = reward_score(session)
-    return score_after(session, session.context.config.kd, steps, whole_mixture) - before
-
-
-def _learning_card(name: str) -> AgentCard:
-    card = load_agent(name)
-    if card.rule is not None or card.policy is not None:
-        raise UsageError(f"selector.agent: {name!r} does not learn; give an algorithm's card, such as ppo or a2c")
-    return card
-
-
-def _tasks(problems: Sequence[SelectionProblem], configs: Sequence[DistillConfig]) -> list[SelectionTask]:
-    # One set of columns for all: a pool that lacks an operator has zeros there.
-    names = tuple(dict.fromkeys(name for problem in problems for name in candidate_features(problem).names))
-    return [build_task(problem, config.selector, names) for problem, config in zip(problems, configs, strict=True)]

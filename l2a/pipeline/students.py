@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +30,7 @@ from l2a.pipeline.session import RunContext, TrainingSession, mixture, open_sess
 from l2a.selector.agents import load_agent
 from l2a.selector.problem import Selection, SelectionProblem
 from l2a.selector.reward import REAL_POOL, candidate_influences, real_reward
-from l2a.selector.select import select, select_again
+from l2a.selector.select import apply_policy, select
 from l2a.student.student import Student
 from l2a.teacher.model import Teacher
 from l2a.teacher.store import Labeller, TeacherOutputs
@@ -119,7 +119,7 @@ def _round(session: TrainingSession, number: int, previous: Selection | None) ->
     rng = np.random.default_rng([context.config.seed, 2, number])
     drawn = draw_candidates(session, rng)
     with context.progress.stage("select candidates"):
-        problem = selection_problem(session, drawn, load_agent(context.config.selector.agent).rule is None)
+        problem = selection_problem(session, drawn)
         policy = previous.policy if previous else None
         selection = select(problem, context.config.selector, rng, policy, context.progress)
     facts = {name: value for name, value in selection.diagnostics.items() if not isinstance(value, list)}
@@ -160,8 +160,8 @@ def _distil_kept(
     chosen = [selection]
 
     def choose(logits: NDArray[np.float32]) -> NDArray[np.int64]:
-        now = replace(problem, student_logits=logits)
-        chosen.append(select_again(now, config, rng, selection.policy))
+        now, policy = replace(problem, student_logits=logits), selection.policy
+        chosen.append(select(now, config, rng) if policy is None else apply_policy(now, policy, config, rng))
         return np.flatnonzero(chosen[-1].kept)
 
     session.distil(candidates, steps, "distillation", Renewal(candidates, kept, every, choose))
@@ -219,25 +219,31 @@ def generator_inputs(session: TrainingSession) -> GeneratorInputs:
     )
 
 
-def selection_problem(session: TrainingSession, drawn: Drawn, for_policies: bool = True) -> SelectionProblem:
+def selection_problem(session: TrainingSession, drawn: Drawn) -> SelectionProblem:
     """Describe a pool and the student's state to a selector.
 
     Args:
         session: The student and its texts.
         drawn: The pool.
-        for_policies: Measure influences, which rules do not read.
 
     Returns:
-        The problem.
+        The problem; influences are measured when a policy first asks for them, and then kept.
     """
-    candidates = drawn.candidates
+    candidates, trainer, kd = drawn.candidates, session.trainer, session.context.config.kd
     judged = np.random.default_rng([session.context.config.seed, 8]).permutation(len(candidates)) < REAL_POOL
-    few = candidates.take(np.flatnonzero(judged))
+
+    @cache
+    def influences() -> NDArray[np.float32]:
+        few = candidates.take(np.flatnonzero(judged))
+        return candidate_influences(trainer, candidates, few, session.reward, kd, session.context.progress)
+
     return SelectionProblem(
         pool=drawn.pool,
         student_logits=broadcast(run_student(session.student, candidates.encoded)[0]),
-        influences=candidate_influences(session, candidates, few, session.reward) if for_policies else None,
-        real_reward=lambda kept: real_reward(session, candidates.take(np.flatnonzero(kept & judged))),
+        influences=influences,
+        real_reward=lambda kept: real_reward(
+            trainer, candidates.take(np.flatnonzero(kept & judged)), session.reward, kd
+        ),
     )
 
 

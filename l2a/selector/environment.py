@@ -313,12 +313,16 @@ class SelectionVecEnv(DummyVecEnv):
         """
         if len({(task.batch, task.features.names) for task in tasks}) > 1:
             sizes = sorted({task.batch for task in tasks})
-            raise UsageError(f"selector.batch: the pools have batches of {sizes}; lower it to that of the smallest pool")
+            raise UsageError(
+                f"selector.batch: the pools have batches of {sizes}; lower it to that of the smallest pool"
+            )
         shares = np.bincount(np.arange(max(count, len(tasks))) % len(tasks))
         self._groups = [Episodes(task, int(share)) for task, share in zip(tasks, shares, strict=True)]
         self._ends = np.cumsum(shares)
         self._rng = np.random.default_rng(seed)
-        super().__init__([partial(SelectionEnvironment, group.task) for group in self._groups for _ in range(group.count)])
+        super().__init__(
+            [partial(SelectionEnvironment, group.task) for group in self._groups for _ in range(group.count)]
+        )
 
     def reset(self) -> Floats:
         """Start every environment anew.

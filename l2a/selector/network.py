@@ -22,7 +22,7 @@ from l2a.selector.agents import DESCRIPTION, WEIGHTS
 from l2a.selector.environment import CHANGING_FEATURES, STATE_FEATURES
 from l2a.selector.problem import Floats
 from l2a.util.errors import RunError
-from l2a.util.files import atomic_folder, to_json
+from l2a.util.files import atomic_write_bytes, atomic_write_text, to_json
 from l2a.util.training import seeded
 
 FORMAT = 1
@@ -130,7 +130,7 @@ def save_policy(policy: TrainedPolicy, folder: Path, facts: Mapping[str, Any] | 
 
     Args:
         policy: The policy.
-        folder: Made or replaced in one step.
+        folder: Made where it is missing; its two files are replaced, other files stay.
         facts: How it was trained, such as pairs and reward curve; values that JSON can hold.
     """
     description = {
@@ -144,9 +144,8 @@ def save_policy(policy: TrainedPolicy, folder: Path, facts: Mapping[str, Any] | 
         "facts": dict(facts or {}),
     }
     weights = {name: value.contiguous() for name, value in policy.network.state_dict().items()}
-    with atomic_folder(folder) as temporary:
-        (temporary / WEIGHTS).write_bytes(save(weights))
-        (temporary / DESCRIPTION).write_text(to_json(description, indent=2) + "\n", "utf-8")
+    atomic_write_bytes(folder / WEIGHTS, save(weights))
+    atomic_write_text(folder / DESCRIPTION, to_json(description, indent=2) + "\n")
 
 
 def load_policy(folder: Path) -> TrainedPolicy:

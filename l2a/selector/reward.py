@@ -95,19 +95,16 @@ def reward_score(student: Student, reward: DistillationSet) -> float:
 
 
 def _whole_batch(kd: KDConfig, kept: DistillationSet, rate: float) -> KDConfig:
-    parts = 1 + len(kept) // kd.batch_size  # that are computed one after another, to save memory
-    size = max(process_count(), len(kept))
-    return replace(kd, learning_rate=rate, batch_size=size, gradient_accumulation=parts)
+    return replace(kd, learning_rate=rate, batch_size=max(process_count(), len(kept)))
 
 
 def _trial(trainer: KDTrainer, kd: KDConfig, steps: int, reward: DistillationSet) -> KDTrainer:
-    budget = replace(kd, warmup_steps=0, rounds=1, round_steps=steps, evaluate_every=steps, average=0.0)
-    return trainer.on_trial(budget, reward)
+    return trainer.on_trial(replace(kd, warmup_steps=0, rounds=1, round_steps=steps), reward)
 
 
 def _real_steps(trial: KDTrainer, kept: DistillationSet) -> None:
     for _ in range(REAL_STEPS if len(kept) else 0):
-        trial.train([kept], [1.0], 1)
+        trial.train([kept], [1.0], 1, evaluate=False)
 
 
 # 2. What each candidate adds to it, to first order
@@ -165,7 +162,7 @@ def influences(
         float32 (N,), nats for an update that consists of this text alone.
     """
     parameters, before = list(trainer.student.model.parameters()), trainer.student.snapshot()
-    slopes = score_gradient(trainer.student, reward)
+    slopes = threshold_free_gradient(trainer.student, reward)
     direction = [move * slope for move, slope in zip(moves, slopes, strict=True)]
     length = _length(direction)
     if length == 0:
@@ -181,7 +178,7 @@ def influences(
     return falls
 
 
-def score_gradient(student: Student, reward: DistillationSet) -> list[torch.Tensor]:
+def threshold_free_gradient(student: Student, reward: DistillationSet) -> list[torch.Tensor]:
     """Differentiate the score of labelled texts (``reward_score``) by the student's weights, without dropout.
 
     The score is of all texts at once: it is differentiated by their logits first, and those batch by batch.

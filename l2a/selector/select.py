@@ -335,7 +335,10 @@ def inspect_policy(
         Selection(kept, scores, policy.agent, {}, policy),
         dict(sorted(importances.items(), key=lambda item: (-item[1].loss, item[0]))),
         {name: (_quartiles(v[kept]), _quartiles(v[~kept])) for name, v in measurements(problem).items()},
-        {str(name): (_share(operators[kept] == name), _share(operators[~kept] == name)) for name in np.unique(operators)},
+        {
+            str(name): (_share(operators[kept] == name), _share(operators[~kept] == name))
+            for name in np.unique(operators)
+        },
         tuple(text for text, i in zip(shown, order, strict=True) if kept[i])[:TEXTS],
         tuple(text for text, i in zip(shown[::-1], order[::-1], strict=True) if not kept[i])[:TEXTS],
     )

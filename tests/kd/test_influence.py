@@ -11,7 +11,6 @@ from l2a.kd.inference import run_student
 from l2a.kd.lelp import fit_subclasses
 from l2a.kd.losses import threshold_free_log_likelihood
 from l2a.selector.reward import influences, threshold_free_gradient
-from tests.conftest import make_examples
 from tests.kd.test_trainer import CONFIG, make_set, make_trainer, student
 
 __all__ = ["student"]
@@ -122,7 +121,7 @@ def test_slopes_foretell_real_steps_on_halves_of_the_texts(student, trainer, jud
     foretold, real, before = [], [], student.snapshot()
     for _ in range(12):
         half = rng.permutation(64)[:32]
-        trial = trainer.on_trial(one_batch, make_examples(16, seed=5), 16)
+        trial = trainer.on_trial(one_batch, judge)
         trial.train([texts.take(half)], [1.0], 2)
         foretold.append(found[half].mean())
         real.append(score(student, judge))

@@ -15,7 +15,7 @@ from l2a.pipeline.data import load_run_data
 from l2a.pipeline.distill import distill
 from l2a.pipeline.methods import METHODS, compared_methods, run_method
 from l2a.pipeline.session import RunContext
-from l2a.selector.saving import load_facts
+from l2a.selector.network import load_facts
 from l2a.util.errors import RunError, UsageError
 
 

@@ -99,8 +99,8 @@ def test_neither_test_nor_model_choice_labels_reach_a_selector(config, monkeypat
     monkeypatch.setattr(HeldOut, "reveal", lambda self: pytest.fail("the test split was opened"))
     other = prepare_pair(config).problem
     assert other.pool.inputs == plain.pool.inputs
-    for name in ("student_logits", "influences"):
-        assert np.array_equal(getattr(other, name), getattr(plain, name))
+    assert np.array_equal(other.student_logits, plain.student_logits)
+    assert np.array_equal(other.influences(), plain.influences())
     kept = np.arange(len(plain)) % 2 == 0
     assert other.real_reward(kept) == plain.real_reward(kept)
 
@@ -111,9 +111,12 @@ def test_the_real_reward_judges_candidates_and_not_their_order(config):
     candidates, kept = pair.drawn.candidates, np.arange(len(pair.problem)) % 2 == 0
     chosen = np.flatnonzero(kept)
     before = pair.session.student.snapshot()
-    reward = real_reward(pair.session, candidates.take(chosen))
+    judge = functools.partial(
+        real_reward, pair.session.trainer, reward=pair.session.reward, kd=pair.session.context.config.kd
+    )
+    reward = judge(candidates.take(chosen))
     assert reward == pair.problem.real_reward(kept)
-    assert reward == pytest.approx(real_reward(pair.session, candidates.take(chosen[::-1])), abs=0.02)
+    assert reward == pytest.approx(judge(candidates.take(chosen[::-1])), abs=0.02)
     assert reward != pair.problem.real_reward(~kept)
     assert all((value == before[name]).all() for name, value in pair.session.student.snapshot().items())
 

@@ -19,7 +19,7 @@ def test_steps_on_trial_have_the_loss_of_the_run_and_leave_no_trace(config, monk
     monkeypatch.setattr(l2a.kd.trainer, term, lambda *arguments: used.append(term) or original(*arguments))
     kept = [session.student.model.state_dict()] + ([trainer._head.state_dict()] if trainer._head else [])
     before = [{name: value.clone() for name, value in state.items()} for state in kept]
-    real_reward(session, session.target)
+    real_reward(session.trainer, session.target, session.reward, session.context.config.kd)
     assert used
     for state, earlier in zip(kept, before, strict=True):
         assert all(torch.equal(state[name], earlier[name]) for name in earlier)
@@ -28,7 +28,7 @@ def test_steps_on_trial_have_the_loss_of_the_run_and_leave_no_trace(config, monk
 def test_steps_on_trial_start_from_copies_of_what_was_learned_so_far(config):
     session = open_session(RunContext(override(config, {"kd.objective": "lelp"})))
     session.distil(None, 3, "warm-up")
-    trial = session.trainer.on_trial(session.context.config.kd, session.context.data.splits.reward, 24)
+    trial = session.trainer.on_trial(session.context.config.kd, session.reward)
     for copy, learned in (
         (trial._head.weight, session.trainer._head.weight),
         (trial._projection, session.trainer._projection),
@@ -47,7 +47,8 @@ def test_measuring_influences_leaves_no_trace(config, changes):
     session.distil(None, 6, "warm-up")
     trainer = session.trainer
     before = traces(session)
-    found = candidate_influences(session, session.target, session.target.take(np.arange(4)), session.reward)
+    few, kd = session.target.take(np.arange(4)), session.context.config.kd
+    found = candidate_influences(trainer, session.target, few, session.reward, kd)
     assert np.isfinite(found).all() and found.std() > 0
     assert found.shape == (len(session.target),)
     assert all(torch.equal(one, other) for one, other in zip(before, traces(session), strict=True))

@@ -52,9 +52,16 @@ def test_a_mean_probability_near_0_or_1_is_fined(logit, distance):
     assert loss.item() == pytest.approx(1000 * distance, rel=1e-3)
 
 
+def make_dvrl(tasks, count):
+    environments = VecMonitor(SelectionVecEnv(tasks, count, seed=0))
+    torch.manual_seed(0)
+    network = CandidateNetwork(tasks[0].candidate_width, len(STATE_FEATURES), (8,))
+    return DVRL(CandidatePolicy, environments, policy_kwargs={"network": network}, seed=0, device="cpu")
+
+
 def test_its_baseline_is_the_gain_of_everything(make_problem):
     tasks = [build_task(make_problem(seed=seed)[0], SelectorConfig(batch=8, episode_steps=4)) for seed in (0, 1)]
-    gains = SelectionVecEnv(tasks, 4, seed=0).gains_of_everything
+    gains = make_dvrl(tasks, 4).gains_of_everything
     expected = [gain_of_everything(task, np.random.default_rng(0)) for task in tasks]
     assert gains[:2] == pytest.approx(expected[0], abs=1e-6) and len(set(gains[2:])) == 1
     assert gains[2] == pytest.approx(expected[1], abs=0.02) and gains[0] != gains[2]
@@ -63,15 +70,12 @@ def test_its_baseline_is_the_gain_of_everything(make_problem):
 def test_an_update_sees_one_whole_episode_of_each_environment(problem, monkeypatch):
     """The gains that it learns from are those of the episodes that the monitor saw."""
     task = build_task(problem, SelectorConfig(batch=8, episode_steps=4, keep_rate=0.25))
-    environments = VecMonitor(SelectionVecEnv([task], 3, seed=0))
-    torch.manual_seed(0)
-    network = CandidateNetwork(task.candidate_width, len(STATE_FEATURES), (8,))
-    algorithm = DVRL(CandidatePolicy, environments, policy_kwargs={"network": network}, seed=0, device="cpu")
+    algorithm = make_dvrl([task], 3)
     seen = []
     loss = dvrl_loss
     monkeypatch.setattr("l2a.selector.algorithms.dvrl_loss", lambda *values: seen.append(values) or loss(*values))
     algorithm.learn(12)
-    (logits, kept, counts, advantages), baseline = seen[0], environments.get_attr("gains_of_everything")[0]
+    (logits, kept, counts, advantages), baseline = seen[0], algorithm.gains_of_everything
     assert logits.shape == kept.shape == (4, 3, 8) and len(seen) == 1
     returns = [info["r"] for info in algorithm.ep_info_buffer]
     whole = advantages.numpy() + baseline

@@ -140,7 +140,7 @@ def test_many_environments_in_one_call_follow_the_same_process(task):
 
 def test_what_labels_say_of_a_candidate_does_not_stand_in_an_observation(problem):
     """The start of an episode looks the same whatever the candidates would add on the reward split."""
-    flipped = dataclasses.replace(problem, influences=-problem.influences)
+    flipped = dataclasses.replace(problem, influences=lambda: -problem.influences())
     first = SelectionEnvironment(build_task(problem, SMALL)).reset(seed=0)[0]
     second = SelectionEnvironment(build_task(flipped, SMALL)).reset(seed=0)[0]
     assert np.array_equal(first, second)

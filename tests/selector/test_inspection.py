@@ -6,9 +6,9 @@ import torch
 
 from l2a.config import SelectorConfig
 from l2a.selector.environment import CHANGING_FEATURES, STATE_FEATURES
-from l2a.selector.inspection import inspect_policy
 from l2a.selector.network import CandidateNetwork, TrainedPolicy
 from l2a.selector.problem import candidate_features
+from l2a.selector.select import inspect_policy
 
 CONFIG = SelectorConfig(batch=16, episode_steps=4)
 

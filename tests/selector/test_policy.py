@@ -11,8 +11,7 @@ from safetensors.torch import save
 
 from l2a.config import SelectorConfig
 from l2a.selector.environment import CHANGING_FEATURES, STATE_FEATURES, SelectionEnvironment, build_task
-from l2a.selector.network import CandidateNetwork, CandidatePolicy, TrainedPolicy
-from l2a.selector.saving import load_policy, save_policy
+from l2a.selector.network import CandidateNetwork, CandidatePolicy, TrainedPolicy, load_policy, save_policy
 from l2a.selector.select import apply_policy
 from l2a.util.errors import RunError
 
@@ -112,6 +111,6 @@ def test_a_damaged_policy_is_refused_in_one_sentence(tmp_path, damage):
     folder = tmp_path / "policy"
     save_policy(TrainedPolicy(make_network(), FEATURES, "ppo"), folder)
     damage(folder)
-    with pytest.raises(RunError, match=r"not a readable policy .*train it again") as caught:
+    with pytest.raises(RunError, match=r"cannot be read .*train it again") as caught:
         load_policy(folder)
     assert "\n" not in str(caught.value)

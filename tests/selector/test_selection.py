@@ -8,13 +8,13 @@ import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import softmax
 
 from l2a.config import SelectorConfig
 from l2a.selector.agents import algorithm_class, load_agent
-from l2a.selector.numerics import kl_divergence, ranks_within, softmax
-from l2a.selector.problem import SelectionProblem, candidate_features, keep_best
+from l2a.selector.problem import SelectionProblem, candidate_features, keep_best, kl_divergence
 from l2a.selector.reward import PRIOR, Gains, build_surrogate, surrogate_reward
-from l2a.selector.rules import RULES
+from l2a.selector.rules import RULES, quantiles
 from l2a.selector.select import select
 from l2a.util.cards import list_cards
 from l2a.util.errors import RunError, UsageError
@@ -109,13 +109,13 @@ def test_the_problem_holds_no_labels(problem):
 
 
 def test_rules_do_not_depend_on_the_reward_split(problem):
-    other = dataclasses.replace(problem, influences=-problem.influences)
+    other = dataclasses.replace(problem, influences=lambda: -problem.influences())
     for rule in RULES.values():
         assert np.array_equal(rule(problem, rng()), rule(other, rng()))
 
 
 def test_rules_prefer_what_they_say(problem):
-    teacher, student = problem.pool.teacher.probabilities(), softmax(problem.student_logits)
+    teacher, student = problem.pool.teacher.probabilities(), softmax(problem.student_logits, axis=1)
     kept = {name: keep_best(rule(problem, rng()), 0.5, problem.classes) for name, rule in RULES.items()}
     values = {
         "nearest": problem.pool.log_density,
@@ -157,7 +157,7 @@ def test_a_policy_cannot_choose_a_class(problem):
 
 
 def test_ranks_within_groups():
-    ranks = ranks_within(np.array([3.0, 1.0, 9.0, 2.0], np.float32), np.array([0, 0, 1, 0]))
+    ranks = quantiles(np.array([3.0, 1.0, 9.0, 2.0], np.float32), np.array([0, 0, 1, 0]))
     np.testing.assert_allclose(ranks, [1.0, 1 / 3, 1.0, 2 / 3], atol=1e-6)
 
 
@@ -188,7 +188,7 @@ def test_a_selection_gains_the_mean_influence_with_each_class_as_in_the_pool(mak
     expected = 0.0
     for label in range(classes):
         of_class = problem.classes == label
-        mine = problem.influences[of_class & kept[0]]
+        mine = problem.influences()[of_class & kept[0]]
         expected += of_class.mean() * mine.sum() / (len(mine) + PRIOR * of_class.mean())
     assert gains.gain[0] == pytest.approx(expected, abs=1e-5)
     assert surrogate_reward(surrogate, kept[0]) == pytest.approx(expected, abs=1e-5)
@@ -205,17 +205,21 @@ def test_dropped_candidates_gain_nothing_and_a_reset_forgets(problem):
     assert gains.gain[1] == 0.0
 
 
-@pytest.mark.parametrize("field", ["student_logits", "influences"])
-def test_a_wrong_shape_is_refused_by_name(problem, field):
-    with pytest.raises(UsageError, match=field):
-        dataclasses.replace(problem, **{field: getattr(problem, field)[1:]})
+def test_what_does_not_fit_the_pool_or_is_not_finite_is_refused_by_name(problem):
+    logits, influences = problem.student_logits, problem.influences()
+    for error, changed in ((UsageError, lambda values: values[1:]), (RunError, lambda values: values * np.nan)):
+        with pytest.raises(error, match="student_logits"):
+            dataclasses.replace(problem, student_logits=changed(logits))
+        with pytest.raises(error, match="influences"):
+            build_surrogate(dataclasses.replace(problem, influences=lambda changed=changed: changed(influences)))
+    with pytest.raises(UsageError, match="influences are None"):
+        build_surrogate(dataclasses.replace(problem, influences=None))
 
 
-def test_a_diverged_student_is_refused(problem):
-    logits = problem.student_logits.copy()
-    logits[3, 0] = np.nan
-    with pytest.raises(RunError, match="student_logits"):
-        dataclasses.replace(problem, student_logits=logits)
+def test_influences_are_measured_for_policies_alone(problem):
+    lazy = dataclasses.replace(problem, influences=lambda: pytest.fail("influences were measured"))
+    for rule in RULES:
+        select(lazy, dataclasses.replace(QUICK, agent=rule), rng())
 
 
 @pytest.mark.parametrize(

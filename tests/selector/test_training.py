@@ -12,7 +12,7 @@ from stable_baselines3.common.vec_env import VecMonitor
 from l2a.config import SelectorConfig
 from l2a.selector.agents import load_agent
 from l2a.selector.algorithms import REINFORCE
-from l2a.selector.environment import STATE_FEATURES, Episodes, RewardScale, SelectionVecEnv, build_task
+from l2a.selector.environment import STATE_FEATURES, Episodes, SelectionVecEnv, SpreadByPool, build_task
 from l2a.selector.network import CandidateNetwork, CandidatePolicy
 from l2a.selector.problem import candidate_features
 from l2a.selector.select import select
@@ -132,15 +132,14 @@ def test_an_algorithm_of_ones_own_plugs_in_by_a_card(problem, tmp_path, monkeypa
         "        super().train()\n"
     )
     card = {"description": "A trial.", "algorithm": "my_algorithms.Shy", "hyperparameters": {"n_steps": 4}}
-    (tmp_path / "agents").mkdir()
-    (tmp_path / "agents" / "shy.yaml").write_text(yaml.safe_dump(card))
+    (tmp_path / "shy.yaml").write_text(yaml.safe_dump(card))
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    selection = select(problem, dataclasses.replace(QUICK, agent="shy"), np.random.default_rng(0))
+    selection = select(problem, dataclasses.replace(QUICK, agent="./shy.yaml"), np.random.default_rng(0))
     import my_algorithms  # type: ignore[import-not-found]
 
     assert my_algorithms.Shy.updates == 256 // (4 * 16)
-    assert selection.policy.agent == "shy" and selection.kept.sum() == len(problem) // 2
+    assert selection.policy.agent == "./shy.yaml" and selection.kept.sum() == len(problem) // 2
 
 
 def test_reinforce_learns_from_the_returns_of_whole_episodes(problem, monkeypatch):
@@ -162,12 +161,10 @@ def test_reinforce_learns_from_the_returns_of_whole_episodes(problem, monkeypatc
 
 
 def test_every_pool_has_its_own_scale_of_rewards(two_tasks):
-    environments = RewardScale(VecMonitor(SelectionVecEnv([two_tasks[0]] * 2, 4, seed=0)), 0.9)
-    environments.reset()
+    spread = SpreadByPool(SelectionVecEnv(two_tasks, 4, seed=0).get_attr("task"))
     for step in range(20):
-        environments._update_reward(np.array([1.0, -1.0, 100.0, -100.0]) * (-1) ** step)
-    scaled = environments.normalize_reward(np.array([1.0, -1.0, 100.0, -100.0], np.float32))
-    np.testing.assert_allclose(scaled[:2], scaled[2:], rtol=1e-3)
+        spread.update(np.array([1.0, -1.0, 100.0, -100.0]) * (-1) ** step)
+    np.testing.assert_allclose(spread.var, [1.0, 1.0, 1e4, 1e4], rtol=1e-3)
 
 
 @pytest.mark.parametrize("changes", [{"learning_rate": -1}, {"learning_rate": "fast"}, {"nonsense": 1}])
