@@ -320,9 +320,8 @@ class SelectionVecEnv(DummyVecEnv):
         self._groups = [Episodes(task, int(share)) for task, share in zip(tasks, shares, strict=True)]
         self._ends = np.cumsum(shares)
         self._rng = np.random.default_rng(seed)
-        super().__init__(
-            [partial(SelectionEnvironment, group.task) for group in self._groups for _ in range(group.count)]
-        )
+        of_each = [task for task, share in zip(tasks, shares, strict=True) for _ in range(share)]
+        super().__init__([partial(SelectionEnvironment, task) for task in of_each])
 
     def reset(self) -> Floats:
         """Start every environment anew.

@@ -336,8 +336,8 @@ def inspect_policy(
         dict(sorted(importances.items(), key=lambda item: (-item[1].loss, item[0]))),
         {name: (_quartiles(v[kept]), _quartiles(v[~kept])) for name, v in measurements(problem).items()},
         {
-            str(name): (_share(operators[kept] == name), _share(operators[~kept] == name))
-            for name in np.unique(operators)
+            name: (_share(name, operators[kept]), _share(name, operators[~kept]))
+            for name in sorted(set(operators.tolist()))
         },
         tuple(text for text, i in zip(shown, order, strict=True) if kept[i])[:TEXTS],
         tuple(text for text, i in zip(shown[::-1], order[::-1], strict=True) if not kept[i])[:TEXTS],
@@ -356,5 +356,5 @@ def _quartiles(values: Floats) -> Floats:
     return found
 
 
-def _share(hits: NDArray[np.bool_]) -> float:
-    return float(hits.mean()) if len(hits) else 0.0
+def _share(name: str, operators: NDArray[np.str_]) -> float:
+    return float((operators == name).mean()) if len(operators) else 0.0

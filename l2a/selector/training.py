@@ -103,7 +103,7 @@ def train_agent(
     """
     if config.tensorboard is not None and importlib.util.find_spec("tensorboard") is None:
         raise UsageError(
-            f"selector.tensorboard: {config.tensorboard!r} needs a package; pip install 'l2a[tensorboard]' or write null"
+            f"selector.tensorboard: {config.tensorboard!r} needs a package: pip install 'l2a[tensorboard]'"
         )
     with _isolated_randomness(seed), progress.stage("selector training", config.training_steps) as advance:
         if start_from is None:

@@ -87,7 +87,7 @@ def test_a_card_whose_policy_is_missing_is_refused(tmp_path, monkeypatch):
     (tmp_path / "agents").mkdir()
     (tmp_path / "agents" / "mine.yaml").write_text("{description: d, algorithm: l2a.B, policy: gone/}")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UsageError, match="gone holds no policy.json"):
+    with pytest.raises(UsageError, match=r"gone holds no policy\.json"):
         load_agent("mine")
 
 

@@ -236,7 +236,7 @@ def test_wrong_options_are_refused_by_name(field, value):
     [
         ({"algorithm": "stable_baselines3.DQN"}, "MultiBinary"),
         ({"algorithm": "stable_baselines3.Nothing"}, "cannot be imported"),
-        ({"algorithm": "PPO"}, "cannot be imported"),
+        ({"algorithm": "PPO"}, "outside stable_baselines3"),
         ({"algorithm": "rule: best"}, "no rule 'best'"),
         ({"algorithm": "stable_baselines3.PPO", "hyperparameters": {"speed": 1}}, "speed"),
         ({"algorithm": "stable_baselines3.PPO", "enviroments": 1}, "did you mean 'environments'"),
