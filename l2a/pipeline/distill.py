@@ -125,7 +125,8 @@ def _run(config: DistillConfig, in_memory: Mapping[str, Any], folder: Path, prog
         for name, method in fitted.items():
             rows.append(_evaluate(context, name, method))
             advance(1)
-    metrics = write_run(context, progress, folder, best, students, tuple(rows))
+    # Of several processes the first one writes; transformers saves no model in the others.
+    metrics = {} if _rank() else write_run(context, progress, folder, best, students, tuple(rows))
     return DistillResult(Path(config.output_dir).expanduser(), best, tuple(rows), metrics)
 
 
