@@ -69,6 +69,8 @@ def check_settings(settings: Any, section: str = "") -> None:
 def _fits(value: Any, kind: Any) -> bool:
     if typing.get_origin(kind) is Literal:
         return value in typing.get_args(kind)
+    if typing.get_origin(kind) is Mapping:
+        return isinstance(value, Mapping) and all(_fits(item, typing.get_args(kind)[1]) for item in value.values())
     if typing.get_origin(kind) is not Annotated:
         return isinstance(value, typing.get_origin(kind) or kind)
     number, allowed = typing.get_args(kind)
@@ -81,6 +83,8 @@ def _in_words(kind: Any) -> list[str]:
         return [str(option) for option in typing.get_args(kind)]
     if typing.get_origin(kind) is Annotated:
         return [typing.get_args(kind)[1].words]
+    if typing.get_origin(kind) is Mapping:
+        return [f"each name {_in_words(typing.get_args(kind)[1])[0]}"]
     return [{str: "text", bool: "true or false", types.NoneType: "null"}.get(kind, f"a {kind.__name__}")]
 
 
@@ -155,57 +159,17 @@ class StudentConfig:
         check_settings(self, "student.")
 
 
-OPERATORS = ("source", "augpro_mix", "augpro_fgsm", "knn")
-"""The operators of an augmentation state, in the order of their integer codes."""
-TEXT_OPERATORS = (*OPERATORS, "eda", "tinybert", "target_only")
-"""The operators that make texts, each of which can run alone."""
-EMBEDDING_OPERATORS = ("mixkd", "unprojected_fgsm")
-"""Augmentation of the models' inputs, which no text can show: only while a student is distilled."""
-
-
-@dataclass(frozen=True)
-class OperatorWeights:
-    """How often each operator is proposed; only the proportions count.
-
-    Attributes:
-        source: An unchanged text of the source domain.
-        augpro_mix: Tokens of a text of the other domain, by token interpolation and projection.
-        augpro_fgsm: Tokens that raise the student's disagreement with the teacher, by projection.
-        knn: Random near neighbours of the tokens in the embedding matrix.
-    """
-
-    source: NotNegative = 1.0
-    augpro_mix: NotNegative = 1.0
-    augpro_fgsm: NotNegative = 1.0
-    knn: NotNegative = 1.0
-
-    def __post_init__(self) -> None:
-        check_settings(self, "generator.operators.")
-        if not sum(self.as_tuple()):
-            raise UsageError("generator.operators: all weights are 0; give at least one of them more")
-
-    def as_tuple(self) -> tuple[float, ...]:
-        """Return the weights in the order of ``OPERATORS``."""
-        return (self.source, self.augpro_mix, self.augpro_fgsm, self.knn)
-
-
-Operator = Literal[
-    "source", "augpro_mix", "augpro_fgsm", "knn", "eda", "tinybert", "target_only", "mixkd", "unprojected_fgsm"
-]
-
-
 @dataclass(frozen=True)
 class GeneratorConfig:
     """Settings of the generator.
 
     Attributes:
-        density: "ratio" for a domain classifier's log odds, "kde" for a kernel density of the target's embeddings.
         tau: Temperature of the target density; small seeks the target's modes, infinity gives the plain proposals.
         beta: Cost of each unit of degree beyond ``max_degree``.
         degree: Share of the tokens that an operator changes, or "auto" to choose it by the amount of labelled data.
         max_degree: Realised share of changed tokens up to which ``beta`` costs nothing.
-        operators: How often each operator is proposed.
-        mix_variant: "reference" takes the partner's token, "between" a third word near the segment that joins both.
+        operators: How often each operator of the chains is proposed: 0 never, 1 where it is not named; only the
+            proportions count.
         target_share: Probability that an operator starts from a target text rather than a source text.
         chains: Chains that run side by side; the number of texts in one call of the teacher.
         burn_in: First steps of each chain that give no candidates.
@@ -215,18 +179,16 @@ class GeneratorConfig:
         copies: Augmented texts of that row in each round, as a multiple of ``kd.pool_size``. No other row reads it.
     """
 
-    density: Literal["ratio", "kde"] = "ratio"
     tau: Temperature = 1.0
     beta: NotNegative = 10.0
     degree: Literal["auto"] | Share = 0.15
     max_degree: Weight = 0.5
-    operators: OperatorWeights = field(default_factory=OperatorWeights)
-    mix_variant: Literal["reference", "between"] = "reference"
+    operators: Mapping[str, NotNegative] = field(default_factory=dict)
     target_share: Weight = 0.5
     chains: Count = 64
     burn_in: CountFromZero = 5
     neighbours: Count = 16
-    operator: Operator | None = None
+    operator: str | None = None
     copies: Count = 1
 
     def __post_init__(self) -> None:

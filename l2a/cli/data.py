@@ -142,17 +142,24 @@ def augment_command(
     student: Annotated[str | None, typer.Option(help="Classifier that augpro_fgsm turns against --teacher.")] = None,
     batch_size: Annotated[int, typer.Option(help="Texts in a step; another size draws other numbers.")] = 256,
     max_length: Annotated[int, typer.Option(help="Tokens read of a text.")] = 128,
+    text_column: Annotated[str | None, typer.Option(help="Column of the (first) text.")] = None,
+    text_pair_column: Annotated[str | None, typer.Option(help="Column of the second text of a pair.")] = None,
+    source_text_column: Annotated[str | None, typer.Option(help="The same for the file of --source.")] = None,
+    source_text_pair_column: Annotated[str | None, typer.Option(help="Likewise.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Show errors only.")] = False,
 ) -> None:
-    """Make new texts from a file of texts; the same command goes on after an interruption."""
-    share = _parse_degree(degree)
+    """Make new texts from a file of texts; the output appears whole, at the end."""
+    from l2a.config import Columns
     from l2a.pipeline.augment import AugmentJob, augment_file
     from l2a.util.progress import RunProgress
 
+    columns = Columns(text_column, text_pair_column)
+    source_columns = Columns(source_text_column or text_column, source_text_pair_column or text_pair_column)
     job = AugmentJob(
-        input, output, operator, share, copies, seed, source, teacher, student, batch_size, max_length, overwrite
-    )
+        input, output, operator, _parse_degree(degree), copies, seed, source, teacher, student, batch_size, max_length,
+        overwrite, columns, source_columns,
+    )  # fmt: skip
     progress = RunProgress(log_file=None, verbosity=-1 if quiet else 0)
     try:
         written = augment_file(job, progress)
@@ -168,7 +175,7 @@ def _parse_degree(degree: str | None) -> Literal["auto"] | float | None:
     try:
         return float(degree)
     except ValueError as error:
-        raise UsageError(f'--degree: {degree!r} came; "auto" or a share above 0 and at most 1 is needed') from error
+        raise UsageError(f'--degree is {degree!r}; give "auto" or a share above 0 and at most 1') from error
 
 
 def pretrain_command(

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from l2a.config import Columns, DistillConfig, as_mapping, load_config, override
 from l2a.data.domains import load_domain, read_unlabelled
+from l2a.generator.operators import check_operators
 from l2a.pipeline.methods import METHODS
 from l2a.selector.agents import agent_files, load_agent
 from l2a.util.cache import fingerprint
@@ -160,7 +161,7 @@ def _wrong_variants(card: ExperimentCard) -> Iterable[str]:
                 yield f"{where}: {key} is set by the grid; take it out of the overrides"
         for student, pair in itertools.product(card.students, card.pairs):
             try:
-                variant_config(card, student, name, pair.name)
+                check_operators(variant_config(card, student, name, pair.name).generator)
             except UsageError as error:
                 yield f"{where}: {error}"
 

@@ -1,21 +1,27 @@
-"""Metropolis-Hastings over many chains side by side, for any state that is a tuple of arrays."""
+"""Chains of Metropolis-Hastings over augmented texts: the algorithm, the states and their moves, the diagnostics.
+
+A candidate is made from a state z = (base text, operator, partner, uniform numbers u) by a fixed map x = g(z). Plain
+proposals draw z from a base law mu; every move either redraws z from mu or redraws a part of it given the rest, so it
+is reversible with respect to mu, and a move is accepted with probability min(1, exp(score(z') - score(z))).
+"""
 
 from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from l2a.config import OPERATORS, GeneratorConfig
-from l2a.generator import operators
-from l2a.generator.density import LabelledTexts
-from l2a.generator.tokens import GeneratorInputs, TokenCorpus, align_partners, substitute, unit_rows
-from l2a.util.errors import UsageError
+from l2a.config import GeneratorConfig, resolve_degree
+from l2a.data.examples import TextInput
+from l2a.generator.density import LabelledTexts, fit_target_density
+from l2a.generator.operators import CHAIN_OPERATORS, OPERATORS, SOURCE, operator_law
+from l2a.generator.tokens import TokenSpace, choose_slots, write_texts
+from l2a.teacher.store import Labeller, TeacherOutputs
 
+MOVES = ("jump", "local", "partner")
+MOVE_PROBABILITIES = (0.5, 0.3, 0.2)
 States = TypeVar("States", bound=tuple[Any, ...])
 """The states of C chains: a named tuple of arrays whose first axis is the chain."""
 
@@ -126,18 +132,176 @@ def choose_states(condition: NDArray[np.bool_], first: States, second: States) -
     return chosen
 
 
-def take_states(states: States, chains: NDArray[np.int64]) -> States:
-    """Select chains.
+class AugmentationState(NamedTuple):
+    """The states of C chains; base and partner count source texts first, then target texts.
 
-    Args:
-        states: Of C chains.
-        chains: int64 (M,), positions.
-
-    Returns:
-        States of M chains.
+    Attributes:
+        base: int64 (C,).
+        operator: int64 (C,), index into ``CHAIN_OPERATORS``.
+        partner: int64 (C,), a text of the other domain.
+        u: float32 (C, L, 2), uniform in [0, 1).
+        row: int64 (C,), of the text g(z) among the labelled texts; a note, not part of z.
+        degree: float64 (C,), share of the base's tokens that g(z) changes; likewise.
     """
-    taken: States = type(states)(*[array[chains] for array in states])
-    return taken
+
+    base: NDArray[np.int64]
+    operator: NDArray[np.int64]
+    partner: NDArray[np.int64]
+    u: NDArray[np.float32]
+    row: NDArray[np.int64]
+    degree: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class GeneratorInputs:
+    """All that the generator reads.
+
+    Attributes:
+        source_inputs: S texts of the source domain.
+        target_inputs: The n labelled texts of the target domain.
+        source_outputs: The teacher's outputs for the source texts.
+        target_outputs: The teacher's outputs for the target texts.
+        space: Tokens, neighbours and gradient; without a gradient augpro_fgsm is left out.
+        labeller: Labels new texts with the teacher.
+        forbidden_hashes: Normalised hashes of the test texts, which are never drawn.
+    """
+
+    source_inputs: tuple[TextInput, ...]
+    target_inputs: tuple[TextInput, ...]
+    source_outputs: TeacherOutputs
+    target_outputs: TeacherOutputs
+    space: TokenSpace
+    labeller: Labeller
+    forbidden_hashes: AbstractSet[str]
+
+
+class AugmentationSpace:
+    """Draws, moves and scores states.
+
+    Attributes:
+        density: How near a text is to the target.
+        degree: Probability that an operator changes an open token.
+        labelled: Source texts, then target texts, then what the chains visited, with the teacher's outputs.
+    """
+
+    def __init__(self, inputs: GeneratorInputs, config: GeneratorConfig) -> None:
+        """Fit the density and tokenize the texts.
+
+        Args:
+            inputs: The two domains and the callables.
+            config: Settings.
+
+        Raises:
+            UsageError: If a domain has fewer than 2 texts, or no operator is left.
+        """
+        self._config, self._space = config, inputs.space
+        source, target = inputs.source_outputs, inputs.target_outputs
+        self.density = fit_target_density(source.embeddings, target.embeddings)
+        texts = inputs.source_inputs + inputs.target_inputs
+        known = TeacherOutputs(
+            np.concatenate([source.logits, target.logits]), np.concatenate([source.embeddings, target.embeddings])
+        )
+        self.labelled = LabelledTexts(texts, known, self.density, inputs.labeller, inputs.forbidden_hashes)
+        self._store = inputs.space.tokenize(texts)
+        self._longest = int(self._store.lengths.max())
+        self._source_count = len(inputs.source_inputs)
+        self.degree = resolve_degree(config.degree, len(texts))
+        self._operator_law = operator_law(config, has_gradient=inputs.space.gradient is not None)
+
+    def draw(self, count: int, rng: np.random.Generator) -> AugmentationState:
+        """Draw independent states from the base law mu.
+
+        Args:
+            count: Chains.
+            rng: Source of randomness.
+
+        Returns:
+            The states, with their texts labelled.
+        """
+        return self._with_texts(self._draw(count, rng))
+
+    def propose(self, states: AugmentationState, rng: np.random.Generator) -> Proposal[AugmentationState]:
+        """Propose a jump (all redrawn), a local move (u redrawn on a block) or a new partner, for each chain.
+
+        Args:
+            states: Where the chains are.
+            rng: Source of randomness.
+
+        Returns:
+            The proposed states, with their texts labelled; corrections are 0, see the module's text.
+        """
+        count = len(states.base)
+        moves = rng.choice(len(MOVES), size=count, p=MOVE_PROBABILITIES)
+        fresh = self._draw(count, rng)
+        block = self._draw_blocks(states.base, rng)
+        local = states._replace(u=np.where(block[:, :, None], fresh.u, states.u))
+        partner = states._replace(partner=self._draw_partners(states.base, rng))
+        moved = choose_states(moves == 0, fresh, choose_states(moves == 1, local, partner))
+        return Proposal(self._with_texts(moved), np.zeros(count), moves)
+
+    def score(self, states: AugmentationState) -> NDArray[np.float64]:
+        """Return the log density of states with respect to mu, up to a constant.
+
+        Args:
+            states: Of C chains.
+
+        Returns:
+            float64 (C,), minus infinity where the text is forbidden.
+        """
+        excess = np.maximum(0.0, states.degree - self._config.max_degree)
+        density = self.labelled.densities(states.row)
+        is_allowed = np.isfinite(density)
+        scores = np.where(is_allowed, density, 0.0) / self._config.tau - self._config.beta * excess
+        return np.where(is_allowed, scores, -np.inf)
+
+    def _draw(self, count: int, rng: np.random.Generator) -> AugmentationState:
+        operator = rng.choice(len(CHAIN_OPERATORS), size=count, p=self._operator_law)
+        in_target = (rng.random(count) < self._config.target_share) & (operator != SOURCE)
+        base = self._draw_from(in_target, rng)
+        u = rng.random((count, self._longest, 2), dtype=np.float32)
+        partner = self._draw_partners(base, rng)
+        return AugmentationState(base, operator, partner, u, np.zeros(count, np.int64), np.zeros(count))
+
+    def _draw_from(self, in_target: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.int64]:
+        source = rng.integers(0, self._source_count, size=len(in_target))
+        target = rng.integers(self._source_count, len(self._store.inputs), size=len(in_target))
+        return np.where(in_target, target, source)
+
+    def _draw_partners(self, base: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+        return self._draw_from(base < self._source_count, rng)
+
+    def _draw_blocks(self, base: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.bool_]:
+        lengths = self._store.lengths[base]
+        start = rng.integers(0, lengths)
+        width = rng.integers(1, lengths // 2 + 2)
+        places = np.arange(self._longest)[None, :]
+        block: NDArray[np.bool_] = (places >= start[:, None]) & (places < (start + width)[:, None])
+        return block
+
+    def _with_texts(self, states: AugmentationState) -> AugmentationState:
+        texts, degree = self.project(states)
+        return states._replace(row=self.labelled.rows(texts), degree=degree)
+
+    def project(self, states: AugmentationState) -> tuple[list[TextInput], NDArray[np.float64]]:
+        """Apply each state's operator: x = g(z).
+
+        Args:
+            states: Of C chains.
+
+        Returns:
+            C texts, and float64 (C,), the share of the base's tokens that changed.
+        """
+        texts, degree = [self._store.inputs[base] for base in states.base], np.zeros(len(states.base))
+        for code, name in enumerate(CHAIN_OPERATORS):
+            chains = np.flatnonzero(states.operator == code)
+            if code == SOURCE or not len(chains):
+                continue
+            base, partner, u = states.base[chains], states.partner[chains], states.u[chains]
+            slots = choose_slots(self._store, base, partner, u, self.degree)
+            made = write_texts(slots, OPERATORS[name].apply(self._space, slots), self._space.surfaces)
+            for chain, rewrite in zip(chains, made, strict=True):
+                texts[chain], degree[chain] = rewrite
+        return texts, degree
 
 
 @dataclass(frozen=True)
@@ -202,202 +366,3 @@ def _autocovariance(centred: NDArray[np.float64]) -> NDArray[np.float64]:
     spectrum = np.fft.rfft(centred, 2 * steps, axis=0)
     products: NDArray[np.float64] = np.fft.irfft(np.abs(spectrum) ** 2, 2 * steps, axis=0)[:steps]
     return products / steps
-
-
-SOURCE, AUGPRO_MIX, AUGPRO_FGSM, KNN = range(len(OPERATORS))
-MOVES = ("jump", "local", "partner")
-MOVE_PROBABILITIES = (0.5, 0.3, 0.2)
-
-
-class AugmentationState(NamedTuple):
-    """The states of C chains; base and partner count source texts first, then target texts.
-
-    Attributes:
-        base: int64 (C,).
-        operator: int64 (C,), index into ``OPERATORS``.
-        partner: int64 (C,), a text of the other domain.
-        u: float32 (C, L, 2), uniform in [0, 1).
-        row: int64 (C,), of the text g(z) among the labelled texts; a note, not part of z.
-        degree: float64 (C,), share of the base's tokens that g(z) changes; likewise.
-    """
-
-    base: NDArray[np.int64]
-    operator: NDArray[np.int64]
-    partner: NDArray[np.int64]
-    u: NDArray[np.float32]
-    row: NDArray[np.int64]
-    degree: NDArray[np.float64]
-
-
-class AugmentationSpace:
-    """Draws, moves and scores lifted states."""
-
-    def __init__(
-        self,
-        problem: GeneratorInputs,
-        config: GeneratorConfig,
-        degree: float,
-        corpus: TokenCorpus,
-        labelled: LabelledTexts,
-    ) -> None:
-        """Set the space up.
-
-        Args:
-            problem: The two domains and the callables.
-            config: Settings.
-            degree: Probability that an operator changes an open slot.
-            corpus: Source texts, then target texts, tokenized.
-            labelled: Source texts, then target texts, with their outputs; grows.
-        """
-        self._problem, self._config, self._degree = problem, config, degree
-        self._corpus, self._labelled = corpus, labelled
-        self._source_count = len(problem.source_inputs)
-        self._fgsm_ids: dict[int, Tensor] = {}
-        self._operator_law = _operator_law(config, has_gradient=problem.gradient is not None)
-
-    def draw(self, count: int, rng: np.random.Generator) -> AugmentationState:
-        """Draw independent states from the base law mu.
-
-        Args:
-            count: Chains.
-            rng: Source of randomness.
-
-        Returns:
-            The states, with their texts labelled.
-        """
-        return self._with_texts(self._draw(count, rng))
-
-    def propose(self, states: AugmentationState, rng: np.random.Generator) -> Proposal[AugmentationState]:
-        """Propose a jump (all redrawn), a local move (u redrawn on a block) or a new partner, for each chain.
-
-        Args:
-            states: Where the chains are.
-            rng: Source of randomness.
-
-        Returns:
-            The proposed states, with their texts labelled; corrections are 0, see the module's text.
-        """
-        count = len(states.base)
-        moves = rng.choice(len(MOVES), size=count, p=MOVE_PROBABILITIES)
-        fresh = self._draw(count, rng)
-        block = self._draw_blocks(states.base, rng)
-        u = np.where(block[:, :, None], fresh.u, states.u)
-        local = states._replace(u=u)
-        partner = states._replace(partner=self._draw_partners(states.base, rng))
-        moved = choose_states(moves == 0, fresh, choose_states(moves == 1, local, partner))
-        return Proposal(self._with_texts(moved), np.zeros(count), moves)
-
-    def score(self, states: AugmentationState) -> NDArray[np.float64]:
-        """Return the log density of states with respect to mu, up to a constant.
-
-        Args:
-            states: Of C chains.
-
-        Returns:
-            float64 (C,), minus infinity where the text is forbidden.
-        """
-        excess = np.maximum(0.0, states.degree - self._config.max_degree)
-        density = self._labelled.densities(states.row)
-        is_allowed = np.isfinite(density)
-        scores = np.where(is_allowed, density, 0.0) / self._config.tau - self._config.beta * excess
-        return np.where(is_allowed, scores, -np.inf)
-
-    def _draw(self, count: int, rng: np.random.Generator) -> AugmentationState:
-        operator = rng.choice(len(OPERATORS), size=count, p=self._operator_law)
-        in_target = (rng.random(count) < self._config.target_share) & (operator != SOURCE)
-        base = self._draw_from(in_target, rng)
-        u = rng.random((count, self._corpus.ids.shape[1], 2), dtype=np.float32)
-        unknown = np.zeros(count, dtype=np.int64)
-        return AugmentationState(base, operator, self._draw_partners(base, rng), u, unknown, unknown.astype(np.float64))
-
-    def _draw_from(self, in_target: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.int64]:
-        source = rng.integers(0, self._source_count, size=len(in_target))
-        target = rng.integers(self._source_count, len(self._corpus.inputs), size=len(in_target))
-        return np.where(in_target, target, source)
-
-    def _draw_partners(self, base: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
-        return self._draw_from(base < self._source_count, rng)
-
-    def _draw_blocks(self, base: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.bool_]:
-        lengths = self._corpus.lengths[base]
-        start = rng.integers(0, lengths)
-        width = rng.integers(1, lengths // 2 + 2)
-        places = np.arange(self._corpus.ids.shape[1])[None, :]
-        block: NDArray[np.bool_] = (places >= start[:, None]) & (places < (start + width)[:, None])
-        return block
-
-    def _with_texts(self, states: AugmentationState) -> AugmentationState:
-        new_ids = self.project(states).numpy().astype(np.int32)
-        texts, tokens = self._corpus.texts, self._problem.tokens
-        inputs = [
-            substitute(self._corpus.inputs[base], texts[base], ids[: len(texts[base].ids)], tokens)
-            for base, ids in zip(states.base, new_ids, strict=True)
-        ]
-        changed = (new_ids != self._corpus.ids[states.base].numpy()).sum(axis=1)
-        degree = changed / np.maximum(self._corpus.words[states.base], 1)
-        return states._replace(row=self._labelled.rows(inputs), degree=degree)
-
-    def project(self, states: AugmentationState) -> Tensor:
-        """Apply each state's operator: the token part of x = g(z).
-
-        Args:
-            states: Of C chains.
-
-        Returns:
-            int64 (C, L), padded as the corpus.
-        """
-        ids = self._corpus.ids[states.base]
-        for code in (AUGPRO_MIX, AUGPRO_FGSM, KNN):
-            members = np.flatnonzero(states.operator == code)
-            if len(members):
-                ids[members] = self._operate(code, take_states(states, members))
-        return ids
-
-    def _operate(self, code: int, states: AugmentationState) -> Tensor:
-        ids, slots = self._corpus.ids[states.base], self._corpus.slots[states.base]
-        u, table = torch.from_numpy(states.u), self._problem.neighbours
-        if code == KNN:
-            return operators.knn_tokens(ids, slots, u, self._degree, table)
-        if code == AUGPRO_FGSM:
-            return operators.fgsm_tokens(ids, slots, self._fgsm_replacements(states.base), u, self._degree)
-        partners = align_partners(ids, slots, self._corpus.ids[states.partner], self._corpus.slots[states.partner])
-        if self._config.mix_variant == "reference":
-            return operators.mix_tokens(ids, slots, partners, u, self._degree)
-        return operators.mix_tokens_between(ids, slots, partners, u, self._degree, table, self._directions)
-
-    @cached_property
-    def _directions(self) -> Tensor:
-        return unit_rows(self._problem.word_embeddings)
-
-    def _fgsm_replacements(self, base: NDArray[np.int64]) -> Tensor:
-        missing = [int(index) for index in np.unique(base) if int(index) not in self._fgsm_ids]
-        if missing:
-            gradients = self._padded_gradients(missing)
-            ids, slots = self._corpus.ids[missing], self._corpus.slots[missing]
-            table, embeddings = self._problem.neighbours, self._problem.word_embeddings
-            found = operators.fgsm_replacements(ids, slots, gradients, table, embeddings)
-            self._fgsm_ids.update(zip(missing, found, strict=True))
-        return torch.stack([self._fgsm_ids[int(index)] for index in base])
-
-    def _padded_gradients(self, indices: list[int]) -> Tensor:
-        assert self._problem.gradient is not None  # the operator has no weight without it
-        gradients = self._problem.gradient([self._corpus.inputs[index] for index in indices])
-        padded = torch.zeros(len(indices), self._corpus.ids.shape[1], self._problem.word_embeddings.shape[1])
-        for row, (index, gradient) in enumerate(zip(indices, gradients, strict=True)):
-            if gradient.shape != (self._corpus.lengths[index], padded.shape[2]):
-                raise ValueError(
-                    f"gradient: shape {gradient.shape} came for a text of {self._corpus.lengths[index]} tokens and "
-                    f"{padded.shape[2]} embedding dimensions; give one row for each token, special ones included"
-                )
-            padded[row, : len(gradient)] = torch.as_tensor(gradient)
-        return padded
-
-
-def _operator_law(config: GeneratorConfig, has_gradient: bool) -> NDArray[np.float64]:
-    weights = np.array(config.operators.as_tuple())
-    if not has_gradient:
-        weights[AUGPRO_FGSM] = 0.0
-    if weights.sum() == 0:
-        raise UsageError("generator.operators: only augpro_fgsm has a weight, but no gradient came; weigh another")
-    law: NDArray[np.float64] = weights / weights.sum()
-    return law

@@ -7,9 +7,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import eigh
-from scipy.special import expit
-from sklearn.covariance import ledoit_wolf
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
@@ -17,10 +14,6 @@ from l2a.data.examples import TextInput, normalised_hash
 from l2a.teacher.store import Labeller, TeacherOutputs
 from l2a.util.errors import UsageError
 
-MAX_DIMENSIONS = 4
-"""On four pairs of domains with 8 to 256 target texts, 4 directions ranked held-out target text above source text as
-well as any number (AUC 0.77 to 1.00) and 16 clearly worse (0.72 to 0.99): a kernel density fades in many dimensions."""
-BLOCK = 512
 SCALE_POINTS = 2000
 """Texts of each domain, at most, that fix the zero and the unit of the log density."""
 Floats = NDArray[np.float64]
@@ -28,32 +21,35 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class TargetDensity:
-    """A classifier of the two domains and a kernel density of the target's embeddings.
+    """A classifier of the two domains: its log odds estimate the log ratio of the target's density to the source's.
 
-    The chain seeks the classifier's log odds by default: they rank held-out target text above source text better (AUC
-    0.92 to 0.99 on the shipped pairs). They grow without bound along one direction, so a small tau makes caricatures.
+    They grow without bound along one direction, so a small tau makes caricatures.
 
     Attributes:
-        kind: "ratio" or "kde": which of the two ``log_density`` gives.
         mean: float64 (d,), of both domains.
-        whitening: float64 (d, r), to the r leading principal directions, unit variance each.
-        points: float64 (n, r), the whitened target embeddings.
-        bandwidth: Standard deviation of the Gaussian kernel.
-        domain_weights: float64 (d,), logistic regression of target against source.
-        domain_bias: Its intercept.
-        location: Median of the raw values over the source texts.
-        scale: Standard deviation of the raw values over both domains, each with half of the weight.
+        weights: float64 (d,), logistic regression of target against source.
+        bias: Its intercept.
+        location: Median of the log odds over the source texts.
+        scale: Standard deviation of the log odds over both domains, each with half of the weight.
     """
 
-    kind: str
     mean: Floats
-    whitening: Floats
-    points: Floats
-    bandwidth: float
-    domain_weights: Floats
-    domain_bias: float
+    weights: Floats
+    bias: float
     location: float = 0.0
     scale: float = 1.0
+
+    def log_odds(self, embeddings: NDArray[np.float32]) -> Floats:
+        """Log odds of the target domain, with both domains equally likely beforehand.
+
+        Args:
+            embeddings: float32 (N, d), the teacher's h_T(x).
+
+        Returns:
+            float64 (N,).
+        """
+        odds: Floats = (embeddings - self.mean) @ self.weights + self.bias
+        return odds
 
     def log_density(self, embeddings: NDArray[np.float32]) -> Floats:
         """Standardised log density: 0 for the median source text, in standard deviations over both domains.
@@ -63,42 +59,21 @@ class TargetDensity:
         (our derivation).
 
         Args:
-            embeddings: float32 (N, d), the teacher's h_T(x).
-
-        Returns:
-            float64 (N,).
-        """
-        raw = self._log_odds(embeddings) if self.kind == "ratio" else self._kernel(embeddings)
-        standardised: Floats = (raw - self.location) / self.scale
-        return standardised
-
-    def domain_probability(self, embeddings: NDArray[np.float32]) -> Floats:
-        """Probability that a text is from the target, with both domains equally likely beforehand.
-
-        Args:
             embeddings: float32 (N, d).
 
         Returns:
             float64 (N,).
         """
-        probability: Floats = expit(self._log_odds(embeddings))
-        return probability
-
-    def _kernel(self, embeddings: NDArray[np.float32]) -> Floats:
-        return kernel_log_density((embeddings - self.mean) @ self.whitening, self.points, self.bandwidth)
-
-    def _log_odds(self, embeddings: NDArray[np.float32]) -> Floats:
-        odds: Floats = (embeddings - self.mean) @ self.domain_weights + self.domain_bias
-        return odds
+        standardised: Floats = (self.log_odds(embeddings) - self.location) / self.scale
+        return standardised
 
 
-def fit_target_density(source: NDArray[np.float32], target: NDArray[np.float32], kind: str = "ratio") -> TargetDensity:
-    """Fit the density and the domain classifier.
+def fit_target_density(source: NDArray[np.float32], target: NDArray[np.float32]) -> TargetDensity:
+    """Fit the domain classifier and its scale.
 
     Args:
         source: float32 (S, d), the teacher's embeddings of source texts.
         target: float32 (n, d), of the few target texts.
-        kind: "ratio" for the classifier's log odds, "kde" for the kernel density.
 
     Returns:
         The fitted density.
@@ -108,79 +83,23 @@ def fit_target_density(source: NDArray[np.float32], target: NDArray[np.float32],
     """
     if min(len(source), len(target)) < 2:
         raise UsageError(
-            f"generator: {len(source)} source and {len(target)} target texts came; give at least 2 of each domain"
+            f"the generator has {len(source)} source and {len(target)} target texts; give at least 2 of each domain"
         )
     with threadpool_limits(limits=1, user_api="blas"):  # these problems are small: more threads only get in the way
-        raw = _fit(source.astype(np.float64), target.astype(np.float64), kind)
-        return _standardise(raw, raw.log_density(_thinned(source)), raw.log_density(_thinned(target)))
+        raw = _fit(source.astype(np.float64), target.astype(np.float64))
+        of_source, of_target = (raw.log_odds(few[:: -(-len(few) // SCALE_POINTS)]) for few in (source, target))
+    gap = of_target.mean() - of_source.mean()
+    scale = float(np.sqrt((of_source.var() + of_target.var()) / 2 + gap**2 / 4))
+    return replace(raw, location=float(np.median(of_source)), scale=max(scale, 1e-6))
 
 
-def _thinned(embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
-    return embeddings[:: -(-len(embeddings) // SCALE_POINTS)]
-
-
-def _standardise(raw: TargetDensity, source_values: Floats, target_values: Floats) -> TargetDensity:
-    gap = target_values.mean() - source_values.mean()
-    scale = float(np.sqrt((source_values.var() + target_values.var()) / 2 + gap**2 / 4))
-    return replace(raw, location=float(np.median(source_values)), scale=max(scale, 1e-6))
-
-
-def _fit(source: Floats, target: Floats, kind: str) -> TargetDensity:
-    both = np.concatenate([source, target])
-    mean = both.mean(axis=0)
-    whitening = fit_whitening(both, dimensions=min(MAX_DIMENSIONS, max(1, len(target) // 2)))
-    points = (target - mean) @ whitening
-    bandwidth = float(len(points) ** (-1 / (points.shape[1] + 4)))  # Scott's rule at unit variance
-    weights, bias = _fit_domain_classifier(source - mean, target - mean)
-    return TargetDensity(kind, mean, whitening, points, bandwidth, weights, bias)
-
-
-def fit_whitening(embeddings: Floats, dimensions: int) -> Floats:
-    """Fit PCA whitening with a Ledoit-Wolf covariance, which is sane with fewer points than dimensions.
-
-    Args:
-        embeddings: float64 (N, d).
-        dimensions: Leading directions to keep.
-
-    Returns:
-        float64 (d, r).
-    """
-    covariance, _ = ledoit_wolf(embeddings)
-    width = len(covariance)
-    values, vectors = eigh(covariance, subset_by_index=[max(0, width - dimensions), width - 1])
-    scaled: Floats = vectors / np.sqrt(np.maximum(values, 1e-12))
-    return scaled
-
-
-def kernel_log_density(queries: Floats, points: Floats, bandwidth: float) -> Floats:
-    """Log density of a Gaussian kernel estimate.
-
-    Args:
-        queries: float64 (N, r).
-        points: float64 (n, r).
-        bandwidth: Standard deviation of the kernel.
-
-    Returns:
-        float64 (N,).
-    """
-    constant = np.log(len(points)) + 0.5 * points.shape[1] * np.log(2 * np.pi * bandwidth**2)
-    squares = (points**2).sum(axis=1)
-    result = np.empty(len(queries))
-    for start in range(0, len(queries), BLOCK):
-        block = queries[start : start + BLOCK]
-        exponents = ((block**2).sum(axis=1)[:, None] + squares - 2 * block @ points.T) / (-2 * bandwidth**2)
-        highest = exponents.max(axis=1)
-        exponents -= highest[:, None]
-        result[start : start + BLOCK] = highest + np.log(np.exp(exponents).sum(axis=1)) - constant
-    return result
-
-
-def _fit_domain_classifier(source: Floats, target: Floats) -> tuple[Floats, float]:
-    spread = float(np.sqrt(np.concatenate([source, target]).var(axis=0).mean()))
-    is_target = np.repeat([0, 1], [len(source), len(target)])
+def _fit(source: Floats, target: Floats) -> TargetDensity:
+    mean = np.concatenate([source, target]).mean(axis=0)
+    both = np.concatenate([source - mean, target - mean])
+    spread = max(float(np.sqrt(both.var(axis=0).mean())), 1e-12)
     model = LogisticRegression(C=0.1, class_weight="balanced", max_iter=200)
-    model.fit(np.concatenate([source, target]) / max(spread, 1e-12), is_target)
-    return model.coef_[0] / max(spread, 1e-12), float(model.intercept_[0])
+    model.fit(both / spread, np.repeat([0, 1], [len(source), len(target)]))
+    return TargetDensity(mean, model.coef_[0] / spread, float(model.intercept_[0]))
 
 
 FORBIDDEN = -1
@@ -250,12 +169,13 @@ class LabelledTexts:
         """Return the log densities of texts.
 
         Args:
-            rows: int64 (N,).
+            rows: int64, of any shape.
 
         Returns:
-            float64 (N,), minus infinity for forbidden texts.
+            float64, of that shape, minus infinity for forbidden texts.
         """
-        return np.array([-np.inf if row == FORBIDDEN else self.log_density[row] for row in rows])
+        values = [-np.inf if row == FORBIDDEN else self.log_density[row] for row in rows.ravel().tolist()]
+        return np.array(values).reshape(rows.shape)
 
     def outputs(self, rows: NDArray[np.int64]) -> TeacherOutputs:
         """Collect the teacher's outputs of texts.

@@ -1,179 +1,115 @@
-"""The token operators: each maps tokens and given randomness to tokens, for a whole batch at once.
+"""The registry of operators, and those that change tokens or copy texts: a new one is a function and a line.
 
-All take ``u``, float32 (B, L, 2) uniform in [0, 1): ``u[..., 0]`` decides whether a position changes, ``u[..., 1]``
-to what. Only open slots change (``slots`` is not -1), so special tokens, numbers and punctuation stay. AugPro is
-arXiv 2210.11768; that embedding-space points are projected back to tokens is stated by the paper, the closed forms
-are our derivation.
+AugPro is arXiv 2210.11768; that embedding-space points are projected back to tokens is stated by the paper, the closed
+forms are our derivation.
 """
 
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from functools import partial
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from l2a.config import GeneratorConfig
 from l2a.data.examples import TextInput
-from l2a.generator.lexicons import load_glove, load_wordnet
 from l2a.generator.tokens import (
     FROZEN,
-    FlatTexts,
-    Gradient,
+    UNKNOWN,
     Ints,
     NeighbourTable,
-    TokenChanges,
-    flatten_texts,
-    splice,
-    vocabulary,
-)
-from l2a.generator.words import (
-    CANDIDATES,
-    Eda,
-    MaskedCandidates,
     Rewrite,
-    TextOperator,
-    TinyBertAugmentation,
-    copy_bases,
-    copy_partners,
+    Slots,
+    TokenSpace,
+    TokenStore,
+    choose_slots,
+    write_texts,
 )
+from l2a.generator.words import MaskedCandidates, WordSources, eda, tinybert
+from l2a.util.cards import did_you_mean
 from l2a.util.errors import UsageError
 from l2a.util.progress import SILENT, Progress
 
 POSITIONS_AT_ONCE = 32
 
 
-def changed_positions(slots: Tensor, u: Tensor, degree: float) -> Tensor:
-    """Choose the positions to change: each open slot with probability ``degree``.
-
-    Args:
-        slots: int8 (B, L).
-        u: float32 (B, L, 2).
-        degree: In (0, 1].
-
-    Returns:
-        bool (B, L).
-    """
-    return (slots != FROZEN) & (u[..., 0] < degree)
-
-
-def mix_weights(u: Tensor, degree: float) -> Tensor:
-    """Turn uniform numbers into interpolation weights lambda with P(lambda < 1/2) = ``degree``.
-
-    Args:
-        u: float32 (B, L, 2).
-        degree: In (0, 1].
-
-    Returns:
-        float32 (B, L), the weight of the text's own token, in [0, 1).
-    """
-    decide = u[..., 0]
-    return torch.where(decide < degree, decide / (2 * degree), 0.5 + (decide - degree) / (2 * max(1 - degree, 1e-9)))
-
-
-def mix_tokens(ids: Tensor, slots: Tensor, partner_ids: Tensor, u: Tensor, degree: float) -> Tensor:
-    """AugPro-Mix: interpolate with the partner's tokens and project back, in O(1) a token.
+def augpro_mix(space: TokenSpace, slots: Slots) -> Ints:
+    """Interpolate each token with one of the partner's and project back, in O(1) a token.
 
     v = lambda E[x] + (1 - lambda) E[x'] is (1 - lambda) D away from E[x] and lambda D away from E[x'], so of the two
-    ends the nearest is x' iff lambda < 1/2, and a third word is rarely nearer than both.
+    ends the nearest is x' iff lambda < 1/2, which the degree is the probability of; a third word is rarely nearer.
 
     Args:
-        ids: int64 (B, L).
-        slots: int8 (B, L).
-        partner_ids: int64 (B, L), aligned by ``align_partners``.
-        u: float32 (B, L, 2).
-        degree: P(lambda < 1/2).
+        space: Not read.
+        slots: K tokens to change.
 
     Returns:
-        int64 (B, L).
+        int64 (K,), the tokens in their places.
     """
-    return torch.where(changed_positions(slots, u, degree), partner_ids, ids)
+    return slots.store.offered(slots.places, slots.partners[slots.owners])
 
 
-def mix_tokens_between(
-    ids: Tensor, slots: Tensor, partner_ids: Tensor, u: Tensor, degree: float, table: NeighbourTable, directions: Tensor
-) -> Tensor:
-    """AugPro-Mix without the ends: a third word near the segment that joins the two tokens.
-
-    The candidates are the neighbours of both tokens; lambda is ``u[..., 1]``, the nearest direction to
-    lambda E[x] + (1 - lambda) E[x'] wins.
+def knn(space: TokenSpace, slots: Slots) -> Ints:
+    """Take a uniformly chosen near neighbour of each token.
 
     Args:
-        ids: int64 (B, L).
-        slots: int8 (B, L).
-        partner_ids: int64 (B, L), aligned by ``align_partners``.
-        u: float32 (B, L, 2).
-        degree: Probability that a position changes.
-        table: Neighbours of every token.
-        directions: float32 (V, d), E, rows of length 1 (``unit_rows``).
+        space: Gives the neighbours.
+        slots: K tokens to change.
 
     Returns:
-        int64 (B, L).
+        int64 (K,), the tokens in their places.
     """
-    where = changed_positions(slots, u, degree)
-    own, other, weight = ids[where], partner_ids[where], u[..., 1][where][:, None]
-    candidates = torch.cat([table.ids.index_select(0, own), table.ids.index_select(0, other)], dim=1).long()
-    points = weight * directions.index_select(0, own) + (1 - weight) * directions.index_select(0, other)
-    scores = _products(candidates, points, directions)
-    is_end = (candidates == own[:, None]) | (candidates == other[:, None])
-    return ids.masked_scatter(where, _best(candidates, scores.masked_fill(is_end, -torch.inf)))
+    neighbours = space.neighbours.ids.numpy()
+    k = neighbours.shape[1]
+    choice = np.minimum((slots.choice * np.float32(k)).astype(np.int64), k - 1)
+    found: Ints = neighbours[slots.store.ids[slots.places], choice].astype(np.int64)
+    return found
 
 
-def knn_tokens(ids: Tensor, slots: Tensor, u: Tensor, degree: float, table: NeighbourTable) -> Tensor:
-    """Token replacement: a uniformly chosen near neighbour of the token.
+def augpro_fgsm(space: TokenSpace, slots: Slots) -> Ints:
+    """Take, for each token x, the neighbour w with the largest (E[w] - E[x]) . g.
+
+    To first order this neighbour raises KL(teacher, student) most; it is the projection of a step along the gradient
+    that is about as long as the way to the neighbours. Each text's gradient is asked for once.
 
     Args:
-        ids: int64 (B, L).
-        slots: int8 (B, L).
-        u: float32 (B, L, 2).
-        degree: Probability that a position changes.
-        table: Neighbours of every token.
+        space: Gives gradients, neighbours and word embeddings.
+        slots: K tokens to change.
 
     Returns:
-        int64 (B, L).
+        int64 (K,), the tokens in their places.
+
+    Raises:
+        ValueError: If a gradient has another shape than its text.
     """
-    return torch.where(changed_positions(slots, u, degree), random_neighbours(ids, u[..., 1], table), ids)
+    store = slots.store
+    missing = [row for row in np.unique(slots.rows).tolist() if store.steepest[store.starts[row]] == UNKNOWN]
+    if missing:
+        places = np.concatenate([np.arange(store.starts[row], store.starts[row + 1]) for row in missing])
+        gradients = _gradients(space, store, missing)
+        store.steepest[places] = store.ids[places]
+        is_open = store.slots[places] != FROZEN
+        ids, slopes = torch.from_numpy(store.ids[places[is_open]]), gradients[torch.from_numpy(is_open)]
+        found = steepest_neighbours(ids, slopes, space.neighbours, space.word_embeddings)
+        store.steepest[places[is_open]] = found.numpy()
+    return store.steepest[slots.places]
 
 
-def random_neighbours(ids: Tensor, u: Tensor, table: NeighbourTable) -> Tensor:
-    """Choose one of the neighbours of each token.
-
-    Args:
-        ids: int64, of any shape.
-        u: float32, of that shape, uniform in [0, 1).
-        table: Neighbours of every token.
-
-    Returns:
-        int64, of that shape.
-    """
-    k = table.ids.shape[1]
-    choice = (u * k).long().clamp_max(k - 1)
-    return table.ids[ids, choice].long()
-
-
-def fgsm_replacements(
-    ids: Tensor, slots: Tensor, gradients: Tensor, table: NeighbourTable, embeddings: Tensor
-) -> Tensor:
-    """AugPro-FGSM's token for every open slot: the neighbour w with the largest (E[w] - E[x]) . g.
-
-    To first order this neighbour raises the loss most; it is the projection of a step along the gradient that is
-    about as long as the way to the neighbours.
-
-    Args:
-        ids: int64 (B, L).
-        slots: int8 (B, L).
-        gradients: float32 (B, L, d), of KL(teacher, student) with respect to the word embeddings.
-        table: Neighbours of every token.
-        embeddings: float32 (V, d).
-
-    Returns:
-        int64 (B, L); the token itself where the slot is closed.
-    """
-    where = slots != FROZEN
-    return ids.masked_scatter(where, steepest_neighbours(ids[where], gradients[where], table, embeddings))
+def _gradients(space: TokenSpace, store: TokenStore, rows: Sequence[int]) -> Tensor:
+    if space.gradient is None:
+        raise UsageError("operator 'augpro_fgsm' reads the gradient of a teacher and a student; name both, or use knn")
+    gradients = space.gradient([store.inputs[row] for row in rows])
+    width = space.word_embeddings.shape[1]
+    for row, gradient in zip(rows, gradients, strict=True):
+        if gradient.shape != (store.lengths[row], width):
+            raise ValueError(
+                f"gradient has shape {gradient.shape} for a text of {store.lengths[row]} tokens and {width} embedding "
+                "dimensions; give one row for each token, special ones included"
+            )
+    return torch.cat([torch.as_tensor(gradient) for gradient in gradients])
 
 
 def steepest_neighbours(ids: Tensor, gradients: Tensor, table: NeighbourTable, embeddings: Tensor) -> Tensor:
@@ -189,173 +125,174 @@ def steepest_neighbours(ids: Tensor, gradients: Tensor, table: NeighbourTable, e
         int64 (P,).
     """
     candidates = table.ids.index_select(0, ids).long()
-    # The term E[x] . g is the same for all candidates of a position, so it cannot change the winner.
-    return _best(candidates, _products(candidates, gradients, embeddings))
-
-
-def fgsm_tokens(ids: Tensor, slots: Tensor, replacements: Tensor, u: Tensor, degree: float) -> Tensor:
-    """AugPro-FGSM at a degree: some positions take the token of ``fgsm_replacements``.
-
-    Args:
-        ids: int64 (B, L).
-        slots: int8 (B, L).
-        replacements: int64 (B, L).
-        u: float32 (B, L, 2).
-        degree: Probability that a position changes.
-
-    Returns:
-        int64 (B, L).
-    """
-    return torch.where(changed_positions(slots, u, degree), replacements, ids)
-
-
-def exhaustive_projection(points: Tensor, rows: Tensor, eligible: Tensor) -> Tensor:
-    """Find the nearest row for every point by looking at all rows: the slow reference.
-
-    Args:
-        points: float32 (P, d).
-        rows: float32 (V, d).
-        eligible: bool (P, V), rows that a point may become.
-
-    Returns:
-        int64 (P,).
-    """
-    return torch.cdist(points, rows).masked_fill(~eligible, torch.inf).argmin(dim=1)
-
-
-def _best(candidates: Tensor, scores: Tensor) -> Tensor:
-    return candidates.gather(1, scores.argmax(dim=1, keepdim=True)).squeeze(1)
-
-
-def _products(candidates: Tensor, vectors: Tensor, embeddings: Tensor) -> Tensor:
-    parts = [vectors.new_empty(0, candidates.shape[1])]
-    for start in range(0, len(candidates), POSITIONS_AT_ONCE):
-        some, points = candidates[start : start + POSITIONS_AT_ONCE], vectors[start : start + POSITIONS_AT_ONCE]
+    scores = [gradients.new_empty(0, candidates.shape[1])]
+    for some, points in zip(*(torch.split(part, POSITIONS_AT_ONCE) for part in (candidates, gradients)), strict=True):
         # index_select is many times as fast as embeddings[some] on the CPU
         rows = embeddings.index_select(0, some.flatten()).view(*some.shape, embeddings.shape[1])
-        parts.append(torch.bmm(rows, points[:, :, None]).squeeze(2))
-    return torch.cat(parts)
+        # The term E[x] . g is the same for all candidates of a position, so it cannot change the winner.
+        scores.append(torch.bmm(rows, points[:, :, None]).squeeze(2))
+    return candidates.gather(1, torch.cat(scores).argmax(dim=1, keepdim=True)).squeeze(1)
 
 
-@dataclass(frozen=True)
-class TokenSpace:
-    """What the token operators read.
-
-    Attributes:
-        tokenizer: A fast WordPiece tokenizer.
-        neighbours: Which tokens may change, and their neighbours; augpro_mix reads no neighbours.
-        word_embeddings: float32 (V, d), on the CPU, in the tokenizer's order.
-        gradient: For augpro_fgsm, with respect to ``word_embeddings``; None leaves that operator out.
-        max_length: Tokens read of a text; what lies beyond them stays.
-    """
-
-    tokenizer: Any
-    neighbours: NeighbourTable
-    word_embeddings: Tensor
-    gradient: Gradient | None
-    max_length: int
-
-
-class TokenRewriting:
-    """augpro_mix, augpro_fgsm or knn on texts."""
-
-    def __init__(self, name: str, space: TokenSpace) -> None:
-        """Choose the operator.
-
-        Args:
-            name: "augpro_mix", "augpro_fgsm" or "knn".
-            space: Tokens, neighbours and gradients.
-
-        Raises:
-            UsageError: If augpro_fgsm came without gradients.
-        """
-        if name == "augpro_fgsm" and space.gradient is None:
-            raise UsageError(
-                "operator 'augpro_fgsm': it needs the gradient of a teacher and a student; name both, or use knn"
-            )
-        self._name, self._space = name, space
-
-    @cached_property
-    def surfaces(self) -> tuple[str, ...]:
-        """What each token writes into a text, by id."""
-        return tuple(token.removeprefix("##") for token in vocabulary(self._space.tokenizer))
-
-    def tokenize(self, inputs: Sequence[TextInput]) -> FlatTexts:
-        """Tokenize texts, so that many batches can be drawn from them.
-
-        Args:
-            inputs: One or more texts; what comes twice is kept once.
-
-        Returns:
-            The texts.
-        """
-        return flatten_texts(inputs, self._space.tokenizer, self._space.max_length, self._space.neighbours)
+class TextOperator(Protocol):
+    """Makes one new text of each base, for a whole batch at once."""
 
     def __call__(
         self, bases: Sequence[TextInput], partners: Sequence[TextInput], degree: float, rng: np.random.Generator
     ) -> list[Rewrite]:
-        """Change each base; see ``TextOperator``."""
-        if not bases:
-            return []
-        texts = self.tokenize([*bases, *partners] if self._name == "augpro_mix" else bases)
-        others = texts.numbers(partners if self._name == "augpro_mix" else ())
-        changes = self.changes(texts, texts.numbers(bases), others, degree, rng)
-        written = _write(bases, changes, self.surfaces)
-        return [Rewrite(text, share) for text, share in zip(written, changes.shares.tolist(), strict=True)]
-
-    def changes(
-        self, texts: FlatTexts, rows: Ints, partners: Ints, degree: float, rng: np.random.Generator
-    ) -> TokenChanges:
-        """Choose the tokens to change, each open one with probability ``degree``, and their replacements.
+        """Change a batch of texts.
 
         Args:
-            texts: Made by ``tokenize``.
-            rows: int64 (B,), numbers of the texts to change, at least one.
-            partners: int64 (B,), numbers of their partners; only augpro_mix reads them.
-            degree: In (0, 1].
+            bases: B texts.
+            partners: B texts, one of the other domain for each base; read by operators that mix.
+            degree: Share of the tokens to change, in (0, 1].
             rng: Source of all randomness.
 
         Returns:
-            The changes.
+            B new texts, in order.
         """
-        read = np.concatenate([rows, partners]) if self._name == "augpro_mix" else rows
-        u = rng.random((len(rows), int(texts.lengths[read].max()), 2), dtype=np.float32)
-        owners, positions = np.divmod(np.flatnonzero(u[..., 0] < degree), u.shape[1])
-        chosen = rows[owners]
-        places = np.minimum(texts.starts[chosen] + positions, len(texts.ids) - 1)
-        is_open = (positions < texts.lengths[chosen]) & (texts.slots[places] != FROZEN)
-        owners, positions, places = owners[is_open], positions[is_open], places[is_open]
-        if self._name == "augpro_mix":
-            tokens = texts.offered(places, partners[owners])
-        elif self._name == "knn":
-            tokens = self._random_neighbours(texts.ids[places], u[owners, positions, 1])
-        else:
-            tokens = self._steepest_neighbours(texts, rows, owners, positions)
-        new = tokens != texts.ids[places]
-        return TokenChanges(texts, rows, owners[new], places[new], tokens[new])
-
-    def _random_neighbours(self, ids: Ints, u: NDArray[np.float32]) -> Ints:
-        table = self._space.neighbours
-        found: Ints = random_neighbours(torch.from_numpy(ids), torch.from_numpy(u), table).numpy()
-        return found
-
-    def _steepest_neighbours(self, texts: FlatTexts, rows: Ints, owners: Ints, positions: Ints) -> Ints:
-        space = self._space
-        assert space.gradient is not None  # checked when the operator was chosen
-        gradients = [torch.as_tensor(gradient) for gradient in space.gradient([texts.inputs[row] for row in rows])]
-        firsts = np.cumsum([0, *map(len, gradients)])[:-1]
-        slopes = torch.cat(gradients)[torch.from_numpy(firsts[owners] + positions)]
-        ids = torch.from_numpy(texts.ids[texts.starts[rows[owners]] + positions])
-        found: Ints = steepest_neighbours(ids, slopes, space.neighbours, space.word_embeddings).numpy()
-        return found
 
 
-def _write(bases: Sequence[TextInput], changes: TokenChanges, surfaces: Sequence[str]) -> list[TextInput]:
-    texts, places = changes.texts, changes.places
-    segments, spans = texts.segments[places].tolist(), texts.spans[places].tolist()
-    pieces = list(zip(segments, spans, [surfaces[token] for token in changes.tokens.tolist()], strict=True))
-    bounds = itertools.pairwise([0, *np.cumsum(changes.counts).tolist()])
-    return [splice(base, pieces[start:end]) for base, (start, end) in zip(bases, bounds, strict=True)]
+def copy_partners(
+    sources: WordSources, bases: Sequence[TextInput], partners: Sequence[TextInput], *_: Any
+) -> list[Rewrite]:
+    """Give the partners as they are; see ``TextOperator``."""
+    return [Rewrite(partner, 0.0) for partner in partners]
+
+
+def copy_bases(sources: WordSources, bases: Sequence[TextInput], *_: Any) -> list[Rewrite]:
+    """Give the bases as they are; see ``TextOperator``."""
+    return [Rewrite(base, 0.0) for base in bases]
+
+
+@dataclass(frozen=True)
+class Operator:
+    """One way to make new examples.
+
+    Attributes:
+        name: As users write it.
+        help: What it does, in a line.
+        works_on: What it changes: some tokens, words, nothing (copies of texts), or the models' word embeddings.
+        rewrite: For tokens, from a ``TokenSpace`` and ``Slots`` to the new tokens; for words and copies, from
+            ``WordSources`` and the arguments of a ``TextOperator`` to new texts; None for embeddings, which no text
+            can show: those are changed while a student is distilled.
+        reads_partner: Whether it mixes in, or copies, the text of the other domain.
+        reads_neighbours: Whether it reads the table of near tokens.
+        needs_gradient: Whether it reads the gradient of a teacher and a student.
+        default_degree: The share of words that its paper states; None takes that of the generator's settings.
+    """
+
+    name: str
+    help: str
+    works_on: Literal["tokens", "words", "copies", "embeddings"]
+    rewrite: Callable[..., Any] | None
+    reads_partner: bool = False
+    reads_neighbours: bool = False
+    needs_gradient: bool = False
+    default_degree: float | None = None
+
+    def apply(self, *arguments: Any) -> Any:
+        """Call ``rewrite``, for operators that have it."""
+        assert self.rewrite is not None
+        return self.rewrite(*arguments)
+
+
+OPERATORS = {
+    operator.name: operator
+    for operator in (
+        Operator("source", "an unchanged text of the source domain", "copies", copy_partners, reads_partner=True),
+        Operator("augpro_mix", "tokens of a text of the other domain", "tokens", augpro_mix, reads_partner=True),
+        Operator(
+            "augpro_fgsm", "near tokens that part student and teacher", "tokens", augpro_fgsm,
+            reads_neighbours=True, needs_gradient=True,
+        ),
+        Operator("knn", "random near tokens", "tokens", knn, reads_neighbours=True),
+        Operator("eda", "synonyms, insertions, swaps, deletions", "words", eda, default_degree=0.1),
+        Operator("tinybert", "words that fit in their place", "words", tinybert, default_degree=0.4),
+        Operator("target_only", "an unchanged text of the target domain", "copies", copy_bases),
+        Operator("mixkd", "interpolated word embeddings", "embeddings", None, reads_partner=True),
+        Operator("unprojected_fgsm", "word embeddings along the gradient", "embeddings", None, needs_gradient=True),
+    )
+}  # fmt: skip
+TEXT_OPERATORS = tuple(name for name, operator in OPERATORS.items() if operator.rewrite)
+"""Those that make texts, each of which can run alone."""
+SOURCE = 0
+CHAIN_OPERATORS = ("source", *(name for name, operator in OPERATORS.items() if operator.works_on == "tokens"))
+"""Those of the chains' states, in the order of their integer codes."""
+
+
+def check_operators(config: GeneratorConfig) -> None:
+    """Check the operators that a configuration names, before anything is trained.
+
+    Args:
+        config: Settings.
+
+    Raises:
+        UsageError: If one is unknown, or the chains could propose none.
+    """
+    if config.operator is not None and config.operator not in OPERATORS:
+        hint = did_you_mean(config.operator, OPERATORS)
+        raise UsageError(f"generator.operator is {config.operator!r}{hint}; give one of {', '.join(OPERATORS)}")
+    for name in config.operators:
+        if name not in CHAIN_OPERATORS:
+            hint = did_you_mean(name, CHAIN_OPERATORS)
+            raise UsageError(f"generator.operators names {name!r}{hint}; weigh {', '.join(CHAIN_OPERATORS)}")
+    operator_law(config, has_gradient=True)
+
+
+def operator_law(config: GeneratorConfig, has_gradient: bool) -> NDArray[np.float64]:
+    """Turn the weights into the probabilities with which the chains propose operators.
+
+    Args:
+        config: Settings; an operator that ``operators`` does not name weighs 1.
+        has_gradient: Whether there is a student whose gradient can be read.
+
+    Returns:
+        float64, a probability for each of ``CHAIN_OPERATORS``.
+
+    Raises:
+        UsageError: If no operator is left.
+    """
+    weights = np.array([config.operators.get(name, 1.0) for name in CHAIN_OPERATORS])
+    if not has_gradient:
+        weights[[OPERATORS[name].needs_gradient for name in CHAIN_OPERATORS]] = 0.0
+    if weights.sum() == 0:
+        raise UsageError(
+            "generator.operators gives no weight to an operator that can run"
+            + ("" if has_gradient else " without a student's gradient")
+            + f"; give one of {', '.join(CHAIN_OPERATORS)} a weight above 0"
+        )
+    law: NDArray[np.float64] = weights / weights.sum()
+    return law
+
+
+def draw_changes(
+    operator: Operator,
+    space: TokenSpace,
+    store: TokenStore,
+    rows: Ints,
+    partners: Ints,
+    degree: float,
+    rng: np.random.Generator,
+) -> tuple[Slots, Ints]:
+    """Draw which tokens of some texts change, and to what.
+
+    Args:
+        operator: One that works on tokens.
+        space: What it reads.
+        store: The texts.
+        rows: int64 (B,), numbers of the texts to change.
+        partners: int64 (B,), numbers of their partners.
+        degree: Probability that an open token changes.
+        rng: Source of all randomness.
+
+    Returns:
+        K slots, and int64 (K,), the tokens that come into them.
+    """
+    read = np.concatenate([rows, partners]) if operator.reads_partner else rows
+    u = rng.random((len(rows), int(store.lengths[read].max()), 2), dtype=np.float32)
+    slots = choose_slots(store, rows, partners, u, degree)
+    return slots, operator.apply(space, slots)
 
 
 def build_operator(
@@ -379,12 +316,26 @@ def build_operator(
         RunError: If a word list cannot be had.
         UsageError: If augpro_fgsm lacks its models.
     """
-    if name == "source":
-        return copy_partners
-    if name == "target_only":
-        return copy_bases
-    if name == "eda":
-        return Eda(load_wordnet(progress))
-    if name == "tinybert":
-        return TinyBertAugmentation(load_glove(CANDIDATES, progress), masked())
-    return TokenRewriting(name, space())
+    operator = OPERATORS[name]
+    if operator.works_on == "tokens":
+        return partial(rewrite_tokens, operator, space())
+    return partial(operator.apply, WordSources(masked, progress))
+
+
+def rewrite_tokens(
+    operator: Operator,
+    space: TokenSpace,
+    bases: Sequence[TextInput],
+    partners: Sequence[TextInput],
+    degree: float,
+    rng: np.random.Generator,
+) -> list[Rewrite]:
+    """Apply a token operator to a batch of texts; see ``TextOperator``."""
+    if not bases:
+        return []
+    read = dict.fromkeys([*bases, *partners] if operator.reads_partner else bases)
+    numbers = {text: number for number, text in enumerate(read)}
+    rows = np.array([numbers[base] for base in bases])
+    others = np.array([numbers[partner] for partner in partners]) if operator.reads_partner else rows
+    changes = draw_changes(operator, space, space.tokenize(list(read)), rows, others, degree, rng)
+    return write_texts(*changes, space.surfaces)

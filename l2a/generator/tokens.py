@@ -1,11 +1,11 @@
-"""How text becomes tokens with places in the text, and how changed tokens become text again."""
+"""How text becomes tokens with places in the text, which tokens may stand in each place, and how text comes back."""
 
+import itertools
 from collections.abc import Callable, Sequence
-from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,178 +13,35 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from l2a.data.examples import TextInput
-from l2a.teacher.store import Labeller, TeacherOutputs
 from l2a.util.cache import cached_folder, fingerprint
 from l2a.util.errors import UsageError
 from l2a.util.progress import SILENT, Advance, Progress
 
-SPECIAL = -1
-
-
-@dataclass(frozen=True)
-class TokenizedText:
-    """The tokens that a model reads from one text.
-
-    Attributes:
-        ids: int32 (L,), special tokens included, cut to the maximum length.
-        spans: int32 (L, 2), first and past-the-last character of the token in its side of the text.
-        segments: int8 (L,), 0 for the first side, 1 for the second, -1 for special tokens.
-    """
-
-    ids: NDArray[np.int32]
-    spans: NDArray[np.int32]
-    segments: NDArray[np.int8]
-
-
-def tokenize_texts(inputs: Sequence[TextInput], tokenizer: Any, max_length: int) -> list[TokenizedText]:
-    """Tokenize texts as the models do, and keep the place of every token.
-
-    Args:
-        inputs: N texts, all single or all pairs.
-        tokenizer: A fast tokenizer of transformers.
-        max_length: Tokens kept, special ones included.
-
-    Returns:
-        N tokenized texts, in order.
-    """
-    if not inputs:
-        return []
-    sides = [list(side) for side in zip(*inputs, strict=True)]
-    encoded = tokenizer(*sides, truncation=True, max_length=max_length)
-    return [_tokenized(encoding) for encoding in encoded.encodings]
-
-
-def _tokenized(encoding: Any) -> TokenizedText:
-    segments = [SPECIAL if segment is None else segment for segment in encoding.sequence_ids]
-    return TokenizedText(
-        np.asarray(encoding.ids, dtype=np.int32),
-        np.asarray(encoding.offsets, dtype=np.int32),
-        np.asarray(segments, dtype=np.int8),
-    )
-
-
-def substitute(
-    text_input: TextInput, tokenized: TokenizedText, new_ids: NDArray[np.int32], tokens: Sequence[str]
-) -> TextInput:
-    """Write changed tokens into the text; every other character stays.
-
-    Args:
-        text_input: The text that was tokenized.
-        tokenized: Its tokens.
-        new_ids: int32 (L,), the ids wanted in their places; special positions are ignored.
-        tokens: The vocabulary, by id.
-
-    Returns:
-        The changed text, equal to ``text_input`` when no id changed.
-    """
-    changed = np.flatnonzero((new_ids != tokenized.ids) & (tokenized.segments != SPECIAL))
-    segments, spans = tokenized.segments[changed].tolist(), tokenized.spans[changed].tolist()
-    surfaces = [tokens[token].removeprefix("##") for token in new_ids[changed].tolist()]
-    return splice(text_input, list(zip(segments, spans, surfaces, strict=True)))
-
-
-def splice(text_input: TextInput, pieces: Sequence[tuple[int, Sequence[int], str]]) -> TextInput:
-    """Put new pieces in the places of old ones; every other character stays.
-
-    Args:
-        text_input: One or two strings.
-        pieces: Number of the side, first and past-the-last character in it, and the new piece, in the order of the
-            text and without overlaps.
-
-    Returns:
-        The changed text.
-    """
-    sides = list(text_input)
-    for segment, (start, end), piece in reversed(pieces):  # from the end, so that the places before stay true
-        sides[segment] = sides[segment][:start] + piece + sides[segment][end:]
-    return tuple(sides)
-
-
-def shares_characters(spans: NDArray[np.int32], segments: NDArray[np.int8]) -> NDArray[np.bool_]:
-    """Find tokens that share a character with the next, such as the parts of a Hangul syllable.
-
-    They cannot be replaced one by one.
-
-    Args:
-        spans: int32 (T, 2), of one text or of several, one after the other.
-        segments: int8 (T,), -1 for special tokens.
-
-    Returns:
-        bool (T,).
-    """
-    overlap = (spans[1:, 0] < spans[:-1, 1]) & (segments[1:] == segments[:-1]) & (segments[1:] != SPECIAL)
-    shared = np.zeros(len(segments), dtype=np.bool_)
-    shared[1:] |= overlap
-    shared[:-1] |= overlap
-    return shared
-
-
+SPECIAL, FROZEN = -1, -1
+"""The side of a special token, and the slot of a token that must stay."""
+SLOT_KINDS = 4
+"""Slots that may trade tokens: word starts and continuations, of the first and of the second side."""
+UNKNOWN = -1
 BLOCK = 1024
 LAYOUT = 2
 """Part of the cache key: raise it when the rules for neighbours change."""
 
-
-@dataclass(frozen=True)
-class NeighbourTable:
-    """The k nearest neighbours of each token among the tokens that may stand in its place.
-
-    Attributes:
-        ids: int32 (V, k), nearest first; the row of a token that is not allowed repeats the token itself.
-        distances: float32 (V, k), Euclidean between unit rows; infinity for tokens that are not allowed.
-        word_start: bool (V,), False for pieces that continue a word ("##ing").
-        allowed: bool (V,), tokens that operators may change and emit.
-    """
-
-    ids: Tensor
-    distances: Tensor
-    word_start: Tensor
-    allowed: Tensor
-
-    def to(self, device: torch.device | str) -> "NeighbourTable":
-        """Move the table to a device.
-
-        Args:
-            device: Such as "cuda".
-
-        Returns:
-            The table there.
-        """
-        parts = (self.ids, self.distances, self.word_start, self.allowed)
-        return NeighbourTable(*(part.to(device) for part in parts))
+Ints = NDArray[np.int64]
+Gradient = Callable[[Sequence[TextInput]], Sequence[NDArray[np.float32]]]
+"""Gradients of KL(teacher, student) with respect to the word embeddings: float32 (L_i, d) for each text, one row for
+each token of the tokenizer, special ones included, cut to the maximum length."""
 
 
-def build_neighbour_table(
-    embeddings: Tensor, tokens: Sequence[str], k: int = 16, progress: Progress = SILENT
-) -> NeighbourTable:
-    """Find the nearest neighbours of every token, or load them if this matrix was seen before.
-
-    A neighbour is an allowed token of the same kind (whole words for whole words, "##" pieces for "##" pieces),
-    and never the token itself. Where fewer than k exist, the row repeats them in order.
+def vocabulary(tokenizer: Any) -> tuple[str, ...]:
+    """List the vocabulary of a tokenizer, added tokens included.
 
     Args:
-        embeddings: float32 (V, d), the word-embedding matrix.
-        tokens: The V vocabulary entries, by id.
-        k: Neighbours to keep.
-        progress: Told of the rows done.
+        tokenizer: A tokenizer of transformers.
 
     Returns:
-        The table, on the CPU.
-
-    Raises:
-        UsageError: If the vocabulary is not WordPiece.
+        V token texts, by id.
     """
-    word_start, allowed = token_kinds(tokens)
-
-    def build(folder: Path) -> None:
-        ids, distances = find_neighbours(embeddings.detach().cpu().float(), word_start, allowed, k, progress)
-        np.save(folder / "ids.npy", ids.numpy())
-        np.save(folder / "distances.npy", distances.numpy())
-
-    key = fingerprint(LAYOUT, k, list(tokens), embeddings.detach().cpu().float().numpy())
-    folder = cached_folder("neighbours", key, build)
-    ids = torch.from_numpy(np.load(folder / "ids.npy", allow_pickle=False))
-    distances = torch.from_numpy(np.load(folder / "distances.npy", allow_pickle=False))
-    return NeighbourTable(ids, distances, word_start, allowed & (distances[:, 0] < float("inf")))
+    return tuple(tokenizer.convert_ids_to_tokens(list(range(len(tokenizer)))))
 
 
 def token_kinds(tokens: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -211,6 +68,61 @@ def token_kinds(tokens: Sequence[str]) -> tuple[Tensor, Tensor]:
     surfaces = [token.removeprefix("##") for token in tokens]
     word_start = torch.tensor([not token.startswith("##") for token in tokens])
     return word_start, torch.tensor([len(surface) > 1 and surface.isalpha() for surface in surfaces])
+
+
+@dataclass(frozen=True)
+class NeighbourTable:
+    """The k nearest neighbours of each token among the tokens that may stand in its place.
+
+    Attributes:
+        ids: int32 (V, k), nearest first; the row of a token that is not allowed repeats the token itself.
+        distances: float32 (V, k), Euclidean between unit rows; infinity for tokens that are not allowed.
+        word_start: bool (V,), False for pieces that continue a word ("##ing").
+        allowed: bool (V,), tokens that operators may change and emit.
+    """
+
+    ids: Tensor
+    distances: Tensor
+    word_start: Tensor
+    allowed: Tensor
+
+
+def build_neighbour_table(
+    embeddings: Tensor, tokens: Sequence[str], k: int = 16, progress: Progress = SILENT
+) -> NeighbourTable:
+    """Find the nearest neighbours of every token, or load them if this matrix was seen before.
+
+    A neighbour is an allowed token of the same kind (whole words for whole words, "##" pieces for "##" pieces),
+    and never the token itself. Where fewer than k exist, the row repeats them in order.
+
+    Args:
+        embeddings: float32 (V, d), the word-embedding matrix.
+        tokens: The V vocabulary entries, by id.
+        k: Neighbours to keep; 0 searches none and only says which tokens may change.
+        progress: Told of the rows done.
+
+    Returns:
+        The table, on the CPU.
+
+    Raises:
+        UsageError: If the vocabulary is not WordPiece.
+    """
+    word_start, allowed = token_kinds(tokens)
+    if k == 0:
+        none = torch.zeros(len(tokens), 0)
+        return NeighbourTable(none.to(torch.int32), none, word_start, allowed)
+    matrix = embeddings.detach().cpu().float()
+
+    def build(folder: Path) -> None:
+        found = find_neighbours(matrix, word_start, allowed, k, progress)
+        for name, part in zip(("ids", "distances"), found, strict=True):
+            np.save(folder / f"{name}.npy", part.numpy())
+
+    folder = cached_folder("neighbours", fingerprint(LAYOUT, k, list(tokens), matrix.numpy()), build)
+    ids, distances = (
+        torch.from_numpy(np.load(folder / f"{name}.npy", allow_pickle=False)) for name in ("ids", "distances")
+    )
+    return NeighbourTable(ids, distances, word_start, allowed & (distances[:, 0] < float("inf")))
 
 
 def find_neighbours(
@@ -264,170 +176,84 @@ def _search_kind(directions: Tensor, members: Tensor, ids: Tensor, distances: Te
         advance(len(cosine))
 
 
-Gradient = Callable[[Sequence[TextInput]], Sequence[NDArray[np.float32]]]
-"""Gradients of KL(teacher, student) with respect to the word embeddings: float32 (L_i, d) for each text, one row for
-each token of the problem's tokenizer, special ones included, cut to the maximum length."""
-
-
 @dataclass(frozen=True)
-class GeneratorInputs:
-    """All that the generator reads.
+class TokenSpace:
+    """What the token operators read.
 
     Attributes:
-        source_inputs: S texts of the source domain.
-        target_inputs: The n labelled texts of the target domain.
-        source_outputs: The teacher's outputs for the source texts.
-        target_outputs: The teacher's outputs for the target texts.
         tokenizer: A fast WordPiece tokenizer; that of the student where ``gradient`` is the student's.
+        neighbours: Which tokens may change, and their neighbours; augpro_mix reads no neighbours.
         word_embeddings: float32 (V, d), on the CPU, in the tokenizer's order.
-        neighbours: The table built from ``word_embeddings``.
-        labeller: Labels new texts with the teacher.
-        gradient: For AugPro-FGSM; None leaves that operator out.
-        forbidden_hashes: Normalised hashes of the test texts, which are never drawn.
-        max_length: Tokens that the models read of a text, special ones included.
+        gradient: For augpro_fgsm, with respect to ``word_embeddings``; None leaves that operator out.
+        max_length: Tokens that the models read of a text, special ones included; what lies beyond them stays.
     """
 
-    source_inputs: tuple[TextInput, ...]
-    target_inputs: tuple[TextInput, ...]
-    source_outputs: TeacherOutputs
-    target_outputs: TeacherOutputs
     tokenizer: Any
-    word_embeddings: Tensor
     neighbours: NeighbourTable
-    labeller: Labeller
+    word_embeddings: Tensor
     gradient: Gradient | None
-    forbidden_hashes: AbstractSet[str]
     max_length: int
 
     @cached_property
-    def tokens(self) -> tuple[str, ...]:
-        """The vocabulary, by id."""
-        return vocabulary(self.tokenizer)
+    def surfaces(self) -> tuple[str, ...]:
+        """What each token writes into a text, by id."""
+        return tuple(token.removeprefix("##") for token in vocabulary(self.tokenizer))
+
+    def tokenize(self, inputs: Sequence[TextInput]) -> "TokenStore":
+        """Tokenize texts as the models do, and mark the slots that operators may change.
+
+        Args:
+            inputs: N texts, at least one, all single or all pairs.
+
+        Returns:
+            Their tokens.
+        """
+        sides = [list(side) for side in zip(*inputs, strict=True)]
+        encodings = self.tokenizer(*sides, truncation=True, max_length=self.max_length).encodings
+        lengths = [len(encoding.ids) for encoding in encodings]
+        ids = np.fromiter(itertools.chain.from_iterable(one.ids for one in encodings), np.int64, sum(lengths))
+        flat = itertools.chain.from_iterable(encoding.sequence_ids for encoding in encodings)
+        segments = np.fromiter((SPECIAL if side is None else side for side in flat), np.int8, len(ids))
+        spans = np.concatenate([np.asarray(encoding.offsets, np.int32) for encoding in encodings])
+        is_open = self.neighbours.allowed.numpy()[ids] & (segments != SPECIAL) & ~shares_characters(spans, segments)
+        kinds = 2 * segments + ~self.neighbours.word_start.numpy()[ids]
+        slots = np.where(is_open, kinds, FROZEN).astype(np.int8)
+        return TokenStore(tuple(inputs), np.cumsum([0, *lengths]), ids, slots, segments, spans)
 
 
-def vocabulary(tokenizer: Any) -> tuple[str, ...]:
-    """List the vocabulary of a tokenizer, added tokens included.
+def shares_characters(spans: NDArray[np.int32], segments: NDArray[np.int8]) -> NDArray[np.bool_]:
+    """Find tokens that share a character with the next, such as the parts of a Hangul syllable.
 
-    Args:
-        tokenizer: A tokenizer of transformers.
-
-    Returns:
-        V token texts, by id.
-    """
-    tokens: list[str] = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
-    return tuple(tokens)
-
-
-FROZEN = -1
-SLOT_KINDS = 4
-"""Slots that may trade tokens: word starts and continuations, of the first and of the second side."""
-
-
-@dataclass(frozen=True)
-class TokenCorpus:
-    """N tokenized texts.
-
-    Attributes:
-        inputs: The texts.
-        texts: Their tokens, without padding.
-        ids: int64 (N, L), padded with 0.
-        slots: int8 (N, L), 2 * segment + (1 if the token continues a word); -1 where the token must stay.
-        lengths: int64 (N,), tokens of each text, special ones included.
-        words: int64 (N,), tokens of each text, special ones not included.
-    """
-
-    inputs: tuple[TextInput, ...]
-    texts: tuple[TokenizedText, ...]
-    ids: Tensor
-    slots: Tensor
-    lengths: NDArray[np.int64]
-    words: NDArray[np.int64]
-
-
-def tokenize_corpus(inputs: Sequence[TextInput], tokenizer: Any, max_length: int, table: NeighbourTable) -> TokenCorpus:
-    """Tokenize texts and mark the slots that operators may change.
+    They cannot be replaced one by one.
 
     Args:
-        inputs: N texts, at least one.
-        tokenizer: A fast WordPiece tokenizer.
-        max_length: Tokens kept of each text, special ones included.
-        table: Says which tokens may change.
+        spans: int32 (T, 2), of texts one after the other.
+        segments: int8 (T,), -1 for special tokens.
 
     Returns:
-        The corpus, on the CPU.
+        bool (T,).
     """
-    texts = tokenize_texts(inputs, tokenizer, max_length)
-    lengths = np.array([len(text.ids) for text in texts], dtype=np.int64)
-    ids = np.zeros((len(texts), int(lengths.max())), dtype=np.int64)
-    segments, shared = np.full(ids.shape, SPECIAL, dtype=np.int8), np.zeros(ids.shape, dtype=np.bool_)
-    for row, text in enumerate(texts):
-        ids[row, : lengths[row]] = text.ids
-        segments[row, : lengths[row]] = text.segments
-        shared[row, : lengths[row]] = shares_characters(text.spans, text.segments)
-    slots = slot_kinds(torch.from_numpy(ids), torch.from_numpy(segments), table)
-    slots[torch.from_numpy(shared)] = FROZEN
-    words = (segments != SPECIAL).sum(axis=1).astype(np.int64)
-    return TokenCorpus(tuple(inputs), tuple(texts), torch.from_numpy(ids), slots, lengths, words)
-
-
-def slot_kinds(ids: Tensor, segments: Tensor, table: NeighbourTable) -> Tensor:
-    """Say which tokens may stand in each place.
-
-    Args:
-        ids: int64 (N, L).
-        segments: int8 (N, L), -1 for special tokens and padding.
-        table: Says which tokens start a word and which may change.
-
-    Returns:
-        int8 (N, L), as ``TokenCorpus.slots``.
-    """
-    kinds = 2 * segments + (~table.word_start[ids]).to(torch.int8)
-    is_open = table.allowed[ids] & (segments != SPECIAL)
-    return torch.where(is_open, kinds, torch.full_like(kinds, FROZEN))
-
-
-def align_partners(ids: Tensor, slots: Tensor, partner_ids: Tensor, partner_slots: Tensor) -> Tensor:
-    """Give every open slot of a text a token of its partner.
-
-    The j-th word start of a side meets the j-th word start of the same side of the partner, counted in a circle
-    where the partner is shorter; continuations likewise. Matching by rank and not by bare position keeps first with
-    first, second with second and "##" with "##", and leaves no slot idle (our derivation).
-
-    Args:
-        ids: int64 (B, L).
-        slots: int8 (B, L).
-        partner_ids: int64 (B, M).
-        partner_slots: int8 (B, M).
-
-    Returns:
-        int64 (B, L); the text's own token where the partner has nothing to offer.
-    """
-    aligned = ids
-    for kind in range(SLOT_KINDS):
-        mine, theirs = slots == kind, partner_slots == kind
-        count = theirs.sum(dim=1, keepdim=True)
-        rank = (mine.cumsum(dim=1) - 1).clamp_min(0) % count.clamp_min(1)
-        places = theirs.to(torch.int8).argsort(dim=1, descending=True, stable=True)
-        offered = partner_ids.gather(1, places.gather(1, rank))
-        aligned = torch.where(mine & (count > 0), offered, aligned)
-    return aligned
-
-
-Ints = NDArray[np.int64]
+    overlap = (spans[1:, 0] < spans[:-1, 1]) & (segments[1:] == segments[:-1]) & (segments[1:] != SPECIAL)
+    shared = np.zeros(len(segments), dtype=np.bool_)
+    shared[1:] |= overlap
+    shared[:-1] |= overlap
+    return shared
 
 
 @dataclass(frozen=True, eq=False)
-class FlatTexts:
-    """N different texts and their T tokens, one text after the other, special tokens included.
+class TokenStore:
+    """N texts and their T tokens, one text after the other, special tokens included.
 
     Attributes:
         inputs: The texts.
         starts: int64 (N + 1,), where the tokens of each text start.
         ids: int64 (T,).
-        slots: int8 (T,), as ``TokenCorpus.slots``.
-        segments: int8 (T,), the side of the text, -1 for special tokens.
-        spans: int32 (T, 2), first and past-the-last character in that side.
+        slots: int8 (T,), 2 * segment + (1 if the token continues a word); -1 where the token must stay.
+        segments: int8 (T,), 0 for the first side, 1 for the second, -1 for special tokens.
+        spans: int32 (T, 2), first and past-the-last character of the token in its side of the text.
+        lengths: int64 (N,), tokens of each text, special ones included.
         words: int64 (N,), tokens of each text, special ones not included.
+        steepest: int64 (T,), the tokens that augpro_fgsm found so far; -1 for texts whose gradient was never asked.
     """
 
     inputs: tuple[TextInput, ...]
@@ -436,34 +262,18 @@ class FlatTexts:
     slots: NDArray[np.int8]
     segments: NDArray[np.int8]
     spans: NDArray[np.int32]
-    words: Ints
+    lengths: Ints = field(init=False)
+    words: Ints = field(init=False)
+    steepest: Ints = field(init=False)
 
-    def numbers(self, inputs: Sequence[TextInput]) -> Ints:
-        """Look texts up.
-
-        Args:
-            inputs: Texts.
-
-        Returns:
-            int64, their numbers.
-
-        Raises:
-            KeyError: If one is not among these.
-        """
-        return np.fromiter(map(self._places.__getitem__, inputs), np.int64, len(inputs))
+    def __post_init__(self) -> None:
+        """Derive what the tokens decide."""
+        object.__setattr__(self, "lengths", np.diff(self.starts))
+        object.__setattr__(self, "words", np.add.reduceat(self.segments != SPECIAL, self.starts[:-1], dtype=np.int64))
+        object.__setattr__(self, "steepest", np.full(len(self.ids), UNKNOWN))
 
     @cached_property
-    def _places(self) -> dict[TextInput, int]:
-        return {text: number for number, text in enumerate(self.inputs)}
-
-    @cached_property
-    def lengths(self) -> Ints:
-        """int64 (N,), tokens of each text, special ones included."""
-        lengths: Ints = np.diff(self.starts)
-        return lengths
-
-    @cached_property
-    def _sorted(self) -> tuple[Ints, Ints, Ints]:
+    def _by_slot(self) -> tuple[Ints, Ints, Ints]:
         """The tokens of each text by slot, the number of each slot's first, and the place of every token in it."""
         kinds = SLOT_KINDS + 1  # FROZEN is one of them
         key = np.repeat(np.arange(len(self.words)) * kinds, self.lengths) + self.slots + 1
@@ -474,7 +284,11 @@ class FlatTexts:
         return self.ids[order], firsts, ranks
 
     def offered(self, places: Ints, partners: Ints) -> Ints:
-        """Find what a partner offers in the place of a token, by the rule of ``align_partners``.
+        """Find what a partner offers in the place of a token.
+
+        The j-th word start of a side meets the j-th word start of the same side of the partner, counted in a circle
+        where the partner is shorter; continuations likewise. Matching by rank and not by bare position keeps first
+        with first, second with second and "##" with "##", and leaves no slot idle (our derivation).
 
         Args:
             places: int64 (K,), open tokens, among all T.
@@ -483,7 +297,7 @@ class FlatTexts:
         Returns:
             int64 (K,), the tokens; the own one where the partner has nothing to offer.
         """
-        by_slot, firsts, ranks = self._sorted
+        by_slot, firsts, ranks = self._by_slot
         kind = partners * (SLOT_KINDS + 1) + self.slots[places] + 1
         count = firsts[kind + 1] - firsts[kind]
         found = by_slot[np.minimum(firsts[kind] + ranks[places] % np.maximum(count, 1), len(by_slot) - 1)]
@@ -492,60 +306,106 @@ class FlatTexts:
 
 
 @dataclass(frozen=True, eq=False)
-class TokenChanges:
-    """Which tokens of B texts change, and to what: K changes in the order of the texts and of their tokens.
+class Slots:
+    """K open tokens of B texts, in the order of the texts and of their tokens, that an operator is to change.
 
     Attributes:
-        texts: Where the tokens stand.
+        store: The texts.
         rows: int64 (B,), numbers of the texts.
-        owners: int64 (K,), which of the B texts changes.
-        places: int64 (K,), among all tokens of ``texts``.
-        tokens: int64 (K,), the new ids, each different from the old one.
+        partners: int64 (B,), numbers of their partners, texts of the other domain.
+        owners: int64 (K,), which of the B texts each token belongs to.
+        places: int64 (K,), among all tokens of ``store``.
+        choice: float32 (K,), uniform in [0, 1): decides to which token it changes.
     """
 
-    texts: FlatTexts
+    store: TokenStore
     rows: Ints
+    partners: Ints
     owners: Ints
     places: Ints
-    tokens: Ints
-
-    @cached_property
-    def counts(self) -> Ints:
-        """int64 (B,), changes of each text."""
-        return np.bincount(self.owners, minlength=len(self.rows))
-
-    @property
-    def shares(self) -> NDArray[np.float64]:
-        """float64 (B,), changes of each text as a share of its tokens."""
-        shares: NDArray[np.float64] = self.counts / np.maximum(self.texts.words[self.rows], 1)
-        return shares
+    choice: NDArray[np.float32]
 
 
-def flatten_texts(inputs: Sequence[TextInput], tokenizer: Any, max_length: int, table: NeighbourTable) -> FlatTexts:
-    """Tokenize texts and mark the slots that operators may change.
+def choose_slots(store: TokenStore, rows: Ints, partners: Ints, u: NDArray[np.float32], degree: float) -> Slots:
+    """Choose the tokens to change: each open one with probability ``degree``.
 
     Args:
-        inputs: One or more texts, all single or all pairs; what comes twice is kept once.
-        tokenizer: A fast WordPiece tokenizer.
-        max_length: Tokens kept of each text, special ones included.
-        table: Says which tokens may change.
+        store: The texts.
+        rows: int64 (B,), numbers of the texts.
+        partners: int64 (B,), numbers of their partners.
+        u: float32 (B, L, 2), uniform in [0, 1): whether a token changes, and to what; L is no less than any length.
+        degree: In (0, 1].
 
     Returns:
-        The texts.
+        The slots.
     """
-    distinct = list(dict.fromkeys(inputs))
-    made = tokenize_texts(distinct, tokenizer, max_length)
-    ids, segments = (np.concatenate([getattr(text, name) for text in made]) for name in ("ids", "segments"))
-    spans = np.concatenate([text.spans for text in made])
-    slots = slot_kinds(torch.from_numpy(ids.astype(np.int64)), torch.from_numpy(segments), table).numpy()
-    slots[shares_characters(spans, segments)] = FROZEN
-    starts = np.cumsum([0, *(len(text.ids) for text in made)])
-    return FlatTexts(
-        inputs=tuple(distinct),
-        starts=starts,
-        ids=ids.astype(np.int64),
-        slots=slots,
-        segments=segments,
-        spans=spans,
-        words=np.add.reduceat(segments != SPECIAL, starts[:-1], dtype=np.int64),
-    )
+    owners, positions = np.divmod(np.flatnonzero(u[..., 0] < degree), u.shape[1])
+    places = np.minimum(store.starts[rows[owners]] + positions, len(store.ids) - 1)
+    is_open = (positions < store.lengths[rows[owners]]) & (store.slots[places] != FROZEN)
+    owners, positions, places = owners[is_open], positions[is_open], places[is_open]
+    return Slots(store, rows, partners, owners, places, u[owners, positions, 1])
+
+
+class Rewrite(NamedTuple):
+    """A text that an operator made.
+
+    Attributes:
+        text: The new text; equal to the base where nothing could change.
+        changed_share: Share of the base's tokens (token operators) or words (word operators) that it changed.
+    """
+
+    text: TextInput
+    changed_share: float
+
+
+def changed_shares(slots: Slots, tokens: Ints) -> NDArray[np.float64]:
+    """Measure how much of each text new tokens change.
+
+    Args:
+        slots: Places in B texts.
+        tokens: int64 (K,), what comes into them.
+
+    Returns:
+        float64 (B,), tokens that are not the old ones, as a share of the text's.
+    """
+    changed = slots.owners[tokens != slots.store.ids[slots.places]]
+    counts = np.bincount(changed, minlength=len(slots.rows))
+    shares: NDArray[np.float64] = counts / np.maximum(slots.store.words[slots.rows], 1)
+    return shares
+
+
+def write_texts(slots: Slots, tokens: Ints, surfaces: Sequence[str]) -> list[Rewrite]:
+    """Write new tokens into their texts; every other character stays.
+
+    Args:
+        slots: Places in B texts.
+        tokens: int64 (K,), what comes into them.
+        surfaces: What each token writes into a text, by id.
+
+    Returns:
+        The B texts, in order.
+    """
+    store, is_new = slots.store, tokens != slots.store.ids[slots.places]
+    pieces: list[list[tuple[int, list[int], str]]] = [[] for _ in slots.rows]
+    places, changed = slots.places[is_new], (slots.owners[is_new].tolist(), tokens[is_new].tolist())
+    for owner, token, side, span in zip(*changed, store.segments[places], store.spans[places].tolist(), strict=True):
+        pieces[owner].append((side, span, surfaces[token]))
+    texts = [splice(store.inputs[row], changes) for row, changes in zip(slots.rows, pieces, strict=True)]
+    return list(map(Rewrite, texts, changed_shares(slots, tokens).tolist()))
+
+
+def splice(text_input: TextInput, pieces: Sequence[tuple[int, Sequence[int], str]]) -> TextInput:
+    """Put new pieces in the places of old ones; every other character stays.
+
+    Args:
+        text_input: One or two strings.
+        pieces: Number of the side, first and past-the-last character in it, and the new piece, in the order of the
+            text and without overlaps.
+
+    Returns:
+        The changed text.
+    """
+    sides = list(text_input)
+    for segment, (start, end), piece in reversed(pieces):  # from the end, so that the places before stay true
+        sides[segment] = sides[segment][:start] + piece + sides[segment][end:]
+    return tuple(sides)

@@ -1,41 +1,319 @@
-"""Loads what an operator reads of models when it runs on a file, apart from any distillation."""
+"""``l2a augment``: runs one operator on a file of texts, apart from any distillation."""
 
-import os
+import itertools
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from itertools import chain
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from tempfile import TemporaryFile
+from typing import IO, Any, Literal
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
-from l2a.config import EMBEDDING_OPERATORS, TEXT_OPERATORS, GeneratorConfig, resolve_degree
+from l2a.config import Columns, GeneratorConfig, resolve_degree
 from l2a.data.domains import read_unlabelled
 from l2a.data.examples import TextInput
-from l2a.data.readers import SUFFIXES, read_table, texts_of
-from l2a.generator.operators import TokenRewriting, TokenSpace, build_operator
+from l2a.data.readers import FLAG, SUFFIXES, read_table, texts_of
+from l2a.generator.operators import OPERATORS, TEXT_OPERATORS, build_operator, draw_changes
 from l2a.generator.tokens import (
-    FlatTexts,
+    FROZEN,
     Ints,
-    NeighbourTable,
-    TokenChanges,
+    Slots,
+    TokenSpace,
+    TokenStore,
     build_neighbour_table,
-    token_kinds,
+    changed_shares,
     vocabulary,
 )
-from l2a.generator.words import MaskedCandidates, MaskedLanguageModel, Rewrite, TextOperator
+from l2a.generator.words import MaskedCandidates, MaskedLanguageModel
 from l2a.kd.inference import embedding_gradients
 from l2a.student.student import load_checkpoint
 from l2a.teacher.labelling import cached_labeller
 from l2a.teacher.load import EMBEDDED, load_encoder, load_fine_tuned, load_masked_language_model, open_checkpoint
-from l2a.util.cache import fingerprint
-from l2a.util.cards import did_you_mean
-from l2a.util.errors import UsageError, os_errors_as_run_error
-from l2a.util.files import atomic_write_bytes, to_json
+from l2a.util.errors import UsageError, did_you_mean
+from l2a.util.files import atomic_file
 from l2a.util.progress import SILENT, Progress
 from l2a.util.training import best_device
+
+OUTPUT_SUFFIXES = (".jsonl", ".parquet")
+SOURCE_FLAG = "--source-{}-column"
+PARSED_AT_ONCE = 1 << 25
+TOKENIZED_AT_ONCE = 200_000
+"""Texts of input and source that token operators keep tokenized (about 1 kB each); of more, a batch at a time."""
+ENCODE = json.JSONEncoder(ensure_ascii=False).encode
+LineMaker = Callable[[Ints, Ints, np.random.Generator], bytes]
+"""From the numbers of input texts and of their partners to lines of JSON."""
+
+
+@dataclass(frozen=True)
+class AugmentJob:
+    """What to augment, and how.
+
+    Attributes:
+        input: A .txt file with one text a line, or a .csv, .tsv, .jsonl or .parquet file with a column of texts.
+        output: A .jsonl or .parquet file.
+        operator: One of ``TEXT_OPERATORS``.
+        degree: Share of the tokens to change, "auto" to choose it by the number of texts, or None for the operator's
+            own.
+        copies: New texts made of each text.
+        seed: Decides every random draw, together with ``batch_size``.
+        source: File or domain whose texts are mixed in; None mixes the input's texts with one another.
+        teacher: Model that gives word embeddings, masked words or labels.
+        student: Classifier that augpro_fgsm turns against the teacher.
+        batch_size: Texts in a step.
+        max_length: Tokens read of a text.
+        overwrite: Replace an existing output.
+        columns: Columns of the input's texts; that of labels is not read.
+        source_columns: Likewise, of a file that ``source`` names.
+    """
+
+    input: Path
+    output: Path
+    operator: str
+    degree: Literal["auto"] | float | None = None
+    copies: int = 1
+    seed: int = 0
+    source: str | None = None
+    teacher: str = "minilm-l6"
+    student: str | None = None
+    batch_size: int = 256
+    max_length: int = 128
+    overwrite: bool = False
+    columns: Columns = field(default_factory=Columns)
+    source_columns: Columns = field(default_factory=Columns)
+
+    def __post_init__(self) -> None:
+        """Check the request before anything is read."""
+        if self.operator not in OPERATORS:
+            hint = did_you_mean(self.operator, TEXT_OPERATORS)
+            raise UsageError(f"--operator is {self.operator!r}{hint}; give one of {', '.join(TEXT_OPERATORS)}")
+        if self.operator not in TEXT_OPERATORS:
+            raise UsageError(
+                f"--operator {self.operator} changes a student's inputs while it is trained and makes no texts; "
+                "set generator.operator in a distillation instead"
+            )
+        for name, least in (("copies", 1), ("seed", 0), ("batch_size", 1), ("max_length", 8)):
+            if getattr(self, name) < least:
+                option = name.replace("_", "-")
+                raise UsageError(f"--{option} is {getattr(self, name)}; give a whole number of at least {least}")
+        if not (self.degree in (None, "auto") or 0 < float(self.degree or 0) <= 1):
+            raise UsageError(f'--degree is {self.degree}; give "auto" or a share above 0 and at most 1')
+        if self.operator == "source" and self.source is None:
+            raise UsageError("--operator source copies texts of another domain; name it by --source")
+        self._check_output()
+
+    def _check_output(self) -> None:
+        if self.output.suffix.lower() not in OUTPUT_SUFFIXES or self.output.is_dir():
+            raise UsageError(f"output {self.output} cannot be written; name a .jsonl or a .parquet file")
+        if not self.output.exists():
+            return
+        for read in (self.input, Path(self.source or "").expanduser()):
+            if read.is_file() and read.samefile(self.output):
+                raise UsageError(f"output {self.output} is read by the same command; name another file as the output")
+        if not self.overwrite:
+            raise UsageError(f"output {self.output} exists; add --overwrite to replace it")
+
+
+def augment_file(job: AugmentJob, progress: Progress = SILENT) -> int:
+    """Run a job; the output appears whole, at the end.
+
+    Args:
+        job: The request.
+        progress: Shows the texts done.
+
+    Returns:
+        Texts written.
+
+    Raises:
+        UsageError: If input, source or models do not suit the request.
+        RunError: If a download fails or the output cannot be written.
+    """
+    inputs = source = _read(job.input, job.columns, FLAG)
+    if job.source is not None:
+        file = Path(job.source).expanduser()
+        is_file = file.is_file()
+        source = _read(file, job.source_columns, SOURCE_FLAG) if is_file else read_unlabelled(job.source)[0]
+    _refuse_unlike(inputs, source, job)
+    degree, total = _degree(job, len(inputs)), job.copies * len(inputs)
+    with atomic_file(job.output) as output, TemporaryFile() as temporary:
+        make = _line_maker(job, degree, inputs, source, progress)
+        is_parquet = job.output.suffix.lower() == ".parquet"
+        with progress.stage("augment", total) as advance:
+            for start in range(0, total, job.batch_size):
+                # The number of the batch seeds it, so that it does not matter what ran before.
+                rng = np.random.default_rng([job.seed, start // job.batch_size])
+                rows = np.arange(start, min(start + job.batch_size, total)) % len(inputs)
+                partners = rng.integers(0, len(source), size=len(rows))
+                (temporary if is_parquet else output).write(make(rows, partners, rng))
+                advance(len(rows))
+        if is_parquet:
+            temporary.seek(0)
+            _write_parquet(temporary, output)
+    return total
+
+
+def _read(path: Path, columns: Columns, flag: str) -> tuple[TextInput, ...]:
+    return texts_of(read_table(path, (".txt", *SUFFIXES)), columns, flag)
+
+
+def _refuse_unlike(inputs: Sequence[TextInput], source: Sequence[TextInput], job: AugmentJob) -> None:
+    sides = {len(text) for text in inputs}
+    if len(sides) > 1:
+        raise UsageError(f"input {job.input}: single texts and pairs are mixed; give one kind in a file")
+    if sides != {len(text) for text in source}:
+        raise UsageError(
+            f"--source {job.source}: single texts cannot be mixed with pairs; give a source like the input"
+        )
+
+
+def _degree(job: AugmentJob, texts: int) -> float:
+    operator = OPERATORS[job.operator]
+    if operator.works_on == "copies":
+        return 0.0
+    if job.degree is None and operator.default_degree is not None:
+        return operator.default_degree
+    return resolve_degree(GeneratorConfig().degree if job.degree is None else job.degree, texts)
+
+
+def _line_maker(
+    job: AugmentJob, degree: float, inputs: Sequence[TextInput], source: Sequence[TextInput], progress: Progress
+) -> LineMaker:
+    operator = OPERATORS[job.operator]
+    if operator.works_on == "tokens" and len(inputs) + len(source) <= TOKENIZED_AT_ONCE:
+        space = token_space(job, progress)
+        with progress.stage("tokenize"):
+            store = space.tokenize([*inputs, *(source if source is not inputs else ())])
+        first, write = len(inputs) if source is not inputs else 0, TokenLines(store, space.surfaces, job, degree)
+        return lambda rows, partners, rng: write(
+            *draw_changes(operator, space, store, rows, first + partners, degree, rng)
+        )
+    rewrite = build_operator(
+        job.operator,
+        lambda: token_space(job, progress),
+        lambda: masked_language_model(job.teacher, job.max_length, progress),
+        progress,
+    )
+
+    def lines(rows: Ints, partners: Ints, rng: np.random.Generator) -> bytes:
+        made = rewrite([inputs[i] for i in rows], [source[i] for i in partners], degree, rng)
+        origins = partners if job.operator == "source" else rows
+        return "".join(
+            _head(text) + _middle(origin, job, degree) + _tail(share, job)
+            for (text, share), origin in zip(made, origins.tolist(), strict=True)
+        ).encode()
+
+    return lines
+
+
+def _head(text: TextInput) -> str:
+    return f'{{"text": {ENCODE(text[0])}, "text_pair": {ENCODE(text[1]) if len(text) > 1 else "null"}'
+
+
+def _middle(origin: int, job: AugmentJob, degree: float) -> str:
+    return f', "origin": {origin}, "operator": "{job.operator}", "degree": {degree}, "changed_share": '
+
+
+def _tail(share: float, job: AugmentJob) -> str:
+    return f'{round(share, 6)}, "seed": {job.seed}}}\n'
+
+
+class TokenLines:
+    """Writes texts of which some tokens change, a whole batch at once: cuts the lines of the texts as they are."""
+
+    def __init__(self, store: TokenStore, surfaces: Sequence[str], job: AugmentJob, degree: float) -> None:
+        """Write the lines of all texts, as they are, and note where their open tokens stand.
+
+        Args:
+            store: The texts.
+            surfaces: What each token writes into a text, by id.
+            job: What all lines say.
+            degree: Likewise.
+        """
+        self._store, self._tail = store, cache(lambda share: _tail(share, job).encode())
+        escape = cache(lambda text: ENCODE(text)[1:-1].encode())
+        self._surfaces = [escape(surface) for surface in surfaces]
+        pieces: list[bytes] = []
+        lines, places = [0], np.zeros(len(store.ids), np.int64)
+        for row, text in enumerate(store.inputs):
+            mine = np.arange(store.starts[row], store.starts[row + 1])
+            for number, side in enumerate(text):
+                pieces.append(b', "text_pair": "' if number else b'{"text": "')
+                opened = mine[(store.segments[mine] == number) & (store.slots[mine] != FROZEN)]
+                places[opened] = len(pieces) + 1 + 2 * np.arange(len(opened))
+                cuts = [0, *store.spans[opened].ravel().tolist(), len(side)]
+                pieces += [escape(side[start:end]) for start, end in itertools.pairwise(cuts)]
+                pieces.append(b'"')
+            pieces.append(("" if number else ', "text_pair": null').encode() + _middle(row, job, degree).encode())
+            lines.append(len(pieces))
+        bounds = np.cumsum([0, *map(len, pieces)])
+        self._content, self._lines = b"".join(pieces), bounds[lines]
+        self._starts, self._ends = bounds[places], bounds[places + 1]
+
+    def __call__(self, slots: Slots, tokens: Ints) -> bytes:
+        """Write a batch.
+
+        Args:
+            slots: Places in B texts.
+            tokens: int64 (K,), what comes into them.
+
+        Returns:
+            B lines.
+        """
+        is_new = tokens != self._store.ids[slots.places]
+        owners, places, size = slots.owners[is_new], slots.places[is_new], len(slots.rows)
+        # What is kept and what is new take turns: before each new token, and before the end of each line.
+        token_turns = np.arange(len(owners)) + owners
+        tail_turns = np.bincount(owners, minlength=size).cumsum() + np.arange(size)
+        begins, ends = np.empty((2, len(owners) + size), np.int64)
+        begins[[0, *tail_turns[:-1] + 1]], ends[tail_turns] = self._lines[slots.rows], self._lines[slots.rows + 1]
+        begins[token_turns + 1], ends[token_turns] = self._ends[places], self._starts[places]
+        new = np.empty(len(begins), dtype=object)
+        new[token_turns] = [self._surfaces[token] for token in tokens[is_new].tolist()]
+        new[tail_turns] = list(map(self._tail, changed_shares(slots, tokens).tolist()))
+        kept = [self._content[begin:end] for begin, end in zip(begins.tolist(), ends.tolist(), strict=True)]
+        return b"".join(itertools.chain.from_iterable(zip(kept, new.tolist(), strict=True)))
+
+
+def token_space(job: AugmentJob, progress: Progress = SILENT) -> TokenSpace:
+    """Load tokens, word embeddings and, where needed, neighbours and gradients.
+
+    Args:
+        job: The request.
+        progress: Shows downloads and the search for neighbours.
+
+    Returns:
+        The student's space for an operator that needs gradients, else the teacher's.
+
+    Raises:
+        RunError: If weights cannot be had.
+        UsageError: If a model does not suit the operator.
+    """
+    gradient = None
+    if OPERATORS[job.operator].needs_gradient:
+        if job.student is None or job.teacher == EMBEDDED:
+            raise UsageError(
+                f"--operator {job.operator} needs two classifiers with the same labels; name both, by --teacher and "
+                "--student, or use knn"
+            )
+        names = open_checkpoint("--student", job.student, progress).label_names
+        teacher = load_fine_tuned(job.teacher, names, progress).to(best_device())
+        labeller = cached_labeller(teacher, job.max_length, progress)
+        student = load_checkpoint(job.student, names)
+        student.model.to(best_device()).eval()
+        tokenizer, embeddings = student.tokenizer, student.word_embeddings()
+
+        def gradient(texts: Sequence[TextInput]) -> Any:
+            return embedding_gradients(student, labeller, texts, job.max_length)
+    else:
+        encoder = load_encoder(job.teacher, ("text",), 0, progress)
+        tokenizer, embeddings = encoder.tokenizer, encoder.word_embeddings()
+    tokens = vocabulary(tokenizer)
+    count = GeneratorConfig().neighbours if OPERATORS[job.operator].reads_neighbours else 0  # the search takes seconds
+    embeddings = embeddings.cpu()[: len(tokens)]
+    return TokenSpace(
+        tokenizer, build_neighbour_table(embeddings, tokens, count, progress), embeddings, gradient, job.max_length
+    )
 
 
 def masked_language_model(model: str, max_length: int, progress: Progress = SILENT) -> MaskedCandidates | None:
@@ -57,419 +335,7 @@ def masked_language_model(model: str, max_length: int, progress: Progress = SILE
     return MaskedLanguageModel(*loaded, max_length) if loaded else None
 
 
-def token_space(
-    operator: str, teacher: str, student: str | None, max_length: int, progress: Progress = SILENT
-) -> TokenSpace:
-    """Load tokens, word embeddings and, where needed, neighbours and gradients.
-
-    Args:
-        operator: "augpro_mix", "augpro_fgsm" or "knn".
-        teacher: An encoder; for augpro_fgsm a classifier.
-        student: For augpro_fgsm, a classifier with the teacher's labels.
-        max_length: Tokens read of a text.
-        progress: Shows downloads and the search for neighbours.
-
-    Returns:
-        The space: the student's for augpro_fgsm, else the teacher's.
-
-    Raises:
-        RunError: If weights cannot be had.
-        UsageError: If a model does not suit the operator.
-    """
-    if operator == "augpro_fgsm":
-        return _gradient_space(teacher, student, max_length, progress)
-    encoder = load_encoder(teacher, ("text",), 0, progress)
-    embeddings = encoder.word_embeddings()
-    table = None if operator == "knn" else _without_neighbours(encoder.tokenizer)
-    return _space(encoder.tokenizer, embeddings, table, max_length, progress)
-
-
-def _space(
-    tokenizer: Any, embeddings: torch.Tensor, table: NeighbourTable | None, max_length: int, progress: Progress
-) -> TokenSpace:
-    tokens = vocabulary(tokenizer)
-    embeddings = embeddings.cpu()[: len(tokens)]
-    if table is None:
-        table = build_neighbour_table(embeddings, tokens, GeneratorConfig().neighbours, progress)
-    return TokenSpace(tokenizer, table, embeddings, None, max_length)
-
-
-def _without_neighbours(tokenizer: Any) -> NeighbourTable:
-    """A table that only says which tokens may change: the search for neighbours takes seconds."""
-    word_start, allowed = token_kinds(vocabulary(tokenizer))
-    none = torch.zeros(len(allowed), 0)
-    return NeighbourTable(none.to(torch.int32), none, word_start, allowed)
-
-
-def _gradient_space(teacher: str, student: str | None, max_length: int, progress: Progress) -> TokenSpace:
-    if student is None or teacher == EMBEDDED:
-        raise UsageError(
-            "--operator augpro_fgsm: it needs two classifiers with the same labels; name both, "
-            "by --teacher and --student, or use knn"
-        )
-    names = open_checkpoint("--student", student, progress).label_names
-    labeller = cached_labeller(load_fine_tuned(teacher, names, progress).to(best_device()), max_length, progress)
-    model = load_checkpoint(student, names)
-    model.model.to(best_device()).eval()
-    space = _space(model.tokenizer, model.word_embeddings(), None, max_length, progress)
-    return TokenSpace(
-        space.tokenizer, space.neighbours, space.word_embeddings,
-        lambda inputs: embedding_gradients(model, labeller, inputs, max_length), max_length,
-    )  # fmt: skip
-
-
-Bytes = NDArray[np.uint8]
-
-
-class LineFormat:
-    """Writes the rows of one job; keeps what its lines have in common."""
-
-    def __init__(self, operator: str, degree: float, seed: int) -> None:
-        """Fix what all lines say.
-
-        Args:
-            operator: Name of the operator.
-            degree: Share of tokens that it was to change.
-            seed: Of the job.
-        """
-        self._middle = f', "operator": {to_json(operator)}, "degree": {to_json(degree)}, "changed_share": '
-        self._end = f', "seed": {seed}}}\n'
-        self._origins: dict[int, bytes] = {}
-        self._shares: dict[float, bytes] = {}
-        self._heads: _Heads | None = None
-
-    def of_rewrites(self, origins: Sequence[int], made: Sequence[Rewrite]) -> bytes:
-        """Write texts.
-
-        Args:
-            origins: The text that each was made from, B numbers.
-            made: B new texts.
-
-        Returns:
-            B lines in UTF-8.
-        """
-        heads = [_head(rewrite.text).encode() for rewrite in made]
-        return self._lines(heads, origins, [rewrite.changed_share for rewrite in made])
-
-    def of_changes(self, origins: Sequence[int], changes: TokenChanges, surfaces: Sequence[str]) -> bytes:
-        """Write texts of which some tokens change, without making each text by itself.
-
-        Args:
-            origins: The text that each was made from, B numbers.
-            changes: Of B texts.
-            surfaces: What each token writes into a text, by id.
-
-        Returns:
-            B lines in UTF-8.
-        """
-        if self._heads is None or self._heads.texts is not changes.texts:
-            self._heads = _prepare_heads(changes.texts, surfaces)
-        return self._lines(_changed_heads(self._heads, changes), origins, changes.shares.tolist())
-
-    def _lines(self, heads: Sequence[bytes], origins: Sequence[int], shares: Sequence[float]) -> bytes:
-        for origin in set(origins).difference(self._origins):
-            self._origins[origin] = f', "origin": {origin}{self._middle}'.encode()
-        for share in set(shares).difference(self._shares):
-            self._shares[share] = (to_json(round(share, 6)) + self._end).encode()
-        tails = map(self._origins.__getitem__, origins), map(self._shares.__getitem__, shares)
-        return b"".join(chain.from_iterable(zip(heads, *tails, strict=True)))
-
-
-@dataclass(frozen=True, eq=False)
-class _Heads:
-    """The starts of all lines, with their texts as they are: what changes is cut out and pasted in.
-
-    Attributes:
-        texts: The N texts.
-        content: uint8, the N starts of lines, then the surfaces of the V tokens.
-        starts: int64 (N + 1,), of the starts of lines in ``content``.
-        spans: int64 (T, 2), of the tokens of the texts in ``content``.
-        surfaces: int64 (V + 1,), of the surfaces in ``content``.
-    """
-
-    texts: FlatTexts
-    content: Bytes
-    starts: Ints
-    spans: Ints
-    surfaces: Ints
-
-
-def _head(text: TextInput) -> str:
-    first, second = (*text, None)[:2]
-    return to_json({"text": first, "text_pair": second})[:-1]
-
-
-def _prepare_heads(texts: FlatTexts, surfaces: Sequence[str]) -> _Heads:
-    heads = [_head(text).encode() for text in texts.inputs]
-    words = [_escaped(surface).encode() for surface in surfaces]
-    bounds = np.cumsum([0, *map(len, heads), *map(len, words)])
-    spans = np.zeros((len(texts.ids), 2), np.int64)
-    for row, text in enumerate(texts.inputs):
-        tokens = slice(texts.starts[row], texts.starts[row + 1])
-        start = int(bounds[row]) + len('{"text": "')
-        for number, side in enumerate(text):
-            mine = texts.segments[tokens] == number
-            offsets = _byte_offsets(side)
-            spans[tokens][mine] = start + (offsets[texts.spans[tokens][mine]])
-            start += int(offsets[-1]) + len('", "text_pair": "')
-    content = np.frombuffer(b"".join([*heads, *words]), np.uint8)
-    return _Heads(texts, content, bounds[: len(heads) + 1], spans, bounds[len(heads) :])
-
-
-def _escaped(text: str) -> str:
-    return to_json(text)[1:-1]
-
-
-def _byte_offsets(side: str) -> Ints:
-    """Where each character of a text starts in its JSON, and where the last one ends."""
-    if len(side) == len(_escaped(side).encode()):
-        return np.arange(len(side) + 1)
-    return np.cumsum([0, *(len(_escaped(character).encode()) for character in side)])
-
-
-def _changed_heads(heads: _Heads, changes: TokenChanges) -> list[bytes]:
-    """Cut and paste: before each change what stands since the one before, then the new token."""
-    count, rows = len(changes.rows), changes.rows
-    # Pieces of text b: kept, new, kept, new ..., kept; so change i of text b is piece 2 i + b + 1 in all.
-    new = 2 * np.arange(len(changes.places)) + changes.owners + 1
-    last = np.cumsum(2 * changes.counts + 1) - 1
-    begins, ends = np.empty((2, len(new) * 2 + count), np.int64)
-    begins[new], ends[new] = heads.surfaces[changes.tokens], heads.surfaces[changes.tokens + 1]
-    begins[last - 2 * changes.counts] = heads.starts[rows]
-    ends[last] = heads.starts[rows + 1]
-    ends[new - 1], begins[new + 1] = heads.spans[changes.places].T
-    lengths = ends - begins
-    bounds = np.cumsum(lengths)
-    index = np.repeat(begins - bounds + lengths, lengths)
-    index += np.arange(len(index))
-    content = heads.content[index].tobytes()
-    stops = bounds[last].tolist()
-    return [content[start:stop] for start, stop in zip([0, *stops], stops, strict=False)]
-
-
-OUTPUT_SUFFIXES = (".jsonl", ".parquet")
-COPYING = ("source", "target_only")
-RECIPES = {"eda": 0.1, "tinybert": 0.4}
-"""The degrees that the papers of these operators state; all others take that of the generator's settings."""
-LAYOUT = 1
-"""Part of the key of unfinished work: raise it when the rows that a job writes change."""
-PARSED_AT_ONCE = 1 << 25
-TOKENIZED_AT_ONCE = 200_000
-"""Texts of input and source that token operators keep tokenized (about 1 kB each); of more, a batch at a time."""
-
-
-@dataclass(frozen=True)
-class AugmentJob:
-    """What to augment, and how.
-
-    Attributes:
-        input: A .txt file with one text a line, or a .csv, .tsv, .jsonl or .parquet file with a column of texts.
-        output: A .jsonl or .parquet file.
-        operator: One of ``TEXT_OPERATORS``.
-        degree: Share of the tokens to change, "auto" to choose it by the number of texts, or None for the operator's
-            own.
-        copies: New texts made of each text.
-        seed: Decides every random draw, together with ``batch_size``.
-        source: File or domain whose texts are mixed in; None mixes the input's texts with one another.
-        teacher: Model that gives word embeddings, masked words or labels.
-        student: Classifier that augpro_fgsm turns against the teacher.
-        batch_size: Texts in a step.
-        max_length: Tokens read of a text.
-        overwrite: Replace an existing output.
-    """
-
-    input: Path
-    output: Path
-    operator: str
-    degree: Literal["auto"] | float | None = None
-    copies: int = 1
-    seed: int = 0
-    source: str | None = None
-    teacher: str = "minilm-l6"
-    student: str | None = None
-    batch_size: int = 256
-    max_length: int = 128
-    overwrite: bool = False
-
-    def __post_init__(self) -> None:
-        """Check the request before anything is read."""
-        if self.operator in EMBEDDING_OPERATORS:
-            raise UsageError(
-                f"--operator {self.operator}: it changes a student's inputs while it is trained and makes no texts; "
-                "set generator.operator in a distillation instead"
-            )
-        if self.operator not in TEXT_OPERATORS:
-            hint = did_you_mean(self.operator, TEXT_OPERATORS)
-            raise UsageError(f"--operator {self.operator!r}: unknown{hint}; give one of {', '.join(TEXT_OPERATORS)}")
-        for name, least in (("copies", 1), ("seed", 0), ("batch_size", 1), ("max_length", 8)):
-            if getattr(self, name) < least:
-                option = name.replace("_", "-")
-                raise UsageError(
-                    f"--{option}: {getattr(self, name)} came; a whole number of at least {least} is needed"
-                )
-        if not (self.degree in (None, "auto") or 0 < float(self.degree or 0) <= 1):
-            raise UsageError(f'--degree: {self.degree} came; "auto" or a share above 0 and at most 1 is needed')
-        if self.output.suffix.lower() not in OUTPUT_SUFFIXES:
-            raise UsageError(f"output {self.output}: {self.output.suffix!r} came; name a .jsonl or a .parquet file")
-        if self.operator == "source" and self.source is None:
-            raise UsageError("--operator source: it copies texts of another domain; name it by --source")
-        if self.output.exists() and not self.overwrite:
-            raise UsageError(f"output {self.output}: the file exists; add --overwrite to replace it")
-
-
-def augment_file(job: AugmentJob, progress: Progress = SILENT) -> int:
-    """Run a job, going on with an unfinished one of the same request.
-
-    Args:
-        job: The request.
-        progress: Shows the texts done.
-
-    Returns:
-        Texts written.
-
-    Raises:
-        UsageError: If input, source or models do not suit the request.
-        RunError: If a download fails or the disk is full; what was done is kept for the next run.
-    """
-    inputs = read_inputs(job.input)
-    source = _read_source(job.source) if job.source is not None else inputs
-    _refuse_unlike(inputs, source, job)
-    degree = _degree(job, len(inputs))
-    operator = build_operator(
-        job.operator, lambda: token_space(job.operator, job.teacher, job.student, job.max_length, progress),
-        lambda: masked_language_model(job.teacher, job.max_length, progress), progress,
-    )  # fmt: skip
-    make = _batch_maker(job, operator, degree, inputs, source, progress)
-    total = job.copies * len(inputs)
-    partial = _partial_file(job, degree, inputs, source)
-    with os_errors_as_run_error(job.output), progress.stage("augment", total) as advance:
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        done = _keep_whole_batches(partial, job.batch_size)
-        advance(done)
-        with partial.open("ab") as file:
-            for start in range(done, total, job.batch_size):
-                rows = np.arange(start, min(start + job.batch_size, total)) % len(inputs)
-                file.write(make(rows, start // job.batch_size))
-                file.flush()
-                advance(len(rows))
-        _publish(partial, job.output)
-    return total
-
-
-def read_inputs(path: Path) -> tuple[TextInput, ...]:
-    """Read the texts of a file; labels are not needed and not read.
-
-    Args:
-        path: A .txt file or any file that a domain may be.
-
-    Returns:
-        The texts, in order.
-
-    Raises:
-        UsageError: If the file is missing or something is wrong with it; names the line.
-    """
-    return texts_of(read_table(path, (".txt", *SUFFIXES)))
-
-
-def _read_source(reference: str) -> tuple[TextInput, ...]:
-    path = Path(reference).expanduser()
-    return read_inputs(path) if path.is_file() else read_unlabelled(reference)[0]
-
-
-def _refuse_unlike(inputs: Sequence[TextInput], source: Sequence[TextInput], job: AugmentJob) -> None:
-    sides = {len(text) for text in inputs}
-    if len(sides) > 1:
-        raise UsageError(f"input {job.input}: single texts and pairs are mixed; give one kind in a file")
-    if sides != {len(text) for text in source}:
-        raise UsageError(
-            f"--source {job.source}: single texts cannot be mixed with pairs; give a source like the input"
-        )
-
-
-def _degree(job: AugmentJob, texts: int) -> float:
-    if job.operator in COPYING:
-        return 0.0
-    if job.degree is not None:
-        return resolve_degree(job.degree, texts)
-    return RECIPES.get(job.operator) or resolve_degree(GeneratorConfig().degree, texts)
-
-
-def _partial_file(job: AugmentJob, degree: float, inputs: Sequence[TextInput], source: Sequence[TextInput]) -> Path:
-    request = {name: value for name, value in asdict(job).items() if name not in ("input", "output", "overwrite")}
-    request |= {"degree": degree, "models": [_stamp(job.teacher), _stamp(job.student)]}
-    key = fingerprint(LAYOUT, request, list(inputs), list(source) if job.source else None)
-    return job.output.parent / f".{job.output.name}.{key}.partial"
-
-
-def _stamp(model: str | None) -> list[list[Any]]:
-    """Tell a model's folder from itself after a change; nothing for what is no folder."""
-    folder = Path(model or "").expanduser()
-    files = sorted(folder.iterdir()) if model and folder.is_dir() else []
-    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
-
-
-def _keep_whole_batches(partial: Path, batch_size: int) -> int:
-    """Cut off an unfinished line and an unfinished batch; give the number of texts that stay."""
-    if not partial.exists():
-        return 0
-    ends = [0]
-    with partial.open("rb") as file:
-        for line in file:
-            if line.endswith(b"\n"):
-                ends.append(ends[-1] + len(line))
-    done = (len(ends) - 1) // batch_size * batch_size
-    os.truncate(partial, ends[done])
-    return done
-
-
-def _batch_maker(
-    job: AugmentJob,
-    operator: TextOperator,
-    degree: float,
-    inputs: Sequence[TextInput],
-    source: Sequence[TextInput],
-    progress: Progress,
-) -> Callable[[NDArray[np.int64], int], bytes]:
-    """Give the function from the rows and the number of a batch to its lines.
-
-    The number seeds a batch, so that it does not matter what ran before.
-    """
-    lines = LineFormat(job.operator, degree, job.seed)
-    if isinstance(operator, TokenRewriting) and len(inputs) + len(source) <= TOKENIZED_AT_ONCE:
-        with progress.stage("tokenize"):
-            texts = operator.tokenize([*inputs, *source])
-        bases, others = texts.numbers(inputs), texts.numbers(source)
-
-        def change(rows: NDArray[np.int64], batch: int) -> bytes:
-            rng, partners = _draw_partners(job.seed, batch, len(source), len(rows))
-            changes = operator.changes(texts, bases[rows], others[partners], degree, rng)
-            return lines.of_changes(rows.tolist(), changes, operator.surfaces)
-
-        return change
-
-    def rewrite(rows: NDArray[np.int64], batch: int) -> bytes:
-        rng, partners = _draw_partners(job.seed, batch, len(source), len(rows))
-        made = operator([inputs[i] for i in rows], [source[i] for i in partners], degree, rng)
-        return lines.of_rewrites((partners if job.operator == "source" else rows).tolist(), made)
-
-    return rewrite
-
-
-def _draw_partners(seed: int, batch: int, count: int, size: int) -> tuple[np.random.Generator, NDArray[np.int64]]:
-    rng = np.random.default_rng([seed, batch])
-    return rng, rng.integers(0, count, size=size)
-
-
-def _publish(partial: Path, output: Path) -> None:
-    if output.suffix.lower() == ".jsonl":
-        os.replace(partial, output)
-    else:
-        atomic_write_bytes(output, _as_parquet(partial))
-    for leftover in output.parent.glob(f".{output.name}.*.partial"):
-        leftover.unlink()
-
-
-def _as_parquet(lines: Path) -> bytes:
+def _write_parquet(lines: IO[bytes], output: IO[bytes]) -> None:
     import pyarrow
     import pyarrow.json
     import pyarrow.parquet
@@ -480,7 +346,4 @@ def _as_parquet(lines: Path) -> bytes:
     table = pyarrow.json.read_json(
         lines, pyarrow.json.ReadOptions(block_size=PARSED_AT_ONCE), pyarrow.json.ParseOptions(explicit_schema=schema)
     )
-    sink = pyarrow.BufferOutputStream()
-    pyarrow.parquet.write_table(table, sink)
-    content: bytes = sink.getvalue().to_pybytes()
-    return content
+    pyarrow.parquet.write_table(table, output)

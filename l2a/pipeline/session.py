@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike
 from l2a.config import DistillConfig
 from l2a.data.encoding import encode, refuse_long_sequences
 from l2a.data.examples import Examples, TextInput
+from l2a.generator.operators import check_operators
 from l2a.kd.data import DistillationSet, Renewal, join, refuse_constant_targets
 from l2a.kd.inference import fit_output_layer
 from l2a.kd.lelp import fit_subclasses, teacher_output_weight
@@ -46,6 +47,9 @@ class RunContext:
     config: DistillConfig
     progress: Progress = field(default=SILENT)
     loaded: RunData | None = None
+
+    def __post_init__(self) -> None:
+        check_operators(self.config.generator)
 
     @cached_property
     def data(self) -> RunData:

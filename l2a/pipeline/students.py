@@ -8,13 +8,13 @@ from functools import cache, cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from l2a.config import EMBEDDING_OPERATORS, resolve_degree
+from l2a.config import resolve_degree
 from l2a.data.encoding import encode
 from l2a.data.examples import TextInput, normalised_hash
-from l2a.generator.chain import ChainDiagnostics
-from l2a.generator.operators import TokenSpace, build_operator
+from l2a.generator.chain import ChainDiagnostics, GeneratorInputs
+from l2a.generator.operators import OPERATORS, TEXT_OPERATORS, build_operator
 from l2a.generator.pool import CandidatePool, draw_pool
-from l2a.generator.tokens import GeneratorInputs, build_neighbour_table, vocabulary
+from l2a.generator.tokens import TokenSpace, build_neighbour_table, vocabulary
 from l2a.kd.data import DistillationSet, Renewal, join, read_tokens
 from l2a.kd.embedding_space import (
     MIX_CONCENTRATION,
@@ -209,13 +209,15 @@ def generator_inputs(session: TrainingSession) -> GeneratorInputs:
         target_inputs=context.data.splits.train.inputs,
         source_outputs=join([part for part in (session.source, session.unlabelled) if part is not None]).teacher,
         target_outputs=session.target.teacher,
-        tokenizer=student.tokenizer,
-        word_embeddings=embeddings,
-        neighbours=build_neighbour_table(geometry, vocabulary(student.tokenizer), neighbours, context.progress),
+        space=TokenSpace(
+            student.tokenizer,
+            build_neighbour_table(geometry, vocabulary(student.tokenizer), neighbours, context.progress),
+            embeddings,
+            lambda inputs: embedding_gradients(student, context.labeller, inputs, length),
+            length,
+        ),
         labeller=context.labeller,
-        gradient=lambda inputs: embedding_gradients(student, context.labeller, inputs, length),
         forbidden_hashes=context.data.forbidden,
-        max_length=length,
     )
 
 
@@ -247,10 +249,6 @@ def selection_problem(session: TrainingSession, drawn: Drawn) -> SelectionProble
     )
 
 
-COPIES_FROM_TARGET = {"source": 0.0, "target_only": 1.0}
-"""Operators that change nothing, with the share of their texts that comes from the target."""
-NEED_NO_TEACHER = ("augpro_mix", "knn", "eda", "tinybert", "source", "target_only")
-"""Operators whose texts can be drawn for fine-tuning."""
 CERTAIN = 10.0
 """Logit of a real label where a teacher's would stand."""
 DRAWS_LIMIT = 10
@@ -271,7 +269,8 @@ def train_augmented_student(context: RunContext) -> TrainedStudent:
     session.distil(None, kd.warmup_steps, "warm-up")
     for number in range(kd.rounds):
         rng = np.random.default_rng([context.config.seed, 2, number])
-        if context.config.generator.operator in EMBEDDING_OPERATORS:
+        name = context.config.generator.operator
+        if name is not None and OPERATORS[name].works_on == "embeddings":
             _distil_in_embedding_space(session, rng)
         else:
             with context.progress.stage("draw candidates"):
@@ -321,10 +320,9 @@ def train_fine_tuned_student(context: RunContext) -> TrainedStudent:
         UsageError: If the operator asks a teacher.
     """
     operator = context.config.generator.operator
-    if operator not in NEED_NO_TEACHER:
-        raise UsageError(
-            f"generator.operator is {operator!r}, which asks a teacher; give one of {', '.join(NEED_NO_TEACHER)}"
-        )
+    usable = [name for name in TEXT_OPERATORS if not OPERATORS[name].needs_gradient]
+    if operator not in usable:
+        raise UsageError(f"generator.operator is {operator!r}, which asks a teacher; give one of {', '.join(usable)}")
     kd = replace(context.config.kd, alpha=0.0, hidden_weight=0.0, objective="soft_labels")
     return train_augmented_student(WithoutTeacher(replace(context.config, kd=kd), context.progress, context.data))
 
@@ -349,11 +347,11 @@ def draw_texts(session: TrainingSession, rng: np.random.Generator) -> tuple[Text
     name, size = config.operator, config.copies * context.config.kd.pool_size
     if name is None:
         return draw_pool(generator_inputs(session), config, size, rng, context.progress)[0].inputs, ()
-    if name in COPIES_FROM_TARGET:
-        copies, _ = _draw_pairs(session, size, rng, COPIES_FROM_TARGET[name])
+    if OPERATORS[name].works_on == "copies":
+        copies, _ = _draw_pairs(session, size, rng, 0.0 if OPERATORS[name].reads_partner else 1.0)
         return copies, copies
     operator = build_operator(
-        name, lambda: _token_space(session),
+        name, lambda: generator_inputs(session).space,
         lambda: masked_language_model(context.config.teacher.model, context.config.max_length, context.progress),
         context.progress,
     )  # fmt: skip
@@ -392,13 +390,6 @@ def _choose(
 ) -> Texts:
     few, many = (rng.integers(0, len(texts), size=len(in_target)) for texts in (target, source))
     return tuple(target[i] if is_target else source[j] for is_target, i, j in zip(in_target, few, many, strict=True))
-
-
-def _token_space(session: TrainingSession) -> TokenSpace:
-    problem = generator_inputs(session)
-    return TokenSpace(
-        problem.tokenizer, problem.neighbours, problem.word_embeddings, problem.gradient, problem.max_length
-    )
 
 
 def _distil_in_embedding_space(session: TrainingSession, rng: np.random.Generator) -> None:

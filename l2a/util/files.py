@@ -14,7 +14,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -71,12 +71,15 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def atomic_write_bytes(path: Path, data: bytes) -> None:
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     """Write a file in one step: readers see the old content or the new one, never a part.
 
     Args:
         path: The file; missing parent folders are made.
-        data: Its content.
+
+    Yields:
+        A file of another name, which takes the final one only on success.
 
     Raises:
         RunError: If the system refuses, such as when the disk is full; the old file is untouched then.
@@ -86,7 +89,7 @@ def atomic_write_bytes(path: Path, data: bytes) -> None:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}{NEW}")
         try:
             with os.fdopen(handle, "wb") as file:
-                file.write(data)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             os.chmod(temporary, 0o644)  # mkstemp makes files private; results are meant to be shared
@@ -94,6 +97,20 @@ def atomic_write_bytes(path: Path, data: bytes) -> None:
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
+
+
+def atomic_write_bytes(path: Path, data: bytes) -> None:
+    """Write a file in one step; see ``atomic_file``.
+
+    Args:
+        path: The file.
+        data: Its content.
+
+    Raises:
+        RunError: As for ``atomic_file``.
+    """
+    with atomic_file(path) as file:
+        file.write(data)
 
 
 def atomic_write_text(path: Path, text: str) -> None:

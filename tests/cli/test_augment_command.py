@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import BertForMaskedLM
 
-import l2a.generator.operators as build_module
+import l2a.generator.words as words_module
 import l2a.pipeline.augment as augment_file_module
 from l2a.pipeline.augment import AugmentJob, augment_file
 from tests.conftest import make_examples, tiny_bert_config
@@ -14,7 +14,6 @@ from tests.conftest import make_examples, tiny_bert_config
 from .test_cli import run  # noqa: F401  (the fixture)
 
 OPERATORS = ["augpro_mix", "knn", "target_only", "source"]
-BATCH_MAKER = augment_file_module._batch_maker
 
 
 @pytest.fixture
@@ -58,7 +57,7 @@ def test_a_file_becomes_a_file(run, texts, source, encoder_folder, tmp_path, ope
             before, after = old[row["origin"]].split(), str(row["text"]).split()
             changed = sum(one != new for one, new in zip(before, after, strict=True))
             assert row["changed_share"] == pytest.approx(changed / len(before), abs=1e-5)
-    assert not list(tmp_path.glob(".*partial"))
+    assert not list(tmp_path.glob(".*"))
 
 
 def job(texts: Path, out: Path, encoder_folder: Path, **changes: object) -> AugmentJob:
@@ -66,53 +65,84 @@ def job(texts: Path, out: Path, encoder_folder: Path, **changes: object) -> Augm
     return AugmentJob(texts, out, **{**settings, **changes})
 
 
-@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
-@pytest.mark.parametrize("stop", [0, 1, 5, 12])
-def test_a_resumed_job_writes_what_an_uninterrupted_one_does(
-    texts, encoder_folder, tmp_path, monkeypatch, suffix, stop
-):
-    whole, resumed = tmp_path / f"whole{suffix}", tmp_path / f"resumed{suffix}"
-    augment_file(job(texts, whole, encoder_folder))
-    stop_before(monkeypatch, stop)
-    with pytest.raises(KeyboardInterrupt):
-        augment_file(job(texts, resumed, encoder_folder))
-    (partial,) = tmp_path.glob(".resumed*partial")
-    with partial.open("ab") as file:
-        file.write(b'{"text": "one whole line of a batch that was cut"}\n{"text": "half a li')
-    assert not resumed.exists()
-    batches = stop_before(monkeypatch, None)
-    augment_file(job(texts, resumed, encoder_folder))
-    assert batches == list(range(stop, 13)), "finished batches were made again"
-    assert resumed.read_bytes() == whole.read_bytes()
-
-
-def stop_before(monkeypatch, stop: int | None) -> list[int]:
-    """Interrupt the next job before a batch; give the list that its batches are noted in."""
-    batches: list[int] = []
+def interrupted(monkeypatch, before_line: int, do=lambda: None) -> None:
+    """Do something, then interrupt, before a batch is written."""
+    original, batches = augment_file_module._line_maker, []
 
     def watched(*arguments):
-        make = BATCH_MAKER(*arguments)
+        make = original(*arguments)
 
-        def make_batch(rows, batch):
-            if batch == stop:
+        def make_lines(*batch):
+            batches.append(1)
+            if len(batches) > before_line:
+                do()
                 raise KeyboardInterrupt
-            batches.append(batch)
-            return make(rows, batch)
+            return make(*batch)
 
-        return make_batch
+        return make_lines
 
-    monkeypatch.setattr(augment_file_module, "_batch_maker", watched)
-    return batches
+    monkeypatch.setattr(augment_file_module, "_line_maker", watched)
 
 
-def test_another_request_does_not_go_on_with_unfinished_work(texts, encoder_folder, tmp_path, monkeypatch):
-    stop_before(monkeypatch, 0)
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_an_interrupted_job_leaves_what_was_there(texts, encoder_folder, tmp_path, monkeypatch, suffix):
+    out = tmp_path / f"out{suffix}"
+    out.write_text("old")
+    interrupted(monkeypatch, 2)
     with pytest.raises(KeyboardInterrupt):
-        augment_file(job(texts, tmp_path / "out.jsonl", encoder_folder, seed=1))
-    stop_before(monkeypatch, None)
-    augment_file(job(texts, tmp_path / "out.jsonl", encoder_folder, seed=2))
-    assert {row["seed"] for row in read(tmp_path / "out.jsonl")} == {2}
-    assert not list(tmp_path.glob(".*partial")), "unfinished work of another request was left"
+        augment_file(job(texts, out, encoder_folder, overwrite=True))
+    assert out.read_text() == "old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([out.name, texts.name])
+
+
+def test_two_equal_jobs_at_once_each_write_a_whole_file(texts, encoder_folder, tmp_path, monkeypatch):
+    whole, both = tmp_path / "whole.jsonl", tmp_path / "both.jsonl"
+    augment_file(job(texts, whole, encoder_folder))
+    made = []
+    with monkeypatch.context() as patch:
+        original = augment_file_module._line_maker
+
+        def second_job():
+            patch.setattr(augment_file_module, "_line_maker", original)
+            augment_file(job(texts, both, encoder_folder))
+            made.append(both.read_bytes())
+
+        interrupted(patch, 5, second_job)
+        with pytest.raises(KeyboardInterrupt):
+            augment_file(job(texts, both, encoder_folder))
+    assert made == [whole.read_bytes()] and both.read_bytes() == whole.read_bytes()
+
+
+def test_an_output_that_is_read_is_refused(run, texts, source, tmp_path):  # noqa: F811
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"text": "a good film"}\n')
+    before, link = rows.read_bytes(), tmp_path / "link.jsonl"
+    link.symlink_to(rows)
+    for arguments in ((rows, rows), (rows, link), (texts, rows, "--source", str(rows))):
+        code, _, err = run("augment", *map(str, arguments), "--overwrite")
+        assert code == 2 and "read by the same command" in err
+        assert rows.read_bytes() == before
+
+
+def test_columns_of_either_side_can_be_named(run, encoder_folder, tmp_path):  # noqa: F811
+    (tmp_path / "in.csv").write_text("body,text\ngood film,wrong\n")
+    (tmp_path / "from.csv").write_text("review,text\nbad story,wrong\n")
+    arguments = ("augment", str(tmp_path / "in.csv"), str(tmp_path / "o.jsonl"), "--degree", "1")
+    arguments += ("--source", str(tmp_path / "from.csv"), "--teacher", str(encoder_folder), "--text-column")
+    code, _, err = run(*arguments, "body")
+    assert code == 2 and "from.csv" in err and "--source-text-column" in err
+    code, _, err = run(*arguments, "boddy", "--source-text-column", "review")
+    assert code == 2 and "did you mean 'body'" in err and "--text-column" in err
+    code, _, err = run(*arguments, "body", "--source-text-column", "review")
+    assert code == 0, err
+    assert [row["text"] for row in read(tmp_path / "o.jsonl")] == ["bad story"]
+
+
+@pytest.mark.parametrize("output", ["texts.txt/out.jsonl", "folder.jsonl"])
+def test_an_output_that_cannot_be_written_is_one_sentence(run, texts, encoder_folder, tmp_path, output):  # noqa: F811
+    (tmp_path / "folder.jsonl").mkdir()
+    code, _, err = run("augment", str(texts), str(tmp_path / output), "--teacher", str(encoder_folder))
+    assert code in (1, 2) and output.split("/")[0] in err and "Traceback" not in err
 
 
 ODD = [
@@ -120,7 +150,7 @@ ODD = [
     "caf\u00e9 good \u2013 great\u2028bad \u0007",
     "\U0001f600 lovely \U0001f600 story",
     "!!",
-    "fine",
+    "Fine GOOD Story",
 ]
 
 
@@ -175,7 +205,7 @@ def test_tinybert_asks_a_model_with_a_masked_head_and_the_word_vectors_without(
     tokenizer.save_pretrained(tmp_path / "masked")
     asked: list[str] = []
     monkeypatch.setattr(
-        build_module, "load_glove", lambda *_: lambda words: [asked.append(w) or ["zebra"] for w in words]
+        words_module, "load_glove", lambda *_: lambda words: [asked.append(w) or ["zebra"] for w in words]
     )
     for folder, out in ((tmp_path / "masked", "with.jsonl"), (encoder_folder, "without.jsonl")):
         before = len(asked)
@@ -218,9 +248,9 @@ def test_wrong_usage_is_one_sentence_and_exit_code_2(run, texts, tmp_path, argum
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("missing.txt", None, "no such file"),
-        ("missing.csv", None, "not readable"),
-        ("blank.txt", "\n \n", "no text"),
+        ("missing.txt", None, "cannot be read"),
+        ("missing.csv", None, "cannot be read"),
+        ("blank.txt", "\n \n", "the file is empty"),
         ("mixed.txt", "one\ttwo\nthree\n", "mixed"),
         ("rows.csv", "text\ngood\n  \n", "line 3"),
         ("rows.csv", "body\ngood\n", "no text column"),

@@ -8,7 +8,8 @@ import torch
 from transformers import BertTokenizerFast
 
 from l2a.data.examples import TextInput, normalised_hash
-from l2a.generator.tokens import GeneratorInputs, NeighbourTable, find_neighbours, token_kinds, vocabulary
+from l2a.generator.chain import GeneratorInputs
+from l2a.generator.tokens import NeighbourTable, TokenSpace, find_neighbours, token_kinds, vocabulary
 from l2a.teacher.store import TeacherOutputs
 
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[unused1]", "[unused2]"]
@@ -68,24 +69,26 @@ def sentences(topic: list[str], count: int, seed: int) -> tuple[TextInput, ...]:
 
 
 @pytest.fixture(scope="session")
-def problem(word_tokenizer: BertTokenizerFast, embeddings: torch.Tensor, table: NeighbourTable) -> GeneratorInputs:
-    """Films as the source, phones as the target; one source text is a forbidden test text."""
-    source, target = sentences(FILM, 60, seed=1), sentences(PHONE, 12, seed=2)
+def space(word_tokenizer: BertTokenizerFast, embeddings: torch.Tensor, table: NeighbourTable) -> TokenSpace:
+    """Reads 16 tokens of a text; the gradient is the same for every token."""
 
     def gradient(inputs: Sequence[TextInput]) -> list[np.ndarray]:
-        lengths = [len(word_tokenizer(*text, truncation=True, max_length=16)["input_ids"]) for text in inputs]
-        return [np.tile(np.arange(8, dtype=np.float32), (length, 1)) for length in lengths]
+        rows = word_tokenizer(*map(list, zip(*inputs, strict=True)), truncation=True, max_length=16)["input_ids"]
+        return [np.tile(np.arange(8, dtype=np.float32), (len(row), 1)) for row in rows]
 
+    return TokenSpace(word_tokenizer, table, embeddings, gradient, 16)
+
+
+@pytest.fixture(scope="session")
+def problem(space: TokenSpace) -> GeneratorInputs:
+    """Films as the source, phones as the target; one source text is a forbidden test text."""
+    source, target = sentences(FILM, 60, seed=1), sentences(PHONE, 12, seed=2)
     return GeneratorInputs(
         source_inputs=source,
         target_inputs=target,
         source_outputs=toy_outputs(source),
         target_outputs=toy_outputs(target),
-        tokenizer=word_tokenizer,
-        word_embeddings=embeddings,
-        neighbours=table,
+        space=space,
         labeller=toy_outputs,
-        gradient=gradient,
         forbidden_hashes=frozenset({normalised_hash(source[0])}),
-        max_length=16,
     )

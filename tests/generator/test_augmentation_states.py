@@ -5,28 +5,24 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from l2a.config import GeneratorConfig, OperatorWeights
+from l2a.config import GeneratorConfig
 from l2a.data.examples import normalised_hash
-from l2a.generator.chain import AUGPRO_FGSM, MOVES, SOURCE, AugmentationSpace, metropolis_hastings
-from l2a.generator.density import FORBIDDEN, LabelledTexts, fit_target_density
-from l2a.generator.tokens import tokenize_corpus
+from l2a.generator.chain import MOVES, AugmentationSpace, metropolis_hastings
+from l2a.generator.density import FORBIDDEN
+from l2a.generator.operators import CHAIN_OPERATORS, SOURCE
 from l2a.teacher.store import TeacherOutputs
 from l2a.util.errors import UsageError
 
 from .conftest import toy_outputs
 
 
-def open_space(problem, config, degree=0.4):
-    inputs = problem.source_inputs + problem.target_inputs
-    known = toy_outputs(inputs)
-    density = fit_target_density(problem.source_outputs.embeddings, problem.target_outputs.embeddings)
-    labelled = LabelledTexts(inputs, known, density, problem.labeller, problem.forbidden_hashes)
-    corpus = tokenize_corpus(inputs, problem.tokenizer, problem.max_length, problem.neighbours)
-    return AugmentationSpace(problem, config, degree, corpus, labelled), labelled
+def open_space(problem, config):
+    space = AugmentationSpace(problem, replace(config, degree=0.4))
+    return space, space.labelled
 
 
 def test_draws_follow_the_base_law(problem):
-    config = GeneratorConfig(operators=OperatorWeights(2, 1, 1, 0), target_share=0.25)
+    config = GeneratorConfig(operators={"source": 2, "knn": 0}, target_share=0.25)
     space, _ = open_space(problem, config)
     states = space.draw(4000, np.random.default_rng(0))
     sources = len(problem.source_inputs)
@@ -71,7 +67,8 @@ def test_a_state_decides_its_text(problem):
     space, labelled = open_space(problem, GeneratorConfig())
     states = space.draw(50, np.random.default_rng(0))
     again, other = open_space(problem, GeneratorConfig())
-    assert np.array_equal(space.project(states), again.project(states))
+    (texts, degrees), (same, same_degrees) = space.project(states), again.project(states)
+    assert texts == same and np.array_equal(degrees, same_degrees)
     assert len(labelled.inputs) > len(other.inputs) == 72
 
 
@@ -134,9 +131,10 @@ def test_each_text_is_labelled_once_and_each_gradient_asked_for_once(problem):
 
     def gradient(inputs):
         differentiated.extend(inputs)
-        return problem.gradient(inputs)
+        return problem.space.gradient(inputs)
 
-    space, labelled = open_space(replace(problem, labeller=labeller, gradient=gradient), GeneratorConfig())
+    watched = replace(problem, labeller=labeller, space=replace(problem.space, gradient=gradient))
+    space, labelled = open_space(watched, GeneratorConfig())
     states, rng = space.draw(200, np.random.default_rng(0)), np.random.default_rng(1)
     for _ in range(3):
         states = space.propose(states, rng).states
@@ -146,15 +144,17 @@ def test_each_text_is_labelled_once_and_each_gradient_asked_for_once(problem):
 
 
 def test_fgsm_needs_a_gradient(problem):
-    without = replace(problem, gradient=None)
+    without = replace(problem, space=replace(problem.space, gradient=None))
     states = open_space(without, GeneratorConfig())[0].draw(300, np.random.default_rng(0))
-    assert not (states.operator == AUGPRO_FGSM).any()
-    with pytest.raises(UsageError, match="only augpro_fgsm"):
-        open_space(without, GeneratorConfig(operators=OperatorWeights(0, 0, 1, 0)))
+    assert not (states.operator == CHAIN_OPERATORS.index("augpro_fgsm")).any()
+    with pytest.raises(UsageError, match="without a student's gradient"):
+        open_space(without, GeneratorConfig(operators={"source": 0, "augpro_mix": 0, "knn": 0}))
 
 
 def test_a_gradient_of_the_wrong_shape_is_refused(problem):
-    wrong = replace(problem, gradient=lambda inputs: [np.zeros((3, 8), np.float32) for _ in inputs])
+    wrong = replace(
+        problem, space=replace(problem.space, gradient=lambda inputs: [np.zeros((3, 8), np.float32) for _ in inputs])
+    )
     with pytest.raises(ValueError, match="one row for each token"):
         open_space(wrong, GeneratorConfig())[0].draw(100, np.random.default_rng(0))
 

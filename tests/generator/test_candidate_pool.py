@@ -3,8 +3,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from l2a.config import OPERATORS, GeneratorConfig, OperatorWeights
+from l2a.config import GeneratorConfig
 from l2a.data.examples import normalised_hash
+from l2a.generator.operators import CHAIN_OPERATORS
 from l2a.generator.pool import draw_pool, max_cosine
 from l2a.util.errors import RunError
 
@@ -41,7 +42,7 @@ def test_every_field_describes_its_text(problem):
 
 def test_operators_origins_and_degrees_fit_the_texts(problem):
     pool, _ = draw(problem)
-    assert set(pool.operators) == set(OPERATORS)
+    assert set(pool.operators) == set(CHAIN_OPERATORS)
     for text, origin, operator, degree in zip(pool.inputs, pool.origins, pool.operators, pool.degrees, strict=True):
         domain, index = origin.split(":")
         base = (problem.source_inputs if domain == "source" else problem.target_inputs)[int(index)]
@@ -58,7 +59,7 @@ def test_the_same_seed_draws_the_same_pool_and_another_seed_another(problem):
 
 
 def test_a_lower_temperature_comes_nearer_to_the_target(problem):
-    config = replace(CONFIG, operators=OperatorWeights(1, 1, 0, 1))
+    config = replace(CONFIG, operators={"augpro_fgsm": 0})
     densities = []
     for tau in (float("inf"), 1.0, 0.2):
         pool, chain = draw(problem, replace(config, tau=tau), size=200)
@@ -97,7 +98,7 @@ def test_diagnostics_count_the_work(problem):
 
 
 def test_a_pool_that_cannot_be_filled_is_smaller_and_says_so(problem, caplog):
-    config = replace(CONFIG, operators=OperatorWeights(1, 0, 0, 0))
+    config = replace(CONFIG, operators={"augpro_mix": 0, "augpro_fgsm": 0, "knn": 0})
     pool, _ = draw(problem, config, size=100)
     assert len(pool) <= 59 and set(pool.operators) == {"source"}
     assert "of 100 candidates" in caplog.text
@@ -105,12 +106,12 @@ def test_a_pool_that_cannot_be_filled_is_smaller_and_says_so(problem, caplog):
 
 def test_no_candidate_at_all_is_a_failed_run(problem):
     everything = frozenset(normalised_hash(text) for text in problem.source_inputs)
-    config = replace(CONFIG, operators=OperatorWeights(1, 0, 0, 0))
+    config = replace(CONFIG, operators={"augpro_mix": 0, "augpro_fgsm": 0, "knn": 0})
     with pytest.raises(RunError, match="no candidate"):
         draw(replace(problem, forbidden_hashes=everything), config)
 
 
-def test_pairs_keep_their_sides(problem, word_tokenizer):
+def test_pairs_keep_their_sides(problem):
     source = tuple((text[0], "my phone is bad !") for text in problem.source_inputs)
     target = tuple(("the film was good", text[0]) for text in problem.target_inputs)
     pairs = replace(
@@ -119,10 +120,9 @@ def test_pairs_keep_their_sides(problem, word_tokenizer):
         target_inputs=target,
         source_outputs=toy_outputs(source),
         target_outputs=toy_outputs(target),
-        gradient=None,
-        max_length=32,
+        space=replace(problem.space, gradient=None, max_length=32),
     )
-    pool, _ = draw(pairs, replace(CONFIG, operators=OperatorWeights(0, 1, 0, 0), target_share=0.0))
+    pool, _ = draw(pairs, replace(CONFIG, operators={"source": 0, "augpro_fgsm": 0, "knn": 0}, target_share=0.0))
     first_side = {word for text in target for word in text[0].split()}
     for text, origin in zip(pool.inputs, pool.origins, strict=True):
         base = source[int(origin.removeprefix("source:"))]

@@ -1,6 +1,7 @@
 import pytest
 
-from l2a.config import GeneratorConfig, OperatorWeights, resolve_degree
+from l2a.config import GeneratorConfig, resolve_degree
+from l2a.generator.operators import CHAIN_OPERATORS, OPERATORS, check_operators
 from l2a.util.errors import UsageError
 
 
@@ -8,26 +9,32 @@ from l2a.util.errors import UsageError
     ("field", "value"),
     [
         ("tau", 0.0),
-        ("tau", -1.0),
         ("beta", -0.1),
-        ("degree", 0.0),
         ("degree", 1.5),
         ("max_degree", -0.1),
         ("target_share", 1.1),
         ("chains", 0),
         ("burn_in", -1),
         ("neighbours", 0),
+        ("operators", {"knn": -1.0}),
+        ("operators", {"knn": float("nan")}),
+        ("operators", 3),
     ],
 )
 def test_wrong_settings_are_named(field, value):
-    with pytest.raises(UsageError, match=f"generator.{field} is {value}"):
+    with pytest.raises(UsageError, match=f"generator.{field} is "):
         GeneratorConfig(**{field: value})
 
 
-@pytest.mark.parametrize("weights", [(0, 0, 0, 0), (1, -1, 1, 1)])
-def test_weights_make_a_distribution(weights):
-    with pytest.raises(UsageError, match=r"generator\.operators"):
-        OperatorWeights(*weights)
+def test_operators_are_checked_by_name():
+    with pytest.raises(UsageError, match=r"generator\.operator is 'augpro_mx' \(did you mean 'augpro_mix'\?\)"):
+        check_operators(GeneratorConfig(operator="augpro_mx"))
+    with pytest.raises(UsageError, match=r"generator\.operators names 'kn' \(did you mean 'knn'\?\)"):
+        check_operators(GeneratorConfig(operators={"kn": 1.0}))
+    with pytest.raises(UsageError, match="weight above 0"):
+        check_operators(GeneratorConfig(operators=dict.fromkeys(CHAIN_OPERATORS, 0.0)))
+    for name in OPERATORS:
+        check_operators(GeneratorConfig(operator=name))
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,14 @@
 """The row of one operator without a selector."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 
 import l2a.pipeline.students as augmented
 from l2a.config import override
 from l2a.data.examples import normalised_hash
-from l2a.generator.words import Eda
+from l2a.generator.words import WordSources, eda
 from l2a.pipeline.methods import run_method
 from l2a.pipeline.session import RunContext, TrainingSession
 from l2a.pipeline.students import train_augmented_student, train_fine_tuned_student
@@ -77,8 +79,9 @@ def test_copies_come_from_the_domain_that_the_operator_names(context, monkeypatc
 
 @pytest.mark.slow
 def test_eda_reads_its_synonyms(context, monkeypatch):
-    synonyms = {"good": ["lovely"], "story": ["film"]}
-    monkeypatch.setattr(augmented, "build_operator", lambda *arguments: Eda(synonyms))
+    sources = WordSources(lambda: None)
+    sources.synonyms = {"good": ["lovely"], "story": ["film"]}
+    monkeypatch.setattr(augmented, "build_operator", lambda *_: partial(eda, sources))
     trained = train_augmented_student(with_operator(context, "eda"))
     assert np.isfinite(trained.validation_log_likelihood)
 

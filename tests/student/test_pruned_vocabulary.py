@@ -17,8 +17,9 @@ from transformers import (
 
 from l2a.config import GeneratorConfig, StudentConfig
 from l2a.data.encoding import encode
+from l2a.generator.chain import GeneratorInputs
 from l2a.generator.pool import draw_pool
-from l2a.generator.tokens import GeneratorInputs, build_neighbour_table, vocabulary
+from l2a.generator.tokens import TokenSpace, build_neighbour_table, vocabulary
 from l2a.kd.inference import embedding_gradients, run_student
 from l2a.student.presets import build_student
 from l2a.student.vocabulary import choose_tokens, count_tokens, keep_tokens, needed_tokens
@@ -207,13 +208,15 @@ def test_the_generator_draws_from_a_pruned_vocabulary(large_teacher, domain_text
         target_inputs=target,
         source_outputs=label(inputs=source),
         target_outputs=label(inputs=target),
-        tokenizer=student.tokenizer,
-        word_embeddings=student.word_embeddings(),
-        neighbours=build_neighbour_table(student.word_embeddings(), vocabulary(student.tokenizer)),
+        space=TokenSpace(
+            student.tokenizer,
+            build_neighbour_table(student.word_embeddings(), vocabulary(student.tokenizer)),
+            student.word_embeddings(),
+            lambda inputs: embedding_gradients(student, lambda texts: label(inputs=texts), inputs, 32),
+            32,
+        ),
         labeller=lambda inputs: label(inputs=inputs),
-        gradient=lambda inputs: embedding_gradients(student, lambda texts: label(inputs=texts), inputs, 32),
         forbidden_hashes=frozenset(),
-        max_length=32,
     )
     pool, _ = draw_pool(problem, GeneratorConfig(chains=8), 48, np.random.default_rng(0))
     assert len(pool) == 48
