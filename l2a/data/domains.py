@@ -401,15 +401,11 @@ def _hub_tables(reference: str, progress: Progress) -> Tables:
         with progress.stage(f"fetch {reference}", total=1):
             content = datasets.load_dataset(name, config or None)
     except (datasets.exceptions.DatasetNotFoundError, ValueError) as error:
-        raise UsageError(
-            f"{reference}: no domain card, no file, and no dataset of the Hub ({_one_line(error)}); "
-            "see `l2a domains list`, check the path, or write name:config"
-        ) from error
+        fix = "see `l2a domains list`, check the path, or write name:config"
+        raise UsageError(f"{reference}: no card, no file, no dataset of the Hub ({_one_line(error)}); {fix}") from error
     except (OSError, RuntimeError) as error:
-        raise RunError(
-            f"{reference}: the Hugging Face Hub cannot give this dataset and it is not cached "
-            f"({_one_line(error)}); connect once, or give a file"
-        ) from error
+        reason = f"the Hub cannot give this dataset and it is not cached ({_one_line(error)})"
+        raise RunError(f"{reference}: {reason}; connect once, or give a file") from error
     return _memory_tables(content, reference)
 
 

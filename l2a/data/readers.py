@@ -320,10 +320,10 @@ def _item(item: Any) -> Mapping[str, Any] | str:
     if isinstance(item, Mapping):
         return item
     try:
-        text, label, *split = item
-        sides = (text,) if isinstance(text, str) else text
-        columns = (*("text", "text_pair")[: len(sides)], "label", "split")
-        return dict(zip(columns, (*sides, label, *split), strict=False))
+        text, label, *split = () if isinstance(item, str) else item
+        first, *second = (text,) if isinstance(text, str) else text
+        columns = ("text", "text_pair")[: 1 + len(second)] + ("label", "split")[: 1 + len(split)]
+        return dict(zip(columns, (first, *second, label, *split), strict=True))
     except (TypeError, ValueError):
         return f"{item!r:.80} is not read; give (text, label) or ((first, second), label)"
 

@@ -64,7 +64,10 @@ def test_columns_of_a_frame_can_be_named():
     [
         ([("a", "x"), ("b", None)], "x, row 2: the column 'label' has no label"),
         ([("a", "x"), (("b", "c"), "y")], "x, row 1: the column 'text_pair' is empty"),
-        ([("a", "x"), "b"], r"x, row 2: 'b' is not read; give \(text, label\)"),
+        ([("a", "x"), "bc"], r"x, row 2: 'bc' is not read; give \(text, label\)"),
+        ([(("a", "b", "c"), "x")], r"x, row 1: .* is not read; give \(text, label\)"),
+        ([("a", "x", "train", 1)], r"x, row 1: .* is not read; give \(text, label\)"),
+        ([("a", "x", "trian")], "x, row 1: the split 'trian' is not known"),
         (pd.DataFrame({"text": ["a", "b"], "label": ["x", pd.NA]}), "x, row 2: the column 'label' has no label"),
         (pd.DataFrame({"text": ["a", "b"], "label": [0.0, float("nan")]}), "x, row 2: the column 'label' has no label"),
         ([], "x: no rows"),
@@ -85,6 +88,7 @@ def test_bad_data_are_refused(data, message):
         ([("a", "b"), ("c", "d")], (("a", "b"), ("c", "d"))),
         (FRAME[["review"]], (("fine",), ("awful",), ("so fine",), ("so bad",))),
         (named(("one", 0), ("two", -1)), (("one",), ("two",))),
+        ([("one",), ("two",)], (("one",), ("two",))),
         (as_domain(ROWS, "x"), (("fine",), ("awful",))),
     ],
 )  # fmt: skip

@@ -127,8 +127,9 @@ def test_numbers_of_shots_are_positive(make_domain, shots, dev_shots):
     st.lists(st.tuples(st.integers(0, 30), st.integers(0, 1)), max_size=20),
     st.lists(st.integers(0, 30), min_size=1, max_size=10),
     st.integers(0, 5),
+    st.sampled_from([2, None]),
 )
-def test_parts_are_disjoint_and_free_of_test_texts(train, dev, test, seed):
+def test_parts_are_disjoint_and_free_of_test_texts(train, dev, test, seed, shots):
     def examples(pairs):
         inputs = tuple((f"Text  {number}" if label else f"text {number}",) for number, label in pairs)
         return Examples(inputs, np.array([label for _, label in pairs], dtype=np.int64), ("a", "b"))
@@ -136,7 +137,7 @@ def test_parts_are_disjoint_and_free_of_test_texts(train, dev, test, seed):
     held_out = HeldOut.of(examples([(number, 0) for number in test]))
     domain = Domain("d", ("a", "b"), False, examples(train), examples(dev), held_out, {})
     try:
-        splits = draw(domain, 2, 1, seed)
+        splits = draw(domain, shots, 1, seed)
     except UsageError:
         return
     parts = (splits.train.inputs, splits.reward.inputs, splits.validation.inputs, splits.unlabelled)
