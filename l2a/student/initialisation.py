@@ -35,20 +35,10 @@ def principal_word_vectors(states: NDArray[np.float32], size: int) -> torch.Tens
     return projected * scale
 
 
-def even_word_vectors(states: NDArray[np.float32], size: int) -> torch.Tensor:
-    """Project word states onto principal components of one scale, so that no two words are alike by chance.
+def _even_word_vectors(states: NDArray[np.float32], size: int) -> torch.Tensor:
+    """Likewise, whitened and every row's norm 0.1 sqrt(e), so that no two words are alike by chance.
 
     A word then matches itself, or one that the teacher takes for much the same, far better than any other.
-
-    Args:
-        states: float32 (V, d).
-        size: Number of components e, at most d.
-
-    Returns:
-        float32 (V, e), whitened, every row's norm 0.1 sqrt(e).
-
-    Raises:
-        UsageError: If size exceeds d.
     """
     projected = _projected(states, size)
     whitened = projected / projected.std(0).clamp_min(1e-6)
@@ -59,24 +49,11 @@ def even_word_vectors(states: NDArray[np.float32], size: int) -> torch.Tensor:
 
 def _projected(states: NDArray[np.float32], size: int) -> torch.Tensor:
     if size > states.shape[1]:
-        raise UsageError(f"student embedding_size: {size} exceeds the teacher's width {states.shape[1]}; lower it")
+        raise UsageError(f"embedding_size is {size}, which exceeds the teacher's width {states.shape[1]}; lower it")
     centred = torch.from_numpy(states - states.mean(0))
     directions = torch.linalg.eigh(centred.T @ centred).eigenvectors.flip(1)[:, :size]
-    return centred @ with_fixed_sign(directions)
-
-
-def with_fixed_sign(directions: torch.Tensor) -> torch.Tensor:
-    """Turn every direction so that its entries do not sum to less than 0.
-
-    The sign of an eigenvector is arbitrary: fixing it lets every machine start from the same student.
-
-    Args:
-        directions: float32 (d, e), a direction a column.
-
-    Returns:
-        float32 (d, e).
-    """
-    return torch.where(directions.sum(0) < 0, -directions, directions)
+    # The sign of an eigenvector is arbitrary: fixing it lets every machine start from the same student.
+    return centred @ torch.where(directions.sum(0) < 0, -directions, directions)
 
 
 TYPE_SIZE = 0.15
@@ -101,24 +78,16 @@ def aligned_size(body: Any) -> int:
     return heads // 2 * (int(body.config.hidden_size) // heads)
 
 
-def start_by_aligning(body: Any) -> None:
+def _start_by_aligning(body: Any) -> None:
     """Let the first layer add to every word how it differs from its match in the other sentence.
 
     The words must fill the first ``aligned_size`` - 1 entries of the embeddings, the others must be 0.
-
-    Args:
-        body: A BERT model without its head, of two attention heads or more, changed in place.
     """
-    size, layer = aligned_size(body), body.encoder.layer[0]
-    with torch.no_grad():
-        _mark_sentences(body.embeddings.token_type_embeddings.weight, size - 1)
-        _attend_to_matches(layer.attention, size)
-        _compare(layer.intermediate.dense, layer.output.dense, size)
-
-
-def _mark_sentences(types: torch.Tensor, entry: int) -> None:
+    size, layer, types = aligned_size(body), body.encoder.layer[0], body.embeddings.token_type_embeddings.weight
     types.zero_()
-    types[0, entry], types[1, entry] = TYPE_SIZE, -TYPE_SIZE
+    types[0, size - 1], types[1, size - 1] = TYPE_SIZE, -TYPE_SIZE
+    _attend_to_matches(layer.attention, size)
+    _compare(layer.intermediate.dense, layer.output.dense, size)
 
 
 def _attend_to_matches(attention: Any, size: int) -> None:
@@ -183,8 +152,8 @@ def start_from_words(student: Student, vectors: NDArray[np.float32], of_pairs: b
     with torch.no_grad():
         if aligned:
             table.weight.zero_()
-            table.weight[:, : aligned - 1] = even_word_vectors(vectors, aligned - 1)
-            start_by_aligning(body)
+            table.weight[:, : aligned - 1] = _even_word_vectors(vectors, aligned - 1)
+            _start_by_aligning(body)
         else:
             table.weight.copy_(principal_word_vectors(vectors, table.embedding_dim))
     open_head(student)

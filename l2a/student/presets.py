@@ -29,23 +29,26 @@ class StudentRequest:
     """One student wanted.
 
     Attributes:
-        preset: Which, for messages.
+        config: The preset or the checkpoint, and the largest share.
         teacher: Gives weights, vocabulary and the size to compare with.
         label_names: The C classes.
         texts: Texts of the domains, without labels; they say which tokens are worth keeping.
-        max_share: Largest allowed share of the teacher's parameters.
     """
 
-    preset: str
+    config: StudentConfig
     teacher: Teacher
     label_names: tuple[str, ...]
     texts: Sequence[TextInput]
-    max_share: float
+
+    @property
+    def preset(self) -> str:
+        """Name of the preset."""
+        return "narrow" if self.config.preset == "auto" else self.config.preset
 
     @property
     def budget(self) -> int:
         """Parameters allowed."""
-        return int(self.max_share * self.teacher.parameters_count)
+        return int(self.config.max_share * self.teacher.parameters_count)
 
     @property
     def of_pairs(self) -> bool:
@@ -102,8 +105,8 @@ def largest_fitting(request: StudentRequest, sizes: Sequence[int], shape: Callab
         least = parameters_count(shape(sizes[0]))
         share = math.ceil(1000 * least / request.teacher.parameters_count) / 1000
         raise UsageError(
-            f"student.max_share: {request.max_share} of the teacher are {request.budget:,} parameters, but the preset "
-            f"{request.preset!r} needs at least {least:,}; raise student.max_share to {share}, choose another "
+            f"student.max_share: {request.config.max_share} of the teacher are {request.budget:,} parameters, but the "
+            f"preset {request.preset!r} needs at least {least:,}; raise student.max_share to {share}, choose another "
             "student.preset, or give --student a smaller checkpoint"
         )
     return shape(sizes[fitting - 1])
@@ -126,18 +129,8 @@ def attention_heads(width: int) -> int:
     return max(heads for heads in range(1, max(1, width // 32) + 1) if width % (2 * heads) == 0)
 
 
-def plan_narrow(request: StudentRequest) -> Plan:
-    """Shape the widest BERT over the teacher's vocabulary that fits the budget and is not wider than the teacher.
-
-    Args:
-        request: The student wanted.
-
-    Returns:
-        A third of the teacher's layers, at least two.
-
-    Raises:
-        UsageError: If the budget does not hold the narrowest.
-    """
+def _plan_narrow(request: StudentRequest) -> Plan:
+    """Shape the widest BERT over the teacher's vocabulary that fits the budget and is not wider than the teacher."""
     from transformers import BertConfig
 
     teacher, tokenizer = request.teacher, request.teacher.tokenizer
@@ -165,19 +158,8 @@ LEAST_VOCABULARY = 1 / 8
 """A further layer is kept only where it leaves room for this part of the teacher's vocabulary."""
 
 
-def plan_pruned(request: StudentRequest) -> Plan:
-    """Shape a student that is cut out of the teacher: its first layers, over the tokens that the texts use.
-
-    Args:
-        request: The student wanted.
-
-    Returns:
-        As many layers as fit, then as many tokens.
-
-    Raises:
-        UsageError: If the vocabulary is not WordPiece, if the architecture cannot be cut, or if the budget does not
-            hold one layer with the tokens that spelling needs.
-    """
+def _plan_pruned(request: StudentRequest) -> Plan:
+    """Shape a student that is cut out of the teacher: as many of its first layers as fit, then of its tokens."""
     tokenizer, original = request.teacher.tokenizer, request.teacher.encoder
     refuse_other_tokenizers(tokenizer, f"student.preset {request.preset!r}")
     if not queries_of(original):
@@ -218,23 +200,12 @@ def _start_narrow(student: Student, request: StudentRequest, plan: Plan) -> None
     start_from_words(student, token_vectors(request.teacher)[plan.kept], request.of_pairs)
 
 
-def _start_scratch(student: Student, request: StudentRequest, plan: Plan) -> None:
-    """Keep the usual random weights throughout."""
-
-
-PRESETS: dict[str, tuple[Callable[[StudentRequest], Plan], Callable[[Student, StudentRequest, Plan], None]]] = {
-    "narrow": (plan_narrow, _start_narrow),
-    "scratch": (plan_narrow, _start_scratch),
-    "pruned": (plan_pruned, _start_pruned),
+PRESETS: dict[str, tuple[Callable[[StudentRequest], Plan], Callable[[Student, StudentRequest, Plan], None] | None]] = {
+    "narrow": (_plan_narrow, _start_narrow),
+    "scratch": (_plan_narrow, None),
+    "pruned": (_plan_pruned, _start_pruned),
 }
-"""How each preset is shaped, which needs no weights, and what it starts from."""
-
-
-def _request(
-    config: StudentConfig, teacher: Teacher, label_names: tuple[str, ...], texts: Sequence[TextInput]
-) -> StudentRequest:
-    preset = "narrow" if config.preset == "auto" else config.preset
-    return StudentRequest(preset, teacher, label_names, texts, config.max_share)
+"""How each preset is shaped, which needs no weights, and what it starts from: None for the usual random weights."""
 
 
 def check_student(
@@ -257,7 +228,7 @@ def check_student(
     if config.model is not None:
         student = load_checkpoint(config.model, label_names, weights=False)
     else:
-        request = _request(config, teacher, label_names, texts)
+        request = StudentRequest(config, teacher, label_names, texts)
         plan = PRESETS[request.preset][0](request)
         with torch.device("meta"):
             student = Student(classifier_of(plan.config), plan.tokenizer)
@@ -301,10 +272,11 @@ def build_student(
             student = load_checkpoint(config.model, label_names)
             _refuse_large(student, config, teacher)
         else:
-            request = _request(config, teacher, label_names, texts)
+            request = StudentRequest(config, teacher, label_names, texts)
             shape, start = PRESETS[request.preset]
             plan = shape(request)
             student = Student(classifier_of(plan.config).eval(), plan.tokenizer)
-            start(student, request, plan)
+            if start is not None:
+                start(student, request, plan)
     student.model.eval()
     return student

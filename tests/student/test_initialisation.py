@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from l2a.config import StudentConfig
 from l2a.student.initialisation import principal_word_vectors
 from l2a.student.presets import StudentRequest, attention_heads, largest_fitting
 from l2a.util.errors import UsageError
@@ -53,7 +54,7 @@ def test_heads_divide_every_width_into_even_parts(width):
 
 @given(st.integers(11, 3000))
 def test_the_largest_size_that_fits_is_found(budget):
-    request = StudentRequest("any", _Teacher(10_000), LABELS, (), budget / 10_000)
+    request = StudentRequest(StudentConfig(max_share=budget / 10_000), _Teacher(10_000), LABELS, ())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("l2a.student.presets.classifier_of", lambda size: nn.Linear(10, size))
         size = largest_fitting(request, range(1, 400), lambda size: size)
