@@ -300,7 +300,7 @@ def _read(reference: str, columns: Columns, data_root: Path | None, progress: Pr
         return with_splits(_read_card(reference, progress))
     path = _find_path(reference, data_root)
     if path is not None:
-        name = name_and_format(path)[0] if path.is_file() else path.resolve().name
+        name = path.resolve().name if path.is_dir() else name_and_format(path)[0]
         return with_splits(_join(name, _path_tables(path), columns, flag))
     hint = did_you_mean(reference, cards)
     if hint or name_and_format(Path(reference))[1] in SUFFIXES or not HUB_ID.fullmatch(reference):
@@ -346,7 +346,7 @@ def _find_path(reference: str, data_root: Path | None) -> Path | None:
 
 
 def _path_tables(path: Path) -> Tables:
-    if path.is_file():
+    if not path.is_dir():
         return [(None, read_table(path))]
     if any((path / mark).is_file() for mark in SAVED_MARKS):
         return _saved_tables(path)

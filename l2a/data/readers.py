@@ -126,7 +126,7 @@ def read_table(path: Path, allowed: Sequence[str] = SUFFIXES) -> Table:
     if suffix not in allowed:
         convert = f"pandas.read_excel({str(path)!r}).to_csv({str(path.with_suffix('.csv'))!r}, index=False)"
         fix = f'; convert it by python -c "import pandas; {convert}"' if suffix in SPREADSHEETS else ""
-        raise UsageError(f"{path}: the suffix {suffix!r} is not known; {', '.join(allowed)} are read{fix}")
+        raise UsageError(f"{path}: files that end in {suffix!r} are not read here; give {', '.join(allowed)}{fix}")
     try:
         content = path.read_bytes()
         data = UNPACK.get(path.suffix.lower(), bytes)(content)
@@ -236,7 +236,12 @@ def _parse_delimited(text: str, delimiter: str, quoted: bool) -> list[Item]:
         for fields in reader:
             if fields and not columns:
                 columns = [field.strip() for field in fields]
-                items += _header_problems(columns)
+                if other := _other_separator(columns):
+                    return [
+                        (0, f"the columns are separated by {other!r}; use commas in .csv files, tabs in .tsv files")
+                    ]
+                twice = sorted({column for column in columns if columns.count(column) > 1})
+                items += [(line, f"the header names {name!r} twice; give each column its own name") for name in twice]
             elif fields and len(fields) != len(columns):
                 counts = f"{len(fields)} fields, the header has {len(columns)}"
                 items.append((line, f"{counts}; quote texts that hold the separator"))
@@ -250,13 +255,9 @@ def _parse_delimited(text: str, delimiter: str, quoted: bool) -> list[Item]:
     return items
 
 
-def _header_problems(columns: list[str]) -> list[Item]:
-    twice = sorted({column for column in columns if columns.count(column) > 1})
-    found: list[Item] = [(1, f"the header names {column!r} twice; give each column its own name") for column in twice]
-    separator = next((character for character in ";\t|," if character in columns[0]), None)
-    if len(columns) == 1 and separator:
-        found.append((0, f"the columns are separated by {separator!r}; save it as .csv with commas or .tsv with tabs"))
-    return found
+def _other_separator(columns: list[str]) -> str | None:
+    """What a header of one column seems to be separated by."""
+    return next((character for character in ";\t|," if len(columns) == 1 and character in columns[0]), None)
 
 
 def _parse_arrow(data: bytes, suffix: str) -> list[Item]:
@@ -320,7 +321,7 @@ def _item(item: Any) -> Mapping[str, Any] | str:
     if isinstance(item, Mapping):
         return item
     try:
-        text, label, *split = () if isinstance(item, str) else item
+        text, label, *split = [item] if isinstance(item, str) else item
         first, *second = (text,) if isinstance(text, str) else text
         columns = ("text", "text_pair")[: 1 + len(second)] + ("label", "split")[: 1 + len(split)]
         return dict(zip(columns, (first, *second, label, *split), strict=True))

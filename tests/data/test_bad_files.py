@@ -35,7 +35,7 @@ BAD = [
     (
         "semicolons.csv",
         b"text;label\na, b;x\n",
-        r"semicolons.csv: the columns are separated by ';'; save it as .csv with commas",
+        r"semicolons.csv: the columns are separated by ';'; use commas in .csv files",
     ),
     ("tabs.csv", b"text\tlabel\na\tx\n", r"the columns are separated by '\\t'"),
     ("broken.csv.gz", b"\x1f\x8bnope", r"broken.csv.gz: cannot be read .*; check"),
@@ -58,8 +58,8 @@ BAD = [
     ("huge.csv", b"text,label\n" + b"x" * 1_000_001 + b",x\n", "line 2: .*1000001 characters, at most 1000000"),
     ("bad.parquet", b"PAR1nonsense", "bad.parquet: not a readable Parquet file"),
     ("empty.parquet", b"", "empty.parquet: the file is empty"),
-    ("table.xlsx", b"x", r"suffix '.xlsx' is not known; .*read_excel\(.*table.xlsx'\).to_csv\(.*table.csv'"),
-    ("table.ods.txt", b"x", r"the suffix '.txt' is not known; .csv, .tsv, .jsonl"),
+    ("table.xlsx", b"x", r"end in '.xlsx' are not read here; .*read_excel\(.*table.xlsx'\).to_csv\(.*table.csv'"),
+    ("table.ods.txt", b"x", r"files that end in '.txt' are not read here; give .csv, .tsv, .jsonl"),
 ]
 
 
