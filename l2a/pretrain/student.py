@@ -14,7 +14,7 @@ from safetensors.torch import save
 from torch import nn
 
 import l2a
-from l2a.data.encoding import EncodedTexts, encode, inference_batches
+from l2a.data.encoding import EncodedTexts, encode, fit_tokenizer, inference_batches
 from l2a.data.examples import TextInput
 from l2a.kd.data import Indices, join_encoded
 from l2a.pretrain.corpus import Corpus, PretrainConfig
@@ -296,7 +296,7 @@ def save_student(model: GeneralStudent, tokenizer: Any, folder: Path) -> None:
         tokenizer: The tokenizer it shares with the teacher.
         folder: Receives config.json, model.safetensors and the tokenizer's files.
     """
-    classifier, tokenizer = model.classifier, copy.deepcopy(tokenizer)
+    classifier = model.classifier
     weights = {
         name: value.detach().to(torch.float16).cpu().contiguous()
         for name, value in classifier.state_dict().items()
@@ -307,11 +307,8 @@ def save_student(model: GeneralStudent, tokenizer: Any, folder: Path) -> None:
     # Stored in float16, loaded in float32: fine-tuning in half precision diverges.
     classifier.config.dtype = torch.float32
     classifier.config.save_pretrained(folder)
-    tokenizer.model_max_length = int(classifier.config.max_position_embeddings)
-    # The last call's truncation and padding would be saved along and surprise those who use the file on its own.
-    tokenizer.backend_tokenizer.no_truncation()
-    tokenizer.backend_tokenizer.no_padding()
-    tokenizer.save_pretrained(folder)
+    positions = int(classifier.config.max_position_embeddings)
+    fit_tokenizer(tokenizer, classifier.config, positions).save_pretrained(folder)
 
 
 def write_card(folder: Path, config: PretrainConfig, model: GeneralStudent, targets: TeacherTargets) -> None:
