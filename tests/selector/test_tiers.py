@@ -38,6 +38,18 @@ def test_tiers_that_agree_are_trusted(problem, policy_scores):
     assert tiers.chosen == int(np.argmax(tiers.real[:2]))
 
 
+def test_other_selections_do_not_compete_while_the_surrogate_is_trusted(problem, policy_scores):
+    """Not even the best half of all by both rewards, which is judged beside the policies."""
+    surrogate, task = build_surrogate(problem), build_task(problem, CONFIG)
+
+    def real_reward(kept):
+        return surrogate_reward(surrogate, kept)
+
+    tiers, scores = rerank(policy_scores, task, real_reward, CONFIG, rng(), (surrogate.influences,))
+    assert tiers.trusted and int(np.argmax(tiers.real)) == 2  # the best half: it comes after the two policies
+    assert tiers.chosen == int(np.argmax(tiers.real[:2])) and scores[tiers.chosen] is policy_scores[tiers.chosen]
+
+
 def test_without_a_policy_the_best_random_selection_is_chosen(problem):
     surrogate = build_surrogate(problem)
     tiers, _ = judge(problem, [], lambda kept: surrogate_reward(surrogate, kept))

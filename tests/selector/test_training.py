@@ -142,6 +142,27 @@ def test_an_algorithm_of_ones_own_plugs_in_by_a_card(problem, tmp_path, monkeypa
     assert selection.policy.agent == "./shy.yaml" and selection.kept.sum() == len(problem) // 2
 
 
+PLANTED = "from pathlib import Path\n\nfrom stable_baselines3 import A2C\n\nPath('ran').touch()\n\n\nclass Agent(A2C):\n    pass\n"
+
+
+@pytest.mark.parametrize("algorithm", ["planted.Agent", "planted:Agent", "planted.deep.Agent"])
+def test_a_card_in_the_working_directory_runs_no_module_that_lies_beside_it(problem, tmp_path, monkeypatch, algorithm):
+    (tmp_path / "planted.py").write_text(PLANTED)
+    (tmp_path / "agents").mkdir()
+    card = yaml.safe_dump({"description": "A trial.", "algorithm": algorithm, "hyperparameters": {"n_steps": 4}})
+    for name in ("trap", "ppo"):  # the second never hides the shipped one
+        (tmp_path / "agents" / f"{name}.yaml").write_text(card)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UsageError, match=r"outside stable_baselines3, sb3_contrib, l2a; .*give the card by its path"):
+        select(problem, dataclasses.replace(QUICK, agent="trap"), np.random.default_rng(0))
+    assert load_agent("ppo").algorithm == "stable_baselines3.PPO"
+    assert not (tmp_path / "ran").exists()
+    if algorithm == "planted.Agent":
+        select(problem, dataclasses.replace(QUICK, agent="agents/trap.yaml"), np.random.default_rng(0))
+        assert (tmp_path / "ran").exists()
+
+
 def test_reinforce_learns_from_the_returns_of_whole_episodes(problem, monkeypatch):
     """The returns that it learns from are those of the episodes that the monitor saw."""
     task = build_task(problem, dataclasses.replace(QUICK, keep_rate=0.25))
