@@ -84,18 +84,30 @@ def test_the_agent_to_train_is_that_of_the_flag_then_of_the_file(run, tmp_path, 
     assert [config.selector.agent for config in seen] == [trained]
 
 
+def test_columns_are_named_by_flags(run, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        "l2a.pipeline.policies.train_selector", lambda configs, *_: seen.extend(configs) or Training((), (), 0, 0.0)
+    )
+    flags = ["--text-column", "body", "--text-pair-column", "other", "--label-column", "stars"]
+    code, _, err = run("selector", "train", "--output-dir", str(tmp_path / "policy"), *flags)
+    assert code == 0, err
+    for columns in (seen[0].source_columns, seen[0].target_columns):
+        assert (columns.text, columns.text_pair, columns.label) == ("body", "other", "stars")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["train", "--output-dir", "new", "--pair", "one"], "SOURCE:TARGET"),
         (["train", "--output-dir", "new", "--pair", "a:b:c"], "one colon"),
-        (["train", "--output-dir", "new", "--source", "movies"], "one is missing"),
+        (["train", "--output-dir", "new", "--source", "movies"], "give the missing one"),
         (["train", "--output-dir", "new", "--agent", "random"], "does not learn"),
         (["train", "--output-dir", "new", "--agent", "pppo"], "did you mean 'ppo'"),
         (["train", "--output-dir", "new", "--steps", "0"], "selector.training_steps"),
         (["evaluate", "no/such"], "holds no policy.json"),
         (["evaluate", "ppo"], "without a trained policy"),
-        (["show", "nothing"], "no card named"),
+        (["show", "nothing"], "no card 'nothing'"),
     ],
 )
 def test_wrong_usage_is_one_sentence_and_exit_code_2(run, tmp_path, monkeypatch, arguments, message):

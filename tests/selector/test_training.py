@@ -142,7 +142,17 @@ def test_an_algorithm_of_ones_own_plugs_in_by_a_card(problem, tmp_path, monkeypa
     assert selection.policy.agent == "./shy.yaml" and selection.kept.sum() == len(problem) // 2
 
 
-PLANTED = "from pathlib import Path\n\nfrom stable_baselines3 import A2C\n\nPath('ran').touch()\n\n\nclass Agent(A2C):\n    pass\n"
+PLANTED = """
+from pathlib import Path
+
+from stable_baselines3 import A2C
+
+Path("ran").touch()
+
+
+class Agent(A2C):
+    pass
+"""
 
 
 @pytest.mark.parametrize("algorithm", ["planted.Agent", "planted:Agent", "planted.deep.Agent"])
