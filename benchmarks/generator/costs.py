@@ -12,8 +12,8 @@ import numpy as np
 from l2a.config import KDConfig, StudentConfig, load_config, override
 from l2a.data.domains import load_domain
 from l2a.data.encoding import encode
-from l2a.generator.operators import TokenRewriting, TokenSpace
-from l2a.generator.tokens import build_neighbour_table, vocabulary
+from l2a.generator.operators import build_operator
+from l2a.generator.tokens import TokenSpace, build_neighbour_table, vocabulary
 from l2a.kd.data import DistillationSet
 from l2a.kd.inference import embedding_gradients
 from l2a.kd.trainer import KDTrainer
@@ -47,7 +47,7 @@ def measure_fgsm_cost(seed: int, smoke: bool) -> dict[str, Any]:
         student.tokenizer, build_neighbour_table(words, names), words,
         lambda inputs: embedding_gradients(student, lambda _: outputs, inputs, LENGTH), LENGTH,
     )  # fmt: skip
-    operator, rng = TokenRewriting("augpro_fgsm", space), np.random.default_rng(seed)
+    operator, rng = build_operator("augpro_fgsm", lambda: space, lambda: None), np.random.default_rng(seed)
     kd = dataclasses.replace(KDConfig(), evaluate_every=10**6)
     trainer = KDTrainer(student, kd, data.take(np.arange(2)), teacher.hidden_size, LENGTH, seed)
     learned = DistillationSet(encode(student.tokenizer, batch.inputs, LENGTH), outputs, batch.labels)

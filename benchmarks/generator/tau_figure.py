@@ -14,13 +14,13 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from l2a.config import GeneratorConfig, OperatorWeights
+from l2a.config import GeneratorConfig
 from l2a.data.domains import load_domain
 from l2a.data.examples import normalised_hash
 from l2a.experiments.report import COLOURS, STYLE, save_figure
-from l2a.generator.chain import ChainDiagnostics
+from l2a.generator.chain import ChainDiagnostics, GeneratorInputs
 from l2a.generator.pool import draw_pool
-from l2a.generator.tokens import GeneratorInputs, build_neighbour_table, vocabulary
+from l2a.generator.tokens import TokenSpace, build_neighbour_table, vocabulary
 from l2a.teacher.labelling import cached_labeller
 from l2a.teacher.load import load_encoder
 from l2a.util.files import atomic_write_text
@@ -36,7 +36,7 @@ def main() -> None:
     problem = _problem()
     facts = []
     for tau in TAUS:
-        config = GeneratorConfig(tau=tau, operators=OperatorWeights(augpro_fgsm=0.0))
+        config = GeneratorConfig(tau=tau, operators={"augpro_fgsm": 0.0})
         facts.append(draw_pool(problem, config, POOL, np.random.default_rng(SEED))[1])
         print(f"tau {tau}: {facts[-1].sample_log_density:.2f}, {facts[-1].distinct_share:.0%} different")
     numbers = {str(tau): dataclasses.asdict(fact) for tau, fact in zip(TAUS, facts, strict=True)}
@@ -58,13 +58,15 @@ def _problem() -> GeneratorInputs:
         target_inputs=near.inputs,
         source_outputs=labeller([text for text in far.inputs if normalised_hash(text) not in target.test.hashes]),
         target_outputs=labeller(near.inputs),
-        tokenizer=teacher.tokenizer,
-        word_embeddings=embeddings,
-        neighbours=build_neighbour_table(embeddings, vocabulary(teacher.tokenizer)),
+        space=TokenSpace(
+            teacher.tokenizer,
+            build_neighbour_table(embeddings, vocabulary(teacher.tokenizer)),
+            embeddings,
+            None,
+            LENGTH,
+        ),
         labeller=labeller,
-        gradient=None,
         forbidden_hashes=target.test.hashes,
-        max_length=LENGTH,
     )
 
 

@@ -11,13 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from l2a.config import TEXT_OPERATORS, GeneratorConfig, StudentConfig
+from l2a.config import GeneratorConfig, StudentConfig
 from l2a.data.domains import load_domain
 from l2a.data.examples import Examples, TextInput
-from l2a.generator.operators import TokenSpace, build_operator
-from l2a.generator.tokens import build_neighbour_table, vocabulary
+from l2a.generator.operators import OPERATORS, TEXT_OPERATORS, build_operator
+from l2a.generator.tokens import TokenSpace, build_neighbour_table, vocabulary
 from l2a.kd.inference import embedding_gradients
-from l2a.pipeline.augment import RECIPES
 from l2a.student.presets import build_student
 from l2a.teacher.labelling import predict
 from l2a.teacher.load import load_encoder
@@ -43,7 +42,7 @@ def main() -> None:
     space = _space(source)
     parts = [HEAD]
     for name in TEXT_OPERATORS:
-        degree = RECIPES.get(name, float(GeneratorConfig().degree))
+        degree = OPERATORS[name].default_degree or float(GeneratorConfig().degree)
         made = build_operator(name, lambda: space, lambda: None)(bases, partners, degree, np.random.default_rng(SEED))
         seeds = partners if name == "source" else bases
         rows = [
