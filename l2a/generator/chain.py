@@ -194,7 +194,7 @@ class AugmentationSpace:
         Raises:
             UsageError: If a domain has fewer than 2 texts, or no operator is left.
         """
-        self._config, self._space = config, inputs.space
+        self._config = config
         source, target = inputs.source_outputs, inputs.target_outputs
         self.density = fit_target_density(source.embeddings, target.embeddings)
         texts = inputs.source_inputs + inputs.target_inputs
@@ -298,7 +298,7 @@ class AugmentationSpace:
                 continue
             base, partner, u = states.base[chains], states.partner[chains], states.u[chains]
             slots = choose_slots(self._store, base, partner, u, self.degree)
-            made = write_texts(slots, OPERATORS[name].apply(self._space, slots), self._space.surfaces)
+            made = write_texts(slots, OPERATORS[name].apply(slots))
             for chain, rewrite in zip(chains, made, strict=True):
                 texts[chain], degree[chain] = rewrite
         return texts, degree

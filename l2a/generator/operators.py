@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from l2a.config import GeneratorConfig
-from l2a.data.examples import TextInput
 from l2a.generator.tokens import (
     FROZEN,
     UNKNOWN,
@@ -23,6 +22,7 @@ from l2a.generator.tokens import (
     NeighbourTable,
     Rewrite,
     Slots,
+    Texts,
     TokenSpace,
     TokenStore,
     choose_slots,
@@ -36,14 +36,13 @@ from l2a.util.progress import SILENT, Progress
 POSITIONS_AT_ONCE = 32
 
 
-def augpro_mix(space: TokenSpace, slots: Slots) -> Ints:
+def augpro_mix(slots: Slots) -> Ints:
     """Interpolate each token with one of the partner's and project back, in O(1) a token.
 
     v = lambda E[x] + (1 - lambda) E[x'] is (1 - lambda) D away from E[x] and lambda D away from E[x'], so of the two
     ends the nearest is x' iff lambda < 1/2, which the degree is the probability of; a third word is rarely nearer.
 
     Args:
-        space: Not read.
         slots: K tokens to change.
 
     Returns:
@@ -52,31 +51,29 @@ def augpro_mix(space: TokenSpace, slots: Slots) -> Ints:
     return slots.store.offered(slots.places, slots.partners[slots.owners])
 
 
-def knn(space: TokenSpace, slots: Slots) -> Ints:
+def knn(slots: Slots) -> Ints:
     """Take a uniformly chosen near neighbour of each token.
 
     Args:
-        space: Gives the neighbours.
         slots: K tokens to change.
 
     Returns:
         int64 (K,), the tokens in their places.
     """
-    neighbours = space.neighbours.ids.numpy()
+    neighbours = slots.store.space.neighbours.ids.numpy()
     k = neighbours.shape[1]
     choice = np.minimum((slots.choice * np.float32(k)).astype(np.int64), k - 1)
     found: Ints = neighbours[slots.store.ids[slots.places], choice].astype(np.int64)
     return found
 
 
-def augpro_fgsm(space: TokenSpace, slots: Slots) -> Ints:
+def augpro_fgsm(slots: Slots) -> Ints:
     """Take, for each token x, the neighbour w with the largest (E[w] - E[x]) . g.
 
     To first order this neighbour raises KL(teacher, student) most; it is the projection of a step along the gradient
     that is about as long as the way to the neighbours. Each text's gradient is asked for once.
 
     Args:
-        space: Gives gradients, neighbours and word embeddings.
         slots: K tokens to change.
 
     Returns:
@@ -89,16 +86,17 @@ def augpro_fgsm(space: TokenSpace, slots: Slots) -> Ints:
     missing = [row for row in np.unique(slots.rows).tolist() if store.steepest[store.starts[row]] == UNKNOWN]
     if missing:
         places = np.concatenate([np.arange(store.starts[row], store.starts[row + 1]) for row in missing])
-        gradients = _gradients(space, store, missing)
+        gradients = _gradients(store, missing)
         store.steepest[places] = store.ids[places]
         is_open = store.slots[places] != FROZEN
         ids, slopes = torch.from_numpy(store.ids[places[is_open]]), gradients[torch.from_numpy(is_open)]
-        found = steepest_neighbours(ids, slopes, space.neighbours, space.word_embeddings)
+        found = steepest_neighbours(ids, slopes, store.space.neighbours, store.space.word_embeddings)
         store.steepest[places[is_open]] = found.numpy()
     return store.steepest[slots.places]
 
 
-def _gradients(space: TokenSpace, store: TokenStore, rows: Sequence[int]) -> Tensor:
+def _gradients(store: TokenStore, rows: Sequence[int]) -> Tensor:
+    space = store.space
     if space.gradient is None:
         raise UsageError("operator 'augpro_fgsm' reads the gradient of a teacher and a student; name both, or use knn")
     gradients = space.gradient([store.inputs[row] for row in rows])
@@ -137,9 +135,7 @@ def steepest_neighbours(ids: Tensor, gradients: Tensor, table: NeighbourTable, e
 class TextOperator(Protocol):
     """Makes one new text of each base, for a whole batch at once."""
 
-    def __call__(
-        self, bases: Sequence[TextInput], partners: Sequence[TextInput], degree: float, rng: np.random.Generator
-    ) -> list[Rewrite]:
+    def __call__(self, bases: Texts, partners: Texts, degree: float, rng: np.random.Generator) -> list[Rewrite]:
         """Change a batch of texts.
 
         Args:
@@ -153,14 +149,12 @@ class TextOperator(Protocol):
         """
 
 
-def copy_partners(
-    sources: WordSources, bases: Sequence[TextInput], partners: Sequence[TextInput], *_: Any
-) -> list[Rewrite]:
+def copy_partners(sources: WordSources, bases: Texts, partners: Texts, *_: Any) -> list[Rewrite]:
     """Give the partners as they are; see ``TextOperator``."""
     return [Rewrite(partner, 0.0) for partner in partners]
 
 
-def copy_bases(sources: WordSources, bases: Sequence[TextInput], *_: Any) -> list[Rewrite]:
+def copy_bases(sources: WordSources, bases: Texts, *_: Any) -> list[Rewrite]:
     """Give the bases as they are; see ``TextOperator``."""
     return [Rewrite(base, 0.0) for base in bases]
 
@@ -173,7 +167,7 @@ class Operator:
         name: As users write it.
         help: What it does, in a line.
         works_on: What it changes: some tokens, words, nothing (copies of texts), or the models' word embeddings.
-        rewrite: For tokens, from a ``TokenSpace`` and ``Slots`` to the new tokens; for words and copies, from
+        rewrite: For tokens, from ``Slots`` to the new tokens; for words and copies, from
             ``WordSources`` and the arguments of a ``TextOperator`` to new texts; None for embeddings, which no text
             can show: those are changed while a student is distilled.
         reads_partner: Whether it mixes in, or copies, the text of the other domain.
@@ -267,19 +261,12 @@ def operator_law(config: GeneratorConfig, has_gradient: bool) -> NDArray[np.floa
 
 
 def draw_changes(
-    operator: Operator,
-    space: TokenSpace,
-    store: TokenStore,
-    rows: Ints,
-    partners: Ints,
-    degree: float,
-    rng: np.random.Generator,
+    operator: Operator, store: TokenStore, rows: Ints, partners: Ints, degree: float, rng: np.random.Generator
 ) -> tuple[Slots, Ints]:
     """Draw which tokens of some texts change, and to what.
 
     Args:
         operator: One that works on tokens.
-        space: What it reads.
         store: The texts.
         rows: int64 (B,), numbers of the texts to change.
         partners: int64 (B,), numbers of their partners.
@@ -292,7 +279,7 @@ def draw_changes(
     read = np.concatenate([rows, partners]) if operator.reads_partner else rows
     u = rng.random((len(rows), int(store.lengths[read].max()), 2), dtype=np.float32)
     slots = choose_slots(store, rows, partners, u, degree)
-    return slots, operator.apply(space, slots)
+    return slots, operator.apply(slots)
 
 
 def build_operator(
@@ -323,12 +310,7 @@ def build_operator(
 
 
 def rewrite_tokens(
-    operator: Operator,
-    space: TokenSpace,
-    bases: Sequence[TextInput],
-    partners: Sequence[TextInput],
-    degree: float,
-    rng: np.random.Generator,
+    operator: Operator, space: TokenSpace, bases: Texts, partners: Texts, degree: float, rng: np.random.Generator
 ) -> list[Rewrite]:
     """Apply a token operator to a batch of texts; see ``TextOperator``."""
     if not bases:
@@ -337,5 +319,4 @@ def rewrite_tokens(
     numbers = {text: number for number, text in enumerate(read)}
     rows = np.array([numbers[base] for base in bases])
     others = np.array([numbers[partner] for partner in partners]) if operator.reads_partner else rows
-    changes = draw_changes(operator, space, space.tokenize(list(read)), rows, others, degree, rng)
-    return write_texts(*changes, space.surfaces)
+    return write_texts(*draw_changes(operator, space.tokenize(list(read)), rows, others, degree, rng))

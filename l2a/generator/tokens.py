@@ -27,6 +27,7 @@ LAYOUT = 2
 """Part of the cache key: raise it when the rules for neighbours change."""
 
 Ints = NDArray[np.int64]
+Texts = Sequence[TextInput]
 Gradient = Callable[[Sequence[TextInput]], Sequence[NDArray[np.float32]]]
 """Gradients of KL(teacher, student) with respect to the word embeddings: float32 (L_i, d) for each text, one row for
 each token of the tokenizer, special ones included, cut to the maximum length."""
@@ -218,7 +219,7 @@ class TokenSpace:
         is_open = self.neighbours.allowed.numpy()[ids] & (segments != SPECIAL) & ~shares_characters(spans, segments)
         kinds = 2 * segments + ~self.neighbours.word_start.numpy()[ids]
         slots = np.where(is_open, kinds, FROZEN).astype(np.int8)
-        return TokenStore(tuple(inputs), np.cumsum([0, *lengths]), ids, slots, segments, spans)
+        return TokenStore(self, tuple(inputs), np.cumsum([0, *lengths]), ids, slots, segments, spans)
 
 
 def shares_characters(spans: NDArray[np.int32], segments: NDArray[np.int8]) -> NDArray[np.bool_]:
@@ -245,6 +246,7 @@ class TokenStore:
     """N texts and their T tokens, one text after the other, special tokens included.
 
     Attributes:
+        space: Where they are tokenized.
         inputs: The texts.
         starts: int64 (N + 1,), where the tokens of each text start.
         ids: int64 (T,).
@@ -256,6 +258,7 @@ class TokenStore:
         steepest: int64 (T,), the tokens that augpro_fgsm found so far; -1 for texts whose gradient was never asked.
     """
 
+    space: TokenSpace
     inputs: tuple[TextInput, ...]
     starts: Ints
     ids: Ints
@@ -374,13 +377,12 @@ def changed_shares(slots: Slots, tokens: Ints) -> NDArray[np.float64]:
     return shares
 
 
-def write_texts(slots: Slots, tokens: Ints, surfaces: Sequence[str]) -> list[Rewrite]:
+def write_texts(slots: Slots, tokens: Ints) -> list[Rewrite]:
     """Write new tokens into their texts; every other character stays.
 
     Args:
         slots: Places in B texts.
         tokens: int64 (K,), what comes into them.
-        surfaces: What each token writes into a text, by id.
 
     Returns:
         The B texts, in order.
@@ -389,7 +391,7 @@ def write_texts(slots: Slots, tokens: Ints, surfaces: Sequence[str]) -> list[Rew
     pieces: list[list[tuple[int, list[int], str]]] = [[] for _ in slots.rows]
     places, changed = slots.places[is_new], (slots.owners[is_new].tolist(), tokens[is_new].tolist())
     for owner, token, side, span in zip(*changed, store.segments[places], store.spans[places].tolist(), strict=True):
-        pieces[owner].append((side, span, surfaces[token]))
+        pieces[owner].append((side, span, store.space.surfaces[token]))
     texts = [splice(store.inputs[row], changes) for row, changes in zip(slots.rows, pieces, strict=True)]
     return list(map(Rewrite, texts, changed_shares(slots, tokens).tolist()))
 

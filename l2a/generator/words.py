@@ -17,7 +17,7 @@ from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 from l2a.data.encoding import encode, inference_batches, model_inputs
 from l2a.data.examples import TextInput
 from l2a.generator.lexicons import Candidates, Synonyms, load_glove, load_wordnet
-from l2a.generator.tokens import Rewrite, token_kinds, vocabulary
+from l2a.generator.tokens import Rewrite, Texts, token_kinds, vocabulary
 from l2a.util.progress import SILENT, Progress
 
 WORD = re.compile(r"(?<![\w'\u2019@#/\[\-])[^\W\d_]{2,}(?![\w'\u2019@/\]\-])")
@@ -30,7 +30,9 @@ Place = tuple[int, Span]
 """A side of a text and a word in it."""
 SideChange = tuple[str, int]
 """A changed side and the number of its words that were replaced, inserted, moved or deleted."""
-MaskedCandidates = Callable[[Sequence[TextInput], Sequence[Place]], Sequence[Sequence[str]]]
+Offers = list[tuple[Place, Sequence[str]]]
+"""The words of a text that have candidates, in order, with these."""
+MaskedCandidates = Callable[[Texts, Sequence[Place]], Sequence[Sequence[str]]]
 """Texts, and one place in each, to what a masked language model offers there; none for words of several tokens."""
 
 
@@ -45,7 +47,7 @@ class WordSources:
             progress: Shows downloads.
         """
         self._load_masked, self._progress = masked, progress
-        self._known: dict[TextInput, list[tuple[Place, Sequence[str]]]] = {}
+        self._known: dict[TextInput, Offers] = {}
 
     @cached_property
     def synonyms(self) -> Synonyms:
@@ -62,7 +64,7 @@ class WordSources:
         """The masked language model."""
         return self._load_masked()
 
-    def candidates(self, texts: Sequence[TextInput]) -> list[list[tuple[Place, Sequence[str]]]]:
+    def candidates(self, texts: Texts) -> list[Offers]:
         """Find what may replace each word of texts; it is kept for their further copies.
 
         Args:
@@ -77,7 +79,7 @@ class WordSources:
         self._known |= self._find(new)
         return [self._known[text] for text in texts]
 
-    def _find(self, texts: Sequence[TextInput]) -> dict[TextInput, list[tuple[Place, Sequence[str]]]]:
+    def _find(self, texts: Texts) -> dict[TextInput, Offers]:
         places = [(text, place) for text in texts for place in _open_places(text)]
         words = [text[side][start:end] for text, (side, (start, end)) in places]
         offers: list[Sequence[str]] = [()] * len(places)
@@ -86,7 +88,7 @@ class WordSources:
         rest = [i for i, offer in enumerate(offers) if not offer]
         for i, offer in zip(rest, self.nearest([words[i].lower() for i in rest]), strict=True):
             offers[i] = offer
-        found: dict[TextInput, list[tuple[Place, Sequence[str]]]] = {text: [] for text in texts}
+        found: dict[TextInput, Offers] = {text: [] for text in texts}
         for (text, place), offer in zip(places, offers, strict=True):
             if offer:
                 found[text].append((place, offer))
@@ -103,20 +105,14 @@ def _open_places(text: TextInput) -> list[Place]:
 
 
 def tinybert(
-    sources: WordSources,
-    bases: Sequence[TextInput],
-    partners: Sequence[TextInput],
-    degree: float,
-    rng: np.random.Generator,
+    sources: WordSources, bases: Texts, partners: Texts, degree: float, rng: np.random.Generator
 ) -> list[Rewrite]:
     """Replace words by candidates (TinyBERT, Jiao et al., 2020); see ``TextOperator``."""
     offers = sources.candidates(bases)
     return [_replace_by_candidates(base, offer, degree, rng) for base, offer in zip(bases, offers, strict=True)]
 
 
-def _replace_by_candidates(
-    base: TextInput, candidates: Sequence[tuple[Place, Sequence[str]]], degree: float, rng: np.random.Generator
-) -> Rewrite:
+def _replace_by_candidates(base: TextInput, candidates: Offers, degree: float, rng: np.random.Generator) -> Rewrite:
     decide = rng.random((len(candidates), 2))
     changes: list[list[tuple[Span, str]]] = [[] for _ in base]
     for (change, choice), ((side, span), offer) in zip(decide, candidates, strict=True):
@@ -130,13 +126,7 @@ def _replace_by_candidates(
     return Rewrite(tuple(sides), min(1.0, sum(map(len, changes)) / count_words(base)))
 
 
-def eda(
-    sources: WordSources,
-    bases: Sequence[TextInput],
-    partners: Sequence[TextInput],
-    degree: float,
-    rng: np.random.Generator,
-) -> list[Rewrite]:
+def eda(sources: WordSources, bases: Texts, partners: Texts, degree: float, rng: np.random.Generator) -> list[Rewrite]:
     """Change texts by one of four operations, drawn for each (EDA, Wei and Zou, 2019); see ``TextOperator``."""
     made = []
     for base in bases:
@@ -284,7 +274,7 @@ class MaskedLanguageModel:
         word_start, allowed = token_kinds(self._tokens)
         self._barred = ~(word_start & allowed)
 
-    def __call__(self, texts: Sequence[TextInput], places: Sequence[Place]) -> list[list[str]]:
+    def __call__(self, texts: Texts, places: Sequence[Place]) -> list[list[str]]:
         """Ask for candidates.
 
         Args:
@@ -304,7 +294,7 @@ class MaskedLanguageModel:
             offers[i] = [self._tokens[index] for index in ids]
         return offers
 
-    def _predict(self, masked: Sequence[TextInput], own: NDArray[np.int64]) -> list[list[int]]:
+    def _predict(self, masked: Texts, own: NDArray[np.int64]) -> list[list[int]]:
         encoded = encode(self._tokenizer, masked, self._max_length)
         found: list[list[int]] = [[] for _ in masked]
         with torch.inference_mode():

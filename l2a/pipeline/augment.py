@@ -184,10 +184,8 @@ def _line_maker(
         space = token_space(job, progress)
         with progress.stage("tokenize"):
             store = space.tokenize([*inputs, *(source if source is not inputs else ())])
-        first, write = len(inputs) if source is not inputs else 0, TokenLines(store, space.surfaces, job, degree)
-        return lambda rows, partners, rng: write(
-            *draw_changes(operator, space, store, rows, first + partners, degree, rng)
-        )
+        first, write = len(inputs) if source is not inputs else 0, TokenLines(store, job, degree)
+        return lambda rows, partners, rng: write(*draw_changes(operator, store, rows, first + partners, degree, rng))
     rewrite = build_operator(
         job.operator,
         lambda: token_space(job, progress),
@@ -221,18 +219,17 @@ def _tail(share: float, job: AugmentJob) -> str:
 class TokenLines:
     """Writes texts of which some tokens change, a whole batch at once: cuts the lines of the texts as they are."""
 
-    def __init__(self, store: TokenStore, surfaces: Sequence[str], job: AugmentJob, degree: float) -> None:
+    def __init__(self, store: TokenStore, job: AugmentJob, degree: float) -> None:
         """Write the lines of all texts, as they are, and note where their open tokens stand.
 
         Args:
             store: The texts.
-            surfaces: What each token writes into a text, by id.
             job: What all lines say.
             degree: Likewise.
         """
         self._store, self._tail = store, cache(lambda share: _tail(share, job).encode())
         escape = cache(lambda text: ENCODE(text)[1:-1].encode())
-        self._surfaces = [escape(surface) for surface in surfaces]
+        self._surfaces = [escape(surface) for surface in store.space.surfaces]
         pieces: list[bytes] = []
         lines, places = [0], np.zeros(len(store.ids), np.int64)
         for row, text in enumerate(store.inputs):

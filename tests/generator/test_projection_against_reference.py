@@ -76,8 +76,8 @@ def test_knn_draws_each_neighbour_alike(full_table):
     few = NeighbourTable(full_table.ids[:, :4], full_table.distances[:, :4], EVERYTHING, EVERYTHING)
     places = np.arange(COUNT).repeat(400)
     choice = np.random.default_rng(0).random(len(places), dtype=np.float32)
-    store = SimpleNamespace(ids=draw(8)[0].numpy())
+    store = SimpleNamespace(ids=draw(8)[0].numpy(), space=SimpleNamespace(neighbours=few))
     slots = Slots(store, places, places, places, places, choice)
-    found = operators.knn(SimpleNamespace(neighbours=few), slots)
+    found = operators.knn(slots)
     ranks = (few.ids.numpy()[store.ids[places]] == found[:, None]).mean(axis=0)
     assert ranks == pytest.approx(0.25, abs=0.02) and ranks.sum() == 1

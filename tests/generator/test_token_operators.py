@@ -23,7 +23,7 @@ def change(name, space, batch, u, degree):
     """The store, the slots and the new tokens of a batch whose texts have one another as partners."""
     store, rows = space.tokenize(batch), np.arange(len(batch))
     slots = choose_slots(store, rows, rows[::-1].copy(), u, degree)
-    return store, slots, OPERATORS[name].rewrite(space, slots)
+    return store, slots, OPERATORS[name].rewrite(slots)
 
 
 def drawn(batch, seed):
@@ -56,9 +56,9 @@ def test_a_text_does_not_depend_on_its_batch(space, name):
     first, second, other = ("the film was good",), ("my phone is bad",), (" ".join([*FILM, *PHONE]),)
     u = drawn([first] * 4, 0)
     _, slots, tokens = change(name, space, [first, other, other, second], u, 0.7)  # the partners stay the same
-    among = write_texts(slots, tokens, space.surfaces)
+    among = write_texts(slots, tokens)
     _, slots, tokens = change(name, space, [first, second], u[::3], 0.7)
-    assert write_texts(slots, tokens, space.surfaces) == among[::3]
+    assert write_texts(slots, tokens) == among[::3]
 
 
 def test_partners_meet_by_rank_within_side_and_kind(space, tokens):
@@ -72,7 +72,7 @@ def test_partners_meet_by_rank_within_side_and_kind(space, tokens):
 
 def test_a_partner_with_nothing_to_offer_leaves_the_text(space):
     _, slots, found = change("augpro_mix", space, [("the film",), ("! 4",)], np.zeros((2, 16, 2), np.float32), 1.0)
-    assert [made.text for made in write_texts(slots, found, space.surfaces)] == [("the film",), ("! 4",)]
+    assert [made.text for made in write_texts(slots, found)] == [("the film",), ("! 4",)]
 
 
 @settings(max_examples=60, deadline=None)
@@ -83,14 +83,14 @@ def test_only_the_changed_spans_change(space, word_tokenizer, tokens, text, seed
     assert [store.ids.tolist()] == read["input_ids"], "not the tokens that models read"
     u, row = drawn([text], seed), np.zeros(1, np.int64)
     slots = choose_slots(store, row, row, u, 0.5)
-    (same,) = write_texts(slots, store.ids[slots.places], space.surfaces)
+    (same,) = write_texts(slots, store.ids[slots.places])
     assert same == (text, 0.0), "unchanged tokens give another text"
     expected, movie = list(text), tokens.index("movie")
     for place in slots.places[::-1]:
         side, (start, end) = store.segments[place], store.spans[place]
         if store.ids[place] != movie:
             expected[side] = expected[side][:start] + "movie" + expected[side][end:]
-    (made,) = write_texts(slots, np.full(len(slots.places), movie), space.surfaces)
+    (made,) = write_texts(slots, np.full(len(slots.places), movie))
     assert made.text == tuple(expected)
 
 
@@ -99,7 +99,7 @@ def test_case_marks_and_what_lies_beyond_the_maximum_length_stay(space, tokens):
     store, row = space.tokenize([text]), np.zeros(1, np.int64)
     slots = choose_slots(store, row, row, np.zeros((1, 16, 2), np.float32), 1.0)
     pieces = [tokens.index("##ed" if tokens[token].startswith("##") else "phone") for token in store.ids[slots.places]]
-    (made,) = write_texts(slots, np.array(pieces), space.surfaces)
+    (made,) = write_texts(slots, np.array(pieces))
     assert made.text[0].startswith("phone phoneed, it's  #phone! phone ") and made.text[0].endswith("film film film ")
     assert made.changed_share == len(pieces) / 14
 
