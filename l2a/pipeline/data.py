@@ -91,7 +91,8 @@ def _domain(side: str, config: DistillConfig, in_memory: Mapping[str, Any], prog
     columns = getattr(config, f"{side}_columns")
     if side in in_memory:
         return as_domain(in_memory[side], side, columns)
-    return load_domain(getattr(config, side), columns, config.data_folder, progress, f"--{side}-{{}}-column")
+    flag = f"--{side}-{{}}-column of l2a distill or {side}_columns in a --config file"
+    return load_domain(getattr(config, side), columns, config.data_folder, progress, flag)
 
 
 def _few_enough(allowed: list[int], config: DistillConfig) -> list[int]:
