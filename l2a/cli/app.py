@@ -26,7 +26,7 @@ app.command("pretrain")(pretrain_command)
 app.add_typer(domains_app, name="domains")
 app.add_typer(experiment_app, name="experiment")
 app.add_typer(selector_app, name="selector")
-cache_app = typer.Typer(help="Show or clear what is kept between runs.", no_args_is_help=True)
+cache_app = typer.Typer(help="Show or clear the cache.", no_args_is_help=True)
 app.add_typer(cache_app, name="cache")
 
 
@@ -42,7 +42,7 @@ def _options(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Hold the options that stand before a command."""
+    """Hold the options that come before a command."""
 
 
 @cache_app.command("list")
@@ -86,9 +86,9 @@ def main() -> None:
     except RunError as error:
         _fail(str(error), 1)
     except (_Interrupted, KeyboardInterrupt):
-        _fail("interrupted; trained teachers and labels are kept in the cache: run the same command to go on", 130)
+        _fail("interrupted; trained teachers and labels stay in the cache, so run the same command to continue", 130)
     except MemoryError:
-        _fail("the memory is used up; lower kd.batch_size, kd.pool_size or --max-length, or close other programs", 1)
+        _fail("out of memory; lower kd.batch_size, kd.pool_size or --max-length, or close other programs", 1)
     except OSError as error:
         _fail(os_error_sentence(error), 1)
 

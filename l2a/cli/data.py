@@ -36,13 +36,13 @@ def list_domains() -> None:
         except UsageError as error:
             skipped.append(str(error))
             continue
-        sizes = ", ".join(f"{split} {size}" for split, size in card.sizes.items()) or "sizes not on the card"
+        sizes = ", ".join(f"{split} {size}" for split, size in card.sizes.items()) or "sizes not given"
         facts = (card.description, f"labels: {', '.join(card.labels)}", sizes, f"licence: {card.licence}")
         table.add_row(f"[bold]{escape(name)}[/bold]", escape("\n".join(facts)))
     console = Console(highlight=False)
     console.print(table)
     for reason in skipped:
-        console.print(f"note: left out, since it is no domain card: {escape(reason)}")
+        console.print(f"note: skipped, because it is not a domain card: {escape(reason)}")
 
 
 @domains_app.command("show")
@@ -125,7 +125,7 @@ def _cell(fact: str, counts: Mapping[str, int]) -> str:
 
 
 def augment_command(
-    input: Annotated[Path, typer.Argument(help="Texts: .txt (one a line), .csv, .tsv, .jsonl or .parquet.")],
+    input: Annotated[Path, typer.Argument(help="Texts: .txt (one per line), .csv, .tsv, .jsonl or .parquet.")],
     output: Annotated[Path, typer.Argument(help="Where the new texts go: a .jsonl or .parquet file.")],
     operator: Annotated[
         str, typer.Option(help="augpro_mix, augpro_fgsm, knn, eda, tinybert, source or target_only.")
@@ -133,15 +133,15 @@ def augment_command(
     degree: Annotated[
         str | None, typer.Option(help='Share of the tokens to change, or "auto"; by default the operator\'s own.')
     ] = None,
-    copies: Annotated[int, typer.Option(help="New texts made of each text.")] = 1,
+    copies: Annotated[int, typer.Option(help="New texts per text.")] = 1,
     seed: Annotated[int, typer.Option(help="Decides every random draw.")] = 0,
     source: Annotated[
         str | None, typer.Option(help="File or domain whose texts are mixed in; by default the input itself.")
     ] = None,
     teacher: Annotated[str, typer.Option(help="minilm-l6, a model folder or a Hub id.")] = "minilm-l6",
-    student: Annotated[str | None, typer.Option(help="Classifier that augpro_fgsm turns against --teacher.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Texts in a step; another size draws other numbers.")] = 256,
-    max_length: Annotated[int, typer.Option(help="Tokens read of a text.")] = 128,
+    student: Annotated[str | None, typer.Option(help="For augpro_fgsm: a student with the teacher's labels.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Texts per step; it also changes the random draws.")] = 256,
+    max_length: Annotated[int, typer.Option(help="Tokens read of each text.")] = 128,
     text_column: Annotated[str | None, typer.Option(help="Column of the (first) text.")] = None,
     text_pair_column: Annotated[str | None, typer.Option(help="Column of the second text of a pair.")] = None,
     source_text_column: Annotated[str | None, typer.Option(help="The same for the file of --source.")] = None,
@@ -181,28 +181,28 @@ def _parse_degree(degree: str | None) -> Literal["auto"] | float | None:
 def pretrain_command(
     text: Annotated[
         list[str],
-        typer.Option(help="A .txt file (one text a line), another file, or a domain; labels are not read; repeatable."),
+        typer.Option(help="A .txt file (one text per line), another file or a domain, without labels; repeatable."),
     ],
     output_dir: Annotated[Path, typer.Option(help="Folder of the student; the same command resumes a run.")],
     text_column: Annotated[str | None, typer.Option(help="Column of the (first) text.")] = None,
     text_pair_column: Annotated[str | None, typer.Option(help="Column of the second text of a pair.")] = None,
     protect: Annotated[
         list[str] | None,
-        typer.Option(help="A domain whose texts must stay unseen, such as one it will be tried on; repeatable."),
+        typer.Option(help="A domain whose texts must not be used, such as a later target; repeatable."),
     ] = None,
     teacher: Annotated[str, typer.Option(help="minilm-l6, a model folder or a Hub id.")] = "minilm-l6",
     steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 4000,
-    seed: Annotated[int, typer.Option(help="Decides first weights, variants and order.")] = 0,
+    seed: Annotated[int, typer.Option(help="Decides initial weights, variants and order.")] = 0,
     max_length: Annotated[int, typer.Option(help="Longest input in tokens.")] = 128,
     variants: Annotated[int, typer.Option(help="Spans, pairs, mixes and noisy texts made from the text.")] = 200_000,
-    tokens_per_batch: Annotated[int, typer.Option(help="Padded tokens in a step.")] = 4096,
+    tokens_per_batch: Annotated[int, typer.Option(help="Padded tokens per step.")] = 4096,
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 8e-4,
     checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 500,
     embedding_size: Annotated[int, typer.Option(help="Width of the student's word embeddings.")] = 80,
     hidden_size: Annotated[int, typer.Option(help="Width of its layers.")] = 128,
     layers: Annotated[int, typer.Option(help="Number of its layers.")] = 2,
     intermediate_size: Annotated[int, typer.Option(help="Width of its feed-forward blocks.")] = 512,
-    heads: Annotated[int, typer.Option(help="Attention heads in a layer.")] = 4,
+    heads: Annotated[int, typer.Option(help="Attention heads per layer.")] = 4,
     positions: Annotated[int, typer.Option(help="Longest input that the student can read, in tokens.")] = 256,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a finished student.")] = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Show every event.")] = False,

@@ -44,11 +44,9 @@ def print_result(result: "DistillResult") -> None:
 
 def distill_command(
     target: Annotated[str | None, typer.Option(help="Target domain: card, file, folder or Hub id.")] = None,
-    source: Annotated[
-        str | None, typer.Option(help="Source domain, likewise; movies where the target is shipped.")
-    ] = None,
+    source: Annotated[str | None, typer.Option(help="Source domain; movies if the target is shipped.")] = None,
     unlabelled: Annotated[
-        str | None, typer.Option(help="Text without labels near the target: a .txt file or a domain.")
+        str | None, typer.Option(help="Unlabelled text near the target: a .txt file or a domain.")
     ] = None,
     shots: Annotated[
         int | None, typer.Option(help="Labelled target examples per class for training; all, 32 of shipped targets.")
@@ -57,10 +55,10 @@ def distill_command(
         int | None, typer.Option(help="Labelled target examples per class for the reward, and as many for validation.")
     ] = None,
     preset: Annotated[str, typer.Option(help="quick, default, full, or any card in ./configs.")] = "default",
-    config: Annotated[Path | None, typer.Option(help="YAML file; it overrides the preset, flags override it.")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file that overrides the preset; flags override it.")] = None,
     teacher: Annotated[str | None, typer.Option(help="minilm-l6, a model folder or a Hub id.")] = None,
     fine_tuned_teacher: Annotated[
-        bool | None, typer.Option("--fine-tuned-teacher", help="The teacher classifies already: use it as it is.")
+        bool | None, typer.Option("--fine-tuned-teacher", help="Use the teacher as it is: it already classifies.")
     ] = None,
     student: Annotated[str | None, typer.Option(help="Model folder or Hub id to start the student from.")] = None,
     selector: Annotated[

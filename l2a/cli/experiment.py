@@ -19,9 +19,9 @@ Card = Annotated[str, typer.Argument(help="A card in configs/experiments, or a p
 DataRoot = Annotated[Path | None, typer.Option(help="Folder that the card's data paths start from.")]
 Results = Annotated[Path, typer.Option(help="Folder of results: CARD/cells.jsonl and CARD.json.")]
 Pages = Annotated[Path, typer.Option(help="Folder of report pages.")]
-Count = Annotated[int | None, typer.Option("--workers", help="Cells side by side; by default one a core.")]
+Count = Annotated[int | None, typer.Option("--workers", help="Groups of cells in parallel; one per core by default.")]
 Backend = Annotated[str, typer.Option(help="loky: processes on this machine; dask: a cluster.")]
-Address = Annotated[str | None, typer.Option(help="Scheduler of a running cluster; by default a local one is started.")]
+Address = Annotated[str | None, typer.Option(help="Scheduler of a running cluster; a local one by default.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the cells, what is cached and the cost; run nothing.")]
 RESULTS, PAGES = Path("benchmarks/results"), Path("docs/experiments")
 
@@ -135,7 +135,7 @@ def _print_plan(console: "Console", planned: "tuple[PlannedGroup, ...]", workers
     console.print(table)
     console.print(
         f"{sum(map(len, planned))} cells, {len(left)} to run: about {cost_seconds(planned, workers) / 60:.1f} minutes "
-        f"on {workers} workers, guessed from the cells that are finished"
+        f"on {workers} workers, estimated from the finished cells"
     )
 
 

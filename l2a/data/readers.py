@@ -173,7 +173,7 @@ def parse(data: bytes, suffix: str) -> list[Item]:
         Rows and problems.
     """
     if not data.strip():
-        return [(0, "the file is empty; rows with text are needed")]
+        return [(0, "the file is empty; give it rows with text")]
     if suffix in ARROW:
         return _parse_arrow(data, suffix)
     if problems := _byte_problems(data):
@@ -208,7 +208,7 @@ def _json_object(value: Any) -> dict[str, Any] | str:
     if isinstance(value, dict):
         return value
     found = f"not JSON ({value})" if isinstance(value, Exception) else f"a JSON {type(value).__name__}, not an object"
-    return f"{found}; write one object with its columns a line, or a list of objects as .json"
+    return f"{found}; write one object per line, or a list of objects as .json"
 
 
 def _byte_problems(data: bytes) -> list[Item]:
@@ -217,7 +217,7 @@ def _byte_problems(data: bytes) -> list[Item]:
     found: list[Item] = []
     for line, content in enumerate(data.split(b"\n"), start=1):
         if b"\0" in content:
-            found.append((line, "NUL bytes, which no text holds; remove them"))
+            found.append((line, "NUL bytes, which no text contains; remove them"))
         try:
             content.decode("utf-8")
         except UnicodeDecodeError as error:
@@ -244,7 +244,7 @@ def _parse_delimited(text: str, delimiter: str, quoted: bool) -> list[Item]:
                 items += [(line, f"the header names {name!r} twice; give each column its own name") for name in twice]
             elif fields and len(fields) != len(columns):
                 counts = f"{len(fields)} fields, the header has {len(columns)}"
-                items.append((line, f"{counts}; quote texts that hold the separator"))
+                items.append((line, f"{counts}; quote texts that contain the separator"))
             elif fields:
                 items.append((line, dict(zip(columns, fields, strict=True))))
             line = reader.line_num + 1
@@ -348,7 +348,7 @@ def check_table(
     problems = [(number, values) for number, values in table.items if isinstance(values, str)]
     found, missing = _find_columns(table, columns, flag, labelled) if read else ({}, [])
     if optional and "label" in found and all(values.get(found["label"]) is None for _, values in read):
-        logger.warning("%s has no labels and is left out", table.name)
+        logger.warning("%s has no labels and is ignored", table.name)
         return [], []
     rows: list[Row] = []
     for number, values in read if not missing else ():
@@ -357,7 +357,7 @@ def check_table(
         except UsageError as error:
             problems.append((number, str(error)))
     if not table.items:
-        problems.append((0, "no rows; a header and rows with text are needed"))
+        problems.append((0, "no rows; give a header and rows with text"))
     problems = sorted([*((0, message) for message in missing), *problems], key=lambda problem: problem[0])
     return rows, [f"{table.name}{f', {table.unit} {line}' if line else ''}: {message}" for line, message in problems]
 
@@ -410,7 +410,7 @@ def _text(column: str, text: Any) -> str:
     elif len(text) > LONGEST_TEXT:
         wrong = f"holds {len(text)} characters, at most {LONGEST_TEXT} are allowed; shorten the text"
     elif "\0" in text:
-        wrong = "holds NUL characters, which no text holds; remove them"
+        wrong = "holds NUL characters, which no text contains; remove them"
     elif HALF_PAIR.search(text):
         wrong = "holds half of a surrogate pair; write the character itself"
     else:

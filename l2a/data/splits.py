@@ -93,7 +93,7 @@ def _all_of_class(where: str, members: NDArray[np.int64], dev_shots: int) -> lis
     if len(members) < 3:
         raise UsageError(
             f"{where} has {len(members)} different labelled examples outside the test split; "
-            "at least 3 are needed, one each to train, to reward and to validate; label more"
+            "label at least 3: one each for training, reward and validation"
         )
     held_out = min(dev_shots, max(1, len(members) // HELD_OUT_PART))
     return [members[2 * held_out :], members[:held_out], members[held_out : 2 * held_out]]
@@ -189,7 +189,7 @@ def _problems(rows: Sequence[Row]) -> list[str]:
         found.append("some splits have pairs of texts and some single ones; give one kind")
     if len(train) < 2:
         only = f"train has one class only, {train[0]!r}" if train else "no training rows"
-        return [*found, f"{only}; at least two classes are needed, in rows whose split is train"]
+        return [*found, f"{only}; give at least two classes in rows whose split is train"]
     return found + [
         f"{split} has the label {name!r}, which train lacks{did_you_mean(name, train)}; rename it or remove its rows"
         for split in ("dev", "test")
@@ -235,7 +235,7 @@ def align_labels(source: Domain, target: Domain) -> tuple[Domain, Domain]:
         pair, single = (source, target) if source.is_pair else (target, source)
         raise UsageError(
             f"{pair.name} has pairs of texts and {single.name} single ones; "
-            "both domains need the same kind, name the columns of both"
+            "both domains must be of one kind, so name the columns of both"
         )
     numbered = [all(name.lstrip("-").isdigit() for name in domain.label_names) for domain in (source, target)]
     if numbered[0] != numbered[1]:

@@ -145,7 +145,7 @@ def _empty_or_repeated(card: ExperimentCard) -> Iterable[str]:
             yield f"{name}: empty; give at least one entry"
         for value in values:
             if values.count(value) > 1:
-                yield f"{name}: {value} comes more than once; give each once"
+                yield f"{name}: {value} is given more than once; give each once"
 
 
 def _wrong_variants(card: ExperimentCard) -> Iterable[str]:
@@ -155,7 +155,7 @@ def _wrong_variants(card: ExperimentCard) -> Iterable[str]:
             hint = did_you_mean(variant.method, METHODS) or f"; give one of {', '.join(METHODS)}"
             yield f"{where}.method: {variant.method!r} is unknown{hint}"
         elif "unlabelled" in METHODS[variant.method].needs and not variant.unlabelled:
-            yield f"{where}: {variant.method} needs text without labels; add unlabelled: true"
+            yield f"{where}: {variant.method} needs unlabelled text; add unlabelled: true"
         for key in variant.overrides:
             if key.split(".")[0] in (*OF_THE_GRID, *NEVER_DECIDES):
                 yield f"{where}: {key} is set by the grid; take it out of the overrides"

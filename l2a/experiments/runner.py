@@ -42,8 +42,8 @@ FIRST_GUESS = 30.0
 BACKENDS = ("loky", "dask")
 PACKAGES = ("torch", "transformers", "tokenizers", "stable-baselines3", "scikit-learn", "numpy")
 WORKER_DIED = (
-    "a worker process was killed, most often for want of memory; every finished cell is kept: "
-    "run the command again to go on, with fewer --workers if it happens again"
+    "a worker process was killed, most often because memory ran out; finished cells are kept, "
+    "so run the command again, with fewer --workers if it happens again"
 )
 RunMethod = Callable[[DistillConfig, str], "MethodResult"]
 """Trains and evaluates one method with one configuration; it alone opens the test split, at its end."""

@@ -322,7 +322,7 @@ def train_fine_tuned_student(context: RunContext) -> TrainedStudent:
     operator = context.config.generator.operator
     usable = [name for name in TEXT_OPERATORS if not OPERATORS[name].needs_gradient]
     if operator not in usable:
-        raise UsageError(f"generator.operator is {operator!r}, which asks a teacher; give one of {', '.join(usable)}")
+        raise UsageError(f"generator.operator is {operator!r}, which needs a teacher; give one of {', '.join(usable)}")
     kd = replace(context.config.kd, alpha=0.0, hidden_weight=0.0, objective="soft_labels")
     return train_augmented_student(WithoutTeacher(replace(context.config, kd=kd), context.progress, context.data))
 

@@ -133,7 +133,7 @@ def _row_content(row: MethodReport) -> dict[str, Any]:
     numbers = [*metrics["accuracy"].values(), *metrics["macro_f1"].values(), *row.latency_ms.values()]
     if not all(map(math.isfinite, numbers)):
         raise RunError(
-            f"rows: a number of {row.name} is not finite ({numbers}); look in log.jsonl for the stage it came from"
+            f"rows: a number of {row.name} is not finite ({numbers}); see log.jsonl for the stage that produced it"
         )
     return {"name": row.name, **metrics, "parameters": row.parameters, "latency_ms": dict(row.latency_ms)}
 

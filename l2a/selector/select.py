@@ -223,8 +223,8 @@ def rerank(
     trusted = bool(correlation >= config.tier_correlation)
     if not trusted:
         logger.warning(
-            "selector: the surrogate reward ranks selections unlike real distillation (Spearman %.2f, below %.2f); the "
-            "selection with the best real reward is used, random ones included",
+            "selector: the surrogate reward and real distillation rank selections differently (Spearman %.2f, below "
+            "%.2f); the selection with the best real reward is used, random ones included",
             correlation,
             config.tier_correlation,
         )

@@ -145,8 +145,8 @@ class Checkpoint:
             reason = " ".join(str(error).split())[:200]
             if "custom code" in str(error) or "trust_remote_code" in str(error):
                 raise UsageError(
-                    f"{self.name}: it needs code of its own, which l2a never runs; give a model whose architecture "
-                    "transformers has"
+                    f"{self.name}: it needs its own code, which l2a never runs; give a model whose architecture "
+                    "is part of transformers"
                 ) from error
             if Path(self.location).is_dir():
                 raise UsageError(
@@ -223,7 +223,7 @@ def _refuse_other_models(name: str, config: Any) -> None:
     is_encoder = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not config.is_encoder_decoder
     if not is_encoder or getattr(config, "is_decoder", False):
         raise UsageError(
-            f"{name}: a {config.model_type} model is no encoder; give one such as BERT, MPNet, RoBERTa, ELECTRA, "
+            f"{name}: a {config.model_type} model is not an encoder; give one such as BERT, MPNet, RoBERTa, ELECTRA, "
             "DistilBERT, DeBERTa or ModernBERT"
         )
 

@@ -232,7 +232,7 @@ class StoredRows:
             for places, records in source.intact(self.words[mine]):
                 rows[mine[places]], left = records["embedding"], left - len(places)
             if left:
-                raise RunError(f"{source.path}: {left} embeddings are gone or damaged; run again to label them anew")
+                raise RunError(f"{source.path}: {left} embeddings are gone or damaged; run again to replace them")
         return rows
 
 

@@ -94,7 +94,7 @@ def cached_folder(kind: str, key: str, build: Callable[[Path], None]) -> Path:
             for left in folder.parent.glob(f".{key}{NEW}*"):  # of a process that was killed
                 shutil.rmtree(left, ignore_errors=True)
             if folder.exists() and not _is_intact(folder):
-                logger.warning("cache entry %s is damaged and is built again", folder)
+                logger.warning("cache entry %s is damaged and is rebuilt", folder)
                 shutil.rmtree(folder)
             if not folder.exists():
                 with atomic_folder(folder) as temporary:

@@ -65,7 +65,7 @@ def find_card(kind: str, name: str) -> Path:
         )
     own = Path.cwd() / kind / f"{name}.yaml"
     if name != "default" and own.is_file() and not own.samefile(cards[name]):
-        logger.warning("%s/%s.yaml of this folder is not used: a shipped card has that name; rename it", kind, name)
+        logger.warning("%s/%s.yaml is not used, because a shipped card has that name; rename it", kind, name)
     return cards[name]
 
 
@@ -77,7 +77,7 @@ class _UniqueKeys(yaml.SafeLoader):
         twice = next((key for number, key in enumerate(keys) if key in keys[:number] and key != "<<"), None)
         if twice is not None:
             line = node.start_mark.line + 1
-            raise yaml.constructor.ConstructorError(None, None, f"the key {twice!r} stands twice after line {line}")
+            raise yaml.constructor.ConstructorError(None, None, f"the key {twice!r} is given twice after line {line}")
         return super().construct_mapping(node, deep)
 
 

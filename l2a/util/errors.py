@@ -36,7 +36,7 @@ FIXES = {
     errno.EACCES: "permission denied; change its permissions, or point --output-dir or L2A_CACHE somewhere else",
     errno.EPERM: "permission denied; change its permissions, or point --output-dir or L2A_CACHE somewhere else",
     errno.ENOTDIR: "a part of the path is a file, not a folder; correct the path",
-    errno.EISDIR: "it is a folder, not a file; name a file",
+    errno.EISDIR: "it is a folder; name a file",
     errno.ENOENT: "no such file or folder; check the path",
     errno.EEXIST: "a file of that name exists; choose another name",
     errno.ENAMETOOLONG: "the name is too long; choose a shorter one",

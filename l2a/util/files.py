@@ -228,7 +228,7 @@ def _locked(path: Path) -> Iterator[None]:
             yield
     except Timeout as error:
         raise RunError(
-            f"--output-dir {path}: another process writes there now; wait for it, or name another folder"
+            f"--output-dir {path}: another run is writing there; wait for it, or name another folder"
         ) from error
 
 
@@ -267,7 +267,7 @@ def _install(staging: Path, path: Path, kind: str, old: list[str]) -> None:
     names = sorted(file.relative_to(staging).as_posix() for file in staging.rglob("*") if file.is_file())
     taken = [name for name in names if name not in old and (path / name).exists()]
     if taken:
-        raise RunError(f"--output-dir {path}: {taken[0]} is there and no {kind} wrote it; move it away and run again")
+        raise RunError(f"--output-dir {path}: {taken[0]} exists but is not part of a {kind}; move it and run again")
     mark = {"format": MARK_FORMAT, "kind": kind, "files": {name: sha256_file(staging / name) for name in names}}
     aside = Path(tempfile.mkdtemp(dir=path, prefix=OLD))
     _move([MARK, *old], path, aside)  # without its mark the old run is not taken for whole

@@ -12,7 +12,7 @@ from l2a.util.errors import UsageError
 BAD = [
     ("empty.csv", b"", "empty.csv: the file is empty"),
     ("blank.jsonl", b"\n \n", "blank.jsonl: the file is empty"),
-    ("header.csv", b"text,label\n", "no rows; a header and rows"),
+    ("header.csv", b"text,label\n", "no rows; give a header and rows"),
     ("latin.csv", b"text,label\ngood,x\ncaf\xe9,y\n", r"latin.csv, line 3: not UTF-8 \(byte 0xe9 at column 4\)"),
     ("utf16.csv", "text,label\na,b\n".encode("utf-16"), "line 1: the file is UTF-16; save it as UTF-8"),
     ("nul.csv", b"text,label\na,x\nb\0,y\n", "nul.csv, line 3: NUL bytes"),
@@ -40,7 +40,7 @@ BAD = [
     ("tabs.csv", b"text\tlabel\na\tx\n", r"the columns are separated by '\\t'"),
     ("broken.csv.gz", b"\x1f\x8bnope", r"broken.csv.gz: cannot be read .*; check"),
     ("broken.csv.xz", b"nope", r"broken.csv.xz: cannot be read"),
-    ("object.json", b'{\n"text": "a"\n}', "row 1: not JSON .*; write one object with its columns a line, or a list"),
+    ("object.json", b'{\n"text": "a"\n}', "row 1: not JSON .*; write one object per line, or a list"),
     ("items.json", b'[{"text":"a","label":"x"}, 5]', "row 2: a JSON int, not an object"),
     ("broken.arrow", b"ARROW1nope", "broken.arrow: not a readable Arrow file"),
     ("nan.jsonl", b'{"text":"a","label":NaN}\n', "line 1: the column 'label' has no label"),
@@ -48,8 +48,8 @@ BAD = [
     ("labels.jsonl", b'{"text":"a","label":["x","y"]}\n', "line 1: the column 'label' holds a value of type list"),
     ("half_pair.jsonl", b'{"text":"a","text_pair":"b","label":"x"}\n{"text":"c","label":"x"}\n', "line 2: .*text_pair"),
     ("split.csv", b"text,label,split\na,x,train\nb,y,trian\n", "line 3: the split 'trian' .*did you mean 'train'"),
-    ("one.csv", b"text,label,split\na,x,train\nb,x,train\n", "train has one class only, 'x'; at least two"),
-    ("no_train.csv", b"text,label,split\na,x,test\nb,y,test\n", "no training rows; at least two classes"),
+    ("one.csv", b"text,label,split\na,x,train\nb,x,train\n", "train has one class only, 'x'; give at least two"),
+    ("no_train.csv", b"text,label,split\na,x,test\nb,y,test\n", "no training rows; give at least two classes"),
     (
         "test_label.csv",
         b"text,label,split\na,x,train\nb,y,train\nc,Y,test\n",

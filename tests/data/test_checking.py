@@ -34,9 +34,9 @@ def test_a_report_counts_sizes_labels_lengths_and_copies(write):
         "duplicates": 1,
     }  # fmt: skip
     assert report.notes == (
-        "1 texts of train also stand in dev; copies are drawn once",
-        "1 texts of train also stand in test; they are never drawn for training",
-        "1 texts carry different labels in different rows",
+        "1 texts of train are also in dev; copies are drawn once",
+        "1 texts of train are also in test; they are never drawn for training",
+        "1 texts have different labels in different rows",
     )
 
 
@@ -49,8 +49,8 @@ def test_a_report_names_every_bad_line_and_counts_the_others(write):
 def test_check_prints_the_numbers_and_the_overlap(write):
     result = invoke("check", str(write("x.csv", GOOD)))
     assert result.exit_code == 0
-    for expected in ("single texts, labels: x, y", "label x", "2 (67%)", "1 texts of train also stand in test",
-                     "1 texts carry different labels", "nothing is wrong"):  # fmt: skip
+    for expected in ("single texts, labels: x, y", "label x", "2 (67%)", "1 texts of train are also in test",
+                     "1 texts have different labels", "nothing is wrong"):  # fmt: skip
         assert expected in result.output
 
 
@@ -90,7 +90,7 @@ def test_a_foreign_file_among_the_cards_is_left_out_with_a_note(write, monkeypat
     write("domains/mine.yaml", "name: mine\ndescription: d\ntask: t\nlabels: [x, y]\nlicence: MIT\ndata: posts.csv\n")
     result = invoke("list")
     assert result.exit_code == 0 and "tweets" in result.output and "mine" in result.output
-    assert re.search(r"note: left out.*app\.yaml.*note: left out.*broken\.yaml", result.output, re.DOTALL)
+    assert re.search(r"note: skipped.*app\.yaml.*note: skipped.*broken\.yaml", result.output, re.DOTALL)
 
 
 def test_a_card_of_the_working_directory_never_hides_a_shipped_one(write):
@@ -100,7 +100,7 @@ def test_a_card_of_the_working_directory_never_hides_a_shipped_one(write):
 
 def test_a_key_given_twice_in_a_card_is_refused(write):
     write("domains/mine.yaml", "name: mine\nname: mine\n")
-    assert "'name' stands twice" in str(invoke("show", "mine").exception)
+    assert "'name' is given twice" in str(invoke("show", "mine").exception)
 
 
 def test_the_list_wraps_on_a_narrow_terminal(monkeypatch):

@@ -74,7 +74,7 @@ def test_a_single_missing_label_is_a_problem(hub):
 def test_unknown_splits_are_left_out_with_a_warning(hub, caplog):
     hub(DatasetDict({"train": dataset(("a", 1), ("b", 0)), "unsupervised": dataset(("d", 0))}))
     domain = load_domain("org/name")
-    assert len(domain.train) == 2 and "the split 'unsupervised' is left out" in caplog.text
+    assert len(domain.train) == 2 and "the split 'unsupervised' is ignored" in caplog.text
 
 
 def test_columns_of_a_hub_dataset_can_be_named(hub):

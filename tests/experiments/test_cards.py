@@ -37,7 +37,7 @@ def of_l2a(overrides: dict[str, object]) -> dict[str, object]:
         ({"variants": {"a": {"method": "l2a_student", "overrides": {"kd.alpha": 7}}}}, ["variants.a", "kd.alpha"]),
         ({"variants": {"a": {"method": "l2a_student", "overrides": {"shots": 7}}}}, ["shots is set by the grid"]),
         ({"seeds": []}, ["seeds: empty"]),
-        ({"shots": [4, 4], "seeds": [1, 1]}, ["shots: 4 comes more than once", "seeds: 1 comes more than once"]),
+        ({"shots": [4, 4], "seeds": [1, 1]}, ["shots: 4 is given more than once", "seeds: 1 is given more than once"]),
         ({"preset": "screning"}, ["'screening'"]),
         ({"students": ["narow"]}, ["'narrow'"]),
         ({"variants": {"a": {"method": "plain_kd_unlabelled_student"}}}, ["variants.a", "unlabelled: true"]),

@@ -137,7 +137,7 @@ def test_fine_tuning_learns_and_runs_by_its_name(context):
 
 @pytest.mark.parametrize("operator", [None, "augpro_fgsm", "mixkd"])
 def test_fine_tuning_refuses_operators_that_ask_a_teacher(context, operator):
-    with pytest.raises(UsageError, match=r"generator\.operator.*asks a teacher.*augpro_mix"):
+    with pytest.raises(UsageError, match=r"generator\.operator.*needs a teacher.*augpro_mix"):
         train_fine_tuned_student(with_operator(context, operator))
 
 

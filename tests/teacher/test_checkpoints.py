@@ -76,8 +76,8 @@ FAULTS = {
     "its tokenizer cannot be read": lambda folder: cut(folder, "tokenizer.json", 30),
     "its tokenizer has no padding token": lambda folder: change(folder, "tokenizer_config.json", pad_token=None),
     "numbers tokens up to 80, but the model has embeddings for 79": add_tokens,
-    "a gpt2 model is no encoder": lambda folder: AutoConfig.for_model("gpt2").save_pretrained(folder),
-    "a bart model is no encoder": lambda folder: AutoConfig.for_model("bart").save_pretrained(folder),
+    "a gpt2 model is not an encoder": lambda folder: AutoConfig.for_model("gpt2").save_pretrained(folder),
+    "a bart model is not an encoder": lambda folder: AutoConfig.for_model("bart").save_pretrained(folder),
 }
 
 
@@ -133,7 +133,7 @@ def test_code_in_a_models_folder_never_runs_whatever_is_answered(model_type, tok
         if model_type == "bert":  # transformers has the architecture, so that the folder's code is not needed
             load()
         else:
-            with pytest.raises(UsageError, match="needs code of its own, which l2a never runs"):
+            with pytest.raises(UsageError, match="needs its own code, which l2a never runs"):
                 load()
     assert not marker.exists()
 

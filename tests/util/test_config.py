@@ -58,7 +58,7 @@ def test_a_card_of_the_working_directory_adds_a_name_and_hides_none(tmp_path, mo
 def test_a_key_that_stands_twice_is_refused(tmp_path):
     file = tmp_path / "twice.yaml"
     file.write_text("kd:\n  rounds: 1\n  alpha: 0.5\n  rounds: 2\n")
-    with pytest.raises(UsageError, match="'rounds' stands twice"):
+    with pytest.raises(UsageError, match="'rounds' is given twice"):
         load_config("default", file)
 
 

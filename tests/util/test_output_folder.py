@@ -104,7 +104,7 @@ def test_a_kill_at_any_step_leaves_the_old_run_or_the_new_one(tmp_path, monkeypa
 
 
 def test_two_runs_cannot_write_one_folder(tmp_path):
-    with output_folder(tmp_path / "run", "run"), pytest.raises(RunError, match="another process"):
+    with output_folder(tmp_path / "run", "run"), pytest.raises(RunError, match="another run is writing"):
         write(tmp_path / "run", NEW_RUN)
 
 
