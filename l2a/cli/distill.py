@@ -30,7 +30,8 @@ def print_result(result: "DistillResult") -> None:
     console = Console(highlight=False, soft_wrap=True)
     console.print(table)
     console.print(
-        "95 % bootstrap intervals over the test examples; ms: CPU milliseconds a text, alone and in batches of 32"
+        "95 % bootstrap intervals over the test examples; ms: CPU time a text on one thread, alone and in batches of "
+        "32, median ± half the interquartile range"
     )
     console.print(verdict(result.rows, result.student))
     agreement = [facts["selector"].get("tier_correlation") for facts in result.metrics.get("rounds", [])]

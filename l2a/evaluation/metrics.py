@@ -1,13 +1,17 @@
 """Accuracy and macro-F1 with bootstrap intervals, for one classifier or for the difference of two."""
 
+import contextlib
+import itertools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.metrics import accuracy_score, f1_score
+from threadpoolctl import threadpool_limits
+from torch import nn
 
 from l2a.data.examples import TextInput
 
@@ -134,36 +138,60 @@ def _with_intervals(point: NDArray[np.float64], resampled: NDArray[np.float64]) 
 Predict = Callable[[Sequence[TextInput]], NDArray[np.int64]]
 
 BATCH_SIZES = (1, 32)
-LEAST_REPEATS = 3
-MOST_REPEATS = 30
+LEAST_REPEATS, MOST_REPEATS = 5, 30
 
 
-def measure_latency(predict: Predict, inputs: Sequence[TextInput], seconds: float = 1.2) -> Mapping[str, float]:
-    """Measure the median time a sentence takes, tokenisation included, after a warm-up call.
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch and the linear algebra of numpy and scikit-learn compute on one thread inside the block."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(limits=1):
+            yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def measure_latency(
+    predict: Predict, inputs: Sequence[TextInput], module: nn.Module | None = None, seconds: float = 1.2
+) -> Mapping[str, float]:
+    """Measure the processor time that a text takes on one thread of the CPU, tokenisation included, after a warm-up.
 
     Args:
-        predict: Classifies a list of texts on the CPU.
+        predict: Classifies a list of texts.
         inputs: Texts to classify, at least one; they are cycled through, so give varied ones.
-        seconds: Time to spend on all batch sizes together; a very slow classifier takes four calls for each.
+        module: The network that ``predict`` runs, if any; it is on the CPU while it is measured.
+        seconds: Time to spend on all batch sizes together; a very slow classifier takes six calls for each.
 
     Returns:
-        ``batch_1`` and ``batch_32``, milliseconds per sentence, with the threads that torch is set to use.
+        ``batch_1`` and ``batch_32``, the medians over the calls in milliseconds of CPU time a text, and
+        ``batch_1_spread`` and ``batch_32_spread``, half of their interquartile ranges.
     """
-    return {f"batch_{size}": _per_sentence(predict, inputs, size, seconds / 2) for size in BATCH_SIZES}
+    device = None if module is None else next(module.parameters()).device
+    found: dict[str, float] = {}
+    try:
+        if module is not None:
+            module.to("cpu")
+        with one_thread(), torch.inference_mode():
+            for size in BATCH_SIZES:
+                times = _calls(predict, inputs, size, seconds / len(BATCH_SIZES)) * 1000.0 / size
+                low, median, high = np.quantile(times, [0.25, 0.5, 0.75])
+                found |= {f"batch_{size}": float(median), f"batch_{size}_spread": float(high - low) / 2}
+    finally:
+        if module is not None:
+            module.to(device)
+    return found
 
 
-def _per_sentence(predict: Predict, inputs: Sequence[TextInput], size: int, seconds: float) -> float:
-    durations: list[float] = []
+def _calls(predict: Predict, inputs: Sequence[TextInput], size: int, seconds: float) -> NDArray[np.float64]:
+    """Seconds of processor time of each call; the wall clock only says when to stop."""
+    texts, durations = itertools.cycle(inputs), list[float]()
+    predict(list(itertools.islice(texts, size)))
     deadline = time.perf_counter() + seconds
-    with torch.inference_mode():
-        predict(_batch(inputs, 0, size))
-        while len(durations) < MOST_REPEATS and (len(durations) < LEAST_REPEATS or time.perf_counter() < deadline):
-            batch = _batch(inputs, len(durations) * size, size)
-            started = time.perf_counter()
-            predict(batch)
-            durations.append(time.perf_counter() - started)
-    return float(np.median(durations)) * 1000.0 / size
-
-
-def _batch(inputs: Sequence[TextInput], start: int, size: int) -> list[TextInput]:
-    return [inputs[(start + offset) % len(inputs)] for offset in range(size)]
+    while len(durations) < MOST_REPEATS and (len(durations) < LEAST_REPEATS or time.perf_counter() < deadline):
+        batch = list(itertools.islice(texts, size))
+        started = time.process_time()
+        predict(batch)
+        durations.append(time.process_time() - started)
+    return np.array(durations)

@@ -18,14 +18,12 @@ from typing import TYPE_CHECKING, Literal
 import joblib
 import numpy as np
 import psutil
-import sklearn.metrics  # noqa: F401  (its thread pools must be loaded before they are limited)
 import torch
 from filelock import Timeout
-from threadpoolctl import threadpool_limits
 
 from l2a import __version__
 from l2a.config import DistillConfig
-from l2a.evaluation.metrics import accuracy_and_macro_f1
+from l2a.evaluation.metrics import accuracy_and_macro_f1, one_thread
 from l2a.experiments.card import Cell, DataFiles, Group, cell_files, cell_key
 from l2a.experiments.results import CellResult, code_fingerprint, find_result, lock_for, save_result
 from l2a.pipeline.methods import METHODS
@@ -211,16 +209,11 @@ def isolated(seed: int) -> Iterator[None]:
     Yields:
         Nothing.
     """
-    threads = torch.get_num_threads()
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002  (libraries that are given no generator draw from this one)
     torch.manual_seed(seed)
-    torch.set_num_threads(1)
-    try:
-        with threadpool_limits(limits=1):
-            yield
-    finally:
-        torch.set_num_threads(threads)
+    with one_thread():
+        yield
 
 
 def measure(cell: Cell, key: str, data: DataFiles, run_method: RunMethod) -> CellResult:

@@ -160,7 +160,7 @@ def _evaluate(context: "RunContext", name: str, fitted: "FittedMethod") -> "Meth
     rng = np.random.default_rng([context.config.seed, 3])
     metrics = classification_metrics(result.labels, result.predictions, len(result.label_names), rng)
     few = context.data.target_labels.inputs[:64]
-    return MethodReport(name, metrics, fitted.parameters, measure_latency(fitted.predict, few))
+    return MethodReport(name, metrics, fitted.parameters, measure_latency(fitted.predict, few, fitted.module))
 
 
 def write_run(

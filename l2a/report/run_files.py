@@ -30,7 +30,7 @@ class MethodReport:
         name: The method.
         metrics: Accuracy and macro-F1 with 95 % bootstrap intervals.
         parameters: Numbers that the classifier stores.
-        latency_ms: CPU milliseconds a text, "batch_1" and "batch_32".
+        latency_ms: As ``measure_latency`` gives it: "batch_1", "batch_32" and their spreads.
     """
 
     name: str
@@ -54,7 +54,7 @@ def table_cells(rows: Sequence[MethodReport]) -> list[tuple[str, ...]]:
             _percent(row.metrics.accuracy),
             _percent(row.metrics.macro_f1),
             f"{row.parameters / 1e6:.2f} M",
-            *(f"{row.latency_ms[name]:.2f}" for name in ("batch_1", "batch_32")),
+            *(f"{row.latency_ms[name]:.2f}±{row.latency_ms[f'{name}_spread']:.2f}" for name in ("batch_1", "batch_32")),
         )
         for row in rows
     ]
@@ -220,7 +220,8 @@ This is the student of `{metrics["student"]}`, chosen by the log-likelihood on t
 {verdict(rows, metrics["student"])}
 
 Intervals are 95 % bootstrap intervals over the test examples; they do not cover the choice of the labelled examples
-or the seed. Latency is CPU time per text, alone and in batches of 32, with {metrics["threads"]} threads.
+or the seed. ms is CPU time per text on one thread, alone and in batches of 32: the median of repeated calls ± half
+their interquartile range.
 
 ## How it was made
 

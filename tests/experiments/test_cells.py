@@ -1,14 +1,19 @@
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from l2a.config import override
+from l2a.config import DistillConfig, override
+from l2a.experiments import card
 from l2a.experiments.card import Cell, cell_files, cell_key, data_files, expand, load_experiment, refuse_missing_agents
+from l2a.experiments.results import read_results
 from l2a.util.errors import UsageError
 
 from .conftest import write_card, write_domain
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
 
 def cell_of(method: str) -> Cell:
@@ -155,3 +160,29 @@ def test_a_missing_agent_gives_a_key_so_that_old_results_can_be_reported(workspa
     cell = cell_of("random")
     missing = replace(cell, config=override(cell.config, {"selector.agent": "gone"}))
     assert cell_key(missing, {}) != cell_key(cell, {})
+
+
+def test_a_new_field_at_its_default_changes_no_key(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cell, flat = cell_of("random"), card._flat
+    before = cell_key(cell, {})
+    for value, stays in ((0.0, True), (1.0, False)):
+        added = {id(cell.config): value}  # all other configurations have the default
+        monkeypatch.setattr(card, "_flat", lambda config, to=added: {**flat(config), "kd.new": to.get(id(config), 0.0)})
+        assert (cell_key(cell, {}) == before) == stays
+
+
+def test_a_changed_default_is_noted_so_that_old_keys_keep_their_meaning() -> None:
+    """A key leaves out fields at their default: enter the old value of a changed one in ``FORMER_DEFAULTS``."""
+    kept = json.loads((Path(__file__).parent / "defaults.json").read_text())
+    now = json.loads(json.dumps({**card._flat(DistillConfig()), **card.FORMER_DEFAULTS}))
+    assert {name: value for name, value in kept.items() if name in now and now[name] != value} == {}
+
+
+@pytest.mark.parametrize("name", ["general", "shipped", "teacher"])
+def test_committed_cells_are_what_their_cards_ask_for(name: str) -> None:
+    asked = load_experiment(name)
+    cells = {(cell.place, cell.variant): cell for group in expand(asked, None) for cell in group}
+    found = read_results(RESULTS / name)
+    assert {(result.place, result.variant) for result in found} <= set(cells)
+    outdated = [it for it in found if it.key != cell_key(cells[it.place, it.variant], it.data)]
+    assert not outdated, f"{len(outdated)} cells"

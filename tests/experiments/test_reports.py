@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 
 from l2a.cli.experiment import experiment_app
 from l2a.experiments.card import cell_key, expand, load_experiment
-from l2a.experiments.results import CellResult, read_results, save_result
+from l2a.experiments.report import write_report
+from l2a.experiments.results import CellResult, code_fingerprint, read_results, save_result
 from l2a.experiments.statistics import summarise
 from l2a.util.errors import RunError, UsageError
 
@@ -18,7 +19,7 @@ from .conftest import write_card
 
 Make = Callable[..., CellResult]
 COMPARISON = {
-    "method", "baseline", "metric", "mean_difference", "low", "high", "p_value", "wins", "ties", "losses", "cells",
+    "variant", "baseline", "metric", "mean_difference", "low", "high", "p_value", "wins", "ties", "losses", "cells",
 }  # fmt: skip
 LEVELS = {"tfidf": 0.6, "plain": 0.7, "random": 0.8}
 
@@ -58,19 +59,19 @@ def test_the_summary_holds_cells_means_and_comparisons(workspace: Path, simulate
     call("report", "tiny")
     summary = json.loads(Path("benchmarks/results/tiny.json").read_text())
     assert len(summary["cells"]) == len(simulated) == 24
-    assert {cell["method"] for cell in summary["cells"]} == set(LEVELS)
+    assert {cell["variant"] for cell in summary["cells"]} == set(LEVELS)
     assert all(set(item) == COMPARISON for item in summary["comparisons"])
     assert len(summary["comparisons"]) == 3 * 2 * 2
     item = next(
         i
         for i in summary["comparisons"]
-        if (i["method"], i["baseline"], i["metric"]) == ("random", "plain", "accuracy")
+        if (i["variant"], i["baseline"], i["metric"]) == ("random", "plain", "accuracy")
     )
     assert item["mean_difference"] == pytest.approx(0.1, abs=0.02)
     assert (item["wins"], item["ties"], item["losses"], item["cells"]) == (8, 0, 0, 8)
     overall = [m for m in summary["means"] if (m["pair"], m["shots"], m["student"]) == (None, None, None)]
     expected = np.mean([result.accuracy for result in simulated if result.variant == "plain"])
-    level = next(m for m in overall if (m["method"], m["metric"]) == ("plain", "accuracy"))
+    level = next(m for m in overall if (m["variant"], m["metric"]) == ("plain", "accuracy"))
     assert level["mean"] == pytest.approx(expected)
 
 
@@ -103,8 +104,24 @@ def test_missing_and_outdated_cells_are_said(workspace: Path, simulated: Sequenc
     fewer = [replace(result, key="of old") if result.seed == 1 else result for result in simulated[3:]]
     summary = summarise(card, fewer)
     assert (summary.missing, summary.outdated) == (3, sum(result.key == "of old" for result in fewer))
-    strangers = [replace(result, method="gone") for result in simulated]
+    strangers = [replace(result, variant="gone") for result in simulated]
     assert summarise(card, [*simulated, *strangers]).results == tuple(simulated)
+
+
+def test_a_report_says_which_cells_other_code_ran(workspace: Path, make_result: Make) -> None:
+    write_card(workspace, seeds=[0])
+    old = simulate(make_result, "tiny")
+    now = [replace(result, code=code_fingerprint()) for result in old]
+    one = [replace(now[0], code="c" * 32), *now[1:]]
+    for results, made, other in (
+        (old, "not noted (6 cells)", "all"),
+        (now, f"`{code_fingerprint()[:12]}` (6 cells)", "none"),
+        (one, "`cccccccccccc` (1 cells)", f"1 of `{one[0].variant}`"),
+    ):
+        page = Path("page.md")
+        write_report(page, summarise(load_experiment("tiny"), results), {"methods": page, "pairs": page})
+        assert made in page.read_text()
+        assert f"other code than when this page was written: {other}." in page.read_text()
 
 
 def test_a_card_without_results_says_how_to_get_them(workspace: Path) -> None:

@@ -1,5 +1,6 @@
 import contextlib
 import multiprocessing
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from l2a.experiments import results
 from l2a.experiments.results import LOCK_FOLDER, RESULTS_FILE, CellResult, from_line, read_results, save_result, to_line
 
 Make = Callable[..., CellResult]
@@ -91,3 +93,19 @@ def test_locks_are_not_committed(tmp_path: Path, make_result: Make) -> None:
     save_result(tmp_path, make_result())
     assert (tmp_path / LOCK_FOLDER / ".gitignore").read_text() == "*\n"
     assert sorted(path.name for path in tmp_path.iterdir()) == [LOCK_FOLDER, RESULTS_FILE]
+
+
+def test_any_changed_source_of_the_package_is_other_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def found() -> str:
+        results.code_fingerprint.cache_clear()
+        return results.code_fingerprint()
+
+    before = found()
+    package = tmp_path / "l2a"
+    shutil.copytree(results.PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(results, "PACKAGE", package)
+    assert found() == before
+    (package / "kd" / "losses.py").open("a").write("\n")
+    assert found() != before
+    monkeypatch.undo()
+    found()

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from l2a.experiments.card import data_files, expand, load_experiment
-from l2a.experiments.results import RESULTS_FILE, CellResult, lock_for, read_results
+from l2a.experiments.results import RESULTS_FILE, CellResult, code_fingerprint, lock_for, read_results
 from l2a.experiments.runner import Outcome, Workers, cost_seconds, plan, run_groups
 from l2a.util.errors import RunError, UsageError
 
@@ -44,6 +44,7 @@ def test_every_cell_runs_once_and_none_again(workspace: Path, fake_run_method: R
     result = read_results(workspace / "results")[0]
     assert sorted(result.data) == ["land.jsonl", "sky.jsonl"]
     assert result.labels_used == (4 + 2 * 16) * 2
+    assert result.code == code_fingerprint()
 
 
 def test_a_cell_that_another_card_has_finished_is_taken_over(

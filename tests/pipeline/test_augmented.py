@@ -9,7 +9,7 @@ import l2a.pipeline.students as augmented
 from l2a.config import override
 from l2a.data.examples import normalised_hash
 from l2a.generator.words import WordSources, eda
-from l2a.pipeline.methods import run_method
+from l2a.pipeline.methods import METHODS, prepare, run_method
 from l2a.pipeline.session import RunContext, TrainingSession
 from l2a.pipeline.students import train_augmented_student, train_fine_tuned_student
 from l2a.util.errors import UsageError
@@ -130,7 +130,12 @@ def test_fine_tuning_inherits_labels_and_asks_no_teacher(context, monkeypatch, o
 
 
 @pytest.mark.slow
-def test_fine_tuning_learns_and_runs_by_its_name(context):
+def test_fine_tuning_learns_and_runs_by_its_name_without_any_teacher(context, monkeypatch):
+    def refuse(*_):
+        raise AssertionError("a teacher was trained or checked")
+
+    for name in ("fine_tuned", "refuse_useless_teacher"):
+        monkeypatch.setattr(f"l2a.pipeline.session.{name}", refuse)
     result = run_method(with_operator(context, "augpro_mix").config, "augmented_fine_tuned_student")
     assert (result.predictions == result.labels).mean() > 0.8
 
@@ -149,3 +154,14 @@ def test_the_source_can_be_cut_to_a_size(context):
     assert RunContext(override(context.config, {"source_size": 10_000})).data.source.inputs == whole.inputs
     with pytest.raises(UsageError, match="source_size"):
         override(context.config, {"source_size": 1})
+
+
+def test_nothing_of_a_teacher_is_prepared_for_fine_tuning_alone(context, monkeypatch):
+    def refuse(*_):
+        raise AssertionError("a teacher was trained or checked")
+
+    for name in ("fine_tuned", "cached_labeller", "refuse_useless_teacher"):
+        monkeypatch.setattr(f"l2a.pipeline.session.{name}", refuse)
+    prepare(context, METHODS["augmented_fine_tuned_student"])
+    with pytest.raises(AssertionError, match="a teacher"):
+        prepare(RunContext(context.config), METHODS["augmented_kd_student"])

@@ -12,8 +12,9 @@ def make_row(name, accuracy, **changes):
         Interval(accuracy, accuracy - 0.05, accuracy + 0.05),
         Interval(accuracy - 0.01, accuracy - 0.06, accuracy + 0.04),
     )
-    return MethodReport(**{"name": name, "metrics": metrics, "parameters": 1234567,
-                  "latency_ms": {"batch_1": 1.234, "batch_32": 0.5}, **changes})  # fmt: skip
+    latency = {"batch_1": 1.234, "batch_1_spread": 0.1, "batch_32": 0.5, "batch_32_spread": 0.02}
+    fields = {"name": name, "metrics": metrics, "parameters": 1234567, "latency_ms": latency}
+    return MethodReport(**{**fields, **changes})
 
 
 @pytest.fixture

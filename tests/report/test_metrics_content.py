@@ -24,7 +24,7 @@ def test_content_has_the_promised_fields(rows):
         "accuracy": {"value": 0.7, "low": pytest.approx(0.65), "high": pytest.approx(0.75)},
         "macro_f1": {"value": pytest.approx(0.69), "low": pytest.approx(0.64), "high": pytest.approx(0.74)},
         "parameters": 1234567,
-        "latency_ms": {"batch_1": 1.234, "batch_32": 0.5},
+        "latency_ms": {"batch_1": 1.234, "batch_1_spread": 0.1, "batch_32": 0.5, "batch_32_spread": 0.02},
     }
     assert {"python", "l2a", "torch", "transformers"} <= metrics["versions"].keys()
     assert metrics["threads"] == 1

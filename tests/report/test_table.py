@@ -8,7 +8,7 @@ def test_cells_are_percentages_with_intervals(rows):
     assert name == "tfidf_logreg"
     assert re.findall(r"\d+\.\d", accuracy) == ["70.0", "65.0", "75.0"]
     assert re.findall(r"\d+\.\d", macro_f1) == ["69.0", "64.0", "74.0"]
-    assert latency == ["1.23", "0.50"]
+    assert latency == ["1.23±0.10", "0.50±0.02"]
     assert all(len(cells) == len(HEADERS) for cells in table_cells(rows))
 
 
