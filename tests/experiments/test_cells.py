@@ -142,14 +142,14 @@ def test_what_only_shows_a_training_does_not_change_the_key(workspace: Path) -> 
 
 
 def test_the_content_of_the_agents_card_and_policy_decides_only_the_rows_that_select(workspace: Path) -> None:
-    card, policy = workspace / "agents" / "mine.yaml", workspace / "agents" / "trained" / "policy.json"
+    agent, policy = workspace / "agents" / "mine.yaml", workspace / "agents" / "trained" / "policy.json"
     policy.parent.mkdir(parents=True)
     policy.with_name("policy.safetensors").write_bytes(b"weights")
     cells = [replace(cell_of(name), config=override(cell_of(name).config, {"selector.agent": "mine"}))
              for name in ("random", "plain")]  # fmt: skip
     keys = []
     for card_text, policy_text in (("a", "{}"), ("b", "{}"), ("b", '{"format": 1}')):
-        card.write_text(f"description: {card_text}\nalgorithm: saved policy\npolicy: trained\n")
+        agent.write_text(f"description: {card_text}\nalgorithm: stable_baselines3.PPO\npolicy: trained\n")
         policy.write_text(policy_text)
         keys.append([cell_key(cell, {}) for cell in cells])
     selecting, plain = zip(*keys, strict=True)
