@@ -92,7 +92,7 @@ def after_round(pair: PreparedPair, kept: NDArray[np.int64] | None, judges: Exam
     weights, steps = session.student.snapshot(), context.config.kd.round_steps
     trial = replace(context.config.kd, warmup_steps=0, rounds=1, evaluate_every=steps)
     length = context.config.max_length
-    trainer = session.trainer.on_trial(trial, context.data.splits.validation, length, order)
+    trainer = session.trainer.on_trial(trial, session.examples(context.data.splits.validation), order)
     trainer.train(*mixture(session, None if kept is None else pair.drawn.candidates.take(kept)), steps)
     trainer.restore_best()
     logits = run_student(session.student, encode(session.student.tokenizer, judges.inputs, length))[0]

@@ -194,7 +194,7 @@ def _read(name: str, columns: Columns, progress: Progress) -> Domain | tuple[Tex
     return load_domain(name, columns, progress=progress)
 
 
-def protected_hashes(domains: Iterable[Domain], whole: Iterable[Domain] = ()) -> frozenset[str]:
+def protected_hashes(domains: Sequence[Domain], whole: Sequence[Domain] = ()) -> frozenset[str]:
     """Collect the hashes of all texts that a general student must never see.
 
     Args:
@@ -205,11 +205,9 @@ def protected_hashes(domains: Iterable[Domain], whole: Iterable[Domain] = ()) ->
         Normalised hashes of the texts, and of each side of a pair.
     """
     hashes: set[str] = set()
-    for domain in domains:
+    for domain in (*domains, *whole):
         hashes |= domain.test.hashes | _hashes_with_sides(domain.dev.inputs)
-    for domain in whole:
-        hashes |= domain.test.hashes | _hashes_with_sides(domain.dev.inputs + domain.train.inputs)
-    return frozenset(hashes)
+    return frozenset(hashes.union(*(_hashes_with_sides(domain.train.inputs) for domain in whole)))
 
 
 def _hashes_with_sides(inputs: Iterable[TextInput]) -> set[str]:
@@ -235,8 +233,7 @@ def clean_corpus(sources: Sequence[Sequence[TextInput]], protected: AbstractSet[
     """
     distinct: dict[str, TextInput] = {}
     for text in (text for source in sources for text in source):
-        parts = {normalised_hash(part) for part in _parts(text)}
-        if not parts & protected:
+        if not _hashes_with_sides([text]) & protected:
             distinct.setdefault(normalised_hash(text), text)
     if not distinct:
         raise UsageError("text: no text is left once the protected domains' texts are removed; give other text")

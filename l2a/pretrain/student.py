@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from safetensors.torch import save
 from torch import nn
 
-import l2a
 from l2a.data.encoding import EncodedTexts, encode, fit_tokenizer, inference_batches
 from l2a.data.examples import TextInput
 from l2a.kd.data import Indices, join_encoded
@@ -325,14 +324,9 @@ def write_card(folder: Path, config: PretrainConfig, model: GeneralStudent, targ
         flag = f"--{name.replace('_', '-')}"
         for item in value if isinstance(value, tuple) else (value,):
             words += [] if item is None or item is False else [flag] if item is True else [flag, str(item)]
-    facts = {
-        "command": shlex.join(words),
-        "parameters": sum(parameter.numel() for parameter in model.classifier.parameters()),
-        "texts": len(targets.encoded),
-        "tokens": len(targets.encoded.ids),
-        "version": l2a.__version__,
-    }
-    atomic_write_text(folder / "README.md", _CARD.format(**facts))
+    parameters = sum(parameter.numel() for parameter in model.classifier.parameters())
+    card = _CARD.format(command=shlex.join(words), parameters=parameters, texts=len(targets.encoded))
+    atomic_write_text(folder / "README.md", card)
 
 
 _CARD = """---
@@ -347,6 +341,5 @@ A small sequence classifier without a task: its body was distilled, on unlabelle
 
     {command}
 
-With a head of two classes it has {parameters} parameters. It read {texts} texts and variants of them, {tokens} tokens
-in all (l2a {version}).
+With a head of two classes it has {parameters} parameters. It read {texts} texts and variants of them.
 """

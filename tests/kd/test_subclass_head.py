@@ -11,7 +11,7 @@ from torch import nn
 from l2a.config import StudentConfig
 from l2a.data.encoding import encode
 from l2a.kd.inference import run_student
-from l2a.kd.lelp import OBJECTIVES, fit_subclasses, fold_parity, refit_output_layer, subclass_head, subclass_targets
+from l2a.kd.lelp import fit_subclasses, fold_parity, refit_output_layer, subclass_head, subclass_targets
 from l2a.kd.losses import fold, subclass_loss
 from l2a.report.export import check_parity, export_student
 from l2a.student.presets import build_student
@@ -21,6 +21,7 @@ from l2a.teacher.store import TeacherOutputs
 from tests.conftest import LABELS, make_examples
 
 COUNTS = (3, 1, 2)
+OBJECTIVES = ("lelp", "lelp_random_directions")
 
 
 @pytest.fixture

@@ -153,7 +153,7 @@ def test_a_large_batch_is_computed_in_parts_without_a_change_of_the_result(teach
         student = without_dropout(build_student(StudentConfig(max_share=0.9), teacher, LABELS, (), seed=0))
         config = dataclasses.replace(CONFIG, batch_size=24, embedding_rate=embedding_rate)
         run = make_trainer(student, dataclasses.replace(config, batch_size=part))
-        run.on_trial(config, make_examples(16, seed=5), 16).train([make_set(student, 40)], [1.0], 6)
+        run.on_trial(config, make_set(student, 16, 5)).train([make_set(student, 40)], [1.0], 6)
         ends.append(student.snapshot())
     for name, value in ends[0].items():
         if not name.endswith("key.bias"):  # its gradient is zero but for rounding, which Adam blows up
