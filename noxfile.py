@@ -82,3 +82,16 @@ def bench_selector(session: nox.Session) -> None:
     """Speed of the surrogate environment, the selector's share of a run and the correlation of its two rewards."""
     session.install(*CONSTRAINTS, "-e", ".")
     session.run("python", "benchmarks/selector/bench.py", *session.posargs)
+
+
+@nox.session
+def house(session: nox.Session) -> None:
+    """Count files, code lines and imports of the package."""
+    session.run("python", "benchmarks/house.py")
+
+
+@nox.session
+def mutation(session: nox.Session) -> None:
+    """Share of small faults in kd/, generator/ and selector/ that their fast tests notice; `-- --sample 200`."""
+    session.install(*CONSTRAINTS, "-e", ".[dev]")
+    session.run("python", "benchmarks/mutation.py", *session.posargs)
