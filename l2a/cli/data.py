@@ -127,9 +127,7 @@ def _cell(fact: str, counts: Mapping[str, int]) -> str:
 def augment_command(
     input: Annotated[Path, typer.Argument(help="Texts: .txt (one per line), .csv, .tsv, .jsonl or .parquet.")],
     output: Annotated[Path, typer.Argument(help="Where the new texts go: a .jsonl or .parquet file.")],
-    operator: Annotated[
-        str, typer.Option(help="augpro_mix, augpro_fgsm, knn, eda, tinybert, source or target_only.")
-    ] = "augpro_mix",
+    operator: Annotated[str, typer.Option(help="Such as knn or eda; an unknown name lists all.")] = "augpro_mix",
     degree: Annotated[
         str | None, typer.Option(help='Share of the tokens to change, or "auto"; by default the operator\'s own.')
     ] = None,

@@ -153,10 +153,8 @@ class LabelledTexts:
             int64, their rows; -1 for forbidden texts.
         """
         new = {text: normalised_hash(text) for text in inputs if text not in self._rows}
-        for text, key in new.items():
-            if key in self._forbidden:
-                self._rows[text] = FORBIDDEN
-        wanted = [text for text in new if text not in self._rows]
+        self._rows |= dict.fromkeys(new, FORBIDDEN)
+        wanted = [text for text, key in new.items() if key not in self._forbidden]
         if wanted:
             started = time.perf_counter()
             outputs = self._labeller(wanted)

@@ -108,7 +108,7 @@ def draw_pool(
 
 
 class Candidate(NamedTuple):
-    """One text of the pool and how it was made, as in ``AugmentationState``."""
+    """A text of the pool and how it was made, as in ``AugmentationState``."""
 
     row: int
     base: int

@@ -86,8 +86,8 @@ class AugmentJob:
     def __post_init__(self) -> None:
         """Check the request before anything is read."""
         if self.operator not in OPERATORS:
-            hint = did_you_mean(self.operator, TEXT_OPERATORS)
-            raise UsageError(f"--operator is {self.operator!r}{hint}; give one of {', '.join(TEXT_OPERATORS)}")
+            known = ", ".join(f"{name} ({OPERATORS[name].help})" for name in TEXT_OPERATORS)
+            raise UsageError(f"--operator is {self.operator!r}{did_you_mean(self.operator, OPERATORS)}; give {known}")
         if self.operator not in TEXT_OPERATORS:
             raise UsageError(
                 f"--operator {self.operator} changes a student's inputs while it is trained and makes no texts; "
