@@ -192,9 +192,7 @@ def test_a_hostile_field_is_refused_by_name_and_value(field, value):
 
 @pytest.mark.parametrize("member", ["../x", "a/../../x", "/etc/x", "a\\x", "C:x", ""])
 def test_a_member_that_leads_out_is_refused(member):
-    with pytest.raises(
-        UsageError, match=r"artifact: a member is .*; give a relative path with / and without \.\."
-    ):
+    with pytest.raises(UsageError, match=r"artifact: a member is .*; give a relative path with / and without \.\."):
         artifact(members=("a", member))
 
 
