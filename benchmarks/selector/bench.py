@@ -43,7 +43,7 @@ def invented_problem(size: int = 1600) -> SelectionProblem:
     operators = tuple(rng.choice(["source", "knn", "mix"], size).tolist())
     teacher = TeacherOutputs(values["logits"], values["embeddings"])
     pool = CandidatePool(names, ("source:0",) * size, operators, numbers[0], teacher, *numbers[1:])
-    return SelectionProblem(pool, values["logits"], values["influences"])
+    return SelectionProblem(pool, values["logits"], lambda: values["influences"])
 
 
 def count_steps(seconds: float) -> tuple[float, float]:

@@ -1,7 +1,9 @@
 """The command ``l2a selector``: train a policy, compare it with the rules, show what it learned."""
 
+import functools
+import inspect
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from textwrap import shorten
@@ -10,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from l2a.config import DistillConfig
     from l2a.selector.select import Inspection
     from l2a.util.progress import RunProgress
 
@@ -21,46 +24,75 @@ BARS = "▁▂▃▄▅▆▇█"
 Policy = Annotated[str, typer.Argument(help="Folder of a saved policy, or a card in agents/ that names one.")]
 Source = Annotated[str | None, typer.Option(help="Source domain: card, file, folder or Hub id.")]
 Target = Annotated[str | None, typer.Option(help="Target domain: card, file, folder or Hub id.")]
-Preset = Annotated[str, typer.Option(help="quick, default, full, or any card in ./configs.")]
-ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file; it overrides the preset.")]
-Teacher = Annotated[str | None, typer.Option(help="minilm-l6, a model folder or a Hub id.")]
-Shots = Annotated[int | None, typer.Option(help="Labelled target examples per class for training.")]
-TextColumn = Annotated[str | None, typer.Option(help="Column of the text, on both sides.")]
-TextPairColumn = Annotated[str | None, typer.Option(help="Column of the second text of a pair.")]
-LabelColumn = Annotated[str | None, typer.Option(help="Column of the label.")]
 Seed = Annotated[int | None, typer.Option(help="Decides the few labels and every random draw.")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Show every event.")]
+RUN_OPTIONS = {
+    "preset": "quick, default, full, or any card in ./configs.",
+    "config": "YAML file; it overrides the preset.",
+    "teacher": "minilm-l6, a model folder or a Hub id.",
+    "shots": "Labelled target examples per class for training.",
+    "source_text_column": "Column of the source's text.",
+    "source_text_pair_column": "Column of its second text, for pairs.",
+    "source_label_column": "Column of its label.",
+    "target_text_column": "Column of the target's text.",
+    "target_text_pair_column": "Column of its second text, for pairs.",
+    "target_label_column": "Column of its label.",
+}
+
+
+def _with_run_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of ``RUN_OPTIONS``; it gets them as ``run``."""
+
+    @functools.wraps(command)
+    def with_options(**given: Any) -> None:
+        command(run={name: given.pop(name) for name in RUN_OPTIONS}, **given)
+
+    own = [one for one in inspect.signature(command).parameters.values() if one.name != "run"]
+    kinds = {"config": Path | None, "shots": int | None}
+    shared = [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default="default" if name == "preset" else None,
+            annotation=Annotated[kinds.get(name, str | None), typer.Option(help=text)],
+        )
+        for name, text in RUN_OPTIONS.items()
+    ]
+    own = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in own]
+    with_options.__signature__ = inspect.Signature([*own, *shared])  # type: ignore[attr-defined]
+    return with_options
+
+
+def _config(run: Mapping[str, Any], **more: Any) -> "DistillConfig":
+    from l2a.config import load_config
+
+    flags = {"teacher.model": run["teacher"], "shots": run["shots"], **more}
+    for side, name in itertools.product(("source", "target"), ("text", "text_pair", "label")):
+        flags[f"{side}_columns.{name}"] = run[f"{side}_{name}_column"]
+    return load_config(run["preset"], run["config"], flags)
 
 
 @selector_app.command("train")
+@_with_run_options
 def train(
+    run: Mapping[str, Any],
     output_dir: Annotated[Path, typer.Option(help="Folder of the policy.")],
     source: Source = None,
     target: Target = None,
     pair: Annotated[list[str] | None, typer.Option(help="A further pair as SOURCE:TARGET; repeatable.")] = None,
     agent: Annotated[str | None, typer.Option(help="A card that learns: ppo (default), a2c, dvrl ...")] = None,
     steps: Annotated[int | None, typer.Option(help="Environment steps over all pairs.")] = None,
-    preset: Preset = "default",
-    config: ConfigFile = None,
-    teacher: Teacher = None,
-    shots: Shots = None,
-    text_column: TextColumn = None,
-    text_pair_column: TextPairColumn = None,
-    label_column: LabelColumn = None,
     seed: Annotated[list[int] | None, typer.Option(help="Few labels and draws of each pair; repeatable.")] = None,
     tensorboard: Annotated[str | None, typer.Option(help="Folder for TensorBoard.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a policy.")] = False,
     verbose: Verbose = False,
 ) -> None:
     """Train one policy on one pair of domains or several, and save it."""
-    from l2a.config import SelectorConfig, load_config, override
+    from l2a.config import SelectorConfig, override
     from l2a.pipeline.policies import train_selector
 
-    flags = {
-        "teacher.model": teacher, "shots": shots, "selector.agent": agent, "selector.training_steps": steps,
-        "selector.tensorboard": tensorboard, **_columns(text_column, text_pair_column, label_column),
-    }  # fmt: skip
-    base = load_config(preset, config, flags)
+    learning = {"agent": agent, "training_steps": steps, "tensorboard": tensorboard}
+    base = _config(run, **{f"selector.{name}": value for name, value in learning.items()})
     if agent is None and base.selector.agent == SelectorConfig().agent:  # which is trained already
         base = override(base, {"selector.agent": "ppo"})
     places = [{"source": s, "target": t} if s else {} for s, t in _pairs(source, target, pair or [])]
@@ -72,30 +104,23 @@ def train(
 
 
 @selector_app.command("evaluate")
+@_with_run_options
 def evaluate(
+    run: Mapping[str, Any],
     policy: Policy,
     source: Source = None,
     target: Target = None,
     updates: Annotated[int | None, typer.Option(min=1, help="Real updates for each; by default a round's.")] = None,
-    preset: Preset = "default",
-    config: ConfigFile = None,
-    teacher: Teacher = None,
-    shots: Shots = None,
-    text_column: TextColumn = None,
-    text_pair_column: TextPairColumn = None,
-    label_column: LabelColumn = None,
     seed: Seed = None,
     verbose: Verbose = False,
 ) -> None:
     """Compare a saved policy with every rule, at the same keep rate and updates, on a pair it never saw."""
-    from l2a.config import load_config
     from l2a.pipeline.policies import evaluate_policy, open_policy, pair_name
 
     trained, facts = open_policy(policy)
-    flags = {"source": source, "target": target, "teacher.model": teacher, "shots": shots, "seed": seed}
-    run = load_config(preset, config, flags | _columns(text_column, text_pair_column, label_column))
+    pair = _config(run, source=source, target=target, seed=seed)
     with _progress(verbose) as progress:
-        result = evaluate_policy(run, trained, updates, progress)
+        result = evaluate_policy(pair, trained, updates, progress)
     best_first = sorted(result.verdicts, key=lambda verdict: -verdict.real)
     rows = [(row.name, str(row.kept), f"{row.surrogate:+.4f}", f"{row.real:+.4f}") for row in best_first]
     _print_table(("selector", "kept", "surrogate gain", "real gain"), rows)
@@ -104,27 +129,21 @@ def evaluate(
         f"influence; real: after {result.updates} updates of the student; Spearman correlation of the two: "
         f"{result.correlation:.2f}"
     )
-    if pair_name(run) in facts.get("pairs", []):
-        typer.echo(f"note: the policy was trained on {pair_name(run)}")
+    if pair_name(pair) in facts.get("pairs", []):
+        typer.echo(f"note: the policy was trained on {pair_name(pair)}")
 
 
 @selector_app.command("show")
+@_with_run_options
 def show(
+    run: Mapping[str, Any],
     policy: Policy,
     source: Source = None,
     target: Target = None,
-    preset: Preset = "default",
-    config: ConfigFile = None,
-    teacher: Teacher = None,
-    shots: Shots = None,
-    text_column: TextColumn = None,
-    text_pair_column: TextPairColumn = None,
-    label_column: LabelColumn = None,
     seed: Seed = None,
     verbose: Verbose = False,
 ) -> None:
     """Show how a policy was trained and, on a pair of domains, what it learned."""
-    from l2a.config import load_config
     from l2a.pipeline.policies import explain_policy, open_policy
 
     trained, facts = open_policy(policy)
@@ -135,10 +154,9 @@ def show(
     if source is None and target is None:
         typer.echo("give --source and --target to see what it keeps there")
         return
-    flags = {"source": source, "target": target, "teacher.model": teacher, "shots": shots, "seed": seed}
-    run = load_config(preset, config, flags | _columns(text_column, text_pair_column, label_column))
+    pair = _config(run, source=source, target=target, seed=seed)
     with _progress(verbose) as progress:
-        explained = explain_policy(run, trained, progress)
+        explained = explain_policy(pair, trained, progress)
     _print_inspection(explained)
 
 
@@ -152,11 +170,6 @@ def _pairs(source: str | None, target: str | None, more: Sequence[str]) -> list[
         raise UsageError(f"--pair is {wrong[0]}; give SOURCE:TARGET with one colon, or --source and --target")
     pairs: list[tuple[str | None, str | None]] = [(source, target)] if source or not more else []
     return pairs + [(text.split(":")[0], text.split(":")[1]) for text in more]
-
-
-def _columns(text: str | None, text_pair: str | None, label: str | None) -> dict[str, Any]:
-    named = {"text": text, "text_pair": text_pair, "label": label}
-    return {f"{side}_columns.{name}": value for side in ("source", "target") for name, value in named.items()}
 
 
 def _progress(verbose: bool) -> "closing[RunProgress]":

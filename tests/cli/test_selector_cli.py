@@ -89,11 +89,15 @@ def test_columns_are_named_by_flags(run, tmp_path, monkeypatch):
     monkeypatch.setattr(
         "l2a.pipeline.policies.train_selector", lambda configs, *_: seen.extend(configs) or Training((), (), 0, 0.0)
     )
-    flags = ["--text-column", "body", "--text-pair-column", "other", "--label-column", "stars"]
+    columns = {"text": "body", "text-pair": "other", "label": "stars"}
+    flags = [
+        f"--{side}-{name}-column={side} {column}" for side in ("source", "target") for name, column in columns.items()
+    ]
     code, _, err = run("selector", "train", "--output-dir", str(tmp_path / "policy"), *flags)
     assert code == 0, err
-    for columns in (seen[0].source_columns, seen[0].target_columns):
-        assert (columns.text, columns.text_pair, columns.label) == ("body", "other", "stars")
+    for side in ("source", "target"):
+        found = getattr(seen[0], f"{side}_columns")
+        assert (found.text, found.text_pair, found.label) == (f"{side} body", f"{side} other", f"{side} stars")
 
 
 @pytest.mark.parametrize(
