@@ -51,8 +51,8 @@ def measure(config: DistillConfig, random_halves: int) -> dict[str, Any]:
     order, middle = rng.permutation(len(dev.labels)), len(dev.labels) // 2
     seen, unseen = dev.take(order[:middle]), dev.take(order[middle:])
     candidates = pair.drawn.candidates
-    few = candidates.take(rng.permutation(len(candidates))[:REAL_POOL])
-    of_dev = candidate_influences(pair.session, candidates, few, pair.session.examples(seen))
+    few, session = candidates.take(rng.permutation(len(candidates))[:REAL_POOL]), pair.session
+    of_dev = candidate_influences(session.trainer, candidates, few, session.examples(seen), config.kd)
     of_reward = build_surrogate(pair.problem).influences
     scores = {"best_by_reward_split": of_reward, "worst_by_reward_split": -of_reward, "best_by_dev_split": of_dev}
     scores |= {f"random_{i}": rng.random(len(candidates), np.float32) for i in range(random_halves)}
@@ -99,7 +99,7 @@ def after_round(pair: PreparedPair, kept: NDArray[np.int64] | None, judges: Exam
     result = {
         "accuracy": float(np.mean(logits.argmax(axis=1) == judges.labels)),
         "separation": float(threshold_free_log_likelihood(torch.from_numpy(logits), torch.from_numpy(judges.labels))),
-        "separation_of_reward_split": reward_score(session),
+        "separation_of_reward_split": reward_score(session.student, session.reward),
     }
     session.student.restore(weights)
     return result
