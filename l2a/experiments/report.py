@@ -148,11 +148,10 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 METHOD_NOTE = f"""\
 Brackets are {LEVEL:.0%} bootstrap intervals ({RESAMPLES} resamples of the pairs, then of the seeds inside each drawn \
-pair): they speak of new pairs and new draws of the few labels. The interquartile mean leaves out the lowest and the \
-highest quarter of the cells. p-values are of two-sided Wilcoxon signed-rank tests on the differences of the same \
-cells, Holm-corrected over all pairs of methods; cells of one pair of domains resemble each other, so where test and \
-interval disagree, believe the interval. `seconds` is a method's own training and selection on one thread, shared \
-teacher work aside."""
+pair) and cover new pairs and new draws of the few labels. The interquartile mean leaves out the lowest and the \
+highest quarter of the cells. p-values come from two-sided Wilcoxon signed-rank tests on paired cells, Holm-corrected \
+over all pairs of methods. Cells of one pair of domains are not independent, so if test and interval disagree, trust \
+the interval. `seconds` is a method's own training and selection on one thread, without the shared teacher work."""
 
 
 def write_report(
@@ -201,7 +200,7 @@ def agreement_section(first: str, second: str, agreements: Iterable[RankAgreemen
     Returns:
         Markdown.
     """
-    parts = ["## Do both budgets rank the methods alike?"]
+    parts = ["## Do both budgets rank the methods in the same order?"]
     for item in agreements:
         ranked = sorted(((*means, variant) for variant, means in item.means.items()), reverse=True)
         rows = [[f"`{variant}`", f"{100 * one:.1f}", f"{100 * other:.1f}"] for one, other, variant in ranked]
@@ -225,10 +224,10 @@ def _head(summary: Summary) -> str:
     ]
     if summary.missing:
         lines.append(
-            f"**{summary.missing} cells have not run yet:** methods may differ in the cells behind their means."
+            f"**{summary.missing} cells have not run yet:** the means of the methods may be over different cells."
         )
     if summary.outdated:
-        lines.append(f"**{summary.outdated} cells were run with other settings than the card gives now.**")
+        lines.append(f"**{summary.outdated} cells were run with settings that differ from the card's.**")
     lines.append(f"Written by `l2a experiment report {card.name}`; run the cells by `l2a experiment run {card.name}`.")
     return "\n\n".join(lines)
 
@@ -294,12 +293,12 @@ def _origin(summary: Summary) -> str:
         "{platform}, {cores} cores, {memory_gib} GiB, {device}".format_map(result.machine) for result in results
     }
     lines = [
-        f"Labelled target examples used by a cell, those of the reward and validation splits included: "
+        f"Labelled target examples used by a cell, including the reward and validation splits: "
         f"{', '.join(map(str, labels))}.",
-        f"Ran with {'; '.join(sorted(versions))}.",
+        f"Run with {'; '.join(sorted(versions))}.",
         f"On {'; '.join(sorted(machines))}; "
         f"{sum(result.wall_seconds for result in results) / 3600:.1f} hours of cells, "
-        "the teacher work that they found missing included.",
+        "including teacher work that was not cached.",
         _code(summary),
         _markdown(["file", "sha256"], [[f"`{name}`", f"`{digest}`"] for name, digest in sorted(files.items())]),
     ]
@@ -310,7 +309,7 @@ def _code(summary: Summary) -> str:
     """Say which code ran the cells, and which of them the package as it is now did not."""
     made = Counter(result.code for result in summary.results)
     named = [f"`{code[:12]}` ({count} cells)" for code, count in sorted(made.items()) if code]
-    named += [f"not noted ({made['']} cells)"] if made[""] else []
+    named += [f"not recorded ({made['']} cells)"] if made[""] else []
     other = {name: count for name, count in summary.other_code.items() if count}
     if not other:
         which = "none"
@@ -318,7 +317,7 @@ def _code(summary: Summary) -> str:
         which = "all"
     else:
         which = ", ".join(f"{count} of `{name}`" for name, count in other.items())
-    return f"Code of the package: {', '.join(named)}; cells of other code than when this page was written: {which}."
+    return f"Code that ran the cells: {', '.join(named)}; cells not run by the code that wrote this page: {which}."
 
 
 def _percent(level: Estimate | None) -> str:

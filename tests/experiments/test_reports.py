@@ -114,14 +114,14 @@ def test_a_report_says_which_cells_other_code_ran(workspace: Path, make_result: 
     now = [replace(result, code=code_fingerprint()) for result in old]
     one = [replace(now[0], code="c" * 32), *now[1:]]
     for results, made, other in (
-        (old, "not noted (6 cells)", "all"),
+        (old, "not recorded (6 cells)", "all"),
         (now, f"`{code_fingerprint()[:12]}` (6 cells)", "none"),
         (one, "`cccccccccccc` (1 cells)", f"1 of `{one[0].variant}`"),
     ):
         page = Path("page.md")
         write_report(page, summarise(load_experiment("tiny"), results), {"methods": page, "pairs": page})
         assert made in page.read_text()
-        assert f"other code than when this page was written: {other}." in page.read_text()
+        assert f"cells not run by the code that wrote this page: {other}." in page.read_text()
 
 
 def test_a_card_without_results_says_how_to_get_them(workspace: Path) -> None:
