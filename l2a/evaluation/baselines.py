@@ -256,7 +256,7 @@ def tfidf_logreg(source: Examples, target: Examples, seed: int) -> FittedBaselin
         TFIDF_PENALTIES,
         seed,
     )
-    return FittedBaseline(_predictor(features, classifier), _coefficients(classifier))
+    return _baseline(features, classifier)
 
 
 def frozen_teacher_logreg(target: Examples, embed: EmbedTexts, encoder_parameters: int, seed: int) -> FittedBaseline:
@@ -271,16 +271,7 @@ def frozen_teacher_logreg(target: Examples, embed: EmbedTexts, encoder_parameter
     Returns:
         The baseline; its parameters are the encoder's and the coefficients.
     """
-    raw = pair_features(target.inputs, embed)
-    scaler = StandardScaler().fit(raw)
-    labelled = LabelledFeatures(scaler.transform(raw), target.labels)
-    classifier = tuned_logistic_regression(None, labelled, DENSE_PENALTIES, seed)
-
-    def features(inputs: Sequence[TextInput]) -> Features:
-        scaled: NDArray[np.float32] = scaler.transform(pair_features(inputs, embed))
-        return scaled
-
-    return FittedBaseline(_predictor(features, classifier), encoder_parameters + _coefficients(classifier))
+    return _dense_logreg(None, target, embed, encoder_parameters, seed)
 
 
 def vector_sum_logreg(
@@ -309,20 +300,19 @@ def vector_sum_logreg(
         vectors: NDArray[np.float32] = bag_of_tokens(tokenizer, texts, len(token_vectors), longest) @ token_vectors
         return vectors
 
-    raw_source, raw_target = pair_features(source.inputs, embed), pair_features(target.inputs, embed)
-    scaler = StandardScaler().fit(np.concatenate([raw_source, raw_target]))
-    classifier = tuned_logistic_regression(
-        LabelledFeatures(scaler.transform(raw_source), source.labels),
-        LabelledFeatures(scaler.transform(raw_target), target.labels),
-        DENSE_PENALTIES,
-        seed,
-    )
+    return _dense_logreg(source, target, embed, token_vectors.size, seed)
 
-    def features(inputs: Sequence[TextInput]) -> Features:
-        scaled: NDArray[np.float32] = scaler.transform(pair_features(inputs, embed))
-        return scaled
 
-    return FittedBaseline(_predictor(features, classifier), token_vectors.size + _coefficients(classifier))
+def _dense_logreg(
+    source: Examples | None, target: Examples, embed: EmbedTexts, stored: int, seed: int
+) -> FittedBaseline:
+    """Fit on standardised embeddings; ``stored`` numbers are needed to embed."""
+    sets = [examples for examples in (source, target) if examples is not None]
+    raw = [pair_features(examples.inputs, embed) for examples in sets]
+    scaler = StandardScaler().fit(np.concatenate(raw))
+    fitted = [LabelledFeatures(scaler.transform(part), it.labels) for part, it in zip(raw, sets, strict=True)]
+    classifier = tuned_logistic_regression(None if source is None else fitted[0], fitted[-1], DENSE_PENALTIES, seed)
+    return _baseline(lambda inputs: scaler.transform(pair_features(inputs, embed)), classifier, stored)
 
 
 def bag_of_tokens(
@@ -347,15 +337,13 @@ def bag_of_tokens(
     return sparse.csr_matrix((counts, columns, offsets), shape=(len(ids), vocabulary))
 
 
-def _predictor(
-    features: Callable[[Sequence[TextInput]], Features], classifier: LogisticRegression
-) -> Callable[[Sequence[TextInput]], NDArray[np.int64]]:
+def _baseline(
+    features: Callable[[Sequence[TextInput]], Features], classifier: LogisticRegression, stored: int = 0
+) -> FittedBaseline:
+    """Join features and classifier; the coefficients count as parameters beside what the features store."""
+
     def predict(inputs: Sequence[TextInput]) -> NDArray[np.int64]:
         predictions: NDArray[np.int64] = classifier.predict(features(inputs))
         return predictions
 
-    return predict
-
-
-def _coefficients(classifier: LogisticRegression) -> int:
-    return int(classifier.coef_.size + classifier.intercept_.size)
+    return FittedBaseline(predict, stored + int(classifier.coef_.size + classifier.intercept_.size))

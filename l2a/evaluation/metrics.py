@@ -1,4 +1,4 @@
-"""Accuracy and macro-F1 with bootstrap intervals, for one classifier or for the difference of two."""
+"""Accuracy and macro-F1 with bootstrap intervals, and the CPU time of a classifier."""
 
 import contextlib
 import itertools
@@ -36,11 +36,11 @@ class Interval:
 
 @dataclass(frozen=True)
 class ClassificationMetrics:
-    """How good a classifier is on one set of examples, or how much better than another.
+    """How good a classifier is on one set of examples.
 
     Attributes:
-        accuracy: Share of right predictions, in [0, 1]; in [-1, 1] for a difference.
-        macro_f1: Unweighted mean of the classes' F1, in [0, 1]; in [-1, 1] for a difference.
+        accuracy: Share of right predictions, in [0, 1].
+        macro_f1: Unweighted mean of the classes' F1, in [0, 1].
     """
 
     accuracy: Interval
@@ -61,36 +61,14 @@ def classification_metrics(
     Returns:
         Both metrics, each with its 95 % interval over 1000 resamples of the examples.
     """
-    point = np.array(accuracy_and_macro_f1(labels, predictions, classes))
-    counts = _resampled_counts([labels, predictions], classes, rng)
-    return _with_intervals(point, _from_confusion(counts))
-
-
-def paired_difference(
-    labels: NDArray[np.int64],
-    predictions: NDArray[np.int64],
-    baseline: NDArray[np.int64],
-    classes: int,
-    rng: np.random.Generator,
-) -> ClassificationMetrics:
-    """Measure how much better one classifier is than another on the same examples.
-
-    Both are scored on the same resamples, so that the interval is not widened by what makes an example hard for both.
-
-    Args:
-        labels: int64 (N,), the true classes, N at least 1.
-        predictions: int64 (N,), of the classifier in question.
-        baseline: int64 (N,), of the classifier that it is compared with.
-        classes: C.
-        rng: Source of the resamples.
-
-    Returns:
-        The differences, positive where ``predictions`` are better, each with its 95 % interval.
-    """
-    ours, theirs = (np.array(accuracy_and_macro_f1(labels, each, classes)) for each in (predictions, baseline))
-    counts = _resampled_counts([labels, predictions, baseline], classes, rng)
-    difference = _from_confusion(counts.sum(axis=3)) - _from_confusion(counts.sum(axis=2))
-    return _with_intervals(ours - theirs, difference)
+    cells = np.bincount(labels * classes + predictions, minlength=classes**2)
+    # Resampling examples is a multinomial draw over the cells of their contingency table.
+    counts = rng.multinomial(len(labels), cells / len(labels), size=RESAMPLES).reshape(RESAMPLES, classes, classes)
+    tail = (1.0 - LEVEL) / 2.0
+    low, high = np.quantile(_from_confusion(counts), [tail, 1.0 - tail], axis=0)
+    points = accuracy_and_macro_f1(labels, predictions, classes)
+    accuracy, macro_f1 = (Interval(*map(float, ends)) for ends in zip(points, low, high, strict=True))
+    return ClassificationMetrics(accuracy, macro_f1)
 
 
 def accuracy_and_macro_f1(
@@ -111,14 +89,6 @@ def accuracy_and_macro_f1(
     return float(accuracy_score(labels, predictions)), float(macro_f1)
 
 
-def _resampled_counts(columns: list[NDArray[np.int64]], classes: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Resample examples: a multinomial draw over the cells of their contingency table, (R, C, C) or (R, C, C, C)."""
-    shape = (classes,) * len(columns)
-    cells = np.bincount(np.ravel_multi_index(columns, shape), minlength=classes ** len(columns))
-    total = int(cells.sum())
-    return rng.multinomial(total, cells / total, size=RESAMPLES).reshape(RESAMPLES, *shape)
-
-
 def _from_confusion(counts: NDArray[np.int64]) -> NDArray[np.float64]:
     """Compute accuracy and macro-F1, (R, 2), from confusion tables (R, C, C) with the true class first."""
     right = np.diagonal(counts, axis1=1, axis2=2)
@@ -126,13 +96,6 @@ def _from_confusion(counts: NDArray[np.int64]) -> NDArray[np.float64]:
     either = counts.sum(axis=1) + counts.sum(axis=2)
     f1 = np.divide(2.0 * right, either, out=np.zeros(right.shape), where=either > 0)
     return np.stack([accuracy, f1.mean(axis=1)], axis=1)
-
-
-def _with_intervals(point: NDArray[np.float64], resampled: NDArray[np.float64]) -> ClassificationMetrics:
-    tail = (1.0 - LEVEL) / 2.0
-    low, high = np.quantile(resampled, [tail, 1.0 - tail], axis=0)
-    accuracy, macro_f1 = (Interval(*map(float, ends)) for ends in zip(point, low, high, strict=True))
-    return ClassificationMetrics(accuracy, macro_f1)
 
 
 Predict = Callable[[Sequence[TextInput]], NDArray[np.int64]]

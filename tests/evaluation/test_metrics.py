@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn.metrics import accuracy_score, f1_score
 
-from l2a.evaluation.metrics import classification_metrics, paired_difference
+from l2a.evaluation.metrics import classification_metrics
 
 
 def noisy(labels, share_right, seed):
@@ -52,25 +52,6 @@ def test_intervals_repeat_with_the_seed(labels):
         classification_metrics(labels, predictions, 3, np.random.default_rng(seed)) for seed in (5, 5, 6)
     )
     assert first == again != other
-
-
-def test_pairing_narrows_the_interval_of_a_difference(labels):
-    baseline = noisy(labels, 0.6, 1)
-    better = np.where(np.arange(len(labels)) % 10 == 0, labels, baseline)
-    difference = paired_difference(labels, better, baseline, 3, np.random.default_rng(0)).accuracy
-    gain = accuracy_score(labels, better) - accuracy_score(labels, baseline)
-    assert difference.value == pytest.approx(gain)
-    assert 0 < difference.low < gain < difference.high
-    alone = classification_metrics(labels, better, 3, np.random.default_rng(0)).accuracy
-    assert difference.high - difference.low < 0.7 * (alone.high - alone.low)
-
-
-def test_swapping_the_classifiers_negates_the_difference(labels):
-    one, two = noisy(labels, 0.6, 1), noisy(labels, 0.7, 2)
-    forth = paired_difference(labels, one, two, 3, np.random.default_rng(0))
-    back = paired_difference(labels, two, one, 3, np.random.default_rng(0))
-    assert forth.macro_f1.value == pytest.approx(-back.macro_f1.value)
-    assert forth.macro_f1.low == pytest.approx(-back.macro_f1.high, abs=0.02)
 
 
 def test_a_class_that_nobody_names_counts_as_zero():
