@@ -146,7 +146,6 @@ def main() -> None:
     chosen = random.Random(options.seed).sample(every, min(options.sample, len(every)))
     known = json.loads(options.output.read_text("utf-8"))["mutants"] if options.output.exists() else {}
     done = {name: known[name] for name, _, _ in chosen if name in known}
-    deadline = time.monotonic() + 60 * options.minutes
     with tempfile.TemporaryDirectory() as folder:
         sandbox = Path(folder)
         for part in COPIED:
@@ -155,6 +154,7 @@ def main() -> None:
             path = ROOT / "l2a" / folder_name / "__init__.py"
             if is_killed(sandbox, path, path.read_text("utf-8"), 10 * options.timeout):
                 sys.exit(f"the tests of {folder_name} fail without any change; mend them first")
+        deadline = time.monotonic() + 60 * options.minutes
         for name, path, source in chosen:
             if name in done or time.monotonic() > deadline:
                 continue
