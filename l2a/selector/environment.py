@@ -346,8 +346,9 @@ class SelectionVecEnv(DummyVecEnv):
         actions = np.split(np.asarray(self.actions, bool), self._ends[:-1])
         parts = [self._step(group, part) for group, part in zip(self._groups, actions, strict=True)]
         observations, last, rewards, ended = (np.concatenate(values) for values in zip(*parts, strict=True))
-        of_ended = ({"terminal_observation": seen, "TimeLimit.truncated": False} for seen in last)
-        infos = [info if over else {} for info, over in zip(of_ended, ended, strict=True)]
+        infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        for place in np.flatnonzero(ended):
+            infos[place] = {"terminal_observation": last[place], "TimeLimit.truncated": False}
         return observations, rewards, ended, infos
 
     def _step(self, group: Episodes, actions: NDArray[np.bool_]) -> tuple[Floats, Floats, Floats, NDArray[np.bool_]]:
