@@ -132,7 +132,7 @@ def augment_command(
         str | None, typer.Option(help='Share of the tokens to change, or "auto"; by default the operator\'s own.')
     ] = None,
     copies: Annotated[int, typer.Option(help="New texts per text.")] = 1,
-    seed: Annotated[int, typer.Option(help="Decides every random draw.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of every random draw.")] = 0,
     source: Annotated[
         str | None, typer.Option(help="File or domain whose texts are mixed in; by default the input itself.")
     ] = None,
@@ -142,12 +142,12 @@ def augment_command(
     max_length: Annotated[int, typer.Option(help="Tokens read of each text.")] = 128,
     text_column: Annotated[str | None, typer.Option(help="Column of the (first) text.")] = None,
     text_pair_column: Annotated[str | None, typer.Option(help="Column of the second text of a pair.")] = None,
-    source_text_column: Annotated[str | None, typer.Option(help="The same for the file of --source.")] = None,
-    source_text_pair_column: Annotated[str | None, typer.Option(help="Likewise.")] = None,
+    source_text_column: Annotated[str | None, typer.Option(help="Column of the text in --source.")] = None,
+    source_text_pair_column: Annotated[str | None, typer.Option(help="Column of its second text, for pairs.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Show errors only.")] = False,
 ) -> None:
-    """Make new texts from a file of texts; the output appears whole, at the end."""
+    """Make new texts from a file of texts; the output file appears when all are made."""
     from l2a.config import Columns
     from l2a.pipeline.augment import AugmentJob, augment_file
     from l2a.util.progress import RunProgress
@@ -190,7 +190,7 @@ def pretrain_command(
     ] = None,
     teacher: Annotated[str, typer.Option(help="minilm-l6, a model folder or a Hub id.")] = "minilm-l6",
     steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 4000,
-    seed: Annotated[int, typer.Option(help="Decides initial weights, variants and order.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of initial weights, variants and order.")] = 0,
     max_length: Annotated[int, typer.Option(help="Longest input in tokens.")] = 128,
     variants: Annotated[int, typer.Option(help="Spans, pairs, mixes and noisy texts made from the text.")] = 200_000,
     tokens_per_batch: Annotated[int, typer.Option(help="Padded tokens per step.")] = 4096,

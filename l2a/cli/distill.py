@@ -50,7 +50,7 @@ def distill_command(
         str | None, typer.Option(help="Unlabelled text near the target: a .txt file or a domain.")
     ] = None,
     shots: Annotated[
-        int | None, typer.Option(help="Labelled target examples per class for training; all, 32 of shipped targets.")
+        int | None, typer.Option(help="Labelled target examples per class to train on; by default all (32 if shipped).")
     ] = None,
     dev_shots: Annotated[
         int | None, typer.Option(help="Labelled target examples per class for the reward, and as many for validation.")
@@ -64,23 +64,23 @@ def distill_command(
     student: Annotated[str | None, typer.Option(help="Model folder or Hub id to start the student from.")] = None,
     selector: Annotated[
         str | None,
-        typer.Option(help="A card in agents/ (pretrained, ppo, random ...) or the folder of a saved policy."),
+        typer.Option(help="A card in agents/ (pretrained, ppo, random ...), a card's path or a saved policy's folder."),
     ] = None,
     text_column: Annotated[str | None, typer.Option(help="Column of the text, on both sides.")] = None,
     text_pair_column: Annotated[str | None, typer.Option(help="Column of the second text of a pair.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Column of the label.")] = None,
-    source_text_column: Annotated[str | None, typer.Option(help="The same for the source alone.")] = None,
-    source_text_pair_column: Annotated[str | None, typer.Option(help="Likewise.")] = None,
-    source_label_column: Annotated[str | None, typer.Option(help="Likewise.")] = None,
-    target_text_column: Annotated[str | None, typer.Option(help="The same for the target alone.")] = None,
-    target_text_pair_column: Annotated[str | None, typer.Option(help="Likewise.")] = None,
-    target_label_column: Annotated[str | None, typer.Option(help="Likewise.")] = None,
+    source_text_column: Annotated[str | None, typer.Option(help="Column of the source's text.")] = None,
+    source_text_pair_column: Annotated[str | None, typer.Option(help="Column of its second text, for pairs.")] = None,
+    source_label_column: Annotated[str | None, typer.Option(help="Column of its label.")] = None,
+    target_text_column: Annotated[str | None, typer.Option(help="Column of the target's text.")] = None,
+    target_text_pair_column: Annotated[str | None, typer.Option(help="Column of its second text, for pairs.")] = None,
+    target_label_column: Annotated[str | None, typer.Option(help="Column of its label.")] = None,
     max_length: Annotated[int | None, typer.Option(help="Longest sequence in tokens.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Decides the few labels and every random draw.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the few labels and of every random draw.")] = None,
     output_dir: Annotated[str | None, typer.Option(help="Folder of the results.")] = None,
     overwrite: Annotated[bool | None, typer.Option("--overwrite", help="Replace a finished run.")] = None,
     compare: Annotated[
-        bool | None, typer.Option("--compare/--no-compare", help="Also train the rows that cost extra training.")
+        bool | None, typer.Option("--compare/--no-compare", help="Also train the rows that need extra training.")
     ] = None,
     print_config: Annotated[bool, typer.Option("--print-config", help="Print the configuration and stop.")] = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Show every event.")] = False,

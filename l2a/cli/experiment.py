@@ -98,7 +98,7 @@ def report_experiment(card: Card, results: Results = RESULTS, pages: Pages = PAG
 
 @experiment_app.command("compare")
 def compare_experiments(first: Card, second: Card, results: Results = RESULTS) -> None:
-    """Say how far two cards, such as two budgets, rank the same methods alike."""
+    """Say whether two cards, such as two budgets, rank the same methods in the same order."""
     from rich.console import Console
     from rich.markdown import Markdown
 

@@ -24,7 +24,7 @@ BARS = "▁▂▃▄▅▆▇█"
 Policy = Annotated[str, typer.Argument(help="Folder of a saved policy, or a card in agents/ that names one.")]
 Source = Annotated[str | None, typer.Option(help="Source domain: card, file, folder or Hub id.")]
 Target = Annotated[str | None, typer.Option(help="Target domain: card, file, folder or Hub id.")]
-Seed = Annotated[int | None, typer.Option(help="Decides the few labels and every random draw.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of the few labels and of every random draw.")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Show every event.")]
 RUN_OPTIONS = {
     "preset": "quick, default, full, or any card in ./configs.",
@@ -82,7 +82,7 @@ def train(
     pair: Annotated[list[str] | None, typer.Option(help="A further pair as SOURCE:TARGET; repeatable.")] = None,
     agent: Annotated[str | None, typer.Option(help="A card that learns: ppo (default), a2c, dvrl ...")] = None,
     steps: Annotated[int | None, typer.Option(help="Environment steps over all pairs.")] = None,
-    seed: Annotated[list[int] | None, typer.Option(help="Few labels and draws of each pair; repeatable.")] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="Seed of labels and draws; repeatable.")] = None,
     tensorboard: Annotated[str | None, typer.Option(help="Folder for TensorBoard.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a policy.")] = False,
     verbose: Verbose = False,
