@@ -1,4 +1,4 @@
-"""The command ``l2a domains``: list the cards, show one, check data before it is used."""
+"""The commands ``l2a domains``, ``l2a augment`` and ``l2a pretrain``."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -233,7 +233,7 @@ def _find(artifact: Artifact, finders: list[PackageFinder]) -> str:
 
 
 def _receive(client: PyPIClient, url: str, path: Path, advance: Advance) -> None:
-    """Append to what has come so far, or begin anew where a server cannot go on."""
+    """Append to what has come so far, or start over if a server cannot resume."""
     import httpx2
 
     size = path.stat().st_size if path.exists() else 0

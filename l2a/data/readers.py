@@ -1,4 +1,4 @@
-"""Rows as they come from files and from memory: every format gives a table, and the check of a table gives rows."""
+"""Reads files and data in memory: every format gives a table, and checking the table gives rows."""
 
 import bz2
 import csv

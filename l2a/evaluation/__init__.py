@@ -1,1 +1,1 @@
-"""The final evaluation: metrics with intervals, latency, and the cheap classifiers that the student has to beat."""
+"""The final evaluation: metrics with intervals, latency, and simple classifiers for comparison."""

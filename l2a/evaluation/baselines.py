@@ -1,4 +1,4 @@
-"""Features of the baselines: tf-idf blocks, bags of token vectors, and how the two sides of a pair are joined."""
+"""The baselines: logistic regression on tf-idf, on the encoder's embeddings and on sums of token vectors."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace

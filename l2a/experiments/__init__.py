@@ -1,1 +1,1 @@
-"""Grids of cells that show what a method is worth: run, resumed, compared and reported."""
+"""Grids of cells that compare methods: run, resumed, compared and reported."""

@@ -1,4 +1,4 @@
-"""Runs what is left of a grid: the plan with its cost, the workers, and one cell by itself."""
+"""Runs what is left of a grid: the plan with its cost, the workers, and a single cell."""
 
 import contextlib
 import importlib

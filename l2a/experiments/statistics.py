@@ -1,4 +1,4 @@
-"""What a grid of cells says: means with intervals, paired comparisons, agreement of budgets.
+"""Statistics of a grid of cells: means with intervals, paired comparisons, agreement of budgets.
 
 Intervals are 95 % percentile bootstrap intervals of a two-level resampling: pairs with replacement, then seeds with
 replacement inside each drawn pair. They speak of new pairs and new draws of the few labels, and are as wide as a

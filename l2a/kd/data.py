@@ -74,12 +74,12 @@ def read_tokens(student: Student, data: DistillationSet, indices: Indices) -> tu
 
 @dataclass(frozen=True)
 class Renewal:
-    """A set of which only some texts are in use, chosen anew while the student learns.
+    """A set of which only some texts are in use, chosen again while the student learns.
 
     Attributes:
         pool: One of the sets that the student is trained on.
         kept: int64, positions in the pool that are in use at first.
-        every: Updates after which they are chosen anew.
+        every: Updates after which they are chosen again.
         choose: Gives the positions in use from the student's logits of the pool (N, C).
     """
 

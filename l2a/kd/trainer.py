@@ -179,7 +179,7 @@ class KDTrainer:
             steps: Updates to make.
             progress: Shows the steps; gets every score on the validation split.
             stage: Name shown to the user.
-            renewal: A set of which only some texts are used, chosen anew every so many updates.
+            renewal: A set of which only some texts are used, chosen again every so many updates.
             evaluate: Average the weights, score them every so many updates and keep the best; False for trials.
 
         Raises:
@@ -218,7 +218,7 @@ class KDTrainer:
             if renewal is not None:
                 place = next(number for number, part in enumerate(sets) if part is renewal.pool)
                 kept = renewal.kept if done == 0 else self._chosen_now(renewal, data.take(parts[place]))
-                # Only this set starts anew, with those that were used least: the others go on where they were.
+                # Only this set starts over, least used first; the others continue where they were.
                 used[place] = parts[place][kept]
                 cycles[place] = cycle(used[place], self._rng, uses)
             present = [share if len(part) else 0.0 for share, part in zip(shares, used, strict=True)]

@@ -1,1 +1,1 @@
-"""Joins the stages: data, teachers, students, comparison rows and the whole run."""
+"""Joins the stages into whole jobs: distillation, augmenting a file, and training policies."""

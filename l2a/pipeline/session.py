@@ -184,7 +184,7 @@ class TrainingSession:
 
     @property
     def known(self) -> DistillationSet:
-        """Everything that the student learns from before any candidate is drawn; joined anew, not kept twice."""
+        """Everything that the student learns from before any candidate is drawn; joined on each use, not kept twice."""
         return join([part for part in (self.source, self.target, self.unlabelled) if part is not None])
 
     def distil(self, kept: DistillationSet | None, steps: int, stage: str, renewal: Renewal | None = None) -> None:
@@ -194,7 +194,7 @@ class TrainingSession:
             kept: Candidates, or None.
             steps: Updates.
             stage: Name shown to the user.
-            renewal: Which of the candidates are used, chosen anew every so many updates; None for all of them.
+            renewal: Which of the candidates are used, chosen again every so many updates; None for all of them.
         """
         sets, shares = mixture(self, kept)
         self.trainer.train(sets, shares, steps, self.context.progress, stage, renewal)

@@ -1,4 +1,4 @@
-"""The student's folder: an ordinary transformers model that loads without this package and is right by itself."""
+"""The student's folder: an ordinary, complete transformers model that loads without this package."""
 
 from collections.abc import Sequence
 from pathlib import Path

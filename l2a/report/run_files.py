@@ -1,4 +1,4 @@
-"""What a run says of itself: the comparison as a table, the content of metrics.json and the model card."""
+"""What a run reports: the comparison as a table, the content of metrics.json and the model card."""
 
 import math
 import platform

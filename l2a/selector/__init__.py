@@ -1,1 +1,1 @@
-"""Chooses which augmented candidates the student learns from: a reinforced policy or a rule."""
+"""Chooses which augmented candidates the student learns from, by a trained policy or a rule."""

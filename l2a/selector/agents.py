@@ -35,7 +35,7 @@ class AgentCard:
         hyperparameters: Keyword arguments of the class.
         scale_rewards: Divide rewards by their running spread; off for an algorithm that needs them in nats.
         patience: Looks, twenty in a training, without a better mean return after which it ends early; None never does.
-        rescore_every: Updates of the student after which the pool is scored anew inside a round, by the rule or by the
+        rescore_every: Updates of the student after which the pool is scored again in a round, by the rule or by the
             policy as it is then; None for once a round.
     """
 

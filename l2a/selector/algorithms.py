@@ -1,4 +1,4 @@
-"""On-policy learning from whole episodes alone: REINFORCE and DVRL, beside Stable-Baselines3's PPO and A2C."""
+"""On-policy learning from whole episodes alone: REINFORCE and DVRL."""
 
 from typing import Any
 
@@ -46,7 +46,7 @@ class WholeEpisodes(OnPolicyAlgorithm):
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
     ) -> bool:
-        """Start every environment anew and play, so that each gives one whole episode.
+        """Reset every environment and play, so that each gives one whole episode.
 
         Args:
             env: The environments.

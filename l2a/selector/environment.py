@@ -134,7 +134,7 @@ class Episodes:
         self._rows = np.arange(count)
 
     def reset(self, which: NDArray[np.intp], candidates: NDArray[np.int64]) -> None:
-        """Start some episodes anew.
+        """Restart some episodes.
 
         Args:
             which: intp (K,), positions of the episodes.
@@ -147,7 +147,7 @@ class Episodes:
         self._selected[which] = 0.0
 
     def restart(self, which: NDArray[np.intp], rng: np.random.Generator) -> None:
-        """Start some episodes anew over freshly drawn candidates.
+        """Restart some episodes over freshly drawn candidates.
 
         Args:
             which: intp (K,), positions of the episodes.
@@ -294,7 +294,7 @@ class SelectionEnvironment(gymnasium.Env[Any, Any]):
 
 
 class SelectionVecEnv(DummyVecEnv):
-    """E environments side by side, each started anew as soon as it ends.
+    """E environments side by side, each restarted as soon as it ends.
 
     It follows the same process as E ``SelectionEnvironment`` in a ``DummyVecEnv``, which it replaces by one call for
     all selections from a pool: many times faster. ``get_attr("task")`` tells the pool of each.
@@ -324,7 +324,7 @@ class SelectionVecEnv(DummyVecEnv):
         super().__init__([partial(SelectionEnvironment, task) for task in of_each])
 
     def reset(self) -> Floats:
-        """Start every environment anew.
+        """Reset every environment.
 
         Returns:
             float32 (E, observation width).

@@ -1,1 +1,1 @@
-"""The student: which model it starts from and how large it may be."""
+"""The student: presets and checkpoints, initial weights and vocabulary."""

@@ -1,4 +1,4 @@
-"""Word vectors of a fresh student: the principal components of what the teacher makes of each token."""
+"""Initial weights of a fresh student: word vectors, attention that averages or aligns, the output layer."""
 
 from collections.abc import Sequence
 from typing import Any

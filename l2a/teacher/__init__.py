@@ -1,1 +1,1 @@
-"""The teacher: loaded, fine-tuned on the source and the target's few labels, and asked for soft labels."""
+"""The teacher: loading, fine-tuning on source and target, soft labels and their cache."""

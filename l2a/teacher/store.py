@@ -1,7 +1,7 @@
-"""What a teacher says about texts, and where that is kept: one SQLite file, a row a text, keyed by content.
+"""Teacher outputs and their cache: one SQLite file with a row per text, keyed by content.
 
 A row is its key, a checksum and one record of numbers (4 bytes a class, 2 a dimension). A row that is damaged counts
-as missing and is written again; a file that is damaged is put aside and filled anew.
+as missing and is written again; a file that is damaged is set aside and replaced.
 """
 
 import contextlib
@@ -142,7 +142,7 @@ class OutputStore:
                 for place, crc, record in rows
                 if isinstance(record, bytes) and zlib.crc32(record, zlib.crc32(keys[place])) == crc
             }
-            if len(found) < len(rows):  # perhaps the index leads to a wrong row, which writing anew would replace
+            if len(found) < len(rows):  # perhaps the index leads to a wrong row, which writing again would replace
                 connection.execute("REINDEX")
             return found
 
@@ -162,7 +162,7 @@ class OutputStore:
             return action(self._connection())
 
     def _connection(self) -> sqlite3.Connection:
-        """Return the connection of this process and thread, opened anew when the file is another."""
+        """Return the connection of this process and thread, reopened if the file is another."""
         me = os.getpid(), threading.get_ident()
         if me not in self._held or self._held[me][0] != _file_number(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -254,7 +254,7 @@ class TeacherOutputs:
 
     @property
     def embeddings(self) -> NDArray[np.float32]:
-        """The pooled last hidden state h_T(x), float32 (N, d); every look at stored ones reads them anew."""
+        """The pooled last hidden state h_T(x), float32 (N, d); stored ones are read on every access."""
         return self.states.read() if isinstance(self.states, StoredRows) else self.states
 
     def take(self, indices: NDArray[np.int64]) -> "TeacherOutputs":

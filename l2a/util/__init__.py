@@ -1,1 +1,1 @@
-"""What every folder uses and nothing of which knows of texts or models: errors, files, cache, cards, progress."""
+"""Helpers that know nothing of texts or models: errors, files, cache, cards, progress, training."""
