@@ -59,14 +59,14 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def bench_kd(session: nox.Session) -> None:
-    """The KD trainer beside its peers, in minutes; `-- --smoke --output FILE` tries it in a few steps."""
+    """The KD trainer against its peers, in minutes; `-- --smoke --output FILE` tries it in a few steps."""
     session.install(*CONSTRAINTS, "-e", ".", "accelerate", "textbrewer==0.2.1.post1")
     session.run("python", "benchmarks/kd/run.py", *session.posargs)
 
 
 @nox.session
 def bench_generator(session: nox.Session) -> None:
-    """The generator's speed beside its reference, nlpaug and TextAttack, and its share of a run."""
+    """The generator's speed against its reference, nlpaug and TextAttack, and its share of a run."""
     session.install(*CONSTRAINTS, "-e", ".[experiments]")
     needed = ("nltk", "lru-dict", "editdistance", "lemminflect", "terminaltables", "word2number", "num2words",
               "more-itertools", "jieba", "Levenshtein", "bert-score", "language_tool_python", "pinyin",

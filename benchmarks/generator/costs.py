@@ -1,4 +1,4 @@
-"""What AugPro-FGSM costs beside a training step, and what share of a run the generator takes."""
+"""What AugPro-FGSM costs compared with a training step, and what share of a run the generator takes."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Measures the generator beside its reference, its peers and its place in a run: one run, one JSON file.
+"""Measures the generator against its reference and its peers, and its share of a run: one run, one JSON file.
 
     python benchmarks/generator/run.py --peers-python PYTHON [--run runs/latest] [--smoke]
 
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def conditions() -> dict[str, Any]:
-    """What the numbers depend on beside the code."""
+    """What the numbers depend on besides the code."""
     processor = platform.processor()
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
