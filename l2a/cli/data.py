@@ -125,7 +125,9 @@ def _cell(fact: str, counts: Mapping[str, int]) -> str:
 
 
 def augment_command(
-    input: Annotated[Path, typer.Argument(help="Texts: .txt (one per line), .csv, .tsv, .jsonl or .parquet.")],
+    input: Annotated[
+        Path, typer.Argument(help="Texts: .txt (one per line) or a table such as .csv, .jsonl or .parquet.")
+    ],
     output: Annotated[Path, typer.Argument(help="Where the new texts go: a .jsonl or .parquet file.")],
     operator: Annotated[str, typer.Option(help="Such as knn or eda; an unknown name lists all.")] = "augpro_mix",
     degree: Annotated[
