@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
 from l2a.data.domains import load_domain
-from l2a.generator.density import fit_target_density
+from l2a.generator.chain import fit_target_density
 from l2a.teacher.labelling import cached_labeller
 from l2a.teacher.load import load_encoder
 

@@ -1,27 +1,31 @@
-"""Chains of Metropolis-Hastings over augmented texts: the algorithm, the states and their moves, the diagnostics.
+"""Chains of Metropolis-Hastings over augmented texts: the algorithm, the target's density, the states and their moves.
 
 A candidate is made from a state z = (base text, operator, partner, uniform numbers u) by a fixed map x = g(z). Plain
-proposals draw z from a base law mu; every move either redraws z from mu or redraws a part of it given the rest, so it
-is reversible with respect to mu, and a move is accepted with probability min(1, exp(score(z') - score(z))).
+proposals draw z from a base law mu; every move redraws z from mu or a part of it given the rest, so it is reversible
+with respect to mu, and is accepted with probability min(1, exp(score(z') - score(z))).
 """
 
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_limits
 
 from l2a.config import GeneratorConfig, resolve_degree
-from l2a.data.examples import TextInput
-from l2a.generator.density import LabelledTexts, fit_target_density
+from l2a.data.examples import TextInput, normalised_hash
 from l2a.generator.operators import CHAIN_OPERATORS, OPERATORS, SOURCE, operator_law
-from l2a.generator.tokens import TokenSpace, choose_slots, write_texts
+from l2a.generator.tokens import Ints, TokenSpace, choose_slots, write_texts
 from l2a.teacher.store import Labeller, TeacherOutputs
+from l2a.util.errors import UsageError
 
 MOVES = ("jump", "local", "partner")
 MOVE_PROBABILITIES = (0.5, 0.3, 0.2)
+Floats = NDArray[np.float64]
 States = TypeVar("States", bound=tuple[Any, ...])
 """The states of C chains: a named tuple of arrays whose first axis is the chain."""
 
@@ -38,8 +42,8 @@ class Proposal(Generic[States]):
     """
 
     states: States
-    log_correction: NDArray[np.float64]
-    moves: NDArray[np.int64]
+    log_correction: Floats
+    moves: Ints
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ class ChainStep(Generic[States]):
     """
 
     states: States
-    scores: NDArray[np.float64]
+    scores: Floats
     proposal: Proposal[States]
     accepted: NDArray[np.bool_]
 
@@ -62,7 +66,7 @@ class ChainStep(Generic[States]):
 def metropolis_hastings(
     initial: States,
     propose: Callable[[States, np.random.Generator], Proposal[States]],
-    score: Callable[[States], NDArray[np.float64]],
+    score: Callable[[States], Floats],
     rng: np.random.Generator,
 ) -> Iterator[ChainStep[States]]:
     """Run chains whose stationary density is proportional to exp(score) times the base law of the proposals.
@@ -90,12 +94,7 @@ def metropolis_hastings(
         yield ChainStep(states, scores, proposal, accepted)
 
 
-def accepts(
-    proposed: NDArray[np.float64],
-    current: NDArray[np.float64],
-    log_correction: NDArray[np.float64],
-    uniform: NDArray[np.float64],
-) -> NDArray[np.bool_]:
+def accepts(proposed: Floats, current: Floats, log_correction: Floats, uniform: Floats) -> NDArray[np.bool_]:
     """Apply the acceptance rule.
 
     Args:
@@ -132,6 +131,189 @@ def choose_states(condition: NDArray[np.bool_], first: States, second: States) -
     return chosen
 
 
+SCALE_POINTS = 2000
+"""Texts of each domain, at most, that fix the zero and the unit of the log density."""
+
+
+@dataclass(frozen=True)
+class TargetDensity:
+    """A classifier of the two domains: its log odds estimate the log ratio of the target's density to the source's.
+
+    They grow without bound along one direction, so a small tau makes caricatures.
+
+    Attributes:
+        mean: float64 (d,), of both domains.
+        weights: float64 (d,), logistic regression of target against source.
+        bias: Its intercept.
+        location: Median of the log odds over the source texts.
+        scale: Standard deviation of the log odds over both domains, each with half of the weight.
+    """
+
+    mean: Floats
+    weights: Floats
+    bias: float
+    location: float = 0.0
+    scale: float = 1.0
+
+    def log_odds(self, embeddings: NDArray[np.float32]) -> Floats:
+        """Log odds of the target domain, with both domains equally likely beforehand.
+
+        Args:
+            embeddings: float32 (N, d), the teacher's h_T(x).
+
+        Returns:
+            float64 (N,).
+        """
+        odds: Floats = (embeddings - self.mean) @ self.weights + self.bias
+        return odds
+
+    def log_density(self, embeddings: NDArray[np.float32]) -> Floats:
+        """Standardised log density: 0 for the median source text, in standard deviations over both domains.
+
+        With half of the weight on each domain the mean target text is at most 2 above the mean source text, so the
+        chain's temperature means the same whatever the domains, the teacher's width and the number of target texts
+        (our derivation).
+
+        Args:
+            embeddings: float32 (N, d).
+
+        Returns:
+            float64 (N,).
+        """
+        standardised: Floats = (self.log_odds(embeddings) - self.location) / self.scale
+        return standardised
+
+
+def fit_target_density(source: NDArray[np.float32], target: NDArray[np.float32]) -> TargetDensity:
+    """Fit the domain classifier and its scale.
+
+    Args:
+        source: float32 (S, d), the teacher's embeddings of source texts.
+        target: float32 (n, d), of the few target texts.
+
+    Returns:
+        The fitted density.
+
+    Raises:
+        UsageError: If there are fewer than 2 texts of a domain.
+    """
+    if min(len(source), len(target)) < 2:
+        raise UsageError(
+            f"the generator has {len(source)} source and {len(target)} target texts; give at least 2 of each domain"
+        )
+    with threadpool_limits(limits=1, user_api="blas"):  # these problems are small: more threads only get in the way
+        raw = _fit(source.astype(np.float64), target.astype(np.float64))
+        of_source, of_target = (raw.log_odds(few[:: -(-len(few) // SCALE_POINTS)]) for few in (source, target))
+    gap = of_target.mean() - of_source.mean()
+    scale = float(np.sqrt((of_source.var() + of_target.var()) / 2 + gap**2 / 4))
+    return replace(raw, location=float(np.median(of_source)), scale=max(scale, 1e-6))
+
+
+def _fit(source: Floats, target: Floats) -> TargetDensity:
+    mean = np.concatenate([source, target]).mean(axis=0)
+    both = np.concatenate([source - mean, target - mean])
+    spread = max(float(np.sqrt(both.var(axis=0).mean())), 1e-12)
+    model = LogisticRegression(C=0.1, class_weight="balanced", max_iter=200)
+    model.fit(both / spread, np.repeat([0, 1], [len(source), len(target)]))
+    return TargetDensity(mean, model.coef_[0] / spread, float(model.intercept_[0]))
+
+
+FORBIDDEN = -1
+
+
+class LabelledTexts:
+    """Numbers texts as they come, and keeps their outputs and their log density.
+
+    Attributes:
+        inputs: The texts, by row.
+        hashes: Their normalised hashes.
+        log_density: Their standardised log target densities.
+        labelled: How many texts the teacher labelled here.
+        labelling_seconds: Wall seconds that it took.
+    """
+
+    def __init__(
+        self,
+        inputs: Sequence[TextInput],
+        outputs: TeacherOutputs,
+        density: TargetDensity,
+        labeller: Labeller,
+        forbidden_hashes: AbstractSet[str],
+    ) -> None:
+        """Start with texts whose outputs are known.
+
+        Args:
+            inputs: N texts, which get the rows 0 to N - 1.
+            outputs: The teacher's outputs for them.
+            density: Judges the embeddings.
+            labeller: Labels new texts.
+            forbidden_hashes: Normalised hashes of texts that get no row and are never labelled.
+        """
+        self.inputs: list[TextInput] = []
+        self.hashes: list[str] = []
+        self.log_density: list[float] = []
+        self.labelled, self.labelling_seconds = 0, 0.0
+        self._logits: list[NDArray[np.float32]] = []
+        self._embeddings: list[NDArray[np.float32]] = []
+        self._rows: dict[TextInput, int] = {}
+        self._density, self._labeller, self._forbidden = density, labeller, forbidden_hashes
+        self._append(inputs, [normalised_hash(text) for text in inputs], outputs)
+
+    def rows(self, inputs: Sequence[TextInput]) -> Ints:
+        """Look texts up, labelling those that are new in one call.
+
+        Args:
+            inputs: Texts.
+
+        Returns:
+            int64, their rows; -1 for forbidden texts.
+        """
+        new = {text: normalised_hash(text) for text in inputs if text not in self._rows}
+        self._rows |= dict.fromkeys(new, FORBIDDEN)
+        wanted = [text for text, key in new.items() if key not in self._forbidden]
+        if wanted:
+            started = time.perf_counter()
+            outputs = self._labeller(wanted)
+            self.labelling_seconds += time.perf_counter() - started
+            self.labelled += len(wanted)
+            self._append(wanted, [new[text] for text in wanted], outputs)
+        return np.array([self._rows[text] for text in inputs], dtype=np.int64)
+
+    def densities(self, rows: Ints) -> Floats:
+        """Return the log densities of texts.
+
+        Args:
+            rows: int64, of any shape.
+
+        Returns:
+            float64, of that shape, minus infinity for forbidden texts.
+        """
+        values = [-np.inf if row == FORBIDDEN else self.log_density[row] for row in rows.ravel().tolist()]
+        return np.array(values).reshape(rows.shape)
+
+    def outputs(self, rows: Ints) -> TeacherOutputs:
+        """Collect the teacher's outputs of texts.
+
+        Args:
+            rows: int64 (N,), none forbidden, at least one.
+
+        Returns:
+            The outputs, in order.
+        """
+        return TeacherOutputs(
+            np.stack([self._logits[row] for row in rows]), np.stack([self._embeddings[row] for row in rows])
+        )
+
+    def _append(self, inputs: Sequence[TextInput], hashes: Sequence[str], outputs: TeacherOutputs) -> None:
+        for text, key in zip(inputs, hashes, strict=True):
+            self._rows[text] = FORBIDDEN if key in self._forbidden else len(self.inputs)
+            self.inputs.append(text)
+        self.hashes.extend(hashes)
+        self._logits.extend(outputs.logits)
+        self._embeddings.extend(outputs.embeddings)
+        self.log_density.extend(self._density.log_density(outputs.embeddings).tolist())
+
+
 class AugmentationState(NamedTuple):
     """The states of C chains; base and partner count source texts first, then target texts.
 
@@ -144,12 +326,12 @@ class AugmentationState(NamedTuple):
         degree: float64 (C,), share of the base's tokens that g(z) changes; likewise.
     """
 
-    base: NDArray[np.int64]
-    operator: NDArray[np.int64]
-    partner: NDArray[np.int64]
+    base: Ints
+    operator: Ints
+    partner: Ints
     u: NDArray[np.float32]
-    row: NDArray[np.int64]
-    degree: NDArray[np.float64]
+    row: Ints
+    degree: Floats
 
 
 @dataclass(frozen=True)
@@ -239,7 +421,7 @@ class AugmentationSpace:
         moved = choose_states(moves == 0, fresh, choose_states(moves == 1, local, partner))
         return Proposal(self._with_texts(moved), np.zeros(count), moves)
 
-    def score(self, states: AugmentationState) -> NDArray[np.float64]:
+    def score(self, states: AugmentationState) -> Floats:
         """Return the log density of states with respect to mu, up to a constant.
 
         Args:
@@ -262,15 +444,15 @@ class AugmentationSpace:
         partner = self._draw_partners(base, rng)
         return AugmentationState(base, operator, partner, u, np.zeros(count, np.int64), np.zeros(count))
 
-    def _draw_from(self, in_target: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.int64]:
+    def _draw_from(self, in_target: NDArray[np.bool_], rng: np.random.Generator) -> Ints:
         source = rng.integers(0, self._source_count, size=len(in_target))
         target = rng.integers(self._source_count, len(self._store.inputs), size=len(in_target))
         return np.where(in_target, target, source)
 
-    def _draw_partners(self, base: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+    def _draw_partners(self, base: Ints, rng: np.random.Generator) -> Ints:
         return self._draw_from(base < self._source_count, rng)
 
-    def _draw_blocks(self, base: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.bool_]:
+    def _draw_blocks(self, base: Ints, rng: np.random.Generator) -> NDArray[np.bool_]:
         lengths = self._store.lengths[base]
         start = rng.integers(0, lengths)
         width = rng.integers(1, lengths // 2 + 2)
@@ -282,7 +464,7 @@ class AugmentationSpace:
         texts, degree = self.project(states)
         return states._replace(row=self.labelled.rows(texts), degree=degree)
 
-    def project(self, states: AugmentationState) -> tuple[list[TextInput], NDArray[np.float64]]:
+    def project(self, states: AugmentationState) -> tuple[list[TextInput], Floats]:
         """Apply each state's operator: x = g(z).
 
         Args:
@@ -302,67 +484,3 @@ class AugmentationSpace:
             for chain, rewrite in zip(chains, made, strict=True):
                 texts[chain], degree[chain] = rewrite
         return texts, degree
-
-
-@dataclass(frozen=True)
-class ChainDiagnostics:
-    """Facts about one run of the chains.
-
-    Attributes:
-        steps: Steps of each chain, burn-in included.
-        chains: Chains side by side.
-        degree: Probability with which operators changed a slot.
-        acceptance: By kind of move: accepted share of the proposals that would change the text.
-        effective_sample_size: Independent draws that the samples are worth, judged by the log density.
-        proposal_log_density: Mean standardised log density of plain proposals.
-        sample_log_density: Mean over the samples of the chain.
-        target_log_density: Mean over the target texts that the density was fitted on.
-        distinct_share: Distinct texts among the samples.
-        labelled_texts: Texts that the teacher labelled.
-        labelling_seconds: Wall seconds spent in the labeller.
-        seconds: Wall seconds in all.
-    """
-
-    steps: int
-    chains: int
-    degree: float
-    acceptance: Mapping[str, float]
-    effective_sample_size: float
-    proposal_log_density: float
-    sample_log_density: float
-    target_log_density: float
-    distinct_share: float
-    labelled_texts: int
-    labelling_seconds: float
-    seconds: float
-
-
-def effective_sample_size(trace: NDArray[np.float64]) -> float:
-    """Estimate how many independent draws the draws of several chains are worth.
-
-    Autocorrelations are pooled over the chains and set against the variance of all draws together, so chains that
-    disagree count for less; their sum is cut by Geyer's initial positive sequence (Geyer 1992, Practical MCMC).
-
-    Args:
-        trace: float64 (T, C), a scalar of the state by step and chain.
-
-    Returns:
-        Between 1 and T * C.
-    """
-    steps, chains = trace.shape
-    total = trace.var()
-    if steps < 4 or total == 0:
-        return float(chains)
-    means = trace.mean(axis=0)
-    covariance = _autocovariance(trace - means).mean(axis=1) + means.var()
-    pairs = covariance[: steps // 2 * 2].reshape(-1, 2).sum(axis=1) / total
-    negative = np.flatnonzero(pairs <= 0)
-    kept = pairs[: negative[0]] if len(negative) else pairs
-    return float(np.clip(steps * chains / (2 * kept.sum() - 1), 1.0, steps * chains))
-
-
-def _autocovariance(centred: NDArray[np.float64]) -> NDArray[np.float64]:
-    steps = len(centred)
-    spectrum = np.fft.rfft(centred, 2 * steps, axis=0)
-    products: NDArray[np.float64] = np.fft.irfft(np.abs(spectrum) ** 2, 2 * steps, axis=0)[:steps]
-    return products / steps

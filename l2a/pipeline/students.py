@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from l2a.config import resolve_degree
 from l2a.data.encoding import encode
 from l2a.data.examples import TextInput, normalised_hash
-from l2a.generator.chain import ChainDiagnostics, GeneratorInputs
+from l2a.generator.chain import GeneratorInputs
 from l2a.generator.operators import OPERATORS, TEXT_OPERATORS, build_operator
-from l2a.generator.pool import CandidatePool, draw_pool
+from l2a.generator.pool import CandidatePool, ChainDiagnostics, draw_pool
 from l2a.generator.tokens import TokenSpace, build_neighbour_table, vocabulary
 from l2a.kd.data import DistillationSet, Renewal, join, read_tokens
 from l2a.kd.embedding_space import (

@@ -7,8 +7,7 @@ import pytest
 
 from l2a.config import GeneratorConfig
 from l2a.data.examples import normalised_hash
-from l2a.generator.chain import MOVES, AugmentationSpace, metropolis_hastings
-from l2a.generator.density import FORBIDDEN
+from l2a.generator.chain import FORBIDDEN, MOVES, AugmentationSpace, metropolis_hastings
 from l2a.generator.operators import CHAIN_OPERATORS, SOURCE
 from l2a.teacher.store import TeacherOutputs
 from l2a.util.errors import UsageError

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from l2a.generator.chain import Proposal, accepts, effective_sample_size, metropolis_hastings
+from l2a.generator.chain import Proposal, accepts, metropolis_hastings
+from l2a.generator.pool import effective_sample_size
 
 STATES = 24
 SCORES = np.concatenate([np.linspace(-2.0, 2.0, STATES - 1), [-np.inf]])

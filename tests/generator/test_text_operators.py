@@ -8,9 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import BertConfig, BertForMaskedLM
 
-from l2a.generator.lexicons import NearestWords, read_synsets
 from l2a.generator.operators import build_operator
-from l2a.generator.words import MaskedLanguageModel, WordSources, count_words, eda, find_words, tinybert
+from l2a.generator.words import (
+    MaskedLanguageModel,
+    NearestWords,
+    WordSources,
+    count_words,
+    eda,
+    find_words,
+    read_synsets,
+    tinybert,
+)
 from l2a.util.errors import UsageError
 
 from .conftest import COMMON, FILM, MARKS, PHONE, SPECIALS, WORDS
