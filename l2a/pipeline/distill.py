@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # these import torch, which bad data should not wait for
     from l2a.pipeline.methods import FittedMethod
     from l2a.pipeline.session import RunContext
     from l2a.pipeline.students import Round, TrainedStudent
-    from l2a.report.run_files import MethodReport
+    from l2a.report import MethodReport
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def _fit_methods(context: "RunContext") -> dict[str, "FittedMethod"]:
 def _evaluate(context: "RunContext", name: str, fitted: "FittedMethod") -> "MethodReport":
     from l2a.evaluation.metrics import classification_metrics, measure_latency
     from l2a.pipeline.methods import evaluate_method
-    from l2a.report.run_files import MethodReport
+    from l2a.report import MethodReport
 
     result = evaluate_method(context, name, fitted, 0.0)
     rng = np.random.default_rng([context.config.seed, 3])
@@ -187,8 +187,7 @@ def write_run(
     Raises:
         RunError: If the exported student does not reproduce the trained one.
     """
-    from l2a.report.export import check_parity, export_student, write_augmentations
-    from l2a.report.run_files import CardFacts, metrics_content, model_card
+    from l2a.report import check_parity, export_student, metrics_content, model_card, write_augmentations
 
     config, data, student, rounds = context.config, context.data, students[best].student, students["l2a_student"].rounds
     student.model.to("cpu")
@@ -205,8 +204,9 @@ def write_run(
         "files": data.files,
     }
     metrics = metrics_content(rows, facts)
-    about = CardFacts(str(config.source), config.target, data.label_names, config.teacher.model, data.target.is_pair)
-    card, own_card = (model_card(about, rows, metrics, place) for place in ("student", "."))
+    card, own_card = (
+        model_card(config, data.label_names, data.target.is_pair, rows, metrics, place) for place in ("student", ".")
+    )
     export_student(student.model, student.tokenizer, folder / "student", own_card, config.max_length)
     probe = data.target_labels.inputs[:32]
     parity = check_parity(student.model, student.tokenizer, folder / "student", probe, config.max_length)

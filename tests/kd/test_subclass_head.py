@@ -13,7 +13,7 @@ from l2a.data.encoding import encode
 from l2a.kd.inference import run_student
 from l2a.kd.lelp import fit_subclasses, fold_parity, refit_output_layer, subclass_head, subclass_targets
 from l2a.kd.losses import fold, subclass_loss
-from l2a.report.export import check_parity, export_student
+from l2a.report import check_parity, export_student
 from l2a.student.presets import build_student
 from l2a.student.student import Student
 from l2a.teacher.model import Teacher

@@ -2,7 +2,8 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from l2a.report.run_files import CardFacts, model_card
+from l2a.config import DistillConfig, TeacherConfig
+from l2a.report import model_card
 from tests.report.conftest import make_row
 
 METRICS = {"labels_used": 128, "parameter_share": 0.127, "threads": 2, "seed": 4, "command": "l2a distill --seed 4",
@@ -11,8 +12,8 @@ METRICS = {"labels_used": 128, "parameter_share": 0.127, "threads": 2, "seed": 4
 
 
 def card(rows, teacher="minilm-l6", is_pair=False, model="student", **changes):
-    facts = CardFacts("movies", "tweets", ("negative", "positive"), teacher, is_pair)
-    return model_card(facts, rows, {**METRICS, **changes}, model)
+    config = DistillConfig(source="movies", target="tweets", teacher=TeacherConfig(model=teacher))
+    return model_card(config, ("negative", "positive"), is_pair, rows, {**METRICS, **changes}, model)
 
 
 def test_header_is_what_a_hub_reads(rows):
