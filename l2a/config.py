@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal
 
 import yaml
 
-from l2a.util.cards import build, did_you_mean, find_card, load_yaml, shipped_folder
-from l2a.util.errors import UsageError
+from l2a.util.cards import build, find_card, load_yaml, shipped_folder
+from l2a.util.errors import UsageError, did_you_mean
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ def _options(
 @cache_app.command("list")
 def list_cache() -> None:
     """Show where the cache is and what it holds."""
-    from l2a.util.cache import cache_root, cache_sizes
+    from l2a.util.files import cache_root, cache_sizes
 
     typer.echo(f"{cache_root()}")
     for kind, (entries, size) in cache_sizes().items():
@@ -62,7 +62,7 @@ def clear(
     ] = None,
 ) -> None:
     """Remove cache entries; what a later run needs is fetched or computed again."""
-    from l2a.util.cache import clear_cache
+    from l2a.util.files import clear_cache
 
     typer.echo(f"{clear_cache(tuple(kinds or ())) / 1e6:.1f} MB freed")
 

@@ -14,14 +14,17 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from l2a.config import Columns
-from l2a.data.examples import USUAL_COLUMNS, Domain, TextInput, normalised_hash
+from l2a.data.examples import Domain, Examples, HeldOut, TextInput, normalised_hash
 from l2a.data.fetch import Artifact, fetch_artifact, read_tar_members
 from l2a.data.readers import (
     FLAG,
     SPLIT_NAMES,
     SPLITS,
     SUFFIXES,
+    USUAL_COLUMNS,
     Row,
     SplitName,
     Table,
@@ -32,11 +35,9 @@ from l2a.data.readers import (
     refuse,
     texts_of,
 )
-from l2a.data.splits import RawDomain, hashed_split, to_domain, with_splits
-from l2a.util.cache import fingerprint
-from l2a.util.cards import build, did_you_mean, find_card, list_cards, load_yaml
-from l2a.util.errors import RunError, UsageError
-from l2a.util.files import sha256_file
+from l2a.util.cards import build, find_card, list_cards, load_yaml
+from l2a.util.errors import RunError, UsageError, did_you_mean
+from l2a.util.files import fingerprint, sha256_file
 from l2a.util.progress import SILENT, Progress
 
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(:[\w.-]+)?")
@@ -44,7 +45,113 @@ SAVED_MARKS = ("dataset_dict.json", "dataset_info.json")
 Tables = Sequence[tuple[SplitName | None, Table]]
 """Tables with the splits that they are; None for a table that may have a split column."""
 
+DEV_SHARE, TEST_SHARE = 0.1, 0.2
+DEV_PART_OF_TRAIN = 8  # an eighth of 80 % of the data is 10 % of all of it
+
 logger = logging.getLogger(__name__)
+
+
+def hashed_split(key: str) -> SplitName:
+    """Put a text or a document into a split by the hash of its key: the same in every process and for ever.
+
+    Args:
+        key: What must not be cut in two, such as a normalised text or a document's id.
+
+    Returns:
+        The split's name: train for about 70 % of the keys, dev for 10 %, test for 20 %.
+    """
+    place = int.from_bytes(hashlib.sha256(f"split {key}".encode()).digest()[:8]) / 2**64
+    if place < TEST_SHARE:
+        return "test"
+    return "dev" if place < TEST_SHARE + DEV_SHARE else "train"
+
+
+def text_key(text: TextInput) -> str:
+    """Give the key by which a text is split: pairs go together when they share their first text."""
+    return normalised_hash(text[:1])
+
+
+@dataclass(frozen=True)
+class RawDomain:
+    """Everything that one reference gave.
+
+    Attributes:
+        name: Name of the domain.
+        rows: Good rows.
+        problems: What is wrong with the data.
+        files: Names of the files read, with the sha256 of their content.
+        label_names: The order of the class names; sorted when empty.
+    """
+
+    name: str
+    rows: tuple[Row, ...]
+    problems: tuple[str, ...] = ()
+    files: Mapping[str, str] = field(default_factory=dict)
+    label_names: tuple[str, ...] = ()
+
+
+def with_splits(raw: RawDomain) -> RawDomain:
+    """Give every row a split.
+
+    Data without splits is cut 70/10/20 by a hash of the text (of the first text of a pair); data without a
+    validation split gives an eighth of its training rows away. A missing test split stays missing.
+
+    Args:
+        raw: Rows of which all or none have a split.
+
+    Returns:
+        The same rows, all with a split, and the problems of the whole.
+    """
+    rows, present = raw.rows, {row.split for row in raw.rows}
+    if None in present:
+        rows = tuple(row._replace(split=hashed_split(text_key(row.text))) for row in rows)
+    elif "dev" not in present:
+        # The texts whose hashes sort first: independent of the order, and never the whole of a small train.
+        keys = sorted({text_key(row.text) for row in rows if row.split == "train"})
+        chosen = set(keys[: len(keys) // DEV_PART_OF_TRAIN])
+        to_dev = (row.split == "train" and text_key(row.text) in chosen for row in rows)
+        rows = tuple(row._replace(split="dev") if moves else row for row, moves in zip(rows, to_dev, strict=True))
+    return replace(raw, rows=rows, problems=raw.problems or tuple(f"{raw.name}: {found}" for found in _problems(rows)))
+
+
+def _problems(rows: Sequence[Row]) -> list[str]:
+    """What is wrong with rows that are all fine by themselves."""
+    if not rows:
+        return ["no labelled rows; give at least two classes"]
+    labels = {split: sorted({row.label for row in rows if row.split == split}) for split in SPLITS}
+    train = labels["train"]
+    found: list[str] = []
+    if len({len(row.text) for row in rows}) > 1:
+        found.append("some splits have pairs of texts and some single ones; give one kind")
+    if len(train) < 2:
+        only = f"train has one class only, {train[0]!r}" if train else "no training rows"
+        return [*found, f"{only}; give at least two classes in rows whose split is train"]
+    return found + [
+        f"{split} has the label {name!r}, which train lacks{did_you_mean(name, train)}; rename it or remove its rows"
+        for split in ("dev", "test")
+        for name in labels[split]
+        if name not in train
+    ]
+
+
+def to_domain(raw: RawDomain) -> Domain:
+    """Build the domain.
+
+    Args:
+        raw: Rows with splits, without problems.
+
+    Returns:
+        The domain with its test split held back.
+    """
+    names = raw.label_names or tuple(sorted({row.label for row in raw.rows}))
+    index = {name: i for i, name in enumerate(names)}
+    parts: list[Examples] = []
+    for split in SPLITS:
+        rows = [row for row in raw.rows if row.split == split]
+        labels = np.array([index[row.label] for row in rows], dtype=np.int64)
+        parts.append(Examples(tuple(row.text for row in rows), labels, names))
+    train, dev, test = parts
+    return Domain(raw.name, names, len(raw.rows[0].text) == 2, train, dev, HeldOut.of(test), dict(raw.files))
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,16 @@
-"""Labelled texts: the one data structure that every stage reads."""
+"""Labelled texts, domains of them, the few labels that a run may use, and labels matched by name."""
 
 import hashlib
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from l2a.config import Columns
+from l2a.util.errors import UsageError, did_you_mean
+
+HELD_OUT_PART = 4  # reward and validation get at most a quarter of a class each when all labels are used
 
 TextInput = tuple[str, ...]
 """One input of a classifier: (sentence,) or (first, second) in tasks on pairs."""
@@ -149,4 +151,155 @@ class Domain:
     files: Mapping[str, str]
 
 
-USUAL_COLUMNS = Columns()
+@dataclass(frozen=True)
+class TargetSplits:
+    """The target domain of one run; the labelled parts are disjoint and free of test texts.
+
+    Attributes:
+        train: Labelled examples for training.
+        reward: Labelled examples whose log-likelihood is the selector's reward.
+        validation: Labelled examples that choose the best student.
+        unlabelled: The rest of the training texts, without their labels.
+        labels_used: Number of target labels in the three labelled parts.
+        labels_ignored: Number of target labels outside the test split that the run does not read; copies count once.
+    """
+
+    train: Examples
+    reward: Examples
+    validation: Examples
+    unlabelled: tuple[TextInput, ...]
+    labels_used: int
+    labels_ignored: int
+
+
+def few_shot_splits(target: Domain, shots: int | None, dev_shots: int, rng: np.random.Generator) -> TargetSplits:
+    """Draw the labels that a run may use.
+
+    With a number of shots, training examples come from the train split, and so do the other two parts, which go on in
+    the dev split when train is short; with one seed, more shots keep the examples that fewer shots drew. With all
+    labels, the dev split fills the two held-out parts first and everything else is trained on.
+
+    Args:
+        target: The target domain.
+        shots: Labelled examples per class for training, at least 1; None for all labels.
+        dev_shots: Labelled examples per class for the reward, and as many again for the choice of the model. With all
+            labels, classes with few examples give a quarter of them to each, and at least 1.
+        rng: Source of the draw.
+
+    Returns:
+        The parts, each with its classes interleaved.
+
+    Raises:
+        UsageError: If a number is not positive, the domain has no test split or a class has too few examples.
+    """
+    _check_request(target, shots, dev_shots)
+    pool = concatenate(target.train, target.dev)
+    first = {normalised_hash(text): i for i, text in reversed(list(enumerate(pool.inputs)))}
+    kept = np.sort([i for key, i in first.items() if key not in target.test.hashes])  # no copies, no test texts
+    pool, train_size = pool.take(kept), int(np.sum(kept < len(target.train)))
+    drawn: list[list[NDArray[np.int64]]] = []
+    for index, name in enumerate(pool.label_names):
+        members = np.flatnonzero(pool.labels == index)
+        from_train = rng.permutation(members[members < train_size])
+        from_dev = rng.permutation(members[members >= train_size])
+        if shots is None:
+            drawn.append(
+                _all_of_class(f"{target.name}: the class {name!r}", np.append(from_dev, from_train), dev_shots)
+            )
+            continue
+        # The two held-out parts are drawn from the far end, so that they stay the same when shots grow.
+        rest = np.append(from_train[shots:][::-1], from_dev)
+        if len(from_train) < shots or len(rest) < 2 * dev_shots:
+            raise UsageError(
+                f"{target.name}: {shots} shots and 2 x {dev_shots} dev shots need {shots + 2 * dev_shots} different "
+                f"examples of each class, {shots} of them in train; {name} has {len(from_train)} in train and "
+                f"{len(from_dev)} in dev; lower --shots or --dev-shots, or label more"
+            )
+        drawn.append([from_train[:shots], rest[:dev_shots], rest[dev_shots : 2 * dev_shots]])
+    parts = [_interleave(pool, part) for part in zip(*drawn, strict=True)]
+    used = {int(i) for part in drawn for positions in part for i in positions}
+    unlabelled = tuple(text for i, text in enumerate(pool.inputs[:train_size]) if i not in used)
+    return TargetSplits(parts[0], parts[1], parts[2], unlabelled, len(used), len(pool) - len(used))
+
+
+def _all_of_class(where: str, members: NDArray[np.int64], dev_shots: int) -> list[NDArray[np.int64]]:
+    """All examples of one class: reward and validation come from the front, the rest is trained on."""
+    if len(members) < 3:
+        raise UsageError(
+            f"{where} has {len(members)} different labelled examples outside the test split; "
+            "label at least 3: one each for training, reward and validation"
+        )
+    held_out = min(dev_shots, max(1, len(members) // HELD_OUT_PART))
+    return [members[2 * held_out :], members[:held_out], members[held_out : 2 * held_out]]
+
+
+def _interleave(pool: Examples, by_class: Sequence[NDArray[np.int64]]) -> Examples:
+    ranks = np.concatenate([np.arange(len(positions)) for positions in by_class])
+    return pool.take(np.concatenate(by_class)[np.argsort(ranks, kind="stable")])
+
+
+def _check_request(target: Domain, shots: int | None, dev_shots: int) -> None:
+    for name, value in (("shots", shots), ("dev_shots", dev_shots)):
+        if value is not None and value < 1:
+            raise UsageError(f"{name} is {value}; give at least 1 example per class")
+    if target.test.size == 0:
+        raise UsageError(
+            f"{target.name}: the domain has no test split, so it can only be a source; "
+            "add labelled rows whose split is test"
+        )
+
+
+def align_labels(source: Domain, target: Domain) -> tuple[Domain, Domain]:
+    """Give two domains one label set in one order, matched by name and never by integer.
+
+    Args:
+        source: The domain rich in labels.
+        target: The scarce domain; its order of names is kept.
+
+    Returns:
+        The source with the target's label order, and the target.
+
+    Raises:
+        UsageError: If one domain has a label that the other lacks, or only one of them has pairs of texts.
+    """
+    if source.is_pair != target.is_pair:
+        pair, single = (source, target) if source.is_pair else (target, source)
+        raise UsageError(
+            f"{pair.name} has pairs of texts and {single.name} single ones; "
+            "both domains must be of one kind, so name the columns of both"
+        )
+    numbered = [all(name.lstrip("-").isdigit() for name in domain.label_names) for domain in (source, target)]
+    if numbered[0] != numbered[1]:
+        numbers, names = (source, target) if numbered[0] else (target, source)
+        raise UsageError(
+            f"{numbers.name} has the labels {', '.join(numbers.label_names)} and {names.name} has "
+            f"{', '.join(names.label_names)}; labels are matched by name, so give names in both"
+        )
+    problems = [
+        f"{other.name} lacks the label {name!r} of {domain.name}{did_you_mean(name, other.label_names)}"
+        for domain, other in ((source, target), (target, source))
+        for name in domain.label_names
+        if name not in other.label_names
+    ]
+    if problems:
+        raise UsageError("; ".join(problems) + "; labels are matched by name, so rename or remove them")
+    return relabel(source, target.label_names), target
+
+
+def relabel(domain: Domain, label_names: tuple[str, ...]) -> Domain:
+    """Put a domain's labels in another order.
+
+    Args:
+        domain: The domain.
+        label_names: The same names in the wanted order.
+
+    Returns:
+        The domain with that order; its texts are the same.
+    """
+    new_index = np.array([label_names.index(name) for name in domain.label_names], dtype=np.int64)
+
+    def convert(examples: Examples) -> Examples:
+        return Examples(examples.inputs, new_index[examples.labels], label_names)
+
+    test = domain.test.converted(convert)
+    return replace(domain, label_names=label_names, train=convert(domain.train), dev=convert(domain.dev), test=test)

@@ -29,9 +29,8 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 
 from packaging.version import VERSION_PATTERN
 
-from l2a.util.cache import cached_folder, fingerprint
 from l2a.util.errors import RunError, UsageError
-from l2a.util.files import sha256_file
+from l2a.util.files import cached_folder, fingerprint, sha256_file
 from l2a.util.progress import SILENT, Advance, Progress
 
 if TYPE_CHECKING:  # a quarter of a second, for those alone who download

@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from l2a.config import Columns
-from l2a.data.examples import USUAL_COLUMNS, TextInput
-from l2a.util.cards import did_you_mean
-from l2a.util.errors import UsageError
+from l2a.data.examples import TextInput
+from l2a.util.errors import UsageError, did_you_mean
 
 SplitName = Literal["train", "dev", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "dev", "test")
@@ -27,6 +26,7 @@ SPLIT_NAMES: dict[str, SplitName] = {
     **dict.fromkeys(("dev", "valid", "validation", "val"), "dev"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
+USUAL_COLUMNS = Columns()
 ARROW = (".parquet", ".arrow", ".feather")
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", *ARROW)
 UNPACK = {".gz": gzip.decompress, ".xz": lzma.decompress, ".bz2": bz2.decompress}

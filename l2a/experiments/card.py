@@ -12,9 +12,9 @@ from l2a.data.domains import load_domain, read_unlabelled
 from l2a.generator.operators import check_operators
 from l2a.pipeline.methods import METHODS
 from l2a.selector.agents import agent_files, load_agent
-from l2a.util.cache import fingerprint
-from l2a.util.cards import build, did_you_mean, find_card, load_yaml
-from l2a.util.errors import UsageError
+from l2a.util.cards import build, find_card, load_yaml
+from l2a.util.errors import UsageError, did_you_mean
+from l2a.util.files import fingerprint
 from l2a.util.progress import SILENT, Progress
 
 CARDS = "configs/experiments"

@@ -11,9 +11,8 @@ from pathlib import Path
 from filelock import FileLock
 
 from l2a.experiments.card import Place
-from l2a.util.cache import fingerprint
 from l2a.util.cards import PACKAGE
-from l2a.util.files import atomic_write_text
+from l2a.util.files import atomic_write_text, fingerprint
 
 RESULTS_FILE = "cells.jsonl"
 LOCK_FOLDER = ".locks"

@@ -27,9 +27,8 @@ from l2a.evaluation.metrics import accuracy_and_macro_f1, one_thread
 from l2a.experiments.card import Cell, DataFiles, Group, cell_files, cell_key
 from l2a.experiments.results import CellResult, code_fingerprint, find_result, lock_for, save_result
 from l2a.pipeline.methods import METHODS
-from l2a.util.cache import cache_root, fingerprint
 from l2a.util.errors import RunError, UsageError
-from l2a.util.files import atomic_write_text
+from l2a.util.files import atomic_write_text, cache_root, fingerprint
 from l2a.util.progress import SILENT, Progress
 
 if TYPE_CHECKING:

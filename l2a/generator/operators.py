@@ -29,8 +29,7 @@ from l2a.generator.tokens import (
     write_texts,
 )
 from l2a.generator.words import MaskedCandidates, WordSources, eda, tinybert
-from l2a.util.cards import did_you_mean
-from l2a.util.errors import UsageError
+from l2a.util.errors import UsageError, did_you_mean
 from l2a.util.progress import SILENT, Progress
 
 POSITIONS_AT_ONCE = 32

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from l2a.data.examples import TextInput
-from l2a.util.cache import cached_folder, fingerprint
 from l2a.util.errors import UsageError
+from l2a.util.files import cached_folder, fingerprint
 from l2a.util.progress import SILENT, Advance, Progress
 
 SPECIAL, FROZEN = -1, -1

@@ -9,8 +9,16 @@ import numpy as np
 
 from l2a.config import DistillConfig, settle
 from l2a.data.domains import as_domain, load_domain, read_unlabelled
-from l2a.data.examples import Domain, Examples, TextInput, concatenate, normalised_hash
-from l2a.data.splits import TargetSplits, align_labels, few_shot_splits
+from l2a.data.examples import (
+    Domain,
+    Examples,
+    TargetSplits,
+    TextInput,
+    align_labels,
+    concatenate,
+    few_shot_splits,
+    normalised_hash,
+)
 from l2a.util.errors import UsageError
 from l2a.util.progress import SILENT, Progress
 

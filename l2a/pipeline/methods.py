@@ -25,8 +25,7 @@ from l2a.pipeline.students import (
 )
 from l2a.teacher.labelling import predict, token_vectors
 from l2a.teacher.model import Teacher
-from l2a.util.cards import did_you_mean
-from l2a.util.errors import UsageError
+from l2a.util.errors import UsageError, did_you_mean
 from l2a.util.progress import SILENT, Progress
 
 Predict = Callable[[Sequence[TextInput]], NDArray[np.int64]]

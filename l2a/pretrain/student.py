@@ -19,8 +19,7 @@ from l2a.kd.data import Indices, join_encoded
 from l2a.pretrain.corpus import Corpus, PretrainConfig
 from l2a.student.initialisation import principal_word_vectors, start_by_averaging
 from l2a.teacher.model import Teacher
-from l2a.util.cache import cached_folder, fingerprint
-from l2a.util.files import atomic_write_bytes, atomic_write_text
+from l2a.util.files import atomic_write_bytes, atomic_write_text, cached_folder, fingerprint
 from l2a.util.progress import SILENT, Progress
 from l2a.util.training import has_fast_bfloat16, mixed_precision, seeded
 

@@ -19,9 +19,8 @@ from l2a.pretrain.corpus import PretrainConfig, read_corpus
 from l2a.pretrain.student import GeneralStudent, TeacherTargets, label_texts, save_student, start_student, write_card
 from l2a.teacher.load import load_encoder
 from l2a.teacher.model import mean_pool
-from l2a.util.cache import cache_root, fingerprint
 from l2a.util.errors import RunError
-from l2a.util.files import atomic_folder, atomic_write_text, output_folder, restore_folder
+from l2a.util.files import atomic_folder, atomic_write_text, cache_root, fingerprint, output_folder, restore_folder
 from l2a.util.progress import SILENT, Progress
 from l2a.util.training import best_device, mixed_precision
 

@@ -7,10 +7,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from l2a.util.cache import fingerprint
 from l2a.util.cards import build, find_card, list_cards, load_yaml
 from l2a.util.errors import UsageError
-from l2a.util.files import sha256_file
+from l2a.util.files import fingerprint, sha256_file
 
 DESCRIPTION = "policy.json"  # the file by which the folder of a saved policy is known
 WEIGHTS = "policy.safetensors"

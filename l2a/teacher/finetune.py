@@ -15,8 +15,8 @@ from l2a.data.encoding import encode, training_batches
 from l2a.data.examples import Examples
 from l2a.teacher.model import Teacher
 from l2a.teacher.store import Labeller
-from l2a.util.cache import cached_folder, fingerprint
 from l2a.util.errors import RunError
+from l2a.util.files import cached_folder, fingerprint
 from l2a.util.progress import SILENT, Progress
 from l2a.util.training import adamw, arithmetic, linear_schedule, mixed_precision, seeded
 

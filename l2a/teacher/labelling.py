@@ -11,8 +11,8 @@ from l2a.data.encoding import EncodedTexts, encode, inference_batches
 from l2a.data.examples import TextInput
 from l2a.teacher.model import Teacher
 from l2a.teacher.store import Labeller, OutputStore, TeacherOutputs, content_key
-from l2a.util.cache import cache_root, cached_folder, fingerprint
 from l2a.util.errors import RunError
+from l2a.util.files import cache_root, cached_folder, fingerprint
 from l2a.util.progress import SILENT, Progress
 from l2a.util.training import arithmetic, mixed_precision
 

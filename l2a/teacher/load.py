@@ -17,8 +17,7 @@ from l2a.config import TeacherConfig
 from l2a.data.encoding import fit_tokenizer, refuse_long_sequences
 from l2a.data.fetch import Artifact, fetch_artifact
 from l2a.teacher.model import Teacher, output_layer
-from l2a.util.cards import did_you_mean
-from l2a.util.errors import RunError, UsageError
+from l2a.util.errors import RunError, UsageError, did_you_mean
 from l2a.util.progress import SILENT, Progress, silence_transformers
 
 EMBEDDED = "minilm-l6"

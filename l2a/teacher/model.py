@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from l2a.data.encoding import model_inputs
-from l2a.util.cache import fingerprint
 from l2a.util.errors import UsageError
+from l2a.util.files import fingerprint
 
 NEVER_DECIDES = ("_name_or_path", "transformers_version", "dtype")
 

@@ -24,8 +24,7 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 
 from l2a.data.examples import TextInput
-from l2a.util.errors import RunError
-from l2a.util.files import full_disk_as_run_error
+from l2a.util.errors import RunError, os_errors_as_run_error
 
 KEY_BYTES = 16
 READ_AT_ONCE = 4096
@@ -154,7 +153,7 @@ class OutputStore:
 
     def _run(self, action: Callable[[sqlite3.Connection], Any]) -> Any:
         """Do something with the file; once more with a new one if it turns out to be damaged."""
-        with full_disk_as_run_error(self.path):
+        with os_errors_as_run_error(self.path):
             try:
                 return action(self._connection())
             except sqlite3.DatabaseError as error:

@@ -15,7 +15,6 @@ from l2a.util.errors import UsageError, did_you_mean, os_error_sentence
 PACKAGE = Path(__file__).parent.parent
 T = typing.TypeVar("T")
 logger = logging.getLogger(__name__)
-__all__ = ["build", "did_you_mean", "find_card", "list_cards", "load_yaml", "shipped_folder"]
 
 
 def shipped_folder(kind: str) -> Path:

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from l2a.data.splits import align_labels
+from l2a.data.examples import align_labels
 from l2a.util.errors import UsageError
 
 

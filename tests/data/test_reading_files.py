@@ -11,10 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from l2a.config import Columns
-from l2a.data.domains import load_domain, read_unlabelled
-from l2a.data.examples import USUAL_COLUMNS
-from l2a.data.readers import NO_LABELS, Table, check_table, parse
-from l2a.data.splits import hashed_split, text_key
+from l2a.data.domains import hashed_split, load_domain, read_unlabelled, text_key
+from l2a.data.readers import NO_LABELS, USUAL_COLUMNS, Table, check_table, parse
 
 RECORDS = [
     {"text": "a, fine film", "label": "positive", "split": "train"},

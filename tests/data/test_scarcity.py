@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from l2a.data.examples import Domain, Examples, HeldOut, concatenate, normalised_hash
-from l2a.data.splits import few_shot_splits
+from l2a.data.examples import Domain, Examples, HeldOut, concatenate, few_shot_splits, normalised_hash
 from l2a.util.errors import UsageError
 
 BALANCED = {"negative": 40, "positive": 40}

@@ -138,7 +138,7 @@ def test_a_method_without_a_student_runs_once_for_all_students(
 def test_a_group_that_another_runner_holds_is_left_to_it_and_found_finished(
     workspace: Path, fake_run_method: RunMethod, trace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from l2a.util.cache import fingerprint
+    from l2a.util.files import fingerprint
 
     held = lock_for(workspace / "results", fingerprint("sea_sky", 4, 0))
     seen: list[str] = []

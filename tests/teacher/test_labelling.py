@@ -5,7 +5,7 @@ from l2a.config import TeacherConfig
 from l2a.teacher.finetune import fine_tuned
 from l2a.teacher.labelling import cached_labeller, predict, run_teacher, token_vectors
 from l2a.teacher.load import load_encoder
-from l2a.util.cache import cache_root
+from l2a.util.files import cache_root
 from tests.conftest import make_examples
 
 TEXTS = make_examples(20).inputs

@@ -5,9 +5,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from l2a.util.cache import cache_root, cache_sizes, cached_folder, clear_cache, fingerprint
 from l2a.util.errors import RunError, UsageError
-from l2a.util.files import atomic_folder, atomic_write_text
+from l2a.util.files import (
+    atomic_folder,
+    atomic_write_text,
+    cache_root,
+    cache_sizes,
+    cached_folder,
+    clear_cache,
+    fingerprint,
+)
 
 
 def test_equal_content_gives_equal_fingerprints_and_any_change_another():
