@@ -1,5 +1,6 @@
 """Agent cards: which algorithm learns the policy, which trained policy is used, or which rule stands in for it."""
 
+import contextlib
 import json
 import pkgutil
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from l2a.util.files import fingerprint, sha256_file
 DESCRIPTION = "policy.json"  # the file by which the folder of a saved policy is known
 WEIGHTS = "policy.safetensors"
 RESCORE_EVERY = 25  # of a policy that is named by its folder, as on the shipped cards
+CARD_FILES = (".yaml", ".yml")
 # Where a card that is found by its name may take its algorithm from: a folder ``agents`` that happens to lie in the
 # working directory shall not run code of its own. A card that is given by its path may name any module.
 PACKAGES = ("stable_baselines3", "sb3_contrib", "l2a")
@@ -25,7 +27,7 @@ class AgentCard:
 
     Attributes:
         description: One sentence for people.
-        algorithm: "rule: NAME" for a rule of ``l2a.selector.rules``, else a Stable-Baselines3 on-policy class by its
+        algorithm: "rule: NAME" for a rule of ``l2a.selector.problem``, else a Stable-Baselines3 on-policy class by its
             import path, such as "stable_baselines3.PPO".
         policy: Folder of a trained policy, beside the card; it is used as it is, and nothing is trained.
         environments: Environments that run side by side during training.
@@ -90,30 +92,22 @@ def load_agent(name: str) -> AgentCard:
     Raises:
         UsageError: If there is neither card nor policy, or the card is wrong; every wrong key is named.
     """
-    is_file, path = _is_file(name), Path(name).expanduser()
+    is_file, path = name.endswith(CARD_FILES), Path(name).expanduser()
     if not is_file and name not in list_cards("agents") and (path.is_dir() or "/" in name or "\\" in name):
         return _with_policy(AgentCard("A saved policy.", "saved policy", rescore_every=RESCORE_EVERY), path)
     path = path if is_file else find_card("agents", name)
     card = build(AgentCard, load_yaml(path), f"agent card {path}")
     if card.rule is not None:
-        _refuse_unknown_rule(card.rule, path)
+        from l2a.selector.problem import RULES
+
+        if card.rule not in RULES:
+            raise UsageError(f"agent card {path}: there is no rule {card.rule!r}; give one of {', '.join(RULES)}")
     elif not is_file and card.algorithm.split(".")[0] not in PACKAGES:
         raise UsageError(
             f"agent card {path}: algorithm is {card.algorithm!r}, outside {', '.join(PACKAGES)}; if you trust that "
             f"module, give the card by its path, such as --selector {path}"
         )
     return card if card.policy is None else _with_policy(card, path.parent / card.policy)
-
-
-def _is_file(name: str) -> bool:
-    return name.endswith((".yaml", ".yml"))
-
-
-def _refuse_unknown_rule(rule: str, path: Path) -> None:
-    from l2a.selector.rules import RULES
-
-    if rule not in RULES:
-        raise UsageError(f"agent card {path}: there is no rule {rule!r}; give one of {', '.join(RULES)}")
 
 
 def _with_policy(card: AgentCard, folder: Path) -> AgentCard:
@@ -138,18 +132,14 @@ def agent_files(name: str) -> dict[str, str]:
         card = load_agent(name)
     except UsageError:  # whoever runs the agent says what is wrong; whoever reports old results can go on
         return {}
-    path = Path(name).expanduser() if _is_file(name) else list_cards("agents").get(name)
-    own = {} if path is None else {path.name: sha256_file(path)}
-    return own | (_policy_files(Path(card.policy)) if card.policy else {})
-
-
-def _policy_files(folder: Path) -> dict[str, str]:
-    try:
-        description = dict(json.loads((folder / DESCRIPTION).read_text("utf-8")))
-        description.pop("facts", None)  # how it was trained changes no choice
-        return {DESCRIPTION: fingerprint(description), WEIGHTS: sha256_file(folder / WEIGHTS)}
-    except (OSError, ValueError, TypeError):  # as above
-        return {}
+    path = Path(name).expanduser() if name.endswith(CARD_FILES) else list_cards("agents").get(name)
+    hashes = {} if path is None else {path.name: sha256_file(path)}
+    if card.policy is not None:
+        with contextlib.suppress(OSError, ValueError, TypeError):  # as above
+            description = dict(json.loads(Path(card.policy, DESCRIPTION).read_text("utf-8")))
+            description.pop("facts", None)  # how it was trained changes no choice
+            hashes |= {DESCRIPTION: fingerprint(description), WEIGHTS: sha256_file(Path(card.policy, WEIGHTS))}
+    return hashes
 
 
 def algorithm_class(card: AgentCard) -> Any:

@@ -12,10 +12,12 @@ from scipy.stats import spearmanr
 from l2a.config import SelectorConfig
 from l2a.data.examples import TextInput
 from l2a.selector.agents import AgentCard, load_agent
+from l2a.selector.algorithms import train_agent
 from l2a.selector.environment import Episodes, SelectionTask, build_task
 from l2a.selector.network import TrainedPolicy, load_policy
 from l2a.selector.problem import (
     OPERATOR_PREFIX,
+    RULES,
     Fact,
     Floats,
     RealReward,
@@ -25,7 +27,6 @@ from l2a.selector.problem import (
     measurements,
 )
 from l2a.selector.reward import surrogate_reward
-from l2a.selector.rules import RULES
 from l2a.util.progress import SILENT, Progress
 
 PASSES = 4  # times that a pool is shown to a policy, each in another order
@@ -102,8 +103,6 @@ def _policies(
     progress: Progress,
 ) -> tuple[SelectionTask, Sequence[TrainedPolicy], Sequence[Floats], dict[str, Fact]]:
     """Load or train the policies; give the scores that the real reward judges besides, and facts of the training."""
-    from l2a.selector.training import train_agent
-
     if card.policy is not None:
         policy = load_policy(Path(card.policy))
         task = build_task(problem, config, policy.feature_names)

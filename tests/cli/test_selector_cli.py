@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from l2a.selector.training import Training
+from l2a.selector.algorithms import Training
 from tests.cli.test_cli import run
 from tests.conftest import write_domain
 

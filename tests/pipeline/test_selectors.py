@@ -17,9 +17,8 @@ from l2a.pipeline.policies import evaluate_policy, explain_policy, open_policy, 
 from l2a.pipeline.session import RunContext
 from l2a.pipeline.students import train_l2a_student
 from l2a.selector.environment import build_task
-from l2a.selector.problem import keep_best
+from l2a.selector.problem import RULES, keep_best
 from l2a.selector.reward import real_reward, surrogate_reward
-from l2a.selector.rules import RULES
 from l2a.selector.select import select
 from l2a.util.errors import UsageError
 from tests.conftest import write_domain
@@ -81,7 +80,7 @@ def test_a_policy_is_explained_on_a_pair(config, policy_folder):
 
 
 def test_a_run_uses_a_saved_policy_without_training(config, policy_folder, monkeypatch):
-    monkeypatch.setattr("l2a.selector.training.train_agent", lambda *_: pytest.fail("a trained policy was trained"))
+    monkeypatch.setattr("l2a.selector.select.train_agent", lambda *_: pytest.fail("a trained policy was trained"))
     changed = override(config, {"selector.agent": str(policy_folder), "kd.warmup_steps": 5})
     trained = train_l2a_student(RunContext(changed))
     saved = open_policy(str(policy_folder))[0].network.state_dict()

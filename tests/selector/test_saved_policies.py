@@ -30,7 +30,7 @@ def saved(problem, tmp_path, monkeypatch, request):
     card = {"description": "A trial.", "algorithm": "stable_baselines3.PPO", "policy": "shipped/"}
     (tmp_path / "agents" / "mine.yaml").write_text(yaml.safe_dump(card))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("l2a.selector.training.train_agent", lambda *_: pytest.fail("a trained policy was trained"))
+    monkeypatch.setattr("l2a.selector.select.train_agent", lambda *_: pytest.fail("a trained policy was trained"))
     return policy
 
 

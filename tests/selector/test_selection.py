@@ -12,9 +12,8 @@ from scipy.special import softmax
 
 from l2a.config import SelectorConfig
 from l2a.selector.agents import algorithm_class, load_agent
-from l2a.selector.problem import SelectionProblem, candidate_features, keep_best, kl_divergence
+from l2a.selector.problem import RULES, SelectionProblem, candidate_features, keep_best, kl_divergence, quantiles
 from l2a.selector.reward import PRIOR, Gains, build_surrogate, surrogate_reward
-from l2a.selector.rules import RULES, quantiles
 from l2a.selector.select import select
 from l2a.util.cards import list_cards
 from l2a.util.errors import RunError, UsageError

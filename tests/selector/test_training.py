@@ -11,12 +11,11 @@ from stable_baselines3.common.vec_env import VecMonitor
 
 from l2a.config import SelectorConfig
 from l2a.selector.agents import load_agent
-from l2a.selector.algorithms import REINFORCE
+from l2a.selector.algorithms import REINFORCE, train_agent
 from l2a.selector.environment import STATE_FEATURES, Episodes, SelectionVecEnv, SpreadByPool, build_task
 from l2a.selector.network import CandidateNetwork, CandidatePolicy
 from l2a.selector.problem import candidate_features
 from l2a.selector.select import select
-from l2a.selector.training import train_agent
 from l2a.util.errors import UsageError
 
 QUICK = SelectorConfig(agent="ppo", batch=16, episode_steps=4, training_steps=256, snapshots=2, real_evaluations=0)
@@ -117,7 +116,7 @@ def test_tensorboard_gets_the_course_and_changes_nothing(task, tmp_path, name):
 
 
 def test_a_missing_tensorboard_is_named(task, monkeypatch, tmp_path):
-    monkeypatch.setattr("l2a.selector.training.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("l2a.selector.algorithms.importlib.util.find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"l2a\[tensorboard\]"):
         train([task], dataclasses.replace(QUICK, tensorboard=str(tmp_path)))
 
