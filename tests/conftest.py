@@ -20,8 +20,7 @@ from transformers import (
 )
 
 from l2a.data.examples import Examples
-from l2a.teacher.load import load_encoder
-from l2a.teacher.model import Teacher
+from l2a.teacher.model import Teacher, load_encoder
 
 POSITIVE = ("good", "great", "fine", "lovely")
 NEGATIVE = ("bad", "awful", "poor", "nasty")

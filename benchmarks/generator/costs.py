@@ -20,7 +20,7 @@ from l2a.kd.trainer import KDTrainer
 from l2a.pipeline.distill import distill
 from l2a.student.presets import build_student
 from l2a.teacher.labelling import predict
-from l2a.teacher.load import load_encoder
+from l2a.teacher.model import load_encoder
 
 LENGTH, BATCH = 128, 32
 

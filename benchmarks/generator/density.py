@@ -14,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 from l2a.data.domains import load_domain
 from l2a.generator.chain import fit_target_density
 from l2a.teacher.labelling import cached_labeller
-from l2a.teacher.load import load_encoder
+from l2a.teacher.model import load_encoder
 
 PAIRS = (("movies", "tweets"), ("movies", "products"), ("movies", "editorials"))
 SHOTS, SEEDS, FITTED, JUDGED = (16, 64, 256), (0, 1, 2), 2000, 500

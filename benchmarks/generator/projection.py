@@ -19,7 +19,7 @@ from l2a.generator.tokens import (
     unit_rows,
     vocabulary,
 )
-from l2a.teacher.load import load_encoder
+from l2a.teacher.model import load_encoder
 
 NEIGHBOURS = 16
 

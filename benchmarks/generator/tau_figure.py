@@ -22,7 +22,7 @@ from l2a.generator.chain import GeneratorInputs
 from l2a.generator.pool import ChainDiagnostics, draw_pool
 from l2a.generator.tokens import TokenSpace, build_neighbour_table, vocabulary
 from l2a.teacher.labelling import cached_labeller
-from l2a.teacher.load import load_encoder
+from l2a.teacher.model import load_encoder
 from l2a.util.files import atomic_write_text
 
 FOLDER = Path(__file__).parents[2] / "docs" / "generator"

@@ -19,7 +19,7 @@ from l2a.generator.tokens import TokenSpace, build_neighbour_table, vocabulary
 from l2a.kd.inference import embedding_gradients
 from l2a.student.presets import build_student
 from l2a.teacher.labelling import predict
-from l2a.teacher.load import load_encoder
+from l2a.teacher.model import load_encoder
 from l2a.util.files import atomic_write_text
 
 PAGE = Path(__file__).parents[2] / "docs" / "generated_texts.md"

@@ -15,7 +15,7 @@ from l2a.data.examples import Examples, TextInput
 from l2a.kd.data import DistillationSet
 from l2a.kd.trainer import KDTrainer
 from l2a.student.student import Student, load_checkpoint
-from l2a.teacher.store import OutputStore, TeacherOutputs, content_key
+from l2a.teacher.labelling import OutputStore, TeacherOutputs, content_key
 
 LABELS = ("negative", "positive")
 WIDTH = 384

@@ -18,8 +18,8 @@ from l2a.kd.data import Batch, DistillationSet, read_tokens
 from l2a.kd.losses import distillation_loss
 from l2a.kd.trainer import KDTrainer
 from l2a.student.student import Student
+from l2a.teacher.labelling import TeacherOutputs
 from l2a.teacher.model import Teacher
-from l2a.teacher.store import TeacherOutputs
 from l2a.util.training import mixed_precision
 
 NOWHERE = tempfile.gettempdir()

@@ -15,10 +15,8 @@ from l2a.kd.inference import run_student
 from l2a.student.presets import build_student
 from l2a.student.student import Student
 from l2a.teacher.finetune import fine_tuned
-from l2a.teacher.labelling import predict
-from l2a.teacher.load import load_encoder
-from l2a.teacher.model import Teacher
-from l2a.teacher.store import TeacherOutputs
+from l2a.teacher.labelling import TeacherOutputs, predict
+from l2a.teacher.model import Teacher, load_encoder
 from l2a.util.training import adamw, linear_schedule
 
 DOMAIN = "movies"

@@ -24,7 +24,7 @@ from l2a.report import versions
 from l2a.selector.environment import SelectionVecEnv, build_task
 from l2a.selector.problem import SelectionProblem
 from l2a.selector.select import rerank
-from l2a.teacher.store import TeacherOutputs
+from l2a.teacher.labelling import TeacherOutputs
 from l2a.util.files import atomic_write_text, to_json
 
 RESULTS = Path(__file__).parents[1] / "results" / "selector.json"

@@ -20,7 +20,7 @@ from l2a.config import GeneratorConfig, resolve_degree
 from l2a.data.examples import TextInput, normalised_hash
 from l2a.generator.operators import CHAIN_OPERATORS, OPERATORS, SOURCE, operator_law
 from l2a.generator.tokens import Ints, TokenSpace, choose_slots, write_texts
-from l2a.teacher.store import Labeller, TeacherOutputs
+from l2a.teacher.labelling import Labeller, TeacherOutputs
 from l2a.util.errors import UsageError
 
 MOVES = ("jump", "local", "partner")

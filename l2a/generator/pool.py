@@ -25,7 +25,7 @@ from l2a.generator.chain import (
     metropolis_hastings,
 )
 from l2a.generator.operators import CHAIN_OPERATORS, SOURCE
-from l2a.teacher.store import TeacherOutputs
+from l2a.teacher.labelling import TeacherOutputs
 from l2a.util.errors import RunError
 from l2a.util.progress import SILENT, Progress
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from l2a.data.encoding import EncodedTexts
 from l2a.student.student import Student
-from l2a.teacher.store import TeacherOutputs, join_outputs
+from l2a.teacher.labelling import TeacherOutputs, join_outputs
 from l2a.util.errors import RunError
 
 Indices = NDArray[np.int64]

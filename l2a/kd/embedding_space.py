@@ -19,8 +19,8 @@ from l2a.generator.tokens import token_kinds
 from l2a.kd.data import Batch, DistillationSet, Indices, read_tokens
 from l2a.kd.losses import soft_label_loss
 from l2a.student.student import Student
+from l2a.teacher.labelling import TeacherOutputs
 from l2a.teacher.model import Teacher
-from l2a.teacher.store import TeacherOutputs
 from l2a.util.training import evaluating, mixed_precision
 
 MIX_CONCENTRATION = 0.4

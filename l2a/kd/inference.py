@@ -13,7 +13,7 @@ from l2a.data.examples import TextInput
 from l2a.kd.data import DistillationSet
 from l2a.kd.losses import soft_label_loss
 from l2a.student.student import Student
-from l2a.teacher.store import Labeller
+from l2a.teacher.labelling import Labeller
 from l2a.util.training import broadcast_weights, evaluating, process_rank
 
 CALIBRATION_TEMPERATURES = np.geomspace(0.25, 16.0, 25)

@@ -19,8 +19,8 @@ from torch import nn
 from torch.nn import functional
 
 from l2a.kd.losses import fold
+from l2a.teacher.labelling import TeacherOutputs
 from l2a.teacher.model import Teacher
-from l2a.teacher.store import TeacherOutputs
 
 TEXTS_PER_SUBCLASS = 4
 FIT_TEXTS = 20_000

@@ -30,7 +30,7 @@ from l2a.generator.words import MaskedCandidates, MaskedLanguageModel
 from l2a.kd.inference import embedding_gradients
 from l2a.student.student import load_checkpoint
 from l2a.teacher.labelling import cached_labeller
-from l2a.teacher.load import EMBEDDED, load_encoder, load_fine_tuned, load_masked_language_model, open_checkpoint
+from l2a.teacher.model import EMBEDDED, load_encoder, load_fine_tuned, load_masked_language_model, open_checkpoint
 from l2a.util.errors import UsageError, did_you_mean
 from l2a.util.files import atomic_file
 from l2a.util.progress import SILENT, Progress

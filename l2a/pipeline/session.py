@@ -18,10 +18,8 @@ from l2a.pipeline.data import RunData, load_run_data
 from l2a.student.presets import build_student, check_student
 from l2a.student.student import Student
 from l2a.teacher.finetune import fine_tuned, refuse_useless_teacher
-from l2a.teacher.labelling import cached_labeller
-from l2a.teacher.load import check_teacher, load_encoder, load_fine_tuned
-from l2a.teacher.model import Teacher
-from l2a.teacher.store import Labeller
+from l2a.teacher.labelling import Labeller, cached_labeller
+from l2a.teacher.model import Teacher, check_teacher, load_encoder, load_fine_tuned
 from l2a.util.progress import SILENT, Progress
 from l2a.util.training import best_device
 

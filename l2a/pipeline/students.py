@@ -32,8 +32,8 @@ from l2a.selector.problem import Selection, SelectionProblem
 from l2a.selector.reward import REAL_POOL, candidate_influences, real_reward
 from l2a.selector.select import apply_policy, select
 from l2a.student.student import Student
+from l2a.teacher.labelling import Labeller, TeacherOutputs
 from l2a.teacher.model import Teacher
-from l2a.teacher.store import Labeller, TeacherOutputs
 from l2a.util.errors import RunError, UsageError
 from l2a.util.training import broadcast
 

@@ -17,7 +17,7 @@ from l2a.data.encoding import EncodedTexts, encode, fit_tokenizer, inference_bat
 from l2a.data.examples import TextInput
 from l2a.kd.data import Indices, join_encoded
 from l2a.pretrain.corpus import Corpus, PretrainConfig
-from l2a.student.initialisation import principal_word_vectors, start_by_averaging
+from l2a.student.student import principal_word_vectors, start_by_averaging
 from l2a.teacher.model import Teacher
 from l2a.util.files import atomic_write_bytes, atomic_write_text, cached_folder, fingerprint
 from l2a.util.progress import SILENT, Progress

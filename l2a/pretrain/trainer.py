@@ -17,8 +17,7 @@ from l2a.data.encoding import bucket_of
 from l2a.kd.data import Indices
 from l2a.pretrain.corpus import PretrainConfig, read_corpus
 from l2a.pretrain.student import GeneralStudent, TeacherTargets, label_texts, save_student, start_student, write_card
-from l2a.teacher.load import load_encoder
-from l2a.teacher.model import mean_pool
+from l2a.teacher.model import load_encoder, mean_pool
 from l2a.util.errors import RunError
 from l2a.util.files import atomic_folder, atomic_write_text, cache_root, fingerprint, output_folder, restore_folder
 from l2a.util.progress import SILENT, Progress

@@ -1,14 +1,17 @@
-"""The student: an ordinary sequence classifier of transformers, with a view on the state before its output layer."""
+"""The student: an ordinary sequence classifier of transformers, and the weights that a fresh one starts from."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
-from l2a.data.encoding import fit_tokenizer, model_inputs
-from l2a.teacher.load import open_checkpoint
-from l2a.teacher.model import output_layer, usable_positions
+from l2a.data.encoding import encode, fit_tokenizer, inference_batches, model_inputs
+from l2a.data.examples import TextInput
+from l2a.teacher.model import open_checkpoint, output_layer, usable_positions
+from l2a.util.errors import UsageError
 
 
 class Student:
@@ -109,3 +112,219 @@ def load_checkpoint(model: str, label_names: tuple[str, ...], weights: bool = Tr
         return Student(checkpoint.build(AutoModelForSequenceClassification), checkpoint.tokenizer)
     loaded = checkpoint.load(AutoModelForSequenceClassification, fresh_head=True, **names)
     return Student(loaded, checkpoint.tokenizer)
+
+
+WORD_SCALE = 0.1
+"""Standard deviation of a word vector's entries: well above the positions' 0.02, so that words are what is averaged."""
+
+
+def principal_word_vectors(states: NDArray[np.float32], size: int) -> torch.Tensor:
+    """Project word states onto their leading principal components.
+
+    Args:
+        states: float32 (V, d).
+        size: Number of components e, at most d.
+
+    Returns:
+        float32 (V, e), the components' scales kept relative to each other, the rows' mean norm 0.1 sqrt(e).
+
+    Raises:
+        UsageError: If size exceeds d.
+    """
+    projected = _projected(states, size)
+    scale: torch.Tensor = WORD_SCALE * size**0.5 / projected.norm(dim=1).mean()
+    return projected * scale
+
+
+def _even_word_vectors(states: NDArray[np.float32], size: int) -> torch.Tensor:
+    """Likewise, whitened and every row's norm 0.1 sqrt(e), so that no two words are alike by chance.
+
+    A word then matches itself, or one that the teacher takes for much the same, far better than any other.
+    """
+    projected = _projected(states, size)
+    whitened = projected / projected.std(0).clamp_min(1e-6)
+    lengths = whitened.norm(dim=1, keepdim=True).clamp_min(1e-6)
+    even: torch.Tensor = WORD_SCALE * size**0.5 * whitened / lengths
+    return even
+
+
+def _projected(states: NDArray[np.float32], size: int) -> torch.Tensor:
+    if size > states.shape[1]:
+        raise UsageError(f"embedding_size is {size}, which exceeds the teacher's width {states.shape[1]}; lower it")
+    centred = torch.from_numpy(states - states.mean(0))
+    directions = torch.linalg.eigh(centred.T @ centred).eigenvectors.flip(1)[:, :size]
+    # The sign of an eigenvector is arbitrary: fixing it lets every machine start from the same student.
+    return centred @ torch.where(directions.sum(0) < 0, -directions, directions)
+
+
+TYPE_SIZE = 0.15
+"""Entry that tells the sentences apart, beside word entries of deviation 0.1."""
+TYPE_CONTRAST = 4.0
+"""Strength with which a token looks away from its own sentence."""
+SHARPNESS = 2.0
+"""At 2, gelu(z) + gelu(-z) is close to |z|."""
+
+
+def aligned_size(body: Any) -> int:
+    """Tell how many entries of a state can hold a word beside what it is compared with.
+
+    Args:
+        body: A BERT model without its head.
+
+    Returns:
+        The width of half of the attention heads, at most half the state; 0 where there is a single head, and nothing
+        can be aligned.
+    """
+    heads = int(body.config.num_attention_heads)
+    return heads // 2 * (int(body.config.hidden_size) // heads)
+
+
+def _start_by_aligning(body: Any) -> None:
+    """Let the first layer add to every word how it differs from its match in the other sentence.
+
+    The words must fill the first ``aligned_size`` - 1 entries of the embeddings, the others must be 0.
+    """
+    size, layer, types = aligned_size(body), body.encoder.layer[0], body.embeddings.token_type_embeddings.weight
+    types.zero_()
+    types[0, size - 1], types[1, size - 1] = TYPE_SIZE, -TYPE_SIZE
+    _attend_to_matches(layer.attention, size)
+    _compare(layer.intermediate.dense, layer.output.dense, size)
+
+
+def _attend_to_matches(attention: Any, size: int) -> None:
+    query, key, value = attention.self.query.weight, attention.self.key.weight, attention.self.value.weight
+    width, heads = attention.self.attention_head_size, size // attention.self.attention_head_size
+    for weight in (query, key, value):
+        weight[:size] = 0
+    for head in range(heads):
+        start = head * width
+        for weight, sign in ((query, -1.0), (key, 1.0)):
+            nn.init.eye_(weight[start : start + width - 1, : width - 1])
+            weight[start + width - 1, size - 1] = sign * TYPE_CONTRAST
+    nn.init.eye_(value[:size, :size])
+    output = attention.output.dense.weight
+    output[:, :size] = 0
+    nn.init.eye_(output[size : 2 * size, :size])
+
+
+def _compare(inner: nn.Linear, outer: nn.Linear, size: int) -> None:
+    """Replace the match y beside each word x by |x - y|, out of gelu(z) + gelu(-z) = |z| and gelu(z) - gelu(-z) = z."""
+    identity = torch.eye(size)
+    inner.weight[: 4 * size] = 0
+    for block, (word, match) in enumerate(((1, -1), (-1, 1), (0, 1), (0, -1))):
+        rows = inner.weight[block * size : (block + 1) * size]
+        rows[:, :size], rows[:, size : 2 * size] = word * SHARPNESS * identity, match * SHARPNESS * identity
+    outer.weight[:, : 4 * size] = 0
+    for block, sign in enumerate((1, 1, -1, 1)):
+        outer.weight[size : 2 * size, block * size : (block + 1) * size] = sign / SHARPNESS * identity
+
+
+def start_by_averaging(body: Any) -> None:
+    """Let every attention block start as the mean over all tokens.
+
+    Small random queries and keys attend to all tokens alike; identity values and outputs pass the mean on. With the
+    usual small random values the first token, which the classifier reads, sees nothing of the text for long.
+
+    Args:
+        body: A BERT model without its head, changed in place.
+    """
+    with torch.no_grad():
+        for layer in body.encoder.layer:
+            nn.init.eye_(layer.attention.self.value.weight)
+            nn.init.eye_(layer.attention.output.dense.weight)
+
+
+def start_from_words(student: Student, vectors: NDArray[np.float32], of_pairs: bool) -> None:
+    """Let a fresh student start as a mean over words; over words and what sets them apart from their matches in a pair.
+
+    What the teacher makes of each token alone already holds much of the task, also for words that no text shows; the
+    principal directions keep most of that.
+
+    Args:
+        student: A BERT classifier, changed in place.
+        vectors: float32 (V, d), one vector for each token of its vocabulary.
+        of_pairs: Whether it is to align the two texts that it reads; it needs two attention heads, and a tokenizer
+            that marks the texts.
+    """
+    body, table = student.model.base_model, student.model.get_input_embeddings()
+    marks_sides = any(student.tokenizer("a", "a")["token_type_ids"])
+    aligned = aligned_size(body) if of_pairs and marks_sides else 0
+    start_by_averaging(body)
+    with torch.no_grad():
+        if aligned:
+            table.weight.zero_()
+            table.weight[:, : aligned - 1] = _even_word_vectors(vectors, aligned - 1)
+            _start_by_aligning(body)
+        else:
+            table.weight.copy_(principal_word_vectors(vectors, table.embedding_dim))
+    open_head(student)
+
+
+QUERIES = ("query", "q_lin", "q")
+"""What the architectures call the layer that makes the queries."""
+
+
+def queries_of(body: Any) -> list[nn.Module]:
+    """List the layers that make an encoder's queries, the last layer's last; none for an unknown architecture."""
+    return [module for name, module in body.named_modules() if name.rpartition(".")[2] in QUERIES]
+
+
+def let_last_layer_average(body: Any) -> None:
+    """Let the last of some trained layers attend to all tokens alike; its values and everything below stay.
+
+    In the middle of a trained encoder the first token has hardly looked at the others yet, but a classifier that is cut
+    off there reads it alone.
+
+    Args:
+        body: A BERT, ELECTRA, DistilBERT or MPNet model without its head, changed in place.
+    """
+    for parameter in queries_of(body)[-1].parameters():
+        nn.init.zeros_(parameter)
+
+
+GAIN = 0.5
+"""Keeps the inputs of tanh and gelu small enough for them to be nearly linear."""
+MEASURED_SIDES = 512
+LEAST_SIZE = 0.1
+"""Part of the mean size that entries are taken to have at least, so that those near 0 are not blown up."""
+
+
+def open_head(student: Student, texts: Sequence[TextInput] = ()) -> None:
+    """Let the square layer start as the identity, or centre and scale what it reads on some texts.
+
+    A trained body's entries differ widely in size; a fresh body's do not. They are divided by their size, not by their
+    deviation between texts, which may be a hundredth of it: the body would then be too sensitive to be trained.
+
+    Args:
+        student: A student in eval mode, its square layer changed in place where it has one.
+        texts: Texts to measure on; none for the identity.
+    """
+    dense = _square_layer(student)
+    if dense is None:
+        return
+    mean, size = torch.zeros(dense.in_features), torch.ones(dense.in_features)
+    if texts and dense.bias is not None:
+        states = _inputs_of(dense, student, texts)
+        mean, size = states.mean(0), states.square().mean(0).sqrt()
+        size = size.clamp_min(LEAST_SIZE * float(size.mean()))
+    with torch.no_grad():
+        dense.weight.copy_(torch.diag(GAIN / size))
+        if dense.bias is not None:
+            dense.bias.copy_(-GAIN * mean / size)
+
+
+def _square_layer(student: Student) -> nn.Linear | None:
+    dense = [module for module in student.model.modules() if isinstance(module, nn.Linear)][-2]
+    return dense if dense.in_features == dense.out_features == student.output.in_features else None
+
+
+@torch.inference_mode()
+def _inputs_of(layer: nn.Linear, student: Student, texts: Sequence[TextInput]) -> torch.Tensor:
+    sides = [(side,) for text in texts for side in text]
+    sample = [sides[i] for i in np.linspace(0, len(sides) - 1, min(MEASURED_SIDES, len(sides)), dtype=int)]
+    encoded, states = encode(student.tokenizer, sample, max_length=64), list[torch.Tensor]()
+    hook = layer.register_forward_pre_hook(lambda module, arguments: states.append(arguments[0]))
+    for indices in inference_batches(encoded):
+        student(encoded.padded(indices))
+    hook.remove()
+    return torch.cat(states)

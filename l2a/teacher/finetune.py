@@ -13,8 +13,8 @@ from torch.nn import functional
 from l2a.config import TeacherConfig
 from l2a.data.encoding import encode, training_batches
 from l2a.data.examples import Examples
+from l2a.teacher.labelling import Labeller
 from l2a.teacher.model import Teacher
-from l2a.teacher.store import Labeller
 from l2a.util.errors import RunError
 from l2a.util.files import cached_folder, fingerprint
 from l2a.util.progress import SILENT, Progress

@@ -10,7 +10,7 @@ from transformers import BertTokenizerFast
 from l2a.data.examples import TextInput, normalised_hash
 from l2a.generator.chain import GeneratorInputs
 from l2a.generator.tokens import NeighbourTable, TokenSpace, find_neighbours, token_kinds, vocabulary
-from l2a.teacher.store import TeacherOutputs
+from l2a.teacher.labelling import TeacherOutputs
 
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[unused1]", "[unused2]"]
 FILM = ["film", "movie", "plot", "actor", "scene", "script", "cinema", "drama", "director", "cast"]

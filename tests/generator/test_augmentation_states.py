@@ -9,7 +9,7 @@ from l2a.config import GeneratorConfig
 from l2a.data.examples import normalised_hash
 from l2a.generator.chain import FORBIDDEN, MOVES, AugmentationSpace, metropolis_hastings
 from l2a.generator.operators import CHAIN_OPERATORS, SOURCE
-from l2a.teacher.store import TeacherOutputs
+from l2a.teacher.labelling import TeacherOutputs
 from l2a.util.errors import UsageError
 
 from .conftest import toy_outputs

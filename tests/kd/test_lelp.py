@@ -4,8 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from l2a.kd.lelp import LELPSubclasses, fit_subclasses, owners, subclass_targets, teacher_output_weight
-from l2a.teacher.load import load_fine_tuned
-from l2a.teacher.store import TeacherOutputs
+from l2a.teacher.labelling import TeacherOutputs
+from l2a.teacher.model import load_fine_tuned
 from tests.conftest import LABELS
 
 OBJECTIVES = ("lelp", "lelp_random_directions")

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from l2a.data.encoding import encode
 from l2a.kd.data import DistillationSet, cycle, join, mixture_batches, refuse_constant_targets
-from l2a.teacher.store import TeacherOutputs
+from l2a.teacher.labelling import TeacherOutputs
 from l2a.util.errors import RunError
 
 

@@ -16,8 +16,8 @@ from l2a.kd.losses import fold, subclass_loss
 from l2a.report import check_parity, export_student
 from l2a.student.presets import build_student
 from l2a.student.student import Student
+from l2a.teacher.labelling import TeacherOutputs
 from l2a.teacher.model import Teacher
-from l2a.teacher.store import TeacherOutputs
 from tests.conftest import LABELS, make_examples
 
 COUNTS = (3, 1, 2)

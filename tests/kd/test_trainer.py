@@ -18,8 +18,8 @@ from l2a.kd.lelp import fit_subclasses
 from l2a.kd.trainer import KDTrainer
 from l2a.student.presets import build_student
 from l2a.student.student import Student
+from l2a.teacher.labelling import TeacherOutputs
 from l2a.teacher.model import Teacher
-from l2a.teacher.store import TeacherOutputs
 from l2a.util.errors import RunError, UsageError
 from tests.conftest import LABELS, NEGATIVE, POSITIVE, make_examples
 

@@ -16,7 +16,7 @@ from l2a.kd.inference import fit_output_layer
 from l2a.kd.lelp import fit_subclasses
 from l2a.kd.trainer import KDTrainer
 from l2a.student.student import Student
-from l2a.teacher.store import TeacherOutputs
+from l2a.teacher.labelling import TeacherOutputs
 from l2a.util.training import process_count, process_rank
 from tests.conftest import NEGATIVE, NEUTRAL, POSITIVE, make_examples
 

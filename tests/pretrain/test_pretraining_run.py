@@ -13,8 +13,7 @@ from l2a.pretrain import trainer
 from l2a.pretrain.corpus import PretrainConfig, read_corpus
 from l2a.pretrain.student import TeacherTargets, label_texts
 from l2a.pretrain.trainer import batch_stream, checkpoint_folder, epoch_batches, pretrain, start_student
-from l2a.teacher.load import load_encoder
-from l2a.teacher.model import mean_pool
+from l2a.teacher.model import load_encoder, mean_pool
 from l2a.util.errors import RunError, UsageError
 from l2a.util.files import NEW, OLD
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from l2a.generator.pool import CandidatePool
 from l2a.report import write_augmentations
 from l2a.selector.problem import Selection
-from l2a.teacher.store import TeacherOutputs
+from l2a.teacher.labelling import TeacherOutputs
 from l2a.util.errors import RunError
 
 COLUMNS = [

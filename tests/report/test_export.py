@@ -9,7 +9,7 @@ from l2a.config import StudentConfig
 from l2a.report import check_parity, export_student
 from l2a.student.presets import build_student
 from l2a.student.student import load_checkpoint
-from l2a.teacher.load import load_encoder
+from l2a.teacher.model import load_encoder
 from l2a.util.errors import RunError
 from tests.conftest import LABELS, make_examples, plain_tokenizer, save_tiny
 

@@ -8,7 +8,7 @@ import torch
 
 from l2a.generator.pool import CandidatePool
 from l2a.selector.problem import SelectionProblem
-from l2a.teacher.store import TeacherOutputs
+from l2a.teacher.labelling import TeacherOutputs
 
 
 def synthetic_problem(size=512, classes=2, seed=0, width=16, **changes):

@@ -11,8 +11,7 @@ from l2a.config import Preset, StudentConfig
 from l2a.data.examples import TextInput
 from l2a.student.presets import build_student
 from l2a.student.student import Student
-from l2a.teacher.load import load_encoder
-from l2a.teacher.model import Teacher
+from l2a.teacher.model import Teacher, load_encoder
 from tests.conftest import LABELS, tiny_bert_config
 
 SPECIALS = ["[PAD]", *(f"[unused{i}]" for i in range(9)), "[UNK]", "[CLS]", "[SEP]", "[MASK]"]

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from l2a.config import StudentConfig
-from l2a.student.initialisation import principal_word_vectors
 from l2a.student.presets import StudentRequest, attention_heads, largest_fitting
+from l2a.student.student import principal_word_vectors
 from l2a.util.errors import UsageError
 from tests.conftest import LABELS
 

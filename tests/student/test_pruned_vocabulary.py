@@ -21,10 +21,9 @@ from l2a.generator.chain import GeneratorInputs
 from l2a.generator.pool import draw_pool
 from l2a.generator.tokens import TokenSpace, build_neighbour_table, vocabulary
 from l2a.kd.inference import embedding_gradients, run_student
-from l2a.student.presets import build_student
-from l2a.student.vocabulary import choose_tokens, count_tokens, keep_tokens, needed_tokens
+from l2a.student.presets import build_student, choose_tokens, count_tokens, keep_tokens, needed_tokens
 from l2a.teacher.labelling import predict
-from l2a.teacher.load import load_encoder, load_fine_tuned
+from l2a.teacher.model import load_encoder, load_fine_tuned
 from l2a.util.errors import UsageError
 from tests.conftest import LABELS, tiny_bert_config
 from tests.student.conftest import CHARACTERS, SPECIALS, WORDS, make_student

@@ -6,9 +6,8 @@ import torch
 
 from l2a.config import TeacherConfig
 from l2a.teacher.finetune import fine_tune, fine_tuned, refuse_useless_teacher
-from l2a.teacher.labelling import predict
-from l2a.teacher.load import load_encoder, load_fine_tuned, locate
-from l2a.teacher.store import TeacherOutputs
+from l2a.teacher.labelling import TeacherOutputs, predict
+from l2a.teacher.model import load_encoder, load_fine_tuned, locate
 from l2a.util.errors import RunError, UsageError
 from tests.conftest import LABELS, make_examples
 

@@ -4,7 +4,7 @@ import pytest
 from l2a.config import TeacherConfig
 from l2a.teacher.finetune import fine_tuned
 from l2a.teacher.labelling import cached_labeller, predict, run_teacher, token_vectors
-from l2a.teacher.load import load_encoder
+from l2a.teacher.model import load_encoder
 from l2a.util.files import cache_root
 from tests.conftest import make_examples
 

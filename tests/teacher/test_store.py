@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import softmax
 
-import l2a.teacher.store as module
-from l2a.teacher.store import OutputStore, TeacherOutputs, content_key, join_outputs
+import l2a.teacher.labelling as module
+from l2a.teacher.labelling import OutputStore, TeacherOutputs, content_key, join_outputs
 from l2a.util.errors import RunError
 
 CLASSES, WIDTH = 3, 5
