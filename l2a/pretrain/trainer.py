@@ -1,27 +1,188 @@
-"""General distillation: batches of a token budget, three losses against the teacher's states, exact resuming."""
+"""General distillation: the student and its closed-form start, losses against the teacher's states, exact resuming."""
 
 import dataclasses
 import json
 import math
+import shlex
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save, save_file
 from torch import Tensor, nn
 
-from l2a.data.encoding import bucket_of
+from l2a.data.encoding import bucket_of, fit_tokenizer
 from l2a.kd.data import Indices
-from l2a.pretrain.corpus import PretrainConfig, read_corpus
-from l2a.pretrain.student import GeneralStudent, TeacherTargets, label_texts, save_student, start_student, write_card
-from l2a.teacher.model import load_encoder, mean_pool
+from l2a.pretrain.corpus import PretrainConfig, TeacherTargets, label_texts, read_corpus
+from l2a.student.student import principal_word_vectors, start_by_averaging
+from l2a.teacher.model import Teacher, load_encoder, mean_pool
 from l2a.util.errors import RunError
-from l2a.util.files import atomic_folder, atomic_write_text, cache_root, fingerprint, output_folder, restore_folder
+from l2a.util.files import (
+    atomic_folder,
+    atomic_write_bytes,
+    atomic_write_text,
+    cache_root,
+    fingerprint,
+    output_folder,
+    restore_folder,
+)
 from l2a.util.progress import SILENT, Progress
-from l2a.util.training import best_device, mixed_precision
+from l2a.util.training import best_device, mixed_precision, seeded
+
+
+class GeneralStudent(nn.Module):
+    """A sequence classifier whose body is trained through two projections; they are dropped on export.
+
+    Attributes:
+        classifier: ``ElectraForSequenceClassification``; the ``dense`` layer of its head is trained here too, so that
+            the exported head starts from a sentence representation, and only its output layer is fresh.
+        sentence_projection: (h) -> (d).
+        token_projection: (h) -> (d).
+    """
+
+    def __init__(self, classifier: Any, teacher_width: int, seed: int) -> None:
+        """Add the projections.
+
+        Args:
+            classifier: The student.
+            teacher_width: Width d of the teacher's states.
+            seed: Draws the projections.
+        """
+        super().__init__()
+        self.classifier = classifier
+        width = int(classifier.config.hidden_size)
+        with seeded(seed):
+            self.sentence_projection = nn.Linear(width, teacher_width)
+            self.token_projection = nn.Linear(width, teacher_width)
+
+    def states(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Compute what the output layer reads, gelu(dense(first token)), and the last hidden states.
+
+        Args:
+            batch: input_ids, attention_mask and token_type_ids, int64 (B, L).
+
+        Returns:
+            float (B, h) and float (B, L, h).
+        """
+        hidden = self.classifier.electra(**batch).last_hidden_state
+        return nn.functional.gelu(self.classifier.classifier.dense(hidden[:, 0])), hidden
+
+    def forward(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Project the student's states into the teacher's space.
+
+        Args:
+            batch: As for ``states``.
+
+        Returns:
+            float32 (B, d), sentences, and float32 (B, L, d), tokens.
+        """
+        sentence, hidden = self.states(batch)
+        return self.sentence_projection(sentence).float(), self.token_projection(hidden).float()
+
+
+WORDS_PER_CHUNK = 4096
+FITTED_TEXTS = 6000
+
+
+def start_student(teacher: Teacher, targets: TeacherTargets, config: PretrainConfig) -> GeneralStudent:
+    """Build the student in the state that training starts from.
+
+    Args:
+        teacher: The pretrained teacher.
+        targets: The labelled corpus.
+        config: Size and seed.
+
+    Returns:
+        The student, with its projections fitted.
+
+    Raises:
+        UsageError: If the student's word vectors are wider than the teacher.
+    """
+    vectors = principal_word_vectors(_word_states(teacher, targets), config.embedding_size)
+    student = _build_student(vectors, int(teacher.tokenizer.pad_token_id), config)
+    model = GeneralStudent(student, teacher.hidden_size, config.seed)
+    _fit_projections(model, targets, config.seed)
+    return model
+
+
+def _build_student(vectors: Tensor, pad_token_id: int, settings: PretrainConfig) -> Any:
+    """Create a student of two labels and no dropout that starts by averaging given word vectors, float32 (V, e)."""
+    from transformers import ElectraConfig, ElectraForSequenceClassification
+
+    config = ElectraConfig(
+        vocab_size=len(vectors),
+        embedding_size=settings.embedding_size,
+        hidden_size=settings.hidden_size,
+        num_hidden_layers=settings.layers,
+        num_attention_heads=settings.heads,
+        intermediate_size=settings.intermediate_size,
+        max_position_embeddings=settings.positions,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        pad_token_id=pad_token_id,
+    )
+    with seeded(settings.seed), torch.no_grad():
+        student: Any = ElectraForSequenceClassification(config)
+        student.electra.embeddings.word_embeddings.weight.copy_(vectors)
+        # Inputs of unit variance: with the usual 0.02 the projection behind would have to be large and fragile.
+        nn.init.normal_(student.classifier.dense.weight, std=settings.hidden_size**-0.5)
+        start_by_averaging(student.electra)
+    # On processors the fused attention's backward pass in bfloat16 is several times slower than plain products.
+    student.set_attn_implementation("eager")
+    return student
+
+
+@torch.inference_mode()
+def _word_states(teacher: Teacher, targets: TeacherTargets) -> NDArray[np.float32]:
+    """Average each word's last hidden state over the corpus, (V, d); that of the word alone counts as two places."""
+    ids = torch.arange(teacher.encoder.get_input_embeddings().num_embeddings)
+    special = (teacher.tokenizer.cls_token_id, teacher.tokenizer.sep_token_id)
+    first, last = (torch.full_like(ids, token) for token in special)
+    parts = torch.split(torch.stack([first, ids, last], dim=1), WORDS_PER_CHUNK)
+    sums = 2.0 * torch.cat([teacher.encoder(part).last_hidden_state[:, 1].float() for part in parts])
+    counts = torch.full((len(sums), 1), 2.0)
+    for start in range(0, len(targets.hidden), WORDS_PER_CHUNK * 16):
+        states = torch.from_numpy(np.array(targets.hidden[start : start + WORDS_PER_CHUNK * 16])).float()
+        words = torch.from_numpy(targets.encoded.ids[start : start + len(states)].astype(np.int64))
+        sums.index_add_(0, words, states)
+        counts += torch.bincount(words, minlength=len(sums))[:, None]
+    averages: NDArray[np.float32] = (sums / counts).numpy()
+    return averages
+
+
+@torch.inference_mode()
+def _fit_projections(model: GeneralStudent, targets: TeacherTargets, seed: int) -> None:
+    """Fit both projections to the teacher by ridge regression on a sample of texts."""
+    texts, device = len(targets.encoded), next(model.parameters()).device
+    sample = np.random.default_rng([seed, 2]).choice(texts, min(FITTED_TEXTS, texts), replace=False)
+    sample = sample[np.argsort(targets.encoded.lengths[sample], kind="stable")]
+    sentences, pooled, tokens, states = [], [], [], []
+    for batch in np.array_split(sample, max(1, len(sample) // 64)):
+        with mixed_precision(device):
+            sentence, hidden = (part.float().cpu() for part in model.states(targets.encoded.padded(batch, device)))
+        taught = [torch.from_numpy(targets.states(int(index))).float() for index in batch]
+        sentences.append(sentence)
+        pooled.append(torch.stack([row.mean(0) for row in taught]))
+        # One text in eight is enough for the tokens: there are many more of them.
+        states.append(torch.cat(taught[::8]))
+        tokens.append(torch.cat([row[: len(few)] for row, few in zip(hidden[::8], taught[::8], strict=True)]))
+    _ridge(model.sentence_projection, torch.cat(sentences), torch.cat(pooled))
+    _ridge(model.token_projection, torch.cat(tokens), torch.cat(states))
+
+
+def _ridge(layer: nn.Linear, features: Tensor, targets: Tensor) -> None:
+    extended = torch.cat([features, torch.ones(len(features), 1)], dim=1).double()
+    gram = extended.T @ extended
+    gram += 1e-5 * gram.trace() / len(gram) * torch.eye(len(gram), dtype=torch.float64)
+    weights = torch.linalg.solve(gram, extended.T @ targets.double()).to(layer.weight)
+    layer.weight.copy_(weights[:-1].T)
+    layer.bias.copy_(weights[-1])
+
 
 WINDOW = 64
 """Batches' worth of tokens that are sorted by length together."""
@@ -303,6 +464,62 @@ def _check_and_log(losses: dict[str, Tensor], step: int, progress: Progress) -> 
         progress.event("general stage", step=step, **{name: value.item() for name, value in losses.items()})
 
 
+OUTPUT_LAYER = "classifier.out_proj."
+
+
+def save_student(model: GeneralStudent, tokenizer: Any, folder: Path) -> None:
+    """Write the student without its projections.
+
+    The output layer is left out: ``AutoModelForSequenceClassification`` draws a fresh one for any number of labels.
+
+    Args:
+        model: The trained student.
+        tokenizer: The tokenizer it shares with the teacher.
+        folder: Receives config.json, model.safetensors and the tokenizer's files.
+    """
+    classifier = model.classifier
+    weights = {
+        name: value.detach().to(torch.float16).cpu().contiguous()
+        for name, value in classifier.state_dict().items()
+        if not name.startswith(OUTPUT_LAYER)
+    }
+    atomic_write_bytes(folder / "model.safetensors", save(weights, metadata={"format": "pt"}))
+    classifier.config.architectures = [type(classifier).__name__]
+    # Stored in float16, loaded in float32: fine-tuning in half precision diverges.
+    classifier.config.dtype = torch.float32
+    classifier.config.save_pretrained(folder)
+    positions = int(classifier.config.max_position_embeddings)
+    fit_tokenizer(tokenizer, classifier.config, positions).save_pretrained(folder)
+
+
+def _write_card(folder: Path, config: PretrainConfig, model: GeneralStudent, targets: TeacherTargets) -> None:
+    """Write README.md: what the model is and how it was made."""
+    words = ["l2a", "pretrain"]
+    for name, value in (vars(config) | {"output_dir": config.output_dir.name}).items():
+        flag = f"--{name.replace('_', '-')}"
+        for item in value if isinstance(value, tuple) else (value,):
+            words += [] if item is None or item is False else [flag] if item is True else [flag, str(item)]
+    parameters = sum(parameter.numel() for parameter in model.classifier.parameters())
+    card = _CARD.format(command=shlex.join(words), parameters=parameters, texts=len(targets.encoded))
+    atomic_write_text(folder / "README.md", card)
+
+
+_CARD = """---
+library_name: transformers
+pipeline_tag: text-classification
+---
+# General student
+
+A small sequence classifier without a task: its body was distilled, on unlabelled text, from the teacher's hidden states
+(sentence embeddings, the batch's similarity matrix, token states). Its output layer is not part of the checkpoint;
+`AutoModelForSequenceClassification.from_pretrained(folder, num_labels=...)` draws a fresh one to be trained.
+
+    {command}
+
+With a head of two classes it has {parameters} parameters. It read {texts} texts and variants of them.
+"""
+
+
 def pretrain(config: PretrainConfig, progress: Progress = SILENT) -> Path:
     """Distil a general student and write it; an interrupted run with the same settings continues exactly.
 
@@ -320,10 +537,10 @@ def pretrain(config: PretrainConfig, progress: Progress = SILENT) -> Path:
     with output_folder(config.output_dir, "general student", config.overwrite) as folder:
         device, corpus = best_device(), read_corpus(config, progress)
         teacher = load_encoder(config.teacher, ("0", "1"), seed=0, progress=progress)
-        targets = label_texts(teacher, corpus, config, device, progress)
+        targets = label_texts(teacher, corpus, config.max_length, device, progress)
         model, checkpoint = start_student(teacher, targets, config).to(device), checkpoint_folder(config, targets)
         train(model, targets, config, checkpoint, progress)
         save_student(model, teacher.tokenizer, folder)
-        write_card(folder, config, model, targets)
+        _write_card(folder, config, model, targets)
     shutil.rmtree(checkpoint, ignore_errors=True)
     return config.output_dir

@@ -10,8 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from l2a.pretrain import trainer
-from l2a.pretrain.corpus import PretrainConfig, read_corpus
-from l2a.pretrain.student import TeacherTargets, label_texts
+from l2a.pretrain.corpus import PretrainConfig, TeacherTargets, label_texts, read_corpus
 from l2a.pretrain.trainer import batch_stream, checkpoint_folder, epoch_batches, pretrain, start_student
 from l2a.teacher.model import load_encoder, mean_pool
 from l2a.util.errors import RunError, UsageError
@@ -23,7 +22,7 @@ CPU = torch.device("cpu")
 
 def label(config: PretrainConfig) -> TeacherTargets:
     teacher = load_encoder(config.teacher, ("0", "1"), seed=0)
-    return label_texts(teacher, read_corpus(config), config, CPU)
+    return label_texts(teacher, read_corpus(config), config.max_length, CPU)
 
 
 def mean_loss(config: PretrainConfig, targets: TeacherTargets, model: trainer.GeneralStudent) -> float:
@@ -169,7 +168,7 @@ def test_cached_states_are_the_teachers(make_config: MakeConfig) -> None:
 
 
 def test_the_teacher_reads_a_corpus_once(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    from l2a.pretrain import student as module
+    from l2a.pretrain import corpus as module
 
     first = label(make_config())
 
