@@ -204,7 +204,7 @@ def _print_table(headers: Sequence[str], rows: Sequence[Sequence[str]], title: s
 
 
 def _print_inspection(explained: "Inspection") -> None:
-    importances = [(name, f"{one.loss:+.4f}", f"{one.changed:.0%}") for name, one in explained.importances.items()]
+    importances = [(name, f"{loss:+.4f}", f"{part:.0%}") for name, (loss, part) in explained.importances.items()]
     _print_table(("feature", "loss (nats)", "decisions changed"), importances, "permutation importance")
     values = [
         (name, *(" ".join(f"{value:.3g}" for value in side) for side in sides))

@@ -6,12 +6,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from l2a.config import SelectorConfig
 from l2a.data.examples import TextInput
-from l2a.selector.agents import AgentCard, load_agent
+from l2a.selector.agents import load_agent
 from l2a.selector.algorithms import train_agent
 from l2a.selector.environment import Episodes, SelectionTask, build_task
 from l2a.selector.network import TrainedPolicy, load_policy
@@ -64,12 +65,26 @@ def select(
         scores = RULES[card.rule](problem, rng)
         rate = 1.0 if card.rule == "all" else config.keep_rate
         return Selection(keep_best(scores, rate, problem.classes), scores, config.agent, {})
-    task, policies, others, facts = _policies(problem, config, card, rng, start_from, progress)
+    others: tuple[Floats, ...] = ()
+    facts: dict[str, Fact] = {}
+    if card.policy is not None:
+        policies: tuple[TrainedPolicy, ...] = (load_policy(Path(card.policy)),)
+        task = build_task(problem, config, policies[0].feature_names)
+        # It has not seen these influences. Random halves are worth much the same, and the two rewards of eight of them
+        # would correlate by chance; policies that are trained in the run come near the best half of themselves.
+        others = (task.surrogate.influences, -task.surrogate.influences)
+    else:
+        task = build_task(problem, config, None if start_from is None else start_from.feature_names)
+        training = train_agent([task], config.agent, card, config, int(rng.integers(2**31)), start_from, progress)
+        policies, facts["training_steps"] = training.snapshots, training.steps
+        facts |= {"steps_per_second": training.steps_per_second, "reward_curve": list(training.reward_curve)}
     judged = [score_pool(policy, task, config.keep_rate, rng) for policy in policies]
     best = last = len(policies) - 1
     if problem.real_reward is not None and config.real_evaluations > 0:
         tiers, judged = rerank(judged, task, problem.real_reward, config, rng, others)
-        facts, best = facts | tiers.facts(), tiers.chosen
+        best = tiers.chosen
+        facts |= {"tier_correlation": tiers.correlation, "tiers_agree": tiers.trusted}
+        facts |= {"surrogate_rewards": list(tiers.surrogate), "real_rewards": list(tiers.real)}
         facts["chosen"] = "learned policy" if best <= last else "another selection"
     kept = keep_best(judged[best], config.keep_rate, task.classes)
     return Selection(kept, judged[best], config.agent, facts, policies[min(best, last)], fell_back=best > last)
@@ -94,32 +109,6 @@ def apply_policy(
     return Selection(keep_best(scores, config.keep_rate, problem.classes), scores, policy.agent, {}, policy)
 
 
-def _policies(
-    problem: SelectionProblem,
-    config: SelectorConfig,
-    card: AgentCard,
-    rng: np.random.Generator,
-    start_from: TrainedPolicy | None,
-    progress: Progress,
-) -> tuple[SelectionTask, Sequence[TrainedPolicy], Sequence[Floats], dict[str, Fact]]:
-    """Load or train the policies; give the scores that the real reward judges besides, and facts of the training."""
-    if card.policy is not None:
-        policy = load_policy(Path(card.policy))
-        task = build_task(problem, config, policy.feature_names)
-        # It has not seen these influences. Random halves are worth much the same, and the two rewards of eight of them
-        # would correlate by chance; policies that are trained in the run come near the best half of themselves.
-        return task, [policy], (task.surrogate.influences, -task.surrogate.influences), {}
-    task = build_task(problem, config, None if start_from is None else start_from.feature_names)
-    seed = int(rng.integers(2**31))
-    training = train_agent([task], config.agent, card, config, seed, start_from, progress)
-    facts: dict[str, Fact] = {
-        "training_steps": training.steps,
-        "steps_per_second": training.steps_per_second,
-        "reward_curve": list(training.reward_curve),
-    }
-    return task, training.snapshots, (), facts
-
-
 def score_pool(policy: TrainedPolicy, task: SelectionTask, keep_rate: float, rng: np.random.Generator) -> Floats:
     """Score every candidate the way the policy was trained: in episodes, each over a random part of the pool.
 
@@ -135,7 +124,10 @@ def score_pool(policy: TrainedPolicy, task: SelectionTask, keep_rate: float, rng
     Returns:
         float32 (N,), mean logits.
     """
-    orders = np.concatenate([_cut(task, rng) for _ in range(PASSES)])
+    # The last episode is filled up with candidates of the first: an episode is never longer than the pool, so none is
+    # shown twice in one.
+    shown, passes = task.steps * task.batch, [rng.permutation(len(task)) for _ in range(PASSES)]
+    orders = np.concatenate([np.append(order, order[: -len(order) % shown]) for order in passes]).reshape(-1, shown)
     episodes = Episodes(task, len(orders))
     episodes.reset(np.arange(len(orders)), orders)
     totals, counts = np.zeros(len(task)), np.zeros(len(task))
@@ -148,14 +140,6 @@ def score_pool(policy: TrainedPolicy, task: SelectionTask, keep_rate: float, rng
         np.put_along_axis(kept, np.argsort(-logits, axis=1, kind="stable")[:, :share], True, axis=1)
         episodes.step(kept)
     return (totals / counts).astype(np.float32)
-
-
-def _cut(task: SelectionTask, rng: np.random.Generator) -> NDArray[np.int64]:
-    # The last episode is filled up with candidates of the first: an episode is never longer than the pool, so none
-    # is shown twice in one.
-    shown = task.steps * task.batch
-    order = rng.permutation(len(task))
-    return np.concatenate([order, order[: -len(order) % shown]]).reshape(-1, shown)
 
 
 @dataclass(frozen=True)
@@ -175,15 +159,6 @@ class Tiers:
     real: tuple[float, ...]
     correlation: float
     trusted: bool
-
-    def facts(self) -> dict[str, Fact]:
-        """Say it for the run's diagnostics."""
-        return {
-            "tier_correlation": self.correlation,
-            "tiers_agree": self.trusted,
-            "surrogate_rewards": list(self.surrogate),
-            "real_rewards": list(self.real),
-        }
 
 
 def rerank(
@@ -262,25 +237,14 @@ def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
 
 
 @dataclass(frozen=True)
-class Importance:
-    """What a feature is worth to a policy (permutation importance: Breiman, 2001).
-
-    Attributes:
-        loss: Surrogate reward, in nats, that is lost on the mean when the feature is shuffled over the candidates.
-        changed: Share of the candidates that are then decided on otherwise.
-    """
-
-    loss: float
-    changed: float
-
-
-@dataclass(frozen=True)
 class Inspection:
     """A policy's choice from one pool, explained.
 
     Attributes:
         selection: The choice.
-        importances: By feature, the most important first; all operators together count as one.
+        importances: By feature, what shuffling it over the candidates costs on the mean (permutation importance:
+            Breiman, 2001): surrogate reward in nats, and the share of candidates then decided on otherwise. The most
+            important comes first; all operators together count as one.
         quartiles: By feature, the quartiles among the kept and among the dropped candidates, in its own units.
         operators: By operator, its share of the kept and of the dropped candidates.
         kept_texts: Up to ten kept candidates with their scores, the best first.
@@ -288,7 +252,7 @@ class Inspection:
     """
 
     selection: Selection
-    importances: Mapping[str, Importance]
+    importances: Mapping[str, tuple[float, float]]
     quartiles: Mapping[str, tuple[Floats, Floats]]
     operators: Mapping[str, tuple[float, float]]
     kept_texts: tuple[tuple[float, TextInput], ...]
@@ -310,36 +274,35 @@ def inspect_policy(
         The explanation.
     """
     task = build_task(problem, config, policy.feature_names)
-    seed = int(rng.integers(2**31))  # every scoring shows the candidates in the same orders
+    matrix, seed = task.features.matrix, int(rng.integers(2**31))  # every scoring shows candidates in the same orders
 
-    def choose(matrix: Floats) -> tuple[Floats, NDArray[np.bool_]]:
-        shown = replace(task, features=replace(task.features, matrix=matrix))
+    def choose(seen: Floats) -> tuple[Floats, NDArray[np.bool_]]:
+        shown = replace(task, features=replace(task.features, matrix=seen))
         scores = score_pool(policy, shown, config.keep_rate, np.random.default_rng(seed))
         return scores, keep_best(scores, config.keep_rate, task.classes)
 
-    scores, kept = choose(task.features.matrix)
+    scores, kept = choose(matrix)
     groups: dict[str, list[int]] = {}
     for column, name in enumerate(task.features.names):
         groups.setdefault("operator" if name.startswith(OPERATOR_PREFIX) else name, []).append(column)
     importances = {}
     for name, columns in groups.items():
-        others = [choose(_shuffled(task.features.matrix, columns, rng))[1] for _ in range(PERMUTATIONS)]
+        others = [choose(_shuffled(matrix, columns, rng))[1] for _ in range(PERMUTATIONS)]
         left = float(np.mean([surrogate_reward(task.surrogate, other) for other in others]))
         changed = float(np.mean([(other != kept).mean() for other in others]))
-        importances[name] = Importance(surrogate_reward(task.surrogate, kept) - left, changed)
-    operators: NDArray[np.str_] = np.array(problem.pool.operators)
+        importances[name] = (surrogate_reward(task.surrogate, kept) - left, changed)
+    shares = pd.crosstab(np.array(problem.pool.operators), kept, normalize="columns")
+    both = shares.reindex(columns=[True, False], fill_value=0.0)
     order = np.argsort(-scores, kind="stable")
-    shown = [(float(scores[i]), problem.pool.inputs[i]) for i in order]
+    sides = (order[kept[order]], order[~kept[order]][::-1])
+    best, worst = (tuple((float(scores[i]), problem.pool.inputs[i]) for i in side[:TEXTS]) for side in sides)
     return Inspection(
         Selection(kept, scores, policy.agent, {}, policy),
-        dict(sorted(importances.items(), key=lambda item: (-item[1].loss, item[0]))),
+        dict(sorted(importances.items(), key=lambda item: (-item[1][0], item[0]))),
         {name: (_quartiles(v[kept]), _quartiles(v[~kept])) for name, v in measurements(problem).items()},
-        {
-            name: (_share(name, operators[kept]), _share(name, operators[~kept]))
-            for name in sorted(set(operators.tolist()))
-        },
-        tuple(text for text, i in zip(shown, order, strict=True) if kept[i])[:TEXTS],
-        tuple(text for text, i in zip(shown[::-1], order[::-1], strict=True) if not kept[i])[:TEXTS],
+        {str(name): (of_kept, of_dropped) for name, of_kept, of_dropped in both.itertuples(name=None)},
+        best,
+        worst,
     )
 
 
@@ -350,10 +313,5 @@ def _shuffled(matrix: Floats, columns: list[int], rng: np.random.Generator) -> F
 
 
 def _quartiles(values: Floats) -> Floats:
-    empty = np.full(len(QUARTILES), np.nan)
-    found: Floats = (np.quantile(values, QUARTILES) if len(values) else empty).astype(np.float32)
+    found: Floats = np.quantile(values if len(values) else [np.nan], QUARTILES).astype(np.float32)
     return found
-
-
-def _share(name: str, operators: NDArray[np.str_]) -> float:
-    return float((operators == name).mean()) if len(operators) else 0.0
