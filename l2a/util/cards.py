@@ -1,5 +1,6 @@
 """YAML cards (agents, domains, configs): shipped ones and those of the working directory, checked strictly."""
 
+import contextlib
 import dataclasses
 import logging
 import types
@@ -18,14 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 def shipped_folder(kind: str) -> Path:
-    """Locate the cards that come with the package.
-
-    Args:
-        kind: "agents", "domains", "configs" or "configs/experiments".
-
-    Returns:
-        The folder inside an installed package, or beside it in a checkout.
-    """
+    """Locate the cards that come with the package: inside an installed package, or beside it in a checkout."""
     shipped = PACKAGE / "shipped"
     return (shipped if shipped.is_dir() else PACKAGE.parent) / kind
 
@@ -44,14 +38,7 @@ def list_cards(kind: str) -> dict[str, Path]:
 
 
 def find_card(kind: str, name: str) -> Path:
-    """Find one card by name.
-
-    Args:
-        kind: "agents", "domains", "configs" or "configs/experiments".
-        name: The file's name without ``.yaml``.
-
-    Returns:
-        The card's file.
+    """Find the file of one card by the name that it has without ``.yaml``.
 
     Raises:
         UsageError: If there is no such card; the names that exist are listed.
@@ -81,13 +68,7 @@ class _UniqueKeys(yaml.SafeLoader):
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML file that holds a mapping.
-
-    Args:
-        path: The file.
-
-    Returns:
-        The mapping; an empty file gives an empty one.
+    """Read a YAML file that holds a mapping; an empty file gives an empty one.
 
     Raises:
         UsageError: If the file is missing, is not YAML or is not a mapping.
@@ -147,29 +128,24 @@ def _convert(hint: Any, value: Any, where: str, problems: list[str]) -> Any:
         return _build(hint, value, f"{where}.", problems)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        return _convert_union(arguments, value, where, problems)
+        trials: list[list[str]] = [[] for _ in arguments]
+        for argument, trial in zip(arguments, trials, strict=True):
+            converted = _convert(argument, value, where, trial)
+            if not trial:
+                return converted
+        problems.append(min(trials, key=len)[0])
+        return None
     if origin is tuple and isinstance(value, list | tuple):
         return tuple(_convert(arguments[0], item, f"{where}[{i}]", problems) for i, item in enumerate(value))
-    if origin is not None and isinstance(origin, type) and issubclass(origin, Mapping) and isinstance(value, Mapping):
+    if isinstance(origin, type) and issubclass(origin, Mapping) and isinstance(value, Mapping):
         return {str(key): _convert(arguments[1], item, f"{where}.{key}", problems) for key, item in value.items()}
     if origin is typing.Literal:
         if value not in arguments:
-            hint_text = did_you_mean(str(value), [str(a) for a in arguments])
-            problems.append(f"{where} is {value!r}{hint_text}; give one of {', '.join(map(str, arguments))}")
+            names = [str(argument) for argument in arguments]
+            hint = did_you_mean(str(value), names)
+            problems.append(f"{where} is {value!r}{hint}; give one of {', '.join(names)}")
         return value
     return _convert_scalar(hint, value, where, problems)
-
-
-def _convert_union(arguments: tuple[Any, ...], value: Any, where: str, problems: list[str]) -> Any:
-    trials: list[list[str]] = []
-    for argument in arguments:
-        trial: list[str] = []
-        converted = _convert(argument, value, where, trial)
-        if not trial:
-            return converted
-        trials.append(trial)
-    problems.append(min(trials, key=len)[0])
-    return None
 
 
 def _convert_scalar(hint: Any, value: Any, where: str, problems: list[str]) -> Any:
@@ -177,12 +153,9 @@ def _convert_scalar(hint: Any, value: Any, where: str, problems: list[str]) -> A
         return value
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if hint is float and isinstance(value, str):
-        # YAML 1.1 reads 1e-4 (without a dot) as a string.
-        try:
+    if hint is float and isinstance(value, str):  # YAML 1.1 reads 1e-4, without a dot, as a string
+        with contextlib.suppress(ValueError):
             return float(value)
-        except ValueError:
-            pass
     wrong_bool = isinstance(value, bool) and hint is not bool
     if not isinstance(hint, type) or not isinstance(value, hint) or wrong_bool:
         name = hint.__name__ if isinstance(hint, type) else str(hint)

@@ -16,15 +16,7 @@ class RunError(ValueError):
 
 
 def did_you_mean(word: str, allowed: Iterable[str]) -> str:
-    """Suggest the nearest allowed word.
-
-    Args:
-        word: What was written.
-        allowed: What could have been meant.
-
-    Returns:
-        " (did you mean 'x'?)", or "" when nothing is close.
-    """
+    """Suggest the nearest allowed word: " (did you mean 'x'?)", or "" when nothing is close."""
     close = difflib.get_close_matches(word, list(allowed), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
@@ -47,14 +39,7 @@ FIXES = {
 
 
 def os_error_sentence(error: OSError) -> str:
-    """Say in one sentence what the system refused.
-
-    Args:
-        error: What was raised.
-
-    Returns:
-        The path where the error has one, the reason and the fix.
-    """
+    """Say in one sentence what the system refused: the path where the error has one, the reason and the fix."""
     where = f"{error.filename}: " if error.filename is not None else ""
     return where + FIXES.get(error.errno or 0, f"{error.strerror or error}; check the path and the disk")
 

@@ -1,8 +1,8 @@
-"""Files that are written whole or not at all, and output folders that hold nothing but what a run wrote.
+"""Files written whole or not at all, output folders that hold nothing but what a run wrote, and the cache.
 
-An output folder carries a mark, ``l2a.json``, that lists its files. While a run works, its results lie in a hidden
-folder inside; at the end they are moved to their places, and the mark comes last. A run that replaces an older one
-moves that one's files aside first, so that a kill at any moment leaves either the old run or the new one, whole.
+An output folder carries a mark, ``l2a.json``, that lists its files. A run's results lie in a hidden folder inside
+until its end; then the older run's files step aside, the new ones take their places, and the mark comes last, so that
+a kill at any moment leaves either the old run or the new one, whole. Cache folders are checked on every use.
 """
 
 import contextlib
@@ -61,17 +61,7 @@ def _plain(value: Any) -> Any:
 
 
 def sha256_file(path: Path) -> str:
-    """Hash a file without reading it into memory at once.
-
-    Args:
-        path: The file.
-
-    Returns:
-        64 hexadecimal digits.
-
-    Raises:
-        OSError: If the file cannot be read.
-    """
+    """Hash a file without reading it into memory at once, as 64 hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -105,29 +95,13 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
 
 
 def atomic_write_bytes(path: Path, data: bytes) -> None:
-    """Write a file in one step; see ``atomic_file``.
-
-    Args:
-        path: The file.
-        data: Its content.
-
-    Raises:
-        RunError: As for ``atomic_file``.
-    """
+    """Write a file in one step; see ``atomic_file``."""
     with atomic_file(path) as file:
         file.write(data)
 
 
 def atomic_write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 text file in one step.
-
-    Args:
-        path: The file.
-        text: Its content.
-
-    Raises:
-        RunError: As for ``atomic_write_bytes``.
-    """
+    """Write a UTF-8 text file in one step; see ``atomic_file``."""
     atomic_write_bytes(path, text.encode("utf-8"))
 
 
@@ -165,17 +139,12 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def restore_folder(path: Path) -> None:
-    """Clean up after a process that was killed inside ``atomic_folder``: the last whole folder is put back.
-
-    Args:
-        path: The final folder.
-    """
+    """Clean up after a process that was killed inside ``atomic_folder``: the last whole folder is put back."""
     for old in path.parent.glob(f".{path.name}{OLD}*"):
         if not path.exists():
             os.replace(old, path)
-    for kind in (NEW, OLD):
-        for left in path.parent.glob(f".{path.name}{kind}*"):
-            shutil.rmtree(left, ignore_errors=True)
+    for left in (*path.parent.glob(f".{path.name}{NEW}*"), *path.parent.glob(f".{path.name}{OLD}*")):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -197,12 +166,14 @@ def output_folder(path: Path, kind: str, overwrite: bool = False) -> Iterator[Pa
         UsageError: If the path is a file, holds files that are not ours, or an older result without ``overwrite``.
         RunError: If the path cannot be written, or another process writes it now.
     """
-    _refuse_files(path)
+    part = next((part for part in (path, *path.parents) if part.exists()), path)
+    if part.exists() and not part.is_dir():
+        raise UsageError(f"--output-dir {path}: {part} is a file; name a folder")
     is_new = not path.exists()
     with os_errors_as_run_error(path):
         path.mkdir(parents=True, exist_ok=True)
         try:
-            with _locked(path):
+            with FileLock(path / LOCK, timeout=0):
                 _recover(path)
                 old = _refuse_foreign_content(path, kind, overwrite)
                 staging = Path(tempfile.mkdtemp(dir=path, prefix=NEW))
@@ -215,26 +186,12 @@ def output_folder(path: Path, kind: str, overwrite: bool = False) -> Iterator[Pa
                     raise
                 finally:
                     shutil.rmtree(staging, ignore_errors=True)
+        except Timeout as error:
+            message = f"--output-dir {path}: another run is writing there; wait for it, or name another folder"
+            raise RunError(message) from error
         finally:
             if is_new and [child.name for child in path.iterdir()] == [LOCK]:
                 shutil.rmtree(path, ignore_errors=True)
-
-
-def _refuse_files(path: Path) -> None:
-    part = next((part for part in (path, *path.parents) if part.exists()), None)
-    if part is not None and not part.is_dir():
-        raise UsageError(f"--output-dir {path}: {part} is a file; name a folder")
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    try:
-        with FileLock(path / LOCK, timeout=0):
-            yield
-    except Timeout as error:
-        raise RunError(
-            f"--output-dir {path}: another run is writing there; wait for it, or name another folder"
-        ) from error
 
 
 def _refuse_foreign_content(path: Path, kind: str, overwrite: bool) -> list[str]:
@@ -244,23 +201,15 @@ def _refuse_foreign_content(path: Path, kind: str, overwrite: bool) -> list[str]
         return []
     mark = read_mark(path)
     if mark is None or mark.get("kind") != kind:
-        raise UsageError(
-            f"--output-dir {path}: it holds other files ({', '.join(sorted(present)[:3])}); name a new folder"
-        )
+        shown = ", ".join(sorted(present)[:3])
+        raise UsageError(f"--output-dir {path}: it holds other files ({shown}); name a new folder")
     if not overwrite:
         raise UsageError(f"--output-dir {path}: it holds a finished {kind}; add --overwrite to replace it")
     return list(mark["files"])
 
 
 def read_mark(path: Path) -> dict[str, Any] | None:
-    """Read the mark of a finished output folder.
-
-    Args:
-        path: The output folder.
-
-    Returns:
-        "format", "kind" and "files" (path inside the folder to sha256), or None where there is no readable mark.
-    """
+    """Read an output folder's mark: "format", "kind" and "files" (path inside to sha256), or None without one."""
     try:
         mark = json.loads((path / MARK).read_text("utf-8"))
         return dict(mark) if mark["format"] == MARK_FORMAT and isinstance(mark["files"], dict) else None
@@ -269,18 +218,19 @@ def read_mark(path: Path) -> dict[str, Any] | None:
 
 
 def _install(staging: Path, path: Path, kind: str, old: list[str]) -> None:
-    names = sorted(file.relative_to(staging).as_posix() for file in staging.rglob("*") if file.is_file())
-    taken = [name for name in names if name not in old and (path / name).exists()]
-    if taken:
+    hashes = _hashes(staging)
+    names = list(hashes)
+    if taken := [name for name in names if name not in old and (path / name).exists()]:
         raise RunError(f"--output-dir {path}: {taken[0]} exists but is not part of a {kind}; move it and run again")
-    mark = {"format": MARK_FORMAT, "kind": kind, "files": {name: sha256_file(staging / name) for name in names}}
     aside = Path(tempfile.mkdtemp(dir=path, prefix=OLD))
     _move([MARK, *old], path, aside)  # without its mark the old run is not taken for whole
     atomic_write_text(aside / NAMES, json.dumps(names))
     _move(names, staging, path)
-    atomic_write_text(path / MARK, to_json(mark, indent=1) + "\n")
+    atomic_write_text(path / MARK, to_json({"format": MARK_FORMAT, "kind": kind, "files": hashes}, indent=1) + "\n")
     shutil.rmtree(aside, ignore_errors=True)
-    _remove_empty_folders(path, old)
+    for folder in sorted({parent for name in old for parent in Path(name).parents if parent != Path()}, reverse=True):
+        with contextlib.suppress(OSError):  # not empty, or gone
+            (path / folder).rmdir()
     (path / FAILED_LOG).unlink(missing_ok=True)
 
 
@@ -304,12 +254,6 @@ def _move(names: list[str], source: Path, target: Path) -> None:
         if (source / name).exists():
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             os.replace(source / name, target / name)
-
-
-def _remove_empty_folders(path: Path, names: list[str]) -> None:
-    for folder in sorted({parent for name in names for parent in Path(name).parents if parent != Path()}, reverse=True):
-        with contextlib.suppress(OSError):  # not empty, or gone
-            (path / folder).rmdir()
 
 
 @contextlib.contextmanager
@@ -396,14 +340,14 @@ def cached_folder(kind: str, key: str, build: Callable[[Path], None]) -> Path:
             if not folder.exists():
                 with atomic_folder(folder) as temporary:
                     build(temporary)
-                    _write_manifest(temporary)
+                    atomic_write_text(temporary / MANIFEST, json.dumps(_hashes(temporary), indent=1))
     return folder
 
 
-def _write_manifest(folder: Path) -> None:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    sums = {str(path.relative_to(folder)): sha256_file(path) for path in files}
-    atomic_write_text(folder / MANIFEST, json.dumps(sums, indent=1))
+def _hashes(folder: Path) -> dict[str, str]:
+    """The sha256 of every file in a folder, by its path inside."""
+    names = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
+    return {name: sha256_file(folder / name) for name in names}
 
 
 def _is_intact(folder: Path) -> bool:
@@ -415,11 +359,7 @@ def _is_intact(folder: Path) -> bool:
 
 
 def cache_sizes() -> dict[str, tuple[int, int]]:
-    """Measure what the cache holds.
-
-    Returns:
-        For each kind of entry their number and their size in bytes.
-    """
+    """Measure what the cache holds: for each kind of entry their number and their size in bytes."""
     sizes = {}
     for kind in sorted(path for path in cache_root().iterdir() if path.is_dir()):
         entries = [entry for entry in kind.iterdir() if not entry.name.startswith(".")]
@@ -441,8 +381,7 @@ def clear_cache(kinds: tuple[str, ...] = ()) -> int:
         UsageError: If the cache holds no such kind.
     """
     sizes = cache_sizes()
-    unknown = [kind for kind in kinds if kind not in sizes]
-    if unknown:
+    if unknown := [kind for kind in kinds if kind not in sizes]:
         raise UsageError(f"cache: there is no kind {unknown[0]!r}; it holds {', '.join(sizes) or 'nothing'}")
     for kind in kinds or tuple(sizes):
         shutil.rmtree(cache_root() / kind, ignore_errors=True)

@@ -88,30 +88,22 @@ class RunProgress:
         started, self._depth = time.monotonic(), self._depth + 1
 
         def advance(amount: int) -> None:
-            if self._bars and task is not None:
+            if self._bars:
                 self._bars.advance(task, amount)
 
         try:
             yield advance
         finally:
             self._depth -= 1
-            self._close_stage(name, time.monotonic() - started, task)
-
-    def _close_stage(self, name: str, seconds: float, task: Any) -> None:
-        if self._depth == 0:
-            self.seconds_by_stage[name] = self.seconds_by_stage.get(name, 0.0) + seconds
-        self.event("stage", stage=name, seconds=round(seconds, 3))
-        if self._bars and task is not None:
-            total = self._bars.tasks[self._bars.task_ids.index(task)].total
-            self._bars.update(task, total=total or 1, completed=total or 1, visible=self._depth == 0)
+            seconds = time.monotonic() - started
+            if self._depth == 0:
+                self.seconds_by_stage[name] = self.seconds_by_stage.get(name, 0.0) + seconds
+            self.event("stage", stage=name, seconds=round(seconds, 3))
+            if self._bars:
+                self._bars.update(task, total=total or 1, completed=total or 1, visible=self._depth == 0)
 
     def event(self, name: str, **values: Any) -> None:
-        """Append one JSON line to the log, and show it when verbose.
-
-        Args:
-            name: Kind of event.
-            **values: Its facts.
-        """
+        """Append one JSON line to the log, and show it when verbose."""
         line = {"seconds": round(time.monotonic() - self._started, 3), "event": name, **values}
         if self._log:
             self._log.write(to_json(line) + "\n")
@@ -120,11 +112,7 @@ class RunProgress:
             self.say(f"{name}: {' '.join(f'{key}={value}' for key, value in values.items())}")
 
     def say(self, sentence: str) -> None:
-        """Show a sentence on the console that the bars are on, unless the run is quiet.
-
-        Args:
-            sentence: What to say.
-        """
+        """Show a sentence on the console that the bars are on, unless the run is quiet."""
         if self._bars:
             self._bars.console.print(sentence, markup=False, highlight=False, soft_wrap=True)
         elif self._verbosity >= 0:
@@ -142,9 +130,13 @@ def _make_bars() -> Any:
     from rich import progress as rich_progress
     from rich.console import Console
 
-    names = ("BarColumn", "MofNCompleteColumn", "TimeElapsedColumn", "TimeRemainingColumn")
-    columns = [getattr(rich_progress, name)() for name in names]
-    text = rich_progress.TextColumn("{task.description}")
-    bars = rich_progress.Progress(text, *columns, console=Console(stderr=True))
+    bars = rich_progress.Progress(
+        rich_progress.TextColumn("{task.description}"),
+        rich_progress.BarColumn(),
+        rich_progress.MofNCompleteColumn(),
+        rich_progress.TimeElapsedColumn(),
+        rich_progress.TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )
     bars.start()
     return bars

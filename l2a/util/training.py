@@ -16,11 +16,7 @@ Number = TypeVar("Number", bound=np.generic)
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed torch on the CPU and every GPU, and put its generators back afterwards.
-
-    Args:
-        seed: Of weights and dropout drawn inside.
-    """
+    """Seed torch on the CPU and every GPU, and put its generators back afterwards."""
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         yield
@@ -28,11 +24,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model in eval mode, and back into the mode that it came in.
-
-    Args:
-        model: Any module.
-    """
+    """Put a model in eval mode, and back into the mode that it came in."""
     training = model.training
     model.eval()
     try:
@@ -42,32 +34,17 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def best_device() -> torch.device:
-    """Choose a GPU where there is one.
-
-    Returns:
-        The device that models are trained on.
-    """
+    """Return the device that models are trained on: a GPU where there is one."""
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if uses_gpu() else CPU
 
 
 def uses_gpu() -> bool:
-    """Tell whether there is a GPU that ``accelerate launch --cpu`` has not ruled out.
-
-    Returns:
-        True where models are trained on it.
-    """
+    """Tell whether there is a GPU that ``accelerate launch --cpu`` has not ruled out."""
     return torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "false").lower() != "true"
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
-    """Tell whether matrix products in bfloat16 are much faster than in float32 on a device.
-
-    Args:
-        device: Where a model is.
-
-    Returns:
-        True on GPUs that support it and on CPUs with AMX tiles.
-    """
+    """Tell whether bfloat16 products are much faster: on GPUs that support it and on CPUs with AMX tiles."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported())
     return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
@@ -111,11 +88,7 @@ def join_processes() -> None:
 
 
 def broadcast_weights(tensors: Iterable[torch.Tensor]) -> None:
-    """Overwrite tensors by those of the first process.
-
-    Args:
-        tensors: On the training device, of the same shapes in every process.
-    """
+    """Overwrite tensors on the training device by those of the first process, which have the same shapes."""
     if process_count() > 1:
         from accelerate import utils
 
@@ -124,14 +97,7 @@ def broadcast_weights(tensors: Iterable[torch.Tensor]) -> None:
 
 
 def broadcast(values: NDArray[Number]) -> NDArray[Number]:
-    """Take the first process's numbers in all: kernels of GPUs may differ in the last digits.
-
-    Args:
-        values: Numbers of the same shape and dtype in every process.
-
-    Returns:
-        The first process's.
-    """
+    """Take the first process's numbers in all: kernels of GPUs may differ in the last digits."""
     if process_count() == 1:
         return values
     sent = torch.from_numpy(values.copy()).to(best_device())
@@ -141,11 +107,7 @@ def broadcast(values: NDArray[Number]) -> NDArray[Number]:
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Add up the gradients of all processes, in one message.
-
-    Args:
-        parameters: Those with gradients, in the same order in every process.
-    """
+    """Add up the gradients of all processes in one message; parameters come in the same order in each."""
     if process_count() == 1:
         return
     from accelerate import utils
