@@ -5,7 +5,6 @@ what the student reads: the foils of projection to tokens (AugPro, arXiv 2210.11
 plain reading in the trainer: the changed examples are an ordinary set of the mixture, known by its place.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -45,16 +44,7 @@ class MixedBatches:
     weights: Weights
 
     def __call__(self, student: Student, data: DistillationSet, indices: Indices) -> tuple[Batch, TeacherOutputs]:
-        """Read a batch.
-
-        Args:
-            student: Gives its word embeddings; gradients reach them.
-            data: The joined sets; the teacher's outputs of the mixed examples are those of the mixes.
-            indices: int64 (B,), positions.
-
-        Returns:
-            inputs_embeds, float32 (B, L, e), with the masks of the padded batch, and the teacher's outputs.
-        """
+        """Read a batch, as a ``BatchReader``; the teacher's outputs of the mixed examples are those of the mixes."""
         mixed = (indices >= self.start) & (indices < self.start + len(self.weights))
         offsets = np.where(mixed, indices - self.start, 0)
         weights = np.where(mixed, self.weights[offsets], np.float32(1.0)).astype(np.float32)
@@ -139,9 +129,16 @@ class PerturbedBatches:
         table, device = student.model.get_input_embeddings(), student.output.weight.device
         embeds = table(batch.pop("input_ids"))
         chosen, places = indices[rows] - self.start, torch.from_numpy(rows).to(device)
-        mine = {name: value[places] for name, value in batch.items()} | {"inputs_embeds": embeds[places].detach()}
+        mine = {name: value[places] for name, value in batch.items()} | {"inputs_embeds": embeds[places]}
         theirs = mix_pairs(self.teacher.encoder, self.texts, chosen, chosen, np.ones(len(chosen), np.float32))
-        ascent, teacher_ascent = divergence_gradients(student, mine, self.teacher, theirs)
+        for part in (mine, theirs):
+            part["inputs_embeds"] = part["inputs_embeds"].detach().requires_grad_(True)
+        with evaluating(student.model):
+            student_logits, _ = student(mine)
+            with mixed_precision(device):
+                teacher_logits, _ = self.teacher(theirs)
+            loss = soft_label_loss(student_logits, teacher_logits.float(), 1.0, "none").sum()
+            ascent, teacher_ascent = torch.autograd.grad(loss, (mine["inputs_embeds"], theirs["inputs_embeds"]))
         shift = _step(ascent, self.student_open, chosen, self.student_step)
         teacher_shift = _step(teacher_ascent, self.teacher_open, chosen, self.teacher_step)
         theirs["inputs_embeds"] = theirs["inputs_embeds"] + teacher_shift
@@ -150,30 +147,6 @@ class PerturbedBatches:
         taught = TeacherOutputs(outputs.logits.copy(), outputs.embeddings.copy())
         taught.logits[rows], taught.embeddings[rows] = logits, pooled
         return batch | {"inputs_embeds": embeds.index_add(0, places, shift)}, taught
-
-
-def divergence_gradients(
-    student: Student, student_batch: Mapping[str, Tensor], teacher: Teacher, teacher_batch: Mapping[str, Tensor]
-) -> tuple[Tensor, Tensor]:
-    """Differentiate KL(p_T || p_S) by the inputs of both models, in eval mode.
-
-    Args:
-        student: In any mode, which is restored.
-        student_batch: B examples with inputs_embeds, float32 (B, L, e).
-        teacher: In eval mode.
-        teacher_batch: The same examples with inputs_embeds, float32 (B, M, d).
-
-    Returns:
-        float32 (B, L, e) and float32 (B, M, d).
-    """
-    mine, theirs = (batch["inputs_embeds"].detach().requires_grad_(True) for batch in (student_batch, teacher_batch))
-    with evaluating(student.model):
-        student_logits, _ = student({**student_batch, "inputs_embeds": mine})
-        with mixed_precision(theirs.device):
-            teacher_logits, _ = teacher({**teacher_batch, "inputs_embeds": theirs})
-        losses = soft_label_loss(student_logits, teacher_logits.float(), 1.0, "none")
-        gradient, teacher_gradient = torch.autograd.grad(losses.sum(), (mine, theirs))
-    return gradient, teacher_gradient
 
 
 def _step(gradient: Tensor, is_open: EncodedTexts, indices: Indices, length: float) -> Tensor:

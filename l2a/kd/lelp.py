@@ -124,16 +124,12 @@ def _fit_class(
         directions = qr(drawn - seen @ (seen.T @ drawn), mode="economic")[0]
     else:
         _, vectors = eigh(unseen.T @ unseen, subset_by_index=[width - count, width - 1])
-        directions = vectors @ _random_rotation(count, rng)
+        orthonormal, triangular = qr(rng.standard_normal((count, count)))
+        rotation = orthonormal * np.where(np.diag(triangular) < 0, -1.0, 1.0)  # uniform (Mezzadri, 2007)
+        directions = vectors @ rotation
         directions -= seen @ (seen.T @ directions)  # a class of rank below S_c has directions outside the null space
     rms = float(np.sqrt(np.mean((unseen @ directions) ** 2))) if len(rows) else 1.0
     return mean, directions, max(rms, 1e-6)
-
-
-def _random_rotation(size: int, rng: Generator) -> Floats:
-    orthonormal, triangular = qr(rng.standard_normal((size, size)))
-    rotation: Floats = orthonormal * np.where(np.diag(triangular) < 0, -1.0, 1.0)  # uniform (Mezzadri, 2007)
-    return rotation
 
 
 def _thinned(indices: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -169,8 +165,7 @@ def subclass_targets(
     scaled = subclasses.scores(outputs.embeddings) / subclass_temperature
     parts = np.split(scaled, np.cumsum(subclasses.counts)[:-1], axis=1)
     inside = np.concatenate([softmax(part, axis=1) for part in parts], axis=1)
-    targets: NDArray[np.float32] = inside * outputs.probabilities(temperature)[:, owners(subclasses.counts)]
-    return targets.astype(np.float32)
+    return (inside * outputs.probabilities(temperature)[:, owners(subclasses.counts)]).astype(np.float32)
 
 
 def subclass_head(output: nn.Linear, counts: tuple[int, ...]) -> nn.Linear:

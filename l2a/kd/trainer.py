@@ -32,6 +32,8 @@ from l2a.util import training
 from l2a.util.errors import RunError, UsageError
 from l2a.util.progress import SILENT, Progress
 
+Sets = Sequence[DistillationSet]
+
 
 class WeightAverage:
     """Exponential moving average of weights: smoother than any single step (Polyak and Juditsky, 1992).
@@ -163,7 +165,7 @@ class KDTrainer:
 
     def train(
         self,
-        sets: Sequence[DistillationSet],
+        sets: Sets,
         shares: Sequence[float],
         steps: int,
         progress: Progress = SILENT,
@@ -203,12 +205,7 @@ class KDTrainer:
         self.student.model.eval()
 
     def _batches(
-        self,
-        data: DistillationSet,
-        sets: Sequence[DistillationSet],
-        shares: Sequence[float],
-        steps: int,
-        renewal: Renewal | None,
+        self, data: DistillationSet, sets: Sets, shares: Sequence[float], steps: int, renewal: Renewal | None
     ) -> Iterator[Indices]:
         parts = np.split(np.arange(len(data)), np.cumsum([len(part) for part in sets])[:-1])
         cycles, used = [cycle(part, self._rng) for part in parts], list(parts)
@@ -217,7 +214,10 @@ class KDTrainer:
         for done in range(0, steps, every):
             if renewal is not None:
                 place = next(number for number, part in enumerate(sets) if part is renewal.pool)
-                kept = renewal.kept if done == 0 else self._chosen_now(renewal, data.take(parts[place]))
+                kept = renewal.kept
+                if done:
+                    logits, _ = run_student(self.student, data.take(parts[place]).encoded)
+                    kept = renewal.choose(training.broadcast(logits))
                 # Only this set starts over, least used first; the others continue where they were.
                 used[place] = parts[place][kept]
                 cycles[place] = cycle(used[place], self._rng, uses)
@@ -226,9 +226,6 @@ class KDTrainer:
             for batch in mixture_batches(cycles, present, lengths, self._config.batch_size, count, self._rng):
                 uses[batch] += 1
                 yield batch
-
-    def _chosen_now(self, renewal: Renewal, pool: DistillationSet) -> Indices:
-        return renewal.choose(training.broadcast(run_student(self.student, pool.encoded)[0]))
 
     @contextmanager
     def _active_vocabulary_only(self, data: DistillationSet) -> Iterator[DistillationSet]:
@@ -273,16 +270,13 @@ class KDTrainer:
             states = torch.from_numpy(taught.embeddings).to(device)
             loss = loss + config.hidden_weight * hidden_state_loss(features, states, self._projection, reduction)
         if not torch.isfinite(loss).all():
-            self._refuse(data, indices, loss.mean().item())
+            ids = data.take(indices[:1]).encoded.ids
+            text = self.student.tokenizer.decode(ids if self._table is None else self._table[0].cpu()[ids])
+            raise RunError(
+                f"kd: the loss is {loss.mean().item()} at step {self.steps_done}, in the batch that begins with "
+                f"{text[:80]!r}; lower kd.learning_rate, or check that the teacher's outputs for these texts are finite"
+            )
         return loss
-
-    def _refuse(self, data: DistillationSet, indices: Indices, loss: float) -> None:
-        ids = data.take(indices[:1]).encoded.ids
-        text = self.student.tokenizer.decode(ids if self._table is None else self._table[0].cpu()[ids])
-        raise RunError(
-            f"kd: the loss is {loss} at step {self.steps_done}, in the batch that begins with {text[:80]!r}; "
-            "lower kd.learning_rate, or check that the teacher's outputs for these texts are finite"
-        )
 
     def _clip_gradients(self) -> float:
         clipped = [parameter for parameter in self._trained_parameters if parameter is not self._projection]
