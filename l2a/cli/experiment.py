@@ -81,8 +81,7 @@ def report_experiment(card: Card, results: Results = RESULTS, pages: Pages = PAG
 
     from l2a.experiments.card import load_experiment
     from l2a.experiments.report import write_figures, write_report
-    from l2a.experiments.results import read_results
-    from l2a.experiments.statistics import METRICS, rank_agreement, summarise, write_summary
+    from l2a.experiments.results import METRICS, rank_agreement, read_results, summarise, write_summary
 
     experiment = load_experiment(card)
     own = read_results(results / experiment.name)
@@ -104,8 +103,7 @@ def compare_experiments(first: Card, second: Card, results: Results = RESULTS) -
 
     from l2a.experiments.card import load_experiment
     from l2a.experiments.report import agreement_section
-    from l2a.experiments.results import read_results
-    from l2a.experiments.statistics import METRICS, rank_agreement
+    from l2a.experiments.results import METRICS, rank_agreement, read_results
     from l2a.util.errors import UsageError
 
     names = [load_experiment(card).name for card in (first, second)]
@@ -127,7 +125,7 @@ def _print_plan(console: "Console", planned: "tuple[PlannedGroup, ...]", workers
     for cell in (cell for group in planned for cell in group):
         state = "finished" if cell.is_finished else "to run"
         teacher = {None: "none", True: "cached", False: "to train"}[cell.is_teacher_cached]
-        seconds = "" if cell.is_finished else f"{cell.seconds + cell.teacher_seconds:.0f}"
+        seconds = "" if cell.is_finished else f"{cell.seconds:.0f}"
         place = cell.cell.place
         name = f"{place.pair} {place.shots} shots, seed {place.seed}, {place.student}: {cell.cell.variant}"
         table.add_row(name, state, teacher, seconds)

@@ -138,14 +138,13 @@ def variant_config(card: ExperimentCard, student: str, variant: str, pair: str) 
 
 
 def _empty_or_repeated(card: ExperimentCard) -> Iterable[str]:
-    axes: dict[str, list[Any]] = {"pairs": [pair.name for pair in card.pairs], "variants": list(card.variants)}
-    axes |= {"shots": list(card.shots), "seeds": list(card.seeds), "students": list(card.students)}
-    for name, values in axes.items():
+    axes: dict[str, list[Any]] = {
+        name: list(getattr(card, name)) for name in ("variants", "shots", "seeds", "students")
+    }
+    for name, values in ({"pairs": [pair.name for pair in card.pairs]} | axes).items():
         if not values:
             yield f"{name}: empty; give at least one entry"
-        for value in values:
-            if values.count(value) > 1:
-                yield f"{name}: {value} is given more than once; give each once"
+        yield from (f"{name}: {it} is given more than once; give each once" for it in values if values.count(it) > 1)
 
 
 def _wrong_variants(card: ExperimentCard) -> Iterable[str]:
@@ -213,28 +212,22 @@ def expand(card: ExperimentCard, data_root: Path | None) -> tuple[Group, ...]:
         All groups.
     """
     by_source: dict[str, list[Group]] = {}
+    root = str(data_root.resolve()) if data_root else None
     for seed, shots, pair in itertools.product(card.seeds, card.shots, card.pairs):
-        by_source.setdefault(pair.source, []).append(_group(card, pair, shots, seed, data_root))
+        cells = []
+        for student, (name, variant) in itertools.product(card.students, card.variants.items()):
+            config = replace(
+                variant_config(card, student, name, pair.name),
+                **{side: getattr(pair, side) for side in ("source", "target", "source_columns", "target_columns")},
+                unlabelled=pair.unlabelled if variant.unlabelled else None,
+                shots=shots,
+                seed=seed,
+                data_root=root,
+            )
+            cells.append(Cell(Place(pair.name, shots, seed, student), name, variant.method, config, card.preset))
+        by_source.setdefault(pair.source, []).append(tuple(cells))
     rounds = itertools.zip_longest(*by_source.values())
     return tuple(group for one_round in rounds for group in one_round if group is not None)
-
-
-def _group(card: ExperimentCard, pair: Pair, shots: int, seed: int, data_root: Path | None) -> Group:
-    cells = []
-    for student, (name, variant) in itertools.product(card.students, card.variants.items()):
-        config = replace(
-            variant_config(card, student, name, pair.name),
-            source=pair.source,
-            target=pair.target,
-            source_columns=pair.source_columns,
-            target_columns=pair.target_columns,
-            unlabelled=pair.unlabelled if variant.unlabelled else None,
-            shots=shots,
-            seed=seed,
-            data_root=str(data_root.resolve()) if data_root else None,
-        )
-        cells.append(Cell(Place(pair.name, shots, seed, student), name, variant.method, config, card.preset))
-    return tuple(cells)
 
 
 def refuse_missing_agents(groups: Iterable[Group]) -> None:
@@ -292,10 +285,10 @@ def decisive(cell: Cell) -> dict[str, Any]:
 
 
 def _flat(config: DistillConfig) -> dict[str, Any]:
-    fields = as_mapping(config)
-    sections = {name: value for name, value in fields.items() if isinstance(value, dict)}
-    flat = {name: value for name, value in fields.items() if name not in sections}
-    return flat | {f"{name}.{key}": value for name, section in sections.items() for key, value in section.items()}
+    flat: dict[str, Any] = {}
+    for name, value in as_mapping(config).items():
+        flat |= {f"{name}.{key}": it for key, it in value.items()} if isinstance(value, dict) else {name: value}
+    return flat
 
 
 def data_files(groups: Iterable[Group], progress: Progress = SILENT) -> dict[str, DataFiles]:

@@ -12,7 +12,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from l2a.experiments.statistics import LEVEL, RESAMPLES, Comparison, Estimate, RankAgreement, Summary
+from l2a.experiments.results import LEVEL, RESAMPLES, Estimate, RankAgreement, Slice, Summary
 from l2a.util.files import atomic_write_bytes, atomic_write_text
 
 # Okabe and Ito (2008), without their yellow, which is too pale for lines on white.
@@ -58,10 +58,9 @@ def _draw_methods(summary: Summary) -> Figure:
     ordered = summary.best_first
     figure, axes = _new_figure(7.0, 0.9 + 0.32 * len(ordered))
     for position, variant in enumerate(ordered):
-        style, level = _style(summary, variant), summary.level(variant)
-        assert level is not None
-        pairs = [summary.level(variant, pair=pair.name) for pair in summary.card.pairs]
-        on_pairs = [100 * pair.mean for pair in pairs if pair is not None]
+        style, level = _style(summary, variant), summary.levels[Slice(variant)]
+        levels = summary.levels.items()
+        on_pairs = [100 * it.mean for at, it in levels if at.pair and at == Slice(variant, pair=at.pair)]
         axes.plot(on_pairs, [position] * len(on_pairs), "|", color="#888888", markersize=9, markeredgewidth=1.2)
         axes.hlines(position, 100 * level.low, 100 * level.high, color=style["color"], linewidth=2)
         axes.plot(100 * level.mean, position, markersize=7, **style)
@@ -173,7 +172,7 @@ def write_report(
         f"![Mean accuracy of each method]({links['methods']})",
         "## Pairs\n\nMean accuracy, %; the best of each pair in bold.\n\n" + _pairs_table(summary),
         f"![Accuracy of each method on each pair]({links['pairs']})",
-        "## Comparisons\n\n" + _matrix(summary) + "\n\n" + _comparisons_table(summary),
+        "## Comparisons\n\n" + _comparisons(summary),
     ]
     if "shots" in links:
         head = [f"{k} per class" for k in card.shots]
@@ -206,9 +205,8 @@ def agreement_section(first: str, second: str, agreements: Iterable[RankAgreemen
         rows = [[f"`{variant}`", f"{100 * one:.1f}", f"{100 * other:.1f}"] for one, other, variant in ranked]
         metric = {"accuracy": "Accuracy", "macro_f1": "Macro-F1"}[item.metric]
         parts.append(
-            f"{metric}: Spearman rank correlation {item.spearman:.2f} over {len(item.means)} methods, "
-            f"on the {item.cells} cells that both cards have for each (mean over pairs: "
-            f"{item.mean_spearman_of_pairs:.2f})."
+            f"{metric}: Spearman rank correlation {item.spearman:.2f} over {len(item.means)} methods, on the "
+            f"{item.cells} cells that both cards have for each (mean over pairs: {item.mean_spearman_of_pairs:.2f})."
         )
         parts.append(_markdown(["method", f"`{first}`, %", f"`{second}`, %"], rows))
     return "\n\n".join(parts)
@@ -223,9 +221,8 @@ def _head(summary: Summary) -> str:
         f"seeds {', '.join(map(str, seeds))}, {len(summary.variants)} methods, budget `{card.preset}`.",
     ]
     if summary.missing:
-        lines.append(
-            f"**{summary.missing} cells have not run yet:** the means of the methods may be over different cells."
-        )
+        different = "the means of the methods may be over different cells"
+        lines.append(f"**{summary.missing} cells have not run yet:** {different}.")
     if summary.outdated:
         lines.append(f"**{summary.outdated} cells were run with settings that differ from the card's.**")
     lines.append(f"Written by `l2a experiment report {card.name}`; run the cells by `l2a experiment run {card.name}`.")
@@ -235,12 +232,11 @@ def _head(summary: Summary) -> str:
 def _methods_table(summary: Summary) -> str:
     def cells(variant: str) -> list[str]:
         results = [result for result in summary.results if result.variant == variant]
-        level = summary.level(variant)
-        assert level is not None
-        middle = (level.interquartile_mean, level.interquartile_low, level.interquartile_high)
+        level = summary.levels[Slice(variant)]
+        middle = _interval(level.interquartile_mean, level.interquartile_low, level.interquartile_high)
         parameters = sum(result.parameters for result in results) / len(results)
         seconds = sum(result.seconds for result in results) / len(results)
-        percents = [_percent(level), _interval(*middle), _percent(summary.level(variant, "macro_f1"))]
+        percents = [_percent(level), middle, _percent(summary.level(variant, "macro_f1"))]
         return [*percents, f"{parameters:,.0f}", f"{seconds:.1f}", str(len(results))]
 
     head = ["accuracy, %", "interquartile mean, %", "macro-F1, %", "parameters", "seconds", "cells"]
@@ -249,39 +245,31 @@ def _methods_table(summary: Summary) -> str:
 
 def _pairs_table(summary: Summary) -> str:
     pairs = [pair.name for pair in summary.card.pairs]
-    levels = {(name, pair): summary.level(name, pair=pair) for name in summary.variants for pair in pairs}
-    best = {pair: max((it.mean for (_, at), it in levels.items() if at == pair and it), default=0.0) for pair in pairs}
+    means = {at: it.mean for at, it in summary.levels.items() if at.metric == "accuracy" and at.pair is not None}
+    best = {pair: max((mean for at, mean in means.items() if at.pair == pair), default=0.0) for pair in pairs}
 
-    def cell(level: Estimate | None, best: float) -> str:
-        if level is None:
-            return "-"
-        return f"**{100 * level.mean:.1f}**" if level.mean == best else f"{100 * level.mean:.1f}"
+    def cell(variant: str, pair: str) -> str:
+        mean = means.get(Slice(variant, pair=pair))
+        return "-" if mean is None else f"**{100 * mean:.1f}**" if mean == best[pair] else f"{100 * mean:.1f}"
 
-    return _table(summary, pairs, lambda name: [cell(levels[name, pair], best[pair]) for pair in pairs])
+    return _table(summary, pairs, lambda name: [cell(name, pair) for pair in pairs])
 
 
-def _matrix(summary: Summary) -> str:
+def _comparisons(summary: Summary) -> str:
+    """The matrix of all differences, and the list of those of better methods from worse ones with their tests."""
     found = {(it.variant, it.baseline): it for it in summary.comparisons if it.metric == "accuracy"}
-
-    def cell(item: Comparison | None) -> str:
-        return f"{100 * item.mean_difference:+.1f}" + ("\\*" if item.p_value < 0.05 else "") if item else ""
-
     order = summary.best_first
-    rows = [[f"`{name}`", *(cell(found.get((name, baseline))) for baseline in order)] for name in order]
-    caption = "Mean difference in accuracy, row minus column, in points; * marks p < 0.05 after Holm's correction."
-    return caption + "\n\n" + _markdown(["", *(f"`{name}`" for name in order)], rows)
-
-
-def _comparisons_table(summary: Summary) -> str:
-    found = {(it.variant, it.baseline): it for it in summary.comparisons if it.metric == "accuracy"}
+    stars = {both: "\\*" if it.p_value < 0.05 else "" for both, it in found.items()}
+    cells = {both: f"{100 * it.mean_difference:+.1f}{stars[both]}" for both, it in found.items()}
+    matrix = [[f"`{name}`", *(cells.get((name, baseline), "") for baseline in order)] for name in order]
     rows = []
-    for better, worse in itertools.combinations(summary.best_first, 2):
-        if (better, worse) in found:
-            item = found[better, worse]
-            counts = f"{item.wins} / {item.ties} / {item.losses}"
-            difference = _interval(item.mean_difference, item.low, item.high, sign="+")
-            rows.append([f"`{better}`", f"`{worse}`", difference, f"{item.p_value:.2g}", counts])
-    return _markdown(["method", "against", "accuracy difference, points", "p", "wins / ties / losses"], rows)
+    for item in (found[both] for both in itertools.combinations(order, 2) if both in found):
+        counts = f"{item.wins} / {item.ties} / {item.losses}"
+        difference = _interval(item.mean_difference, item.low, item.high, sign="+")
+        rows.append([f"`{item.variant}`", f"`{item.baseline}`", difference, f"{item.p_value:.2g}", counts])
+    caption = "Mean difference in accuracy, row minus column, in points; * marks p < 0.05 after Holm's correction."
+    head = ["method", "against", "accuracy difference, points", "p", "wins / ties / losses"]
+    return "\n\n".join([caption, _markdown(["", *(f"`{name}`" for name in order)], matrix), _markdown(head, rows)])
 
 
 def _origin(summary: Summary) -> str:
@@ -289,16 +277,14 @@ def _origin(summary: Summary) -> str:
     files = {name: digest for result in results for name, digest in result.data.items()}
     labels = sorted({result.labels_used for result in results})
     versions = {", ".join(f"{name} {number}" for name, number in result.versions.items()) for result in results}
-    machines = {
-        "{platform}, {cores} cores, {memory_gib} GiB, {device}".format_map(result.machine) for result in results
-    }
+    machine = "{platform}, {cores} cores, {memory_gib} GiB, {device}"
+    machines = sorted({machine.format_map(result.machine) for result in results})
+    hours = sum(result.wall_seconds for result in results) / 3600
+    splits = "including the reward and validation splits"
     lines = [
-        f"Labelled target examples used by a cell, including the reward and validation splits: "
-        f"{', '.join(map(str, labels))}.",
+        f"Labelled target examples used by a cell, {splits}: {', '.join(map(str, labels))}.",
         f"Run with {'; '.join(sorted(versions))}.",
-        f"On {'; '.join(sorted(machines))}; "
-        f"{sum(result.wall_seconds for result in results) / 3600:.1f} hours of cells, "
-        "including teacher work that was not cached.",
+        f"On {'; '.join(machines)}; {hours:.1f} hours of cells, including teacher work that was not cached.",
         _code(summary),
         _markdown(["file", "sha256"], [[f"`{name}`", f"`{digest}`"] for name, digest in sorted(files.items())]),
     ]
@@ -310,13 +296,8 @@ def _code(summary: Summary) -> str:
     made = Counter(result.code for result in summary.results)
     named = [f"`{code[:12]}` ({count} cells)" for code, count in sorted(made.items()) if code]
     named += [f"not recorded ({made['']} cells)"] if made[""] else []
-    other = {name: count for name, count in summary.other_code.items() if count}
-    if not other:
-        which = "none"
-    elif sum(other.values()) == len(summary.results):
-        which = "all"
-    else:
-        which = ", ".join(f"{count} of `{name}`" for name, count in other.items())
+    other = [f"{summary.other_code[name]} of `{name}`" for name in summary.variants if summary.other_code[name]]
+    which = "all" if summary.other_code.total() == len(summary.results) else ", ".join(other) or "none"
     return f"Code that ran the cells: {', '.join(named)}; cells not run by the code that wrote this page: {which}."
 
 

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
-from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -56,8 +55,7 @@ class PlannedCell:
         key: Fingerprint that its result must have.
         is_finished: A result with this key exists already.
         is_teacher_cached: Whether its teacher is in this machine's cache; None for methods that train no teacher.
-        seconds: Estimate of the cell's own work.
-        teacher_seconds: Estimate of the teacher work that it finds missing; 0 when an earlier cell does it.
+        seconds: Estimate of its work, that of its teacher included where no earlier cell trains it.
     """
 
     cell: Cell
@@ -65,7 +63,6 @@ class PlannedCell:
     is_finished: bool
     is_teacher_cached: bool | None
     seconds: float
-    teacher_seconds: float
 
 
 PlannedGroup = tuple[PlannedCell, ...]
@@ -93,10 +90,11 @@ def plan(
         key, mark = cell_key(cell, data[cell.place.pair]), teacher_mark(cell, data[cell.place.pair])
         is_finished, is_cached = keys.get((cell.place, cell.variant)) == key, None if mark is None else mark.exists()
         timed = [result.seconds for result in finished if result.variant == cell.variant] or [FIRST_GUESS]
-        trains = mark is not None and not is_cached and not is_finished and mark not in claimed
-        if trains and mark is not None:
+        seconds = sum(timed) / len(timed)
+        if mark is not None and not (is_cached or is_finished or mark in claimed):
             claimed.add(mark)
-        return PlannedCell(cell, key, is_finished, is_cached, sum(timed) / len(timed), wait if trains else 0.0)
+            seconds += wait
+        return PlannedCell(cell, key, is_finished, is_cached, seconds)
 
     return tuple(tuple(planned(cell) for cell in group) for group in groups)
 
@@ -111,7 +109,7 @@ def cost_seconds(planned: Sequence[PlannedGroup], workers: int) -> float:
     Returns:
         Seconds.
     """
-    left = [sum(cell.seconds + cell.teacher_seconds for cell in group if not cell.is_finished) for group in planned]
+    left = [sum(cell.seconds for cell in group if not cell.is_finished) for group in planned]
     return max([sum(left) / workers, *left], default=0.0)
 
 
@@ -195,28 +193,11 @@ def _dask_cluster(workers: Workers) -> Iterator[None]:
             raise RunError(WORKER_DIED) from error
 
 
-@contextlib.contextmanager
-def isolated(seed: int) -> Iterator[None]:
-    """Run a block on one thread with freshly seeded global generators.
+def measure(cell: Cell, key: str, data: DataFiles, run_method: RunMethod) -> CellResult:
+    """Run one cell on one thread, with freshly seeded global generators.
 
     Sums in another order differ in the last bits, so the number of threads is part of a result: one thread a cell, and
     as many cells side by side as there are cores, gives the same numbers on any machine and with any number of workers.
-
-    Args:
-        seed: Of the generators that libraries draw from without being given one, such as those of dropout.
-
-    Yields:
-        Nothing.
-    """
-    random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002  (libraries that are given no generator draw from this one)
-    torch.manual_seed(seed)
-    with one_thread():
-        yield
-
-
-def measure(cell: Cell, key: str, data: DataFiles, run_method: RunMethod) -> CellResult:
-    """Run one cell by itself: one thread, its own seed.
 
     Args:
         cell: The cell.
@@ -231,8 +212,11 @@ def measure(cell: Cell, key: str, data: DataFiles, run_method: RunMethod) -> Cel
         UsageError: If the method refuses its data or settings.
         RunError: If the method fails.
     """
+    random.seed(cell.config.seed)
+    np.random.seed(cell.config.seed)  # noqa: NPY002  (libraries that are given no generator draw from this one)
+    torch.manual_seed(cell.config.seed)
     started = time.perf_counter()
-    with isolated(cell.config.seed):
+    with one_thread():
         result = run_method(cell.config, cell.method)
     wall_seconds = time.perf_counter() - started
     accuracy, macro_f1 = accuracy_and_macro_f1(result.labels, result.predictions, len(result.label_names))
@@ -251,7 +235,7 @@ def measure(cell: Cell, key: str, data: DataFiles, run_method: RunMethod) -> Cel
         seconds=round(result.seconds, 2),
         wall_seconds=round(wall_seconds, 2),
         data=dict(data),
-        versions=_versions(),
+        versions={"l2a": __version__, "python": platform.python_version(), **{it: version(it) for it in PACKAGES}},
         machine=_machine(),
         diagnostics=dict(result.diagnostics),
         code=code_fingerprint(),
@@ -266,12 +250,6 @@ def _machine() -> dict[str, str | int | float]:
         "memory_gib": round(psutil.virtual_memory().total / 2**30),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
     }
-
-
-@cache
-def _versions() -> dict[str, str]:
-    installed = {name: version(name) for name in PACKAGES}
-    return {"l2a": __version__, "python": platform.python_version(), **installed}
 
 
 @dataclass(frozen=True)
@@ -321,36 +299,34 @@ def run_groups(
     outcomes: list[Outcome] = []
     with progress.stage("cells", sum(map(len, left))) as advance, parallel(workers) as pool:
         for wait in (False, True):
-            files = [data[group[0].cell.place.pair] for group in left]
-            calls = zip(left, files, strict=True)
-            held = []
-            for group, found in pool(joblib.delayed(_run_group)(*call, folder, run_method, wait) for call in calls):
-                if found is None:
-                    held.append(group)
-                    continue
+            run = joblib.delayed(_run_group)
+            calls = [run(group, data[group[0].cell.place.pair], folder, run_method, wait) for group in left]
+            left = []
+            for group, found in pool(calls):
+                if not found:
+                    left.append(group)
                 outcomes += found
                 advance(len(found))
                 for outcome in found:
                     facts = {**outcome.cell.place._asdict(), "variant": outcome.cell.variant}
                     progress.event("cell", **facts, status=outcome.status, message=outcome.message)
-            left = held
     return tuple(outcomes)
 
 
 def _run_group(
     group: PlannedGroup, data: DataFiles, folder: Path, run_method: RunMethod, wait: bool
-) -> tuple[PlannedGroup, tuple[Outcome, ...] | None]:
-    """Run cells one after another, saving each; give the group back, since results come in any order.
+) -> tuple[PlannedGroup, list[Outcome]]:
+    """Run cells one after another, saving each; no outcomes where another runner holds the group.
 
-    There are no outcomes where another runner holds the group and is not waited for.
+    The group is given back, since results come in any order.
     """
     place = group[0].cell.place
     lock = lock_for(folder, fingerprint(place.pair, place.shots, place.seed))
     try:
         with lock.acquire(timeout=-1 if wait else 0):
-            return group, tuple(_run_or_find(cell, data, folder, run_method) for cell in group)
+            return group, [_run_or_find(cell, data, folder, run_method) for cell in group]
     except Timeout:
-        return group, None
+        return group, []
 
 
 def _run_or_find(planned: PlannedCell, data: DataFiles, folder: Path, run_method: RunMethod) -> Outcome:

@@ -10,9 +10,8 @@ import pytest
 
 from l2a.data.examples import Examples, HeldOut
 from l2a.experiments.card import data_files, expand, load_experiment
-from l2a.experiments.results import read_results
+from l2a.experiments.results import read_results, summarise
 from l2a.experiments.runner import Workers, plan, run_groups
-from l2a.experiments.statistics import summarise
 from l2a.pipeline.methods import METHODS, run_method
 
 from .conftest import write_card_of_one_cell

@@ -11,8 +11,7 @@ from typer.testing import CliRunner
 from l2a.cli.experiment import experiment_app
 from l2a.experiments.card import cell_key, expand, load_experiment
 from l2a.experiments.report import write_report
-from l2a.experiments.results import CellResult, code_fingerprint, read_results, save_result
-from l2a.experiments.statistics import summarise
+from l2a.experiments.results import CellResult, code_fingerprint, read_results, save_result, summarise
 from l2a.util.errors import RunError, UsageError
 
 from .conftest import write_card

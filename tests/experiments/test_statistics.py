@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from l2a.experiments.results import CellResult, Place
-from l2a.experiments.statistics import Estimate, compare, estimate, rank_agreement
+from l2a.experiments.results import CellResult, Estimate, Place, compare, estimate, rank_agreement
 
 Make = Callable[..., CellResult]
 few = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
