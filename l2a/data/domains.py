@@ -120,9 +120,8 @@ def _problems(rows: Sequence[Row]) -> list[str]:
         return ["no labelled rows; give at least two classes"]
     labels = {split: sorted({row.label for row in rows if row.split == split}) for split in SPLITS}
     train = labels["train"]
-    found: list[str] = []
-    if len({len(row.text) for row in rows}) > 1:
-        found.append("some splits have pairs of texts and some single ones; give one kind")
+    mixed = len({len(row.text) for row in rows}) > 1
+    found = ["some splits have pairs of texts and some single ones; give one kind"] if mixed else []
     if len(train) < 2:
         only = f"train has one class only, {train[0]!r}" if train else "no training rows"
         return [*found, f"{only}; give at least two classes in rows whose split is train"]
@@ -135,14 +134,7 @@ def _problems(rows: Sequence[Row]) -> list[str]:
 
 
 def to_domain(raw: RawDomain) -> Domain:
-    """Build the domain.
-
-    Args:
-        raw: Rows with splits, without problems.
-
-    Returns:
-        The domain with its test split held back.
-    """
+    """Build the domain of rows that have splits and no problems, its test split held back."""
     names = raw.label_names or tuple(sorted({row.label for row in raw.rows}))
     index = {name: i for i, name in enumerate(names)}
     parts: list[Examples] = []
@@ -203,14 +195,7 @@ def read_ratings(archive: Path, ratings: Ratings) -> list[Row]:
 
 
 def words_key(text: str) -> str:
-    """Reduce a text to its letters and digits, so that near-copies collide.
-
-    Args:
-        text: A sentence.
-
-    Returns:
-        Lower-case words joined by single spaces; empty if there is no word.
-    """
+    """Reduce a text to its lower-case words, joined by single spaces, so that near-copies collide."""
     return " ".join(re.findall(r"[^\W_]+", unicodedata.normalize("NFKC", text).casefold()))
 
 
@@ -257,13 +242,7 @@ class DomainCard:
 
 
 def load_card(name: str) -> DomainCard:
-    """Read a card by name.
-
-    Args:
-        name: The card's name.
-
-    Returns:
-        The checked card.
+    """Read and check a card by name.
 
     Raises:
         UsageError: If there is no such card or it is wrong.
@@ -292,14 +271,7 @@ def _read_rated_card(card: DomainCard, progress: Progress) -> tuple[list[Row], d
 
 
 def rows_sha256(rows: Sequence[Row]) -> str:
-    """Hash rows by content and order.
-
-    Args:
-        rows: Rows of one domain.
-
-    Returns:
-        64 hexadecimal digits.
-    """
+    """Hash rows by content and order, to 64 hexadecimal digits."""
     lines = (json.dumps([*row.text, row.label, row.split], ensure_ascii=False) for row in rows)
     return hashlib.sha256("\n".join(lines).encode("utf-8")).hexdigest()
 

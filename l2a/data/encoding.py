@@ -72,27 +72,12 @@ class EncodedTexts:
 
 
 def reads_types(config: Any) -> bool:
-    """Tell whether a model tells the two texts of a pair apart by token types.
-
-    Args:
-        config: Its config of transformers.
-
-    Returns:
-        False also for models of a single type, such as RoBERTa.
-    """
+    """Tell whether a model tells the texts of a pair apart by token types; those of one type, as RoBERTa, do not."""
     return (getattr(config, "type_vocab_size", None) or 0) > 1
 
 
 def model_inputs(config: Any, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Choose what a model reads of a batch.
-
-    Args:
-        config: Its config of transformers.
-        batch: As made by ``EncodedTexts.padded``.
-
-    Returns:
-        The same tensors, token_type_ids only where the model reads them.
-    """
+    """Choose what a model reads of a padded batch: token_type_ids only where its config has them."""
     return {name: value for name, value in batch.items() if name != "token_type_ids" or reads_types(config)}
 
 
@@ -145,14 +130,7 @@ def refuse_long_sequences(reader: str, positions: int | None, max_length: int) -
 
 
 def bucket_of(length: int) -> int:
-    """Return the smallest fixed length that holds a number of tokens.
-
-    Args:
-        length: Tokens in the longest text of a batch.
-
-    Returns:
-        A member of ``BUCKETS``, or the length itself above the last.
-    """
+    """Return the smallest member of ``BUCKETS`` that holds a number of tokens, or the number itself above the last."""
     return next((bucket for bucket in BUCKETS if bucket >= length), length)
 
 

@@ -40,26 +40,13 @@ class Examples:
         return len(self.inputs)
 
     def take(self, indices: Sequence[int] | NDArray[np.int64]) -> "Examples":
-        """Select examples by position.
-
-        Args:
-            indices: Positions, in the wanted order.
-
-        Returns:
-            The selected examples.
-        """
+        """Select examples by position, in the wanted order."""
         chosen = np.asarray(indices, dtype=np.int64)
         return Examples(tuple(self.inputs[i] for i in chosen), self.labels[chosen], self.label_names)
 
 
 def concatenate(*parts: Examples) -> Examples:
-    """Join examples that share their label names.
-
-    Args:
-        *parts: One or more sets of examples.
-
-    Returns:
-        All examples, in order.
+    """Join examples in order.
 
     Raises:
         ValueError: If the label names differ.
@@ -71,14 +58,7 @@ def concatenate(*parts: Examples) -> Examples:
 
 
 def normalised_hash(text_input: TextInput) -> str:
-    """Hash a text so that copies that differ in case, width or spacing collide.
-
-    Args:
-        text_input: One or two strings.
-
-    Returns:
-        32 hexadecimal digits.
-    """
+    """Hash a text, to 32 hexadecimal digits, so that copies that differ in case, width or spacing collide."""
     folded = (" ".join(unicodedata.normalize("NFKC", part).casefold().split()) for part in text_input)
     return hashlib.sha256("\x1f".join(folded).encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
@@ -98,33 +78,15 @@ class HeldOut:
 
     @classmethod
     def of(cls, examples: Examples) -> "HeldOut":
-        """Hold examples back.
-
-        Args:
-            examples: The test split.
-
-        Returns:
-            The closed split.
-        """
+        """Hold examples back."""
         return cls(len(examples), frozenset(map(normalised_hash, examples.inputs)), examples)
 
     def converted(self, convert: Callable[[Examples], Examples]) -> "HeldOut":
-        """Change the split without opening it, such as the order of its label names.
-
-        Args:
-            convert: Keeps the texts as they are.
-
-        Returns:
-            The closed split, changed.
-        """
+        """Change the split without opening it, such as the order of its label names; texts stay as they are."""
         return HeldOut(self.size, self.hashes, convert(self._examples))
 
     def reveal(self) -> Examples:
-        """Give texts and labels away; only the final evaluation of a run may call this.
-
-        Returns:
-            The test examples.
-        """
+        """Give texts and labels away; only the final evaluation of a run may call this."""
         return self._examples
 
 
@@ -203,9 +165,8 @@ def few_shot_splits(target: Domain, shots: int | None, dev_shots: int, rng: np.r
         from_train = rng.permutation(members[members < train_size])
         from_dev = rng.permutation(members[members >= train_size])
         if shots is None:
-            drawn.append(
-                _all_of_class(f"{target.name}: the class {name!r}", np.append(from_dev, from_train), dev_shots)
-            )
+            where = f"{target.name}: the class {name!r}"
+            drawn.append(_all_of_class(where, np.append(from_dev, from_train), dev_shots))
             continue
         # The two held-out parts are drawn from the far end, so that they stay the same when shots grow.
         rest = np.append(from_train[shots:][::-1], from_dev)
@@ -287,15 +248,7 @@ def align_labels(source: Domain, target: Domain) -> tuple[Domain, Domain]:
 
 
 def relabel(domain: Domain, label_names: tuple[str, ...]) -> Domain:
-    """Put a domain's labels in another order.
-
-    Args:
-        domain: The domain.
-        label_names: The same names in the wanted order.
-
-    Returns:
-        The domain with that order; its texts are the same.
-    """
+    """Put a domain's label names in another order; its texts are the same."""
     new_index = np.array([label_names.index(name) for name in domain.label_names], dtype=np.int64)
 
     def convert(examples: Examples) -> Examples:

@@ -89,15 +89,7 @@ class Table:
 
 
 def refuse(problems: Sequence[str], reference: object) -> None:
-    """Stop when anything is wrong with the data.
-
-    Args:
-        problems: What was found.
-        reference: How the user named the data.
-
-    Raises:
-        UsageError: If there are problems; it shows the first three.
-    """
+    """Stop with the first three problems of the data that a user named by a reference, if there are any."""
     if problems:
         more = f"; and {len(problems) - 3} more (see `l2a domains check {reference}`)" if len(problems) > 3 else ""
         raise UsageError("; ".join(problems[:3]) + more)
@@ -154,24 +146,14 @@ def texts_of(table: Table, columns: Columns = USUAL_COLUMNS, flag: str = FLAG) -
     rows, problems = check_table(table, columns, flag, labelled=False)
     refuse(problems, table.name)
     is_plain = name_and_format(Path(table.name))[1] == ".txt"
-    return tuple(_sides(row.text[0]) if is_plain else row.text for row in rows)
-
-
-def _sides(line: str) -> TextInput:
-    first, _, second = line.partition("\t")
-    return (first.strip(), second.strip()) if second.strip() else (line.strip(),)
+    if not is_plain:
+        return tuple(row.text for row in rows)
+    sides = (row.text[0].partition("\t") for row in rows)
+    return tuple((first.strip(), second.strip()) if second.strip() else (first.strip(),) for first, _, second in sides)
 
 
 def parse(data: bytes, suffix: str) -> list[Item]:
-    """Parse the content of a file.
-
-    Args:
-        data: The whole content.
-        suffix: Its format, one of ``SUFFIXES`` or ".txt".
-
-    Returns:
-        Rows and problems.
-    """
+    """Parse the whole content of a file, whose format is one of ``SUFFIXES`` or ".txt", into rows and problems."""
     if not data.strip():
         return [(0, "the file is empty; give it rows with text")]
     if suffix in ARROW:
@@ -236,10 +218,10 @@ def _parse_delimited(text: str, delimiter: str, quoted: bool) -> list[Item]:
         for fields in reader:
             if fields and not columns:
                 columns = [field.strip() for field in fields]
-                if other := _other_separator(columns):
-                    return [
-                        (0, f"the columns are separated by {other!r}; use commas in .csv files, tabs in .tsv files")
-                    ]
+                other = next((mark for mark in ";\t|," if len(columns) == 1 and mark in columns[0]), None)
+                if other:  # a header of one column
+                    fix = "use commas in .csv files, tabs in .tsv files"
+                    return [(0, f"the columns are separated by {other!r}; {fix}")]
                 twice = sorted({column for column in columns if columns.count(column) > 1})
                 items += [(line, f"the header names {name!r} twice; give each column its own name") for name in twice]
             elif fields and len(fields) != len(columns):
@@ -253,11 +235,6 @@ def _parse_delimited(text: str, delimiter: str, quoted: bool) -> list[Item]:
     finally:
         csv.field_size_limit(limit)
     return items
-
-
-def _other_separator(columns: list[str]) -> str | None:
-    """What a header of one column seems to be separated by."""
-    return next((character for character in ";\t|," if len(columns) == 1 and character in columns[0]), None)
 
 
 def _parse_arrow(data: bytes, suffix: str) -> list[Item]:
