@@ -110,9 +110,7 @@ def train_agent(
         RunError: If the training diverges.
     """
     if config.tensorboard is not None and importlib.util.find_spec("tensorboard") is None:
-        raise UsageError(
-            f"selector.tensorboard: {config.tensorboard!r} needs a package: pip install 'l2a[tensorboard]'"
-        )
+        raise UsageError(f"selector.tensorboard: {config.tensorboard!r} needs pip install 'l2a[tensorboard]'")
     with _isolated_randomness(seed), progress.stage("selector training", config.training_steps) as advance:
         if start_from is None:
             widths = tasks[0].candidate_width, len(STATE_FEATURES)
@@ -193,25 +191,14 @@ class WholeEpisodes(OnPolicyAlgorithm):
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
     ) -> bool:
-        """Reset every environment and play, so that each gives one whole episode.
-
-        Args:
-            env: The environments.
-            callback: Told of every step.
-            rollout_buffer: Filled.
-            n_rollout_steps: Steps of the longest episode.
-
-        Returns:
-            False if the callback ended the training.
-        """
+        """Reset every environment and play, so that each gives one whole episode; False if the callback ended it."""
         self._last_obs = np.asarray(env.reset())
         self._last_episode_starts = np.ones(env.num_envs, bool)
         return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
 
     def in_first_episode(self) -> NDArray[np.bool_]:
         """Say which steps of the rollout belong to the first episode of their environment, bool (T, E)."""
-        mask: NDArray[np.bool_] = np.cumsum(self.rollout_buffer.episode_starts, axis=0) == 1
-        return mask
+        return np.asarray(np.cumsum(self.rollout_buffer.episode_starts, axis=0) == 1)
 
     def _update(self, loss: Tensor, largest_norm: float = np.inf) -> None:
         """Take one step of the optimiser."""
@@ -272,13 +259,7 @@ class DVRL(WholeEpisodes):
     """
 
     def __init__(self, policy: Any, env: VecEnv, **options: Any) -> None:
-        """Make the algorithm, and measure its baseline.
-
-        Args:
-            policy: Class of the policy.
-            env: Many ``SelectionVecEnv`` environments, monitored.
-            **options: See ``WholeEpisodes``.
-        """
+        """Make the algorithm (see ``WholeEpisodes``), and measure its baseline."""
         rng, tasks = np.random.default_rng(0), env.get_attr("task")  # of its own: the episodes stay as they are
         gains = {task: gain_of_everything(task, rng) for task in dict.fromkeys(tasks)}
         self.gains_of_everything = np.array([gains[task] for task in tasks], np.float32)

@@ -65,7 +65,7 @@ class SelectionTask:
 
     @property
     def observation_width(self) -> int:
-        """Numbers in an observation: batch times the candidate's, then the state's."""
+        """Numbers in an observation: those of a batch of candidates, then the state's."""
         return self.batch * self.candidate_width + len(STATE_FEATURES)
 
 
@@ -118,41 +118,23 @@ class Episodes:
     """
 
     def __init__(self, task: SelectionTask, count: int) -> None:
-        """Make room for the episodes; ``reset`` or ``restart`` starts them.
-
-        Args:
-            task: The pool and the shape of an episode.
-            count: How many episodes, E.
-        """
-        self.task = task
-        self.count = count
+        """Make room for E = ``count`` episodes; ``reset`` or ``restart`` starts them."""
+        self.task, self.count = task, count
         self.gains = Gains(task.surrogate, count)
         self.candidates = np.zeros((count, task.steps * task.batch), np.int64)
-        self.step_index = np.zeros(count, np.int64)
-        self.kept_count = np.zeros(count, np.int64)
+        self.step_index, self.kept_count = np.zeros((2, count), np.int64)
         self._selected = np.zeros((count, task.budget, task.unit_embeddings.shape[1]), np.float32)
         self._rows = np.arange(count)
 
     def reset(self, which: NDArray[np.intp], candidates: NDArray[np.int64]) -> None:
-        """Restart some episodes.
-
-        Args:
-            which: intp (K,), positions of the episodes.
-            candidates: int64 (K, steps * batch), what they show, none of them twice.
-        """
+        """Restart the episodes ``which``, intp (K,), over ``candidates``, int64 (K, steps * batch), none twice."""
         self.candidates[which] = candidates
         self.gains.reset(which)
-        self.step_index[which] = 0
-        self.kept_count[which] = 0
+        self.step_index[which] = self.kept_count[which] = 0
         self._selected[which] = 0.0
 
     def restart(self, which: NDArray[np.intp], rng: np.random.Generator) -> None:
-        """Restart some episodes over freshly drawn candidates.
-
-        Args:
-            which: intp (K,), positions of the episodes.
-            rng: Draws the candidates.
-        """
+        """Restart the episodes ``which``, intp (K,), over freshly drawn candidates."""
         self.reset(which, draw_orders(self.task, len(which), rng))
 
     def batch(self) -> NDArray[np.int64]:
@@ -205,30 +187,12 @@ class Episodes:
 
 
 def draw_orders(task: SelectionTask, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Draw what episodes show.
-
-    Args:
-        task: The pool and the shape of an episode.
-        count: How many episodes, K.
-        rng: The source of randomness.
-
-    Returns:
-        int64 (K, steps * batch), without replacement inside an episode.
-    """
+    """Draw what K = ``count`` episodes show, int64 (K, steps * batch), without replacement inside an episode."""
     return np.stack([rng.permutation(len(task))[: task.steps * task.batch] for _ in range(count)])
 
 
 def gain_of_everything(task: SelectionTask, rng: np.random.Generator, episodes: int = 32) -> float:
-    """Measure what an episode gains that keeps all it is shown.
-
-    Args:
-        task: The pool and the shape of an episode.
-        rng: Draws what the episodes show.
-        episodes: How many the result is the mean of.
-
-    Returns:
-        Gain of the score on the reward split, in nats.
-    """
+    """Measure what an episode gains, in nats, that keeps all it is shown: the mean of several random ones."""
     gains, shown = Gains(task.surrogate, episodes), draw_orders(task, episodes, rng)
     for start in range(0, shown.shape[1], task.batch):
         gains.add(shown[:, start : start + task.batch], np.ones((episodes, task.batch), bool))
@@ -250,15 +214,9 @@ class SelectionEnvironment(gymnasium.Env[Any, Any]):
     metadata = {"render_modes": []}  # noqa: RUF012 - the name and form are Gymnasium's
 
     def __init__(self, task: SelectionTask) -> None:
-        """Make the environment.
-
-        Args:
-            task: The pool and the shape of an episode.
-        """
-        self.task = task
-        self.observation_space = spaces.Box(
-            -OBSERVATION_BOUND, OBSERVATION_BOUND, (task.observation_width,), np.float32
-        )
+        """Make the environment of a pool."""
+        self.task, width = task, (task.observation_width,)
+        self.observation_space = spaces.Box(-OBSERVATION_BOUND, OBSERVATION_BOUND, width, np.float32)
         self.action_space = spaces.MultiBinary(task.batch)
         self._episodes = Episodes(task, 1)
 
@@ -313,22 +271,14 @@ class SelectionVecEnv(DummyVecEnv):
         """
         if len({(task.batch, task.features.names) for task in tasks}) > 1:
             sizes = sorted({task.batch for task in tasks})
-            raise UsageError(
-                f"selector.batch: the pools have batches of {sizes}; lower it to that of the smallest pool"
-            )
+            raise UsageError(f"selector.batch: pools have batches of {sizes}; lower it to that of the smallest pool")
         shares = np.bincount(np.arange(max(count, len(tasks))) % len(tasks))
         self._groups = [Episodes(task, int(share)) for task, share in zip(tasks, shares, strict=True)]
-        self._ends = np.cumsum(shares)
-        self._rng = np.random.default_rng(seed)
-        of_each = [task for task, share in zip(tasks, shares, strict=True) for _ in range(share)]
-        super().__init__([partial(SelectionEnvironment, task) for task in of_each])
+        self._ends, self._rng = np.cumsum(shares), np.random.default_rng(seed)
+        super().__init__([partial(SelectionEnvironment, one.task) for one in self._groups for _ in range(one.count)])
 
     def reset(self) -> Floats:
-        """Reset every environment.
-
-        Returns:
-            float32 (E, observation width).
-        """
+        """Reset every environment; returns float32 (E, observation width)."""
         if self._seeds[0] is not None:
             self._rng = np.random.default_rng(self._seeds[0])
         self._reset_seeds()
@@ -364,20 +314,12 @@ class SpreadByPool(RunningMeanStd):
     """The spread of returns in each pool, for ``VecNormalize.ret_rms``: else the pool of large gains decides alone."""
 
     def __init__(self, tasks: Sequence[SelectionTask]) -> None:
-        """Start with a spread of 1.
-
-        Args:
-            tasks: The pool of each of E environments.
-        """
+        """Start with a spread of 1; ``tasks`` are the pools of E environments."""
         super().__init__(shape=(len(tasks),))
         self._parts = [(RunningMeanStd(), np.array([task is pool for task in tasks])) for pool in dict.fromkeys(tasks)]
 
     def update(self, arr: Floats) -> None:
-        """Take discounted returns in.
-
-        Args:
-            arr: float64 (E,).
-        """
+        """Take discounted returns in, float64 (E,)."""
         for spread, members in self._parts:
             spread.update(arr[members])
             self.var[members] = spread.var

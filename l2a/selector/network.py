@@ -54,8 +54,8 @@ class CandidateNetwork(nn.Module):
             activation: Of the hidden layers.
         """
         super().__init__()
-        self.candidate_width, self.state_width, self.hidden = candidate_width, state_width, tuple(hidden)
-        self.activation = activation
+        self.candidate_width, self.state_width = candidate_width, state_width
+        self.hidden, self.activation = tuple(hidden), activation
         self.candidate_layer = nn.Linear(candidate_width, hidden[0])
         self.state_layer = nn.Linear(state_width, hidden[0], bias=False)
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(hidden))
@@ -114,14 +114,7 @@ class TrainedPolicy:
 
 
 def snapshot(network: CandidateNetwork) -> CandidateNetwork:
-    """Copy a network as it is now.
-
-    Args:
-        network: It may go on training.
-
-    Returns:
-        A copy in evaluation mode.
-    """
+    """Copy a network as it is now, in evaluation mode."""
     return copy.deepcopy(network).eval().requires_grad_(False)
 
 
@@ -206,9 +199,7 @@ class _ActorCriticHeads(nn.Module):
 
     def __init__(self, network: CandidateNetwork, batch: int) -> None:
         super().__init__()
-        self.network = network
-        self.latent_dim_pi = batch
-        self.latent_dim_vf = network.hidden[-1]
+        self.network, self.latent_dim_pi, self.latent_dim_vf = network, batch, network.hidden[-1]
         self.value_layer = nn.Sequential(nn.Linear(network.summary_width, self.latent_dim_vf), nn.Tanh())
 
     def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
@@ -240,15 +231,7 @@ class CandidatePolicy(ActorCriticPolicy):
         network: CandidateNetwork,
         **options: Any,
     ) -> None:
-        """Make the policy around a network.
-
-        Args:
-            observation_space: The environment's.
-            action_space: The environment's, one decision a candidate.
-            lr_schedule: Learning rate by the share of training that is left.
-            network: The shared network; it is trained in place.
-            **options: Further arguments of ActorCriticPolicy, such as the optimiser that some algorithms bring.
-        """
+        """Make the policy around a network, which is trained in place; the rest is ActorCriticPolicy's."""
         self._parts = (network, spaces.flatdim(action_space))  # in a tuple: torch forbids modules before its __init__
         super().__init__(observation_space, action_space, lr_schedule, ortho_init=False, **options)
 

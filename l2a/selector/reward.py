@@ -28,7 +28,7 @@ from l2a.selector.problem import Floats, SelectionProblem
 from l2a.student.student import Student
 from l2a.util.errors import RunError, UsageError
 from l2a.util.progress import SILENT, Progress
-from l2a.util.training import broadcast, process_count
+from l2a.util.training import broadcast, evaluating, process_count
 
 REAL_STEPS = 4  # updates, each on all the candidates judged, that judge one selection
 REAL_POOL = 600  # candidates of the pool, the same for all selections, among which a selection is judged
@@ -54,8 +54,7 @@ def real_reward(trainer: KDTrainer, kept: DistillationSet, reward: DistillationS
     Returns:
         See ``reward_score``.
     """
-    config = _whole_batch(kd, kept, kd.learning_rate)
-    return score_after(trainer, config, REAL_STEPS, reward, lambda trial: _real_steps(trial, kept))
+    return score_after(trainer, _whole_batch(kd, kept), REAL_STEPS, reward, lambda trial: _real_steps(trial, kept))
 
 
 def score_after(
@@ -81,20 +80,13 @@ def score_after(
 
 
 def reward_score(student: Student, reward: DistillationSet) -> float:
-    """Score a student on the reward split: how well it tells the classes apart, whatever its confidence and thresholds.
-
-    Args:
-        student: The student.
-        reward: Labelled texts.
-
-    Returns:
-        ``threshold_free_log_likelihood``, in nats.
-    """
+    """Say how well a student tells the reward split's classes apart: ``threshold_free_log_likelihood``, in nats."""
     logits = torch.from_numpy(broadcast(run_student(student, reward.encoded)[0]))
     return float(threshold_free_log_likelihood(logits, torch.from_numpy(reward.labels)))
 
 
-def _whole_batch(kd: KDConfig, kept: DistillationSet, rate: float) -> KDConfig:
+def _whole_batch(kd: KDConfig, kept: DistillationSet, share_of_rate: float = 1.0) -> KDConfig:
+    rate = share_of_rate * kd.learning_rate
     return replace(kd, learning_rate=rate, batch_size=max(process_count(), len(kept)))
 
 
@@ -137,7 +129,7 @@ def candidate_influences(
     weights = trainer.student.snapshot()
     with progress.stage("measure influences"):
         moves = trainer.moves_per_gradient(judged)
-        trial = _trial(trainer, _whole_batch(kd, judged, PART_OF_THE_WAY * kd.learning_rate), REAL_STEPS, reward)
+        trial = _trial(trainer, _whole_batch(kd, judged, PART_OF_THE_WAY), REAL_STEPS, reward)
         _real_steps(trial, judged)
         found = influences(trial, candidates, moves, reward)
     trainer.student.restore(weights)
@@ -193,15 +185,13 @@ def threshold_free_gradient(student: Student, reward: DistillationSet) -> list[t
     device, parameters = student.output.weight.device, list(student.model.parameters())
     logits = torch.from_numpy(run_student(student, reward.encoded)[0]).requires_grad_(True)
     (by_logits,) = torch.autograd.grad(threshold_free_log_likelihood(logits, torch.from_numpy(reward.labels)), logits)
-    training = student.model.training
-    student.model.eval()
     student.model.zero_grad(set_to_none=True)
-    for indices in inference_batches(reward.encoded):
-        found, _ = student(reward.encoded.padded(indices, device))
-        (found.float() * by_logits[indices.tolist()].to(device)).sum().backward()  # type: ignore[no-untyped-call]
+    with evaluating(student.model):
+        for indices in inference_batches(reward.encoded):
+            found, _ = student(reward.encoded.padded(indices, device))
+            (found.float() * by_logits[indices.tolist()].to(device)).sum().backward()  # type: ignore[no-untyped-call]
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
     student.model.zero_grad(set_to_none=True)
-    student.model.train(training)
     return gradients
 
 
@@ -230,13 +220,7 @@ class Surrogate:
 
 
 def build_surrogate(problem: SelectionProblem) -> Surrogate:
-    """Measure what selections are judged by.
-
-    Args:
-        problem: The pool and the student.
-
-    Returns:
-        The surrogate.
+    """Measure what selections from a pool are judged by.
 
     Raises:
         UsageError: If the problem cannot measure influences, or they do not fit the pool.
@@ -255,15 +239,7 @@ def build_surrogate(problem: SelectionProblem) -> Surrogate:
 
 
 def surrogate_reward(surrogate: Surrogate, kept: NDArray[np.bool_]) -> float:
-    """Judge a whole selection.
-
-    Args:
-        surrogate: What selections are judged by.
-        kept: bool (N,).
-
-    Returns:
-        Gain of the score on the reward split, in nats, against steps on texts without influence.
-    """
+    """Say what a whole selection, bool (N,), gains in nats on the reward split against texts without influence."""
     gains = Gains(surrogate, 1)
     gains.add(np.flatnonzero(kept)[None], np.ones((1, int(kept.sum())), bool))
     return float(gains.gain[0])
@@ -281,26 +257,14 @@ class Gains:
     """
 
     def __init__(self, surrogate: Surrogate, count: int) -> None:
-        """Start with nothing kept.
-
-        Args:
-            surrogate: What selections are judged by.
-            count: How many selections, E.
-        """
+        """Start with nothing kept in any of E = ``count`` selections."""
         self._surrogate = surrogate
-        self._sums = np.zeros((count, len(surrogate.shares)), np.float32)
-        self.counts = np.zeros_like(self._sums)
+        self._sums, self.counts = np.zeros((2, count, len(surrogate.shares)), np.float32)
         self.gain: Floats = np.zeros(count, np.float32)
 
     def reset(self, which: NDArray[np.intp]) -> None:
-        """Empty some selections.
-
-        Args:
-            which: intp (K,), their positions.
-        """
-        self._sums[which] = 0.0
-        self.counts[which] = 0.0
-        self.gain[which] = 0.0
+        """Empty the selections ``which``, intp (K,)."""
+        self._sums[which] = self.counts[which] = self.gain[which] = 0.0
 
     def add(self, candidates: NDArray[np.int64], kept: NDArray[np.bool_]) -> None:
         """Let the selections keep some more candidates.
