@@ -4,17 +4,20 @@ import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from l2a.config import DistillConfig
+from l2a.config import DistillConfig, as_yaml
 from l2a.data.encoding import encode
 from l2a.data.examples import TextInput
 from l2a.evaluation.baselines import frozen_teacher_logreg, tfidf_logreg, vector_sum_logreg
+from l2a.evaluation.metrics import classification_metrics, measure_latency
 from l2a.kd.inference import run_student
+from l2a.pipeline.policies import open_policy, training_facts
 from l2a.pipeline.session import RunContext
 from l2a.pipeline.students import (
     TrainedStudent,
@@ -23,9 +26,13 @@ from l2a.pipeline.students import (
     train_l2a_student,
     train_plain_student,
 )
+from l2a.report import MethodReport, check_parity, export_student, metrics_content, model_card, write_augmentations
+from l2a.selector.network import save_policy
+from l2a.selector.problem import Selection
 from l2a.teacher.labelling import predict, token_vectors
 from l2a.teacher.model import Teacher
 from l2a.util.errors import UsageError, did_you_mean
+from l2a.util.files import atomic_write_text, to_json
 from l2a.util.progress import SILENT, Progress
 
 Predict = Callable[[Sequence[TextInput]], NDArray[np.int64]]
@@ -75,16 +82,6 @@ class Method:
     shown: Literal["always", "compare", "operator", "experiments"] = "compare"
 
     @property
-    def is_student(self) -> bool:
-        """Whether it gives a student."""
-        return "student" in self.reads
-
-    @property
-    def starts_from_pretrained(self) -> bool:
-        """Whether it would be unfair with a teacher that was fine-tuned elsewhere, perhaps on this very target."""
-        return bool({"pretrained", "target_only_teacher"} & set(self.needs))
-
-    @property
     def teacher(self) -> str | None:
         """The method that is the teacher trained for it, if one is."""
         return next((part for part in self.needs if part.endswith("_teacher")), None)
@@ -115,17 +112,9 @@ class MethodResult:
     diagnostics: Mapping[str, float | int | str]
 
 
-def _fit_target_only_teacher(context: RunContext) -> FittedMethod:
-    return _fitted_teacher(context.target_only_teacher, context.config.max_length)
-
-
-def _fit_cross_domain_teacher(context: RunContext) -> FittedMethod:
-    return _fitted_teacher(context.teacher, context.config.max_length)
-
-
-def _fitted_teacher(teacher: Teacher, max_length: int) -> FittedMethod:
+def _fitted_teacher(context: RunContext, teacher: Teacher) -> FittedMethod:
     def classify(inputs: Sequence[TextInput]) -> NDArray[np.int64]:
-        return _likeliest(predict(teacher, inputs, max_length).logits)
+        return _likeliest(predict(teacher, inputs, context.config.max_length).logits)
 
     return FittedMethod(classify, teacher.parameters_count, module=teacher)
 
@@ -153,18 +142,32 @@ def _fit_vector_sum_logreg(context: RunContext, longest: int | None = None) -> F
     return FittedMethod(baseline.predict, baseline.parameters)
 
 
-def _fit_cut_vector_sum_logreg(context: RunContext) -> FittedMethod:
-    return _fit_vector_sum_logreg(context, context.config.max_length - 2)  # [CLS] and [SEP]
-
-
 def _student(
     train: Callable[[RunContext], TrainedStudent], with_unlabelled: bool = False
 ) -> Callable[[RunContext], FittedMethod]:
+    """Make a method of a student's training; the facts of its rounds come with it."""
+
     def fit(context: RunContext) -> FittedMethod:
-        context = context if with_unlabelled else context.without_unlabelled()
-        return fitted_student(train(context), context.config.max_length)
+        trained = train(context if with_unlabelled else context.without_unlabelled())
+        student = trained.student
+
+        def classify(inputs: Sequence[TextInput]) -> NDArray[np.int64]:
+            encoded = encode(student.tokenizer, inputs, context.config.max_length)
+            return _likeliest(run_student(student, encoded)[0])
+
+        facts: dict[str, float | int | str] = {"validation_log_likelihood": trained.validation_log_likelihood}
+        for number, done in enumerate(trained.rounds):
+            known = {**dataclasses.asdict(done.chains), **done.selection.diagnostics}
+            scalars = {key: value for key, value in known.items() if isinstance(value, int | float | str)}
+            facts |= {f"round_{number}_{key}": value for key, value in scalars.items()}
+        return FittedMethod(classify, student.parameters_count, facts, student.model, trained)
 
     return fit
+
+
+def _likeliest(logits: NDArray[np.float32]) -> NDArray[np.int64]:
+    likeliest: NDArray[np.int64] = logits.argmax(axis=1)
+    return likeliest
 
 
 LABELLED: tuple[Part, ...] = ("cross_domain_teacher", "labels")
@@ -174,11 +177,11 @@ METHODS: Mapping[str, Method] = {
     for method in (
         Method(
             "target_only_teacher", "the teacher, fine-tuned on the target's labels alone",
-            _fit_target_only_teacher, ("target_only_teacher",), ("teacher",),
+            lambda run: _fitted_teacher(run, run.target_only_teacher), ("target_only_teacher",), ("teacher",),
         ),
         Method(
             "cross_domain_teacher", "the teacher that the students learn from: source, then target",
-            _fit_cross_domain_teacher, ("cross_domain_teacher",), ("teacher",), "always",
+            lambda run: _fitted_teacher(run, run.teacher), ("cross_domain_teacher",), ("teacher",), "always",
         ),
         Method(
             "tfidf_logreg", "logistic regression on words and character n-grams of both domains",
@@ -194,7 +197,8 @@ METHODS: Mapping[str, Method] = {
         ),
         Method(
             "cut_vector_sum_logreg", "the same on as many tokens of a text as teacher and students read",
-            _fit_cut_vector_sum_logreg, ("cross_domain_teacher",), ("teacher",), "experiments",
+            lambda run: _fit_vector_sum_logreg(run, run.config.max_length - 2),  # [CLS] and [SEP]
+            ("cross_domain_teacher",), ("teacher",), "experiments",
         ),
         Method(
             "plain_kd_student", "the student, distilled without augmentation and without unlabelled text",
@@ -226,24 +230,6 @@ METHODS: Mapping[str, Method] = {
 """Every method, in the order of the tables."""
 
 
-def find_method(name: str) -> Method:
-    """Look a method up.
-
-    Args:
-        name: Its name.
-
-    Returns:
-        The method.
-
-    Raises:
-        UsageError: If there is none of that name.
-    """
-    if name not in METHODS:
-        hint = did_you_mean(name, METHODS)
-        raise UsageError(f"method: {name!r} is unknown{hint}; give one of {', '.join(METHODS)}")
-    return METHODS[name]
-
-
 def compared_methods(config: DistillConfig) -> tuple[Method, ...]:
     """Choose what a distillation trains and shows.
 
@@ -254,14 +240,14 @@ def compared_methods(config: DistillConfig) -> tuple[Method, ...]:
         The methods, in the order of the table.
     """
     shown = {"always", *(("compare",) if config.compare else ())}
-    if config.compare and config.generator.operator is not None:
-        shown.add("operator")
+    shown |= {"operator"} if config.compare and config.generator.operator is not None else set()
     return tuple(
         method
         for method in METHODS.values()
         if method.shown in shown
         and not ("unlabelled" in method.needs and config.unlabelled is None)
-        and not (method.starts_from_pretrained and config.teacher.fine_tuned)
+        # It would be unfair with a teacher that was fine-tuned elsewhere, perhaps on this very target.
+        and not (config.teacher.fine_tuned and {"pretrained", "target_only_teacher"} & set(method.needs))
     )
 
 
@@ -280,7 +266,10 @@ def run_method(config: DistillConfig, name: str, progress: Progress = SILENT) ->
         UsageError: If the method or the data are unknown or do not fit.
         RunError: If training fails.
     """
-    method, context = find_method(name), RunContext(config, progress)
+    if name not in METHODS:
+        hint = did_you_mean(name, METHODS)
+        raise UsageError(f"method: {name!r} is unknown{hint}; give one of {', '.join(METHODS)}")
+    method, context = METHODS[name], RunContext(config, progress)
     prepare(context, method)
     started = time.monotonic()
     fitted = method.fit(context)
@@ -333,29 +322,95 @@ def evaluate_method(context: RunContext, name: str, fitted: FittedMethod, second
     )
 
 
-def fitted_student(trained: TrainedStudent, max_length: int) -> FittedMethod:
-    """Make a classifier of a trained student.
+def compare_methods(context: RunContext) -> tuple[dict[str, TrainedStudent], tuple[MethodReport, ...]]:
+    """Train every method that a distillation shows, then evaluate each on the test split.
 
     Args:
-        trained: The student.
-        max_length: Longest sequence in tokens.
+        context: The run.
 
     Returns:
-        The classifier, with the facts of its rounds.
+        The students by the name of their method, "l2a_student" among them, and the rows of the table.
     """
-    student = trained.student
+    methods, fitted = compared_methods(context.config), {}
+    for number, method in enumerate(methods, 1):
+        context.progress.say(f"[{number}/{len(methods)}] {method.name}: {method.help}")
+        started = time.monotonic()
+        fitted[method.name] = method.fit(context)
+        context.progress.event("fitted", row=method.name, row_seconds=round(time.monotonic() - started, 3))
+    few, rows = context.data.target_labels.inputs[:64], []
+    with context.progress.stage("evaluate", len(fitted)) as advance:
+        for name, one in fitted.items():
+            result, rng = evaluate_method(context, name, one, 0.0), np.random.default_rng([context.config.seed, 3])
+            metrics = classification_metrics(result.labels, result.predictions, len(result.label_names), rng)
+            rows.append(MethodReport(name, metrics, one.parameters, measure_latency(one.predict, few, one.module)))
+            advance(1)
+    return {name: one.trained for name, one in fitted.items() if one.trained is not None}, tuple(rows)
 
-    def classify(inputs: Sequence[TextInput]) -> NDArray[np.int64]:
-        return _likeliest(run_student(student, encode(student.tokenizer, inputs, max_length))[0])
 
-    facts: dict[str, float | int | str] = {"validation_log_likelihood": trained.validation_log_likelihood}
-    for number, done in enumerate(trained.rounds):
-        known = {**dataclasses.asdict(done.chains), **done.selection.diagnostics}
-        scalars = {key: value for key, value in known.items() if isinstance(value, int | float | str)}
-        facts |= {f"round_{number}_{key}": value for key, value in scalars.items()}
-    return FittedMethod(classify, student.parameters_count, facts, student.model, trained)
+def write_run(
+    context: RunContext,
+    facts: Mapping[str, Any],
+    folder: Path,
+    students: Mapping[str, TrainedStudent],
+    rows: tuple[MethodReport, ...],
+) -> dict[str, Any]:
+    """Write student, selector, candidates, metrics and model card.
+
+    Args:
+        context: The run.
+        facts: What ``metrics.json`` says beside what is known here; "student" names the one to save.
+        folder: Where to write; it takes its final name later.
+        students: All students by the name of their method, "l2a_student" among them.
+        rows: The comparison.
+
+    Returns:
+        The content of ``metrics.json``.
+
+    Raises:
+        RunError: If the exported student does not reproduce the trained one.
+    """
+    config, data, rounds = context.config, context.data, students["l2a_student"].rounds
+    student = students[facts["student"]].student
+    student.model.to("cpu")
+    known = {
+        "validation_log_likelihood": {name: trained.validation_log_likelihood for name, trained in students.items()},
+        "parameter_share": student.parameters_count / context.teacher.parameters_count,
+        "labels_used": data.splits.labels_used,
+        "labels_ignored": data.splits.labels_ignored,
+        "seed": config.seed,
+        "rounds": [
+            {"generator": dataclasses.asdict(done.chains), "selector": dict(done.selection.diagnostics)}
+            for done in rounds
+        ],
+        "files": data.files,
+    }
+    metrics = metrics_content(rows, {**facts, **known})
+    card, own_card = (
+        model_card(config, data.label_names, data.target.is_pair, rows, metrics, place) for place in ("student", ".")
+    )
+    export_student(student.model, student.tokenizer, folder / "student", own_card, config.max_length)
+    probe = data.target_labels.inputs[:32]
+    parity = check_parity(student.model, student.tokenizer, folder / "student", probe, config.max_length)
+    metrics["export_logit_difference"] = parity
+    atomic_write_text(folder / "README.md", card)
+    write_augmentations(folder / "augmentations.parquet", [(done.pool, done.selection) for done in rounds])
+    _write_selector(folder / "selector", config, [done.selection for done in rounds])
+    atomic_write_text(folder / "metrics.json", to_json(metrics, indent=1) + "\n")
+    atomic_write_text(folder / "config.yaml", as_yaml(config))
+    return metrics
 
 
-def _likeliest(logits: NDArray[np.float32]) -> NDArray[np.int64]:
-    likeliest: NDArray[np.int64] = logits.argmax(axis=1)
-    return likeliest
+def _write_selector(folder: Path, config: DistillConfig, selections: Sequence[Selection]) -> None:
+    last = selections[-1]
+    diagnostics: list[dict[str, Any]] = [dict(selection.diagnostics) for selection in selections]
+    if last.policy is not None:  # it replaces the folder, so it comes first
+        if "reward_curve" in last.diagnostics:  # each round trains on where the one before it ended
+            curve = [value for known in diagnostics for value in known["reward_curve"]]
+            steps = sum(known["training_steps"] for known in diagnostics)
+            trained = training_facts([config], steps, diagnostics[-1]["steps_per_second"], curve)
+        else:  # it was trained elsewhere
+            trained = open_policy(config.selector.agent)[1]
+        used = last.diagnostics.get("chosen", "learned policy")
+        save_policy(last.policy, folder, {**trained, "used_in_the_last_round": used})
+    facts = {"agent": last.agent, "rounds": diagnostics}
+    atomic_write_text(folder / "selection.json", to_json(facts, indent=1) + "\n")

@@ -153,26 +153,17 @@ class TrainingSession:
         length = self.context.config.max_length
         return DistillationSet(encode(self.student.tokenizer, inputs, length), self.context.labeller(inputs), real)
 
-    def examples(self, examples: Examples) -> DistillationSet:
-        """Label examples with the teacher and keep their real labels beside.
-
-        Args:
-            examples: Labelled texts.
-
-        Returns:
-            The set to distil on.
-        """
-        return self.labelled(examples.inputs, examples.labels)
-
     @cached_property
     def target(self) -> DistillationSet:
         """The target's training shots."""
-        return self.examples(self.context.data.splits.train)
+        examples = self.context.data.splits.train
+        return self.labelled(examples.inputs, examples.labels)
 
     @cached_property
     def source(self) -> DistillationSet:
         """The source domain."""
-        return self.examples(self.context.data.source)
+        examples = self.context.data.source
+        return self.labelled(examples.inputs, examples.labels)
 
     @cached_property
     def unlabelled(self) -> DistillationSet | None:
@@ -200,7 +191,8 @@ class TrainingSession:
     @cached_property
     def reward(self) -> DistillationSet:
         """The reward split; it is never trained on."""
-        return self.examples(self.context.data.splits.reward)
+        examples = self.context.data.splits.reward
+        return self.labelled(examples.inputs, examples.labels)
 
 
 def mixture(session: TrainingSession, kept: DistillationSet | None) -> tuple[list[DistillationSet], list[float]]:

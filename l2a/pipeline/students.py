@@ -28,6 +28,7 @@ from l2a.kd.inference import embedding_gradients, run_student
 from l2a.pipeline.augment import masked_language_model
 from l2a.pipeline.session import RunContext, TrainingSession, mixture, open_session
 from l2a.selector.agents import load_agent
+from l2a.selector.network import TrainedPolicy
 from l2a.selector.problem import Selection, SelectionProblem
 from l2a.selector.reward import REAL_POOL, candidate_influences, real_reward
 from l2a.selector.select import apply_policy, select
@@ -36,6 +37,13 @@ from l2a.teacher.labelling import Labeller, TeacherOutputs
 from l2a.teacher.model import Teacher
 from l2a.util.errors import RunError, UsageError
 from l2a.util.training import broadcast
+
+CERTAIN = 10.0
+"""Logit of a real label where a teacher's would stand."""
+DRAWS_LIMIT = 10
+"""Drawing stops when enough different texts came, or after this many times as many draws."""
+Texts = tuple[TextInput, ...]
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -110,22 +118,20 @@ def train_l2a_student(context: RunContext) -> TrainedStudent:
     session.distil(None, kd.warmup_steps, "warm-up")
     rounds: list[Round] = []
     for number in range(kd.rounds):
-        rounds.append(_round(session, number, rounds[-1].selection if rounds else None))
+        rounds.append(_round(session, number, rounds[-1].selection.policy if rounds else None))
     return finish(session, tuple(rounds))
 
 
-def _round(session: TrainingSession, number: int, previous: Selection | None) -> Round:
+def _round(session: TrainingSession, number: int, policy: TrainedPolicy | None) -> Round:
     context = session.context
     rng = np.random.default_rng([context.config.seed, 2, number])
     drawn = draw_candidates(session, rng)
     with context.progress.stage("select candidates"):
         problem = selection_problem(session, drawn)
-        policy = previous.policy if previous else None
         selection = select(problem, context.config.selector, rng, policy, context.progress)
     facts = {name: value for name, value in selection.diagnostics.items() if not isinstance(value, list)}
     context.progress.event("round", number=number, kept=int(selection.kept.sum()), **facts)
-    selection = _distil_kept(session, drawn.candidates, problem, selection, rng)
-    return Round(drawn.pool, selection, drawn.chains)
+    return Round(drawn.pool, _distil_kept(session, drawn.candidates, problem, selection, rng), drawn.chains)
 
 
 def draw_candidates(session: TrainingSession, rng: np.random.Generator) -> Drawn:
@@ -202,8 +208,8 @@ def generator_inputs(session: TrainingSession) -> GeneratorInputs:
     shared = student.tokenizer.get_vocab() == context.teacher.tokenizer.get_vocab()
     # The teacher's embeddings know better which words are near; the gradient lives in the student's.
     geometry = context.teacher.word_embeddings().cpu()[:size] if shared else embeddings
-    neighbours = context.config.generator.neighbours
-    length = context.config.max_length
+    words, length = vocabulary(student.tokenizer), context.config.max_length
+    neighbours = build_neighbour_table(geometry, words, context.config.generator.neighbours, context.progress)
     return GeneratorInputs(
         source_inputs=context.data.source.inputs + context.data.unlabelled,
         target_inputs=context.data.splits.train.inputs,
@@ -211,7 +217,7 @@ def generator_inputs(session: TrainingSession) -> GeneratorInputs:
         target_outputs=session.target.teacher,
         space=TokenSpace(
             student.tokenizer,
-            build_neighbour_table(geometry, vocabulary(student.tokenizer), neighbours, context.progress),
+            neighbours,
             embeddings,
             lambda inputs: embedding_gradients(student, context.labeller, inputs, length),
             length,
@@ -247,13 +253,6 @@ def selection_problem(session: TrainingSession, drawn: Drawn) -> SelectionProble
             trainer, candidates.take(np.flatnonzero(kept & judged)), session.reward, kd
         ),
     )
-
-
-CERTAIN = 10.0
-"""Logit of a real label where a teacher's would stand."""
-DRAWS_LIMIT = 10
-"""Drawing stops when enough different texts came, or after this many times as many draws."""
-logger = logging.getLogger(__name__)
 
 
 def train_augmented_student(context: RunContext) -> TrainedStudent:
@@ -319,15 +318,11 @@ def train_fine_tuned_student(context: RunContext) -> TrainedStudent:
     Raises:
         UsageError: If the operator asks a teacher.
     """
-    operator = context.config.generator.operator
     usable = [name for name in TEXT_OPERATORS if not OPERATORS[name].needs_gradient]
-    if operator not in usable:
+    if (operator := context.config.generator.operator) not in usable:
         raise UsageError(f"generator.operator is {operator!r}, which needs a teacher; give one of {', '.join(usable)}")
     kd = replace(context.config.kd, alpha=0.0, hidden_weight=0.0, objective="soft_labels")
     return train_augmented_student(WithoutTeacher(replace(context.config, kd=kd), context.progress, context.data))
-
-
-Texts = tuple[TextInput, ...]
 
 
 def draw_texts(session: TrainingSession, rng: np.random.Generator) -> tuple[Texts, Texts]:
@@ -381,15 +376,12 @@ def _draw_pairs(
     source = (*session.context.data.source.inputs, *session.context.data.unlabelled)
     target = session.context.data.splits.train.inputs
     in_target = rng.random(size) < target_share
-    bases = _choose(in_target, target, source, rng)
-    return bases, _choose(~in_target, target, source, rng)
 
+    def choose(from_target: NDArray[np.bool_]) -> Texts:
+        few, many = (rng.integers(0, len(texts), size=size) for texts in (target, source))
+        return tuple(target[i] if own else source[j] for own, i, j in zip(from_target, few, many, strict=True))
 
-def _choose(
-    in_target: NDArray[np.bool_], target: Sequence[TextInput], source: Sequence[TextInput], rng: np.random.Generator
-) -> Texts:
-    few, many = (rng.integers(0, len(texts), size=len(in_target)) for texts in (target, source))
-    return tuple(target[i] if is_target else source[j] for is_target, i, j in zip(in_target, few, many, strict=True))
+    return choose(in_target), choose(~in_target)
 
 
 def _distil_in_embedding_space(session: TrainingSession, rng: np.random.Generator) -> None:
