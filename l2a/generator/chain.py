@@ -20,7 +20,7 @@ from l2a.config import GeneratorConfig, resolve_degree
 from l2a.data.examples import TextInput, normalised_hash
 from l2a.generator.operators import CHAIN_OPERATORS, OPERATORS, SOURCE, operator_law
 from l2a.generator.tokens import Ints, TokenSpace, choose_slots, write_texts
-from l2a.teacher.labelling import Labeller, TeacherOutputs
+from l2a.teacher.labelling import Labeller, TeacherOutputs, join_outputs
 from l2a.util.errors import UsageError
 
 MOVES = ("jump", "local", "partner")
@@ -52,13 +52,11 @@ class ChainStep(Generic[States]):
 
     Attributes:
         states: The states after the step.
-        scores: float64 (C,), their log densities.
         proposal: What was proposed.
         accepted: bool (C,).
     """
 
     states: States
-    scores: Floats
     proposal: Proposal[States]
     accepted: NDArray[np.bool_]
 
@@ -87,29 +85,12 @@ def metropolis_hastings(
     while True:
         proposal = propose(states, rng)
         proposed = score(proposal.states)
-        uniform = rng.random(len(proposed))
-        accepted = accepts(proposed, scores, proposal.log_correction, uniform)
+        possible = np.isfinite(proposed)
+        gain = np.where(possible, proposed, 0.0) - scores + proposal.log_correction
+        accepted = possible & (rng.random(len(proposed)) < np.exp(np.minimum(gain, 0.0)))
         states = choose_states(accepted, proposal.states, states)
         scores = np.where(accepted, proposed, scores)
-        yield ChainStep(states, scores, proposal, accepted)
-
-
-def accepts(proposed: Floats, current: Floats, log_correction: Floats, uniform: Floats) -> NDArray[np.bool_]:
-    """Apply the acceptance rule.
-
-    Args:
-        proposed: float64 (C,), scores of the proposed states.
-        current: float64 (C,), scores of the current states.
-        log_correction: float64 (C,), as in ``Proposal``.
-        uniform: float64 (C,), in [0, 1).
-
-    Returns:
-        bool (C,), False wherever the proposed state is forbidden.
-    """
-    possible = np.isfinite(proposed)
-    gain = np.where(possible, proposed, 0.0) - current + log_correction
-    accepted: NDArray[np.bool_] = possible & (uniform < np.exp(np.minimum(gain, 0.0)))
-    return accepted
+        yield ChainStep(states, proposal, accepted)
 
 
 def choose_states(condition: NDArray[np.bool_], first: States, second: States) -> States:
@@ -123,10 +104,8 @@ def choose_states(condition: NDArray[np.bool_], first: States, second: States) -
     Returns:
         States of C chains.
     """
-    arrays = [
-        np.where(condition.reshape(-1, *[1] * (one.ndim - 1)), one, other)
-        for one, other in zip(first, second, strict=True)
-    ]
+    pairs = zip(first, second, strict=True)
+    arrays = [np.where(condition.reshape(-1, *[1] * (one.ndim - 1)), one, other) for one, other in pairs]
     chosen: States = type(first)(*arrays)
     return chosen
 
@@ -201,21 +180,18 @@ def fit_target_density(source: NDArray[np.float32], target: NDArray[np.float32])
         raise UsageError(
             f"the generator has {len(source)} source and {len(target)} target texts; give at least 2 of each domain"
         )
+    both = np.concatenate([source, target]).astype(np.float64)
+    mean = both.mean(axis=0)
+    both -= mean
+    spread = max(float(np.sqrt(both.var(axis=0).mean())), 1e-12)
+    model = LogisticRegression(C=0.1, class_weight="balanced", max_iter=200)
     with threadpool_limits(limits=1, user_api="blas"):  # these problems are small: more threads only get in the way
-        raw = _fit(source.astype(np.float64), target.astype(np.float64))
+        model.fit(both / spread, np.repeat([0, 1], [len(source), len(target)]))
+        raw = TargetDensity(mean, model.coef_[0] / spread, float(model.intercept_[0]))
         of_source, of_target = (raw.log_odds(few[:: -(-len(few) // SCALE_POINTS)]) for few in (source, target))
     gap = of_target.mean() - of_source.mean()
     scale = float(np.sqrt((of_source.var() + of_target.var()) / 2 + gap**2 / 4))
     return replace(raw, location=float(np.median(of_source)), scale=max(scale, 1e-6))
-
-
-def _fit(source: Floats, target: Floats) -> TargetDensity:
-    mean = np.concatenate([source, target]).mean(axis=0)
-    both = np.concatenate([source - mean, target - mean])
-    spread = max(float(np.sqrt(both.var(axis=0).mean())), 1e-12)
-    model = LogisticRegression(C=0.1, class_weight="balanced", max_iter=200)
-    model.fit(both / spread, np.repeat([0, 1], [len(source), len(target)]))
-    return TargetDensity(mean, model.coef_[0] / spread, float(model.intercept_[0]))
 
 
 FORBIDDEN = -1
@@ -300,9 +276,7 @@ class LabelledTexts:
         Returns:
             The outputs, in order.
         """
-        return TeacherOutputs(
-            np.stack([self._logits[row] for row in rows]), np.stack([self._embeddings[row] for row in rows])
-        )
+        return TeacherOutputs(*(np.stack([known[row] for row in rows]) for known in (self._logits, self._embeddings)))
 
     def _append(self, inputs: Sequence[TextInput], hashes: Sequence[str], outputs: TeacherOutputs) -> None:
         for text, key in zip(inputs, hashes, strict=True):
@@ -310,8 +284,9 @@ class LabelledTexts:
             self.inputs.append(text)
         self.hashes.extend(hashes)
         self._logits.extend(outputs.logits)
-        self._embeddings.extend(outputs.embeddings)
-        self.log_density.extend(self._density.log_density(outputs.embeddings).tolist())
+        embeddings = outputs.embeddings
+        self._embeddings.extend(embeddings)
+        self.log_density.extend(self._density.log_density(embeddings).tolist())
 
 
 class AugmentationState(NamedTuple):
@@ -380,9 +355,7 @@ class AugmentationSpace:
         source, target = inputs.source_outputs, inputs.target_outputs
         self.density = fit_target_density(source.embeddings, target.embeddings)
         texts = inputs.source_inputs + inputs.target_inputs
-        known = TeacherOutputs(
-            np.concatenate([source.logits, target.logits]), np.concatenate([source.embeddings, target.embeddings])
-        )
+        known = join_outputs([source, target])
         self.labelled = LabelledTexts(texts, known, self.density, inputs.labeller, inputs.forbidden_hashes)
         self._store = inputs.space.tokenize(texts)
         self._longest = int(self._store.lengths.max())
@@ -415,9 +388,12 @@ class AugmentationSpace:
         count = len(states.base)
         moves = rng.choice(len(MOVES), size=count, p=MOVE_PROBABILITIES)
         fresh = self._draw(count, rng)
-        block = self._draw_blocks(states.base, rng)
+        lengths, places = self._store.lengths[states.base], np.arange(self._longest)
+        start = rng.integers(0, lengths)[:, None]
+        end = start + rng.integers(1, lengths // 2 + 2)[:, None]
+        block = (places >= start) & (places < end)
         local = states._replace(u=np.where(block[:, :, None], fresh.u, states.u))
-        partner = states._replace(partner=self._draw_partners(states.base, rng))
+        partner = states._replace(partner=self._draw_from(states.base < self._source_count, rng))
         moved = choose_states(moves == 0, fresh, choose_states(moves == 1, local, partner))
         return Proposal(self._with_texts(moved), np.zeros(count), moves)
 
@@ -432,33 +408,21 @@ class AugmentationSpace:
         """
         excess = np.maximum(0.0, states.degree - self._config.max_degree)
         density = self.labelled.densities(states.row)
-        is_allowed = np.isfinite(density)
-        scores = np.where(is_allowed, density, 0.0) / self._config.tau - self._config.beta * excess
-        return np.where(is_allowed, scores, -np.inf)
+        # Minus infinity stays, at an infinite temperature too.
+        scores: Floats = np.divide(density, self._config.tau, out=density, where=np.isfinite(density))
+        return scores - self._config.beta * excess
 
     def _draw(self, count: int, rng: np.random.Generator) -> AugmentationState:
         operator = rng.choice(len(CHAIN_OPERATORS), size=count, p=self._operator_law)
-        in_target = (rng.random(count) < self._config.target_share) & (operator != SOURCE)
-        base = self._draw_from(in_target, rng)
+        base = self._draw_from((rng.random(count) < self._config.target_share) & (operator != SOURCE), rng)
         u = rng.random((count, self._longest, 2), dtype=np.float32)
-        partner = self._draw_partners(base, rng)
+        partner = self._draw_from(base < self._source_count, rng)
         return AugmentationState(base, operator, partner, u, np.zeros(count, np.int64), np.zeros(count))
 
     def _draw_from(self, in_target: NDArray[np.bool_], rng: np.random.Generator) -> Ints:
         source = rng.integers(0, self._source_count, size=len(in_target))
         target = rng.integers(self._source_count, len(self._store.inputs), size=len(in_target))
         return np.where(in_target, target, source)
-
-    def _draw_partners(self, base: Ints, rng: np.random.Generator) -> Ints:
-        return self._draw_from(base < self._source_count, rng)
-
-    def _draw_blocks(self, base: Ints, rng: np.random.Generator) -> NDArray[np.bool_]:
-        lengths = self._store.lengths[base]
-        start = rng.integers(0, lengths)
-        width = rng.integers(1, lengths // 2 + 2)
-        places = np.arange(self._longest)[None, :]
-        block: NDArray[np.bool_] = (places >= start[:, None]) & (places < (start + width)[:, None])
-        return block
 
     def _with_texts(self, states: AugmentationState) -> AugmentationState:
         texts, degree = self.project(states)
@@ -478,9 +442,8 @@ class AugmentationSpace:
             chains = np.flatnonzero(states.operator == code)
             if code == SOURCE or not len(chains):
                 continue
-            base, partner, u = states.base[chains], states.partner[chains], states.u[chains]
-            slots = choose_slots(self._store, base, partner, u, self.degree)
-            made = write_texts(slots, OPERATORS[name].apply(slots))
-            for chain, rewrite in zip(chains, made, strict=True):
-                texts[chain], degree[chain] = rewrite
+            parts = (states.base[chains], states.partner[chains], states.u[chains])
+            slots = choose_slots(self._store, *parts, self.degree)
+            for chain, made in zip(chains, write_texts(slots, OPERATORS[name].rewrite(slots)), strict=True):
+                texts[chain], degree[chain] = made
         return texts, degree

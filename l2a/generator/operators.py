@@ -4,10 +4,10 @@ AugPro is arXiv 2210.11768; that embedding-space points are projected back to to
 forms are our derivation.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -81,32 +81,25 @@ def augpro_fgsm(slots: Slots) -> Ints:
     Raises:
         ValueError: If a gradient has another shape than its text.
     """
-    store = slots.store
+    store, space = slots.store, slots.store.space
     missing = [row for row in np.unique(slots.rows).tolist() if store.steepest[store.starts[row]] == UNKNOWN]
     if missing:
+        if space.gradient is None:
+            raise UsageError(
+                "operator 'augpro_fgsm' reads the gradient of a teacher and a student; name both, or use knn"
+            )
+        gradients = space.gradient([store.inputs[row] for row in missing])
+        for row, gradient in zip(missing, gradients, strict=True):
+            wanted = (store.lengths[row], space.word_embeddings.shape[1])
+            if gradient.shape != wanted:
+                raise ValueError(f"gradient has shape {gradient.shape}; give {wanted}, one row for each token")
         places = np.concatenate([np.arange(store.starts[row], store.starts[row + 1]) for row in missing])
-        gradients = _gradients(store, missing)
         store.steepest[places] = store.ids[places]
         is_open = store.slots[places] != FROZEN
-        ids, slopes = torch.from_numpy(store.ids[places[is_open]]), gradients[torch.from_numpy(is_open)]
-        found = steepest_neighbours(ids, slopes, store.space.neighbours, store.space.word_embeddings)
+        ids, slopes = torch.from_numpy(store.ids[places[is_open]]), torch.from_numpy(np.concatenate(gradients)[is_open])
+        found = steepest_neighbours(ids, slopes, space.neighbours, space.word_embeddings)
         store.steepest[places[is_open]] = found.numpy()
     return store.steepest[slots.places]
-
-
-def _gradients(store: TokenStore, rows: Sequence[int]) -> Tensor:
-    space = store.space
-    if space.gradient is None:
-        raise UsageError("operator 'augpro_fgsm' reads the gradient of a teacher and a student; name both, or use knn")
-    gradients = space.gradient([store.inputs[row] for row in rows])
-    width = space.word_embeddings.shape[1]
-    for row, gradient in zip(rows, gradients, strict=True):
-        if gradient.shape != (store.lengths[row], width):
-            raise ValueError(
-                f"gradient has shape {gradient.shape} for a text of {store.lengths[row]} tokens and {width} embedding "
-                "dimensions; give one row for each token, special ones included"
-            )
-    return torch.cat([torch.as_tensor(gradient) for gradient in gradients])
 
 
 def steepest_neighbours(ids: Tensor, gradients: Tensor, table: NeighbourTable, embeddings: Tensor) -> Tensor:
@@ -131,21 +124,9 @@ def steepest_neighbours(ids: Tensor, gradients: Tensor, table: NeighbourTable, e
     return candidates.gather(1, torch.cat(scores).argmax(dim=1, keepdim=True)).squeeze(1)
 
 
-class TextOperator(Protocol):
-    """Makes one new text of each base, for a whole batch at once."""
-
-    def __call__(self, bases: Texts, partners: Texts, degree: float, rng: np.random.Generator) -> list[Rewrite]:
-        """Change a batch of texts.
-
-        Args:
-            bases: B texts.
-            partners: B texts, one of the other domain for each base; read by operators that mix.
-            degree: Share of the tokens to change, in (0, 1].
-            rng: Source of all randomness.
-
-        Returns:
-            B new texts, in order.
-        """
+TextOperator = Callable[[Texts, Texts, float, np.random.Generator], list[Rewrite]]
+"""B bases, a partner of the other domain for each, the share to change in (0, 1], and the source of all randomness, to
+B new texts, in order."""
 
 
 def copy_partners(sources: WordSources, bases: Texts, partners: Texts, *_: Any) -> list[Rewrite]:
@@ -178,16 +159,11 @@ class Operator:
     name: str
     help: str
     works_on: Literal["tokens", "words", "copies", "embeddings"]
-    rewrite: Callable[..., Any] | None
+    rewrite: Any
     reads_partner: bool = False
     reads_neighbours: bool = False
     needs_gradient: bool = False
     default_degree: float | None = None
-
-    def apply(self, *arguments: Any) -> Any:
-        """Call ``rewrite``, for operators that have it."""
-        assert self.rewrite is not None
-        return self.rewrite(*arguments)
 
 
 OPERATORS = {
@@ -227,9 +203,10 @@ def check_operators(config: GeneratorConfig) -> None:
         hint = did_you_mean(config.operator, OPERATORS)
         raise UsageError(f"generator.operator is {config.operator!r}{hint}; give one of {', '.join(OPERATORS)}")
     for name in config.operators:
-        if name not in CHAIN_OPERATORS:
-            hint = did_you_mean(name, CHAIN_OPERATORS)
-            raise UsageError(f"generator.operators names {name!r}{hint}; weigh {', '.join(CHAIN_OPERATORS)}")
+        if name in CHAIN_OPERATORS:
+            continue
+        hint = did_you_mean(name, CHAIN_OPERATORS)
+        raise UsageError(f"generator.operators names {name!r}{hint}; weigh {', '.join(CHAIN_OPERATORS)}")
     operator_law(config, has_gradient=True)
 
 
@@ -250,11 +227,9 @@ def operator_law(config: GeneratorConfig, has_gradient: bool) -> NDArray[np.floa
     if not has_gradient:
         weights[[OPERATORS[name].needs_gradient for name in CHAIN_OPERATORS]] = 0.0
     if weights.sum() == 0:
-        raise UsageError(
-            "generator.operators gives no weight to an operator that can run"
-            + ("" if has_gradient else " without a student's gradient")
-            + f"; give one of {', '.join(CHAIN_OPERATORS)} a weight above 0"
-        )
+        can = "can run" if has_gradient else "can run without a student's gradient"
+        names = ", ".join(CHAIN_OPERATORS)
+        raise UsageError(f"generator.operators weighs no operator that {can}; give one of {names} a weight above 0")
     law: NDArray[np.float64] = weights / weights.sum()
     return law
 
@@ -278,7 +253,7 @@ def draw_changes(
     read = np.concatenate([rows, partners]) if operator.reads_partner else rows
     u = rng.random((len(rows), int(store.lengths[read].max()), 2), dtype=np.float32)
     slots = choose_slots(store, rows, partners, u, degree)
-    return slots, operator.apply(slots)
+    return slots, operator.rewrite(slots)
 
 
 def build_operator(
@@ -305,7 +280,7 @@ def build_operator(
     operator = OPERATORS[name]
     if operator.works_on == "tokens":
         return partial(rewrite_tokens, operator, space())
-    return partial(operator.apply, WordSources(masked, progress))
+    return partial(operator.rewrite, WordSources(masked, progress))
 
 
 def rewrite_tokens(

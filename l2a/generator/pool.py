@@ -5,9 +5,8 @@ import logging
 import math
 import time
 from collections.abc import Mapping
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,15 +14,7 @@ from scipy.special import expit
 
 from l2a.config import GeneratorConfig
 from l2a.data.examples import TextInput, normalised_hash
-from l2a.generator.chain import (
-    FORBIDDEN,
-    MOVES,
-    AugmentationSpace,
-    AugmentationState,
-    ChainStep,
-    GeneratorInputs,
-    metropolis_hastings,
-)
+from l2a.generator.chain import FORBIDDEN, MOVES, AugmentationSpace, GeneratorInputs, metropolis_hastings
 from l2a.generator.operators import CHAIN_OPERATORS, SOURCE
 from l2a.teacher.labelling import TeacherOutputs
 from l2a.util.errors import RunError
@@ -96,6 +87,15 @@ class ChainDiagnostics:
     seconds: float
 
 
+class Candidate(NamedTuple):
+    """A text of the pool and how it was made, as in ``AugmentationState``."""
+
+    row: int
+    base: int
+    operator: int
+    degree: float
+
+
 def draw_pool(
     inputs: GeneratorInputs, config: GeneratorConfig, size: int, rng: np.random.Generator, progress: Progress = SILENT
 ) -> tuple[CandidatePool, ChainDiagnostics]:
@@ -121,22 +121,51 @@ def draw_pool(
     started = time.perf_counter()
     space = AugmentationSpace(inputs, config)
     initial = space.draw(config.chains, rng)
-    harvest = Harvest(space, initial, {normalised_hash(text) for text in inputs.target_inputs}, size)
+    excluded = {normalised_hash(text) for text in inputs.target_inputs}
     limit = config.burn_in + STEP_LIMIT_FACTOR * math.ceil(size / config.chains)
+    candidates: dict[str, Candidate] = {}
+    history: list[tuple[NDArray[Any], ...]] = []
     with progress.stage("candidates", size) as advance:
         for step in itertools.islice(metropolis_hastings(initial, space.propose, space.score, rng), limit):
-            harvest.count(step)
-            if harvest.steps > config.burn_in:
-                advance(harvest.collect(step.states))
-            if harvest.is_full:
+            states, proposal, before = step.states, step.proposal, len(candidates)
+            history.append((states.row, proposal.states.row, proposal.moves, step.accepted))
+            if len(history) <= config.burn_in:
+                continue
+            columns = (states.row, states.base, states.operator, states.degree)
+            for candidate in map(Candidate, *(column.tolist() for column in columns)):
+                key = None if candidate.row == FORBIDDEN else space.labelled.hashes[candidate.row]
+                if key is not None and key not in excluded and len(candidates) < size:
+                    candidates.setdefault(key, candidate)
+            advance(len(candidates) - before)
+            if len(candidates) >= size:
                 break
-    if not harvest.candidates:
+    if not candidates:
         raise RunError("the generator's chains found no candidate; raise generator.tau or generator.target_share")
-    if not harvest.is_full:
-        logger.warning("the pool holds %d of %d candidates; a larger tau gives more", len(harvest.candidates), size)
-    pool = _assemble(list(harvest.candidates.values()), inputs, space)
+    if len(candidates) < size:
+        logger.warning("the pool holds %d of %d candidates; a larger tau gives more", len(candidates), size)
     target = float(space.density.log_density(inputs.target_outputs.embeddings).mean())
-    return pool, harvest.diagnostics(target, time.perf_counter() - started)
+    rows, proposed, moves, accepted = (np.stack(part) for part in zip(*history, strict=True))
+    changes_text = proposed != np.concatenate([initial.row[None], rows[:-1]])
+    offered, taken = (np.bincount(moves[of], minlength=len(MOVES)) for of in (changes_text, changes_text & accepted))
+    labelled, sampled = space.labelled, rows[config.burn_in :]
+    trace = labelled.densities(sampled)
+    allowed = np.isfinite(trace).all(axis=0)
+    plain = np.concatenate([initial.row, proposed[moves == MOVES.index("jump")]])
+    pool = _assemble(list(candidates.values()), inputs, space)
+    return pool, ChainDiagnostics(
+        steps=len(history),
+        chains=config.chains,
+        degree=space.degree,
+        acceptance=dict(zip(MOVES, (taken / np.maximum(offered, 1)).tolist(), strict=True)),
+        effective_sample_size=effective_sample_size(trace[:, allowed]) if allowed.any() else 0.0,
+        proposal_log_density=_finite_mean(labelled.densities(plain)),
+        sample_log_density=_finite_mean(trace),
+        target_log_density=target,
+        distinct_share=len(np.unique(sampled)) / sampled.size,
+        labelled_texts=labelled.labelled,
+        labelling_seconds=labelled.labelling_seconds,
+        seconds=time.perf_counter() - started,
+    )
 
 
 def effective_sample_size(trace: NDArray[np.float64]) -> float:
@@ -155,124 +184,12 @@ def effective_sample_size(trace: NDArray[np.float64]) -> float:
     total = trace.var()
     if steps < 4 or total == 0:
         return float(chains)
-    means = trace.mean(axis=0)
-    covariance = _autocovariance(trace - means).mean(axis=1) + means.var()
+    means, padded = trace.mean(axis=0), 2 * steps
+    power = np.abs(np.fft.rfft(trace - means, padded, axis=0)) ** 2
+    covariance = (np.fft.irfft(power, padded, axis=0)[:steps] / steps).mean(axis=1) + means.var()
     pairs = covariance[: steps // 2 * 2].reshape(-1, 2).sum(axis=1) / total
-    negative = np.flatnonzero(pairs <= 0)
-    kept = pairs[: negative[0]] if len(negative) else pairs
+    kept = pairs[: int(np.argmin(np.append(pairs, -1.0) > 0))]
     return float(np.clip(steps * chains / (2 * kept.sum() - 1), 1.0, steps * chains))
-
-
-def _autocovariance(centred: NDArray[np.float64]) -> NDArray[np.float64]:
-    steps = len(centred)
-    spectrum = np.fft.rfft(centred, 2 * steps, axis=0)
-    products: NDArray[np.float64] = np.fft.irfft(np.abs(spectrum) ** 2, 2 * steps, axis=0)[:steps]
-    return products / steps
-
-
-class Candidate(NamedTuple):
-    """A text of the pool and how it was made, as in ``AugmentationState``."""
-
-    row: int
-    base: int
-    operator: int
-    degree: float
-
-
-class Harvest:
-    """Collects different texts from the chains' states.
-
-    Attributes:
-        candidates: By normalised hash, in the order of the first visit.
-        steps: Steps seen.
-    """
-
-    def __init__(
-        self, space: AugmentationSpace, initial: AugmentationState, excluded_hashes: AbstractSet[str], size: int
-    ) -> None:
-        """Start before the first step.
-
-        Args:
-            space: Labels the texts.
-            initial: The states that the chains start in, drawn from the base law.
-            excluded_hashes: Normalised hashes of texts that are no candidates, though the chains may visit them.
-            size: Candidates wanted.
-        """
-        self.candidates: dict[str, Candidate] = {}
-        self.steps = 0
-        self._space, self._excluded, self._size = space, excluded_hashes, size
-        self._rows = initial.row
-        self._plain_rows = [initial.row]
-        self._sampled_rows: list[NDArray[np.int64]] = []
-        self._offered = np.zeros(len(MOVES), dtype=np.int64)
-        self._accepted = np.zeros(len(MOVES), dtype=np.int64)
-
-    @property
-    def is_full(self) -> bool:
-        """Whether all candidates wanted have been found."""
-        return len(self.candidates) >= self._size
-
-    def count(self, step: ChainStep[AugmentationState]) -> None:
-        """Count what a step offered and accepted.
-
-        Args:
-            step: Of all chains.
-        """
-        moves, proposed = step.proposal.moves, step.proposal.states.row
-        changes_text = proposed != self._rows
-        self._offered += np.bincount(moves[changes_text], minlength=len(MOVES))
-        self._accepted += np.bincount(moves[changes_text & step.accepted], minlength=len(MOVES))
-        self._plain_rows.append(proposed[moves == MOVES.index("jump")])
-        self._rows = step.states.row
-        self.steps += 1
-
-    def collect(self, states: AugmentationState) -> int:
-        """Take the texts that the chains are in.
-
-        Args:
-            states: Of all chains, after the burn-in.
-
-        Returns:
-            How many of them are new candidates.
-        """
-        before = len(self.candidates)
-        self._sampled_rows.append(states.row)
-        columns = (states.row.tolist(), states.base.tolist(), states.operator.tolist(), states.degree.tolist())
-        for candidate in itertools.starmap(Candidate, zip(*columns, strict=True)):
-            if candidate.row == FORBIDDEN or self.is_full:
-                continue
-            key = self._space.labelled.hashes[candidate.row]
-            if key not in self._excluded:
-                self.candidates.setdefault(key, candidate)
-        return len(self.candidates) - before
-
-    def diagnostics(self, target_log_density: float, seconds: float) -> ChainDiagnostics:
-        """Say how well the chains moved.
-
-        Args:
-            target_log_density: Mean over the target texts.
-            seconds: Wall seconds in all.
-
-        Returns:
-            The facts.
-        """
-        labelled, sampled = self._space.labelled, np.stack(self._sampled_rows)
-        trace = labelled.densities(sampled)
-        allowed = np.isfinite(trace).all(axis=0)
-        return ChainDiagnostics(
-            steps=self.steps,
-            chains=sampled.shape[1],
-            degree=self._space.degree,
-            acceptance=dict(zip(MOVES, (self._accepted / np.maximum(self._offered, 1)).tolist(), strict=True)),
-            effective_sample_size=effective_sample_size(trace[:, allowed]) if allowed.any() else 0.0,
-            proposal_log_density=_finite_mean(labelled.densities(np.concatenate(self._plain_rows))),
-            sample_log_density=_finite_mean(trace),
-            target_log_density=target_log_density,
-            distinct_share=len(np.unique(sampled)) / sampled.size,
-            labelled_texts=labelled.labelled,
-            labelling_seconds=labelled.labelling_seconds,
-            seconds=seconds,
-        )
 
 
 def _finite_mean(values: NDArray[np.float64]) -> float:
@@ -309,11 +226,9 @@ def max_cosine(embeddings: NDArray[np.float32], references: NDArray[np.float32])
     Returns:
         float32 (N,).
     """
-    nearest: NDArray[np.float32] = (_unit(embeddings) @ _unit(references).T).max(axis=1).astype(np.float32)
+    one, other = (
+        (rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)).astype(np.float32)
+        for rows in (embeddings, references)
+    )
+    nearest: NDArray[np.float32] = (one @ other.T).max(axis=1).astype(np.float32)
     return nearest
-
-
-def _unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:
-    lengths = np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-    scaled: NDArray[np.float32] = (rows / lengths).astype(np.float32)
-    return scaled

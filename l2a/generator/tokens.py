@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ from torch import Tensor
 from l2a.data.examples import TextInput
 from l2a.util.errors import UsageError
 from l2a.util.files import cached_folder, fingerprint
-from l2a.util.progress import SILENT, Advance, Progress
+from l2a.util.progress import SILENT, Progress
 
 SPECIAL, FROZEN = -1, -1
 """The side of a special token, and the slot of a token that must stay."""
@@ -63,8 +63,7 @@ def token_kinds(tokens: Sequence[str]) -> tuple[Tensor, Tensor]:
     marked = next((token for token in tokens if len(token) > 1 and token[0] in "\u0120\u2581"), None)
     if marked is not None:
         raise UsageError(
-            f"tokenizer: the vocabulary holds {marked!r}, so it is not WordPiece; "
-            "the generator reads and writes WordPiece tokens: use a teacher of the BERT family"
+            f"tokenizer: the vocabulary holds {marked!r}, so it is not WordPiece; use a teacher of the BERT family"
         )
     surfaces = [token.removeprefix("##") for token in tokens]
     word_start = torch.tensor([not token.startswith("##") for token in tokens])
@@ -77,13 +76,11 @@ class NeighbourTable:
 
     Attributes:
         ids: int32 (V, k), nearest first; the row of a token that is not allowed repeats the token itself.
-        distances: float32 (V, k), Euclidean between unit rows; infinity for tokens that are not allowed.
         word_start: bool (V,), False for pieces that continue a word ("##ing").
         allowed: bool (V,), tokens that operators may change and emit.
     """
 
     ids: Tensor
-    distances: Tensor
     word_start: Tensor
     allowed: Tensor
 
@@ -110,26 +107,21 @@ def build_neighbour_table(
     """
     word_start, allowed = token_kinds(tokens)
     if k == 0:
-        none = torch.zeros(len(tokens), 0)
-        return NeighbourTable(none.to(torch.int32), none, word_start, allowed)
+        return NeighbourTable(torch.zeros(len(tokens), 0, dtype=torch.int32), word_start, allowed)
     matrix = embeddings.detach().cpu().float()
 
     def build(folder: Path) -> None:
-        found = find_neighbours(matrix, word_start, allowed, k, progress)
-        for name, part in zip(("ids", "distances"), found, strict=True):
-            np.save(folder / f"{name}.npy", part.numpy())
+        np.save(folder / "ids.npy", find_neighbours(matrix, word_start, allowed, k, progress).numpy())
 
     folder = cached_folder("neighbours", fingerprint(LAYOUT, k, list(tokens), matrix.numpy()), build)
-    ids, distances = (
-        torch.from_numpy(np.load(folder / f"{name}.npy", allow_pickle=False)) for name in ("ids", "distances")
-    )
-    return NeighbourTable(ids, distances, word_start, allowed & (distances[:, 0] < float("inf")))
+    ids = torch.from_numpy(np.load(folder / "ids.npy", allow_pickle=False))
+    return NeighbourTable(ids, word_start, allowed & (ids[:, 0] != torch.arange(len(ids))))
 
 
 def find_neighbours(
     embeddings: Tensor, word_start: Tensor, allowed: Tensor, k: int, progress: Progress = SILENT
-) -> tuple[Tensor, Tensor]:
-    """Search the neighbours of all tokens, by blocked matrix products.
+) -> Tensor:
+    """Search the neighbours of all tokens, by blocked products of unit rows.
 
     Args:
         embeddings: float32 (V, d).
@@ -139,42 +131,24 @@ def find_neighbours(
         progress: Told of the rows done.
 
     Returns:
-        int32 (V, k) ids and float32 (V, k) distances, as in ``NeighbourTable``.
+        int32 (V, k), as in ``NeighbourTable``.
     """
     ids = torch.arange(len(embeddings), dtype=torch.int32)[:, None].repeat(1, k)
-    distances = torch.full((len(embeddings), k), float("inf"))
-    directions = unit_rows(embeddings)
+    directions = torch.nn.functional.normalize(embeddings, dim=-1)
     with progress.stage("nearest tokens", int(allowed.sum())) as advance:
         for kind in (word_start & allowed, ~word_start & allowed):
             members = kind.nonzero().flatten()
-            if len(members) > 1:
-                _search_kind(directions[members], members, ids, distances, advance)
-    return ids, distances
-
-
-def unit_rows(embeddings: Tensor) -> Tensor:
-    """Scale every row to length 1: the space in which tokens are compared.
-
-    Args:
-        embeddings: float32 (..., d).
-
-    Returns:
-        float32 (..., d).
-    """
-    return torch.nn.functional.normalize(embeddings, dim=-1)
-
-
-def _search_kind(directions: Tensor, members: Tensor, ids: Tensor, distances: Tensor, advance: Advance) -> None:
-    found = min(ids.shape[1], len(members) - 1)
-    repeats = torch.arange(ids.shape[1]) % found
-    for start in range(0, len(members), BLOCK):
-        rows = slice(start, start + BLOCK)
-        cosine = directions[rows] @ directions.T
-        cosine[torch.arange(len(cosine)), torch.arange(start, start + len(cosine))] = -float("inf")
-        nearest = cosine.topk(found)
-        ids[members[rows]] = members[nearest.indices][:, repeats].to(torch.int32)
-        distances[members[rows]] = (2 - 2 * nearest.values).clamp_min(0).sqrt()[:, repeats]
-        advance(len(cosine))
+            found = min(k, len(members) - 1)
+            if found < 1:
+                continue
+            same_kind = directions[members]
+            for start in range(0, len(members), BLOCK):
+                cosine = same_kind[start : start + BLOCK] @ same_kind.T
+                cosine[:, start:].fill_diagonal_(-torch.inf)
+                nearest = members[cosine.topk(found).indices]
+                ids[members[start : start + BLOCK]] = nearest[:, torch.arange(k) % found].to(torch.int32)
+                advance(len(cosine))
+    return ids
 
 
 @dataclass(frozen=True)
@@ -211,15 +185,17 @@ class TokenSpace:
         """
         sides = [list(side) for side in zip(*inputs, strict=True)]
         encodings = self.tokenizer(*sides, truncation=True, max_length=self.max_length).encodings
-        lengths = [len(encoding.ids) for encoding in encodings]
-        ids = np.fromiter(itertools.chain.from_iterable(one.ids for one in encodings), np.int64, sum(lengths))
+        starts = np.cumsum([0, *(len(encoding.ids) for encoding in encodings)])
+        ids = np.fromiter(itertools.chain.from_iterable(one.ids for one in encodings), np.int64, starts[-1])
         flat = itertools.chain.from_iterable(encoding.sequence_ids for encoding in encodings)
         segments = np.fromiter((SPECIAL if side is None else side for side in flat), np.int8, len(ids))
         spans = np.concatenate([np.asarray(encoding.offsets, np.int32) for encoding in encodings])
         is_open = self.neighbours.allowed.numpy()[ids] & (segments != SPECIAL) & ~shares_characters(spans, segments)
         kinds = 2 * segments + ~self.neighbours.word_start.numpy()[ids]
         slots = np.where(is_open, kinds, FROZEN).astype(np.int8)
-        return TokenStore(self, tuple(inputs), np.cumsum([0, *lengths]), ids, slots, segments, spans)
+        words = np.add.reduceat(segments != SPECIAL, starts[:-1], dtype=np.int64)
+        steepest = np.full(len(ids), UNKNOWN)
+        return TokenStore(self, tuple(inputs), starts, np.diff(starts), ids, slots, segments, spans, words, steepest)
 
 
 def shares_characters(spans: NDArray[np.int32], segments: NDArray[np.int8]) -> NDArray[np.bool_]:
@@ -249,11 +225,11 @@ class TokenStore:
         space: Where they are tokenized.
         inputs: The texts.
         starts: int64 (N + 1,), where the tokens of each text start.
+        lengths: int64 (N,), tokens of each text, special ones included.
         ids: int64 (T,).
         slots: int8 (T,), 2 * segment + (1 if the token continues a word); -1 where the token must stay.
         segments: int8 (T,), 0 for the first side, 1 for the second, -1 for special tokens.
         spans: int32 (T, 2), first and past-the-last character of the token in its side of the text.
-        lengths: int64 (N,), tokens of each text, special ones included.
         words: int64 (N,), tokens of each text, special ones not included.
         steepest: int64 (T,), the tokens that augpro_fgsm found so far; -1 for texts whose gradient was never asked.
     """
@@ -261,19 +237,13 @@ class TokenStore:
     space: TokenSpace
     inputs: tuple[TextInput, ...]
     starts: Ints
+    lengths: Ints
     ids: Ints
     slots: NDArray[np.int8]
     segments: NDArray[np.int8]
     spans: NDArray[np.int32]
-    lengths: Ints = field(init=False)
-    words: Ints = field(init=False)
-    steepest: Ints = field(init=False)
-
-    def __post_init__(self) -> None:
-        """Derive what the tokens decide."""
-        object.__setattr__(self, "lengths", np.diff(self.starts))
-        object.__setattr__(self, "words", np.add.reduceat(self.segments != SPECIAL, self.starts[:-1], dtype=np.int64))
-        object.__setattr__(self, "steepest", np.full(len(self.ids), UNKNOWN))
+    words: Ints
+    steepest: Ints
 
     @cached_property
     def _by_slot(self) -> tuple[Ints, Ints, Ints]:
@@ -388,26 +358,10 @@ def write_texts(slots: Slots, tokens: Ints) -> list[Rewrite]:
         The B texts, in order.
     """
     store, is_new = slots.store, tokens != slots.store.ids[slots.places]
-    pieces: list[list[tuple[int, list[int], str]]] = [[] for _ in slots.rows]
-    places, changed = slots.places[is_new], (slots.owners[is_new].tolist(), tokens[is_new].tolist())
-    for owner, token, side, span in zip(*changed, store.segments[places], store.spans[places].tolist(), strict=True):
-        pieces[owner].append((side, span, store.space.surfaces[token]))
-    texts = [splice(store.inputs[row], changes) for row, changes in zip(slots.rows, pieces, strict=True)]
-    return list(map(Rewrite, texts, changed_shares(slots, tokens).tolist()))
-
-
-def splice(text_input: TextInput, pieces: Sequence[tuple[int, Sequence[int], str]]) -> TextInput:
-    """Put new pieces in the places of old ones; every other character stays.
-
-    Args:
-        text_input: One or two strings.
-        pieces: Number of the side, first and past-the-last character in it, and the new piece, in the order of the
-            text and without overlaps.
-
-    Returns:
-        The changed text.
-    """
-    sides = list(text_input)
-    for segment, (start, end), piece in reversed(pieces):  # from the end, so that the places before stay true
-        sides[segment] = sides[segment][:start] + piece + sides[segment][end:]
-    return tuple(sides)
+    sides, places = [list(store.inputs[row]) for row in slots.rows], slots.places[is_new]
+    columns = (slots.owners[is_new], tokens[is_new], store.segments[places], store.spans[places])
+    changes = zip(*(column.tolist() for column in columns), strict=True)
+    for owner, token, side, (start, end) in reversed(list(changes)):  # so that the places before stay true
+        old = sides[owner][side]
+        sides[owner][side] = old[:start] + store.space.surfaces[token] + old[end:]
+    return list(map(Rewrite, map(tuple, sides), changed_shares(slots, tokens).tolist()))

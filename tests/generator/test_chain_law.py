@@ -1,12 +1,13 @@
 """The chains' empirical law against the law that is written down, on spaces that can be enumerated."""
 
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from l2a.generator.chain import Proposal, accepts, metropolis_hastings
+from l2a.generator.chain import Proposal, metropolis_hastings
 from l2a.generator.pool import effective_sample_size
 
 STATES = 24
@@ -72,10 +73,13 @@ def test_a_forbidden_state_is_left_and_never_entered():
 
 
 def test_the_acceptance_rule():
-    proposed, current = np.array([0.0, -1.0, -1.0, -np.inf, 0.0, -np.inf]), np.array([-1.0, 0, 0, 0, -np.inf, -np.inf])
-    uniform = np.array([0.999, np.exp(-1) - 1e-6, np.exp(-1) + 1e-6, 0.0, 0.999, 0.0])
-    assert accepts(proposed, current, np.zeros(6), uniform).tolist() == [True, True, False, False, True, False]
-    assert accepts(np.zeros(1), np.zeros(1), np.array([-2.0]), np.array([0.5])).tolist() == [False]
+    current, proposed = np.array([-1.0, 0, 0, 0, -np.inf, -np.inf, 0]), np.array([0.0, -1, -1, -np.inf, 0, -np.inf, 0])
+    uniform = np.array([0.999, np.exp(-1) - 1e-6, np.exp(-1) + 1e-6, 0.0, 0.999, 0.0, 0.5])
+    move = Proposal(ToyStates(np.arange(7, 14)), np.array([0.0, 0, 0, 0, 0, 0, -2]), np.zeros(7, np.int64))
+    scores, rng = np.concatenate([current, proposed]), SimpleNamespace(random=lambda count: uniform)
+    step = next(metropolis_hastings(ToyStates(np.arange(7)), lambda *_: move, lambda s: scores[s.place], rng))
+    assert step.accepted.tolist() == [True, True, False, False, True, False, False]
+    assert step.states.place.tolist() == [7, 8, 2, 3, 11, 5, 6]
 
 
 @pytest.mark.parametrize("seed", [0, 1])
