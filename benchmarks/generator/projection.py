@@ -10,15 +10,7 @@ from torch import Tensor
 
 from l2a.data.domains import load_domain
 from l2a.generator.operators import steepest_neighbours
-from l2a.generator.tokens import (
-    FROZEN,
-    TokenSpace,
-    build_neighbour_table,
-    find_neighbours,
-    token_kinds,
-    unit_rows,
-    vocabulary,
-)
+from l2a.generator.tokens import FROZEN, TokenSpace, build_neighbour_table, find_neighbours, token_kinds, vocabulary
 from l2a.teacher.model import load_encoder
 
 NEIGHBOURS = 16
@@ -40,7 +32,7 @@ def measure_projection(seed: int, smoke: bool) -> dict[str, Any]:
     started = time.perf_counter()
     find_neighbours(embeddings, *token_kinds(names), NEIGHBOURS) if not smoke else None
     one_off = time.perf_counter() - started
-    table, rows = build_neighbour_table(embeddings, names, NEIGHBOURS), unit_rows(embeddings)
+    table, rows = build_neighbour_table(embeddings, names, NEIGHBOURS), torch.nn.functional.normalize(embeddings, dim=1)
     store = TokenSpace(teacher.tokenizer, table, embeddings, None, 128).tokenize(
         load_domain("movies").train.inputs[:2000]
     )
@@ -51,7 +43,7 @@ def measure_projection(seed: int, smoke: bool) -> dict[str, Any]:
     own, other = ids[torch.randperm(len(ids), generator=rng)[: 2 * count]].view(2, count)
     weight = torch.rand(count, 1, generator=rng)
     directions = torch.nn.functional.normalize(torch.randn(count, rows.shape[1], generator=rng), dim=1)
-    step = float(table.distances[own].median())
+    step = float((rows[own, None] - rows[table.ids[own].long()]).norm(dim=2).median())
     eligible = (table.allowed & table.word_start).repeat(count, 1)
     eligible[torch.arange(count), own] = False
     interpolated, moved = weight * rows[own] + (1 - weight) * rows[other], rows[own] + step * directions

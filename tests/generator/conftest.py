@@ -41,8 +41,8 @@ def embeddings(tokens: tuple[str, ...]) -> torch.Tensor:
 @pytest.fixture(scope="session")
 def table(tokens: tuple[str, ...], embeddings: torch.Tensor) -> NeighbourTable:
     word_start, allowed = token_kinds(tokens)
-    ids, distances = find_neighbours(embeddings, word_start, allowed, k=4)
-    return NeighbourTable(ids, distances, word_start, allowed)
+    ids = find_neighbours(embeddings, word_start, allowed, k=4)
+    return NeighbourTable(ids, word_start, allowed)
 
 
 def toy_outputs(inputs: Sequence[TextInput]) -> TeacherOutputs:

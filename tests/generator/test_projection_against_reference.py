@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from l2a.generator import operators
-from l2a.generator.tokens import NeighbourTable, Slots, find_neighbours, unit_rows
+from l2a.generator.tokens import NeighbourTable, Slots, find_neighbours
 
 V, D, COUNT = 300, 48, 64
 EVERYTHING = torch.ones(V, dtype=torch.bool)
@@ -22,7 +22,7 @@ def matrix() -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def full_table(matrix: torch.Tensor) -> NeighbourTable:
-    return NeighbourTable(*find_neighbours(matrix, EVERYTHING, EVERYTHING, V - 1), EVERYTHING, EVERYTHING)
+    return NeighbourTable(find_neighbours(matrix, EVERYTHING, EVERYTHING, V - 1), EVERYTHING, EVERYTHING)
 
 
 def draw(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -55,7 +55,7 @@ def test_mix_is_the_nearest_row_to_the_interpolated_vector(matrix, seed, degree)
 def test_fgsm_takes_the_neighbour_with_the_largest_first_order_gain(matrix, full_table):
     ids, _ = draw(6)
     gradients = torch.randn(COUNT, D, generator=torch.Generator().manual_seed(1))
-    few = NeighbourTable(full_table.ids[:, :5], full_table.distances[:, :5], EVERYTHING, EVERYTHING)
+    few = NeighbourTable(full_table.ids[:, :5], EVERYTHING, EVERYTHING)
     found = operators.steepest_neighbours(ids, gradients, few, matrix)
     for place, token in enumerate(ids.tolist()):
         gains = {w: float((matrix[w] - matrix[token]) @ gradients[place]) for w in few.ids[token].tolist()}
@@ -65,7 +65,7 @@ def test_fgsm_takes_the_neighbour_with_the_largest_first_order_gain(matrix, full
 def test_fgsm_over_all_rows_is_a_long_step_projected_exhaustively(matrix, full_table, monkeypatch):
     ids, _ = draw(7)
     gradients = torch.nn.functional.normalize(torch.randn(COUNT, D, generator=torch.Generator().manual_seed(2)), dim=-1)
-    rows = unit_rows(matrix)
+    rows = torch.nn.functional.normalize(matrix, dim=-1)
     nearest = exhaustive(rows[ids] + 1e3 * gradients, rows, ids)
     assert torch.equal(operators.steepest_neighbours(ids, gradients, full_table, rows), nearest)
     monkeypatch.setattr(operators, "POSITIONS_AT_ONCE", 7)
@@ -73,7 +73,7 @@ def test_fgsm_over_all_rows_is_a_long_step_projected_exhaustively(matrix, full_t
 
 
 def test_knn_draws_each_neighbour_alike(full_table):
-    few = NeighbourTable(full_table.ids[:, :4], full_table.distances[:, :4], EVERYTHING, EVERYTHING)
+    few = NeighbourTable(full_table.ids[:, :4], EVERYTHING, EVERYTHING)
     places = np.arange(COUNT).repeat(400)
     choice = np.random.default_rng(0).random(len(places), dtype=np.float32)
     store = SimpleNamespace(ids=draw(8)[0].numpy(), space=SimpleNamespace(neighbours=few))
