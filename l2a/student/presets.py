@@ -41,11 +41,7 @@ TEXTS_PER_CALL = 2000
 
 
 def refuse_other_tokenizers(tokenizer: Any, reader: str) -> None:
-    """Stop when a vocabulary is not WordPiece.
-
-    Args:
-        tokenizer: A fast tokenizer of transformers.
-        reader: What needs it, for the message.
+    """Stop when a fast tokenizer's vocabulary is not WordPiece, which a reader needs.
 
     Raises:
         UsageError: If it is not.
@@ -67,9 +63,6 @@ def needed_tokens(tokenizer: Any, counts: NDArray[np.int64]) -> NDArray[np.bool_
     Args:
         tokenizer: A fast WordPiece tokenizer.
         counts: int64 (V,), from ``count_tokens``.
-
-    Returns:
-        bool (V,).
     """
     tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
     used = {character for index in np.flatnonzero(counts) for character in _surface(tokens[index])}
@@ -106,15 +99,7 @@ def _surface(token: str) -> str:
 
 
 def count_tokens(tokenizer: Any, texts: Sequence[TextInput]) -> NDArray[np.int64]:
-    """Count how often each token occurs.
-
-    Args:
-        tokenizer: A fast tokenizer of transformers.
-        texts: N texts, single or pairs.
-
-    Returns:
-        int64 (V,).
-    """
+    """Count how often each token of a fast tokenizer occurs in texts, single or pairs, int64 (V,)."""
     sides, counts = [side for text in texts for side in text], np.zeros(len(tokenizer), np.int64)
     for start in range(0, len(sides), TEXTS_PER_CALL):
         part = sides[start : start + TEXTS_PER_CALL]
@@ -124,15 +109,7 @@ def count_tokens(tokenizer: Any, texts: Sequence[TextInput]) -> NDArray[np.int64
 
 
 def keep_tokens(tokenizer: Any, kept: NDArray[np.int64]) -> Any:
-    """Cut a tokenizer down to some of its tokens.
-
-    Args:
-        tokenizer: A fast WordPiece tokenizer.
-        kept: int64 (n,), from ``choose_tokens``.
-
-    Returns:
-        A fast tokenizer of the same kind, its token i that of ``kept[i]``.
-    """
+    """Cut a fast WordPiece tokenizer down to some of its tokens, so that its token i is that of ``kept[i]``."""
     from transformers import AutoTokenizer
 
     ids = {token: index for index, token in enumerate(tokenizer.convert_ids_to_tokens(kept.tolist()))}
@@ -205,13 +182,7 @@ class StudentRequest:
 
 @dataclass(frozen=True)
 class Plan:
-    """A student's shape.
-
-    Attributes:
-        config: Its config of transformers.
-        tokenizer: Its tokenizer.
-        kept: int64 (V,), the id of each of its tokens in the teacher's vocabulary.
-    """
+    """A student's config, its tokenizer, and the id of each of its tokens in the teacher's vocabulary, int64 (V,)."""
 
     config: Any
     tokenizer: Any
@@ -234,15 +205,12 @@ def parameters_count(config: Any) -> int:
 
 
 def largest_fitting(request: StudentRequest, sizes: Sequence[int], shape: Callable[[int], Any]) -> Any:
-    """Find the largest model that fits the budget.
+    """Find the config of the largest model that fits the budget.
 
     Args:
         request: Says how many parameters are allowed.
         sizes: At least one size, rising; the model grows with it.
         shape: Gives the config of a size.
-
-    Returns:
-        The config of the largest size that fits.
 
     Raises:
         UsageError: If not even the first fits.
@@ -265,13 +233,9 @@ MOST_POSITIONS = 512
 
 
 def attention_heads(width: int) -> int:
-    """Choose the number of attention heads of a fresh layer.
+    """Choose the number of attention heads of a fresh layer of an even width.
 
-    Args:
-        width: Hidden size, even.
-
-    Returns:
-        The largest number whose heads are at least 32 wide (one below that), of even width, and fill the layer.
+    It is the largest whose heads are at least 32 wide (one below that), of even width, and fill the layer.
     """
     return max(heads for heads in range(1, max(1, width // 32) + 1) if width % (2 * heads) == 0)
 

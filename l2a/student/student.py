@@ -24,11 +24,7 @@ class Student:
     """
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
-        """Watch a model's output layer.
-
-        Args:
-            model: ``AutoModelForSequenceClassification``.
-            tokenizer: A fast tokenizer of its vocabulary; it is copied.
+        """Watch a model's output layer; the tokenizer is copied.
 
         Raises:
             UsageError: If the model has no such layer.
@@ -51,8 +47,7 @@ class Student:
         Returns:
             Logits, float32 (B, C), and the features that gave them, float32 (B, h).
         """
-        logits = self.model(**model_inputs(self.model.config, batch)).logits
-        return logits, self._features
+        return self.model(**model_inputs(self.model.config, batch)).logits, self._features
 
     @property
     def positions(self) -> int | None:
@@ -119,17 +114,13 @@ WORD_SCALE = 0.1
 
 
 def principal_word_vectors(states: NDArray[np.float32], size: int) -> torch.Tensor:
-    """Project word states onto their leading principal components.
-
-    Args:
-        states: float32 (V, d).
-        size: Number of components e, at most d.
+    """Project word states, float32 (V, d), onto their e leading principal components.
 
     Returns:
         float32 (V, e), the components' scales kept relative to each other, the rows' mean norm 0.1 sqrt(e).
 
     Raises:
-        UsageError: If size exceeds d.
+        UsageError: If e exceeds d.
     """
     projected = _projected(states, size)
     scale: torch.Tensor = WORD_SCALE * size**0.5 / projected.norm(dim=1).mean()
@@ -166,14 +157,9 @@ SHARPNESS = 2.0
 
 
 def aligned_size(body: Any) -> int:
-    """Tell how many entries of a state can hold a word beside what it is compared with.
+    """Tell how many entries of a BERT body's state can hold a word beside what it is compared with.
 
-    Args:
-        body: A BERT model without its head.
-
-    Returns:
-        The width of half of the attention heads, at most half the state; 0 where there is a single head, and nothing
-        can be aligned.
+    That is the width of half of the attention heads; 0 where there is a single head, and nothing can be aligned.
     """
     heads = int(body.config.num_attention_heads)
     return heads // 2 * (int(body.config.hidden_size) // heads)
@@ -220,13 +206,10 @@ def _compare(inner: nn.Linear, outer: nn.Linear, size: int) -> None:
 
 
 def start_by_averaging(body: Any) -> None:
-    """Let every attention block start as the mean over all tokens.
+    """Let every attention block of a BERT body start as the mean over all tokens.
 
     Small random queries and keys attend to all tokens alike; identity values and outputs pass the mean on. With the
     usual small random values the first token, which the classifier reads, sees nothing of the text for long.
-
-    Args:
-        body: A BERT model without its head, changed in place.
     """
     with torch.no_grad():
         for layer in body.encoder.layer:
@@ -274,9 +257,6 @@ def let_last_layer_average(body: Any) -> None:
 
     In the middle of a trained encoder the first token has hardly looked at the others yet, but a classifier that is cut
     off there reads it alone.
-
-    Args:
-        body: A BERT, ELECTRA, DistilBERT or MPNet model without its head, changed in place.
     """
     for parameter in queries_of(body)[-1].parameters():
         nn.init.zeros_(parameter)

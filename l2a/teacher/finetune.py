@@ -128,12 +128,7 @@ def fine_tune(
 
 
 def freeze_lower_layers(teacher: Teacher, layers: int) -> None:
-    """Stop the gradient below a layer: the embeddings and the lowest layers keep their weights.
-
-    Args:
-        teacher: Changed in place.
-        layers: How many encoder layers to freeze; 0 freezes only the embeddings.
-    """
+    """Stop the gradient below a layer, in place: the embeddings and so many of the lowest layers keep their weights."""
     teacher.encoder.get_input_embeddings().requires_grad_(False)
     for name, module in teacher.encoder.named_modules():
         if name.split(".")[-1] == "embeddings":
@@ -144,15 +139,12 @@ def freeze_lower_layers(teacher: Teacher, layers: int) -> None:
 
 
 def refuse_useless_teacher(labeller: Labeller, reward: Examples, progress: Progress = SILENT) -> float:
-    """Stop before distilling a teacher that knows nothing of the target.
+    """Stop before distilling a teacher that knows nothing of the target; return its accuracy.
 
     Args:
         labeller: The teacher.
         reward: Labelled target examples that it was not trained on.
         progress: Gets the accuracy.
-
-    Returns:
-        Its accuracy on them.
 
     Raises:
         RunError: If it is below chance by more than a standard error; near chance it is a warning.

@@ -30,7 +30,7 @@ from l2a.teacher.model import Teacher
 from l2a.util.errors import RunError, os_errors_as_run_error
 from l2a.util.files import cache_root, cached_folder, fingerprint
 from l2a.util.progress import SILENT, Progress
-from l2a.util.training import arithmetic, mixed_precision
+from l2a.util.training import arithmetic, evaluating, mixed_precision
 
 KEY_BYTES = 16
 READ_AT_ONCE = 4096
@@ -50,14 +50,7 @@ logger = logging.getLogger(__name__)
 
 
 def content_key(text_input: TextInput) -> bytes:
-    """Digest one text exactly, case and spacing included.
-
-    Args:
-        text_input: One or two strings.
-
-    Returns:
-        16 bytes.
-    """
+    """Digest one text, of one or two strings, exactly to 16 bytes, case and spacing included."""
     joined = "\x1f".join(text_input).encode("utf-8", "surrogatepass")
     return hashlib.blake2b(joined, digest_size=KEY_BYTES).digest()
 
@@ -131,14 +124,7 @@ class OutputStore:
         self._run(insert)
 
     def intact(self, words: NDArray[np.int64]) -> Iterator[tuple[list[int], NDArray[Any]]]:
-        """Read rows, some at a time.
-
-        Args:
-            words: int64 (N, 2), content keys.
-
-        Yields:
-            Positions of texts that are there undamaged, and their records.
-        """
+        """Yield the positions of the keys that are there undamaged, and their records; words are int64 (N, 2)."""
 
         def select(connection: sqlite3.Connection) -> dict[int, bytes]:
             rows = connection.execute(SELECT, (numbers,)).fetchall()
@@ -217,10 +203,7 @@ class StoredRows:
         return StoredRows(self.sources, self.owners[indices], self.words[indices])
 
     def read(self) -> NDArray[np.float32]:
-        """Read all rows.
-
-        Returns:
-            float32 (N, d).
+        """Read all rows, float32 (N, d).
 
         Raises:
             RunError: If a row is gone or damaged since it was found.
@@ -263,26 +246,12 @@ class TeacherOutputs:
         return self.states.read() if isinstance(self.states, StoredRows) else self.states
 
     def take(self, indices: NDArray[np.int64]) -> "TeacherOutputs":
-        """Select rows by position; embeddings that are stored are not read.
-
-        Args:
-            indices: int64 positions.
-
-        Returns:
-            The selected rows.
-        """
+        """Select rows by position, int64; embeddings that are stored are not read."""
         states = self.states.take(indices) if isinstance(self.states, StoredRows) else self.states[indices]
         return TeacherOutputs(self.logits[indices], states)
 
     def probabilities(self, temperature: float = 1.0) -> NDArray[np.float32]:
-        """Turn logits into class probabilities.
-
-        Args:
-            temperature: Softens the distribution when above 1.
-
-        Returns:
-            float32 (N, C), rows sum to 1.
-        """
+        """Turn logits into class probabilities, float32 (N, C); a temperature above 1 softens them."""
         probabilities: NDArray[np.float32] = softmax(self.logits / np.float32(temperature), axis=1)
         return probabilities
 
@@ -292,14 +261,7 @@ Labeller = Callable[[Sequence[TextInput]], TeacherOutputs]
 
 
 def join_outputs(parts: Sequence[TeacherOutputs]) -> TeacherOutputs:
-    """Lay outputs one behind another; embeddings that are stored are not read.
-
-    Args:
-        parts: One or more, of one teacher.
-
-    Returns:
-        All outputs, in order.
-    """
+    """Lay one or more outputs of a teacher one behind another; embeddings that are stored are not read."""
     rows = [_stored(part.states) for part in parts]
     starts = np.cumsum([0, *(len(stored.sources) for stored in rows)])
     owners = np.concatenate([stored.owners + start for stored, start in zip(rows, starts, strict=False)])
@@ -359,29 +321,19 @@ def run_teacher(teacher: Teacher, encoded: EncodedTexts, progress: Progress = SI
     """Run the teacher over token ids; the arguments are those of ``predict``, the texts in its tokens."""
     logits = np.zeros((len(encoded), len(teacher.label_names)), np.float32)
     embeddings = np.zeros((len(encoded), teacher.hidden_size), np.float32)
-    device, training = next(teacher.parameters()).device, teacher.training
-    teacher.eval()
+    device = next(teacher.parameters()).device
     stage = progress.stage("label with the teacher", len(encoded))
     # One context around all batches: the weights are rounded once, not for every batch.
-    with torch.inference_mode(), mixed_precision(device), stage as advance:
+    with evaluating(teacher), torch.inference_mode(), mixed_precision(device), stage as advance:
         for indices in inference_batches(encoded):
             batch_logits, pooled = teacher(encoded.padded(indices, device))
             logits[indices], embeddings[indices] = batch_logits.float().cpu().numpy(), pooled.float().cpu().numpy()
             advance(len(indices))
-    teacher.train(training)
     return TeacherOutputs(logits, embeddings)
 
 
 def token_vectors(teacher: Teacher, progress: Progress = SILENT) -> NDArray[np.float32]:
-    """Read one vector for each token of the vocabulary: the teacher's embedding of the token alone.
-
-    Args:
-        teacher: The fine-tuned teacher.
-        progress: Shows how many tokens are done.
-
-    Returns:
-        float32 (V, d); computed once for each teacher and then read from the cache.
-    """
+    """Read the teacher's embedding of each token of the vocabulary alone, float32 (V, d); computed once and cached."""
     size, frame = len(teacher.tokenizer), np.array(teacher.tokenizer("")["input_ids"], np.int32)  # such as [CLS] [SEP]
     ids = np.insert(np.tile(frame, (size, 1)), (len(frame) + 1) // 2, np.arange(size), axis=1)
     ends = np.arange(size + 1) * ids.shape[1]
@@ -401,16 +353,7 @@ def _key(teacher: Teacher, *more: int) -> str:
 
 
 def cached_labeller(teacher: Teacher, max_length: int, progress: Progress = SILENT) -> Labeller:
-    """Make a labeller that asks the teacher only about texts that it has never seen.
-
-    Args:
-        teacher: The fine-tuned teacher.
-        max_length: Longest sequence in tokens.
-        progress: Shows how many texts are done.
-
-    Returns:
-        A function from texts to outputs.
-    """
+    """Make a labeller that asks the fine-tuned teacher only about texts that it has never seen."""
     folder = cache_root() / "predictions" / _key(teacher, max_length)
     store = OutputStore(folder, len(teacher.label_names), teacher.hidden_size)
 

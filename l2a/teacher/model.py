@@ -94,27 +94,13 @@ class Teacher(nn.Module):
 
 
 def mean_pool(hidden: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-    """Average the hidden states of the real tokens.
-
-    Args:
-        hidden: float (B, L, d).
-        attention_mask: int64 (B, L), 1 for real tokens.
-
-    Returns:
-        float (B, d).
-    """
+    """Average hidden states, float (B, L, d), over the tokens whose mask, int64 (B, L), is 1; returns float (B, d)."""
     mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
     return (hidden * mask).sum(1) / mask.sum(1).clamp(min=1.0)
 
 
 def output_layer(classifier: Any) -> nn.Linear:
-    """Find the last linear layer of a sequence classifier, the one that gives the logits.
-
-    Args:
-        classifier: Any ``AutoModelForSequenceClassification``.
-
-    Returns:
-        The layer, of C outputs and with a bias.
+    """Find a sequence classifier's last linear layer, of C outputs and with a bias, the one that gives the logits.
 
     Raises:
         UsageError: If there is none.
@@ -130,15 +116,9 @@ def output_layer(classifier: Any) -> nn.Linear:
 
 
 def usable_positions(model: Any) -> int | None:
-    """Count the tokens that a model can read at once.
+    """Count the tokens that a model of transformers, also without weights, can read at once; None without a limit.
 
     RoBERTa and its kin number positions from one above the padding's id, so that not all of their rows can be used.
-
-    Args:
-        model: Any model of transformers, also one without weights.
-
-    Returns:
-        The longest sequence, or None where there is no limit.
     """
     limit = getattr(model.config, "max_position_embeddings", None)
     for name, module in model.named_modules():
@@ -214,11 +194,7 @@ class Checkpoint:
         return tuple(str(self.config.id2label[i]) for i in range(self.config.num_labels))
 
     def build(self, auto_class: Any) -> Any:
-        """Make the model without memory for its weights, to count them and to look at its layers.
-
-        Args:
-            auto_class: An auto class of transformers.
-        """
+        """Make the model by an auto class, without memory for its weights, to count them and to look at its layers."""
         with self.reading("the model"), torch.device("meta"):
             return auto_class.from_config(self.config, trust_remote_code=False)
 
@@ -258,9 +234,6 @@ class Checkpoint:
     def reading(self, part: str) -> Iterator[None]:
         """Tell in one sentence what is wrong with a part; transformers raises almost any error for a broken file.
 
-        Args:
-            part: What is read, for the message.
-
         Raises:
             UsageError: If a folder is broken.
             RunError: If it is not a folder, since the network may be the reason.
@@ -270,30 +243,22 @@ class Checkpoint:
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
             if "custom code" in str(error) or "trust_remote_code" in str(error):
-                raise UsageError(
-                    f"{self.name}: it needs its own code, which l2a never runs; give a model whose architecture "
-                    "is part of transformers"
-                ) from error
+                fix = "give a model whose architecture is part of transformers"
+                raise UsageError(f"{self.name}: it needs its own code, which l2a never runs; {fix}") from error
             if Path(self.location).is_dir():
-                raise UsageError(
-                    f"{self.name}: {part} cannot be read ({reason}); a folder needs the config.json, "
-                    "model.safetensors and tokenizer.json that save_pretrained writes"
-                ) from error
-            raise RunError(
-                f"{self.name}: {part} cannot be loaded ({reason}); check the name and the network"
-            ) from error
+                fix = "a folder needs the config.json, model.safetensors and tokenizer.json that save_pretrained writes"
+                raise UsageError(f"{self.name}: {part} cannot be read ({reason}); {fix}") from error
+            fix = "check the name and the network"
+            raise RunError(f"{self.name}: {part} cannot be loaded ({reason}); {fix}") from error
 
 
 def open_checkpoint(field: str, model: str, progress: Progress = SILENT) -> Checkpoint:
-    """Read and check a model's config and tokenizer, and the length of its weights.
+    """Read and check a model's config and tokenizer, which must be an encoder's and fit, and the length of its weights.
 
     Args:
         field: The setting that names the model, for messages.
         model: "minilm-l6", a folder, or a Hub id.
         progress: Shows the download.
-
-    Returns:
-        The checkpoint; it is an encoder with a fast tokenizer that fits it.
 
     Raises:
         RunError: If it cannot be fetched.
@@ -312,9 +277,8 @@ def open_checkpoint(field: str, model: str, progress: Progress = SILENT) -> Chec
     if not tokenizer.is_fast:
         raise UsageError(f"{bare.name}: it has no fast tokenizer; save tokenizer.json into its folder")
     if tokenizer.pad_token_id is None:
-        raise UsageError(
-            f"{bare.name}: its tokenizer has no padding token; set one (tokenizer.pad_token = ...) and save it again"
-        )
+        fix = "set one (tokenizer.pad_token = ...) and save it again"
+        raise UsageError(f"{bare.name}: its tokenizer has no padding token; {fix}")
     checkpoint = Checkpoint(bare.name, bare.location, config, fit_tokenizer(tokenizer, config))
     last, rows = max(tokenizer.get_vocab().values()), checkpoint.build(AutoModel).get_input_embeddings().num_embeddings
     if last >= rows:
@@ -334,9 +298,8 @@ def _check_files(bare: Checkpoint) -> None:
         return
     for part, names in NEEDED_FILES.items():
         if not any(any(folder.glob(name)) for name in names):
-            raise UsageError(
-                f"{bare.name}: the folder has no {part} ({' or '.join(names)}); save it there with save_pretrained"
-            )
+            wanted = " or ".join(names)
+            raise UsageError(f"{bare.name}: the folder has no {part} ({wanted}); save it there with save_pretrained")
     for path in sorted(folder.glob("*.safetensors")):
         with bare.reading(path.name), safe_open(path, "pt"):
             pass
@@ -413,8 +376,7 @@ def load_fine_tuned(
             f"{checkpoint.name}: its labels are {', '.join(names)}, the target's are {', '.join(label_names)}; "
             "rename the labels in one of the two, or set teacher.fine_tuned to false"
         )
-    auto_class = AutoModelForSequenceClassification
-    classifier = checkpoint.load(auto_class) if weights else checkpoint.build(auto_class)
+    classifier = (checkpoint.load if weights else checkpoint.build)(AutoModelForSequenceClassification)
     order, layer = [names.index(name) for name in label_names], output_layer(classifier)
     with torch.no_grad():
         layer.weight.copy_(layer.weight[order].clone())
