@@ -20,7 +20,7 @@ from threadpoolctl import threadpool_limits
 from l2a.config import SelectorConfig, load_config
 from l2a.generator.pool import CandidatePool
 from l2a.pipeline.policies import prepare_pair
-from l2a.report import versions
+from l2a.report.run_folder import versions
 from l2a.selector.environment import SelectionVecEnv, build_task
 from l2a.selector.problem import SelectionProblem
 from l2a.selector.select import rerank

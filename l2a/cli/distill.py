@@ -20,7 +20,7 @@ def print_result(result: "DistillResult") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from l2a.report import SHORT_HEADERS, short_cells, verdict
+    from l2a.report.run_folder import SHORT_HEADERS, short_cells, verdict
 
     table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
     for number, header in enumerate(SHORT_HEADERS):

@@ -16,7 +16,7 @@ from l2a.util.files import FAILED_LOG, discarded_folder, output_folder
 from l2a.util.progress import RunProgress
 
 if TYPE_CHECKING:  # this imports torch, which bad data should not wait for
-    from l2a.report import MethodReport
+    from l2a.report.run_folder import MethodReport
 
 
 @dataclass(frozen=True)

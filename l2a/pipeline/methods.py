@@ -26,7 +26,14 @@ from l2a.pipeline.students import (
     train_l2a_student,
     train_plain_student,
 )
-from l2a.report import MethodReport, check_parity, export_student, metrics_content, model_card, write_augmentations
+from l2a.report.run_folder import (
+    MethodReport,
+    check_parity,
+    export_student,
+    metrics_content,
+    model_card,
+    write_augmentations,
+)
 from l2a.selector.network import save_policy
 from l2a.selector.problem import Selection
 from l2a.teacher.labelling import predict, token_vectors

@@ -12,7 +12,7 @@ from l2a.kd.data import DistillationSet
 from l2a.kd.trainer import KDTrainer
 from l2a.pipeline.session import RunContext, TrainingSession, mixture, open_session
 from l2a.pipeline.students import Drawn, draw_candidates, selection_problem
-from l2a.report import versions
+from l2a.report.run_folder import versions
 from l2a.selector.agents import AgentCard, load_agent
 from l2a.selector.algorithms import Training, train_agent
 from l2a.selector.environment import build_task

@@ -24,7 +24,7 @@ from l2a.kd.lelp import (
     teacher_output_weight,
 )
 from l2a.kd.losses import fold, subclass_loss
-from l2a.report import check_parity, export_student
+from l2a.report.run_folder import check_parity, export_student
 from l2a.student.presets import build_student
 from l2a.student.student import Student
 from l2a.teacher.labelling import TeacherOutputs

@@ -3,7 +3,7 @@ import torch
 from transformers import BertForSequenceClassification
 
 from l2a.evaluation.metrics import ClassificationMetrics, Interval
-from l2a.report import MethodReport
+from l2a.report.run_folder import MethodReport
 from tests.conftest import LABELS, tiny_bert_config
 
 

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from l2a.generator.pool import CandidatePool
-from l2a.report import write_augmentations
+from l2a.report.run_folder import write_augmentations
 from l2a.selector.problem import Selection
 from l2a.teacher.labelling import TeacherOutputs
 from l2a.util.errors import RunError

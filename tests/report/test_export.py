@@ -6,7 +6,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, ElectraConfig, ElectraForSequenceClassification, pipeline
 
 from l2a.config import StudentConfig
-from l2a.report import check_parity, export_student
+from l2a.report.run_folder import check_parity, export_student
 from l2a.student.presets import build_student
 from l2a.student.student import load_checkpoint
 from l2a.teacher.model import load_encoder

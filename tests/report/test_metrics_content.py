@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from l2a.report import metrics_content, peak_memory_mb
+from l2a.report.run_folder import metrics_content, peak_memory_mb
 from l2a.util.errors import RunError
 from tests.report.conftest import make_row
 

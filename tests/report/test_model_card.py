@@ -3,7 +3,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from l2a.config import DistillConfig, TeacherConfig
-from l2a.report import model_card
+from l2a.report.run_folder import model_card
 from tests.report.conftest import make_row
 
 METRICS = {"labels_used": 128, "parameter_share": 0.127, "threads": 2, "seed": 4, "command": "l2a distill --seed 4",

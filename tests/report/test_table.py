@@ -1,6 +1,6 @@
 import re
 
-from l2a.report import HEADERS, markdown_table, table_cells
+from l2a.report.run_folder import HEADERS, markdown_table, table_cells
 
 
 def test_cells_are_percentages_with_intervals(rows):

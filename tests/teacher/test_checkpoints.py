@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModel, BertModel, PreTrainedModel, PreT
 
 from l2a.config import StudentConfig, TeacherConfig
 from l2a.data.encoding import encode
-from l2a.report import check_parity, export_student
+from l2a.report.run_folder import check_parity, export_student
 from l2a.student.presets import build_student, check_student
 from l2a.student.student import load_checkpoint
 from l2a.teacher.finetune import fine_tune

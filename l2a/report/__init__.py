@@ -1,0 +1,1 @@
+"""What a run leaves behind: its table, metrics, model card, candidates and the exported student."""
