@@ -67,7 +67,7 @@ def table_cells(rows: Sequence[MethodReport]) -> list[tuple[str, ...]]:
             _percent(row.metrics.accuracy),
             _percent(row.metrics.macro_f1),
             f"{row.parameters / 1e6:.2f} M",
-            *(f"{row.latency_ms[name]:.2f}±{row.latency_ms[f'{name}_spread']:.2f}" for name in ("batch_1", "batch_32")),
+            *(_milliseconds(row.latency_ms, name) for name in ("batch_1", "batch_32")),
         )
         for row in rows
     ]
@@ -99,6 +99,12 @@ def markdown_table(rows: Sequence[MethodReport]) -> str:
     """
     lines = [HEADERS, ("---", *["---:"] * (len(HEADERS) - 1)), *table_cells(rows)]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def _milliseconds(latency: Mapping[str, float], name: str) -> str:
+    median, spread = latency[name], latency[f"{name}_spread"]
+    digits = 2 if median < 10 else 1  # the table fits a terminal of 80 columns
+    return f"{median:.{digits}f}±{spread:.{digits}f}"
 
 
 def _percent(interval: Interval) -> str:
