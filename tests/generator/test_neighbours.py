@@ -67,6 +67,16 @@ def test_a_matrix_is_searched_once(tokens, embeddings, monkeypatch):
     assert not second.allowed[tokens.index("[unused1]")] and second.allowed[tokens.index("film")]
 
 
+def test_the_size_of_a_block_changes_no_neighbour(embeddings, table, monkeypatch):
+    monkeypatch.setattr(neighbours, "BLOCK", 5)
+    assert torch.equal(find_neighbours(embeddings, table.word_start, table.allowed, k=4), table.ids)
+
+
+def test_a_token_that_is_the_only_one_of_its_kind_stays():
+    words = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
+    assert build_neighbour_table(words, ["film", "movie", "##ing"], k=2).allowed.tolist() == [True, True, False]
+
+
 def test_another_matrix_is_another_table(tokens, embeddings):
     first = build_neighbour_table(embeddings, tokens, k=4)
     second = build_neighbour_table(embeddings.flip(0), tokens, k=4)
