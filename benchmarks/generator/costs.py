@@ -15,8 +15,7 @@ from l2a.data.encoding import encode
 from l2a.generator.operators import build_operator
 from l2a.generator.tokens import TokenSpace, build_neighbour_table, vocabulary
 from l2a.kd.data import DistillationSet
-from l2a.kd.inference import embedding_gradients
-from l2a.kd.trainer import KDTrainer
+from l2a.kd.trainer import KDTrainer, embedding_gradients
 from l2a.pipeline.distill import distill
 from l2a.student.presets import build_student
 from l2a.teacher.labelling import predict

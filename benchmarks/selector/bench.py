@@ -18,7 +18,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from l2a.config import SelectorConfig, load_config
-from l2a.generator.pool import CandidatePool
+from l2a.generator.chain import CandidatePool
 from l2a.pipeline.policies import prepare_pair
 from l2a.report.run_folder import versions
 from l2a.selector.environment import SelectionVecEnv, build_task

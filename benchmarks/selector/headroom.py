@@ -24,8 +24,8 @@ from l2a.config import DistillConfig, override
 from l2a.data.encoding import encode
 from l2a.data.examples import Examples
 from l2a.experiments.card import load_experiment, variant_config
-from l2a.kd.inference import run_student
 from l2a.kd.losses import threshold_free_log_likelihood
+from l2a.kd.trainer import run_student
 from l2a.pipeline.policies import PreparedPair, prepare_pair
 from l2a.pipeline.session import mixture
 from l2a.selector.problem import keep_best

@@ -18,8 +18,8 @@ from scipy.stats import spearmanr
 
 from l2a.config import DistillConfig, load_config, override
 from l2a.kd.data import DistillationSet
-from l2a.kd.inference import run_student
 from l2a.kd.losses import threshold_free_log_likelihood
+from l2a.kd.trainer import run_student
 from l2a.pipeline.policies import PreparedPair, prepare_pair
 from l2a.selector.environment import build_task
 from l2a.selector.problem import keep_best

@@ -27,7 +27,7 @@ from l2a.generator.tokens import (
     vocabulary,
 )
 from l2a.generator.words import MaskedCandidates, MaskedLanguageModel
-from l2a.kd.inference import embedding_gradients
+from l2a.kd.trainer import embedding_gradients
 from l2a.student.student import load_checkpoint
 from l2a.teacher.labelling import cached_labeller
 from l2a.teacher.model import EMBEDDED, load_encoder, load_fine_tuned, load_masked_language_model, open_checkpoint

@@ -16,7 +16,7 @@ from l2a.data.encoding import encode
 from l2a.data.examples import TextInput
 from l2a.evaluation.baselines import frozen_teacher_logreg, tfidf_logreg, vector_sum_logreg
 from l2a.evaluation.metrics import classification_metrics, measure_latency
-from l2a.kd.inference import run_student
+from l2a.kd.trainer import run_student
 from l2a.pipeline.policies import open_policy, training_facts
 from l2a.pipeline.session import RunContext
 from l2a.pipeline.students import (
@@ -34,7 +34,7 @@ from l2a.report.run_folder import (
     model_card,
     write_augmentations,
 )
-from l2a.selector.network import save_policy
+from l2a.selector.algorithms import save_policy
 from l2a.selector.problem import Selection
 from l2a.teacher.labelling import predict, token_vectors
 from l2a.teacher.model import Teacher

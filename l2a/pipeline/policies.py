@@ -14,9 +14,8 @@ from l2a.pipeline.session import RunContext, TrainingSession, mixture, open_sess
 from l2a.pipeline.students import Drawn, draw_candidates, selection_problem
 from l2a.report.run_folder import versions
 from l2a.selector.agents import AgentCard, load_agent
-from l2a.selector.algorithms import Training, train_agent
+from l2a.selector.algorithms import TrainedPolicy, Training, load_facts, load_policy, save_policy, train_agent
 from l2a.selector.environment import build_task
-from l2a.selector.network import TrainedPolicy, load_facts, load_policy, save_policy
 from l2a.selector.problem import RULES, SelectionProblem, candidate_features
 from l2a.selector.reward import build_surrogate, reward_score, score_after, surrogate_reward
 from l2a.selector.select import Inspection, apply_policy, inspect_policy, rank_correlation, select

@@ -11,9 +11,8 @@ from l2a.data.encoding import encode, refuse_long_sequences
 from l2a.data.examples import Examples, TextInput
 from l2a.generator.operators import check_operators
 from l2a.kd.data import DistillationSet, Renewal, join, refuse_constant_targets
-from l2a.kd.inference import fit_output_layer
 from l2a.kd.lelp import fit_subclasses, teacher_output_weight
-from l2a.kd.trainer import KDTrainer
+from l2a.kd.trainer import KDTrainer, fit_output_layer
 from l2a.pipeline.data import RunData, load_run_data
 from l2a.student.presets import build_student, check_student
 from l2a.student.student import Student

@@ -11,24 +11,26 @@ from numpy.typing import NDArray
 from l2a.config import resolve_degree
 from l2a.data.encoding import encode
 from l2a.data.examples import TextInput, normalised_hash
-from l2a.generator.chain import GeneratorInputs
+from l2a.generator.chain import CandidatePool, ChainDiagnostics, GeneratorInputs, draw_pool
 from l2a.generator.operators import OPERATORS, TEXT_OPERATORS, build_operator
-from l2a.generator.pool import CandidatePool, ChainDiagnostics, draw_pool
 from l2a.generator.tokens import TokenSpace, build_neighbour_table, vocabulary
-from l2a.kd.data import DistillationSet, Renewal, join, read_tokens
-from l2a.kd.embedding_space import (
+from l2a.kd.data import (
     MIX_CONCENTRATION,
+    DistillationSet,
     MixedBatches,
     PerturbedBatches,
+    Renewal,
+    join,
     median_neighbour_distance,
     mixed_outputs,
     open_tokens,
+    read_tokens,
 )
-from l2a.kd.inference import embedding_gradients, run_student
+from l2a.kd.trainer import embedding_gradients, run_student
 from l2a.pipeline.augment import masked_language_model
 from l2a.pipeline.session import RunContext, TrainingSession, mixture, open_session
 from l2a.selector.agents import load_agent
-from l2a.selector.network import TrainedPolicy
+from l2a.selector.algorithms import TrainedPolicy
 from l2a.selector.problem import Selection, SelectionProblem
 from l2a.selector.reward import REAL_POOL, candidate_influences, real_reward
 from l2a.selector.select import apply_policy, select

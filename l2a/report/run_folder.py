@@ -22,7 +22,7 @@ from l2a.config import DistillConfig
 from l2a.data.encoding import encode, fit_tokenizer, model_inputs
 from l2a.data.examples import TextInput
 from l2a.evaluation.metrics import ClassificationMetrics, Interval
-from l2a.generator.pool import CandidatePool
+from l2a.generator.chain import CandidatePool
 from l2a.selector.problem import Selection
 from l2a.teacher.model import usable_positions
 from l2a.util.errors import RunError

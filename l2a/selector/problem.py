@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 from scipy.stats import rankdata
 
-from l2a.generator.pool import CandidatePool
+from l2a.generator.chain import CandidatePool
 from l2a.util.errors import RunError, UsageError
 
 if TYPE_CHECKING:
-    from l2a.selector.network import TrainedPolicy
+    from l2a.selector.algorithms import TrainedPolicy
 
 Floats = NDArray[np.float32]
 RealReward = Callable[[NDArray[np.bool_]], float]

@@ -21,9 +21,8 @@ from numpy.typing import NDArray
 from l2a.config import KDConfig
 from l2a.data.encoding import inference_batches
 from l2a.kd.data import DistillationSet
-from l2a.kd.inference import run_student
 from l2a.kd.losses import threshold_free_log_likelihood
-from l2a.kd.trainer import KDTrainer
+from l2a.kd.trainer import KDTrainer, run_student
 from l2a.selector.problem import Floats, SelectionProblem
 from l2a.student.student import Student
 from l2a.util.errors import RunError, UsageError

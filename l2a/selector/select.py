@@ -13,9 +13,8 @@ from scipy.stats import spearmanr
 from l2a.config import SelectorConfig
 from l2a.data.examples import TextInput
 from l2a.selector.agents import load_agent
-from l2a.selector.algorithms import train_agent
+from l2a.selector.algorithms import TrainedPolicy, load_policy, train_agent
 from l2a.selector.environment import Episodes, SelectionTask, build_task
-from l2a.selector.network import TrainedPolicy, load_policy
 from l2a.selector.problem import (
     OPERATOR_PREFIX,
     RULES,

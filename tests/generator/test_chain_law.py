@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from l2a.generator.chain import Proposal, metropolis_hastings
-from l2a.generator.pool import effective_sample_size
+from l2a.generator.chain import Proposal, effective_sample_size, metropolis_hastings
 
 STATES = 24
 SCORES = np.concatenate([np.linspace(-2.0, 2.0, STATES - 1), [-np.inf]])

@@ -19,7 +19,7 @@ from l2a.kd.data import (
     mixture_batches,
     refuse_constant_targets,
 )
-from l2a.kd.inference import run_student
+from l2a.kd.trainer import run_student
 from l2a.teacher.labelling import TeacherOutputs
 from l2a.util.errors import RunError
 from l2a.util.progress import RunProgress

@@ -5,14 +5,15 @@ import torch
 from l2a.config import StudentConfig
 from l2a.data.encoding import encode
 from l2a.generator.tokens import vocabulary
-from l2a.kd.data import join, read_tokens
-from l2a.kd.embedding_space import (
+from l2a.kd.data import (
     MixedBatches,
     PerturbedBatches,
+    join,
     median_neighbour_distance,
     mix_pairs,
     mixed_outputs,
     open_tokens,
+    read_tokens,
 )
 from l2a.kd.losses import soft_label_loss
 from l2a.student.presets import build_student

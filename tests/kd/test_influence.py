@@ -7,9 +7,9 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from l2a.kd.inference import run_student
 from l2a.kd.lelp import fit_subclasses
 from l2a.kd.losses import threshold_free_log_likelihood
+from l2a.kd.trainer import run_student
 from l2a.selector.reward import influences, threshold_free_gradient
 from tests.kd.test_trainer import CONFIG, make_set, make_trainer, student
 

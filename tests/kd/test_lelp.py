@@ -12,7 +12,6 @@ from torch import nn
 
 from l2a.config import StudentConfig
 from l2a.data.encoding import encode
-from l2a.kd.inference import run_student
 from l2a.kd.lelp import (
     LELPSubclasses,
     fit_subclasses,
@@ -24,6 +23,7 @@ from l2a.kd.lelp import (
     teacher_output_weight,
 )
 from l2a.kd.losses import fold, subclass_loss
+from l2a.kd.trainer import run_student
 from l2a.report.run_folder import check_parity, export_student
 from l2a.student.presets import build_student
 from l2a.student.student import Student

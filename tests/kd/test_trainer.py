@@ -13,9 +13,8 @@ from torch import nn
 from l2a.config import KDConfig, StudentConfig
 from l2a.data.encoding import encode
 from l2a.kd.data import DistillationSet
-from l2a.kd.inference import calibrated_log_likelihood, embedding_gradients, fit_output_layer, run_student
 from l2a.kd.lelp import fit_subclasses
-from l2a.kd.trainer import KDTrainer
+from l2a.kd.trainer import KDTrainer, calibrated_log_likelihood, embedding_gradients, fit_output_layer, run_student
 from l2a.student.presets import build_student
 from l2a.student.student import Student
 from l2a.teacher.labelling import TeacherOutputs

@@ -8,14 +8,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from l2a.cli.distill import print_result
+from l2a.cli.app import print_result
 from l2a.config import as_yaml, override
 from l2a.data.examples import HeldOut, normalised_hash
 from l2a.pipeline.data import load_run_data
 from l2a.pipeline.distill import distill
 from l2a.pipeline.methods import METHODS, compared_methods, run_method
 from l2a.pipeline.session import RunContext
-from l2a.selector.network import load_facts
+from l2a.selector.algorithms import load_facts
 from l2a.util.errors import RunError, UsageError
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from l2a.generator.pool import CandidatePool
+from l2a.generator.chain import CandidatePool
 from l2a.report.run_folder import write_augmentations
 from l2a.selector.problem import Selection
 from l2a.teacher.labelling import TeacherOutputs

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from l2a.generator.pool import CandidatePool
+from l2a.generator.chain import CandidatePool
 from l2a.selector.problem import SelectionProblem
 from l2a.teacher.labelling import TeacherOutputs
 

@@ -11,9 +11,8 @@ from stable_baselines3.common.vec_env import VecMonitor
 
 from l2a.config import SelectorConfig
 from l2a.selector.agents import load_agent
-from l2a.selector.algorithms import DVRL, dvrl_loss, train_agent
+from l2a.selector.algorithms import DVRL, CandidateNetwork, CandidatePolicy, TrainedPolicy, dvrl_loss, train_agent
 from l2a.selector.environment import STATE_FEATURES, SelectionVecEnv, build_task, gain_of_everything
-from l2a.selector.network import CandidateNetwork, CandidatePolicy, TrainedPolicy
 from l2a.selector.problem import keep_best
 from l2a.selector.reward import surrogate_reward
 from l2a.selector.select import score_pool

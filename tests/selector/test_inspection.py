@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from l2a.config import SelectorConfig
+from l2a.selector.algorithms import CandidateNetwork, TrainedPolicy
 from l2a.selector.environment import CHANGING_FEATURES, STATE_FEATURES
-from l2a.selector.network import CandidateNetwork, TrainedPolicy
 from l2a.selector.problem import candidate_features
 from l2a.selector.select import inspect_policy
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 
 from l2a.config import SelectorConfig
+from l2a.selector.algorithms import CandidateNetwork, CandidatePolicy, TrainedPolicy, load_policy, save_policy
 from l2a.selector.environment import CHANGING_FEATURES, STATE_FEATURES, SelectionEnvironment, build_task
-from l2a.selector.network import CandidateNetwork, CandidatePolicy, TrainedPolicy, load_policy, save_policy
 from l2a.selector.select import apply_policy
 from l2a.util.errors import RunError
 

@@ -9,7 +9,7 @@ import yaml
 
 from l2a.config import SelectorConfig
 from l2a.selector.agents import AgentCard, agent_files, load_agent
-from l2a.selector.network import load_facts, load_policy, save_policy
+from l2a.selector.algorithms import load_facts, load_policy, save_policy
 from l2a.selector.reward import build_surrogate, surrogate_reward
 from l2a.selector.select import apply_policy, select
 from l2a.util.errors import RunError, UsageError

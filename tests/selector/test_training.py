@@ -11,9 +11,8 @@ from stable_baselines3.common.vec_env import VecMonitor
 
 from l2a.config import SelectorConfig
 from l2a.selector.agents import load_agent
-from l2a.selector.algorithms import REINFORCE, train_agent
+from l2a.selector.algorithms import REINFORCE, CandidateNetwork, CandidatePolicy, train_agent
 from l2a.selector.environment import STATE_FEATURES, Episodes, SelectionVecEnv, SpreadByPool, build_task
-from l2a.selector.network import CandidateNetwork, CandidatePolicy
 from l2a.selector.problem import candidate_features
 from l2a.selector.select import select
 from l2a.util.errors import UsageError

@@ -12,7 +12,7 @@ from sklearn.linear_model import Ridge
 
 from l2a.config import StudentConfig
 from l2a.data.encoding import encode
-from l2a.kd.inference import embedding_gradients, run_student
+from l2a.kd.trainer import embedding_gradients, run_student
 from l2a.report.run_folder import export_student
 from l2a.student.presets import build_student
 from l2a.teacher.labelling import predict

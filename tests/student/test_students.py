@@ -5,7 +5,7 @@ from transformers import BertModel
 
 from l2a.config import StudentConfig
 from l2a.data.encoding import encode
-from l2a.kd.inference import run_student
+from l2a.kd.trainer import run_student
 from l2a.report.run_folder import check_parity, export_student
 from l2a.student.presets import build_student
 from l2a.teacher.model import Teacher, load_encoder
