@@ -1,0 +1,320 @@
+import json
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoTokenizer,
+    BertForSequenceClassification,
+    ElectraConfig,
+    ElectraForSequenceClassification,
+    pipeline,
+)
+
+from l2a.config import DistillConfig, StudentConfig, TeacherConfig
+from l2a.evaluation.metrics import ClassificationMetrics, Interval
+from l2a.generator.chain import CandidatePool
+from l2a.report import run_folder as report
+from l2a.report.run_folder import check_parity, export_student
+from l2a.selector.problem import Selection
+from l2a.student.presets import build_student
+from l2a.student.student import load_checkpoint
+from l2a.teacher.labelling import TeacherOutputs
+from l2a.teacher.model import load_encoder
+from l2a.util.errors import RunError
+from tests.conftest import LABELS, make_examples, plain_tokenizer, save_tiny, tiny_bert_config
+
+TEXTS, PAIRS = make_examples(6).inputs, make_examples(6, pairs=True).inputs
+METRICS = {"labels_used": 128, "parameter_share": 0.127, "seed": 4, "command": "l2a distill --seed 4",
+           "student": "l2a_student", "validation_log_likelihood": {"plain_kd_student": -0.42, "l2a_student": -0.4},
+           "versions": {"python": "3.11.9", "torch": "2.13.0"}}  # fmt: skip
+STATUS = Path("/proc/self/status")
+
+
+def make_row(name, accuracy, **changes):
+    ends = Interval(accuracy, accuracy - 0.05, accuracy + 0.05)
+    metrics = ClassificationMetrics(ends, Interval(accuracy - 0.01, accuracy - 0.06, accuracy + 0.04))
+    latency = {"batch_1": 1.234, "batch_1_spread": 0.1, "batch_32": 0.5, "batch_32_spread": 0.02}
+    fields = {"name": name, "metrics": metrics, "parameters": 1234567, "latency_ms": latency}
+    return report.MethodReport(**{**fields, **changes})
+
+
+@pytest.fixture
+def rows():
+    return (make_row("tfidf_logreg", 0.7), make_row("plain_kd_student", 0.8), make_row("l2a_student", 0.75))
+
+
+@pytest.fixture
+def student(tokenizer):
+    torch.manual_seed(0)
+    names = dict(enumerate(LABELS))
+    config = tiny_bert_config(tokenizer, id2label=names, label2id={name: i for i, name in names.items()})
+    return BertForSequenceClassification(config).train()
+
+
+def test_cells_are_percentages_with_intervals(rows):
+    name, accuracy, macro_f1, size, *latency = report.table_cells(rows)[0]
+    assert (name, accuracy, macro_f1) == ("tfidf_logreg", "70.0 (65.0-75.0)", "69.0 (64.0-74.0)")
+    assert [size, *latency] == ["1.23 M", "1.23±0.10", "0.50±0.02"]
+    assert report.short_cells(rows)[0] == (name, accuracy, "69.0", size, *latency)
+
+
+def test_metrics_have_the_promised_fields(rows):
+    metrics = json.loads(json.dumps(report.metrics_content(rows, {"rounds": [1]})))
+    assert metrics.keys() == {"rows", "peak_memory_mb", "versions", "threads", "rounds"}
+    assert metrics["rows"][0] == {
+        "name": "tfidf_logreg",
+        "accuracy": {"value": 0.7, "low": pytest.approx(0.65), "high": pytest.approx(0.75)},
+        "macro_f1": {"value": pytest.approx(0.69), "low": pytest.approx(0.64), "high": pytest.approx(0.74)},
+        "parameters": 1234567,
+        "latency_ms": {"batch_1": 1.234, "batch_1_spread": 0.1, "batch_32": 0.5, "batch_32_spread": 0.02},
+    }
+    assert {"python", "l2a", "torch", "transformers"} <= metrics["versions"].keys()
+    assert metrics["threads"] == 1
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+def test_a_number_that_is_not_finite_is_refused_with_its_row(wrong):
+    with pytest.raises(RunError, match=r"tfidf_logreg is not finite"):
+        report.metrics_content([make_row("tfidf_logreg", 0.7, latency_ms={"batch_1": wrong, "batch_32": 1.0})], {})
+
+
+@pytest.mark.skipif(not STATUS.exists(), reason="the reference is Linux's own record")
+def test_peak_memory_is_the_high_water_mark_in_megabytes():
+    mark = re.search(r"VmHWM:\s+(\d+) kB", STATUS.read_text())
+    assert report.peak_memory_mb() == pytest.approx(int(mark[1]) * 1024 / 1e6, rel=0.02)
+
+
+def card(rows, teacher="minilm-l6", is_pair=False, model="student", **changes):
+    config = DistillConfig(source="movies", target="tweets", teacher=TeacherConfig(model=teacher))
+    return report.model_card(config, ("negative", "positive"), is_pair, rows, {**METRICS, **changes}, model)
+
+
+def test_header_is_what_a_hub_reads(rows):
+    data = ModelCard(card(rows)).data
+    assert (data.pipeline_tag, data.library_name) == ("text-classification", "transformers")
+    assert (data.base_model, data.license) == ("sentence-transformers/all-MiniLM-L6-v2", None)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "base"),
+    [("google/bert", "google/bert"), ("/models/bert", None), ("./bert", None), ("models/bert", None)],
+)
+def test_base_model_is_a_hub_id_or_absent(rows, teacher, base, tmp_path, monkeypatch):
+    (tmp_path / "models" / "bert").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert ModelCard(card(rows, teacher)).data.base_model == base
+
+
+def test_rows_that_beat_the_student_are_named(rows):
+    text = card(rows)
+    assert "More accurate than l2a_student on this test split: plain_kd_student (80.0%)." in text
+    assert "tfidf_logreg (" not in text
+    assert "No row was more accurate than plain_kd_student" in card(rows, student="plain_kd_student")
+    assert "No row was more accurate" in card([make_row("tfidf_logreg", 0.7), make_row("l2a_student", 0.7)])
+
+
+def test_card_tells_how_to_repeat_the_run(rows):
+    text = card(rows)
+    facts = ("l2a distill --seed 4", "128 labelled", "12.7%", "torch 2.13.0", "negative, positive")
+    assert all(fact in text for fact in facts)
+    assert "split: `plain_kd_student` -0.420, `l2a_student` -0.400.\n" in text
+    table = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    assert [cells[0].removeprefix("| ") for cells in table] == ["classifier", "---", *(row.name for row in rows)]
+    assert {len(cells) for cells in table} == {len(report.HEADERS)}
+
+
+@pytest.mark.parametrize("is_pair", [False, True])
+def test_the_snippet_runs_where_the_card_lies(rows, student, tokenizer, tmp_path, monkeypatch, capsys, is_pair):
+    student.save_pretrained(tmp_path / "student")
+    tokenizer.save_pretrained(tmp_path / "student")
+    for folder, model in ((tmp_path, "student"), (tmp_path / "student", ".")):
+        monkeypatch.chdir(folder)
+        snippet = card(rows, is_pair=is_pair, model=model).split("```python\n")[1].split("```")[0]
+        exec(compile(snippet, "README.md", "exec"), {})
+        assert "label" in capsys.readouterr().out
+    assert ("text_pair" in snippet) == is_pair
+
+
+def written(path, *rounds):
+    """Write rounds of candidates, the first of each and every second one kept, and read them back."""
+    drawn = []
+    for inputs in rounds:
+        size, zeros = len(inputs), np.zeros(len(inputs), np.float32)
+        outputs = TeacherOutputs(np.zeros((size, 2), np.float32), np.zeros((size, 4), np.float32))
+        origins, scores = tuple(f"source:{i}" for i in range(size)), np.arange(size, dtype=np.float32)
+        pool = CandidatePool(inputs, origins, ("knn",) * size, 2 * scores, outputs, zeros, zeros, zeros)
+        drawn.append((pool, Selection(np.arange(size) % 2 == 0, scores, "random", {})))
+    report.write_augmentations(path, drawn)
+    return pd.read_parquet(path)
+
+
+def test_every_candidate_of_every_round_is_written(tmp_path):
+    frame = written(tmp_path / "augmentations.parquet", (("one",), ("two",)), (("three",),))
+    expected = {
+        "text": ["one", "two", "three"], "text_pair": ["-"] * 3, "origin": ["source:0", "source:1", "source:0"],
+        "operator": ["knn"] * 3, "degree": [0, 2, 0], "teacher_probabilities": [[0.5, 0.5]] * 3,
+        "selector_score": [0, 1, 0], "kept": [True, False, True], "round": [0, 0, 1],
+    }  # fmt: skip
+    frame = frame.assign(
+        text_pair=frame["text_pair"].fillna("-"), teacher_probabilities=frame["teacher_probabilities"].map(list)
+    )
+    assert frame.to_dict("list") == expected and list(frame.columns) == list(expected)
+    empty = written(tmp_path / "none.parquet")
+    assert list(empty.columns) == list(expected) and empty.empty
+
+
+@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.text(), st.text()), max_size=8))
+def test_any_pair_is_read_back(tmp_path, inputs):
+    frame = written(tmp_path / "any.parquet", tuple(inputs))
+    assert list(zip(frame["text"], frame["text_pair"], strict=True)) == inputs
+
+
+def test_a_lone_surrogate_does_not_stop_the_run(tmp_path):
+    assert written(tmp_path / "odd.parquet", (("bad \ud83d end",),))["text"].tolist() == ["bad ? end"]
+
+
+@pytest.fixture
+def folder(student, tokenizer, tmp_path):
+    export_student(student, tokenizer, tmp_path / "student", "# card\n", 32)
+    return tmp_path / "student"
+
+
+def test_folder_is_complete_and_holds_no_pickle(folder):
+    names = {path.name for path in folder.iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md"} <= names
+    assert not {path.suffix for path in folder.iterdir()} & {".bin", ".pt", ".pkl", ".pth"}
+    assert all(path.stat().st_mode & 0o444 == 0o444 for path in folder.iterdir())
+    assert (folder / "README.md").read_text() == "# card\n"
+
+
+@pytest.mark.parametrize("inputs", [TEXTS, PAIRS], ids=["single", "pairs"])
+def test_saved_model_gives_the_same_logits(student, tokenizer, folder, inputs):
+    assert check_parity(student, tokenizer, folder, inputs, 32) <= 1e-6
+
+
+def test_checking_keeps_training_mode(student, tokenizer, folder):
+    check_parity(student, tokenizer, folder, TEXTS, 32)
+    assert student.training
+    student.eval()
+    check_parity(student, tokenizer, folder, TEXTS, 32)
+    assert not student.training
+
+
+def test_pipeline_names_the_classes(student, tokenizer, folder):
+    classify = pipeline("text-classification", model=str(folder))
+    answer = classify(TEXTS[0][0], top_k=None)
+    expected = student.eval()(**tokenizer(TEXTS[0][0], return_tensors="pt")).logits.softmax(-1)[0]
+    scores = {each["label"]: each["score"] for each in answer}
+    assert scores == {name: pytest.approx(expected[i].item(), abs=1e-5) for i, name in enumerate(LABELS)}
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda weight: weight + 0.1, lambda weight: weight * torch.nan], ids=["moved", "nan"]
+)
+def test_damaged_weights_are_refused(student, tokenizer, folder, damage):
+    weights = load_file(folder / "model.safetensors")
+    weights["classifier.weight"] = damage(weights["classifier.weight"])
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(RunError, match="logits differ"):
+        check_parity(student, tokenizer, folder, TEXTS, 32)
+
+
+def test_swapped_class_names_are_refused(student, tokenizer, folder):
+    student.config.id2label = {0: LABELS[1], 1: LABELS[0]}
+    with pytest.raises(RunError, match="saved with the classes"):
+        check_parity(student, tokenizer, folder, TEXTS, 32)
+
+
+def test_an_architecture_with_narrow_embeddings_is_kept_whole(tokenizer, tmp_path):
+    config = ElectraConfig(
+        vocab_size=len(tokenizer), embedding_size=8, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=32, max_position_embeddings=64,
+    )  # fmt: skip
+    model = ElectraForSequenceClassification(config)
+    export_student(model, tokenizer, tmp_path / "electra", "", 32)
+    assert check_parity(model, tokenizer, tmp_path / "electra", TEXTS, 32) <= 1e-6
+
+
+@pytest.fixture
+def of_pairs(tokenizer, tmp_path):
+    """A student of pairs whose teacher's tokenizer gives no token types and cuts nothing."""
+    teacher = load_encoder(str(save_tiny("distilbert", tmp_path / "teacher", plain_tokenizer(tokenizer))), LABELS, 0)
+    student = build_student(StudentConfig(max_share=0.9), teacher, LABELS, PAIRS, 0)
+    for parameter in student.model.parameters():  # far from its start, so that nothing is read in vain
+        torch.nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(1))
+    return student
+
+
+def scores(folder, *sides):
+    answer = pipeline("text-classification", model=str(folder), truncation=True)
+    asked = dict(zip(("text", "text_pair"), sides, strict=False))
+    return {each["label"]: each["score"] for each in answer(asked, top_k=None)}
+
+
+def test_a_saved_student_of_pairs_tells_the_sides_apart_by_itself(of_pairs, tmp_path):
+    export_student(of_pairs.model, of_pairs.tokenizer, tmp_path / "student", "", 24)
+    assert check_parity(of_pairs.model, of_pairs.tokenizer, tmp_path / "student", PAIRS, 24) < 1e-4
+    first, second = "good film", "it was bad"
+    ids = of_pairs.tokenizer(first, second, return_tensors="pt")
+    assert ids["token_type_ids"].sum() == 4
+    expected = dict(zip(LABELS, of_pairs.model(**ids).logits.softmax(-1)[0].tolist(), strict=True))
+    assert scores(tmp_path / "student", first, second) == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_saved_student_cuts_texts_where_it_was_trained_to(of_pairs, tmp_path):
+    export_student(of_pairs.model, of_pairs.tokenizer, tmp_path / "student", "", 12)
+    loaded = AutoTokenizer.from_pretrained(tmp_path / "student")
+    assert loaded.model_max_length == 12
+    assert len(loaded("good " * 99, truncation=True)["input_ids"]) == 12
+    saved = json.loads((tmp_path / "student" / "tokenizer.json").read_text())
+    assert saved["truncation"] is None and saved["padding"] is None
+    assert scores(tmp_path / "student", "good " * 9, "bad " * 99) == pytest.approx(
+        scores(tmp_path / "student", "good " * 4, "bad " * 5), abs=1e-5
+    )
+    export_student(of_pairs.model, of_pairs.tokenizer, tmp_path / "student", "", 999)
+    assert AutoTokenizer.from_pretrained(tmp_path / "student").model_max_length == of_pairs.positions
+    assert sum(scores(tmp_path / "student", "good " * 999).values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("file", "setting"),
+    [
+        ("tokenizer_config.json", {"model_max_length": 40}),
+        ("tokenizer_config.json", {"model_input_names": ["input_ids", "attention_mask"]}),
+        ("config.json", {"problem_type": "multi_label_classification"}),
+    ],
+)
+def test_a_folder_that_scores_otherwise_when_used_is_refused(of_pairs, tmp_path, file, setting):
+    export_student(of_pairs.model, of_pairs.tokenizer, tmp_path / "student", "", 24)
+    path = tmp_path / "student" / file
+    path.write_text(json.dumps(json.loads(path.read_text()) | setting))
+    with pytest.raises(RunError, match="scores and logits differ"):
+        check_parity(of_pairs.model, of_pairs.tokenizer, tmp_path / "student", PAIRS, 24)
+
+
+def test_settings_of_the_base_checkpoints_task_stay_behind(tokenizer, tmp_path):
+    task = {"text-classification": {"num_labels": 5, "function_to_apply": "sigmoid", "top_k": 1}}
+    foreign = {
+        "task_specific_params": task, "finetuning_task": "mnli", "function_to_apply": "sigmoid",
+        "problem_type": "multi_label_classification", "_name_or_path": "/home/me/base",
+    }  # fmt: skip
+    save_tiny("bert", tmp_path / "base", plain_tokenizer(tokenizer, padding_side="left"), **foreign)
+    student = load_checkpoint(str(tmp_path / "base"), LABELS)
+    export_student(student.model, student.tokenizer, tmp_path / "student", "", 24)
+    saved = json.loads((tmp_path / "student" / "config.json").read_text())
+    assert not saved.keys() & (foreign.keys() - {"problem_type"})
+    assert saved["problem_type"] == "single_label_classification"
+    assert saved["architectures"] == ["BertForSequenceClassification"]
+    assert saved["id2label"] == {"0": LABELS[0], "1": LABELS[1]}
+    assert AutoTokenizer.from_pretrained(tmp_path / "student").padding_side == "right"
+    assert check_parity(student.model, student.tokenizer, tmp_path / "student", TEXTS, 24) < 1e-4
