@@ -1,10 +1,9 @@
 """Teacher outputs and their cache: one SQLite file with a row per text, keyed by content.
 
-A row is its key, a checksum and one record of numbers (4 bytes a class, 2 a dimension). A row that is damaged counts
-as missing and is written again; a file that is damaged is set aside and replaced.
+A row is a checksum and one record (16 bytes of key, 4 a class, 2 a dimension). A row that is damaged counts as missing
+and is written again; a file that is damaged is set aside and replaced.
 """
 
-import contextlib
 import errno
 import hashlib
 import json
@@ -13,7 +12,7 @@ import os
 import sqlite3
 import threading
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,56 +31,45 @@ from l2a.util.files import cache_root, cached_folder, fingerprint
 from l2a.util.progress import SILENT, Progress
 from l2a.util.training import arithmetic, evaluating, mixed_precision
 
-KEY_BYTES = 16
-READ_AT_ONCE = 4096
-"""Rows in memory while they are checked."""
 SECONDS_TO_WAIT = 300.0
 """A writer holds the file for less than a second: after this long it hangs."""
 NO_DAMAGE = ("SQLITE_AUTH", "SQLITE_BUSY", "SQLITE_CANTOPEN", "SQLITE_IOERR", "SQLITE_LOCKED", "SQLITE_PERM")
 # A write-ahead log needs memory that machines on a network disk do not share, so the journal is rolled back. It is
 # set in words because one changed bit of the file can choose the other. A power cut costs one append at most.
 SETUP = """PRAGMA page_size=8192; PRAGMA cache_size=-32768; PRAGMA journal_mode=DELETE; PRAGMA synchronous=NORMAL;
-CREATE TABLE IF NOT EXISTS outputs (row INTEGER PRIMARY KEY, key INTEGER UNIQUE, crc INTEGER, record BLOB)"""
-# CROSS keeps the order asked for, which mostly is the order written: then the file is read from front to back.
-SELECT = "SELECT asked.key, crc, record FROM json_each(?) asked CROSS JOIN outputs ON outputs.key = asked.value"
-COUNT = "SELECT count(outputs.crc) FROM json_each(?) asked CROSS JOIN outputs ON outputs.key = asked.value"
-INSERT = "INSERT OR REPLACE INTO outputs (key, crc, record) VALUES (?, ?, ?)"
+CREATE TABLE IF NOT EXISTS outputs (row INTEGER PRIMARY KEY, crc INTEGER, record BLOB)"""
+INSERT = "INSERT INTO outputs (crc, record) VALUES (?, ?)"
+# One changed bit makes text or nothing of a record. CROSS keeps the order of the rows that are asked for.
+SCAN = "SELECT row, crc, record FROM outputs WHERE row > ? AND typeof(record) = 'blob'"
+SELECT = """SELECT crc, record FROM json_each(?) asked CROSS JOIN outputs ON outputs.row = asked.value
+WHERE typeof(record) = 'blob'"""
+AT_ONCE = 4096
+"""Rows in memory while they are checked."""
 logger = logging.getLogger(__name__)
 
 
 def content_key(text_input: TextInput) -> bytes:
     """Digest one text, of one or two strings, exactly to 16 bytes, case and spacing included."""
-    joined = "\x1f".join(text_input).encode("utf-8", "surrogatepass")
-    return hashlib.blake2b(joined, digest_size=KEY_BYTES).digest()
+    return hashlib.blake2b("\x1f".join(text_input).encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 class OutputStore:
     """Outputs of one teacher at one maximum length; processes and threads may read and append at the same time.
 
-    The first half of a key finds the row, and the checksum covers the whole key, so that no text gets another's row.
-    Readers wait while somebody writes. A store may be pickled; every thread opens a connection of its own.
+    Rows are only ever added; the last one of a text counts. Keys and logits stay in memory once they were read.
     """
 
     def __init__(self, folder: Path, classes: int, width: int) -> None:
-        """Name a store; nothing is opened yet.
-
-        Args:
-            folder: Where the file lives; its name should hold the teacher's fingerprint and the maximum length.
-            classes: C.
-            width: d.
-        """
-        self.path = folder / f"outputs-{classes}x{width}.sqlite"
-        self.record = np.dtype([("logits", "<f4", (classes,)), ("embedding", "<f2", (width,))])
-        # By process and thread; a forked child neither uses nor closes what its parent has opened.
-        self._held: dict[tuple[int, int], tuple[object, sqlite3.Connection]] = {}
-        self._arguments = folder, classes, width
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle the place alone."""
-        return OutputStore, self._arguments
+        """Name a store of C classes and width d in a folder; nothing is opened yet."""
+        self.path = folder / f"rows-{classes}x{width}.sqlite"
+        self.record = np.dtype([("key", "V16"), ("logits", "<f4", (classes,)), ("embedding", "<f2", (width,))])
+        self._lock, self._number, self._last = threading.Lock(), 0, 0  # of the file that is open, and its last row read
+        self._places: dict[bytes, int] = {}
+        # By place, and place 0 is that of unknown texts.
+        self._rows, self._logits = np.zeros(1, np.int64), np.full((1, classes), np.nan, np.float32)
 
     def read(self, keys: Sequence[bytes]) -> tuple["TeacherOutputs", NDArray[np.bool_]]:
-        """Look texts up and check their rows; the embeddings stay on disk until they are asked for.
+        """Look texts up; the embeddings stay on disk until they are asked for.
 
         Args:
             keys: N content keys.
@@ -93,92 +81,98 @@ class OutputStore:
         Raises:
             RunError: If the file cannot be opened or stays locked.
         """
-        words, known = _as_words(keys), np.zeros(len(keys), np.bool_)
-        logits = np.full((len(keys), *self.record["logits"].shape), np.nan, np.float32)
-        for places, records in self.intact(words):
-            logits[places], known[places] = records["logits"], True
-        return TeacherOutputs(logits, StoredRows((self,), np.zeros(len(keys), np.int64), words)), known
+
+        def look_up(connection: sqlite3.Connection) -> NDArray[np.int64]:
+            added = connection.execute(SCAN, (self._last,))
+            while some := added.fetchmany(AT_ONCE):
+                self._last = some[-1][0]
+                intact = [(row, record) for row, crc, record in some if zlib.crc32(record) == crc]
+                records = np.frombuffer(b"".join(record for _, record in intact), self.record)
+                places = range(len(self._rows), len(self._rows) + len(records))
+                self._places |= zip(records["key"].tolist(), places, strict=True)
+                self._rows = np.append(self._rows, np.array([row for row, _ in intact], np.int64))
+                self._logits = np.append(self._logits, records["logits"], axis=0)
+            return np.array([self._places.get(key, 0) for key in keys], np.int64)
+
+        places = self._run(look_up)
+        states = StoredRows((self,), np.zeros(len(keys), np.int64), places)
+        return TeacherOutputs(self._logits[places], states), places > 0
 
     def append(self, keys: Sequence[bytes], outputs: "TeacherOutputs") -> None:
-        """Add texts in one step: a process that is killed here leaves the store as it was.
-
-        Args:
-            keys: N content keys; a key that is there already gets the new outputs.
-            outputs: Their outputs; the embeddings are rounded to float16.
+        """Add N texts by their keys in one step: a process that is killed here leaves the store as it was.
 
         Raises:
             RunError: If the disk is full, or the file cannot be opened or stays locked.
         """
         records = np.empty(len(keys), self.record)
+        records["key"] = np.array(keys, "V16")
         records["logits"], records["embedding"] = outputs.logits, outputs.embeddings
-        numbers, values = _as_words(keys)[:, 0].tolist(), [record.tobytes() for record in records]
-        sums = [zlib.crc32(value, zlib.crc32(key)) for key, value in zip(keys, values, strict=True)]
+        rows = [(zlib.crc32(record), record) for record in [record.tobytes() for record in records]]
 
         def insert(connection: sqlite3.Connection) -> None:
             with connection:
-                connection.execute("BEGIN IMMEDIATE")
-                connection.executemany(INSERT, zip(numbers, sums, values, strict=True))
-                if connection.execute(COUNT, (json.dumps(numbers),)).fetchone()[0] < len(numbers):
-                    raise sqlite3.DatabaseError("rows that were just written are not found")
+                connection.executemany(INSERT, rows)
 
         self._run(insert)
 
-    def intact(self, words: NDArray[np.int64]) -> Iterator[tuple[list[int], NDArray[Any]]]:
-        """Yield the positions of the keys that are there undamaged, and their records; words are int64 (N, 2)."""
+    def __getitem__(self, places: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Read embeddings, float32 (N, d), by the places, int64 (N,), that ``read`` gave to texts.
 
-        def select(connection: sqlite3.Connection) -> dict[int, bytes]:
-            rows = connection.execute(SELECT, (numbers,)).fetchall()
-            found = {
-                place: record
-                for place, crc, record in rows
-                if isinstance(record, bytes) and zlib.crc32(record, zlib.crc32(keys[place])) == crc
-            }
-            if len(found) < len(rows):  # perhaps the index leads to a wrong row, which writing again would replace
-                connection.execute("REINDEX")
-            return found
+        Raises:
+            RunError: If a row is gone or damaged since it was found.
+        """
+        found = np.empty((len(places), *self.record["embedding"].shape), np.float32)
 
-        for start in range(0, len(words), READ_AT_ONCE):
-            some = words[start : start + READ_AT_ONCE]
-            numbers, keys = json.dumps(some[:, 0].tolist()), some.view(f"V{KEY_BYTES}")[:, 0].tolist()
-            found = self._run(select)
-            yield [start + place for place in found], np.frombuffer(b"".join(found.values()), self.record)
+        def fill(connection: sqlite3.Connection) -> int:
+            left = len(places)
+            for start in range(0, len(places), AT_ONCE):
+                asked = self._rows[places[start : start + AT_ONCE]].tolist()
+                rows = connection.execute(SELECT, (json.dumps(asked),))
+                records = [record for crc, record in rows if zlib.crc32(record) == crc]
+                if len(records) == len(asked):
+                    found[start : start + AT_ONCE] = np.frombuffer(b"".join(records), self.record)["embedding"]
+                left -= len(records)
+            return left
+
+        if left := self._run(fill):
+            raise RunError(f"{self.path}: {left} embeddings are gone or damaged; run again to replace them")
+        return found
 
     def _run(self, action: Callable[[sqlite3.Connection], Any]) -> Any:
         """Do something with the file; once more with a new one if it turns out to be damaged."""
-        with os_errors_as_run_error(self.path):
+        with self._lock, os_errors_as_run_error(self.path):
             try:
-                return action(self._connection())
+                return action(self._open())
             except sqlite3.DatabaseError as error:
                 self._refuse_or_replace(error)
-            return action(self._connection())
+            return action(self._open())
 
-    def _connection(self) -> sqlite3.Connection:
-        """Return the connection of this process and thread, reopened if the file is another."""
-        me = os.getpid(), threading.get_ident()
-        if me not in self._held or self._held[me][0] != _file_number(self.path):
+    def _open(self) -> sqlite3.Connection:
+        """Return the connection, a new one if the file is another than before."""
+        if not self.path.exists():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.touch()
-            number = _file_number(self.path)
-            connection = sqlite3.connect(self.path, SECONDS_TO_WAIT, isolation_level=None, check_same_thread=False)
-            connection.text_factory = bytes  # one changed bit makes text of a record
-            self._held[me] = number, connection
-            connection.executescript(SETUP)
-        return self._held[me][1]
+        if self._number != (number := self.path.stat().st_ino):
+            self._connection = sqlite3.connect(
+                self.path, SECONDS_TO_WAIT, isolation_level="IMMEDIATE", check_same_thread=False
+            )
+            self._number, self._last, self._places = number, 0, {}
+            self._rows[:] = 0
+            self._connection.executescript(SETUP)
+        return self._connection
 
     def _refuse_or_replace(self, error: sqlite3.DatabaseError) -> None:
         """Put a damaged file aside, once however many processes see it; raise what is no damage."""
-        number, connection = self._held.pop((os.getpid(), threading.get_ident()), (None, None))
-        if connection:
-            connection.close()
-        name = getattr(error, "sqlite_errorname", "")
+        name, number = getattr(error, "sqlite_errorname", ""), self._number
+        self._connection.close()
+        self._number = 0
         if name == "SQLITE_FULL":
             raise OSError(errno.ENOSPC, str(error)) from error
-        # One changed bit can make a file read-only; a mistake of ours is a ProgrammingError.
-        locked = name.startswith("SQLITE_READONLY") and not os.access(self.path, os.W_OK)
-        if locked or name.startswith(NO_DAMAGE) or isinstance(error, sqlite3.ProgrammingError):
+        # One changed bit can make a file read-only.
+        if name.startswith(NO_DAMAGE) or (name.startswith("SQLITE_READONLY") and not os.access(self.path, os.W_OK)):
             raise RunError(f"cannot use {self.path}: {error}; check the disk and other runs, then run again") from error
         with FileLock(f"{self.path}.lock"):
-            if number == _file_number(self.path):  # else another process has done it
+            if self.path.exists() and self.path.stat().st_ino == number:  # else another process has done it
                 logger.warning("%s is damaged (%s): its texts are labelled again", self.path, error)
                 Path(f"{self.path}-journal").unlink(missing_ok=True)
                 os.replace(self.path, f"{self.path}.damaged")
@@ -186,41 +180,28 @@ class OutputStore:
 
 @dataclass(frozen=True)
 class StoredRows:
-    """Embeddings that are read when they are asked for.
+    """Embeddings that are read when ``numpy.asarray`` asks for them.
 
     Attributes:
         sources: Stores, and arrays (n_i, d), at least one.
         owners: int64 (N,), the source of each text.
-        words: int64 (N, 2), its content key in a store; in an array its row and anything.
+        places: int64 (N,), its place in that source.
     """
 
     sources: "tuple[OutputStore | NDArray[np.float32], ...]"
     owners: NDArray[np.int64]
-    words: NDArray[np.int64]
+    places: NDArray[np.int64]
 
-    def take(self, indices: NDArray[np.int64]) -> "StoredRows":
+    def __getitem__(self, indices: NDArray[np.int64]) -> "StoredRows":
         """Select rows by position, int64; nothing is read."""
-        return StoredRows(self.sources, self.owners[indices], self.words[indices])
+        return StoredRows(self.sources, self.owners[indices], self.places[indices])
 
-    def read(self) -> NDArray[np.float32]:
-        """Read all rows, float32 (N, d).
-
-        Raises:
-            RunError: If a row is gone or damaged since it was found.
-        """
-        first = self.sources[0]
-        width = first.record["embedding"].shape[0] if isinstance(first, OutputStore) else first.shape[1]
-        rows = np.empty((len(self.owners), width), np.float32)
-        for number, source in enumerate(self.sources):
-            mine = np.flatnonzero(self.owners == number)
-            if not isinstance(source, OutputStore):
-                rows[mine] = source[self.words[mine, 0]]
-                continue
-            left = len(mine)
-            for places, records in source.intact(self.words[mine]):
-                rows[mine[places]], left = records["embedding"], left - len(places)
-            if left:
-                raise RunError(f"{source.path}: {left} embeddings are gone or damaged; run again to replace them")
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[np.float32]:
+        """Read all rows, float32 (N, d)."""
+        parts = [source[self.places[self.owners == number]] for number, source in enumerate(self.sources)]
+        rows = np.empty((len(self.owners), parts[0].shape[1]), np.float32)
+        for number, part in enumerate(parts):
+            rows[self.owners == number] = part
         return rows
 
 
@@ -243,12 +224,11 @@ class TeacherOutputs:
     @property
     def embeddings(self) -> NDArray[np.float32]:
         """The pooled last hidden state h_T(x), float32 (N, d); stored ones are read on every access."""
-        return self.states.read() if isinstance(self.states, StoredRows) else self.states
+        return np.asarray(self.states)
 
     def take(self, indices: NDArray[np.int64]) -> "TeacherOutputs":
         """Select rows by position, int64; embeddings that are stored are not read."""
-        states = self.states.take(indices) if isinstance(self.states, StoredRows) else self.states[indices]
-        return TeacherOutputs(self.logits[indices], states)
+        return TeacherOutputs(self.logits[indices], self.states[indices])
 
     def probabilities(self, temperature: float = 1.0) -> NDArray[np.float32]:
         """Turn logits into class probabilities, float32 (N, C); a temperature above 1 softens them."""
@@ -262,29 +242,17 @@ Labeller = Callable[[Sequence[TextInput]], TeacherOutputs]
 
 def join_outputs(parts: Sequence[TeacherOutputs]) -> TeacherOutputs:
     """Lay one or more outputs of a teacher one behind another; embeddings that are stored are not read."""
-    rows = [_stored(part.states) for part in parts]
-    starts = np.cumsum([0, *(len(stored.sources) for stored in rows)])
-    owners = np.concatenate([stored.owners + start for stored, start in zip(rows, starts, strict=False)])
-    sources = tuple(source for stored in rows for source in stored.sources)
-    states = StoredRows(sources, owners, np.concatenate([stored.words for stored in rows]))
+    sources: list[Any] = []
+    owners, places = list[NDArray[np.int64]](), list[NDArray[np.int64]]()
+    for part in parts:
+        known = part.states
+        if not isinstance(known, StoredRows):
+            known = StoredRows((known,), np.zeros(len(part), np.int64), np.arange(len(part)))
+        owners.append(known.owners + len(sources))
+        places.append(known.places)
+        sources += known.sources
+    states = StoredRows(tuple(sources), np.concatenate(owners), np.concatenate(places))
     return TeacherOutputs(np.concatenate([part.logits for part in parts]), states)
-
-
-def _stored(states: NDArray[np.float32] | StoredRows) -> StoredRows:
-    if isinstance(states, StoredRows):
-        return states
-    return StoredRows((states,), np.zeros(len(states), np.int64), np.tile(np.arange(len(states))[:, None], 2))
-
-
-def _as_words(keys: Sequence[bytes]) -> NDArray[np.int64]:
-    return np.frombuffer(b"".join(keys), "<i8").reshape(-1, 2)
-
-
-def _file_number(path: Path) -> int | None:
-    """Tell one file from another of the same name."""
-    with contextlib.suppress(FileNotFoundError):
-        return path.stat().st_ino
-    return None
 
 
 RECIPE = 2

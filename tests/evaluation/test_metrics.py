@@ -1,11 +1,16 @@
+import itertools
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from sklearn.metrics import accuracy_score, f1_score
 
-from l2a.evaluation.metrics import classification_metrics
+from l2a.evaluation import metrics as module
+from l2a.evaluation.metrics import classification_metrics, measure_latency
 
 
 def noisy(labels, share_right, seed):
@@ -19,11 +24,12 @@ def labels():
     return np.random.default_rng(0).choice(3, 300, p=[0.6, 0.3, 0.1]).astype(np.int64)
 
 
-def test_values_are_those_of_scikit_learn(labels):
+@pytest.mark.parametrize("classes", [3, 4])
+def test_values_are_those_of_scikit_learn_and_a_class_that_nobody_names_counts_as_zero(labels, classes):
     predictions = noisy(labels, 0.7, 1)
-    metrics = classification_metrics(labels, predictions, 3, np.random.default_rng(0))
-    assert metrics.accuracy.value == pytest.approx(accuracy_score(labels, predictions))
-    assert metrics.macro_f1.value == pytest.approx(f1_score(labels, predictions, average="macro"))
+    metrics = classification_metrics(labels, predictions, classes, np.random.default_rng(0))
+    assert metrics.accuracy.value == accuracy_score(labels, predictions)
+    assert metrics.macro_f1.value == pytest.approx(f1_score(labels, predictions, average="macro") * 3 / classes)
 
 
 @pytest.mark.slow
@@ -54,13 +60,6 @@ def test_intervals_repeat_with_the_seed(labels):
     assert first == again != other
 
 
-def test_a_class_that_nobody_names_counts_as_zero():
-    labels = np.array([0, 0, 1, 1])
-    metrics = classification_metrics(labels, labels, 3, np.random.default_rng(0))
-    assert metrics.accuracy.value == 1.0
-    assert metrics.macro_f1.value == pytest.approx(2 / 3)
-
-
 @settings(max_examples=25, deadline=None)
 @given(
     st.integers(2, 4).flatmap(
@@ -88,3 +87,58 @@ def test_95_of_100_intervals_hold_the_truth():
         found = classification_metrics(labels, predictions, 2, rng)
         covered += [it.low <= 0.8 <= it.high for it in (found.accuracy, found.macro_f1)]
     assert (covered >= 180).all() and (covered <= 199).all()  # 190 are due; of 80 % intervals about 160
+
+
+TEXTS = [(f"text {i}",) for i in range(5)]
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A processor that only works when it is told to, and a wall clock that runs on by itself."""
+    clock = SimpleNamespace(worked=0.0, wall=itertools.count(step=1e-4), waited=0.0)
+    monkeypatch.setattr(module.time, "process_time", lambda: clock.worked)
+    monkeypatch.setattr(module.time, "perf_counter", lambda: clock.waited + next(clock.wall))
+    return clock
+
+
+def test_time_is_the_processors_per_text_in_milliseconds_with_its_spread(clock):
+    calls = []
+
+    def predict(inputs):
+        calls.append(list(inputs))
+        clock.worked += 5.0 if len(calls) == 1 else (0.004, 0.005, 0.006)[len(calls) % 3] * len(inputs)
+        clock.waited += 0.5  # waiting is no work
+        return np.zeros(len(inputs), np.int64)
+
+    latency = measure_latency(predict, TEXTS, seconds=1000.0)
+    assert latency["batch_1"] == pytest.approx(5.0) == latency["batch_32"]  # the warm-up call is left out
+    assert latency["batch_1_spread"] == pytest.approx(1.0) == latency["batch_32_spread"]
+    assert {len(batch) for batch in calls} == {1, 32}
+    assert len({batch[0] for batch in calls if len(batch) == 1}) == len(TEXTS)
+
+
+def test_a_slow_classifier_takes_few_calls(clock):
+    calls = []
+
+    def predict(inputs):
+        calls.append(len(inputs))
+        clock.waited += 100.0
+        return np.zeros(len(inputs), np.int64)
+
+    measure_latency(predict, TEXTS, seconds=0.001)
+    assert calls == [1] * 6 + [32] * 6
+
+
+def test_the_network_is_on_the_cpu_and_on_one_thread_while_it_is_measured():
+    module = torch.nn.Linear(2, 2, device="meta") if not torch.cuda.is_available() else torch.nn.Linear(2, 2).cuda()
+    moves = []
+    module.to = lambda device: moves.append(str(device))
+    torch.set_num_threads(2)
+
+    def predict(inputs):
+        assert torch.is_inference_mode_enabled() and torch.get_num_threads() == 1 and moves == ["cpu"]
+        return np.zeros(len(inputs), np.int64)
+
+    measure_latency(predict, TEXTS, module, seconds=0.01)
+    assert moves == ["cpu", str(module.weight.device)]
+    assert torch.get_num_threads() == 2

@@ -3,7 +3,6 @@
 import errno
 import multiprocessing
 import os
-import pickle
 import signal
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
@@ -84,7 +83,7 @@ def test_no_changed_bit_of_the_file_gives_wrong_outputs_or_stops_labelling(tmp_p
     content[place % (100 if header else len(content))] ^= 1 << bit
     path.write_bytes(content)
     store = open_store(folder)
-    for _ in range(3):  # where the index led to a wrong row, writing may lose that one: it is found missing next time
+    for _ in range(3):
         outputs, known = store.read(KEYS)
         assert np.array_equal(outputs.logits[known], OUTPUTS.logits[known])
         lost = np.flatnonzero(~known)
@@ -119,54 +118,36 @@ def test_a_file_cut_anywhere_is_filled_again(tmp_path_factory, share):
     assert holds(open_store(folder))
 
 
-@pytest.mark.parametrize(("column", "value"), [("record", bytes(22)), ("record", b""), ("record", None), ("crc", 7)])
+@pytest.mark.parametrize(("column", "value"), [("record", bytes(38)), ("record", b""), ("record", None), ("crc", 7)])
 def test_a_damaged_row_is_missed_alone_and_written_again(tmp_path, column, value):
-    store = fill(tmp_path)
-    change(store.path, 3, column, value)
+    change(fill(tmp_path).path, 3, column, value)
+    store = open_store(tmp_path)
     assert np.flatnonzero(~store.read(KEYS)[1]).tolist() == [2]
     store.append([KEYS[2]], OUTPUTS.take(np.array([2])))
-    assert holds(store)
-
-
-def test_two_rows_that_changed_places_are_missed(tmp_path):
-    store = fill(tmp_path)
-    records = [(crc, record) for _, crc, record in read_rows(store.path)]
-    for row, (crc, record) in ((1, records[1]), (2, records[0])):
-        change(store.path, row, "crc", crc)
-        change(store.path, row, "record", record)
-    assert np.flatnonzero(~store.read(KEYS)[1]).tolist() == [0, 1]
-
-
-def read_rows(path: Path) -> list[tuple[int, int, bytes]]:
-    connection = sqlite3.connect(path)
-    rows = connection.execute("SELECT row, crc, record FROM outputs ORDER BY row").fetchall()
-    connection.close()
-    return rows
+    assert holds(store) and holds(open_store(tmp_path))
 
 
 def test_an_embedding_that_is_damaged_after_it_was_found_stops_the_run_and_is_labelled_in_the_next(tmp_path):
     store = fill(tmp_path)
     outputs, _ = store.read(KEYS)
-    change(store.path, 3, "record", bytes(22))
-    with pytest.raises(RunError, match="run again"):
+    change(store.path, 3, "record", bytes(38))
+    with pytest.raises(RunError, match="1 embeddings are gone or damaged; run again"):
         _ = outputs.take(np.array([1, 2])).embeddings
-    assert not store.read(KEYS)[1].all()
-
-
-def test_half_of_a_key_is_not_enough_to_get_a_row(tmp_path):
-    store = fill(tmp_path)
-    assert not store.read([KEYS[0][:8] + bytes(8)])[1].any()
+    assert not open_store(tmp_path).read(KEYS)[1].all()
 
 
 def test_open_stores_see_each_other_and_an_emptied_folder(tmp_path):
     first, second = open_store(tmp_path), open_store(tmp_path)
     first.append(KEYS, OUTPUTS)
     assert holds(second)
+    outputs, _ = first.read(KEYS)
     for path in tmp_path.iterdir():
         path.unlink()
     assert not second.read(KEYS)[1].any()
     second.append(KEYS[::-1], OUTPUTS)
     assert holds(first, KEYS[::-1])
+    with pytest.raises(RunError, match="40 embeddings are gone"):  # not those that now have their rows
+        _ = outputs.embeddings
 
 
 def write_and_read(folder: Path, first: int) -> bool:
@@ -186,10 +167,9 @@ def test_several_processes_write_and_read_at_once(tmp_path):
 def append_and_die(folder: Path) -> None:
     store = open_store(folder)
     store.append(KEYS[:20], OUTPUTS.take(np.arange(20)))
-    connection = store._connection()
+    connection = sqlite3.connect(store.path)
     connection.execute("PRAGMA cache_size=1")  # the file is written before the transaction ends
-    connection.execute("BEGIN IMMEDIATE")
-    connection.executemany(module.INSERT, [(i, 0, bytes(999)) for i in range(500)])
+    connection.executemany(module.INSERT, [(0, bytes(999)) for _ in range(500)])
     connection.execute("UPDATE outputs SET crc = 0")
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -202,7 +182,8 @@ def test_a_kill_in_the_middle_of_an_append_loses_that_append_alone(tmp_path, cap
     store = open_store(tmp_path)
     assert Path(f"{store.path}-journal").exists()
     assert store.read(KEYS)[1].tolist() == [True] * 20 + [False] * 20
-    assert read_rows(store.path)[-1][0] == 20
+    with sqlite3.connect(store.path) as connection:
+        assert connection.execute("SELECT max(row) FROM outputs").fetchone() == (20,)
     assert not caplog.records
 
 
@@ -210,9 +191,9 @@ def test_a_kill_in_the_middle_of_an_append_loses_that_append_alone(tmp_path, cap
 def test_a_full_disk_is_told_in_one_sentence(tmp_path, monkeypatch, error):
     store = fill(tmp_path)
     if isinstance(error, str):
-        store._connection().execute(f"PRAGMA max_page_count={os.path.getsize(store.path) // 8192}")  # SQLite's own
+        store._open().execute(f"PRAGMA max_page_count={os.path.getsize(store.path) // 8192}")  # SQLite's own
     else:
-        monkeypatch.setattr(store, "_connection", lambda: (_ for _ in ()).throw(error))
+        monkeypatch.setattr(store, "_open", lambda: (_ for _ in ()).throw(error))
     keys = [content_key((f"new {i}",)) for i in range(2000)]
     with pytest.raises(RunError, match="disk is full; free some space"):
         store.append(keys, make_outputs(2000))
@@ -221,10 +202,9 @@ def test_a_full_disk_is_told_in_one_sentence(tmp_path, monkeypatch, error):
 
 
 def test_a_file_that_stays_locked_is_told_and_not_replaced(tmp_path, monkeypatch):
-    fill(tmp_path)
+    path = fill(tmp_path).path
     monkeypatch.setattr(module, "SECONDS_TO_WAIT", 0.01)
-    store = open_store(tmp_path)
-    writer = open_store(tmp_path)._connection()
+    store, writer = open_store(tmp_path), sqlite3.connect(path, isolation_level=None)
     writer.execute("BEGIN EXCLUSIVE")
     with pytest.raises(RunError, match="locked"):
         store.read(KEYS)
@@ -232,17 +212,11 @@ def test_a_file_that_stays_locked_is_told_and_not_replaced(tmp_path, monkeypatch
     assert holds(store)
 
 
-def test_threads_and_pickled_and_forked_copies_read_on(tmp_path):
-    store = fill(tmp_path)
-    outputs, _ = store.read(KEYS)
+def test_threads_read_on(tmp_path):
+    store = open_store(tmp_path)
+    fill(tmp_path)
     with ThreadPoolExecutor(4) as threads:
         assert all(threads.map(lambda _: holds(store), range(20)))
-    assert np.array_equal(pickle.loads(pickle.dumps(outputs)).embeddings, OUTPUTS.embeddings)
-    child = os.fork()
-    if not child:
-        os._exit(0 if holds(store) else 1)
-    assert os.waitpid(child, 0)[1] == 0
-    assert holds(store)
 
 
 @settings(max_examples=25)
@@ -261,7 +235,7 @@ def test_stored_embeddings_are_joined_and_taken_as_arrays_are(tmp_path_factory, 
 
 def test_joining_and_taking_read_no_stored_embedding(tmp_path, monkeypatch):
     outputs, _ = fill(tmp_path).read(KEYS)
-    monkeypatch.setattr(OutputStore, "intact", lambda *_: pytest.fail("an embedding was read"))
+    monkeypatch.setattr(OutputStore, "__getitem__", lambda *_: pytest.fail("an embedding was read"))
     assert len(join_outputs([outputs, OUTPUTS, outputs]).take(np.arange(30, 90))) == 60
 
 
