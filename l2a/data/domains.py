@@ -17,24 +17,10 @@ from typing import Any, Literal
 import numpy as np
 
 from l2a.config import Columns
+from l2a.data import readers
 from l2a.data.examples import Domain, Examples, HeldOut, TextInput, normalised_hash
 from l2a.data.fetch import Artifact, fetch_artifact, read_tar_members
-from l2a.data.readers import (
-    FLAG,
-    SPLIT_NAMES,
-    SPLITS,
-    SUFFIXES,
-    USUAL_COLUMNS,
-    Row,
-    SplitName,
-    Table,
-    check_table,
-    memory_table,
-    name_and_format,
-    read_table,
-    refuse,
-    texts_of,
-)
+from l2a.data.readers import FLAG, SPLITS, USUAL_COLUMNS, Row, SplitName, Table
 from l2a.util.cards import build, find_card, list_cards, load_yaml
 from l2a.util.errors import RunError, UsageError, did_you_mean
 from l2a.util.files import fingerprint, sha256_file
@@ -304,7 +290,7 @@ def load_domain(
     if not isinstance(reference, str | Path):
         return as_domain(reference, "data", columns)
     raw = _read(str(reference), columns, data_root, progress, flag)
-    refuse(raw.problems, reference)
+    readers.refuse(raw.problems, reference)
     return to_domain(raw)
 
 
@@ -327,7 +313,7 @@ def as_domain(data: Any, name: str, columns: Columns = USUAL_COLUMNS) -> Domain:
     if isinstance(data, Domain):
         return data
     raw = with_splits(_join(name, _memory_tables(data, name), columns, "its usual name or the argument columns"))
-    refuse(raw.problems, name)
+    readers.refuse(raw.problems, name)
     return to_domain(raw)
 
 
@@ -355,10 +341,10 @@ def read_unlabelled(
         return texts, {"unlabelled": fingerprint(texts)}
     path = _find_path(str(reference), data_root)
     is_card = str(reference) in list_cards("domains")
-    if not is_card and (name_and_format(Path(reference))[1] == ".txt" or (path is not None and path.is_file())):
-        table = read_table(path or Path(reference), (".txt", *SUFFIXES))
+    if not is_card and (readers.name_and_format(Path(reference))[1] == ".txt" or (path is not None and path.is_file())):
+        table = readers.read_table(path or Path(reference), (".txt", *readers.SUFFIXES))
         if not table.has_labels:
-            return texts_of(table), {Path(table.name).name: table.digest}
+            return readers.texts_of(table), {Path(table.name).name: table.digest}
     domain = load_domain(reference, USUAL_COLUMNS, data_root, progress, "its usual name")
     return domain.train.inputs, domain.files
 
@@ -369,7 +355,7 @@ def _memory_texts(data: Any) -> tuple[TextInput, ...]:
     if isinstance(data, list | tuple):
         data = [item if isinstance(item, Mapping) else (item, "") for item in data]
     data = data.get("train", data) if isinstance(data, Mapping) else data
-    return texts_of(memory_table(data, "unlabelled"))
+    return readers.texts_of(readers.memory_table(data, "unlabelled"))
 
 
 def _read(reference: str, columns: Columns, data_root: Path | None, progress: Progress, flag: str) -> RawDomain:
@@ -379,10 +365,10 @@ def _read(reference: str, columns: Columns, data_root: Path | None, progress: Pr
         return with_splits(_read_card(reference, progress))
     path = _find_path(reference, data_root)
     if path is not None:
-        name = path.resolve().name if path.is_dir() else name_and_format(path)[0]
+        name = path.resolve().name if path.is_dir() else readers.name_and_format(path)[0]
         return with_splits(_join(name, _path_tables(path), columns, flag))
     hint = did_you_mean(reference, cards)
-    if hint or name_and_format(Path(reference))[1] in SUFFIXES or not HUB_ID.fullmatch(reference):
+    if hint or readers.name_and_format(Path(reference))[1] in readers.SUFFIXES or not HUB_ID.fullmatch(reference):
         kinds = "give a domain card, a file, a folder or a Hub id; see `l2a domains list`"
         raise UsageError(f"domain {reference!r}: no such card or path{hint}; {kinds}")
     return with_splits(_join(reference, _hub_tables(reference, progress), columns, flag))
@@ -409,7 +395,7 @@ def _join(name: str, tables: Tables, columns: Columns, flag: str) -> RawDomain:
     problems: list[str] = []
     files: dict[str, str] = {}
     for split, table in tables:
-        found, wrong = check_table(table, columns, flag, optional=split in ("dev", "test"))
+        found, wrong = readers.check_table(table, columns, flag, optional=split in ("dev", "test"))
         rows += [row._replace(split=split) for row in found] if split else found
         problems += wrong
         file = Path(table.name).name if table.digest else table.name
@@ -426,36 +412,40 @@ def _find_path(reference: str, data_root: Path | None) -> Path | None:
 
 def _path_tables(path: Path) -> Tables:
     if not path.is_dir():
-        return [(None, read_table(path))]
+        return [(None, readers.read_table(path))]
     if any((path / mark).is_file() for mark in SAVED_MARKS):
         return _saved_tables(path)
     files: dict[SplitName, Path] = {}
     for file in sorted(path.iterdir()):
-        stem, suffix = name_and_format(file)
-        split = SPLIT_NAMES.get(stem.lower())
-        if split is None or suffix not in SUFFIXES:
+        stem, suffix = readers.name_and_format(file)
+        split = readers.SPLIT_NAMES.get(stem.lower())
+        if split is None or suffix not in readers.SUFFIXES:
             continue
         if split in files:
             raise UsageError(f"{path}: both {files[split].name} and {file.name} are {split} files; keep one")
         files[split] = file
     if "train" not in files:
-        kinds = ", ".join(f"train{suffix}" for suffix in SUFFIXES)
+        kinds = ", ".join(f"train{suffix}" for suffix in readers.SUFFIXES)
         raise UsageError(f"{path}: no training file; the folder needs one of {kinds} (and dev.*, test.*)")
     if len(files) == 1:  # nothing but train.* is one file, split like any other
-        return [(None, read_table(files["train"]))]
-    return [(split, read_table(file)) for split, file in files.items()]
+        return [(None, readers.read_table(files["train"]))]
+    return [(split, readers.read_table(file)) for split, file in files.items()]
 
 
 def _memory_tables(data: Any, name: str) -> Tables:
     """One dataset has no splits of its own (but may have a split column); a dictionary names them."""
     if not isinstance(data, Mapping):
-        return [(None, memory_table(data, name))]
+        return [(None, readers.memory_table(data, name))]
     if list(data) == ["train"]:
-        return [(None, memory_table(data["train"], f"{name} train"))]
+        return [(None, readers.memory_table(data["train"], f"{name} train"))]
     for split in data:
-        if split not in SPLIT_NAMES:
+        if split not in readers.SPLIT_NAMES:
             logger.warning("%s: the split %r is ignored; train, dev (or validation) and test are read", name, split)
-    return [(SPLIT_NAMES[key], memory_table(data[key], f"{name} {key}")) for key in data if key in SPLIT_NAMES]
+    return [
+        (readers.SPLIT_NAMES[key], readers.memory_table(data[key], f"{name} {key}"))
+        for key in data
+        if key in readers.SPLIT_NAMES
+    ]
 
 
 def _saved_tables(folder: Path) -> Tables:

