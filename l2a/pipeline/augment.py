@@ -229,7 +229,7 @@ def _token_space(job: AugmentJob, progress: Progress) -> TokenSpace:
                 f"--operator {job.operator} needs two classifiers with the same labels; name both, by --teacher and "
                 "--student, or use knn"
             )
-        names = model.open_checkpoint("--student", job.student, progress).label_names
+        names = model.Checkpoint("--student", job.student, progress).label_names
         teacher = model.load_fine_tuned(job.teacher, names, progress).to(best_device())
         reader = load_checkpoint(job.student, names)
         reader.model.to(best_device()).eval()

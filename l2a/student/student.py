@@ -10,7 +10,7 @@ from torch import nn
 
 from l2a.data.encoding import encode, fit_tokenizer, inference_batches, model_inputs
 from l2a.data.examples import TextInput
-from l2a.teacher.model import open_checkpoint, output_layer, usable_positions
+from l2a.teacher.model import Checkpoint, output_layer, usable_positions
 from l2a.util.errors import UsageError
 
 
@@ -101,11 +101,9 @@ def load_checkpoint(model: str, label_names: tuple[str, ...], weights: bool = Tr
     """
     from transformers import AutoModelForSequenceClassification
 
-    checkpoint, names = open_checkpoint("student.model", model), class_names(label_names)
-    checkpoint.config.update(names)
-    if not weights:
-        return Student(checkpoint.build(AutoModelForSequenceClassification), checkpoint.tokenizer)
-    loaded = checkpoint.load(AutoModelForSequenceClassification, fresh_head=True, **names)
+    checkpoint = Checkpoint("student.model", model)
+    checkpoint.config.update(class_names(label_names))
+    loaded = checkpoint.load(AutoModelForSequenceClassification, weights, fresh_head=True)
     return Student(loaded, checkpoint.tokenizer)
 
 

@@ -1,5 +1,6 @@
 """Fine-tunes a teacher on labelled examples: full sentences, few shots, no tricks that need a validation split."""
 
+import itertools
 import logging
 import math
 from pathlib import Path
@@ -22,9 +23,6 @@ from l2a.util.training import adamw, arithmetic, linear_schedule, mixed_precisio
 
 RECIPE = 2
 """Raise it whenever ``fine_tune`` gives other weights than before: cached teachers are then trained again."""
-LEAST_UPDATES = 16
-"""Made however few the examples are: with fewer steps few-shot fine-tuning often fails (Mosbach et al., 2021)."""
-WEIGHTS = "trained.safetensors"
 logger = logging.getLogger(__name__)
 
 
@@ -65,10 +63,10 @@ def fine_tuned(
         before = {name: value.clone() for name, value in base.state_dict().items()}
         fine_tune(base, examples, config, epochs, max_length, seed, stage, progress)
         changed = {name: v.contiguous() for name, v in base.state_dict().items() if not torch.equal(v, before[name])}
-        save_file(changed, folder / WEIGHTS)
+        save_file(changed, folder / "trained.safetensors")
 
     folder = cached_folder("teachers", key, build)
-    base.load_state_dict(load_file(folder / WEIGHTS), strict=False)
+    base.load_state_dict(load_file(folder / "trained.safetensors"), strict=False)
     return base.eval()
 
 
@@ -85,10 +83,7 @@ def fine_tune(
     """Train encoder and head in place with cross-entropy; the arguments are those of ``fine_tuned``.
 
     Bias-corrected AdamW, a linear schedule with warm-up and enough steps are what make few-shot fine-tuning stable
-    (Mosbach et al., 2021; Zhang et al., 2021). The embeddings and the lowest layers stay frozen.
-
-    Returns:
-        The same teacher, in eval mode.
+    (Mosbach et al., 2021; Zhang et al., 2021).
 
     Raises:
         RunError: If the loss is not finite; the batch is named.
@@ -96,34 +91,29 @@ def fine_tune(
     if config.frozen_layers is not None:
         freeze_lower_layers(teacher, config.frozen_layers)
     encoded = encode(teacher.tokenizer, examples.inputs, max_length)
-    total = max(LEAST_UPDATES, round(epochs * math.ceil(len(examples) / config.batch_size)))
+    # With fewer than 16 updates few-shot fine-tuning often fails (Mosbach et al., 2021).
+    total = max(16, round(epochs * math.ceil(len(examples) / config.batch_size)))
     head = list(teacher.head.parameters()) if teacher.head is not None else []
     optimizer = adamw([(list(teacher.encoder.parameters()), config.learning_rate), (head, config.head_learning_rate)])
     schedule, rng = linear_schedule(optimizer, total), np.random.default_rng(seed)
-    labels = torch.from_numpy(examples.labels)
-    device = next(teacher.parameters()).device
-    step = 0
+    epoch_batches = (training_batches(encoded.lengths, config.batch_size, rng) for _ in itertools.count())
+    batches = itertools.islice(itertools.chain.from_iterable(epoch_batches), total)
+    labels, device = torch.from_numpy(examples.labels), next(teacher.parameters()).device
     teacher.train()
     with seeded(seed), progress.stage(stage, total) as advance:  # dropout
-        while step < total:
-            for indices in training_batches(encoded.lengths, config.batch_size, rng):
-                with mixed_precision(device):
-                    logits = teacher(encoded.padded(indices, device))[0]
-                loss = functional.cross_entropy(logits.float(), labels[indices].to(device))
-                if not torch.isfinite(loss):
-                    raise RunError(
-                        f"{stage}: the loss is {loss.item()} at step {step}, batch starting with "
-                        f"{examples.inputs[indices[0]][0][:60]!r}; lower the learning rate"
-                    )
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()  # type: ignore[no-untyped-call]
-                nn.utils.clip_grad_norm_([p for p in teacher.parameters() if p.grad is not None], 1.0)
-                optimizer.step()
-                schedule.step()
-                step += 1
-                advance(1)
-                if step == total:
-                    break
+        for step, indices in enumerate(batches):
+            with mixed_precision(device):
+                logits = teacher(encoded.padded(indices, device))[0]
+            loss = functional.cross_entropy(logits.float(), labels[indices].to(device))
+            if not torch.isfinite(loss):
+                first = f"batch starting with {examples.inputs[indices[0]][0][:60]!r}"
+                raise RunError(f"{stage}: the loss is {loss.item()} at step {step}, {first}; lower the learning rate")
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_([p for p in teacher.parameters() if p.grad is not None], 1.0)
+            optimizer.step()
+            schedule.step()
+            advance(1)
     return teacher.eval()
 
 

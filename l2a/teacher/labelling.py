@@ -4,15 +4,13 @@ A row is a checksum and one record (16 bytes of key, 4 a class, 2 a dimension). 
 and is written again; a file that is damaged is set aside and replaced.
 """
 
-import errno
 import hashlib
 import json
 import logging
 import os
 import sqlite3
-import threading
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,18 +31,16 @@ from l2a.util.training import arithmetic, evaluating, mixed_precision
 
 SECONDS_TO_WAIT = 300.0
 """A writer holds the file for less than a second: after this long it hangs."""
-NO_DAMAGE = ("SQLITE_AUTH", "SQLITE_BUSY", "SQLITE_CANTOPEN", "SQLITE_IOERR", "SQLITE_LOCKED", "SQLITE_PERM")
+NO_DAMAGE = tuple(f"SQLITE_{name}" for name in ("AUTH", "BUSY", "CANTOPEN", "FULL", "IOERR", "LOCKED", "PERM"))
 # A write-ahead log needs memory that machines on a network disk do not share, so the journal is rolled back. It is
 # set in words because one changed bit of the file can choose the other. A power cut costs one append at most.
 SETUP = """PRAGMA page_size=8192; PRAGMA cache_size=-32768; PRAGMA journal_mode=DELETE; PRAGMA synchronous=NORMAL;
 CREATE TABLE IF NOT EXISTS outputs (row INTEGER PRIMARY KEY, crc INTEGER, record BLOB)"""
 INSERT = "INSERT INTO outputs (crc, record) VALUES (?, ?)"
-# One changed bit makes text or nothing of a record. CROSS keeps the order of the rows that are asked for.
-SCAN = "SELECT row, crc, record FROM outputs WHERE row > ? AND typeof(record) = 'blob'"
-SELECT = """SELECT crc, record FROM json_each(?) asked CROSS JOIN outputs ON outputs.row = asked.value
+# One changed bit makes text or nothing of a record. CROSS keeps the order in which rows are asked for.
+ADDED = "SELECT row, crc, record FROM outputs WHERE row > ? AND typeof(record) = 'blob'"
+ASKED = """SELECT row, crc, record FROM json_each(?) asked CROSS JOIN outputs ON row = value
 WHERE typeof(record) = 'blob'"""
-AT_ONCE = 4096
-"""Rows in memory while they are checked."""
 logger = logging.getLogger(__name__)
 
 
@@ -54,7 +50,7 @@ def content_key(text_input: TextInput) -> bytes:
 
 
 class OutputStore:
-    """Outputs of one teacher at one maximum length; processes and threads may read and append at the same time.
+    """Outputs of one teacher at one maximum length; several processes may read and append at the same time.
 
     Rows are only ever added; the last one of a text counts. Keys and logits stay in memory once they were read.
     """
@@ -63,16 +59,13 @@ class OutputStore:
         """Name a store of C classes and width d in a folder; nothing is opened yet."""
         self.path = folder / f"rows-{classes}x{width}.sqlite"
         self.record = np.dtype([("key", "V16"), ("logits", "<f4", (classes,)), ("embedding", "<f2", (width,))])
-        self._lock, self._number, self._last = threading.Lock(), 0, 0  # of the file that is open, and its last row read
+        self._number = self._last = 0  # of the file that is open, and its last row that was read
+        # A known text has a place in these arrays; place 0 is that of unknown texts.
         self._places: dict[bytes, int] = {}
-        # By place, and place 0 is that of unknown texts.
         self._rows, self._logits = np.zeros(1, np.int64), np.full((1, classes), np.nan, np.float32)
 
     def read(self, keys: Sequence[bytes]) -> tuple["TeacherOutputs", NDArray[np.bool_]]:
-        """Look texts up; the embeddings stay on disk until they are asked for.
-
-        Args:
-            keys: N content keys.
+        """Look N texts up by their keys; the embeddings stay on disk until they are asked for.
 
         Returns:
             The outputs, with logits float32 (N, C) that are not numbers where a text is missing, and which texts are
@@ -82,19 +75,15 @@ class OutputStore:
             RunError: If the file cannot be opened or stays locked.
         """
 
-        def look_up(connection: sqlite3.Connection) -> NDArray[np.int64]:
-            added = connection.execute(SCAN, (self._last,))
-            while some := added.fetchmany(AT_ONCE):
-                self._last = some[-1][0]
-                intact = [(row, record) for row, crc, record in some if zlib.crc32(record) == crc]
-                records = np.frombuffer(b"".join(record for _, record in intact), self.record)
-                places = range(len(self._rows), len(self._rows) + len(records))
+        def note_added(connection: sqlite3.Connection) -> None:
+            for rows, records in self._intact(connection.execute(ADDED, (self._last,))):
+                places = range(len(self._rows), len(self._rows) + len(rows))
                 self._places |= zip(records["key"].tolist(), places, strict=True)
-                self._rows = np.append(self._rows, np.array([row for row, _ in intact], np.int64))
+                self._rows, self._last = np.append(self._rows, rows), int(rows[-1])
                 self._logits = np.append(self._logits, records["logits"], axis=0)
-            return np.array([self._places.get(key, 0) for key in keys], np.int64)
 
-        places = self._run(look_up)
+        self._run(note_added)
+        places = np.array([self._places.get(key, 0) for key in keys], np.int64)
         states = StoredRows((self,), np.zeros(len(keys), np.int64), places)
         return TeacherOutputs(self._logits[places], states), places > 0
 
@@ -121,26 +110,30 @@ class OutputStore:
         Raises:
             RunError: If a row is gone or damaged since it was found.
         """
+
+        def select(connection: sqlite3.Connection) -> int:
+            end, asked = 0, connection.execute(ASKED, (json.dumps(self._rows[places].tolist()),))
+            for rows, records in self._intact(asked):
+                end += len(rows)
+                found[end - len(rows) : end] = records["embedding"]
+            return end
+
         found = np.empty((len(places), *self.record["embedding"].shape), np.float32)
-
-        def fill(connection: sqlite3.Connection) -> int:
-            left = len(places)
-            for start in range(0, len(places), AT_ONCE):
-                asked = self._rows[places[start : start + AT_ONCE]].tolist()
-                rows = connection.execute(SELECT, (json.dumps(asked),))
-                records = [record for crc, record in rows if zlib.crc32(record) == crc]
-                if len(records) == len(asked):
-                    found[start : start + AT_ONCE] = np.frombuffer(b"".join(records), self.record)["embedding"]
-                left -= len(records)
-            return left
-
-        if left := self._run(fill):
-            raise RunError(f"{self.path}: {left} embeddings are gone or damaged; run again to replace them")
+        if lost := len(places) - self._run(select):
+            raise RunError(f"{self.path}: {lost} embeddings are gone or damaged; run again to replace them")
         return found
+
+    def _intact(self, selected: sqlite3.Cursor) -> Iterator[tuple[NDArray[np.int64], NDArray[Any]]]:
+        """Yield the numbers of the rows that are undamaged and their records, some at a time."""
+        while some := selected.fetchmany(4096):
+            intact = [(row, record) for row, crc, record in some if zlib.crc32(record) == crc]
+            if intact:
+                rows, records = zip(*intact, strict=True)
+                yield np.array(rows), np.frombuffer(b"".join(records), self.record)
 
     def _run(self, action: Callable[[sqlite3.Connection], Any]) -> Any:
         """Do something with the file; once more with a new one if it turns out to be damaged."""
-        with self._lock, os_errors_as_run_error(self.path):
+        with os_errors_as_run_error(self.path):
             try:
                 return action(self._open())
             except sqlite3.DatabaseError as error:
@@ -152,7 +145,8 @@ class OutputStore:
         if not self.path.exists():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.touch()
-        if self._number != (number := self.path.stat().st_ino):
+        number = self.path.stat().st_ino
+        if number != self._number:
             self._connection = sqlite3.connect(
                 self.path, SECONDS_TO_WAIT, isolation_level="IMMEDIATE", check_same_thread=False
             )
@@ -163,14 +157,11 @@ class OutputStore:
 
     def _refuse_or_replace(self, error: sqlite3.DatabaseError) -> None:
         """Put a damaged file aside, once however many processes see it; raise what is no damage."""
-        name, number = getattr(error, "sqlite_errorname", ""), self._number
+        name, number, self._number = getattr(error, "sqlite_errorname", ""), self._number, 0
         self._connection.close()
-        self._number = 0
-        if name == "SQLITE_FULL":
-            raise OSError(errno.ENOSPC, str(error)) from error
         # One changed bit can make a file read-only.
         if name.startswith(NO_DAMAGE) or (name.startswith("SQLITE_READONLY") and not os.access(self.path, os.W_OK)):
-            raise RunError(f"cannot use {self.path}: {error}; check the disk and other runs, then run again") from error
+            raise RunError(f"cannot use {self.path}: {error}; free some space, wait for other runs, or check the disk")
         with FileLock(f"{self.path}.lock"):
             if self.path.exists() and self.path.stat().st_ino == number:  # else another process has done it
                 logger.warning("%s is damaged (%s): its texts are labelled again", self.path, error)
@@ -183,12 +174,12 @@ class StoredRows:
     """Embeddings that are read when ``numpy.asarray`` asks for them.
 
     Attributes:
-        sources: Stores, and arrays (n_i, d), at least one.
+        sources: At least one store, array (n, d), or other stored rows.
         owners: int64 (N,), the source of each text.
         places: int64 (N,), its place in that source.
     """
 
-    sources: "tuple[OutputStore | NDArray[np.float32], ...]"
+    sources: "tuple[OutputStore | NDArray[np.float32] | StoredRows, ...]"
     owners: NDArray[np.int64]
     places: NDArray[np.int64]
 
@@ -198,10 +189,13 @@ class StoredRows:
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[np.float32]:
         """Read all rows, float32 (N, d)."""
-        parts = [source[self.places[self.owners == number]] for number, source in enumerate(self.sources)]
+        if len(self.sources) == 1:
+            return np.asarray(self.sources[0][self.places])
+        chosen = [self.owners == number for number in range(len(self.sources))]
+        parts = [np.asarray(source[self.places[mine]]) for source, mine in zip(self.sources, chosen, strict=True)]
         rows = np.empty((len(self.owners), parts[0].shape[1]), np.float32)
-        for number, part in enumerate(parts):
-            rows[self.owners == number] = part
+        for mine, part in zip(chosen, parts, strict=True):
+            rows[mine] = part
         return rows
 
 
@@ -242,16 +236,9 @@ Labeller = Callable[[Sequence[TextInput]], TeacherOutputs]
 
 def join_outputs(parts: Sequence[TeacherOutputs]) -> TeacherOutputs:
     """Lay one or more outputs of a teacher one behind another; embeddings that are stored are not read."""
-    sources: list[Any] = []
-    owners, places = list[NDArray[np.int64]](), list[NDArray[np.int64]]()
-    for part in parts:
-        known = part.states
-        if not isinstance(known, StoredRows):
-            known = StoredRows((known,), np.zeros(len(part), np.int64), np.arange(len(part)))
-        owners.append(known.owners + len(sources))
-        places.append(known.places)
-        sources += known.sources
-    states = StoredRows(tuple(sources), np.concatenate(owners), np.concatenate(places))
+    owners = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+    places = np.concatenate([np.arange(len(part)) for part in parts])
+    states = StoredRows(tuple(part.states for part in parts), owners, places)
     return TeacherOutputs(np.concatenate([part.logits for part in parts]), states)
 
 
@@ -264,23 +251,19 @@ LABELLED_AT_ONCE = 16_384
 def predict(
     teacher: Teacher, inputs: Sequence[TextInput], max_length: int, progress: Progress = SILENT
 ) -> TeacherOutputs:
-    """Run the teacher once over texts.
+    """Run the teacher once over N texts of at most ``max_length`` tokens.
 
     Args:
         teacher: Any teacher; it is put in eval mode and left in the mode it came in.
-        inputs: N texts.
+        inputs: The texts.
         max_length: Longest sequence in tokens.
         progress: Shows how many texts are done.
-
-    Returns:
-        Logits and embeddings in the order of the texts.
 
     Raises:
         RunError: If a logit is not finite.
     """
     outputs = run_teacher(teacher, encode(teacher.tokenizer, inputs, max_length), progress)
-    if not np.isfinite(outputs.logits).all():
-        bad = int(np.flatnonzero(~np.isfinite(outputs.logits).all(axis=1))[0])
+    for bad in np.flatnonzero(~np.isfinite(outputs.logits).all(axis=1)):
         raise RunError(f"teacher: its logits for text {bad} ({inputs[bad][0][:60]!r}) are not finite; train it again")
     return outputs
 
@@ -294,8 +277,8 @@ def run_teacher(teacher: Teacher, encoded: EncodedTexts, progress: Progress = SI
     # One context around all batches: the weights are rounded once, not for every batch.
     with evaluating(teacher), torch.inference_mode(), mixed_precision(device), stage as advance:
         for indices in inference_batches(encoded):
-            batch_logits, pooled = teacher(encoded.padded(indices, device))
-            logits[indices], embeddings[indices] = batch_logits.float().cpu().numpy(), pooled.float().cpu().numpy()
+            found = teacher(encoded.padded(indices, device))
+            logits[indices], embeddings[indices] = (part.float().cpu().numpy() for part in found)
             advance(len(indices))
     return TeacherOutputs(logits, embeddings)
 
@@ -331,11 +314,10 @@ def cached_labeller(teacher: Teacher, max_length: int, progress: Progress = SILE
             outputs, known = store.read(keys)
             if known.all():
                 return outputs
-            new = {key: text for key, text, is_known in zip(keys, inputs, known, strict=True) if not is_known}
-            new_keys = list(new)
-            for start in range(0, len(new_keys), LABELLED_AT_ONCE):
-                some = new_keys[start : start + LABELLED_AT_ONCE]
-                store.append(some, predict(teacher, [new[key] for key in some], max_length, progress))
+            new = list({keys[place]: inputs[place] for place in np.flatnonzero(~known)}.items())
+            for start in range(0, len(new), LABELLED_AT_ONCE):
+                some_keys, texts = zip(*new[start : start + LABELLED_AT_ONCE], strict=True)
+                store.append(some_keys, predict(teacher, texts, max_length, progress))
         raise RunError(f"{folder}: what was just written there is gone or damaged; check the disk and run again")
 
     return label
