@@ -51,15 +51,8 @@ class Proposal(Generic[States]):
     moves: Ints
 
 
-@dataclass(frozen=True)
-class ChainStep(Generic[States]):
-    """What one step did.
-
-    Attributes:
-        states: The states after the step.
-        proposal: What was proposed.
-        accepted: bool (C,).
-    """
+class ChainStep(NamedTuple, Generic[States]):
+    """What one step did: the states after it, what was proposed, and bool (C,), what was accepted."""
 
     states: States
     proposal: Proposal[States]
@@ -99,24 +92,11 @@ def metropolis_hastings(
 
 
 def choose_states(condition: NDArray[np.bool_], first: States, second: States) -> States:
-    """Choose between the states of two sets, chain by chain.
-
-    Args:
-        condition: bool (C,).
-        first: Taken where the condition holds.
-        second: Taken elsewhere.
-
-    Returns:
-        States of C chains.
-    """
+    """Choose between the states of two sets, chain by chain: the first where the condition, bool (C,), holds."""
     pairs = zip(first, second, strict=True)
     arrays = [np.where(condition.reshape(-1, *[1] * (one.ndim - 1)), one, other) for one, other in pairs]
     chosen: States = type(first)(*arrays)
     return chosen
-
-
-SCALE_POINTS = 2000
-"""Texts of each domain, at most, that fix the zero and the unit of the log density."""
 
 
 @dataclass(frozen=True)
@@ -140,14 +120,7 @@ class TargetDensity:
     scale: float = 1.0
 
     def log_odds(self, embeddings: NDArray[np.float32]) -> Floats:
-        """Log odds of the target domain, with both domains equally likely beforehand.
-
-        Args:
-            embeddings: float32 (N, d), the teacher's h_T(x).
-
-        Returns:
-            float64 (N,).
-        """
+        """Log odds of the target, float64 (N,), from float32 (N, d); both domains are equally likely beforehand."""
         odds: Floats = (embeddings - self.mean) @ self.weights + self.bias
         return odds
 
@@ -157,12 +130,6 @@ class TargetDensity:
         With half of the weight on each domain the mean target text is at most 2 above the mean source text, so the
         chain's temperature means the same whatever the domains, the teacher's width and the number of target texts
         (our derivation).
-
-        Args:
-            embeddings: float32 (N, d).
-
-        Returns:
-            float64 (N,).
         """
         standardised: Floats = (self.log_odds(embeddings) - self.location) / self.scale
         return standardised
@@ -193,7 +160,8 @@ def fit_target_density(source: NDArray[np.float32], target: NDArray[np.float32])
     with threadpool_limits(limits=1, user_api="blas"):  # these problems are small: more threads only get in the way
         model.fit(both / spread, np.repeat([0, 1], [len(source), len(target)]))
         raw = TargetDensity(mean, model.coef_[0] / spread, float(model.intercept_[0]))
-        of_source, of_target = (raw.log_odds(few[:: -(-len(few) // SCALE_POINTS)]) for few in (source, target))
+        # At most 2,000 texts of each domain fix the zero and the unit.
+        of_source, of_target = (raw.log_odds(few[:: math.ceil(len(few) / 2000)]) for few in (source, target))
     gap = of_target.mean() - of_source.mean()
     scale = float(np.sqrt((of_source.var() + of_target.var()) / 2 + gap**2 / 4))
     return replace(raw, location=float(np.median(of_source)), scale=max(scale, 1e-6))
@@ -209,8 +177,7 @@ class LabelledTexts:
         inputs: The texts, by row.
         hashes: Their normalised hashes.
         log_density: Their standardised log target densities.
-        labelled: How many texts the teacher labelled here.
-        labelling_seconds: Wall seconds that it took.
+        labelling_seconds: Wall seconds that labelling new texts took.
     """
 
     def __init__(
@@ -233,65 +200,41 @@ class LabelledTexts:
         self.inputs: list[TextInput] = []
         self.hashes: list[str] = []
         self.log_density: list[float] = []
-        self.labelled, self.labelling_seconds = 0, 0.0
-        self._logits: list[NDArray[np.float32]] = []
-        self._embeddings: list[NDArray[np.float32]] = []
+        self.labelling_seconds = 0.0
+        self._outputs: list[TeacherOutputs] = []
         self._rows: dict[TextInput, int] = {}
         self._density, self._labeller, self._forbidden = density, labeller, forbidden_hashes
-        self._append(inputs, [normalised_hash(text) for text in inputs], outputs)
+        self._append([(text, normalised_hash(text)) for text in inputs], outputs)
 
     def rows(self, inputs: Sequence[TextInput]) -> Ints:
-        """Look texts up, labelling those that are new in one call.
-
-        Args:
-            inputs: Texts.
-
-        Returns:
-            int64, their rows; -1 for forbidden texts.
-        """
+        """Look up the rows of texts, int64, -1 for forbidden ones; those that are new are labelled in one call."""
         new = {text: normalised_hash(text) for text in inputs if text not in self._rows}
         self._rows |= dict.fromkeys(new, FORBIDDEN)
-        wanted = [text for text, key in new.items() if key not in self._forbidden]
+        wanted = [(text, key) for text, key in new.items() if key not in self._forbidden]
         if wanted:
             started = time.perf_counter()
-            outputs = self._labeller(wanted)
+            outputs = self._labeller([text for text, _ in wanted])
             self.labelling_seconds += time.perf_counter() - started
-            self.labelled += len(wanted)
-            self._append(wanted, [new[text] for text in wanted], outputs)
+            self._append(wanted, outputs)
         return np.array([self._rows[text] for text in inputs], dtype=np.int64)
 
     def densities(self, rows: Ints) -> Floats:
-        """Return the log densities of texts.
-
-        Args:
-            rows: int64, of any shape.
-
-        Returns:
-            float64, of that shape, minus infinity for forbidden texts.
-        """
+        """Return the log densities of rows of any shape, minus infinity for forbidden texts."""
         values = [-np.inf if row == FORBIDDEN else self.log_density[row] for row in rows.ravel().tolist()]
         return np.array(values).reshape(rows.shape)
 
     def outputs(self, rows: Ints) -> TeacherOutputs:
-        """Collect the teacher's outputs of texts.
+        """Collect the teacher's outputs of at least one row, none of them forbidden."""
+        found = join_outputs(self._outputs).take(rows)
+        return TeacherOutputs(found.logits, found.embeddings)
 
-        Args:
-            rows: int64 (N,), none forbidden, at least one.
-
-        Returns:
-            The outputs, in order.
-        """
-        return TeacherOutputs(*(np.stack([known[row] for row in rows]) for known in (self._logits, self._embeddings)))
-
-    def _append(self, inputs: Sequence[TextInput], hashes: Sequence[str], outputs: TeacherOutputs) -> None:
-        for text, key in zip(inputs, hashes, strict=True):
+    def _append(self, texts: Sequence[tuple[TextInput, str]], outputs: TeacherOutputs) -> None:
+        for text, key in texts:
             self._rows[text] = FORBIDDEN if key in self._forbidden else len(self.inputs)
             self.inputs.append(text)
-        self.hashes.extend(hashes)
-        self._logits.extend(outputs.logits)
-        embeddings = outputs.embeddings
-        self._embeddings.extend(embeddings)
-        self.log_density.extend(self._density.log_density(embeddings).tolist())
+            self.hashes.append(key)
+        self._outputs.append(outputs)
+        self.log_density.extend(self._density.log_density(outputs.embeddings).tolist())
 
 
 class AugmentationState(NamedTuple):
@@ -357,11 +300,11 @@ class AugmentationSpace:
             UsageError: If a domain has fewer than 2 texts, or no operator is left.
         """
         self._config = config
-        source, target = inputs.source_outputs, inputs.target_outputs
-        self.density = fit_target_density(source.embeddings, target.embeddings)
+        known = [inputs.source_outputs, inputs.target_outputs]
+        self.density = fit_target_density(*(outputs.embeddings for outputs in known))
         texts = inputs.source_inputs + inputs.target_inputs
-        known = join_outputs([source, target])
-        self.labelled = LabelledTexts(texts, known, self.density, inputs.labeller, inputs.forbidden_hashes)
+        labels = (inputs.labeller, inputs.forbidden_hashes)
+        self.labelled = LabelledTexts(texts, join_outputs(known), self.density, *labels)
         self._store = inputs.space.tokenize(texts)
         self._longest = int(self._store.lengths.max())
         self._source_count = len(inputs.source_inputs)
@@ -369,26 +312,13 @@ class AugmentationSpace:
         self._operator_law = operator_law(config, has_gradient=inputs.space.gradient is not None)
 
     def draw(self, count: int, rng: np.random.Generator) -> AugmentationState:
-        """Draw independent states from the base law mu.
-
-        Args:
-            count: Chains.
-            rng: Source of randomness.
-
-        Returns:
-            The states, with their texts labelled.
-        """
+        """Draw independent states of ``count`` chains from the base law mu, with their texts labelled."""
         return self._with_texts(self._draw(count, rng))
 
     def propose(self, states: AugmentationState, rng: np.random.Generator) -> Proposal[AugmentationState]:
         """Propose a jump (all redrawn), a local move (u redrawn on a block) or a new partner, for each chain.
 
-        Args:
-            states: Where the chains are.
-            rng: Source of randomness.
-
-        Returns:
-            The proposed states, with their texts labelled; corrections are 0, see the module's text.
+        The texts are labelled; corrections are 0, see the module's text.
         """
         count = len(states.base)
         moves = rng.choice(len(MOVES), size=count, p=MOVE_PROBABILITIES)
@@ -403,14 +333,7 @@ class AugmentationSpace:
         return Proposal(self._with_texts(moved), np.zeros(count), moves)
 
     def score(self, states: AugmentationState) -> Floats:
-        """Return the log density of states with respect to mu, up to a constant.
-
-        Args:
-            states: Of C chains.
-
-        Returns:
-            float64 (C,), minus infinity where the text is forbidden.
-        """
+        """Return the log density of states with respect to mu, up to a constant; minus infinity for forbidden texts."""
         excess = np.maximum(0.0, states.degree - self._config.max_degree)
         density = self.labelled.densities(states.row)
         # Minus infinity stays, at an infinite temperature too.
@@ -434,28 +357,19 @@ class AugmentationSpace:
         return states._replace(row=self.labelled.rows(texts), degree=degree)
 
     def project(self, states: AugmentationState) -> tuple[list[TextInput], Floats]:
-        """Apply each state's operator: x = g(z).
-
-        Args:
-            states: Of C chains.
-
-        Returns:
-            C texts, and float64 (C,), the share of the base's tokens that changed.
-        """
+        """Apply each state's operator, x = g(z): C texts, and float64 (C,), the changed share of the base's tokens."""
         texts, degree = [self._store.inputs[base] for base in states.base], np.zeros(len(states.base))
         for code, name in enumerate(CHAIN_OPERATORS):
             chains = np.flatnonzero(states.operator == code)
             if code == SOURCE or not len(chains):
                 continue
-            parts = (states.base[chains], states.partner[chains], states.u[chains])
-            slots = choose_slots(self._store, *parts, self.degree)
+            base, partner, u = states.base[chains], states.partner[chains], states.u[chains]
+            slots = choose_slots(self._store, base, partner, u, self.degree)
             for chain, made in zip(chains, write_texts(slots, OPERATORS[name].rewrite(slots)), strict=True):
                 texts[chain], degree[chain] = made
         return texts, degree
 
 
-STEP_LIMIT_FACTOR = 10
-"""The chains stop when the pool is full, or after this many times the steps that a full harvest would take."""
 logger = logging.getLogger(__name__)
 
 
@@ -521,15 +435,6 @@ class ChainDiagnostics:
     seconds: float
 
 
-class Candidate(NamedTuple):
-    """A text of the pool and how it was made, as in ``AugmentationState``."""
-
-    row: int
-    base: int
-    operator: int
-    degree: float
-
-
 def draw_pool(
     inputs: GeneratorInputs, config: GeneratorConfig, size: int, rng: np.random.Generator, progress: Progress = SILENT
 ) -> tuple[CandidatePool, ChainDiagnostics]:
@@ -556,18 +461,19 @@ def draw_pool(
     space = AugmentationSpace(inputs, config)
     initial = space.draw(config.chains, rng)
     excluded = {normalised_hash(text) for text in inputs.target_inputs}
-    limit = config.burn_in + STEP_LIMIT_FACTOR * math.ceil(size / config.chains)
-    candidates: dict[str, Candidate] = {}
+    limit = config.burn_in + 10 * math.ceil(size / config.chains)  # ten times the steps of a full harvest
+    candidates: dict[str, tuple[Any, ...]] = {}
     history: list[tuple[NDArray[Any], ...]] = []
     with progress.stage("candidates", size) as advance:
-        for step in itertools.islice(metropolis_hastings(initial, space.propose, space.score, rng), limit):
-            states, proposal, before = step.states, step.proposal, len(candidates)
-            history.append((states.row, proposal.states.row, proposal.moves, step.accepted))
+        for states, proposal, accepted in itertools.islice(
+            metropolis_hastings(initial, space.propose, space.score, rng), limit
+        ):
+            history.append((states.row, proposal.states.row, proposal.moves, accepted))
             if len(history) <= config.burn_in:
                 continue
-            columns = (states.row, states.base, states.operator, states.degree)
-            for candidate in map(Candidate, *(column.tolist() for column in columns)):
-                key = None if candidate.row == FORBIDDEN else space.labelled.hashes[candidate.row]
+            before, columns = len(candidates), (states.row, states.base, states.operator, states.degree)
+            for candidate in zip(*(column.tolist() for column in columns), strict=True):
+                key = None if candidate[0] == FORBIDDEN else space.labelled.hashes[candidate[0]]
                 if key is not None and key not in excluded and len(candidates) < size:
                     candidates.setdefault(key, candidate)
             advance(len(candidates) - before)
@@ -577,26 +483,24 @@ def draw_pool(
         raise RunError("the generator's chains found no candidate; raise generator.tau or generator.target_share")
     if len(candidates) < size:
         logger.warning("the pool holds %d of %d candidates; a larger tau gives more", len(candidates), size)
-    target = float(space.density.log_density(inputs.target_outputs.embeddings).mean())
-    rows, proposed, moves, accepted = (np.stack(part) for part in zip(*history, strict=True))
+    pool = _assemble([np.array(column) for column in zip(*candidates.values(), strict=True)], inputs, space)
+    rows, proposed, moves, taken = (np.stack(part) for part in zip(*history, strict=True))
     changes_text = proposed != np.concatenate([initial.row[None], rows[:-1]])
-    offered, taken = (np.bincount(moves[of], minlength=len(MOVES)) for of in (changes_text, changes_text & accepted))
-    labelled, sampled = space.labelled, rows[config.burn_in :]
-    trace = labelled.densities(sampled)
+    offered, accepted = (np.bincount(moves[of], minlength=3) for of in (changes_text, changes_text & taken))
+    sampled, labelled = rows[config.burn_in :], space.labelled
+    trace, plain = labelled.densities(sampled), np.concatenate([initial.row, proposed[moves == 0]])
     allowed = np.isfinite(trace).all(axis=0)
-    plain = np.concatenate([initial.row, proposed[moves == MOVES.index("jump")]])
-    pool = _assemble(list(candidates.values()), inputs, space)
     return pool, ChainDiagnostics(
         steps=len(history),
         chains=config.chains,
         degree=space.degree,
-        acceptance=dict(zip(MOVES, (taken / np.maximum(offered, 1)).tolist(), strict=True)),
+        acceptance=dict(zip(MOVES, (accepted / np.maximum(offered, 1)).tolist(), strict=True)),
         effective_sample_size=effective_sample_size(trace[:, allowed]) if allowed.any() else 0.0,
         proposal_log_density=_finite_mean(labelled.densities(plain)),
         sample_log_density=_finite_mean(trace),
-        target_log_density=target,
+        target_log_density=float(space.density.log_density(inputs.target_outputs.embeddings).mean()),
         distinct_share=len(np.unique(sampled)) / sampled.size,
-        labelled_texts=labelled.labelled,
+        labelled_texts=len(labelled.inputs) - len(inputs.source_inputs) - len(inputs.target_inputs),
         labelling_seconds=labelled.labelling_seconds,
         seconds=time.perf_counter() - started,
     )
@@ -631,18 +535,14 @@ def _finite_mean(values: NDArray[np.float64]) -> float:
     return float(finite.mean()) if len(finite) else float("nan")
 
 
-def _assemble(candidates: list[Candidate], inputs: GeneratorInputs, space: AugmentationSpace) -> CandidatePool:
-    rows, sources = np.array([candidate.row for candidate in candidates]), len(inputs.source_inputs)
-    outputs = space.labelled.outputs(rows)
+def _assemble(columns: Sequence[Ints], inputs: GeneratorInputs, space: AugmentationSpace) -> CandidatePool:
+    (rows, bases, operators, degrees), sources = columns, len(inputs.source_inputs)
+    outputs, operators = space.labelled.outputs(rows), np.where((degrees == 0) & (bases < sources), SOURCE, operators)
     return CandidatePool(
         inputs=tuple(space.labelled.inputs[row] for row in rows),
-        origins=tuple(
-            f"source:{one.base}" if one.base < sources else f"target:{one.base - sources}" for one in candidates
-        ),
-        operators=tuple(
-            CHAIN_OPERATORS[SOURCE if one.degree == 0 and one.base < sources else one.operator] for one in candidates
-        ),
-        degrees=np.array([candidate.degree for candidate in candidates], dtype=np.float32),
+        origins=tuple(f"source:{base}" if base < sources else f"target:{base - sources}" for base in bases),
+        operators=tuple(CHAIN_OPERATORS[operator] for operator in operators),
+        degrees=degrees.astype(np.float32),
         teacher=outputs,
         log_density=space.labelled.densities(rows).astype(np.float32),
         domain_probability=expit(space.density.log_odds(outputs.embeddings)).astype(np.float32),
@@ -651,15 +551,7 @@ def _assemble(candidates: list[Candidate], inputs: GeneratorInputs, space: Augme
 
 
 def max_cosine(embeddings: NDArray[np.float32], references: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return each row's cosine to the reference that is most like it.
-
-    Args:
-        embeddings: float32 (N, d).
-        references: float32 (n, d).
-
-    Returns:
-        float32 (N,).
-    """
+    """Return the cosine of each of N embeddings to the most similar reference, float32 (N,)."""
     one, other = (
         (rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)).astype(np.float32)
         for rows in (embeddings, references)
