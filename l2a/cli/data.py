@@ -208,8 +208,7 @@ def pretrain_command(
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Show every event.")] = False,
 ) -> None:
     """Distil a small general student from a pretrained encoder, without labels."""
-    from l2a.pretrain.corpus import PretrainConfig
-    from l2a.pretrain.trainer import pretrain
+    from l2a.pretrain.trainer import PretrainConfig, pretrain
     from l2a.util.progress import RunProgress
 
     config = PretrainConfig(

@@ -484,9 +484,9 @@ def draw_pool(
     if len(candidates) < size:
         logger.warning("the pool holds %d of %d candidates; a larger tau gives more", len(candidates), size)
     pool = _assemble([np.array(column) for column in zip(*candidates.values(), strict=True)], inputs, space)
-    rows, proposed, moves, taken = (np.stack(part) for part in zip(*history, strict=True))
+    rows, proposed, moves, was_accepted = (np.stack(part) for part in zip(*history, strict=True))
     changes_text = proposed != np.concatenate([initial.row[None], rows[:-1]])
-    offered, accepted = (np.bincount(moves[of], minlength=3) for of in (changes_text, changes_text & taken))
+    offered, taken = (np.bincount(moves[of], minlength=3) for of in (changes_text, changes_text & was_accepted))
     sampled, labelled = rows[config.burn_in :], space.labelled
     trace, plain = labelled.densities(sampled), np.concatenate([initial.row, proposed[moves == 0]])
     allowed = np.isfinite(trace).all(axis=0)
@@ -494,7 +494,7 @@ def draw_pool(
         steps=len(history),
         chains=config.chains,
         degree=space.degree,
-        acceptance=dict(zip(MOVES, (accepted / np.maximum(offered, 1)).tolist(), strict=True)),
+        acceptance=dict(zip(MOVES, (taken / np.maximum(offered, 1)).tolist(), strict=True)),
         effective_sample_size=effective_sample_size(trace[:, allowed]) if allowed.any() else 0.0,
         proposal_log_density=_finite_mean(labelled.densities(plain)),
         sample_log_density=_finite_mean(trace),

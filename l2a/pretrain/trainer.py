@@ -1,11 +1,13 @@
-"""General distillation: the student and its closed-form start, losses against the teacher's states, exact resuming."""
+"""General distillation: text and its variants, the teacher's states of it, the student's start, exact resuming."""
 
+import copy
 import dataclasses
-import json
 import math
 import shlex
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,26 +15,285 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from l2a.data.encoding import bucket_of, fit_tokenizer
-from l2a.kd.data import Indices
-from l2a.pretrain.corpus import PretrainConfig, TeacherTargets, label_texts, read_corpus
+from l2a.config import Columns, Count, CountFromZero, Length, Positive, Seed, check_settings
+from l2a.data.domains import load_domain
+from l2a.data.encoding import EncodedTexts, bucket_of, encode, fit_tokenizer, inference_batches
+from l2a.data.examples import Domain, TextInput, normalised_hash
+from l2a.data.readers import SUFFIXES, read_table, texts_of
+from l2a.kd.data import Indices, join_encoded
 from l2a.student.student import principal_word_vectors, start_by_averaging
 from l2a.teacher.model import Teacher, load_encoder, mean_pool
-from l2a.util.errors import RunError
-from l2a.util.files import (
-    atomic_folder,
-    atomic_write_bytes,
-    atomic_write_text,
-    cache_root,
-    fingerprint,
-    output_folder,
-    restore_folder,
-)
+from l2a.util.errors import RunError, UsageError
+from l2a.util.files import atomic_write_bytes, atomic_write_text, cache_root, cached_folder, fingerprint, output_folder
 from l2a.util.progress import SILENT, Progress
-from l2a.util.training import best_device, mixed_precision, seeded
+from l2a.util.training import best_device, has_fast_bfloat16, mixed_precision, seeded
+
+Words = list[str]
+Texts = tuple[TextInput, ...]
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Settings of the general stage; the student is an ELECTRA, which has factorised embeddings natively.
+
+    Attributes:
+        output_dir: Folder of the finished student.
+        text: Files of texts and domains, whose train splits are read without labels.
+        text_column: Column of the text, or of the first text of a pair; None for the usual names.
+        text_pair_column: Column of the second text of a pair.
+        protect: Domains whose texts the student must never see, whatever their split.
+        teacher: "minilm-l6", a folder, or a Hub id: a pretrained encoder.
+        steps: Optimizer steps.
+        seed: Of the student's first weights, the variants and the order of the batches.
+        max_length: Longest input in tokens.
+        variants: Variants of the texts (spans, pairs, mixes, noise) that are labelled as well.
+        tokens_per_batch: Padded tokens in a step, at most.
+        learning_rate: Peak rate; 5 % of the steps warm up, then it falls linearly to zero.
+        checkpoint_every: Steps between checkpoints.
+        embedding_size: Width of the word embeddings.
+        hidden_size: Width of the layers.
+        layers: Number of layers.
+        intermediate_size: Width of the feed-forward blocks.
+        heads: Attention heads in a layer.
+        positions: Longest input that the student can read, in tokens.
+        overwrite: Replace a finished student in the output folder.
+    """
+
+    output_dir: Path
+    text: tuple[str, ...]
+    text_column: str | None = None
+    text_pair_column: str | None = None
+    protect: tuple[str, ...] = ()
+    teacher: str = "minilm-l6"
+    steps: Count = 4000
+    seed: Seed = 0
+    max_length: Length = 128
+    variants: CountFromZero = 200_000
+    tokens_per_batch: Count = 4096
+    learning_rate: Positive = 8e-4
+    checkpoint_every: Count = 500
+    embedding_size: Count = 80
+    hidden_size: Count = 128
+    layers: Count = 2
+    intermediate_size: Count = 512
+    heads: Count = 4
+    positions: Count = 256
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if self.hidden_size % self.heads:
+            raise UsageError(f"heads is {self.heads}; give a divisor of hidden_size, which is {self.hidden_size}")
+        if bucket_of(self.max_length) > self.positions:
+            raise UsageError(
+                f"max_length is {self.max_length}, padded to {bucket_of(self.max_length)}; give one that positions "
+                f"({self.positions}) can hold, or raise positions"
+            )
+        if not self.text:
+            raise UsageError("text is empty; give --text with a file of texts or a domain, once or more")
+
+
+def make_variants(texts: Sequence[TextInput], count: int, rng: np.random.Generator) -> tuple[TextInput, ...]:
+    """Draw variants of a corpus: half spans, the rest pairs, mixes and noisy spans in equal parts.
+
+    A text is drawn with a chance proportional to the square root of its length, so that long ones give more spans.
+
+    Args:
+        texts: The corpus, single texts and pairs.
+        count: Number of variants.
+        rng: Source of all draws.
+
+    Returns:
+        Single texts first, then pairs.
+    """
+    sides = [side.split() for text in texts for side in text]
+    weights = np.sqrt([len(words) for words in sides])
+    chosen = rng.choice(len(sides), size=(count, 2), p=weights / weights.sum())
+    kinds = rng.choice(("span", "pair", "mix", "noise"), size=count, p=[0.5, 1 / 6, 1 / 6, 1 / 6])
+    made = [_variant(kind, sides[a], sides[b], rng) for kind, (a, b) in zip(kinds, chosen, strict=True)]
+    return tuple(sorted((text for text in made if text[0]), key=len))
+
+
+def _variant(kind: str, first: Words, second: Words, rng: np.random.Generator) -> TextInput:
+    # Half of the pairs come from one text, so that related sides are as common as unrelated ones.
+    partner = first if kind == "pair" and rng.random() < 0.5 else second
+    span = random_span(first, rng)
+    if kind == "pair":
+        return (" ".join(span), " ".join(random_span(partner, rng)))
+    if kind == "mix":
+        other = random_span(partner, rng)
+        swapped = rng.random(len(span)) < rng.uniform(0.1, 0.5)
+        span = [other[i] if i < len(other) and swapped[i] else word for i, word in enumerate(span)]
+    if kind == "noise":
+        span = [word for word in span if rng.random() > 0.15] or span
+        i, j = (int(rng.integers(0, len(span))) for _ in range(2))
+        span[i], span[j] = span[j], span[i]
+    return (" ".join(span),)
+
+
+def random_span(words: Words, rng: np.random.Generator) -> Words:
+    """Cut a contiguous span of 3 to 60 words, or all; its length is log-uniform, so that short ones are common."""
+    length = min(len(words), int(math.exp(rng.uniform(math.log(3), math.log(61)))))
+    start = int(rng.integers(0, len(words) - length + 1))
+    return words[start : start + length]
+
+
+def read_corpus(config: PretrainConfig, progress: Progress = SILENT) -> tuple[Texts, Texts]:
+    """Read all text of a run, without protected texts, and draw its variants.
+
+    Args:
+        config: Which files and domains to read, which domains to protect, how many variants.
+        progress: Shows downloads.
+
+    Returns:
+        Distinct texts, single ones first, then pairs; and texts made from them, in the same order.
+
+    Raises:
+        UsageError: If a file or domain cannot be read, or nothing is left.
+        RunError: If a domain cannot be fetched.
+    """
+    columns = Columns(config.text_column, config.text_pair_column)
+    read = [_read(name, columns, progress) for name in config.text]
+    whole = [load_domain(name, progress=progress) for name in config.protect]
+    protected = protected_hashes([part for part in read if isinstance(part, Domain)], whole)
+    texts = clean_corpus([part.train.inputs if isinstance(part, Domain) else part for part in read], protected)
+    return texts, make_variants(texts, config.variants, np.random.default_rng([config.seed, 1]))
+
+
+def _read(name: str, columns: Columns, progress: Progress) -> Domain | Texts:
+    """Read a file without a column of labels as texts, anything else as a domain, with splits to respect."""
+    path = Path(name).expanduser()
+    if path.is_file() or path.suffix == ".txt":
+        table = read_table(path, (".txt", *SUFFIXES))
+        if not table.has_labels:
+            return texts_of(table, columns)
+    return load_domain(name, columns, progress=progress)
+
+
+def protected_hashes(domains: Sequence[Domain], whole: Sequence[Domain] = ()) -> frozenset[str]:
+    """Collect the hashes of all texts that a general student must never see.
+
+    Args:
+        domains: Domains whose dev and test splits are protected.
+        whole: Domains that are protected with their train split too, such as those it will be tried on.
+
+    Returns:
+        Normalised hashes of the texts, and of each side of a pair.
+    """
+    every = (*domains, *whole)
+    splits = [*(domain.dev for domain in every), *(domain.train for domain in whole)]
+    hashes = _hashes(text for split in splits for text in split.inputs)
+    return frozenset(hashes.union(*(domain.test.hashes for domain in every)))
+
+
+def _hashes(texts: Iterable[TextInput]) -> set[str]:
+    """Hash texts, and each side of a pair."""
+    return {normalised_hash(part) for text in texts for part in (text, *((side,) for side in text))}
+
+
+def clean_corpus(sources: Sequence[Sequence[TextInput]], protected: AbstractSet[str]) -> Texts:
+    """Join texts, without duplicates and without protected ones.
+
+    Args:
+        sources: Texts of each file or domain, in order.
+        protected: Hashes of ``protected_hashes``; a pair goes when either side is protected.
+
+    Returns:
+        Distinct texts: first all single ones, then all pairs, each in the order of the sources.
+
+    Raises:
+        UsageError: If nothing is left.
+    """
+    distinct: dict[str, TextInput] = {}
+    for text in (text for source in sources for text in source):
+        if not _hashes([text]) & protected:
+            distinct.setdefault(normalised_hash(text), text)
+    if not distinct:
+        raise UsageError("text: no text is left once the protected domains' texts are removed; give other text")
+    return tuple(sorted(distinct.values(), key=len))
+
+
+RECIPE = 1
+"""To be raised whenever the same corpus would be labelled otherwise: part of the cache's key."""
+
+
+@dataclass(frozen=True)
+class TeacherTargets:
+    """Texts as the teacher reads them, and what it makes of them.
+
+    Attributes:
+        encoded: Token ids of N texts.
+        hidden: float16 (tokens, d), memory-mapped: the last hidden state of every token in order; the mean over a
+            text's tokens is its pooled embedding.
+    """
+
+    encoded: EncodedTexts
+    hidden: NDArray[np.float16]
+
+    def states(self, index: int) -> NDArray[np.float16]:
+        """Read the hidden states of one text, float16 (tokens, d)."""
+        return np.array(self.hidden[slice(*self.encoded.offsets[index : index + 2])])
+
+    def padded_hidden(self, batch: Indices, width: int) -> torch.Tensor:
+        """Read the states of a batch of B texts, bfloat16 (B, width, d), zero where padded."""
+        padded = torch.zeros(len(batch), width, self.hidden.shape[1], dtype=torch.bfloat16)
+        for row, index in enumerate(batch):
+            states = torch.from_numpy(self.states(int(index)))
+            padded[row, : len(states)] = states
+        return padded
+
+
+def label_texts(
+    teacher: Teacher, corpus: tuple[Texts, Texts], max_length: int, device: torch.device, progress: Progress = SILENT
+) -> TeacherTargets:
+    """Run the teacher over the texts and their variants once; the result is cached by content.
+
+    Args:
+        teacher: The pretrained teacher; it is left on the processor in float32.
+        corpus: The texts and their variants.
+        max_length: Longest input in tokens.
+        device: Where to compute.
+        progress: Shows the tokens done.
+
+    Returns:
+        The labelled texts: first the originals, then the variants.
+
+    Raises:
+        RunError: If the disk is full.
+    """
+    # Single texts and pairs are tokenised apart.
+    kinds = [[[text for text in texts if len(text) == sides] for sides in (1, 2)] for texts in corpus]
+    parts = [join_encoded([encode(teacher.tokenizer, kind, max_length) for kind in both]) for both in kinds]
+    encoded = join_encoded(parts)
+    dtype = torch.bfloat16 if has_fast_bfloat16(device) else torch.float32
+    shape = (len(encoded.ids), teacher.hidden_size)
+
+    def build(folder: Path) -> None:
+        encoder = copy.deepcopy(teacher.encoder).to(device, dtype)
+        hidden, start = np.memmap(folder / "hidden.f16", np.float16, "w+", shape=shape), 0
+        with progress.stage("label the corpus", len(encoded.ids)) as advance:
+            for part in parts:
+                for batch in inference_batches(part, tokens_per_batch=4096):
+                    advance(_write_batch(encoder, part, batch, hidden[start:]))
+                start += len(part.ids)
+        hidden.flush()
+
+    tokens = (encoded.ids, encoded.types, encoded.offsets, len(parts[0]))
+    folder = cached_folder("pretraining", fingerprint(RECIPE, str(dtype), teacher.fingerprint(), *tokens), build)
+    return TeacherTargets(encoded, np.memmap(folder / "hidden.f16", np.float16, "r", shape=shape))
+
+
+@torch.inference_mode()
+def _write_batch(encoder: nn.Module, encoded: EncodedTexts, batch: Indices, hidden: NDArray[np.float16]) -> int:
+    inputs = encoded.padded(batch, next(encoder.parameters()).device)
+    states = encoder(**inputs).last_hidden_state.to(torch.float16).cpu().numpy()
+    for row, index in enumerate(batch):
+        start, end = encoded.offsets[index], encoded.offsets[index + 1]
+        hidden[start:end] = states[row, : end - start]
+    return int(encoded.lengths[batch].sum())
 
 
 class GeneralStudent(nn.Module):
@@ -61,32 +322,14 @@ class GeneralStudent(nn.Module):
             self.token_projection = nn.Linear(width, teacher_width)
 
     def states(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Compute what the output layer reads, gelu(dense(first token)), and the last hidden states.
-
-        Args:
-            batch: input_ids, attention_mask and token_type_ids, int64 (B, L).
-
-        Returns:
-            float (B, h) and float (B, L, h).
-        """
+        """Compute what the output layer reads, float (B, h), and the last hidden states, float (B, L, h)."""
         hidden = self.classifier.electra(**batch).last_hidden_state
         return nn.functional.gelu(self.classifier.classifier.dense(hidden[:, 0])), hidden
 
     def forward(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Project the student's states into the teacher's space.
-
-        Args:
-            batch: As for ``states``.
-
-        Returns:
-            float32 (B, d), sentences, and float32 (B, L, d), tokens.
-        """
+        """Project both into the teacher's space: float32 (B, d), sentences, and float32 (B, L, d), tokens."""
         sentence, hidden = self.states(batch)
         return self.sentence_projection(sentence).float(), self.token_projection(hidden).float()
-
-
-WORDS_PER_CHUNK = 4096
-FITTED_TEXTS = 6000
 
 
 def start_student(teacher: Teacher, targets: TeacherTargets, config: PretrainConfig) -> GeneralStudent:
@@ -143,11 +386,11 @@ def _word_states(teacher: Teacher, targets: TeacherTargets) -> NDArray[np.float3
     ids = torch.arange(teacher.encoder.get_input_embeddings().num_embeddings)
     special = (teacher.tokenizer.cls_token_id, teacher.tokenizer.sep_token_id)
     first, last = (torch.full_like(ids, token) for token in special)
-    parts = torch.split(torch.stack([first, ids, last], dim=1), WORDS_PER_CHUNK)
+    parts = torch.split(torch.stack([first, ids, last], dim=1), 4096)
     sums = 2.0 * torch.cat([teacher.encoder(part).last_hidden_state[:, 1].float() for part in parts])
     counts = torch.full((len(sums), 1), 2.0)
-    for start in range(0, len(targets.hidden), WORDS_PER_CHUNK * 16):
-        states = torch.from_numpy(np.array(targets.hidden[start : start + WORDS_PER_CHUNK * 16])).float()
+    for start in range(0, len(targets.hidden), 65_536):
+        states = torch.from_numpy(np.array(targets.hidden[start : start + 65_536])).float()
         words = torch.from_numpy(targets.encoded.ids[start : start + len(states)].astype(np.int64))
         sums.index_add_(0, words, states)
         counts += torch.bincount(words, minlength=len(sums))[:, None]
@@ -159,7 +402,7 @@ def _word_states(teacher: Teacher, targets: TeacherTargets) -> NDArray[np.float3
 def _fit_projections(model: GeneralStudent, targets: TeacherTargets, seed: int) -> None:
     """Fit both projections to the teacher by ridge regression on a sample of texts."""
     texts, device = len(targets.encoded), next(model.parameters()).device
-    sample = np.random.default_rng([seed, 2]).choice(texts, min(FITTED_TEXTS, texts), replace=False)
+    sample = np.random.default_rng([seed, 2]).choice(texts, min(6000, texts), replace=False)
     sample = sample[np.argsort(targets.encoded.lengths[sample], kind="stable")]
     sentences, pooled, tokens, states = [], [], [], []
     for batch in np.array_split(sample, max(1, len(sample) // 64)):
@@ -184,10 +427,6 @@ def _ridge(layer: nn.Linear, features: Tensor, targets: Tensor) -> None:
     layer.bias.copy_(weights[-1])
 
 
-WINDOW = 64
-"""Batches' worth of tokens that are sorted by length together."""
-
-
 def epoch_batches(lengths: Indices, tokens_per_batch: int, rng: np.random.Generator) -> list[Indices]:
     """Shuffle one epoch into batches of texts of similar length.
 
@@ -199,9 +438,9 @@ def epoch_batches(lengths: Indices, tokens_per_batch: int, rng: np.random.Genera
     Returns:
         int64 positions of each batch; every text occurs once.
     """
-    order = rng.permutation(len(lengths))
+    order = rng.permutation(len(lengths))  # 64 batches' worth of tokens are sorted by length together
     batches: list[list[int]] = []
-    for chunk in np.array_split(order, max(1, int(lengths.sum()) // (WINDOW * tokens_per_batch))):
+    for chunk in np.array_split(order, max(1, int(lengths.sum()) // (64 * tokens_per_batch))):
         batches.append([])
         for text in chunk[np.argsort(lengths[chunk], kind="stable")].tolist():
             if bucket_of(int(lengths[text])) * (len(batches[-1]) + 1) > tokens_per_batch and batches[-1]:
@@ -232,63 +471,34 @@ def batch_stream(
         step, epoch = step + len(batches), epoch + 1
 
 
-STATES = "states.safetensors"
-STEP = "step.json"
-MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+CHECKPOINT = "checkpoint.safetensors"
 
 
 def save_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
-    """Write a checkpoint that takes the place of the last one in one move.
-
-    Args:
-        folder: The checkpoint's folder.
-        model: Its parameters and their AdamW moments are saved.
-        optimizer: AdamW over the model's parameters.
-        step: Steps done.
-
-    Raises:
-        RunError: If the disk is full.
-    """
+    """Write the parameters and their AdamW moments after ``step`` steps, in place of the last checkpoint."""
     tensors = {f"model.{name}": value.detach().contiguous() for name, value in model.state_dict().items()}
     for name, parameter in model.named_parameters():
         tensors |= {f"{moment}.{name}": value for moment, value in optimizer.state.get(parameter, {}).items()}
-    with atomic_folder(folder) as temporary:
-        save_file(tensors, temporary / STATES)
-        atomic_write_text(temporary / STEP, json.dumps({"step": step}))
+    folder.mkdir(parents=True, exist_ok=True)
+    atomic_write_bytes(folder / CHECKPOINT, save(tensors | {"steps_done": torch.tensor(step)}))
 
 
 def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Continue where a checkpoint left off.
-
-    Args:
-        folder: The checkpoint's folder.
-        model: Filled in place.
-        optimizer: Filled in place.
-
-    Returns:
-        Steps done; 0 if there is no checkpoint.
-    """
-    restore_folder(folder)
-    if not folder.is_dir():
+    """Fill model and optimizer in place from a checkpoint; return the steps done, 0 if there is none."""
+    if not (folder / CHECKPOINT).exists():
         return 0
-    tensors = load_file(folder / STATES)
+    tensors = load_file(folder / CHECKPOINT)
     model.load_state_dict({name: tensors[f"model.{name}"] for name in model.state_dict()})
     for name, parameter in model.named_parameters():
-        state = {moment: tensors[f"{moment}.{name}"] for moment in MOMENTS if f"{moment}.{name}" in tensors}
-        optimizer.state[parameter] = {moment: value.to(parameter.device) for moment, value in state.items()}
-    return int(json.loads((folder / STEP).read_text("utf-8"))["step"])
+        moments = {moment: tensors.get(f"{moment}.{name}") for moment in ("exp_avg", "exp_avg_sq", "step")}
+        optimizer.state[parameter] = {
+            moment: value.to(parameter.device) for moment, value in moments.items() if value is not None
+        }
+    return int(tensors["steps_done"])
 
 
 def checkpoint_folder(config: PretrainConfig, targets: TeacherTargets) -> Path:
-    """Name the checkpoint of a run: it lies in the cache, under everything that decides the student.
-
-    Args:
-        config: Settings of the run.
-        targets: The labelled corpus.
-
-    Returns:
-        The folder, which may not exist yet.
-    """
+    """Name the checkpoint's folder: it lies in the cache, under everything that decides the student."""
     choices = dataclasses.asdict(config) | {"output_dir": str(config.output_dir.resolve())}
     del choices["checkpoint_every"], choices["overwrite"]  # a resumed run may change these
     encoded = targets.encoded
@@ -299,14 +509,7 @@ def checkpoint_folder(config: PretrainConfig, targets: TeacherTargets) -> Path:
 def sentence_loss(predicted: Tensor, target: Tensor) -> Tensor:
     """Mean of 1 - cos between projected sentence representations and the teacher's embeddings.
 
-    The cosine term of DistilBERT (Sanh et al., 2019), here on pooled states.
-
-    Args:
-        predicted: float (B, d), the student's representation after its projection.
-        target: float (B, d), the teacher's mean-pooled last hidden states.
-
-    Returns:
-        A scalar in [0, 2].
+    The cosine term of DistilBERT (Sanh et al., 2019), on float (B, d), the projected states and the pooled targets.
     """
     return (1.0 - F.cosine_similarity(predicted, target, dim=-1)).mean()
 
@@ -315,15 +518,7 @@ def token_loss(predicted: Tensor, target: Tensor, attention_mask: Tensor) -> Ten
     """Mean of 1 - cos between projected hidden states and the teacher's, over the real tokens of the batch.
 
     The cosine term of DistilBERT (Sanh et al., 2019), after a projection as TinyBERT's hidden-state loss has (Jiao et
-    al., 2020, equation 8).
-
-    Args:
-        predicted: float (B, L, d).
-        target: float (B, L, d).
-        attention_mask: int64 (B, L), 1 for real tokens.
-
-    Returns:
-        A scalar in [0, 2].
+    al., 2020, equation 8), on float (B, L, d).
     """
     distances = 1.0 - F.cosine_similarity(predicted, target, dim=-1)
     mask = attention_mask.to(distances.dtype)
@@ -351,13 +546,6 @@ def similarity_loss(predicted: Tensor, target: Tensor, temperature: float = 0.05
     cosines = ((part @ part.T)[others].view(len(others), -1) for part in states)
     student, teacher = (torch.log_softmax(part / temperature, dim=-1) for part in cosines)
     return F.kl_div(student, teacher, reduction="batchmean", log_target=True)
-
-
-WARM_UP = 0.05
-LOG_EVERY = 50
-SIMILARITY_WEIGHT = 0.05
-WORD_RATE = 3.0
-"""Rate of the word vectors relative to the rest: most words are seen in few steps."""
 
 
 def train(
@@ -389,16 +577,8 @@ def train(
 
 
 def learning_rate(step: int, config: PretrainConfig) -> float:
-    """Rate of a step: linear warm-up over 5 % of the steps, then linear decay to zero.
-
-    Args:
-        step: Steps done before it.
-        config: Steps and peak rate.
-
-    Returns:
-        The rate.
-    """
-    warm_up = max(1, math.ceil(WARM_UP * config.steps))
+    """Rate of a step: linear warm-up over 5 % of the steps, then linear decay to zero."""
+    warm_up = max(1, math.ceil(0.05 * config.steps))
     rising = (step + 1) / warm_up
     falling = (config.steps - step) / max(1, config.steps - warm_up)
     return config.learning_rate * min(rising, falling, 1.0)
@@ -406,11 +586,13 @@ def learning_rate(step: int, config: PretrainConfig) -> float:
 
 def _optimizer(model: GeneralStudent, config: PretrainConfig) -> torch.optim.AdamW:
     words = model.classifier.get_input_embeddings().weight
-    others = [parameter for parameter in model.parameters() if parameter is not words]
-    groups = [
-        {"params": [words], "weight_decay": 0.0, "relative_rate": WORD_RATE},
-        {"params": [p for p in others if p.ndim > 1], "weight_decay": 0.01, "relative_rate": 1.0},
-        {"params": [p for p in others if p.ndim <= 1], "weight_decay": 0.0, "relative_rate": 1.0},
+    matrices, vectors = (
+        [p for p in model.parameters() if p is not words and (p.ndim > 1) == is_matrix] for is_matrix in (True, False)
+    )
+    groups = [  # most words are seen in few steps, so their vectors move faster
+        {"params": [words], "weight_decay": 0.0, "relative_rate": 3.0},
+        {"params": matrices, "weight_decay": 0.01, "relative_rate": 1.0},
+        {"params": vectors, "weight_decay": 0.0, "relative_rate": 1.0},
     ]
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98), fused=True)
 
@@ -429,16 +611,10 @@ def _step(
 
 
 def step_losses(model: GeneralStudent, targets: TeacherTargets, batch: Indices) -> dict[str, Tensor]:
-    """Compare the student's states with the teacher's.
-
-    Args:
-        model: The student.
-        targets: The labelled corpus.
-        batch: int64 (B,), positions of the texts.
+    """Compare the student's states with the teacher's on a batch of B positions.
 
     Returns:
-        The three losses and their weighted sum as "total"; the similarity's gradient is the largest by far at equal
-        weights.
+        The three losses and their sum as "total"; the similarity's gradient is the largest by far at equal weights.
     """
     device = next(model.parameters()).device
     inputs = targets.encoded.padded(batch, device)
@@ -452,44 +628,34 @@ def step_losses(model: GeneralStudent, targets: TeacherTargets, batch: Indices) 
         "similarity": similarity_loss(sentence, pooled),
         "token": token_loss(tokens, hidden, mask),
     }
-    total = losses["sentence"] + SIMILARITY_WEIGHT * losses["similarity"] + losses["token"]
-    return losses | {"total": total}
+    return losses | {"total": losses["sentence"] + 0.05 * losses["similarity"] + losses["token"]}
 
 
 def _check_and_log(losses: dict[str, Tensor], step: int, progress: Progress) -> None:
     if not losses["total"].isfinite():
         values = ", ".join(f"{name} {value.item():.4g}" for name, value in losses.items())
         raise RunError(f"the loss of step {step} is not finite ({values}); lower --learning-rate")
-    if step % LOG_EVERY == 0:
+    if step % 50 == 0:
         progress.event("general stage", step=step, **{name: value.item() for name, value in losses.items()})
 
 
-OUTPUT_LAYER = "classifier.out_proj."
-
-
 def save_student(model: GeneralStudent, tokenizer: Any, folder: Path) -> None:
-    """Write the student without its projections.
+    """Write the student without its projections, with the tokenizer that it shares with the teacher.
 
     The output layer is left out: ``AutoModelForSequenceClassification`` draws a fresh one for any number of labels.
-
-    Args:
-        model: The trained student.
-        tokenizer: The tokenizer it shares with the teacher.
-        folder: Receives config.json, model.safetensors and the tokenizer's files.
     """
     classifier = model.classifier
     weights = {
         name: value.detach().to(torch.float16).cpu().contiguous()
         for name, value in classifier.state_dict().items()
-        if not name.startswith(OUTPUT_LAYER)
+        if not name.startswith("classifier.out_proj.")
     }
     atomic_write_bytes(folder / "model.safetensors", save(weights, metadata={"format": "pt"}))
     classifier.config.architectures = [type(classifier).__name__]
     # Stored in float16, loaded in float32: fine-tuning in half precision diverges.
     classifier.config.dtype = torch.float32
     classifier.config.save_pretrained(folder)
-    positions = int(classifier.config.max_position_embeddings)
-    fit_tokenizer(tokenizer, classifier.config, positions).save_pretrained(folder)
+    fit_tokenizer(tokenizer, classifier.config, classifier.config.max_position_embeddings).save_pretrained(folder)
 
 
 def _write_card(folder: Path, config: PretrainConfig, model: GeneralStudent, targets: TeacherTargets) -> None:

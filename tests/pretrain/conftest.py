@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from l2a.pretrain.corpus import PretrainConfig
+from l2a.pretrain.trainer import PretrainConfig
 
 SHAPE = {"embedding_size": 8, "hidden_size": 16, "layers": 1, "intermediate_size": 16, "heads": 2, "positions": 32}
 

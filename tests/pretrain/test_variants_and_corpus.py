@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from l2a.data.domains import load_domain
-from l2a.pretrain.corpus import clean_corpus, make_variants, protected_hashes, random_span
+from l2a.pretrain.trainer import clean_corpus, make_variants, protected_hashes, random_span
 from l2a.util.errors import UsageError
 from tests.conftest import write_domain
 
