@@ -55,7 +55,7 @@ def measure_projection(seed: int, smoke: bool) -> dict[str, Any]:
             rounds,
         ),
         "fgsm": _compare(
-            lambda: steepest_neighbours(own, directions, table, rows),
+            lambda: steepest_neighbours(own, directions, table.ids, rows),
             lambda: exhaustive_projection(moved, rows, eligible),
             rounds,
         ),

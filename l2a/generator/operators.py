@@ -1,7 +1,7 @@
 """The registry of operators, and those that change tokens or copy texts: a new one is a function and a line.
 
 AugPro is arXiv 2210.11768; that embedding-space points are projected back to tokens is stated by the paper, the closed
-forms are our derivation.
+forms are our derivation. A token operator takes ``Slots`` of K tokens to int64 (K,), the tokens in their places.
 """
 
 from collections.abc import Callable
@@ -15,19 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from l2a.config import GeneratorConfig
-from l2a.generator.tokens import (
-    FROZEN,
-    UNKNOWN,
-    Ints,
-    NeighbourTable,
-    Rewrite,
-    Slots,
-    Texts,
-    TokenSpace,
-    TokenStore,
-    choose_slots,
-    write_texts,
-)
+from l2a.generator.tokens import Ints, Rewrite, Slots, Texts, TokenSpace, TokenStore, choose_slots, write_texts
 from l2a.generator.words import MaskedCandidates, WordSources, eda, tinybert
 from l2a.util.errors import UsageError, did_you_mean
 from l2a.util.progress import SILENT, Progress
@@ -40,25 +28,12 @@ def augpro_mix(slots: Slots) -> Ints:
 
     v = lambda E[x] + (1 - lambda) E[x'] is (1 - lambda) D away from E[x] and lambda D away from E[x'], so of the two
     ends the nearest is x' iff lambda < 1/2, which the degree is the probability of; a third word is rarely nearer.
-
-    Args:
-        slots: K tokens to change.
-
-    Returns:
-        int64 (K,), the tokens in their places.
     """
     return slots.store.offered(slots.places, slots.partners[slots.owners])
 
 
 def knn(slots: Slots) -> Ints:
-    """Take a uniformly chosen near neighbour of each token.
-
-    Args:
-        slots: K tokens to change.
-
-    Returns:
-        int64 (K,), the tokens in their places.
-    """
+    """Take a uniformly chosen near neighbour of each token."""
     neighbours = slots.store.space.neighbours.ids.numpy()
     k = neighbours.shape[1]
     choice = np.minimum((slots.choice * np.float32(k)).astype(np.int64), k - 1)
@@ -72,17 +47,11 @@ def augpro_fgsm(slots: Slots) -> Ints:
     To first order this neighbour raises KL(teacher, student) most; it is the projection of a step along the gradient
     that is about as long as the way to the neighbours. Each text's gradient is asked for once.
 
-    Args:
-        slots: K tokens to change.
-
-    Returns:
-        int64 (K,), the tokens in their places.
-
     Raises:
         ValueError: If a gradient has another shape than its text.
     """
     store, space = slots.store, slots.store.space
-    missing = [row for row in np.unique(slots.rows).tolist() if store.steepest[store.starts[row]] == UNKNOWN]
+    missing = [row for row in np.unique(slots.rows).tolist() if store.steepest[store.starts[row]] < 0]
     if missing:
         if space.gradient is None:
             raise UsageError(
@@ -95,26 +64,26 @@ def augpro_fgsm(slots: Slots) -> Ints:
                 raise ValueError(f"gradient has shape {gradient.shape}; give {wanted}, one row for each token")
         places = np.concatenate([np.arange(store.starts[row], store.starts[row + 1]) for row in missing])
         store.steepest[places] = store.ids[places]
-        is_open = store.slots[places] != FROZEN
+        is_open = store.slots[places] >= 0
         ids, slopes = torch.from_numpy(store.ids[places[is_open]]), torch.from_numpy(np.concatenate(gradients)[is_open])
-        found = steepest_neighbours(ids, slopes, space.neighbours, space.word_embeddings)
+        found = steepest_neighbours(ids, slopes, space.neighbours.ids, space.word_embeddings)
         store.steepest[places[is_open]] = found.numpy()
     return store.steepest[slots.places]
 
 
-def steepest_neighbours(ids: Tensor, gradients: Tensor, table: NeighbourTable, embeddings: Tensor) -> Tensor:
+def steepest_neighbours(ids: Tensor, gradients: Tensor, neighbours: Tensor, embeddings: Tensor) -> Tensor:
     """Find the neighbour w of each token x with the largest (E[w] - E[x]) . g.
 
     Args:
         ids: int64 (P,).
         gradients: float32 (P, d).
-        table: Neighbours of every token.
+        neighbours: int32 (V, k).
         embeddings: float32 (V, d).
 
     Returns:
         int64 (P,).
     """
-    candidates = table.ids.index_select(0, ids).long()
+    candidates = neighbours.index_select(0, ids).long()
     scores = [gradients.new_empty(0, candidates.shape[1])]
     for some, points in zip(*(torch.split(part, POSITIONS_AT_ONCE) for part in (candidates, gradients)), strict=True):
         # index_select is many times as fast as embeddings[some] on the CPU
@@ -237,7 +206,7 @@ def operator_law(config: GeneratorConfig, has_gradient: bool) -> NDArray[np.floa
 def draw_changes(
     operator: Operator, store: TokenStore, rows: Ints, partners: Ints, degree: float, rng: np.random.Generator
 ) -> tuple[Slots, Ints]:
-    """Draw which tokens of some texts change, and to what.
+    """Draw which tokens change, each open one with probability ``degree``, and to what.
 
     Args:
         operator: One that works on tokens.

@@ -23,8 +23,6 @@ SLOT_KINDS = 4
 """Slots that may trade tokens: word starts and continuations, of the first and of the second side."""
 UNKNOWN = -1
 BLOCK = 1024
-LAYOUT = 2
-"""Part of the cache key: raise it when the rules for neighbours change."""
 
 Ints = NDArray[np.int64]
 Texts = Sequence[TextInput]
@@ -34,14 +32,7 @@ each token of the tokenizer, special ones included, cut to the maximum length.""
 
 
 def vocabulary(tokenizer: Any) -> tuple[str, ...]:
-    """List the vocabulary of a tokenizer, added tokens included.
-
-    Args:
-        tokenizer: A tokenizer of transformers.
-
-    Returns:
-        V token texts, by id.
-    """
+    """List the vocabulary of a tokenizer of transformers by id, added tokens included."""
     return tuple(tokenizer.convert_ids_to_tokens(list(range(len(tokenizer)))))
 
 
@@ -113,7 +104,8 @@ def build_neighbour_table(
     def build(folder: Path) -> None:
         np.save(folder / "ids.npy", find_neighbours(matrix, word_start, allowed, k, progress).numpy())
 
-    folder = cached_folder("neighbours", fingerprint(LAYOUT, k, list(tokens), matrix.numpy()), build)
+    # The first number is to be raised when the rules for neighbours change.
+    folder = cached_folder("neighbours", fingerprint(2, k, list(tokens), matrix.numpy()), build)
     ids = torch.from_numpy(np.load(folder / "ids.npy", allow_pickle=False))
     return NeighbourTable(ids, word_start, allowed & (ids[:, 0] != torch.arange(len(ids))))
 
@@ -121,18 +113,7 @@ def build_neighbour_table(
 def find_neighbours(
     embeddings: Tensor, word_start: Tensor, allowed: Tensor, k: int, progress: Progress = SILENT
 ) -> Tensor:
-    """Search the neighbours of all tokens, by blocked products of unit rows.
-
-    Args:
-        embeddings: float32 (V, d).
-        word_start: bool (V,).
-        allowed: bool (V,).
-        k: Neighbours to keep.
-        progress: Told of the rows done.
-
-    Returns:
-        int32 (V, k), as in ``NeighbourTable``.
-    """
+    """Search the neighbours of all tokens, int32 (V, k) as in ``NeighbourTable``, by blocked products of unit rows."""
     ids = torch.arange(len(embeddings), dtype=torch.int32)[:, None].repeat(1, k)
     directions = torch.nn.functional.normalize(embeddings, dim=-1)
     with progress.stage("nearest tokens", int(allowed.sum())) as advance:
@@ -175,14 +156,7 @@ class TokenSpace:
         return tuple(token.removeprefix("##") for token in vocabulary(self.tokenizer))
 
     def tokenize(self, inputs: Sequence[TextInput]) -> "TokenStore":
-        """Tokenize texts as the models do, and mark the slots that operators may change.
-
-        Args:
-            inputs: N texts, at least one, all single or all pairs.
-
-        Returns:
-            Their tokens.
-        """
+        """Tokenize texts, all single or all pairs, as the models do, and mark the slots that operators may change."""
         sides = [list(side) for side in zip(*inputs, strict=True)]
         encodings = self.tokenizer(*sides, truncation=True, max_length=self.max_length).encodings
         starts = np.cumsum([0, *(len(encoding.ids) for encoding in encodings)])
@@ -201,14 +175,7 @@ class TokenSpace:
 def shares_characters(spans: NDArray[np.int32], segments: NDArray[np.int8]) -> NDArray[np.bool_]:
     """Find tokens that share a character with the next, such as the parts of a Hangul syllable.
 
-    They cannot be replaced one by one.
-
-    Args:
-        spans: int32 (T, 2), of texts one after the other.
-        segments: int8 (T,), -1 for special tokens.
-
-    Returns:
-        bool (T,).
+    They cannot be replaced one by one. Segments are -1 for special tokens.
     """
     overlap = (spans[1:, 0] < spans[:-1, 1]) & (segments[1:] == segments[:-1]) & (segments[1:] != SPECIAL)
     shared = np.zeros(len(segments), dtype=np.bool_)
@@ -300,14 +267,14 @@ class Slots:
 
 
 def choose_slots(store: TokenStore, rows: Ints, partners: Ints, u: NDArray[np.float32], degree: float) -> Slots:
-    """Choose the tokens to change: each open one with probability ``degree``.
+    """Choose the tokens to change: each open one with probability ``degree``, in (0, 1].
 
     Args:
         store: The texts.
         rows: int64 (B,), numbers of the texts.
         partners: int64 (B,), numbers of their partners.
         u: float32 (B, L, 2), uniform in [0, 1): whether a token changes, and to what; L is no less than any length.
-        degree: In (0, 1].
+        degree: The probability.
 
     Returns:
         The slots.
@@ -332,15 +299,7 @@ class Rewrite(NamedTuple):
 
 
 def changed_shares(slots: Slots, tokens: Ints) -> NDArray[np.float64]:
-    """Measure how much of each text new tokens change.
-
-    Args:
-        slots: Places in B texts.
-        tokens: int64 (K,), what comes into them.
-
-    Returns:
-        float64 (B,), tokens that are not the old ones, as a share of the text's.
-    """
+    """Measure the share of each of B texts' tokens, float64, that the new tokens, int64 (K,), change."""
     changed = slots.owners[tokens != slots.store.ids[slots.places]]
     counts = np.bincount(changed, minlength=len(slots.rows))
     shares: NDArray[np.float64] = counts / np.maximum(slots.store.words[slots.rows], 1)
@@ -348,15 +307,7 @@ def changed_shares(slots: Slots, tokens: Ints) -> NDArray[np.float64]:
 
 
 def write_texts(slots: Slots, tokens: Ints) -> list[Rewrite]:
-    """Write new tokens into their texts; every other character stays.
-
-    Args:
-        slots: Places in B texts.
-        tokens: int64 (K,), what comes into them.
-
-    Returns:
-        The B texts, in order.
-    """
+    """Write new tokens, int64 (K,), into their B texts; every other character stays."""
     store, is_new = slots.store, tokens != slots.store.ids[slots.places]
     sides, places = [list(store.inputs[row]) for row in slots.rows], slots.places[is_new]
     columns = (slots.owners[is_new], tokens[is_new], store.segments[places], store.spans[places])

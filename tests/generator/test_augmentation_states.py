@@ -15,6 +15,17 @@ from l2a.util.errors import UsageError
 from .conftest import toy_outputs
 
 
+class Recorder:
+    """Keeps what a function is asked for."""
+
+    def __init__(self, function):
+        self.function, self.asked = function, []
+
+    def __call__(self, inputs):
+        self.asked.extend(inputs)
+        return self.function(inputs)
+
+
 def open_space(problem, config):
     space = AugmentationSpace(problem, replace(config, degree=0.4))
     return space, space.labelled
@@ -104,12 +115,7 @@ def test_an_infinite_temperature_leaves_only_the_limit_on_the_degree(problem):
 
 
 def test_test_texts_are_never_labelled(problem):
-    asked = []
-
-    def labeller(inputs):
-        asked.extend(inputs)
-        return toy_outputs(inputs)
-
+    labeller = Recorder(toy_outputs)
     plain = open_space(problem, GeneratorConfig())[0]
     plain.draw(300, np.random.default_rng(0))
     free, labelled = open_space(problem, GeneratorConfig())
@@ -118,26 +124,18 @@ def test_test_texts_are_never_labelled(problem):
     guarded, _ = open_space(replace(problem, labeller=labeller, forbidden_hashes=made), GeneratorConfig())
     states = guarded.draw(300, np.random.default_rng(0))
     assert (states.row == FORBIDDEN).any()
-    assert not made & {normalised_hash(text) for text in asked}
+    assert not made & {normalised_hash(text) for text in labeller.asked}
     assert (guarded.score(states)[states.row == FORBIDDEN] == -np.inf).all()
 
 
 def test_each_text_is_labelled_once_and_each_gradient_asked_for_once(problem):
-    asked, differentiated = [], []
-
-    def labeller(inputs):
-        asked.extend(inputs)
-        return toy_outputs(inputs)
-
-    def gradient(inputs):
-        differentiated.extend(inputs)
-        return problem.space.gradient(inputs)
-
+    labeller, gradient = Recorder(toy_outputs), Recorder(problem.space.gradient)
     watched = replace(problem, labeller=labeller, space=replace(problem.space, gradient=gradient))
     space, labelled = open_space(watched, GeneratorConfig())
     states, rng = space.draw(200, np.random.default_rng(0)), np.random.default_rng(1)
     for _ in range(3):
         states = space.propose(states, rng).states
+    asked, differentiated = labeller.asked, gradient.asked
     assert len(asked) == len(set(asked)) == len(labelled.inputs) - 72
     assert len(differentiated) == len(set(differentiated)) > 0
     assert not set(asked) & set(problem.source_inputs + problem.target_inputs)

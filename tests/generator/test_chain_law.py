@@ -12,7 +12,6 @@ from l2a.generator.chain import Proposal, effective_sample_size, metropolis_hast
 STATES = 24
 SCORES = np.concatenate([np.linspace(-2.0, 2.0, STATES - 1), [-np.inf]])
 TARGET = np.exp(SCORES) / np.exp(SCORES).sum()
-TOLERANCE = 0.02
 
 
 class ToyStates(NamedTuple):
@@ -53,12 +52,9 @@ def distance_to_target(is_corrected: bool) -> float:
     return 0.5 * float(np.abs(counts / counts.sum() - TARGET).sum())
 
 
-def test_the_empirical_law_is_the_stationary_law():
-    assert distance_to_target(is_corrected=True) < TOLERANCE
-
-
-def test_a_wrong_acceptance_ratio_misses_the_stationary_law():
-    assert distance_to_target(is_corrected=False) > 2 * TOLERANCE
+def test_the_empirical_law_is_the_stationary_law_and_a_wrong_acceptance_ratio_misses_it():
+    assert distance_to_target(is_corrected=True) < 0.02
+    assert distance_to_target(is_corrected=False) > 0.04
 
 
 def test_a_forbidden_state_is_left_and_never_entered():
@@ -79,18 +75,6 @@ def test_the_acceptance_rule():
     step = next(metropolis_hastings(ToyStates(np.arange(7)), lambda *_: move, lambda s: scores[s.place], rng))
     assert step.accepted.tolist() == [True, True, False, False, True, False, False]
     assert step.states.place.tolist() == [7, 8, 2, 3, 11, 5, 6]
-
-
-@pytest.mark.parametrize("seed", [0, 1])
-def test_chains_repeat_from_their_seed(seed):
-    def run() -> list[list[int]]:
-        rng = np.random.default_rng(seed)
-        steps = metropolis_hastings(
-            ToyStates(np.arange(5)), lambda states, g: drifting_proposal(states, g, True), score, rng
-        )
-        return [step.states.place.tolist() for step, _ in zip(steps, range(20), strict=False)]
-
-    assert run() == run()
 
 
 def autoregression(correlation: float, steps: int, chains: int) -> np.ndarray:

@@ -8,17 +8,9 @@ from l2a.util.errors import UsageError
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("tau", 0.0),
-        ("beta", -0.1),
-        ("degree", 1.5),
-        ("max_degree", -0.1),
-        ("target_share", 1.1),
-        ("chains", 0),
-        ("burn_in", -1),
-        ("neighbours", 0),
-        ("operators", {"knn": -1.0}),
-        ("operators", {"knn": float("nan")}),
-        ("operators", 3),
+        *[("tau", 0.0), ("beta", -0.1), ("degree", 1.5), ("max_degree", -0.1), ("target_share", 1.1), ("chains", 0)],
+        *[("burn_in", -1), ("neighbours", 0), ("operators", 3)],
+        *[("operators", {"knn": weight}) for weight in (-1.0, float("nan"))],
     ],
 )
 def test_wrong_settings_are_named(field, value):
