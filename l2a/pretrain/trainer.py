@@ -100,14 +100,7 @@ def make_variants(texts: Sequence[TextInput], count: int, rng: np.random.Generat
     """Draw variants of a corpus: half spans, the rest pairs, mixes and noisy spans in equal parts.
 
     A text is drawn with a chance proportional to the square root of its length, so that long ones give more spans.
-
-    Args:
-        texts: The corpus, single texts and pairs.
-        count: Number of variants.
-        rng: Source of all draws.
-
-    Returns:
-        Single texts first, then pairs.
+    Single texts come first, then pairs.
     """
     sides = [side.split() for text in texts for side in text]
     weights = np.sqrt([len(words) for words in sides])
@@ -174,14 +167,14 @@ def _read(name: str, columns: Columns, progress: Progress) -> Domain | Texts:
 
 
 def protected_hashes(domains: Sequence[Domain], whole: Sequence[Domain] = ()) -> frozenset[str]:
-    """Collect the hashes of all texts that a general student must never see.
+    """Hash the texts, and each side of a pair, that a general student must never see.
 
     Args:
         domains: Domains whose dev and test splits are protected.
         whole: Domains that are protected with their train split too, such as those it will be tried on.
 
     Returns:
-        Normalised hashes of the texts, and of each side of a pair.
+        Normalised hashes.
     """
     every = (*domains, *whole)
     splits = [*(domain.dev for domain in every), *(domain.train for domain in whole)]
@@ -307,13 +300,7 @@ class GeneralStudent(nn.Module):
     """
 
     def __init__(self, classifier: Any, teacher_width: int, seed: int) -> None:
-        """Add the projections.
-
-        Args:
-            classifier: The student.
-            teacher_width: Width d of the teacher's states.
-            seed: Draws the projections.
-        """
+        """Add projections to the teacher's width d, drawn by the seed."""
         super().__init__()
         self.classifier = classifier
         width = int(classifier.config.hidden_size)
@@ -358,17 +345,11 @@ def _build_student(vectors: Tensor, pad_token_id: int, settings: PretrainConfig)
     from transformers import ElectraConfig, ElectraForSequenceClassification
 
     config = ElectraConfig(
-        vocab_size=len(vectors),
-        embedding_size=settings.embedding_size,
-        hidden_size=settings.hidden_size,
-        num_hidden_layers=settings.layers,
-        num_attention_heads=settings.heads,
-        intermediate_size=settings.intermediate_size,
-        max_position_embeddings=settings.positions,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-        pad_token_id=pad_token_id,
-    )
+        vocab_size=len(vectors), embedding_size=settings.embedding_size, hidden_size=settings.hidden_size,
+        num_hidden_layers=settings.layers, num_attention_heads=settings.heads, pad_token_id=pad_token_id,
+        intermediate_size=settings.intermediate_size, max_position_embeddings=settings.positions,
+        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
     with seeded(settings.seed), torch.no_grad():
         student: Any = ElectraForSequenceClassification(config)
         student.electra.embeddings.word_embeddings.weight.copy_(vectors)
@@ -428,7 +409,7 @@ def _ridge(layer: nn.Linear, features: Tensor, targets: Tensor) -> None:
 
 
 def epoch_batches(lengths: Indices, tokens_per_batch: int, rng: np.random.Generator) -> list[Indices]:
-    """Shuffle one epoch into batches of texts of similar length.
+    """Shuffle one epoch into batches of texts of similar length, each text once.
 
     Args:
         lengths: int64 (N,), tokens in each text.
@@ -436,7 +417,7 @@ def epoch_batches(lengths: Indices, tokens_per_batch: int, rng: np.random.Genera
         rng: Source of the order.
 
     Returns:
-        int64 positions of each batch; every text occurs once.
+        int64 positions of each batch.
     """
     order = rng.permutation(len(lengths))  # 64 batches' worth of tokens are sorted by length together
     batches: list[list[int]] = []
@@ -452,17 +433,9 @@ def epoch_batches(lengths: Indices, tokens_per_batch: int, rng: np.random.Genera
 def batch_stream(
     lengths: Indices, tokens_per_batch: int, seed: int, first_step: int, last_step: int
 ) -> Iterator[Indices]:
-    """Give the batches of a range of steps.
+    """Give the positions of the texts of each step from ``first_step`` to before ``last_step``.
 
-    Args:
-        lengths: int64 (N,), tokens in each text.
-        tokens_per_batch: Padded tokens in a batch.
-        seed: Of the order; epoch e is drawn from (seed, e).
-        first_step: The first step wanted.
-        last_step: One past the last.
-
-    Yields:
-        int64 positions of one batch a step.
+    The order of epoch e is drawn from (seed, e), so that a resumed run reads what a whole one reads.
     """
     step, epoch = 0, 0
     while step < last_step:

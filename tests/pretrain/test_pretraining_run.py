@@ -10,17 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from l2a.pretrain import trainer
-from l2a.pretrain.trainer import (
-    PretrainConfig,
-    TeacherTargets,
-    batch_stream,
-    checkpoint_folder,
-    epoch_batches,
-    label_texts,
-    pretrain,
-    read_corpus,
-    start_student,
-)  # fmt: skip
+from l2a.pretrain.trainer import PretrainConfig, TeacherTargets, pretrain
 from l2a.teacher.model import load_encoder, mean_pool
 from l2a.util.errors import RunError, UsageError
 from l2a.util.files import NEW
@@ -31,7 +21,7 @@ CPU = torch.device("cpu")
 
 def label(config: PretrainConfig) -> TeacherTargets:
     teacher = load_encoder(config.teacher, ("0", "1"), seed=0)
-    return label_texts(teacher, read_corpus(config), config.max_length, CPU)
+    return trainer.label_texts(teacher, trainer.read_corpus(config), config.max_length, CPU)
 
 
 def mean_loss(config: PretrainConfig, targets: TeacherTargets, model: trainer.GeneralStudent) -> float:
@@ -88,8 +78,8 @@ def test_a_killed_run_resumes_to_the_same_student(
 def trained(config: PretrainConfig) -> Path:
     """Train as far as the last checkpoint, without writing the student."""
     targets, teacher = label(config), load_encoder(config.teacher, ("0", "1"), seed=0)
-    checkpoint = checkpoint_folder(config, targets)
-    trainer.train(start_student(teacher, targets, config), targets, config, checkpoint)
+    checkpoint = trainer.checkpoint_folder(config, targets)
+    trainer.train(trainer.start_student(teacher, targets, config), targets, config, checkpoint)
     return checkpoint
 
 
@@ -106,9 +96,9 @@ def test_other_settings_start_anew(make_config: MakeConfig) -> None:
     config = make_config(checkpoint_every=2)
     checkpoint, targets = trained(config), label(config)
     same = dataclasses.replace(config, checkpoint_every=50, overwrite=True)
-    assert checkpoint_folder(same, targets) == checkpoint
+    assert trainer.checkpoint_folder(same, targets) == checkpoint
     for change in ({"learning_rate": 1e-4}, {"seed": 1}, {"output_dir": Path("elsewhere")}):
-        assert checkpoint_folder(dataclasses.replace(config, **change), targets) != checkpoint
+        assert trainer.checkpoint_folder(dataclasses.replace(config, **change), targets) != checkpoint
 
 
 def test_a_checkpoint_is_one_file_without_pickle(make_config: MakeConfig) -> None:
@@ -137,7 +127,7 @@ def test_a_finished_student_is_replaced_only_when_asked(make_config: MakeConfig)
 def test_training_brings_the_student_nearer_to_the_teacher(make_config: MakeConfig) -> None:
     config = make_config(steps=60, learning_rate=3e-3)
     targets, teacher = label(config), load_encoder(config.teacher, ("0", "1"), seed=0)
-    fitted = start_student(teacher, targets, config)
+    fitted = trainer.start_student(teacher, targets, config)
     model = trainer.GeneralStudent(fitted.classifier, teacher.hidden_size, seed=0)
     before = mean_loss(config, targets, model)
     trainer.train(model, targets, config, config.output_dir / "checkpoint")
@@ -147,7 +137,7 @@ def test_training_brings_the_student_nearer_to_the_teacher(make_config: MakeConf
 def test_fitted_projections_start_nearer_than_random_ones(make_config: MakeConfig) -> None:
     config = make_config()
     targets, teacher = label(config), load_encoder(config.teacher, ("0", "1"), seed=0)
-    model = start_student(teacher, targets, config)
+    model = trainer.start_student(teacher, targets, config)
     fitted = mean_loss(config, targets, model)
     random = trainer.GeneralStudent(model.classifier, teacher.hidden_size, seed=0)
     assert fitted < 0.5 * mean_loss(config, targets, random)
@@ -191,7 +181,7 @@ def test_a_diverged_loss_ends_the_run() -> None:
 
 def test_batches_hold_every_text_once_within_the_budget() -> None:
     lengths = np.random.default_rng(0).integers(3, 60, 500)
-    batches = epoch_batches(lengths, 256, np.random.default_rng(1))
+    batches = trainer.epoch_batches(lengths, 256, np.random.default_rng(1))
     assert sorted(np.concatenate(batches).tolist()) == list(range(500))
     assert max(len(batch) * lengths[batch].max() for batch in batches) <= 256
 
@@ -199,8 +189,8 @@ def test_batches_hold_every_text_once_within_the_budget() -> None:
 @pytest.mark.parametrize("first", [0, 3, 17, 40])
 def test_the_batches_of_a_resumed_run_are_those_of_a_whole_one(first: int) -> None:
     lengths = np.random.default_rng(0).integers(3, 30, 60)
-    whole = list(batch_stream(lengths, 128, seed=0, first_step=0, last_step=45))
-    rest = list(batch_stream(lengths, 128, seed=0, first_step=first, last_step=45))
+    whole = list(trainer.batch_stream(lengths, 128, seed=0, first_step=0, last_step=45))
+    rest = list(trainer.batch_stream(lengths, 128, seed=0, first_step=first, last_step=45))
     assert len(whole) == 45
     assert all(np.array_equal(a, b) for a, b in zip(whole[first:], rest, strict=True))
 

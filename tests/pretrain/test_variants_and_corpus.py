@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from l2a.data.domains import load_domain
+from l2a.data.examples import normalised_hash
 from l2a.pretrain.trainer import clean_corpus, make_variants, protected_hashes, random_span
 from l2a.util.errors import UsageError
 from tests.conftest import write_domain
@@ -54,14 +55,10 @@ def test_no_text_of_protected_splits_enters_the_corpus(tmp_path: Path) -> None:
 
 
 def test_a_pair_goes_when_one_side_is_protected() -> None:
-    from l2a.data.examples import normalised_hash
-
     corpus = [(("kept", "too"), ("Secret", "side"), ("single",))]
     assert clean_corpus(corpus, {normalised_hash(("secret",))}) == (("single",), ("kept", "too"))
 
 
 def test_an_empty_corpus_is_refused() -> None:
-    from l2a.data.examples import normalised_hash
-
     with pytest.raises(UsageError, match="no text is left"):
         clean_corpus([[("a",)]], {normalised_hash(("A",))})
