@@ -188,14 +188,9 @@ class LabelledTexts:
         labeller: Labeller,
         forbidden_hashes: AbstractSet[str],
     ) -> None:
-        """Start with texts whose outputs are known.
+        """Start with texts whose outputs are known, and which get the rows 0 to N - 1.
 
-        Args:
-            inputs: N texts, which get the rows 0 to N - 1.
-            outputs: The teacher's outputs for them.
-            density: Judges the embeddings.
-            labeller: Labels new texts.
-            forbidden_hashes: Normalised hashes of texts that get no row and are never labelled.
+        Texts whose hashes are forbidden get no row and are never labelled.
         """
         self.inputs: list[TextInput] = []
         self.hashes: list[str] = []
@@ -291,10 +286,6 @@ class AugmentationSpace:
 
     def __init__(self, inputs: GeneratorInputs, config: GeneratorConfig) -> None:
         """Fit the density and tokenize the texts.
-
-        Args:
-            inputs: The two domains and the callables.
-            config: Settings.
 
         Raises:
             UsageError: If a domain has fewer than 2 texts, or no operator is left.

@@ -72,17 +72,7 @@ def augpro_fgsm(slots: Slots) -> Ints:
 
 
 def steepest_neighbours(ids: Tensor, gradients: Tensor, neighbours: Tensor, embeddings: Tensor) -> Tensor:
-    """Find the neighbour w of each token x with the largest (E[w] - E[x]) . g.
-
-    Args:
-        ids: int64 (P,).
-        gradients: float32 (P, d).
-        neighbours: int32 (V, k).
-        embeddings: float32 (V, d).
-
-    Returns:
-        int64 (P,).
-    """
+    """Find the neighbour w of each token x with the largest (E[w] - E[x]) . g: ids int64 (P,), g float32 (P, d)."""
     candidates = neighbours.index_select(0, ids).long()
     scores = [gradients.new_empty(0, candidates.shape[1])]
     for some, points in zip(*(torch.split(part, POSITIONS_AT_ONCE) for part in (candidates, gradients)), strict=True):
@@ -180,14 +170,11 @@ def check_operators(config: GeneratorConfig) -> None:
 
 
 def operator_law(config: GeneratorConfig, has_gradient: bool) -> NDArray[np.float64]:
-    """Turn the weights into the probabilities with which the chains propose operators.
+    """Turn the weights into the probabilities with which the chains propose each of ``CHAIN_OPERATORS``, float64.
 
     Args:
         config: Settings; an operator that ``operators`` does not name weighs 1.
         has_gradient: Whether there is a student whose gradient can be read.
-
-    Returns:
-        float64, a probability for each of ``CHAIN_OPERATORS``.
 
     Raises:
         UsageError: If no operator is left.

@@ -8,17 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import BertConfig, BertForMaskedLM
 
+from l2a.generator import words as words_module
 from l2a.generator.operators import build_operator
-from l2a.generator.words import (
-    MaskedLanguageModel,
-    NearestWords,
-    WordSources,
-    count_words,
-    eda,
-    find_words,
-    read_synsets,
-    tinybert,
-)
+from l2a.generator.words import MaskedLanguageModel, NearestWords, WordSources, eda, find_words, tinybert
 from l2a.util.errors import UsageError
 
 from .conftest import COMMON, FILM, MARKS, PHONE, SPECIALS, WORDS
@@ -163,7 +155,7 @@ def test_synonyms_are_the_other_words_of_a_synset():
         "00001740 00 a 02 Able(p) 0 24-hour 0 000 | having the means",
         "00002000 00 v 02 film 0 shoot 4 000 | make a film",
     ]
-    synonyms = read_synsets(lines)
+    synonyms = words_module.read_synsets(lines)
     assert synonyms["film"] == ["movie", "picture", "moving picture", "flick", "shoot"]
     assert "able" not in synonyms and synonyms["shoot"] == ["film"]
 
@@ -187,4 +179,4 @@ def test_what_is_no_plain_word_stays(side):
 
 
 def test_words_are_counted_over_both_sides():
-    assert count_words(("one two", "three")) == 3 and count_words(("",)) == 1
+    assert words_module.count_words(("one two", "three")) == 3 and words_module.count_words(("",)) == 1
