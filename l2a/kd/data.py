@@ -244,8 +244,6 @@ def _exchange(optimizer: torch.optim.Optimizer, old: nn.Parameter, new: nn.Param
 MIX_CONCENTRATION = 0.4
 """lambda ~ Beta(0.4, 0.4), as in MixKD (Liang et al., ICLR 2021)."""
 Weights = NDArray[np.float32]
-PAIRS_AT_ONCE = 64
-SAMPLED_TOKENS = 512
 
 
 @dataclass(frozen=True)
@@ -311,7 +309,7 @@ def mixed_outputs(teacher: Teacher, pairs: EncodedTexts, weights: Weights) -> Te
     count, found = len(weights), []
     order = np.argsort(np.maximum(pairs.lengths[:count], pairs.lengths[count:]), kind="stable")
     with torch.inference_mode(), mixed_precision(next(teacher.parameters()).device):
-        for rows in np.split(order, range(PAIRS_AT_ONCE, count, PAIRS_AT_ONCE)):
+        for rows in np.split(order, range(64, count, 64)):
             outputs = teacher(mix_pairs(teacher.encoder, pairs, rows, rows + count, weights[rows]))
             found.append([part.float().cpu().numpy() for part in outputs])
     return TeacherOutputs(*(np.concatenate(parts)[np.argsort(order)] for parts in zip(*found, strict=True)))
@@ -403,7 +401,7 @@ def median_neighbour_distance(embeddings: Tensor, tokens: tuple[str, ...], rng: 
     """
     words = token_kinds(tokens)[1].nonzero().flatten()
     rows = embeddings[words]
-    sample = torch.from_numpy(rng.permutation(len(words))[:SAMPLED_TOKENS])
+    sample = torch.from_numpy(rng.permutation(len(words))[:512])
     distances = torch.cdist(rows[sample], rows)
     distances[torch.arange(len(sample)), sample] = torch.inf
     return float(distances.min(dim=1).values.median())

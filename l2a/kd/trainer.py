@@ -1,4 +1,4 @@
-"""Runs a student over texts, and scores what it predicts."""
+"""Trains a student on mixtures of labelled texts, runs it and scores what it predicts."""
 
 import copy
 from collections.abc import Iterator, Sequence
@@ -32,9 +32,6 @@ from l2a.teacher.labelling import Labeller
 from l2a.util import training
 from l2a.util.errors import RunError, UsageError
 from l2a.util.progress import SILENT, Progress
-from l2a.util.training import broadcast_weights, evaluating, process_rank
-
-CALIBRATION_TEMPERATURES = np.geomspace(0.25, 16.0, 25)
 
 
 def run_student(student: Student, encoded: EncodedTexts) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -50,7 +47,7 @@ def run_student(student: Student, encoded: EncodedTexts) -> tuple[NDArray[np.flo
     logits = np.zeros((len(encoded), student.output.out_features), np.float32)
     features = np.zeros((len(encoded), student.output.in_features), np.float32)
     device = student.output.weight.device
-    with evaluating(student.model), torch.inference_mode():
+    with training.evaluating(student.model), torch.inference_mode():
         for indices in inference_batches(encoded):
             batch_logits, batch_features = student(encoded.padded(indices, device))
             logits[indices], features[indices] = batch_logits.cpu().numpy(), batch_features.cpu().numpy()
@@ -70,12 +67,9 @@ def calibrated_log_likelihood(logits: NDArray[np.float32], labels: NDArray[np.in
     Returns:
         A number of nats, at most 0.
     """
-    scaled = logits[None].astype(np.float64) / CALIBRATION_TEMPERATURES[:, None, None]
+    scaled = logits[None].astype(np.float64) / np.geomspace(0.25, 16.0, 25)[:, None, None]
     log_probabilities = log_softmax(scaled, axis=2)
     return float(log_probabilities[:, np.arange(len(labels)), labels].mean(axis=1).max())
-
-
-HEAD_UPDATES = 300
 
 
 def fit_output_layer(student: Student, data: DistillationSet) -> None:
@@ -89,14 +83,14 @@ def fit_output_layer(student: Student, data: DistillationSet) -> None:
         data: Texts with teacher outputs.
     """
     layer = student.output
-    if process_rank() == 0:
+    if training.process_rank() == 0:
         inputs, goals = (
             torch.from_numpy(part) for part in (run_student(student, data.encoded)[1], data.teacher.probabilities())
         )
         weight = torch.zeros(layer.weight.shape, requires_grad=True)
         bias = torch.zeros(layer.bias.shape, requires_grad=True)
         optimizer = torch.optim.Adam([weight, bias], lr=0.05)
-        for _ in range(HEAD_UPDATES):
+        for _ in range(300):
             loss = nn.functional.cross_entropy(inputs @ weight.T + bias, goals) + 1e-3 * weight.pow(2).sum()
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
@@ -104,7 +98,7 @@ def fit_output_layer(student: Student, data: DistillationSet) -> None:
         with torch.no_grad():
             layer.weight.copy_(weight)
             layer.bias.copy_(bias)
-    broadcast_weights([layer.weight, layer.bias])
+    training.broadcast_weights([layer.weight, layer.bias])
 
 
 def embedding_gradients(
@@ -124,7 +118,7 @@ def embedding_gradients(
     encoded, teacher_logits = encode(student.tokenizer, inputs, max_length), labeller(inputs).logits
     gradients: list[NDArray[np.float32]] = [np.zeros((0, 0), np.float32)] * len(inputs)
     device, table = student.output.weight.device, student.model.get_input_embeddings()
-    with evaluating(student.model):
+    with training.evaluating(student.model):
         for indices in inference_batches(encoded):
             batch = encoded.padded(indices, device)
             embeds = table(batch.pop("input_ids")).detach().requires_grad_(True)

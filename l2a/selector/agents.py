@@ -14,7 +14,6 @@ from l2a.util.files import fingerprint, sha256_file
 
 DESCRIPTION = "policy.json"  # the file by which the folder of a saved policy is known
 WEIGHTS = "policy.safetensors"
-RESCORE_EVERY = 25  # of a policy that is named by its folder, as on the shipped cards
 CARD_FILES = (".yaml", ".yml")
 # Where a card that is found by its name may take its algorithm from: a folder ``agents`` that happens to lie in the
 # working directory shall not run code of its own. A card that is given by its path may name any module.
@@ -94,7 +93,8 @@ def load_agent(name: str) -> AgentCard:
     """
     is_file, path = name.endswith(CARD_FILES), Path(name).expanduser()
     if not is_file and name not in list_cards("agents") and (path.is_dir() or "/" in name or "\\" in name):
-        return _with_policy(AgentCard("A saved policy.", "saved policy", rescore_every=RESCORE_EVERY), path)
+        # Scored again as often as on the shipped cards.
+        return _with_policy(AgentCard("A saved policy.", "saved policy", rescore_every=25), path)
     path = path if is_file else find_card("agents", name)
     card = build(AgentCard, load_yaml(path), f"agent card {path}")
     if card.rule is not None:

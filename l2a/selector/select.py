@@ -30,9 +30,6 @@ from l2a.selector.reward import surrogate_reward
 from l2a.util.progress import SILENT, Progress
 
 PASSES = 4  # times that a pool is shown to a policy, each in another order
-PERMUTATIONS = 4
-TEXTS = 10
-QUARTILES = (0.25, 0.5, 0.75)
 logger = logging.getLogger(__name__)
 
 
@@ -286,7 +283,7 @@ def inspect_policy(
         groups.setdefault("operator" if name.startswith(OPERATOR_PREFIX) else name, []).append(column)
     importances = {}
     for name, columns in groups.items():
-        others = [choose(_shuffled(matrix, columns, rng))[1] for _ in range(PERMUTATIONS)]
+        others = [choose(_shuffled(matrix, columns, rng))[1] for _ in range(4)]
         left = float(np.mean([surrogate_reward(task.surrogate, other) for other in others]))
         changed = float(np.mean([(other != kept).mean() for other in others]))
         importances[name] = (surrogate_reward(task.surrogate, kept) - left, changed)
@@ -294,7 +291,7 @@ def inspect_policy(
     both = shares.reindex(columns=[True, False], fill_value=0.0)
     order = np.argsort(-scores, kind="stable")
     sides = (order[kept[order]], order[~kept[order]][::-1])
-    best, worst = (tuple((float(scores[i]), problem.pool.inputs[i]) for i in side[:TEXTS]) for side in sides)
+    best, worst = (tuple((float(scores[i]), problem.pool.inputs[i]) for i in side[:10]) for side in sides)
     return Inspection(
         Selection(kept, scores, policy.agent, {}, policy),
         dict(sorted(importances.items(), key=lambda item: (-item[1][0], item[0]))),
@@ -312,5 +309,5 @@ def _shuffled(matrix: Floats, columns: list[int], rng: np.random.Generator) -> F
 
 
 def _quartiles(values: Floats) -> Floats:
-    found: Floats = np.quantile(values if len(values) else [np.nan], QUARTILES).astype(np.float32)
+    found: Floats = np.quantile(values if len(values) else [np.nan], (0.25, 0.5, 0.75)).astype(np.float32)
     return found
