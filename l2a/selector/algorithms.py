@@ -442,8 +442,7 @@ class WholeEpisodes(OnPolicyAlgorithm):
         self._update_learning_rate(self.policy.optimizer)
         self.policy.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        if largest_norm < np.inf:
-            torch.nn.utils.clip_grad_norm_(self.policy.parameters(), largest_norm)
+        torch.nn.utils.clip_grad_norm_(self.policy.parameters(), largest_norm)
         self.policy.optimizer.step()
         self.logger.record("train/loss", loss.item())
 
