@@ -1,4 +1,4 @@
-"""The command ``l2a experiment``: run a grid of cells, report it, compare two budgets."""
+"""The command ``l2a experiment``: run a grid of cells and report it."""
 
 import importlib.util
 from pathlib import Path
@@ -80,39 +80,15 @@ def report_experiment(card: Card, results: Results = RESULTS, pages: Pages = PAG
     from rich.console import Console
 
     from l2a.experiments.card import load_experiment
-    from l2a.experiments.report import write_figures, write_report
-    from l2a.experiments.results import METRICS, rank_agreement, read_results, summarise, write_summary
+    from l2a.experiments.report import write_report
+    from l2a.experiments.results import read_results, summarise, write_summary
 
     experiment = load_experiment(card)
-    own = read_results(results / experiment.name)
-    summary = summarise(experiment, own)
-    other = read_results(results / experiment.same_variants_in) if experiment.same_variants_in else ()
-    found = [rank_agreement(summary.results, other, metric) for metric in METRICS]
+    summary = summarise(experiment, read_results(results / experiment.name))
     page, data = pages / f"{experiment.name}.md", results / f"{experiment.name}.json"
-    figures = write_figures(summary, pages / experiment.name)
-    write_report(page, summary, figures, [item for item in found if item is not None])
+    write_report(page, summary)
     write_summary(data, summary)
     Console(highlight=False).print(f"{page} and {data}: {len(summary.results)} cells, {summary.missing} missing")
-
-
-@experiment_app.command("compare")
-def compare_experiments(first: Card, second: Card, results: Results = RESULTS) -> None:
-    """Say whether two cards, such as two budgets, rank the same methods in the same order."""
-    from rich.console import Console
-    from rich.markdown import Markdown
-
-    from l2a.experiments.card import load_experiment
-    from l2a.experiments.report import agreement_section
-    from l2a.experiments.results import METRICS, rank_agreement, read_results
-    from l2a.util.errors import UsageError
-
-    names = [load_experiment(card).name for card in (first, second)]
-    one, other = (read_results(results / name) for name in names)
-    found = [rank_agreement(one, other, metric) for metric in METRICS]
-    agreements = [item for item in found if item is not None]
-    if not agreements:
-        raise UsageError(f"results: {names[0]} and {names[1]} share no cells of three variants or more; run both first")
-    Console(highlight=False).print(Markdown(agreement_section(names[0], names[1], agreements)))
 
 
 def _print_plan(console: "Console", planned: "tuple[PlannedGroup, ...]", workers: int) -> None:

@@ -1,6 +1,7 @@
 """Experiment cards: a grid of pairs, shots, seeds, students and variants of methods, checked before anything runs."""
 
 import itertools
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -11,18 +12,17 @@ from l2a.config import Columns, DistillConfig, as_mapping, load_config, override
 from l2a.data.domains import load_domain, read_unlabelled
 from l2a.generator.operators import check_operators
 from l2a.pipeline.methods import METHODS
-from l2a.selector.agents import agent_files, load_agent
+from l2a.selector.agents import agent_parts, load_agent
 from l2a.util.cards import build, find_card, load_yaml
 from l2a.util.errors import UsageError, did_you_mean
 from l2a.util.files import fingerprint
 from l2a.util.progress import SILENT, Progress
 
-CARDS = "configs/experiments"
 OF_THE_GRID = ("source", "target", "source_columns", "target_columns", "unlabelled", "shots", "seed")
-NEVER_DECIDES = ("output_dir", "overwrite", "compare", "data_root", "selector.tensorboard")
-OF_ONE_OPERATOR = ("generator.operator", "generator.copies")
+NEVER_DECIDES = {"output_dir", "overwrite", "compare", "data_root", "selector.tensorboard"}
+OF_ONE_OPERATOR = {"generator.operator", "generator.copies"}
 """Fields that only a method without a selector reads."""
-OF_THE_CHAIN = tuple(f"generator.{name}" for name in ("tau", "beta", "max_degree", "operators", "chains", "burn_in"))
+OF_THE_CHAIN = {f"generator.{name}" for name in ("tau", "beta", "max_degree", "operators", "chains", "burn_in")}
 """Fields that a method of one named operator never reads."""
 RESULTS_VERSION = 2
 """Raise it when a change of the code, rather than of a field, changes what cells give: then all run again."""
@@ -81,8 +81,6 @@ class ExperimentCard:
         shots: Labelled target examples per class.
         seeds: Seeds of the few labels and of every random draw.
         students: Student presets.
-        same_variants_in: Another card with the same variants at another budget; the report then says whether both
-            budgets rank them alike.
         name: The card's name; by default its file's.
     """
 
@@ -93,7 +91,6 @@ class ExperimentCard:
     shots: tuple[int, ...] = (32,)
     seeds: tuple[int, ...] = (0, 1, 2)
     students: tuple[str, ...] = ("auto",)
-    same_variants_in: str | None = None
     name: str = ""
 
 
@@ -109,7 +106,7 @@ def load_experiment(reference: str) -> ExperimentCard:
     Raises:
         UsageError: For unknown keys with "did you mean", wrong values, empty or repeated entries; all at once.
     """
-    path = Path(reference) if reference.endswith(".yaml") else find_card(CARDS, reference)
+    path = Path(reference) if reference.endswith(".yaml") else find_card("configs/experiments", reference)
     card = build(ExperimentCard, {"name": path.stem, **load_yaml(path)}, f"experiment card {path}")
     problems = [*_empty_or_repeated(card), *_wrong_variants(card)]
     if problems:
@@ -138,13 +135,11 @@ def variant_config(card: ExperimentCard, student: str, variant: str, pair: str) 
 
 
 def _empty_or_repeated(card: ExperimentCard) -> Iterable[str]:
-    axes: dict[str, list[Any]] = {
-        name: list(getattr(card, name)) for name in ("variants", "shots", "seeds", "students")
-    }
-    for name, values in ({"pairs": [pair.name for pair in card.pairs]} | axes).items():
-        if not values:
+    for name in ("pairs", "variants", "shots", "seeds", "students"):
+        counts = Counter(it.name if isinstance(it, Pair) else it for it in getattr(card, name))
+        if not counts:
             yield f"{name}: empty; give at least one entry"
-        yield from (f"{name}: {it} is given more than once; give each once" for it in values if values.count(it) > 1)
+        yield from (f"{name}: {it} is given more than once; give each once" for it, n in counts.items() if n > 1)
 
 
 def _wrong_variants(card: ExperimentCard) -> Iterable[str]:
@@ -156,7 +151,7 @@ def _wrong_variants(card: ExperimentCard) -> Iterable[str]:
         elif "unlabelled" in METHODS[variant.method].needs and not variant.unlabelled:
             yield f"{where}: {variant.method} needs unlabelled text; add unlabelled: true"
         for key in variant.overrides:
-            if key.split(".")[0] in (*OF_THE_GRID, *NEVER_DECIDES):
+            if key.split(".")[0] in {*OF_THE_GRID, *NEVER_DECIDES}:
                 yield f"{where}: {key} is set by the grid; take it out of the overrides"
         for student, pair in itertools.product(card.students, card.pairs):
             try:
@@ -248,40 +243,29 @@ def cell_key(cell: Cell, data: DataFiles) -> str:
     """Fingerprint everything that decides a cell's result.
 
     A cell keeps its key when only settings change that its method never reads, and when a field with a default is
-    added. The selector's card, and its policy where it has one, count by their content.
+    added, to the configuration or to the agents' cards. Of an agent, what decides its choices counts.
 
     Args:
         cell: The cell.
-        data: Names and sha256 of its data files.
+        data: Names and sha256 of its pair's files.
 
     Returns:
         32 hexadecimal digits.
     """
-    agent = agent_files(cell.config.selector.agent) if "selector" in METHODS[cell.method].reads else {}
-    return fingerprint([RESULTS_VERSION, cell.method, decisive(cell), dict(cell_files(cell, data)), agent])
-
-
-def decisive(cell: Cell) -> dict[str, Any]:
-    """Collect the fields that decide a cell's result and differ from their default.
-
-    Args:
-        cell: The cell.
-
-    Returns:
-        Values by dotted name.
-    """
     method, defaults = METHODS[cell.method], {**_flat(DistillConfig()), **FORMER_DEFAULTS}
     unread = set(NEVER_DECIDES)
     if "selector" in method.reads:
-        unread.update(OF_ONE_OPERATOR)
+        unread |= OF_ONE_OPERATOR
     elif cell.config.generator.operator is not None:
-        unread.update(OF_THE_CHAIN)
-    optional = {section for other in METHODS.values() for section in other.reads} - set(method.reads)
-    return {
+        unread |= OF_THE_CHAIN
+    sections = {section for other in METHODS.values() for section in other.reads} - set(method.reads)
+    decisive = {
         name: value
         for name, value in _flat(cell.config).items()
-        if name not in unread and name.split(".")[0] not in optional and value != defaults[name]
+        if name not in unread and name.split(".")[0] not in sections and value != defaults[name]
     }
+    agent = agent_parts(cell.config.selector.agent) if "selector" in method.reads else {}
+    return fingerprint([RESULTS_VERSION, cell.method, decisive, cell_files(cell, data), agent])
 
 
 def _flat(config: DistillConfig) -> dict[str, Any]:
@@ -292,14 +276,14 @@ def _flat(config: DistillConfig) -> dict[str, Any]:
 
 
 def data_files(groups: Iterable[Group], progress: Progress = SILENT) -> dict[str, DataFiles]:
-    """Read every domain of a grid once and note the sha256 of its files; test labels stay held back.
+    """Read everything that a grid reads once and note the sha256 of the files; test labels stay held back.
 
     Args:
         groups: Groups of one card.
         progress: Told about the reading.
 
     Returns:
-        The files of source and target, by name of the pair.
+        The files of source, target and unlabelled text, by name of the pair.
 
     Raises:
         UsageError: If a domain cannot be read.
@@ -307,42 +291,34 @@ def data_files(groups: Iterable[Group], progress: Progress = SILENT) -> dict[str
     """
 
     @cache
-    def files_of(reference: str, columns: Columns, folder: Path | None) -> DataFiles:
-        return _named_after(reference, load_domain(reference, columns, folder, progress, "columns in the card").files)
+    def files_of(reference: str, columns: Columns | None, folder: Path | None) -> DataFiles:
+        if columns is None:
+            files = read_unlabelled(reference, folder, progress)[1]
+        else:
+            files = load_domain(reference, columns, folder, progress, "columns in the card").files
+        # Named after the card's reference, since both domains may be folders that hold a train.csv.
+        return {reference if reference.endswith(name) else f"{reference}/{name}": files[name] for name in files}
 
-    found: dict[str, DataFiles] = {}
+    found: dict[str, dict[str, str]] = {}
     with progress.stage("read domains"):
-        for cell in (group[0] for group in groups):
-            config = cell.config
-            source = files_of(config.source or "", config.source_columns, config.data_folder)
-            target = files_of(config.target, config.target_columns, config.data_folder)
-            found[cell.place.pair] = {**source, **target}
+        for cell in itertools.chain.from_iterable(groups):
+            config, files = cell.config, found.setdefault(cell.place.pair, {})
+            files |= files_of(config.source or "", config.source_columns, config.data_folder)
+            files |= files_of(config.target, config.target_columns, config.data_folder)
+            files |= files_of(config.unlabelled, None, config.data_folder) if config.unlabelled else {}
     return found
 
 
-def cell_files(cell: Cell, data: DataFiles) -> DataFiles:
-    """Name the files that a cell reads.
+def cell_files(cell: Cell, data: DataFiles) -> dict[str, str]:
+    """Choose the files that a cell reads.
 
     Args:
         cell: The cell.
-        data: Files of its source and target, those of its unlabelled text perhaps among them.
+        data: Names and sha256 of its pair's files.
 
     Returns:
-        Names and sha256, those of its unlabelled text included.
+        Those of source and target, and of the unlabelled text if the method reads it.
     """
-    config = cell.config
-    if config.unlabelled is None or "unlabelled" not in METHODS[cell.method].reads:
-        return data
-    if any(name == config.unlabelled or name.startswith(f"{config.unlabelled}/") for name in data):
-        return data  # as a finished cell notes them: a report needs no files
-    return {**data, **_unlabelled_files(config.unlabelled, config.data_folder)}
-
-
-@cache
-def _unlabelled_files(reference: str, data_folder: Path | None) -> DataFiles:
-    return _named_after(reference, read_unlabelled(reference, data_folder)[1])
-
-
-def _named_after(reference: str, files: DataFiles) -> DataFiles:
-    """Name files by the card's reference, since both domains may be folders that hold a train.csv."""
-    return {reference if reference.endswith(name) else f"{reference}/{name}": files[name] for name in files}
+    read = [cell.config.source, cell.config.target]
+    read += [cell.config.unlabelled] if "unlabelled" in METHODS[cell.method].reads else []
+    return {name: data[name] for name in data if any(name == it or name.startswith(f"{it}/") for it in read)}

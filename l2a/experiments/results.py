@@ -10,8 +10,8 @@ import itertools
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from filelock import FileLock
-from numpy.typing import NDArray
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
@@ -29,16 +28,9 @@ from l2a.util.errors import UsageError
 from l2a.util.files import atomic_write_text, fingerprint
 
 RESULTS_FILE = "cells.jsonl"
-LOCK_FOLDER = ".locks"
 CHECKSUM, END = ', "checksum": "', '"}'
 METRICS = ("accuracy", "macro_f1")
-RESAMPLES = 2000
-LEVEL = 0.95
-TRIMMED = 0.25
-SEED = 0
-CELL_FIELDS = (*Place._fields, "variant", "accuracy", "macro_f1", "parameters", "labels_used", "seconds", "key")
-
-Statistic = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+RESAMPLES, LEVEL = 2000, 0.95
 logger = logging.getLogger(__name__)
 
 
@@ -210,7 +202,7 @@ def lock_for(folder: Path, name: str) -> FileLock:
     Returns:
         The lock, not yet taken.
     """
-    locks = folder / LOCK_FOLDER
+    locks = folder / ".locks"
     locks.mkdir(parents=True, exist_ok=True)
     if not (locks / ".gitignore").exists():
         atomic_write_text(locks / ".gitignore", "*\n")
@@ -221,32 +213,16 @@ def _order(result: CellResult) -> tuple[Place, str]:
     return (result.place, result.variant)
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """Level of a variant over some cells, as fractions.
-
-    Attributes:
-        cells: Number of cells.
-        mean: Mean.
-        low: Lower end of its interval.
-        high: Upper end of its interval.
-        interquartile_mean: Mean without the lowest and the highest quarter of the cells (Agarwal et al. 2021,
-            arXiv 2108.13264).
-        interquartile_low: Lower end of its interval.
-        interquartile_high: Upper end of its interval.
-    """
+class Estimate(NamedTuple):
+    """Level of a variant over some cells: their number, the mean as a fraction and the ends of its interval."""
 
     cells: int
     mean: float
     low: float
     high: float
-    interquartile_mean: float
-    interquartile_low: float
-    interquartile_high: float
 
 
-@dataclass(frozen=True)
-class Comparison:
+class Comparison(NamedTuple):
     """One variant against another on the cells that both have.
 
     Attributes:
@@ -256,8 +232,7 @@ class Comparison:
         mean_difference: Variant minus baseline, mean over the cells, as a fraction.
         low: Lower end of its interval.
         high: Upper end of its interval.
-        p_value: Wilcoxon signed-rank test on the cells' differences, two-sided, Holm-corrected over all pairs of
-            variants of this metric.
+        p_value: Two-sided Wilcoxon signed-rank test on the cells, Holm-corrected over all pairs of variants.
         wins: Cells where the variant is better.
         ties: Cells where both are equal.
         losses: Cells where the baseline is better.
@@ -277,51 +252,26 @@ class Comparison:
     cells: int
 
 
-@dataclass(frozen=True)
-class RankAgreement:
-    """Whether two budgets rank variants alike.
-
-    Attributes:
-        metric: "accuracy" or "macro_f1".
-        cells: Cells for each variant, the same ones in both.
-        means: Mean of each variant at the first and at the second budget.
-        spearman: Rank correlation of the two means over the variants.
-        mean_spearman_of_pairs: Mean over pairs of the rank correlation inside each pair.
-    """
-
-    metric: str
-    cells: int
-    means: Mapping[str, tuple[float, float]]
-    spearman: float
-    mean_spearman_of_pairs: float
-
-
-def table_of(results: Sequence[CellResult], metric: str) -> pd.DataFrame:
-    """Lay results out with a row for each place and a column for each variant.
-
-    Args:
-        results: Finished cells.
-        metric: "accuracy" or "macro_f1".
-
-    Returns:
-        float64, NaN where a cell is missing; indexed by pair, shots, seed and student, sorted.
-    """
-    rows = [(*result.place, result.variant, float(getattr(result, metric))) for result in results]
-    frame = pd.DataFrame(rows, columns=[*Place._fields, "variant", metric])
-    return frame.pivot(index=list(Place._fields), columns="variant", values=metric)
-
-
 def estimate(values: pd.Series) -> Estimate:
-    """Estimate the level of a variant.
+    """Estimate a mean with its two-level bootstrap interval.
 
     Args:
         values: One value a cell, by place; at least one.
 
     Returns:
-        Mean and interquartile mean with their intervals.
+        The estimate.
     """
-    cube = _cube(values)
-    return Estimate(len(values), *_interval(cube, _mean), *_interval(cube, _interquartile_mean))
+    axes = ("pair", "seed", ["shots", "student"])
+    places = tuple(values.groupby(level=axis).ngroup().to_numpy() for axis in axes)
+    cube = np.full([place.max() + 1 for place in places], np.nan)  # NaN where a cell is missing
+    cube[places] = values
+    pairs, seeds, _ = cube.shape
+    rng = np.random.default_rng(0)  # the same draws for every interval, so that adding a variant moves no other
+    drawn_pairs = rng.integers(pairs, size=(RESAMPLES, pairs, 1))
+    replicates = cube[drawn_pairs, rng.integers(seeds, size=(RESAMPLES, pairs, seeds))].reshape(RESAMPLES, -1)
+    means = np.nanmean(replicates[~np.isnan(replicates).all(axis=1)], axis=1)
+    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Estimate(len(values), float(np.nanmean(cube)), float(low), float(high))
 
 
 def compare(results: Sequence[CellResult], variants: Sequence[str], metric: str) -> tuple[Comparison, ...]:
@@ -333,96 +283,32 @@ def compare(results: Sequence[CellResult], variants: Sequence[str], metric: str)
         metric: "accuracy" or "macro_f1".
 
     Returns:
-        Comparisons in both directions, sorted by variant and baseline in the given order; pairs of variants without a
-        common cell are left out.
+        Both directions of every pair of variants with a common cell, in the given order.
     """
-    table, found = table_of(results, metric), []
-    for variant, baseline in itertools.combinations(variants, 2):
+    table, differences = _table(results, metric), {}
+    for both in itertools.combinations(variants, 2):
         # Rounded, so that equal differences of fractions tie in the ranks of the test.
-        differences = (table[variant] - table[baseline]).dropna().round(12)
-        if len(differences):
-            found.append(_compare_two(variant, baseline, metric, differences))
-    if found:
-        corrected = multipletests([item.p_value for item in found], method="holm")[1]
-        found = [replace(item, p_value=float(p)) for item, p in zip(found, corrected, strict=True)]
-    order = {variant: position for position, variant in enumerate(variants)}
-    return tuple(sorted([*found, *map(_reversed, found)], key=lambda it: (order[it.variant], order[it.baseline])))
+        found = (table[both[0]] - table[both[1]]).dropna().round(12)
+        differences |= {both: found} if len(found) else {}
+    if not differences:
+        return ()
+    p_values = [stats.wilcoxon(found).pvalue if found.any() else 1.0 for found in differences.values()]
+    comparisons = []
+    for (both, found), p in zip(differences.items(), multipletests(p_values, method="holm")[1], strict=True):
+        cells, mean, low, high = estimate(found)
+        wins, losses = int((found > 0).sum()), int((found < 0).sum())
+        ties = cells - wins - losses
+        forward = (mean, low, high, float(p), wins, ties, losses, cells)
+        backward = (0.0 - mean, 0.0 - high, 0.0 - low, float(p), losses, ties, wins, cells)
+        comparisons += [Comparison(*both, metric, *forward), Comparison(*both[::-1], metric, *backward)]
+    return tuple(sorted(comparisons, key=lambda it: (variants.index(it.variant), variants.index(it.baseline))))
 
 
-def _compare_two(variant: str, baseline: str, metric: str, differences: pd.Series) -> Comparison:
-    interval = _interval(_cube(differences), _mean)
-    wins, losses, cells = int((differences > 0).sum()), int((differences < 0).sum()), len(differences)
-    p_value = float(stats.wilcoxon(differences).pvalue) if wins + losses else 1.0
-    return Comparison(variant, baseline, metric, *interval, p_value, wins, cells - wins - losses, losses, cells)
-
-
-def _reversed(item: Comparison) -> Comparison:
-    mean, low, high = 0.0 - item.mean_difference, 0.0 - item.high, 0.0 - item.low
-    counts = (item.losses, item.ties, item.wins, item.cells)
-    return Comparison(item.baseline, item.variant, item.metric, mean, low, high, item.p_value, *counts)
-
-
-def rank_agreement(first: Sequence[CellResult], second: Sequence[CellResult], metric: str) -> RankAgreement | None:
-    """Measure how far two budgets rank the same variants alike, on the cells that both have.
-
-    Args:
-        first: Finished cells of the first budget.
-        second: Finished cells of the second budget.
-        metric: "accuracy" or "macro_f1".
-
-    Returns:
-        The agreement, or None when fewer than three variants have cells in common.
-    """
-    tables = [table_of(results, metric) for results in (first, second)]
-    variants = sorted({*map(str, tables[0])} & {*map(str, tables[1])})
-    both = pd.concat([table[variants] for table in tables], axis=1, join="inner", keys=["first", "second"]).dropna()
-    if len(variants) < 3 or both.empty:
-        return None
-    means, of_pairs = both.mean(), both.groupby(level="pair").mean()
-    by_variant = {variant: (float(means["first", variant]), float(means["second", variant])) for variant in variants}
-    mean_of_pairs = float(np.mean([_spearman(row, variants) for _, row in of_pairs.iterrows()]))
-    return RankAgreement(metric, len(both), by_variant, _spearman(means, variants), mean_of_pairs)
-
-
-def _spearman(means: pd.Series, variants: Sequence[str]) -> float:
-    """A budget at which all variants are equal ranks nothing: its correlation is 0, not undefined."""
-    first, second = means["first"][variants], means["second"][variants]
-    return float(stats.spearmanr(first, second).statistic) if np.ptp(first) and np.ptp(second) else 0.0
-
-
-def _cube(values: pd.Series) -> NDArray[np.float64]:
-    """Arrange values as (pairs, seeds, rest), NaN where a cell is missing."""
-    axes = ("pair", "seed", ["shots", "student"])
-    places = tuple(values.groupby(level=axis).ngroup().to_numpy() for axis in axes)
-    cube = np.full([place.max() + 1 for place in places], np.nan)
-    cube[places] = values
-    return cube
-
-
-def _interval(cube: NDArray[np.float64], statistic: Statistic) -> tuple[float, float, float]:
-    """Give the statistic of all cells and the ends of its two-level bootstrap interval."""
-    rng = np.random.default_rng(SEED)  # the same draws for every interval, so that adding a variant moves no other
-    pairs, seeds, _ = cube.shape
-    drawn_pairs = rng.integers(pairs, size=(RESAMPLES, pairs, 1))
-    drawn_seeds = rng.integers(seeds, size=(RESAMPLES, pairs, seeds))
-    replicates = cube[drawn_pairs, drawn_seeds].reshape(RESAMPLES, -1)
-    kept = replicates[~np.isnan(replicates).all(axis=1)]
-    tail = (1 - LEVEL) / 2
-    low, high = np.quantile(statistic(kept), [tail, 1 - tail])
-    return float(statistic(cube.reshape(1, -1))[0]), float(low), float(high)
-
-
-def _mean(rows: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.asarray(np.nanmean(rows, axis=1), dtype=np.float64)
-
-
-def _interquartile_mean(rows: NDArray[np.float64]) -> NDArray[np.float64]:
-    known = ~np.isnan(rows)
-    counts, found = known.sum(axis=1), np.empty(len(rows))
-    for count in np.unique(counts):
-        chosen = counts == count
-        found[chosen] = stats.trim_mean(rows[chosen][known[chosen]].reshape(-1, count), TRIMMED, axis=1)
-    return found
+def _table(results: Sequence[CellResult], metric: str) -> pd.DataFrame:
+    """A row for each place, a column for each variant, NaN where a cell is missing."""
+    rows = [(*result.place, result.variant, float(getattr(result, metric))) for result in results]
+    frame = pd.DataFrame(rows, columns=[*Place._fields, "variant", metric])
+    return frame.pivot(index=list(Place._fields), columns="variant", values=metric)
 
 
 class Slice(NamedTuple):
@@ -461,18 +347,9 @@ class Summary:
     levels: Mapping[Slice, Estimate]
     comparisons: tuple[Comparison, ...]
 
-    def level(self, variant: str, metric: str = "accuracy", **axes: Any) -> Estimate | None:
-        """Look a level up.
-
-        Args:
-            variant: The variant.
-            metric: "accuracy" or "macro_f1".
-            **axes: ``pair``, ``shots`` or ``student``: only these cells.
-
-        Returns:
-            The estimate, or None when there is no such cell.
-        """
-        return self.levels.get(Slice(variant, metric, **axes))
+    def level(self, variant: str, metric: str = "accuracy", **axis: Any) -> Estimate | None:
+        """Look up the mean of a variant, of one ``pair``, number of ``shots`` or ``student`` if one is named."""
+        return self.levels.get(Slice(variant, metric, **axis))
 
 
 def summarise(card: ExperimentCard, results: Sequence[CellResult]) -> Summary:
@@ -495,7 +372,15 @@ def summarise(card: ExperimentCard, results: Sequence[CellResult]) -> Summary:
         raise UsageError(f"results: none of the {len(cells)} cells of card {card.name} is finished; {needed}")
     have = {result.variant for result in known}
     variants = tuple(name for name in card.variants if name in have)
-    levels = dict(_levels(card, known, variants))
+    axes: list[tuple[str, Any]] = [("pair", None), *(("pair", pair.name) for pair in card.pairs)]
+    axes += [("shots", shots) for shots in card.shots if len(card.shots) > 1]
+    axes += [("student", student) for student in card.students if len(card.students) > 1]
+    tables, levels = {metric: _table(known, metric) for metric in METRICS}, {}
+    for variant, metric, (axis, value) in itertools.product(variants, METRICS, axes):
+        values = tables[metric][variant].dropna()
+        chosen = values if value is None else values[values.index.get_level_values(axis) == value]
+        if len(chosen):
+            levels[Slice(variant, metric, **{axis: value})] = estimate(chosen)
     return Summary(
         card=card,
         results=known,
@@ -509,21 +394,6 @@ def summarise(card: ExperimentCard, results: Sequence[CellResult]) -> Summary:
     )
 
 
-def _levels(
-    card: ExperimentCard, results: Sequence[CellResult], variants: Iterable[str]
-) -> Iterable[tuple[Slice, Estimate]]:
-    """Overall first, then on each pair, then along each other axis that the card varies."""
-    slices: list[tuple[str, Any]] = [("pair", None), *(("pair", pair.name) for pair in card.pairs)]
-    slices += [("shots", shots) for shots in card.shots if len(card.shots) > 1]
-    slices += [("student", student) for student in card.students if len(card.students) > 1]
-    tables = {metric: table_of(results, metric) for metric in METRICS}
-    for variant, metric, (axis, value) in itertools.product(variants, METRICS, slices):
-        values = tables[metric][variant].dropna()
-        chosen = values if value is None else values[values.index.get_level_values(axis) == value]
-        if len(chosen):
-            yield Slice(variant, metric, **{axis: value}), estimate(chosen)
-
-
 def write_summary(path: Path, summary: Summary) -> None:
     """Write the summary as JSON, one entry a line, so that changes can be reviewed.
 
@@ -531,20 +401,20 @@ def write_summary(path: Path, summary: Summary) -> None:
         path: Destination.
         summary: The numbers.
     """
+    shown = (*Place._fields, "variant", "accuracy", "macro_f1", "parameters", "labels_used", "seconds", "key")
     parts: dict[str, Any] = {
         "card": summary.card.name,
         "description": summary.card.description,
         "preset": summary.card.preset,
         "missing": summary.missing,
         "outdated": summary.outdated,
-        "cells": [{name: getattr(result, name) for name in CELL_FIELDS} for result in summary.results],
-        "means": [{**slice_._asdict(), **asdict(level)} for slice_, level in summary.levels.items()],
-        "comparisons": [asdict(comparison) for comparison in summary.comparisons],
+        "cells": [{name: getattr(result, name) for name in shown} for result in summary.results],
+        "means": [{**which._asdict(), **level._asdict()} for which, level in summary.levels.items()],
+        "comparisons": [item._asdict() for item in summary.comparisons],
     }
-    entries = []
+    lines = []
     for key, value in parts.items():
-        text = json.dumps(value, ensure_ascii=False)
-        if isinstance(value, list) and value:
-            text = "[\n" + ",\n".join(f"  {json.dumps(entry, ensure_ascii=False)}" for entry in value) + "\n ]"
-        entries.append(f' "{key}": {text}')
-    atomic_write_text(path, "{\n" + ",\n".join(entries) + "\n}\n")
+        entries = value if isinstance(value, list) else []
+        rows = ",\n".join(f"  {json.dumps(entry, ensure_ascii=False)}" for entry in entries)
+        lines.append(f' "{key}": ' + (f"[\n{rows}\n ]" if entries else json.dumps(value, ensure_ascii=False)))
+    atomic_write_text(path, "{\n" + ",\n".join(lines) + "\n}\n")

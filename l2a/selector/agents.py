@@ -4,7 +4,7 @@ import contextlib
 import json
 import pkgutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -119,27 +119,28 @@ def _with_policy(card: AgentCard, folder: Path) -> AgentCard:
     return replace(card, policy=str(folder))
 
 
-def agent_files(name: str) -> dict[str, str]:
-    """Fingerprint what an agent is made of, so that a result can tell when its card was changed.
+def agent_parts(name: str) -> dict[str, Any]:
+    """Collect what decides an agent's choices, so that a result can tell when it was changed.
 
     Args:
         name: As ``load_agent`` takes it.
 
     Returns:
-        A hash of the card's file and of each of its policy's files, by file name; a missing agent has none.
+        The card's fields that differ from their defaults, without its description, and a hash of each of its policy's
+        files; a missing agent has none.
     """
     try:
         card = load_agent(name)
     except UsageError:  # whoever runs the agent says what is wrong; whoever reports old results can go on
         return {}
-    path = Path(name).expanduser() if name.endswith(CARD_FILES) else list_cards("agents").get(name)
-    hashes = {} if path is None else {path.name: sha256_file(path)}
+    defaults = {**asdict(AgentCard("", "")), "description": card.description, "policy": card.policy}
+    parts = {key: value for key, value in asdict(card).items() if value != defaults[key]}
     if card.policy is not None:
         with contextlib.suppress(OSError, ValueError, TypeError):  # as above
             description = dict(json.loads(Path(card.policy, DESCRIPTION).read_text("utf-8")))
             description.pop("facts", None)  # how it was trained changes no choice
-            hashes |= {DESCRIPTION: fingerprint(description), WEIGHTS: sha256_file(Path(card.policy, WEIGHTS))}
-    return hashes
+            parts |= {DESCRIPTION: fingerprint(description), WEIGHTS: sha256_file(Path(card.policy, WEIGHTS))}
+    return parts
 
 
 def algorithm_class(card: AgentCard) -> Any:

@@ -112,26 +112,20 @@ def test_the_settings_of_the_chain_decide_only_the_rows_that_draw_by_it(workspac
             assert (cell_key(changed, data) == cell_key(cell, data)) == stays, change
 
 
-def test_the_content_of_unlabelled_text_decides_the_rows_that_read_it(workspace: Path, tmp_path: Path) -> None:
-    files = [tmp_path / "one" / "more.txt", tmp_path / "two" / "more.txt"]
-    for file, text in zip(files, ("a calm day", "a rough night"), strict=True):
-        file.parent.mkdir()
-        file.write_text(text)
-    config = cell_of("random").config
-    configs = [replace(config, unlabelled="more.txt", data_root=str(file.parent)) for file in files]
-    for row, differs in (("l2a_student", True), ("augmented_kd_student", False), ("plain_kd_student", False)):
-        keys = {cell_key(replace(cell_of("random"), method=row, config=each), {}) for each in configs}
-        assert (len(keys) == 2) == differs, row
-
-
-def test_the_key_of_a_finished_cell_needs_no_unlabelled_file(workspace: Path, tmp_path: Path) -> None:
-    (tmp_path / "more.txt").write_text("a calm day")
-    config = replace(cell_of("random").config, unlabelled="more.txt", data_root=str(tmp_path))
-    cell = replace(cell_of("random"), method="l2a_student", config=config)
-    files = cell_files(cell, {"sea.jsonl": "a"})
-    elsewhere = replace(cell, config=replace(config, data_root=str(tmp_path / "nowhere")))
-    assert set(files) == {"sea.jsonl", "more.txt"}
-    assert cell_key(elsewhere, files) == cell_key(cell, {"sea.jsonl": "a"})
+def test_the_content_of_unlabelled_text_decides_the_rows_that_read_it(workspace: Path) -> None:
+    pair = {"name": "sea_sky", "source": "sea.jsonl", "target": "sky.jsonl", "unlabelled": "more.txt"}
+    methods = ("l2a_student", "augmented_kd_student", "plain_kd_student")
+    variants = {method: {"method": method, "unlabelled": True} for method in methods}
+    write_card(workspace, pairs=[pair], seeds=[0], variants=variants)
+    (group,) = expand(load_experiment("tiny"), workspace / "data")
+    keys = []
+    for text in ("a calm day", "a rough night"):
+        (workspace / "data" / "more.txt").write_text(text)
+        files = data_files([group])["sea_sky"]
+        keys.append([cell_key(cell, files) for cell in group])
+        read = [set(cell_files(cell, files)) for cell in group]
+        assert read == [{"sea.jsonl", "sky.jsonl", "more.txt"}, *[{"sea.jsonl", "sky.jsonl"}] * 2]
+    assert [one == other for one, other in zip(*keys, strict=True)] == [False, True, True]
 
 
 def test_what_only_shows_a_training_does_not_change_the_key(workspace: Path) -> None:
@@ -141,19 +135,23 @@ def test_what_only_shows_a_training_does_not_change_the_key(workspace: Path) -> 
     assert cell_key(shown, data) == cell_key(cell, data) != cell_key(other, data)
 
 
-def test_the_content_of_the_agents_card_and_policy_decides_only_the_rows_that_select(workspace: Path) -> None:
+def test_what_decides_the_agents_choices_decides_only_the_rows_that_select(workspace: Path) -> None:
     agent, policy = workspace / "agents" / "mine.yaml", workspace / "agents" / "trained" / "policy.json"
     policy.parent.mkdir(parents=True)
     policy.with_name("policy.safetensors").write_bytes(b"weights")
     cells = [replace(cell_of(name), config=override(cell_of(name).config, {"selector.agent": "mine"}))
              for name in ("random", "plain")]  # fmt: skip
     keys = []
-    for card_text, policy_text in (("a", "{}"), ("b", "{}"), ("b", '{"format": 1}')):
-        agent.write_text(f"description: {card_text}\nalgorithm: stable_baselines3.PPO\npolicy: trained\n")
+    for description, more, policy_text in (
+        ("a", "", "{}"), ("b", "\npatience: null", "{}"), ("b", "", '{"format": 1}'), ("b", "\nrescore_every: 5", "{}"),
+    ):  # fmt: skip
+        agent.write_text(f"description: {description}\nalgorithm: stable_baselines3.PPO\npolicy: trained{more}\n")
         policy.write_text(policy_text)
         keys.append([cell_key(cell, {}) for cell in cells])
     selecting, plain = zip(*keys, strict=True)
-    assert len(set(selecting)) == 3 and len(set(plain)) == 1
+    assert len(set(plain)) == 1
+    assert selecting[0] == selecting[1]  # a description, and a field at its default
+    assert len(set(selecting)) == 3
 
 
 def test_a_missing_agent_gives_a_key_so_that_old_results_can_be_reported(workspace: Path) -> None:

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from l2a.experiments import results
-from l2a.experiments.results import LOCK_FOLDER, RESULTS_FILE, CellResult, from_line, read_results, save_result, to_line
+from l2a.experiments.results import RESULTS_FILE, CellResult, from_line, read_results, save_result, to_line
 
 Make = Callable[..., CellResult]
 as_fixture = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
@@ -91,8 +91,8 @@ def test_two_writers_lose_nothing(tmp_path: Path, make_result: Make) -> None:
 
 def test_locks_are_not_committed(tmp_path: Path, make_result: Make) -> None:
     save_result(tmp_path, make_result())
-    assert (tmp_path / LOCK_FOLDER / ".gitignore").read_text() == "*\n"
-    assert sorted(path.name for path in tmp_path.iterdir()) == [LOCK_FOLDER, RESULTS_FILE]
+    assert (tmp_path / ".locks" / ".gitignore").read_text() == "*\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".locks", RESULTS_FILE]
 
 
 def test_any_changed_source_of_the_package_is_other_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from l2a.experiments.results import CellResult, Estimate, Place, compare, estimate, rank_agreement
+from l2a.experiments.results import CellResult, Estimate, Place, compare, estimate
 
 Make = Callable[..., CellResult]
 few = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -37,17 +37,7 @@ def test_means_are_those_of_numpy_and_scipy() -> None:
     found = level(dict(zip(places(6, 3), values.tolist(), strict=True)))
     assert found.cells == 18
     assert found.mean == pytest.approx(values.mean())
-    assert found.interquartile_mean == pytest.approx(stats.trim_mean(values, 0.25))
     assert found.low < found.mean < found.high
-    assert found.interquartile_low < found.interquartile_mean < found.interquartile_high
-
-
-def test_an_outlier_moves_the_mean_but_not_the_interquartile_mean() -> None:
-    values = dict.fromkeys(places(4, 3), 0.8)
-    values[places(4, 3)[0]] = 0.0
-    found = level(values)
-    assert found.interquartile_mean == pytest.approx(0.8)
-    assert found.mean < 0.74
 
 
 def test_the_interval_is_as_wide_as_the_pairs_differ() -> None:
@@ -75,7 +65,7 @@ def test_95_of_100_intervals_hold_the_truth() -> None:
 def test_a_shift_of_all_cells_shifts_everything(shift: float) -> None:
     values = dict(zip(places(3, 2), [0.4, 0.5, 0.6, 0.55, 0.3, 0.7], strict=True))
     before, after = level(values), level({place: value + shift for place, value in values.items()})
-    for name in ("mean", "low", "high", "interquartile_mean", "interquartile_low", "interquartile_high"):
+    for name in ("mean", "low", "high"):
         assert getattr(after, name) == pytest.approx(getattr(before, name) + shift)
 
 
@@ -85,13 +75,12 @@ def test_missing_cells_leave_numbers_and_no_warning() -> None:
         del values[place]
     found = level(values)
     assert found.cells == 7
-    assert found.interquartile_mean == pytest.approx(stats.trim_mean(list(values.values()), 0.25))
-    assert np.isfinite([found.low, found.high, found.interquartile_low, found.interquartile_high]).all()
+    assert np.isfinite([found.low, found.high]).all()
 
 
 def test_one_cell_is_its_own_interval() -> None:
     found = level({Place("a", 32, 0, "auto"): 0.5})
-    assert (found.mean, found.low, found.high, found.interquartile_mean) == (0.5, 0.5, 0.5, 0.5)
+    assert (found.mean, found.low, found.high) == (0.5, 0.5, 0.5)
 
 
 def test_a_comparison_counts_and_tests_the_same_cells(make_result: Make) -> None:
@@ -142,21 +131,3 @@ def test_equal_methods_tie(make_result: Make) -> None:
     table = np.full((2, 2), 0.7)
     item = compare(results_of(make_result, {"a": table, "b": table}), ["a", "b"], "macro_f1")[0]
     assert (item.p_value, item.wins, item.ties, item.losses, item.mean_difference) == (1.0, 0, 4, 0, 0.0)
-
-
-def test_rank_agreement_is_that_of_the_means(make_result: Make) -> None:
-    levels = {"a": 0.9, "b": 0.8, "c": 0.7, "d": 0.6}
-    swapped = {"a": 0.8, "b": 0.9, "c": 0.7, "d": 0.6}
-    one = results_of(make_result, {name: np.full((2, 3), level) for name, level in levels.items()})
-    other = results_of(make_result, {name: np.full((2, 1), level) for name, level in swapped.items()})
-    found = rank_agreement(one, other, "accuracy")
-    assert found is not None
-    assert (sorted(found.means), found.cells) == (["a", "b", "c", "d"], 2)  # the cells that both have
-    assert found.spearman == pytest.approx(0.8)
-    assert found.mean_spearman_of_pairs == pytest.approx(0.8)
-
-
-def test_too_few_methods_have_no_rank_agreement(make_result: Make) -> None:
-    results = results_of(make_result, {"a": np.full((1, 1), 0.5), "b": np.full((1, 1), 0.6)})
-    assert rank_agreement(results, results, "accuracy") is None
-    assert rank_agreement(results, (), "accuracy") is None

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from l2a.config import SelectorConfig
-from l2a.selector.agents import AgentCard, agent_files, load_agent
+from l2a.selector.agents import AgentCard, agent_parts, load_agent
 from l2a.selector.algorithms import load_facts, load_policy, save_policy
 from l2a.selector.reward import build_surrogate, surrogate_reward
 from l2a.selector.select import apply_policy, select
@@ -106,12 +106,12 @@ def test_wrong_numbers_on_a_card_are_refused_by_name(changes, message):
 
 
 def test_a_hash_of_a_policy_holds_however_long_it_was_trained(saved, tmp_path):
-    before = agent_files("agents/shipped")
+    before = agent_parts("agents/shipped")
     save_policy(saved, tmp_path / "agents" / "shipped", {**FACTS, "steps_per_second": 12.5})
-    assert agent_files("agents/shipped") == before
+    assert agent_parts("agents/shipped") == before
     saved.network.score.weight.data += 1
     save_policy(saved, tmp_path / "agents" / "shipped", FACTS)
-    assert agent_files("agents/shipped") != before
+    assert agent_parts("agents/shipped") != before
 
 
 def test_a_policy_that_reads_what_is_not_measured_is_refused(problem, saved, tmp_path):
