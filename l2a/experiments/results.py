@@ -285,7 +285,8 @@ def compare(results: Sequence[CellResult], variants: Sequence[str], metric: str)
     Returns:
         Both directions of every pair of variants with a common cell, in the given order.
     """
-    table, differences = _table(results, metric), {}
+    table = _table(results, metric)
+    differences: dict[tuple[str, str], pd.Series] = {}
     for both in itertools.combinations(variants, 2):
         # Rounded, so that equal differences of fractions tie in the ranks of the test.
         found = (table[both[0]] - table[both[1]]).dropna().round(12)
@@ -298,9 +299,9 @@ def compare(results: Sequence[CellResult], variants: Sequence[str], metric: str)
         cells, mean, low, high = estimate(found)
         wins, losses = int((found > 0).sum()), int((found < 0).sum())
         ties = cells - wins - losses
-        forward = (mean, low, high, float(p), wins, ties, losses, cells)
-        backward = (0.0 - mean, 0.0 - high, 0.0 - low, float(p), losses, ties, wins, cells)
-        comparisons += [Comparison(*both, metric, *forward), Comparison(*both[::-1], metric, *backward)]
+        forward = Comparison(*both, metric, mean, low, high, float(p), wins, ties, losses, cells)
+        ends = (0.0 - mean, 0.0 - high, 0.0 - low)
+        comparisons += [forward, Comparison(*both[::-1], metric, *ends, float(p), losses, ties, wins, cells)]
     return tuple(sorted(comparisons, key=lambda it: (variants.index(it.variant), variants.index(it.baseline))))
 
 

@@ -204,7 +204,7 @@ class KDTrainer:
         self.steps_done = 0
         self.best_score = -np.inf
         self.read_batch: BatchReader = read_tokens
-        self._config, self._part_size = config, config.batch_size
+        self.config, self._part_size = config, config.batch_size
         self._seed = int(training.broadcast(np.array(seed)))
         self._rng = np.random.default_rng(self._seed)
         self._validation = (encode(student.tokenizer, validation.inputs, max_length), validation.labels)
@@ -220,13 +220,13 @@ class KDTrainer:
         self._table: tuple[Tensor, Tensor] | None = None
 
     def _start_optimizer(self) -> None:
-        rate, table = self._config.learning_rate, self.student.model.get_input_embeddings().weight
-        table.requires_grad_(self._config.embedding_rate > 0)
+        rate, table = self.config.peak_rate, self.student.model.get_input_embeddings().weight
+        table.requires_grad_(self.config.embedding_rate > 0)
         body = [parameter for parameter in self.student.model.parameters() if parameter is not table]
         head = list(self._head.parameters()) if self._head is not None else []
-        groups = [([*body, self._projection, *head], rate), ([table], rate * self._config.embedding_rate)]
+        groups = [([*body, self._projection, *head], rate), ([table], rate * self.config.embedding_rate)]
         self._optimizer = training.adamw(groups)
-        self._schedule = training.linear_schedule(self._optimizer, self._config.total_steps)
+        self._schedule = training.linear_schedule(self._optimizer, self.config.total_steps)
 
     def learn_subclasses(self, subclasses: LELPSubclasses) -> None:
         """Distil by pseudo-subclasses instead of soft labels; to be called before the first step.
@@ -253,7 +253,7 @@ class KDTrainer:
         """
         trial = copy.copy(self)
         trial.steps_done, trial.best_score, trial.read_batch = 0, -np.inf, read_tokens
-        trial._config, trial._seed = config, self._seed + 1000 * order
+        trial.config, trial._seed = config, self._seed + 1000 * order
         trial._rng = np.random.default_rng(trial._seed)
         trial._validation = (validation.encoded, validation.labels)
         trial._projection, trial._head = copy.deepcopy((self._projection, self._head))
@@ -289,16 +289,16 @@ class KDTrainer:
         data = join(sets)
         dropout = training.seeded(self._seed + self.steps_done)  # the same wherever the call starts
         with dropout, progress.stage(stage, steps) as advance, self._active_vocabulary_only(data) as renumbered:
-            self._average = WeightAverage(self._trained_parameters, self._config.average) if evaluate else None
+            self._average = WeightAverage(self._trained_parameters, self.config.average) if evaluate else None
             self.student.model.train()
             for indices in self._batches(renumbered, sets, shares, steps, renewal):
                 self._step(renumbered, indices)
                 advance(1)
                 if self._average is not None:
                     self._average.update()
-                    if self.steps_done % self._config.evaluate_every == 0:
+                    if self.steps_done % self.config.evaluate_every == 0:
                         self.evaluate(progress)
-            if evaluate and self.steps_done % self._config.evaluate_every:
+            if evaluate and self.steps_done % self.config.evaluate_every:
                 self.evaluate(progress)
             self._average = None
         self.student.model.eval()
@@ -322,13 +322,13 @@ class KDTrainer:
                 cycles[place] = cycle(used[place], self._rng, uses)
             present = [share if len(part) else 0.0 for share, part in zip(shares, used, strict=True)]
             count = min(every, steps - done)
-            for batch in mixture_batches(cycles, present, lengths, self._config.batch_size, count, self._rng):
+            for batch in mixture_batches(cycles, present, lengths, self.config.batch_size, count, self._rng):
                 uses[batch] += 1
                 yield batch
 
     @contextmanager
     def _active_vocabulary_only(self, data: DistillationSet) -> Iterator[DistillationSet]:
-        if not self._config.embedding_rate:
+        if not self.config.embedding_rate:
             yield data
             return
         encoded, labels = self._validation
@@ -354,7 +354,7 @@ class KDTrainer:
 
     def _loss(self, data: DistillationSet, indices: Indices, reduction: Reduction = "mean") -> Tensor:
         """Sum the weighted terms of the loss."""
-        config, device = self._config, self._device
+        config, device = self.config, self._device
         batch, taught = self.read_batch(self.student, data, indices)
         with training.mixed_precision(device, on_cpu=False) if self.student.model.training else nullcontext():
             logits, features = (part.float() for part in self.student(batch))

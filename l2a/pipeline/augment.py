@@ -224,7 +224,7 @@ def _token_space(job: AugmentJob, progress: Progress) -> TokenSpace:
     operator, length, gradient = OPERATORS[job.operator], job.max_length, None
     reader: Any
     if operator.needs_gradient:
-        if job.student is None or job.teacher == model.EMBEDDED:
+        if job.student is None or job.teacher in model.PACKAGED:
             raise UsageError(
                 f"--operator {job.operator} needs two classifiers with the same labels; name both, by --teacher and "
                 "--student, or use knn"

@@ -14,11 +14,12 @@ from l2a.kd.data import DistillationSet, Renewal, join, refuse_constant_targets
 from l2a.kd.lelp import fit_subclasses, teacher_output_weight
 from l2a.kd.trainer import KDTrainer, fit_output_layer
 from l2a.pipeline.data import RunData, load_run_data
-from l2a.student.presets import build_student, check_student
+from l2a.student.presets import build_student, check_student, starts_from_pretrained
 from l2a.student.student import Student
 from l2a.teacher.finetune import fine_tuned, refuse_useless_teacher
 from l2a.teacher.labelling import Labeller, cached_labeller
 from l2a.teacher.model import Teacher, check_teacher, load_encoder, load_fine_tuned
+from l2a.teacher.states import frozen_layers
 from l2a.util.progress import SILENT, Progress
 from l2a.util.training import best_device
 
@@ -107,7 +108,8 @@ class RunContext:
     @cached_property
     def labeller(self) -> Labeller:
         """The teacher's soft labels, cached by content."""
-        labeller = cached_labeller(self.teacher, self.config.max_length, self.progress)
+        frozen = frozen_layers(self.teacher, self.config.teacher.frozen_layers)
+        labeller = cached_labeller(self.teacher, self.config.max_length, self.progress, frozen)
         refuse_useless_teacher(labeller, self.data.splits.reward, self.progress)
         return labeller
 
@@ -226,7 +228,10 @@ def open_session(context: RunContext) -> TrainingSession:
     """
     student, config = context.new_student(), context.config
     validation, width = context.data.splits.validation, context.teacher.hidden_size
-    trainer = KDTrainer(student, config.kd, validation, width, config.max_length, config.seed)
+    kd = config.kd
+    if kd.learning_rate == "auto" and starts_from_pretrained(config.student, context.teacher):
+        kd = replace(kd, learning_rate=1e-4)
+    trainer = KDTrainer(student, kd, validation, width, config.max_length, config.seed)
     session = TrainingSession(context, student, trainer)
     known = session.known
     refuse_constant_targets(known)

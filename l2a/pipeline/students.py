@@ -239,7 +239,7 @@ def selection_problem(session: TrainingSession, drawn: Drawn) -> SelectionProble
     Returns:
         The problem; influences are measured when a policy first asks for them, and then kept.
     """
-    candidates, trainer, kd = drawn.candidates, session.trainer, session.context.config.kd
+    candidates, trainer, kd = drawn.candidates, session.trainer, session.trainer.config
     judged = np.random.default_rng([session.context.config.seed, 8]).permutation(len(candidates)) < REAL_POOL
 
     @cache

@@ -22,7 +22,7 @@ from l2a.data.examples import TextInput
 from l2a.evaluation.metrics import ClassificationMetrics, Interval
 from l2a.generator.chain import CandidatePool
 from l2a.selector.problem import Selection
-from l2a.teacher.model import usable_positions
+from l2a.teacher.model import PACKAGED, usable_positions
 from l2a.util.errors import RunError
 from l2a.util.files import atomic_file, atomic_folder, atomic_write_text
 from l2a.util.training import evaluating
@@ -145,16 +145,17 @@ def model_card(
         Markdown with a YAML header that a model hub reads.
     """
     teacher = config.teacher.model
-    base = "sentence-transformers/all-MiniLM-L6-v2" if teacher == "minilm-l6" else teacher
+    base = PACKAGED[teacher].hub if teacher in PACKAGED else teacher
     is_folder = base.startswith((".", "/", "~")) or Path(base).exists()
     text = Path(__file__).with_name("card.md.jinja").read_text("utf-8")
-    options = {"keep_trailing_newline": True, "trim_blocks": True, "undefined": jinja2.StrictUndefined}
-    return jinja2.Template(text, **options).render(
+    template = jinja2.Template(text, keep_trailing_newline=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
+    rendered: str = template.render(
         base_model=base if base.count("/") == 1 and not is_folder else None,  # hubs accept nothing but an id here
         config=config, label_names=label_names, is_pair=is_pair, metrics=metrics, model=model,
         table=[HEADERS, ("---", *["---:"] * (len(HEADERS) - 1)), *table_cells(rows)],
         verdict=verdict(rows, metrics["student"]),
     )  # fmt: skip
+    return rendered
 
 
 def export_student(model: Any, tokenizer: Any, folder: Path, card: str, max_length: int) -> None:

@@ -85,7 +85,7 @@ def reward_score(student: Student, reward: DistillationSet) -> float:
 
 
 def _whole_batch(kd: KDConfig, kept: DistillationSet, share_of_rate: float = 1.0) -> KDConfig:
-    rate = share_of_rate * kd.learning_rate
+    rate = share_of_rate * kd.peak_rate
     return replace(kd, learning_rate=rate, batch_size=max(process_count(), len(kept)))
 
 

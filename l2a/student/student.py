@@ -260,6 +260,29 @@ def let_last_layer_average(body: Any) -> None:
         nn.init.zeros_(parameter)
 
 
+def start_from_layers(
+    student: Student, original: Any, kept: NDArray[np.int64], texts: Sequence[TextInput], is_cut: bool
+) -> None:
+    """Give a student a trained encoder's layers and the vectors of the tokens that it keeps.
+
+    Args:
+        student: Of the encoder's shape, perhaps with fewer layers and tokens; changed in place.
+        original: The trained encoder.
+        kept: int64 (V,), its tokens in the encoder's vocabulary.
+        texts: Texts to fit the square layer below the output on.
+        is_cut: Whether upper layers are missing, so that the first token has hardly looked at the others yet.
+    """
+    body = student.model.base_model
+    shapes = {name: value.shape for name, value in body.state_dict().items()}
+    shared = {name: value for name, value in original.state_dict().items() if shapes.get(name) == value.shape}
+    body.load_state_dict(shared, strict=False)
+    with torch.no_grad():
+        body.get_input_embeddings().weight.copy_(original.get_input_embeddings().weight[torch.from_numpy(kept)])
+    if is_cut:
+        let_last_layer_average(body)
+    open_head(student, texts)
+
+
 GAIN = 0.5
 """Keeps the inputs of tanh and gelu small enough for them to be nearly linear."""
 MEASURED_SIDES = 512

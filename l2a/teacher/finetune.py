@@ -16,12 +16,13 @@ from l2a.data.encoding import encode, training_batches
 from l2a.data.examples import Examples
 from l2a.teacher.labelling import Labeller
 from l2a.teacher.model import Teacher
+from l2a.teacher.states import encoder_layers, frozen_layers, lower_states, upper_layers
 from l2a.util.errors import RunError
 from l2a.util.files import cached_folder, fingerprint
 from l2a.util.progress import SILENT, Progress
 from l2a.util.training import adamw, arithmetic, linear_schedule, mixed_precision, seeded
 
-RECIPE = 2
+RECIPE = 3
 """Raise it whenever ``fine_tune`` gives other weights than before: cached teachers are then trained again."""
 logger = logging.getLogger(__name__)
 
@@ -88,22 +89,25 @@ def fine_tune(
     Raises:
         RunError: If the loss is not finite; the batch is named.
     """
-    if config.frozen_layers is not None:
-        freeze_lower_layers(teacher, config.frozen_layers)
-    encoded = encode(teacher.tokenizer, examples.inputs, max_length)
-    # With fewer than 16 updates few-shot fine-tuning often fails (Mosbach et al., 2021).
+    frozen = frozen_layers(teacher, config.frozen_layers)
+    if frozen is not None:
+        freeze_lower_layers(teacher, frozen)
+    states = lower_states(teacher, frozen, examples.inputs, max_length, progress) if frozen else None
+    model = upper_layers(teacher, frozen) if frozen and states else teacher
+    read = states or encode(teacher.tokenizer, examples.inputs, max_length)
     total = max(16, round(epochs * math.ceil(len(examples) / config.batch_size)))
     head = list(teacher.head.parameters()) if teacher.head is not None else []
     optimizer = adamw([(list(teacher.encoder.parameters()), config.learning_rate), (head, config.head_learning_rate)])
     schedule, rng = linear_schedule(optimizer, total), np.random.default_rng(seed)
-    epoch_batches = (training_batches(encoded.lengths, config.batch_size, rng) for _ in itertools.count())
+    epoch_batches = (training_batches(read.lengths, config.batch_size, rng) for _ in itertools.count())
     batches = itertools.islice(itertools.chain.from_iterable(epoch_batches), total)
     labels, device = torch.from_numpy(examples.labels), next(teacher.parameters()).device
     teacher.train()
+    model.train()
     with seeded(seed), progress.stage(stage, total) as advance:  # dropout
         for step, indices in enumerate(batches):
             with mixed_precision(device):
-                logits = teacher(encoded.padded(indices, device))[0]
+                logits = model(read.padded(indices, device))[0]
             loss = functional.cross_entropy(logits.float(), labels[indices].to(device))
             if not torch.isfinite(loss):
                 first = f"batch starting with {examples.inputs[indices[0]][0][:60]!r}"
@@ -123,9 +127,8 @@ def freeze_lower_layers(teacher: Teacher, layers: int) -> None:
     for name, module in teacher.encoder.named_modules():
         if name.split(".")[-1] == "embeddings":
             module.requires_grad_(False)
-        if isinstance(module, nn.ModuleList) and name.split(".")[-1] in ("layer", "layers"):
-            for layer in list(module)[: min(layers, len(module) - 1)]:
-                layer.requires_grad_(False)
+    for layer in list(encoder_layers(teacher.encoder)[1])[:layers]:
+        layer.requires_grad_(False)
 
 
 def refuse_useless_teacher(labeller: Labeller, reward: Examples, progress: Progress = SILENT) -> float:

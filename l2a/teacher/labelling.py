@@ -24,6 +24,7 @@ from scipy.special import softmax
 from l2a.data.encoding import EncodedTexts, encode, inference_batches
 from l2a.data.examples import TextInput
 from l2a.teacher.model import Teacher
+from l2a.teacher.states import LowerStates, lower_states, upper_layers
 from l2a.util.errors import RunError, os_errors_as_run_error
 from l2a.util.files import cache_root, cached_folder, fingerprint
 from l2a.util.progress import SILENT, Progress
@@ -249,7 +250,11 @@ LABELLED_AT_ONCE = 16_384
 
 
 def predict(
-    teacher: Teacher, inputs: Sequence[TextInput], max_length: int, progress: Progress = SILENT
+    teacher: Teacher,
+    inputs: Sequence[TextInput],
+    max_length: int,
+    progress: Progress = SILENT,
+    frozen: int | None = None,
 ) -> TeacherOutputs:
     """Run the teacher once over N texts of at most ``max_length`` tokens.
 
@@ -258,18 +263,23 @@ def predict(
         inputs: The texts.
         max_length: Longest sequence in tokens.
         progress: Shows how many texts are done.
+        frozen: Lowest layers that no training changed: where their states of these texts are kept, they are not run.
 
     Raises:
         RunError: If a logit is not finite.
     """
-    outputs = run_teacher(teacher, encode(teacher.tokenizer, inputs, max_length), progress)
-    for bad in np.flatnonzero(~np.isfinite(outputs.logits).all(axis=1)):
+    states = lower_states(teacher, frozen, inputs, max_length, only_kept=True) if frozen else None
+    if frozen and states:
+        outputs = run_teacher(upper_layers(teacher, frozen), states, progress)
+    else:
+        outputs = run_teacher(teacher, encode(teacher.tokenizer, inputs, max_length), progress)
+    for bad in map(int, np.flatnonzero(~np.isfinite(outputs.logits).all(axis=1))):
         raise RunError(f"teacher: its logits for text {bad} ({inputs[bad][0][:60]!r}) are not finite; train it again")
     return outputs
 
 
-def run_teacher(teacher: Teacher, encoded: EncodedTexts, progress: Progress = SILENT) -> TeacherOutputs:
-    """Run the teacher over token ids; the arguments are those of ``predict``, the texts in its tokens."""
+def run_teacher(teacher: Teacher, encoded: EncodedTexts | LowerStates, progress: Progress = SILENT) -> TeacherOutputs:
+    """Run a teacher over token ids, or its upper layers over the states that the frozen ones gave."""
     logits = np.zeros((len(encoded), len(teacher.label_names)), np.float32)
     embeddings = np.zeros((len(encoded), teacher.hidden_size), np.float32)
     device = next(teacher.parameters()).device
@@ -303,7 +313,9 @@ def _key(teacher: Teacher, *more: int) -> str:
     return fingerprint(teacher.fingerprint(), RECIPE, arithmetic(next(teacher.parameters()).device), *more)
 
 
-def cached_labeller(teacher: Teacher, max_length: int, progress: Progress = SILENT) -> Labeller:
+def cached_labeller(
+    teacher: Teacher, max_length: int, progress: Progress = SILENT, frozen: int | None = None
+) -> Labeller:
     """Make a labeller that asks the fine-tuned teacher only about texts that it has never seen."""
     folder = cache_root() / "predictions" / _key(teacher, max_length)
     store = OutputStore(folder, len(teacher.label_names), teacher.hidden_size)
@@ -314,10 +326,10 @@ def cached_labeller(teacher: Teacher, max_length: int, progress: Progress = SILE
             outputs, known = store.read(keys)
             if known.all():
                 return outputs
-            new = list({keys[place]: inputs[place] for place in np.flatnonzero(~known)}.items())
+            new = list({keys[place]: inputs[place] for place in map(int, np.flatnonzero(~known))}.items())
             for start in range(0, len(new), LABELLED_AT_ONCE):
                 some_keys, texts = zip(*new[start : start + LABELLED_AT_ONCE], strict=True)
-                store.append(some_keys, predict(teacher, texts, max_length, progress))
+                store.append(some_keys, predict(teacher, texts, max_length, progress, frozen))
         raise RunError(f"{folder}: what was just written there is gone or damaged; check the disk and run again")
 
     return label

