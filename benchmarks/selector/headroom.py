@@ -52,7 +52,9 @@ def measure(config: DistillConfig, random_halves: int) -> dict[str, Any]:
     seen, unseen = dev.take(order[:middle]), dev.take(order[middle:])
     candidates = pair.drawn.candidates
     few, session = candidates.take(rng.permutation(len(candidates))[:REAL_POOL]), pair.session
-    of_dev = candidate_influences(session.trainer, candidates, few, session.labelled(seen.inputs, seen.labels), config.kd)
+    of_dev = candidate_influences(
+        session.trainer, candidates, few, session.labelled(seen.inputs, seen.labels), config.kd
+    )
     of_reward = build_surrogate(pair.problem).influences
     scores = {"best_by_reward_split": of_reward, "worst_by_reward_split": -of_reward, "best_by_dev_split": of_dev}
     scores |= {f"random_{i}": rng.random(len(candidates), np.float32) for i in range(random_halves)}
@@ -92,7 +94,9 @@ def after_round(pair: PreparedPair, kept: NDArray[np.int64] | None, judges: Exam
     weights, steps = session.student.snapshot(), context.config.kd.round_steps
     trial = replace(context.config.kd, warmup_steps=0, rounds=1, evaluate_every=steps)
     length = context.config.max_length
-    trainer = session.trainer.on_trial(trial, session.labelled(context.data.splits.validation.inputs, context.data.splits.validation.labels), order)
+    trainer = session.trainer.on_trial(
+        trial, session.labelled(context.data.splits.validation.inputs, context.data.splits.validation.labels), order
+    )
     trainer.train(*mixture(session, None if kept is None else pair.drawn.candidates.take(kept)), steps)
     trainer.restore_best()
     logits = run_student(session.student, encode(session.student.tokenizer, judges.inputs, length))[0]

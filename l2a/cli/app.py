@@ -65,7 +65,7 @@ def distill_command(
     ] = None,
     preset: Annotated[str, typer.Option(help="quick, default, full, or any card in ./configs.")] = "default",
     config: Annotated[Path | None, typer.Option(help="YAML file that overrides the preset; flags override it.")] = None,
-    teacher: Annotated[str | None, typer.Option(help="minilm-l6, a model folder or a Hub id.")] = None,
+    teacher: Annotated[str | None, typer.Option(help="minilm-l6, mpnet-base, a model folder or a Hub id.")] = None,
     fine_tuned_teacher: Annotated[
         bool | None, typer.Option("--fine-tuned-teacher", help="Use the teacher as it is: it already classifies.")
     ] = None,

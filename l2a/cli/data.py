@@ -138,7 +138,7 @@ def augment_command(
     source: Annotated[
         str | None, typer.Option(help="File or domain whose texts are mixed in; by default the input itself.")
     ] = None,
-    teacher: Annotated[str, typer.Option(help="minilm-l6, a model folder or a Hub id.")] = "minilm-l6",
+    teacher: Annotated[str, typer.Option(help="minilm-l6, mpnet-base, a model folder or a Hub id.")] = "minilm-l6",
     student: Annotated[str | None, typer.Option(help="For augpro_fgsm: a student with the teacher's labels.")] = None,
     batch_size: Annotated[int, typer.Option(help="Texts per step; it also changes the random draws.")] = 256,
     max_length: Annotated[int, typer.Option(help="Tokens read of each text.")] = 128,
@@ -190,7 +190,7 @@ def pretrain_command(
         list[str] | None,
         typer.Option(help="A domain whose texts must not be used, such as a later target; repeatable."),
     ] = None,
-    teacher: Annotated[str, typer.Option(help="minilm-l6, a model folder or a Hub id.")] = "minilm-l6",
+    teacher: Annotated[str, typer.Option(help="minilm-l6, mpnet-base, a model folder or a Hub id.")] = "minilm-l6",
     steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 4000,
     seed: Annotated[int, typer.Option(help="Seed of initial weights, variants and order.")] = 0,
     max_length: Annotated[int, typer.Option(help="Longest input in tokens.")] = 128,

@@ -20,7 +20,9 @@ from l2a.data.encoding import encode
 from l2a.generator.chain import GeneratorInputs, draw_pool
 from l2a.generator.tokens import TokenSpace, build_neighbour_table, vocabulary
 from l2a.kd.trainer import embedding_gradients, run_student
+from l2a.student import presets
 from l2a.student.presets import build_student, choose_tokens, count_tokens, keep_tokens, needed_tokens
+from l2a.teacher import model
 from l2a.teacher.labelling import predict
 from l2a.teacher.model import load_encoder, load_fine_tuned
 from l2a.util.errors import UsageError
@@ -220,3 +222,32 @@ def test_the_generator_draws_from_a_pruned_vocabulary(large_teacher, domain_text
     assert len(pool) == 48
     assert "augpro_fgsm" in pool.operators
     assert not any(unknown(student.tokenizer, text) for (text,) in pool.inputs)
+
+
+@pytest.fixture
+def packaged(monkeypatch, encoder_folder):
+    """Lets the packaged encoders be a tiny one."""
+    locate = model.locate
+    monkeypatch.setattr(
+        model, "locate", lambda name, *more: str(encoder_folder) if name in model.PACKAGED else locate(name, *more)
+    )
+
+
+def test_a_packaged_encoder_is_kept_whole_over_the_tokens_that_fit(
+    packaged, large_teacher, domain_texts, encoder_folder
+):
+    config = StudentConfig("bert-tiny", max_share=0.9)
+    student = build_student(config, large_teacher, LABELS, domain_texts, seed=0)
+    original = load_encoder(str(encoder_folder), LABELS, 0)
+    for name, value in original.encoder.encoder.state_dict().items():
+        assert torch.equal(student.model.base_model.encoder.state_dict()[name], value)
+    token = student.tokenizer.convert_ids_to_tokens(9)
+    theirs = original.word_embeddings()[original.tokenizer.convert_tokens_to_ids(token)]
+    assert torch.equal(student.word_embeddings()[9], theirs)
+
+
+@pytest.mark.parametrize(("room", "preset"), [(1, "minilm-l6"), (10**9, "narrow")])
+def test_auto_is_minilm_where_its_layers_fit_and_narrow_elsewhere(room, preset, large_teacher, monkeypatch):
+    monkeypatch.setattr(presets, "ROOM_FOR_MINILM", room)
+    assert presets.resolve_preset(StudentConfig(), large_teacher).preset == preset
+    assert presets.starts_from_pretrained(StudentConfig(), large_teacher) == (preset == "minilm-l6")
