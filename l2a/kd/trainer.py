@@ -14,17 +14,7 @@ from torch import Tensor, nn
 from l2a.config import KDConfig
 from l2a.data.encoding import EncodedTexts, encode, inference_batches
 from l2a.data.examples import Examples, TextInput
-from l2a.kd.data import (
-    BatchReader,
-    DistillationSet,
-    Indices,
-    Renewal,
-    compact_embeddings,
-    cycle,
-    join,
-    mixture_batches,
-    read_tokens,
-)
+from l2a.kd import data as kd_data
 from l2a.kd.lelp import FoldParity, LELPSubclasses, refit_output_layer, subclass_head, subclass_targets
 from l2a.kd.losses import Reduction, distillation_loss, hidden_state_loss, soft_label_loss, subclass_loss
 from l2a.student.student import Student
@@ -72,7 +62,7 @@ def calibrated_log_likelihood(logits: NDArray[np.float32], labels: NDArray[np.in
     return float(log_probabilities[:, np.arange(len(labels)), labels].mean(axis=1).max())
 
 
-def fit_output_layer(student: Student, data: DistillationSet) -> None:
+def fit_output_layer(student: Student, data: kd_data.DistillationSet) -> None:
     """Fit the output layer on frozen features and soft labels, before the body is trained.
 
     Full-batch Adam on the cross-entropy. Training the head first keeps a pretrained body from being distorted (Kumar et
@@ -131,7 +121,7 @@ def embedding_gradients(
     return gradients
 
 
-Sets = Sequence[DistillationSet]
+Sets = Sequence[kd_data.DistillationSet]
 
 
 class WeightAverage:
@@ -203,7 +193,7 @@ class KDTrainer:
         self.student = student
         self.steps_done = 0
         self.best_score = -np.inf
-        self.read_batch: BatchReader = read_tokens
+        self.read_batch: kd_data.BatchReader = kd_data.read_tokens
         self.config, self._part_size = config, config.batch_size
         self._seed = int(training.broadcast(np.array(seed)))
         self._rng = np.random.default_rng(self._seed)
@@ -237,7 +227,7 @@ class KDTrainer:
         self._subclasses, self._head = subclasses, subclass_head(self.student.output, subclasses.counts)
         self._start_optimizer()
 
-    def on_trial(self, config: KDConfig, validation: DistillationSet, order: int = 0) -> "KDTrainer":
+    def on_trial(self, config: KDConfig, validation: kd_data.DistillationSet, order: int = 0) -> "KDTrainer":
         """Make a trainer for steps that will be taken back: the same student and terms of the loss, another budget.
 
         It knows each weight's second moment from the run, so that its first steps are those of an optimiser under way;
@@ -252,7 +242,7 @@ class KDTrainer:
             The trainer; it starts from copies of the projection and, where subclasses are learned, of the head.
         """
         trial = copy.copy(self)
-        trial.steps_done, trial.best_score, trial.read_batch = 0, -np.inf, read_tokens
+        trial.steps_done, trial.best_score, trial.read_batch = 0, -np.inf, kd_data.read_tokens
         trial.config, trial._seed = config, self._seed + 1000 * order
         trial._rng = np.random.default_rng(trial._seed)
         trial._validation = (validation.encoded, validation.labels)
@@ -269,7 +259,7 @@ class KDTrainer:
         steps: int,
         progress: Progress = SILENT,
         stage: str = "distil",
-        renewal: Renewal | None = None,
+        renewal: kd_data.Renewal | None = None,
         evaluate: bool = True,
     ) -> None:
         """Update the student on a mixture of sets.
@@ -286,7 +276,7 @@ class KDTrainer:
         Raises:
             RunError: If the loss is not finite.
         """
-        data = join(sets)
+        data = kd_data.join(sets)
         dropout = training.seeded(self._seed + self.steps_done)  # the same wherever the call starts
         with dropout, progress.stage(stage, steps) as advance, self._active_vocabulary_only(data) as renumbered:
             self._average = WeightAverage(self._trained_parameters, self.config.average) if evaluate else None
@@ -304,10 +294,15 @@ class KDTrainer:
         self.student.model.eval()
 
     def _batches(
-        self, data: DistillationSet, sets: Sets, shares: Sequence[float], steps: int, renewal: Renewal | None
-    ) -> Iterator[Indices]:
+        self,
+        data: kd_data.DistillationSet,
+        sets: Sets,
+        shares: Sequence[float],
+        steps: int,
+        renewal: kd_data.Renewal | None,
+    ) -> Iterator[kd_data.Indices]:
         parts = np.split(np.arange(len(data)), np.cumsum([len(part) for part in sets])[:-1])
-        cycles, used = [cycle(part, self._rng) for part in parts], list(parts)
+        cycles, used = [kd_data.cycle(part, self._rng) for part in parts], list(parts)
         uses, lengths = np.zeros(len(data), np.int64), data.encoded.lengths
         every = renewal.every if renewal is not None else max(steps, 1)
         for done in range(0, steps, every):
@@ -319,27 +314,27 @@ class KDTrainer:
                     kept = renewal.choose(training.broadcast(logits))
                 # Only this set starts over, least used first; the others continue where they were.
                 used[place] = parts[place][kept]
-                cycles[place] = cycle(used[place], self._rng, uses)
+                cycles[place] = kd_data.cycle(used[place], self._rng, uses)
             present = [share if len(part) else 0.0 for share, part in zip(shares, used, strict=True)]
             count = min(every, steps - done)
-            for batch in mixture_batches(cycles, present, lengths, self.config.batch_size, count, self._rng):
+            for batch in kd_data.mixture_batches(cycles, present, lengths, self.config.batch_size, count, self._rng):
                 uses[batch] += 1
                 yield batch
 
     @contextmanager
-    def _active_vocabulary_only(self, data: DistillationSet) -> Iterator[DistillationSet]:
+    def _active_vocabulary_only(self, data: kd_data.DistillationSet) -> Iterator[kd_data.DistillationSet]:
         if not self.config.embedding_rate:
             yield data
             return
         encoded, labels = self._validation
-        with compact_embeddings(self.student, self._optimizer, [data.encoded, encoded]) as (texts, rows, table):
+        with kd_data.compact_embeddings(self.student, self._optimizer, [data.encoded, encoded]) as (texts, rows, table):
             self._validation, self._table = (texts[1], labels), (rows, table)
             try:
                 yield replace(data, encoded=texts[0])
             finally:
                 self._validation, self._table = (encoded, labels), None
 
-    def _step(self, data: DistillationSet, indices: Indices) -> None:
+    def _step(self, data: kd_data.DistillationSet, indices: kd_data.Indices) -> None:
         self._optimizer.zero_grad(set_to_none=True)
         mine = indices[training.process_rank() :: training.process_count()]
         parts = 1 if len(indices) <= self._part_size else len(indices) // self._part_size + 1
@@ -352,7 +347,7 @@ class KDTrainer:
         self._schedule.step()
         self.steps_done += 1
 
-    def _loss(self, data: DistillationSet, indices: Indices, reduction: Reduction = "mean") -> Tensor:
+    def _loss(self, data: kd_data.DistillationSet, indices: kd_data.Indices, reduction: Reduction = "mean") -> Tensor:
         """Sum the weighted terms of the loss."""
         config, device = self.config, self._device
         batch, taught = self.read_batch(self.student, data, indices)
@@ -385,7 +380,7 @@ class KDTrainer:
     def _trained_parameters(self) -> list[nn.Parameter]:
         return [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
 
-    def losses(self, data: DistillationSet) -> NDArray[np.float32]:
+    def losses(self, data: kd_data.DistillationSet) -> NDArray[np.float32]:
         """Measure the loss of each text, without dropout and in full precision.
 
         Args:
@@ -400,7 +395,7 @@ class KDTrainer:
                 found[indices] = self._loss(data, indices, "none").cpu().numpy()
         return found
 
-    def moves_per_gradient(self, data: DistillationSet) -> list[Tensor]:
+    def moves_per_gradient(self, data: kd_data.DistillationSet) -> list[Tensor]:
         """Say how far each weight moves in the next update for a small change of its gradient, at the peak rate.
 
         AdamW moves a weight by m / sqrt(v). This is the derivative by the gradient, around the mean gradient of

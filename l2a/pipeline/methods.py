@@ -26,14 +26,7 @@ from l2a.pipeline.students import (
     train_l2a_student,
     train_plain_student,
 )
-from l2a.report.run_folder import (
-    MethodReport,
-    check_parity,
-    export_student,
-    metrics_content,
-    model_card,
-    write_augmentations,
-)
+from l2a.report import run_folder
 from l2a.selector.algorithms import save_policy
 from l2a.selector.problem import Selection
 from l2a.teacher.labelling import predict, token_vectors
@@ -329,7 +322,7 @@ def evaluate_method(context: RunContext, name: str, fitted: FittedMethod, second
     )
 
 
-def compare_methods(context: RunContext) -> tuple[dict[str, TrainedStudent], tuple[MethodReport, ...]]:
+def compare_methods(context: RunContext) -> tuple[dict[str, TrainedStudent], tuple[run_folder.MethodReport, ...]]:
     """Train every method that a distillation shows, then evaluate each on the test split.
 
     Args:
@@ -349,7 +342,9 @@ def compare_methods(context: RunContext) -> tuple[dict[str, TrainedStudent], tup
         for name, one in fitted.items():
             result, rng = evaluate_method(context, name, one, 0.0), np.random.default_rng([context.config.seed, 3])
             metrics = classification_metrics(result.labels, result.predictions, len(result.label_names), rng)
-            rows.append(MethodReport(name, metrics, one.parameters, measure_latency(one.predict, few, one.module)))
+            rows.append(
+                run_folder.MethodReport(name, metrics, one.parameters, measure_latency(one.predict, few, one.module))
+            )
             advance(1)
     return {name: one.trained for name, one in fitted.items() if one.trained is not None}, tuple(rows)
 
@@ -359,7 +354,7 @@ def write_run(
     facts: Mapping[str, Any],
     folder: Path,
     students: Mapping[str, TrainedStudent],
-    rows: tuple[MethodReport, ...],
+    rows: tuple[run_folder.MethodReport, ...],
 ) -> dict[str, Any]:
     """Write student, selector, candidates, metrics and model card.
 
@@ -391,16 +386,17 @@ def write_run(
         ],
         "files": data.files,
     }
-    metrics = metrics_content(rows, {**facts, **known})
+    metrics = run_folder.metrics_content(rows, {**facts, **known})
     card, own_card = (
-        model_card(config, data.label_names, data.target.is_pair, rows, metrics, place) for place in ("student", ".")
+        run_folder.model_card(config, data.label_names, data.target.is_pair, rows, metrics, place)
+        for place in ("student", ".")
     )
-    export_student(student.model, student.tokenizer, folder / "student", own_card, config.max_length)
+    run_folder.export_student(student.model, student.tokenizer, folder / "student", own_card, config.max_length)
     probe = data.target_labels.inputs[:32]
-    parity = check_parity(student.model, student.tokenizer, folder / "student", probe, config.max_length)
+    parity = run_folder.check_parity(student.model, student.tokenizer, folder / "student", probe, config.max_length)
     metrics["export_logit_difference"] = parity
     atomic_write_text(folder / "README.md", card)
-    write_augmentations(folder / "augmentations.parquet", [(done.pool, done.selection) for done in rounds])
+    run_folder.write_augmentations(folder / "augmentations.parquet", [(done.pool, done.selection) for done in rounds])
     _write_selector(folder / "selector", config, [done.selection for done in rounds])
     atomic_write_text(folder / "metrics.json", to_json(metrics, indent=1) + "\n")
     atomic_write_text(folder / "config.yaml", as_yaml(config))

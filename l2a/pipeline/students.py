@@ -14,18 +14,7 @@ from l2a.data.examples import TextInput, normalised_hash
 from l2a.generator.chain import CandidatePool, ChainDiagnostics, GeneratorInputs, draw_pool
 from l2a.generator.operators import OPERATORS, TEXT_OPERATORS, build_operator
 from l2a.generator.tokens import TokenSpace, build_neighbour_table, vocabulary
-from l2a.kd.data import (
-    MIX_CONCENTRATION,
-    DistillationSet,
-    MixedBatches,
-    PerturbedBatches,
-    Renewal,
-    join,
-    median_neighbour_distance,
-    mixed_outputs,
-    open_tokens,
-    read_tokens,
-)
+from l2a.kd import data as kd_data
 from l2a.kd.trainer import embedding_gradients, run_student
 from l2a.pipeline.augment import masked_language_model
 from l2a.pipeline.session import RunContext, TrainingSession, mixture, open_session
@@ -74,7 +63,7 @@ class Drawn:
     """
 
     pool: CandidatePool
-    candidates: DistillationSet
+    candidates: kd_data.DistillationSet
     chains: ChainDiagnostics
 
 
@@ -154,7 +143,7 @@ def draw_candidates(session: TrainingSession, rng: np.random.Generator) -> Drawn
 
 def _distil_kept(
     session: TrainingSession,
-    candidates: DistillationSet,
+    candidates: kd_data.DistillationSet,
     problem: SelectionProblem,
     selection: Selection,
     rng: np.random.Generator,
@@ -172,7 +161,7 @@ def _distil_kept(
         chosen.append(select(now, config, rng) if policy is None else apply_policy(now, policy, config, rng))
         return np.flatnonzero(chosen[-1].kept)
 
-    session.distil(candidates, steps, "distillation", Renewal(candidates, kept, every, choose))
+    session.distil(candidates, steps, "distillation", kd_data.Renewal(candidates, kept, every, choose))
     facts = {**selection.diagnostics, "rescored": len(chosen) - 1}
     return replace(chosen[-1], agent=selection.agent, diagnostics=facts)
 
@@ -215,7 +204,9 @@ def generator_inputs(session: TrainingSession) -> GeneratorInputs:
     return GeneratorInputs(
         source_inputs=context.data.source.inputs + context.data.unlabelled,
         target_inputs=context.data.splits.train.inputs,
-        source_outputs=join([part for part in (session.source, session.unlabelled) if part is not None]).teacher,
+        source_outputs=kd_data.join(
+            [part for part in (session.source, session.unlabelled) if part is not None]
+        ).teacher,
         target_outputs=session.target.teacher,
         space=TokenSpace(
             student.tokenizer,
@@ -395,23 +386,23 @@ def _distil_in_embedding_space(session: TrainingSession, rng: np.random.Generato
     place = next(i for i, part in enumerate(sets) if part is augmented)
     start = sum(len(part) for part in sets[:place])
     if config.generator.operator == "mixkd":
-        weights = rng.beta(MIX_CONCENTRATION, MIX_CONCENTRATION, size=size).astype(np.float32)
+        weights = rng.beta(kd_data.MIX_CONCENTRATION, kd_data.MIX_CONCENTRATION, size=size).astype(np.float32)
         pairs = encode(context.teacher.tokenizer, (*bases, *partners), config.max_length)
-        sets[place] = replace(augmented, teacher=mixed_outputs(context.teacher, pairs, weights))
+        sets[place] = replace(augmented, teacher=kd_data.mixed_outputs(context.teacher, pairs, weights))
         # The partners are in the joined set, so that their tokens count as occurring, but have no share of it.
         sets, shares = [*sets, session.labelled(partners)], [*shares, 0.0]
-        trainer.read_batch = MixedBatches(start, sum(len(part) for part in sets[:-1]), weights)
+        trainer.read_batch = kd_data.MixedBatches(start, sum(len(part) for part in sets[:-1]), weights)
     else:
         teacher, student = context.teacher, session.student
         texts = encode(teacher.tokenizer, bases, config.max_length)
-        may_move = open_tokens(texts, vocabulary(teacher.tokenizer))
-        student_may_move = open_tokens(augmented.encoded, vocabulary(student.tokenizer))
+        may_move = kd_data.open_tokens(texts, vocabulary(teacher.tokenizer))
+        student_may_move = kd_data.open_tokens(augmented.encoded, vocabulary(student.tokenizer))
         steps = (_step_length(teacher, rng), _step_length(student, rng))
-        trainer.read_batch = PerturbedBatches(start, teacher, texts, may_move, student_may_move, *steps)
+        trainer.read_batch = kd_data.PerturbedBatches(start, teacher, texts, may_move, student_may_move, *steps)
     trainer.train(sets, shares, config.kd.round_steps, context.progress, "distillation")
-    trainer.read_batch = read_tokens
+    trainer.read_batch = kd_data.read_tokens
 
 
 def _step_length(model: Teacher | Student, rng: np.random.Generator) -> float:
     words = vocabulary(model.tokenizer)
-    return median_neighbour_distance(model.word_embeddings().cpu()[: len(words)], words, rng)
+    return kd_data.median_neighbour_distance(model.word_embeddings().cpu()[: len(words)], words, rng)
