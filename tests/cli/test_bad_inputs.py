@@ -181,6 +181,7 @@ CASES: list[tuple[list[str], str]] = [
         ("no_config", "no_config"), ("no_tokenizer", "tokenizer"), ("broken_tokenizer", "tokenizer"),
     )),
     ([*DISTILL, "--fine-tuned-teacher", "--teacher", "{encoder}"], "label"),
+    ([*DISTILL, "--teacher", "mpnetbase"], "did you mean 'mpnet-base'"),
     *(([*DISTILL, "--student", f"{{{name}}}"], word) for name, word in (
         ("missing", "missing"), ("encoder", "max_share"), ("no_padding", "padding"), ("added_tokens", "embedding"),
         ("torn_weights", "torn_weights"), ("no_tokenizer", "tokenizer"),
@@ -228,7 +229,6 @@ CASES: list[tuple[list[str], str]] = [
     (["experiment", "run", "shipped", "--workers", "0"], "workers"),
     (["experiment", "run", "shipped", "--backend", "spark"], "spark"),
     (["experiment", "report", "shipped", "--results", "{missing}"], "shipped"),
-    (["experiment", "compare", "shipped", "{missing}.yaml"], "missing"),
     (["cache", "clear", "teecher"], "teecher"),
 ]  # fmt: skip
 
