@@ -351,7 +351,11 @@ class KDTrainer:
         """Sum the weighted terms of the loss."""
         config, device = self.config, self._device
         batch, taught = self.read_batch(self.student, data, indices)
-        with training.mixed_precision(device, on_cpu=False) if self.student.model.training else nullcontext():
+        with (
+            training.mixed_precision(device, self.student.model.config.hidden_size)
+            if self.student.model.training
+            else nullcontext()
+        ):
             logits, features = (part.float() for part in self.student(batch))
         if self._subclasses is not None and self._head is not None:
             softness, counts = (config.temperature, config.subclass_temperature), self._subclasses.counts

@@ -55,17 +55,17 @@ def arithmetic(device: torch.device) -> str:
     return f"{device.type} {'bfloat16' if has_fast_bfloat16(device) else 'float32'}"
 
 
-def mixed_precision(device: torch.device, on_cpu: bool = True) -> torch.autocast:
+def mixed_precision(device: torch.device, width: int | None = None) -> torch.autocast:
     """Run matrix products in bfloat16 where that pays; weights, sums and losses stay float32.
 
     Args:
         device: Where the model is.
-        on_cpu: Also on CPUs with the tiles for it; matrices as narrow as a student's do not gain there.
+        width: Of the model's states where it may be narrow: on CPUs, matrices below 256 do not gain.
 
     Returns:
         A context, without effect on other hardware.
     """
-    pays = has_fast_bfloat16(device) and (on_cpu or device.type != "cpu")
+    pays = has_fast_bfloat16(device) and (device.type != "cpu" or width is None or width >= 256)
     return torch.autocast(device.type, torch.bfloat16, enabled=pays)
 
 
