@@ -85,15 +85,12 @@ def class_names(label_names: tuple[str, ...]) -> dict[str, Any]:
 
 
 def load_checkpoint(model: str, label_names: tuple[str, ...], weights: bool = True) -> Student:
-    """Load a checkpoint as a classifier.
+    """Load a folder, a Hub id or "minilm-l6" as a classifier; an output layer of another size is drawn afresh.
 
     Args:
-        model: A folder, a Hub id or "minilm-l6".
+        model: The checkpoint.
         label_names: The C classes.
         weights: False gives a student without memory for its weights, for checks.
-
-    Returns:
-        The student; an output layer of another number of classes is drawn afresh.
 
     Raises:
         RunError: If it cannot be fetched.
@@ -107,33 +104,27 @@ def load_checkpoint(model: str, label_names: tuple[str, ...], weights: bool = Tr
     return Student(loaded, checkpoint.tokenizer)
 
 
-WORD_SCALE = 0.1
-"""Standard deviation of a word vector's entries: well above the positions' 0.02, so that words are what is averaged."""
-
-
 def principal_word_vectors(states: NDArray[np.float32], size: int) -> torch.Tensor:
     """Project word states, float32 (V, d), onto their e leading principal components.
 
     Returns:
-        float32 (V, e), the components' scales kept relative to each other, the rows' mean norm 0.1 sqrt(e).
+        float32 (V, e), the components' scales kept relative to each other, the rows' mean norm 0.1 sqrt(e): that is
+        well above the positions' 0.02, so that words are what is averaged.
 
     Raises:
         UsageError: If e exceeds d.
     """
     projected = _projected(states, size)
-    scale: torch.Tensor = WORD_SCALE * size**0.5 / projected.norm(dim=1).mean()
+    scale: torch.Tensor = 0.1 * size**0.5 / projected.norm(dim=1).mean()
     return projected * scale
 
 
 def _even_word_vectors(states: NDArray[np.float32], size: int) -> torch.Tensor:
-    """Likewise, whitened and every row's norm 0.1 sqrt(e), so that no two words are alike by chance.
-
-    A word then matches itself, or one that the teacher takes for much the same, far better than any other.
-    """
+    """Likewise, whitened and every row's norm 0.1 sqrt(e): a word then matches itself or its like, none by chance."""
     projected = _projected(states, size)
     whitened = projected / projected.std(0).clamp_min(1e-6)
     lengths = whitened.norm(dim=1, keepdim=True).clamp_min(1e-6)
-    even: torch.Tensor = WORD_SCALE * size**0.5 * whitened / lengths
+    even: torch.Tensor = 0.1 * size**0.5 * whitened / lengths
     return even
 
 
@@ -144,14 +135,6 @@ def _projected(states: NDArray[np.float32], size: int) -> torch.Tensor:
     directions = torch.linalg.eigh(centred.T @ centred).eigenvectors.flip(1)[:, :size]
     # The sign of an eigenvector is arbitrary: fixing it lets every machine start from the same student.
     return centred @ torch.where(directions.sum(0) < 0, -directions, directions)
-
-
-TYPE_SIZE = 0.15
-"""Entry that tells the sentences apart, beside word entries of deviation 0.1."""
-TYPE_CONTRAST = 4.0
-"""Strength with which a token looks away from its own sentence."""
-SHARPNESS = 2.0
-"""At 2, gelu(z) + gelu(-z) is close to |z|."""
 
 
 def aligned_size(body: Any) -> int:
@@ -170,37 +153,31 @@ def _start_by_aligning(body: Any) -> None:
     """
     size, layer, types = aligned_size(body), body.encoder.layer[0], body.embeddings.token_type_embeddings.weight
     types.zero_()
-    types[0, size - 1], types[1, size - 1] = TYPE_SIZE, -TYPE_SIZE
+    types[0, size - 1], types[1, size - 1] = 0.15, -0.15  # beside word entries of deviation 0.1
     _attend_to_matches(layer.attention, size)
     _compare(layer.intermediate.dense, layer.output.dense, size)
 
 
 def _attend_to_matches(attention: Any, size: int) -> None:
     query, key, value = attention.self.query.weight, attention.self.key.weight, attention.self.value.weight
-    width, heads = attention.self.attention_head_size, size // attention.self.attention_head_size
-    for weight in (query, key, value):
-        weight[:size] = 0
-    for head in range(heads):
-        start = head * width
-        for weight, sign in ((query, -1.0), (key, 1.0)):
+    width, output = attention.self.attention_head_size, attention.output.dense.weight
+    query[:size], key[:size], value[:size], output[:, :size] = 0, 0, 0, 0
+    for start in range(0, size, width):
+        for weight, contrast in ((query, -4.0), (key, 4.0)):  # a token looks away from its own sentence
             nn.init.eye_(weight[start : start + width - 1, : width - 1])
-            weight[start + width - 1, size - 1] = sign * TYPE_CONTRAST
+            weight[start + width - 1, size - 1] = contrast
     nn.init.eye_(value[:size, :size])
-    output = attention.output.dense.weight
-    output[:, :size] = 0
     nn.init.eye_(output[size : 2 * size, :size])
 
 
 def _compare(inner: nn.Linear, outer: nn.Linear, size: int) -> None:
     """Replace the match y beside each word x by |x - y|, out of gelu(z) + gelu(-z) = |z| and gelu(z) - gelu(-z) = z."""
-    identity = torch.eye(size)
-    inner.weight[: 4 * size] = 0
-    for block, (word, match) in enumerate(((1, -1), (-1, 1), (0, 1), (0, -1))):
-        rows = inner.weight[block * size : (block + 1) * size]
-        rows[:, :size], rows[:, size : 2 * size] = word * SHARPNESS * identity, match * SHARPNESS * identity
-    outer.weight[:, : 4 * size] = 0
-    for block, sign in enumerate((1, 1, -1, 1)):
-        outer.weight[size : 2 * size, block * size : (block + 1) * size] = sign / SHARPNESS * identity
+    identity = 2.0 * torch.eye(size)  # so sharp that gelu(z) + gelu(-z) is close to |z|
+    inner.weight[: 4 * size], outer.weight[:, : 4 * size] = 0, 0
+    for block, (word, match, sign) in enumerate(((1, -1, 1), (-1, 1, 1), (0, 1, -1), (0, -1, 1))):
+        places = slice(block * size, (block + 1) * size)
+        inner.weight[places, : 2 * size] = torch.cat([word * identity, match * identity], 1)
+        outer.weight[size : 2 * size, places] = sign * torch.eye(size) / 2.0
 
 
 def start_by_averaging(body: Any) -> None:
@@ -241,23 +218,10 @@ def start_from_words(student: Student, vectors: NDArray[np.float32], of_pairs: b
     open_head(student)
 
 
-QUERIES = ("query", "q_lin", "q")
-"""What the architectures call the layer that makes the queries."""
-
-
 def queries_of(body: Any) -> list[nn.Module]:
     """List the layers that make an encoder's queries, the last layer's last; none for an unknown architecture."""
-    return [module for name, module in body.named_modules() if name.rpartition(".")[2] in QUERIES]
-
-
-def let_last_layer_average(body: Any) -> None:
-    """Let the last of some trained layers attend to all tokens alike; its values and everything below stay.
-
-    In the middle of a trained encoder the first token has hardly looked at the others yet, but a classifier that is cut
-    off there reads it alone.
-    """
-    for parameter in queries_of(body)[-1].parameters():
-        nn.init.zeros_(parameter)
+    names = ("query", "q_lin", "q")
+    return [module for name, module in body.named_modules() if name.rpartition(".")[2] in names]
 
 
 def start_from_layers(
@@ -270,7 +234,8 @@ def start_from_layers(
         original: The trained encoder.
         kept: int64 (V,), its tokens in the encoder's vocabulary.
         texts: Texts to fit the square layer below the output on.
-        is_cut: Whether upper layers are missing, so that the first token has hardly looked at the others yet.
+        is_cut: Whether upper layers are missing. The first token, which is all that the classifier reads, has hardly
+            looked at the others yet in the middle of an encoder: the last layer then attends to all tokens alike.
     """
     body = student.model.base_model
     shapes = {name: value.shape for name, value in body.state_dict().items()}
@@ -278,16 +243,9 @@ def start_from_layers(
     body.load_state_dict(shared, strict=False)
     with torch.no_grad():
         body.get_input_embeddings().weight.copy_(original.get_input_embeddings().weight[torch.from_numpy(kept)])
-    if is_cut:
-        let_last_layer_average(body)
+        for parameter in queries_of(body)[-1].parameters() if is_cut else ():
+            nn.init.zeros_(parameter)
     open_head(student, texts)
-
-
-GAIN = 0.5
-"""Keeps the inputs of tanh and gelu small enough for them to be nearly linear."""
-MEASURED_SIDES = 512
-LEAST_SIZE = 0.1
-"""Part of the mean size that entries are taken to have at least, so that those near 0 are not blown up."""
 
 
 def open_head(student: Student, texts: Sequence[TextInput] = ()) -> None:
@@ -300,29 +258,24 @@ def open_head(student: Student, texts: Sequence[TextInput] = ()) -> None:
         student: A student in eval mode, its square layer changed in place where it has one.
         texts: Texts to measure on; none for the identity.
     """
-    dense = _square_layer(student)
-    if dense is None:
+    dense = [module for module in student.model.modules() if isinstance(module, nn.Linear)][-2]
+    if not dense.in_features == dense.out_features == student.output.in_features:
         return
     mean, size = torch.zeros(dense.in_features), torch.ones(dense.in_features)
     if texts and dense.bias is not None:
         states = _inputs_of(dense, student, texts)
         mean, size = states.mean(0), states.square().mean(0).sqrt()
-        size = size.clamp_min(LEAST_SIZE * float(size.mean()))
-    with torch.no_grad():
-        dense.weight.copy_(torch.diag(GAIN / size))
+        size = size.clamp_min(0.1 * float(size.mean()))  # entries near 0 are not blown up
+    with torch.no_grad():  # half the size, so that tanh and gelu are nearly linear
+        dense.weight.copy_(torch.diag(0.5 / size))
         if dense.bias is not None:
-            dense.bias.copy_(-GAIN * mean / size)
-
-
-def _square_layer(student: Student) -> nn.Linear | None:
-    dense = [module for module in student.model.modules() if isinstance(module, nn.Linear)][-2]
-    return dense if dense.in_features == dense.out_features == student.output.in_features else None
+            dense.bias.copy_(-0.5 * mean / size)
 
 
 @torch.inference_mode()
 def _inputs_of(layer: nn.Linear, student: Student, texts: Sequence[TextInput]) -> torch.Tensor:
     sides = [(side,) for text in texts for side in text]
-    sample = [sides[i] for i in np.linspace(0, len(sides) - 1, min(MEASURED_SIDES, len(sides)), dtype=int)]
+    sample = [sides[i] for i in np.linspace(0, len(sides) - 1, min(512, len(sides)), dtype=int)]
     encoded, states = encode(student.tokenizer, sample, max_length=64), list[torch.Tensor]()
     hook = layer.register_forward_pre_hook(lambda module, arguments: states.append(arguments[0]))
     for indices in inference_batches(encoded):
