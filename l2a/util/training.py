@@ -69,11 +69,6 @@ def mixed_precision(device: torch.device, on_cpu: bool = True) -> torch.autocast
     return torch.autocast(device.type, torch.bfloat16, enabled=pays)
 
 
-def process_rank() -> int:
-    """Return this process's number, 0 for the one that writes the results."""
-    return int(os.environ.get("RANK", "0"))
-
-
 def process_count() -> int:
     """Return how many processes train together, as the launcher says."""
     return int(os.environ.get("WORLD_SIZE", "1"))
