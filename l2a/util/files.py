@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
 from filelock import FileLock, Timeout
 from platformdirs import user_cache_path
 
@@ -256,6 +255,8 @@ def fingerprint(*parts: Hashable) -> str:
 
 
 def _update(digest: "hashlib._Hash", value: Hashable) -> None:
+    import numpy as np  # here, since the command line must start without it
+
     if isinstance(value, np.ndarray):
         digest.update(f"array{value.dtype.str}{value.shape}".encode())
         digest.update(np.ascontiguousarray(value).tobytes())
