@@ -25,7 +25,7 @@ from l2a.kd.trainer import KDTrainer
 from l2a.pipeline.session import RunContext, mixture, open_session
 from l2a.pipeline.students import draw_texts
 from l2a.util.files import atomic_write_text, to_json
-from l2a.util.progress import RunProgress
+from l2a.util.progress import Progress
 
 RESULTS = Path(__file__).parents[1] / "results" / "generator_curves.json"
 FIGURE = Path(__file__).parents[2] / "docs" / "generator" / "curves.svg"
@@ -35,7 +35,7 @@ STARTS = {"none": None, "after the warm-up": 200, "from the start": 0}
 Curve = list[tuple[int, float]]
 
 
-class Looks(RunProgress):
+class Looks(Progress):
     """Keeps the scores of a training's looks."""
 
     def __init__(self) -> None:

@@ -2,121 +2,79 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
+from l2a.cli.options import Encoder, Overwrite, Quiet, TextColumn, TextPairColumn, Verbose, print_facts, print_table
+from l2a.config import Columns
+from l2a.util.cards import find_card, list_cards
 from l2a.util.errors import UsageError
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from l2a.data.domains import DomainReport
-
+from l2a.util.progress import Progress
 
 domains_app = typer.Typer(help="List, show and check domains.", no_args_is_help=True)
-SHOWN_PROBLEMS = 50
 
 
 @domains_app.command("list")
 def list_domains() -> None:
     """List the domain cards: the shipped ones and those in ./domains."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
     from l2a.data.domains import load_card
-    from l2a.util.cards import list_cards
 
-    table, skipped = Table.grid(padding=(0, 2)), []
-    table.add_column(no_wrap=True)
+    shown, skipped = [], []
     for name in list_cards("domains"):
         try:
             card = load_card(name)
         except UsageError as error:
-            skipped.append(str(error))
+            skipped.append(f"note: skipped, because it is not a domain card: {error}")
             continue
-        sizes = ", ".join(f"{split} {size}" for split, size in card.sizes.items()) or "sizes not given"
-        facts = (card.description, f"labels: {', '.join(card.labels)}", sizes, f"licence: {card.licence}")
-        table.add_row(f"[bold]{escape(name)}[/bold]", escape("\n".join(facts)))
-    console = Console(highlight=False)
-    console.print(table)
-    for reason in skipped:
-        console.print(f"note: skipped, because it is not a domain card: {escape(reason)}")
+        facts = (card.description, f"labels: {', '.join(card.labels)}", _sizes(card.sizes), f"licence: {card.licence}")
+        shown.append((name, "\n".join(facts)))
+    print_facts(shown)
+    typer.echo("".join(f"{note}\n" for note in skipped), nl=False)
 
 
 @domains_app.command("show")
 def show_domain(name: Annotated[str, typer.Argument(help="Name of a domain card.")]) -> None:
     """Show one domain card: task, labels, origin, licence, sizes."""
-    from rich.console import Console
-    from rich.table import Table
-
     from l2a.data.domains import load_card
-    from l2a.util.cards import find_card
 
     card = load_card(name)
     origin = f"{card.artifact.package} {card.artifact.version} ({card.artifact.kind})" if card.artifact else card.data
-    facts = {
-        "name": card.name,
-        "description": card.description,
-        "task": card.task,
-        "labels": ", ".join(card.labels),
-        "sizes": ", ".join(f"{split} {size}" for split, size in card.sizes.items()) or "not on the card",
-        "licence": card.licence,
-        "citation": card.citation or "none",
-        "origin": origin or "",
-        "card": str(find_card("domains", name)),
-    }
-    table = Table.grid(padding=(0, 2))
-    for key, value in facts.items():
-        table.add_row(key, value)
-    Console(highlight=False).print(table)
+    facts = {name: getattr(card, name) for name in ("name", "description", "task")}
+    facts |= {"labels": ", ".join(card.labels), "sizes": _sizes(card.sizes), "licence": card.licence}
+    facts |= {"citation": card.citation or "none", "origin": origin, "card": find_card("domains", name)}
+    print_facts((key, str(value)) for key, value in facts.items())
+
+
+def _sizes(sizes: Mapping[str, int]) -> str:
+    return ", ".join(f"{split} {size}" for split, size in sizes.items()) or "sizes not given"
 
 
 @domains_app.command("check")
 def check(
     path: Annotated[str, typer.Argument(help="A card's name, a file, a folder of splits, or a Hub id name[:config].")],
-    text_column: Annotated[str | None, typer.Option(help="Column of the (first) text.")] = None,
-    text_pair_column: Annotated[str | None, typer.Option(help="Column of the second text of a pair.")] = None,
+    text_column: TextColumn = None,
+    text_pair_column: TextPairColumn = None,
     label_column: Annotated[str | None, typer.Option(help="Column of the label.")] = None,
 ) -> None:
     """Print sizes, label balance, lengths, duplicates and overlaps, and what is wrong, by line."""
-    from rich.console import Console
-
-    from l2a.config import Columns
     from l2a.data.domains import check_domain
-    from l2a.util.progress import RunProgress
 
-    progress = RunProgress(log_file=None)
-    try:
+    with Progress() as progress:
         report = check_domain(path, Columns(text_column, text_pair_column, label_column), None, progress)
-    finally:
-        progress.close()
-    _print_report(report, Console(highlight=False, soft_wrap=True))
-    if report.problems:
-        raise typer.Exit(2)
-
-
-def _print_report(report: "DomainReport", console: "Console") -> None:
-    from rich.box import SIMPLE
-    from rich.markup import escape
-    from rich.table import Table
-
     if report.splits:
         kind = "pairs of texts" if report.is_pair else "single texts"
-        console.print(f"{escape(report.name)}: {kind}, labels: {escape(', '.join(report.label_names))}")
-        table = Table("", *report.splits, box=SIMPLE)
-        for fact in next(iter(report.splits.values())):
-            table.add_row(escape(fact), *(_cell(fact, counts) for counts in report.splits.values()))
-        console.print(table)
-    for note in report.notes:
-        console.print(f"note: {note}")
-    for problem in report.problems[:SHOWN_PROBLEMS]:
-        console.print(f"[red]wrong:[/red] {escape(problem)}")
-    if len(report.problems) > SHOWN_PROBLEMS:
-        console.print(f"and {len(report.problems) - SHOWN_PROBLEMS} more problems")
-    if not report.problems:
-        console.print("nothing is wrong")
+        typer.echo(f"{report.name}: {kind}, labels: {', '.join(report.label_names)}")
+        facts = next(iter(report.splits.values()))
+        rows = [(fact, *(_cell(fact, counts) for counts in report.splits.values())) for fact in facts]
+        print_table(("", *report.splits), rows)
+    lines = [f"note: {note}" for note in report.notes]
+    lines += [f"wrong: {problem}" for problem in report.problems[:50]]
+    if len(report.problems) > 50:
+        lines.append(f"and {len(report.problems) - 50} more problems")
+    typer.echo("\n".join(lines if report.problems else [*lines, "nothing is wrong"]))
+    if report.problems:
+        raise typer.Exit(2)
 
 
 def _cell(fact: str, counts: Mapping[str, int]) -> str:
@@ -138,33 +96,27 @@ def augment_command(
     source: Annotated[
         str | None, typer.Option(help="File or domain whose texts are mixed in; by default the input itself.")
     ] = None,
-    teacher: Annotated[str, typer.Option(help="minilm-l6, mpnet-base, a model folder or a Hub id.")] = "minilm-l6",
+    teacher: Encoder = "minilm-l6",
     student: Annotated[str | None, typer.Option(help="For augpro_fgsm: a student with the teacher's labels.")] = None,
     batch_size: Annotated[int, typer.Option(help="Texts per step; it also changes the random draws.")] = 256,
     max_length: Annotated[int, typer.Option(help="Tokens read of each text.")] = 128,
-    text_column: Annotated[str | None, typer.Option(help="Column of the (first) text.")] = None,
-    text_pair_column: Annotated[str | None, typer.Option(help="Column of the second text of a pair.")] = None,
+    text_column: TextColumn = None,
+    text_pair_column: TextPairColumn = None,
     source_text_column: Annotated[str | None, typer.Option(help="Column of the text in --source.")] = None,
     source_text_pair_column: Annotated[str | None, typer.Option(help="Column of its second text, for pairs.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Show errors only.")] = False,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
 ) -> None:
     """Make new texts from a file of texts; the output file appears when all are made."""
-    from l2a.config import Columns
     from l2a.pipeline.augment import AugmentJob, augment_file
-    from l2a.util.progress import RunProgress
 
-    columns = Columns(text_column, text_pair_column)
     source_columns = Columns(source_text_column or text_column, source_text_pair_column or text_pair_column)
     job = AugmentJob(
         input, output, operator, _parse_degree(degree), copies, seed, source, teacher, student, batch_size, max_length,
-        overwrite, columns, source_columns,
+        overwrite, Columns(text_column, text_pair_column), source_columns,
     )  # fmt: skip
-    progress = RunProgress(log_file=None, verbosity=-1 if quiet else 0)
-    try:
+    with Progress(verbosity=-1 if quiet else 0) as progress:
         written = augment_file(job, progress)
-    finally:
-        progress.close()
     if not quiet:
         typer.echo(f"{written} texts are in {output}")
 
@@ -184,13 +136,13 @@ def pretrain_command(
         typer.Option(help="A .txt file (one text per line), another file or a domain, without labels; repeatable."),
     ],
     output_dir: Annotated[Path, typer.Option(help="Folder of the student; the same command resumes a run.")],
-    text_column: Annotated[str | None, typer.Option(help="Column of the (first) text.")] = None,
-    text_pair_column: Annotated[str | None, typer.Option(help="Column of the second text of a pair.")] = None,
+    text_column: TextColumn = None,
+    text_pair_column: TextPairColumn = None,
     protect: Annotated[
         list[str] | None,
         typer.Option(help="A domain whose texts must not be used, such as a later target; repeatable."),
     ] = None,
-    teacher: Annotated[str, typer.Option(help="minilm-l6, mpnet-base, a model folder or a Hub id.")] = "minilm-l6",
+    teacher: Encoder = "minilm-l6",
     steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 4000,
     seed: Annotated[int, typer.Option(help="Seed of initial weights, variants and order.")] = 0,
     max_length: Annotated[int, typer.Option(help="Longest input in tokens.")] = 128,
@@ -204,21 +156,17 @@ def pretrain_command(
     intermediate_size: Annotated[int, typer.Option(help="Width of its feed-forward blocks.")] = 512,
     heads: Annotated[int, typer.Option(help="Attention heads per layer.")] = 4,
     positions: Annotated[int, typer.Option(help="Longest input that the student can read, in tokens.")] = 256,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a finished student.")] = False,
-    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Show every event.")] = False,
+    overwrite: Overwrite = False,
+    verbose: Verbose = False,
 ) -> None:
     """Distil a small general student from a pretrained encoder, without labels."""
     from l2a.pretrain.trainer import PretrainConfig, pretrain
-    from l2a.util.progress import RunProgress
 
     config = PretrainConfig(
         output_dir, tuple(text), text_column, text_pair_column, tuple(protect or ()), teacher, steps, seed, max_length,
         variants, tokens_per_batch, learning_rate, checkpoint_every, embedding_size, hidden_size, layers,
         intermediate_size, heads, positions, overwrite,
     )  # fmt: skip
-    progress = RunProgress(log_file=None, verbosity=int(verbose))
-    try:
+    with Progress(verbosity=int(verbose)) as progress:
         folder = pretrain(config, progress)
-    finally:
-        progress.close()
     typer.echo(f"the general student is in {folder}; use it with: l2a distill --student {folder}")

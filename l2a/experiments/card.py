@@ -3,12 +3,12 @@
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from l2a.config import Columns, DistillConfig, as_mapping, load_config, override
+from l2a.config import Columns, DistillConfig, load_config, override
 from l2a.data.domains import load_domain, read_unlabelled
 from l2a.generator.operators import check_operators
 from l2a.pipeline.methods import METHODS
@@ -270,7 +270,7 @@ def cell_key(cell: Cell, data: DataFiles) -> str:
 
 def _flat(config: DistillConfig) -> dict[str, Any]:
     flat: dict[str, Any] = {}
-    for name, value in as_mapping(config).items():
+    for name, value in asdict(config).items():
         flat |= {f"{name}.{key}": it for key, it in value.items()} if isinstance(value, dict) else {name: value}
     return flat
 

@@ -21,7 +21,7 @@ from l2a.student.student import Student
 from l2a.teacher.labelling import Labeller
 from l2a.util import training
 from l2a.util.errors import RunError, UsageError
-from l2a.util.progress import SILENT, Progress
+from l2a.util.progress import SILENT, Progress, process_rank
 
 
 def run_student(student: Student, encoded: EncodedTexts) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -73,7 +73,7 @@ def fit_output_layer(student: Student, data: kd_data.DistillationSet) -> None:
         data: Texts with teacher outputs.
     """
     layer = student.output
-    if training.process_rank() == 0:
+    if process_rank() == 0:
         inputs, goals = (
             torch.from_numpy(part) for part in (run_student(student, data.encoded)[1], data.teacher.probabilities())
         )
@@ -336,7 +336,7 @@ class KDTrainer:
 
     def _step(self, data: kd_data.DistillationSet, indices: kd_data.Indices) -> None:
         self._optimizer.zero_grad(set_to_none=True)
-        mine = indices[training.process_rank() :: training.process_count()]
+        mine = indices[process_rank() :: training.process_count()]
         parts = 1 if len(indices) <= self._part_size else len(indices) // self._part_size + 1
         for part in np.array_split(mine, min(parts, len(mine))):
             # Each part counts by its texts, so that the gradient is that of the mean over the whole batch.

@@ -1,8 +1,8 @@
 """The main job: everything that can be refused is refused first, then methods are trained and the folder is filled."""
 
-import os
 import shlex
 import sys
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +12,8 @@ from l2a.config import DistillConfig, as_yaml, override, settle
 from l2a.pipeline.data import load_run_data
 from l2a.selector.agents import load_agent
 from l2a.util.errors import RunError
-from l2a.util.files import FAILED_LOG, discarded_folder, output_folder
-from l2a.util.progress import RunProgress
+from l2a.util.files import FAILED_LOG, output_folder
+from l2a.util.progress import Progress, process_rank
 
 if TYPE_CHECKING:  # this imports torch, which bad data should not wait for
     from l2a.report.run_folder import MethodReport
@@ -71,17 +71,16 @@ def distill(
     load_agent(config.selector.agent)
     output = output_folder(Path(config.output_dir).expanduser().resolve(), "run", config.overwrite)
     # Of several processes only the first one's folder is kept, and only it speaks.
-    with discarded_folder() if _rank() else output as folder:
-        progress = RunProgress(folder / "log.jsonl", -1 if _rank() else verbosity)
-        try:
-            return _run(config, in_memory, folder, progress)
-        except RunError as error:
-            raise RunError(f"{error}; the log is {Path(config.output_dir) / FAILED_LOG}") from error
-        finally:
-            progress.close()
+    with tempfile.TemporaryDirectory() if process_rank() else output as place:
+        folder = Path(place)
+        with Progress(folder / "log.jsonl", -1 if process_rank() else verbosity) as progress:
+            try:
+                return _run(config, in_memory, folder, progress)
+            except RunError as error:
+                raise RunError(f"{error}; the log is {Path(config.output_dir) / FAILED_LOG}") from error
 
 
-def _run(config: DistillConfig, in_memory: Mapping[str, Any], folder: Path, progress: RunProgress) -> DistillResult:
+def _run(config: DistillConfig, in_memory: Mapping[str, Any], folder: Path, progress: Progress) -> DistillResult:
     progress.event("start", command=_command(), config=as_yaml(config))
     with progress.stage("read the domains"):
         data = load_run_data(config, progress, in_memory)
@@ -112,12 +111,8 @@ def _run(config: DistillConfig, in_memory: Mapping[str, Any], folder: Path, prog
     # Of several processes the first one writes; transformers saves no model in the others.
     seconds = {name: round(value, 3) for name, value in progress.seconds_by_stage.items()}
     facts = {"student": best, "seconds_by_stage": seconds, "command": _command()}
-    metrics = {} if _rank() else write_run(context, facts, folder, students, rows)
+    metrics = {} if process_rank() else write_run(context, facts, folder, students, rows)
     return DistillResult(Path(config.output_dir).expanduser(), best, rows, metrics)
-
-
-def _rank() -> int:
-    return int(os.environ.get("RANK", "0"))
 
 
 def _command() -> str:

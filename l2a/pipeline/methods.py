@@ -332,11 +332,13 @@ def compare_methods(context: RunContext) -> tuple[dict[str, TrainedStudent], tup
         The students by the name of their method, "l2a_student" among them, and the rows of the table.
     """
     methods, fitted = compared_methods(context.config), {}
+    advance_whole = context.progress.whole("methods", len(methods))
     for number, method in enumerate(methods, 1):
         context.progress.say(f"[{number}/{len(methods)}] {method.name}: {method.help}")
         started = time.monotonic()
         fitted[method.name] = method.fit(context)
         context.progress.event("fitted", row=method.name, row_seconds=round(time.monotonic() - started, 3))
+        advance_whole(1)
     few, rows = context.data.target_labels.inputs[:64], []
     with context.progress.stage("evaluate", len(fitted)) as advance:
         for name, one in fitted.items():

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from l2a.config import Columns, Count, CountFromZero, Length, Positive, Seed, check_settings
+from l2a.config import Columns, Count, CountFromZero, Length, Positive, Seed
 from l2a.data.domains import load_domain
 from l2a.data.encoding import EncodedTexts, bucket_of, encode, fit_tokenizer, inference_batches
 from l2a.data.examples import Domain, TextInput, normalised_hash
@@ -26,6 +26,7 @@ from l2a.data.readers import SUFFIXES, read_table, texts_of
 from l2a.kd.data import Indices, join_encoded
 from l2a.student.student import principal_word_vectors, start_by_averaging
 from l2a.teacher.model import Teacher, load_encoder, mean_pool
+from l2a.util.cards import Checked
 from l2a.util.errors import RunError, UsageError
 from l2a.util.files import atomic_write_bytes, atomic_write_text, cache_root, cached_folder, fingerprint, output_folder
 from l2a.util.progress import SILENT, Progress
@@ -36,7 +37,7 @@ Texts = tuple[TextInput, ...]
 
 
 @dataclass(frozen=True)
-class PretrainConfig:
+class PretrainConfig(Checked):
     """Settings of the general stage; the student is an ELECTRA, which has factorised embeddings natively.
 
     Attributes:
@@ -84,7 +85,7 @@ class PretrainConfig:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        check_settings(self)
+        super().__post_init__()
         if self.hidden_size % self.heads:
             raise UsageError(f"heads is {self.heads}; give a divisor of hidden_size, which is {self.hidden_size}")
         if bucket_of(self.max_length) > self.positions:

@@ -3,9 +3,11 @@
 import contextlib
 import dataclasses
 import logging
+import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +31,6 @@ def list_cards(kind: str) -> dict[str, Path]:
 
     Args:
         kind: "agents", "domains", "configs" or "configs/experiments".
-
-    Returns:
-        Card names, sorted, with their files.
     """
     own = {path.stem: path for path in sorted((Path.cwd() / kind).glob("*.yaml"))}
     return dict(sorted((own | {path.stem: path for path in shipped_folder(kind).glob("*.yaml")}).items()))
@@ -86,6 +85,31 @@ def load_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
+@dataclasses.dataclass(frozen=True)
+class Allowed:
+    """Which numbers an annotated field takes."""
+
+    words: str  # what stands in messages after "give "
+    holds: Callable[[Any], bool]  # it need not think of NaN and infinity
+    infinite: bool = False
+
+
+class Checked:
+    """Base of dataclasses whose fields are held against their annotations when they are made."""
+
+    _section = ""
+
+    def __init_subclass__(cls, section: str = "") -> None:
+        """Note what stands before the fields' names in messages, such as "kd."."""
+        cls._section = section
+
+    def __post_init__(self) -> None:
+        """Raise a UsageError for the first value of another type, out of range or not finite."""
+        for name, hint in typing.get_type_hints(type(self), include_extras=True).items():
+            if problem := _misfit(getattr(self, name), hint, self._section + name):
+                raise UsageError(problem)
+
+
 def build(cls: type[T], mapping: Mapping[str, Any], where: str) -> T:
     """Build a frozen dataclass, nested ones included, from plain data.
 
@@ -94,11 +118,8 @@ def build(cls: type[T], mapping: Mapping[str, Any], where: str) -> T:
         mapping: Keys are field names; nested dataclasses are mappings, tuples are lists.
         where: Named in errors, such as the file.
 
-    Returns:
-        The validated instance.
-
     Raises:
-        UsageError: For unknown keys (all of them at once, each with "did you mean"), missing keys and wrong types.
+        UsageError: For all unknown keys (each with "did you mean"), missing keys and wrong values at once.
     """
     problems: list[str] = []
     value = _build(cls, mapping, "", problems)
@@ -108,56 +129,73 @@ def build(cls: type[T], mapping: Mapping[str, Any], where: str) -> T:
 
 
 def _build(cls: Any, mapping: Mapping[str, Any], prefix: str, problems: list[str]) -> Any:
-    hints = typing.get_type_hints(cls)
-    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
+    hints = typing.get_type_hints(cls, include_extras=True)
+    fields = {field.name: field for field in dataclasses.fields(cls)}
     for key in mapping:
         if key not in fields:
             hint = did_you_mean(str(key), fields) or f" (allowed: {', '.join(fields)})"
             problems.append(f"unknown key {prefix}{key}{hint}")
     for name, field in fields.items():
-        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        if required and name not in mapping:
+        if name not in mapping and field.default is field.default_factory is dataclasses.MISSING:
             problems.append(f"missing key {prefix}{name}")
     known = {key: value for key, value in mapping.items() if key in fields}
-    values = {key: _convert(hints[key], value, f"{prefix}{key}", problems) for key, value in known.items()}
+    values = {key: _convert(value, hints[key], f"{prefix}{key}", problems) for key, value in known.items()}
     return None if problems else cls(**values)
 
 
-def _convert(hint: Any, value: Any, where: str, problems: list[str]) -> Any:
-    if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
-        return _build(hint, value, f"{where}.", problems)
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        trials: list[list[str]] = [[] for _ in arguments]
-        for argument, trial in zip(arguments, trials, strict=True):
-            converted = _convert(argument, value, where, trial)
-            if not trial:
-                return converted
-        problems.append(min(trials, key=len)[0])
-        return None
-    if origin is tuple and isinstance(value, list | tuple):
-        return tuple(_convert(arguments[0], item, f"{where}[{i}]", problems) for i, item in enumerate(value))
-    if isinstance(origin, type) and issubclass(origin, Mapping) and isinstance(value, Mapping):
-        return {str(key): _convert(arguments[1], item, f"{where}.{key}", problems) for key, item in value.items()}
-    if origin is typing.Literal:
-        if value not in arguments:
-            names = [str(argument) for argument in arguments]
-            hint = did_you_mean(str(value), names)
-            problems.append(f"{where} is {value!r}{hint}; give one of {', '.join(names)}")
-        return value
-    return _convert_scalar(hint, value, where, problems)
-
-
-def _convert_scalar(hint: Any, value: Any, where: str, problems: list[str]) -> Any:
-    if hint is Any:
-        return value
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if hint is float and isinstance(value, str):  # YAML 1.1 reads 1e-4, without a dot, as a string
-        with contextlib.suppress(ValueError):
-            return float(value)
-    wrong_bool = isinstance(value, bool) and hint is not bool
-    if not isinstance(hint, type) or not isinstance(value, hint) or wrong_bool:
-        name = hint.__name__ if isinstance(hint, type) else str(hint)
-        problems.append(f"{where} is {value!r}, a {type(value).__name__}; give a value of type {name}")
+def _convert(value: Any, hint: Any, where: str, problems: list[str]) -> Any:
+    """Give plain data the form of an annotation, and note what does not fit it."""
+    for kind in _kinds(hint):
+        origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+        if dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
+            return _build(kind, value, f"{where}.", problems)
+        if origin is tuple and isinstance(value, list | tuple):
+            return tuple(_convert(item, arguments[0], f"{where}[{i}]", problems) for i, item in enumerate(value))
+        if origin is Mapping and isinstance(value, Mapping):
+            return {str(key): _convert(item, arguments[1], f"{where}.{key}", problems) for key, item in value.items()}
+        if float in (kind, *arguments[:1]) and isinstance(value, int | str) and not isinstance(value, bool):
+            with contextlib.suppress(ValueError, OverflowError):  # YAML 1.1 reads 1e-4, without a dot, as a string
+                value = float(value)
+    if problem := _misfit(value, hint, where):
+        problems.append(problem)
     return value
+
+
+def _kinds(hint: Any) -> tuple[Any, ...]:
+    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+
+
+def _misfit(value: Any, hint: Any, where: str) -> str | None:
+    """Say what is wrong with a value and what is allowed, or None when it fits its annotation."""
+    if any(_fits(value, kind) for kind in _kinds(hint)):
+        return None
+    allowed = [option for kind in _kinds(hint) for option in _in_words(kind)]
+    suggestion = did_you_mean(value, allowed) if isinstance(value, str) else ""
+    return f"{where} is {value!r}{suggestion}; give {' or '.join(allowed)}"
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any or origin is typing.Literal:
+        return kind is Any or value in arguments
+    if origin is Mapping:
+        return isinstance(value, Mapping) and all(_fits(item, arguments[1]) for item in value.values())
+    base, *limits = arguments if origin is typing.Annotated else (origin or kind,)
+    if base not in (int, float):
+        return isinstance(value, base)
+    is_number = isinstance(value, Integral if base is int else Real) and not isinstance(value, bool)
+    return is_number and all((limit.infinite or math.isfinite(value)) and limit.holds(value) for limit in limits)
+
+
+def _in_words(kind: Any) -> list[str]:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Literal:
+        return [str(option) for option in arguments]
+    if origin is typing.Annotated:
+        return [arguments[1].words]
+    if origin is Mapping:
+        return [f"a mapping of names to {_in_words(arguments[1])[0]}"]
+    if dataclasses.is_dataclass(kind):
+        return ["a mapping of its keys to values"]
+    words = {str: "text", bool: "true or false", int: "a whole number", float: "a number", types.NoneType: "null"}
+    return [words.get(kind) or ("a list" if origin is tuple else f"a {kind.__name__}")]

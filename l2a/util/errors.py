@@ -51,10 +51,8 @@ DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 def os_errors_as_run_error(path: Path) -> Iterator[None]:
     """Turn an error of the system while a path is written into one sentence that names the path and the fix.
 
-    Errors that speak of files elsewhere, such as one that is read meanwhile, pass.
-
     Args:
-        path: The file or folder that is written.
+        path: The file or folder that is written; errors that speak of files elsewhere pass.
 
     Raises:
         RunError: If the system refuses.

@@ -1,15 +1,15 @@
 """Files written whole or not at all, output folders that hold nothing but what a run wrote, and the cache.
 
-An output folder carries a mark, ``l2a.json``, that lists its files. A run's results lie in a hidden folder inside
-until its end; then the older run's files step aside, the new ones take their places, and the mark comes last, so that
-a kill at any moment leaves either the old run or the new one, whole. Cache folders are checked on every use.
+An output folder carries a mark, ``l2a.json``, that lists its files. A run fills a hidden folder inside, which takes the
+name ``READY`` once it is whole: from then on the new run counts, and a kill while its files take the places of the
+older run's only leaves that to be done at the next look. Cache folders are checked on every use.
 """
 
 import contextlib
 import hashlib
 import json
 import logging
-import math
+import operator
 import os
 import shutil
 import tempfile
@@ -17,18 +17,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
 from filelock import FileLock, Timeout
 from platformdirs import user_cache_path
 
 from l2a.util.errors import RunError, UsageError, os_error_sentence, os_errors_as_run_error
 
-MARK = "l2a.json"
-MARK_FORMAT = 1
-LOCK = ".l2a.lock"
-NAMES = ".l2a-names.json"
-NEW, OLD = ".l2a-new.", ".l2a-old."
-LOG, FAILED_LOG = "log.jsonl", "failed.log.jsonl"
+MARK, LOCK = "l2a.json", ".l2a.lock"
+NEW, READY = ".l2a-new.", ".l2a-ready"
+OLD_MARK = ".l2a-old.json"  # in the ready folder
+FAILED_LOG = "failed.log.jsonl"
 MANIFEST = "manifest.json"
 Hashable = Any  # str, bytes, numbers, None, numpy arrays, and lists, tuples or mappings of these
 
@@ -36,28 +33,9 @@ logger = logging.getLogger(__name__)
 
 
 def to_json(content: Any, indent: int | None = None) -> str:
-    """Write plain data as strict JSON: numpy's numbers become plain ones, nan and infinities become null.
-
-    Args:
-        content: Mappings, sequences, strings, numbers, booleans, None, and numpy's scalars.
-        indent: Spaces a level, or None for one line.
-
-    Returns:
-        The text, without a final newline.
-    """
-    return json.dumps(_plain(content), indent=indent, ensure_ascii=False, allow_nan=False)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, np.generic):
-        return _plain(value.item())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+    """Write plain data as strict JSON: numpy's numbers become plain ones, nan and infinities become null."""
+    plain = json.loads(json.dumps(content, default=operator.methodcaller("item")), parse_constant=lambda name: None)
+    return json.dumps(plain, indent=indent, ensure_ascii=False, allow_nan=False)
 
 
 def sha256_file(path: Path) -> str:
@@ -107,44 +85,28 @@ def atomic_write_text(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Fill a temporary folder beside, which takes the place of a folder of our own only on success.
-
-    One process at a time may write a path. ``restore_folder`` cleans up after a kill.
+    """Fill a temporary folder beside, which takes the place of the final one only on success.
 
     Args:
-        path: The final folder.
+        path: The final folder, which one process at a time may write; an older one is removed at the end.
 
     Yields:
         The folder to fill.
 
     Raises:
-        RunError: If the system refuses; the old folder is untouched then.
+        RunError: If the system refuses.
     """
     with os_errors_as_run_error(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}{NEW}"))
-        old = Path(str(temporary).replace(NEW, OLD))
         try:
             yield temporary
             os.chmod(temporary, 0o755)
-            if path.exists():  # no call replaces a folder that is not empty: the old one steps aside first
-                os.replace(path, old)
+            if path.exists():  # no call replaces a folder that is not empty
+                shutil.rmtree(path)
             os.replace(temporary, path)
-        except BaseException:
+        finally:
             shutil.rmtree(temporary, ignore_errors=True)
-            if old.exists() and not path.exists():
-                os.replace(old, path)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def restore_folder(path: Path) -> None:
-    """Clean up after a process that was killed inside ``atomic_folder``: the last whole folder is put back."""
-    for old in path.parent.glob(f".{path.name}{OLD}*"):
-        if not path.exists():
-            os.replace(old, path)
-    for left in (*path.parent.glob(f".{path.name}{NEW}*"), *path.parent.glob(f".{path.name}{OLD}*")):
-        shutil.rmtree(left, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -155,7 +117,7 @@ def output_folder(path: Path, kind: str, overwrite: bool = False) -> Iterator[Pa
     it was, but for the log of the failed run; a request that is refused leaves nothing.
 
     Args:
-        path: The output folder; it is made where it is missing.
+        path: The output folder.
         kind: What is written, such as "run" or "policy"; the mark keeps it.
         overwrite: Whether an older result of the same kind may be replaced.
 
@@ -174,15 +136,24 @@ def output_folder(path: Path, kind: str, overwrite: bool = False) -> Iterator[Pa
         path.mkdir(parents=True, exist_ok=True)
         try:
             with FileLock(path / LOCK, timeout=0):
-                _recover(path)
+                _finish(path)
+                for left in path.glob(f"{NEW}*"):  # of a process that was killed
+                    shutil.rmtree(left, ignore_errors=True)
                 old = _refuse_foreign_content(path, kind, overwrite)
                 staging = Path(tempfile.mkdtemp(dir=path, prefix=NEW))
                 try:
                     yield staging
-                    _install(staging, path, kind, old)
+                    hashes = _hashes(staging)
+                    if taken := [name for name in hashes if name not in old and (path / name).exists()]:
+                        foreign = f"--output-dir {path}: {taken[0]} exists but is not part of a {kind}"
+                        raise RunError(f"{foreign}; move it and run again")
+                    mark = {"format": 1, "kind": kind, "files": hashes}
+                    atomic_write_text(staging / MARK, to_json(mark, indent=1) + "\n")
+                    os.replace(staging, path / READY)
+                    _finish(path)
                 except BaseException as error:
-                    if (staging / LOG).exists() and not isinstance(error, UsageError):
-                        os.replace(staging / LOG, path / FAILED_LOG)
+                    if (staging / "log.jsonl").exists() and not isinstance(error, UsageError):
+                        os.replace(staging / "log.jsonl", path / FAILED_LOG)
                     raise
                 finally:
                     shutil.rmtree(staging, ignore_errors=True)
@@ -194,80 +165,52 @@ def output_folder(path: Path, kind: str, overwrite: bool = False) -> Iterator[Pa
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def _refuse_foreign_content(path: Path, kind: str, overwrite: bool) -> list[str]:
+def _refuse_foreign_content(path: Path, kind: str, overwrite: bool) -> dict[str, str]:
     """Return the files that an older result of the same kind consists of."""
     present = [child.name for child in path.iterdir() if child.name not in (LOCK, FAILED_LOG)]
     if not present:
-        return []
-    mark = read_mark(path)
-    if mark is None or mark.get("kind") != kind:
+        return {}
+    mark = read_mark(path / MARK)
+    if mark["kind"] != kind:
         shown = ", ".join(sorted(present)[:3])
         raise UsageError(f"--output-dir {path}: it holds other files ({shown}); name a new folder")
     if not overwrite:
         raise UsageError(f"--output-dir {path}: it holds a finished {kind}; add --overwrite to replace it")
-    return list(mark["files"])
+    return dict(mark["files"])
 
 
-def read_mark(path: Path) -> dict[str, Any] | None:
-    """Read an output folder's mark: "format", "kind" and "files" (path inside to sha256), or None without one."""
-    try:
-        mark = json.loads((path / MARK).read_text("utf-8"))
-        return dict(mark) if mark["format"] == MARK_FORMAT and isinstance(mark["files"], dict) else None
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
+def read_mark(file: Path) -> dict[str, Any]:
+    """Read a mark: "kind", and "files" with their sha256; None and no files where there is none of this format."""
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        mark = json.loads(file.read_text("utf-8"))
+        if mark["format"] == 1 and isinstance(mark["files"], dict):
+            return {"kind": mark["kind"], "files": mark["files"]}
+    return {"kind": None, "files": {}}
 
 
-def _install(staging: Path, path: Path, kind: str, old: list[str]) -> None:
-    hashes = _hashes(staging)
-    names = list(hashes)
-    if taken := [name for name in names if name not in old and (path / name).exists()]:
-        raise RunError(f"--output-dir {path}: {taken[0]} exists but is not part of a {kind}; move it and run again")
-    aside = Path(tempfile.mkdtemp(dir=path, prefix=OLD))
-    _move([MARK, *old], path, aside)  # without its mark the old run is not taken for whole
-    atomic_write_text(aside / NAMES, json.dumps(names))
-    _move(names, staging, path)
-    atomic_write_text(path / MARK, to_json({"format": MARK_FORMAT, "kind": kind, "files": hashes}, indent=1) + "\n")
-    shutil.rmtree(aside, ignore_errors=True)
-    for folder in sorted({parent for name in old for parent in Path(name).parents if parent != Path()}, reverse=True):
-        with contextlib.suppress(OSError):  # not empty, or gone
-            (path / folder).rmdir()
-    (path / FAILED_LOG).unlink(missing_ok=True)
-
-
-def _recover(path: Path) -> None:
-    """Finish or take back what a killed process left half done."""
-    for aside in path.glob(f"{OLD}*"):
-        if not (path / MARK).exists():  # the new files were not yet whole: the old ones come back
-            names = aside / NAMES
-            for name in json.loads(names.read_text("utf-8")) if names.exists() else []:
-                (path / name).unlink(missing_ok=True)
-            _move([*(read_mark(aside) or {"files": []})["files"], MARK], aside, path)
-        shutil.rmtree(aside, ignore_errors=True)
-    for left in path.glob(f"{NEW}*"):
-        shutil.rmtree(left, ignore_errors=True)
-    for unfinished in path.glob(f".{MARK}{NEW}*"):
-        unfinished.unlink()
-
-
-def _move(names: list[str], source: Path, target: Path) -> None:
-    for name in names:
-        if (source / name).exists():
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            os.replace(source / name, target / name)
-
-
-@contextlib.contextmanager
-def discarded_folder() -> Iterator[Path]:
-    """Give a folder that is gone afterwards."""
-    with tempfile.TemporaryDirectory() as folder:
-        yield Path(folder)
+def _finish(path: Path) -> None:
+    """Put a whole result in the place of the older one; every step may be the last before a kill, and come again."""
+    ready = path / READY
+    if (ready / MARK).exists():
+        if (path / MARK).exists():  # without its mark the old result is not taken for whole
+            os.replace(path / MARK, ready / OLD_MARK)
+        new, old = read_mark(ready / MARK)["files"], read_mark(ready / OLD_MARK)["files"]
+        for name in sorted(old.keys() - new.keys()):
+            (path / name).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # not empty, or gone
+                for folder in Path(name).parents[:-1]:
+                    (path / folder).rmdir()
+        for name in new:
+            if (ready / name).exists():
+                (path / name).parent.mkdir(parents=True, exist_ok=True)
+                os.replace(ready / name, path / name)
+        (path / FAILED_LOG).unlink(missing_ok=True)
+        os.replace(ready / MARK, path / MARK)
+    shutil.rmtree(ready, ignore_errors=True)
 
 
 def cache_root() -> Path:
-    """Locate the user's cache folder: the L2A_CACHE variable, else the platform's usual place.
-
-    Returns:
-        The folder, made where it was missing.
+    """Locate the user's cache folder, or make it: the L2A_CACHE variable, else the platform's usual place.
 
     Raises:
         UsageError: If the variable names a file.
@@ -299,6 +242,8 @@ def fingerprint(*parts: Hashable) -> str:
 
 
 def _update(digest: "hashlib._Hash", value: Hashable) -> None:
+    import numpy as np  # here, since the command line must start without it
+
     if isinstance(value, np.ndarray):
         digest.update(f"array{value.dtype.str}{value.shape}".encode())
         digest.update(np.ascontiguousarray(value).tobytes())

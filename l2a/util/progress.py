@@ -1,13 +1,16 @@
 """Progress of a run: rich bars on a terminal, silence elsewhere, and a JSON line for every event."""
 
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Self
 
 from l2a.util.files import to_json
+
+Advance = Callable[[int], None]
 
 
 def silence_transformers() -> None:
@@ -18,58 +21,36 @@ def silence_transformers() -> None:
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 
 
-Advance = Callable[[int], None]
+def process_rank() -> int:
+    """Return this process's number, 0 for the one that speaks and writes the results."""
+    return int(os.environ.get("RANK", "0"))
 
 
-class Progress(Protocol):
-    """What library functions need to tell how far they are."""
+class Progress:
+    """Progress of one run: bars on stderr when it is a terminal, JSON lines in a log file, seconds by stage."""
 
-    def stage(self, name: str, total: int | None = None) -> contextlib.AbstractContextManager[Advance]:
-        """Open a named stage; the context gives a function that advances it by n units."""
-
-    def event(self, name: str, **values: Any) -> None:
-        """Record a fact about the run, such as a validation accuracy."""
-
-    def say(self, sentence: str) -> None:
-        """Tell the user something, above the bars."""
-
-
-class _Silent:
-    @contextlib.contextmanager
-    def stage(self, name: str, total: int | None = None) -> Iterator[Advance]:
-        yield lambda amount: None
-
-    def event(self, name: str, **values: Any) -> None:
-        return None
-
-    def say(self, sentence: str) -> None:
-        return None
-
-
-SILENT: Progress = _Silent()
-
-
-class RunProgress:
-    """Progress of one run: bars on stderr when it is a terminal, JSON lines in a log file, seconds by stage.
-
-    Attributes:
-        seconds_by_stage: Wall seconds spent in each outermost stage.
-    """
-
-    def __init__(self, log_file: Path | None, verbosity: int = 0, stages: int | None = None) -> None:
+    def __init__(self, log_file: Path | None = None, verbosity: int = 0) -> None:
         """Start a run.
 
         Args:
             log_file: JSON lines go here; None for no log.
             verbosity: -1 shows nothing, 0 stages, 1 also events.
-            stages: Outermost stages that are to come, where known: bars then say how many are left.
         """
-        self.seconds_by_stage: dict[str, float] = {}
-        self._started = time.monotonic()
-        self._depth, self._number, self._stages = 0, 0, stages
-        self._verbosity = verbosity
+        self.seconds_by_stage: dict[str, float] = {}  # wall seconds spent in each outermost stage
+        self._started, self._depth, self._verbosity = time.monotonic(), 0, verbosity
         self._log = log_file.open("a", encoding="utf-8") if log_file else None
         self._bars = _make_bars() if verbosity >= 0 and sys.stderr.isatty() else None
+
+    def __enter__(self) -> Self:
+        """Return the progress itself, whose bars and log the end of the block closes."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop the bars and close the log."""
+        if self._bars:
+            self._bars.stop()
+        if self._log:
+            self._log.close()
 
     @contextlib.contextmanager
     def stage(self, name: str, total: int | None = None) -> Iterator[Advance]:
@@ -82,17 +63,10 @@ class RunProgress:
         Yields:
             A function that advances the bar by a number of units.
         """
-        self._number += self._depth == 0
-        place = f"[{self._number}/{max(self._stages, self._number)}] " if self._stages and self._depth == 0 else ""
-        task = self._bars.add_task(place + name, total=total) if self._bars else None
+        task = self._bars.add_task(name, total=total) if self._bars else None
         started, self._depth = time.monotonic(), self._depth + 1
-
-        def advance(amount: int) -> None:
-            if self._bars:
-                self._bars.advance(task, amount)
-
         try:
-            yield advance
+            yield lambda amount: self._bars.advance(task, amount) if self._bars else None
         finally:
             self._depth -= 1
             seconds = time.monotonic() - started
@@ -102,10 +76,15 @@ class RunProgress:
             if self._bars:
                 self._bars.update(task, total=total or 1, completed=total or 1, visible=self._depth == 0)
 
+    def whole(self, name: str, total: int) -> Advance:
+        """Show a bar above the stages, with how many parts of the run are done and about how long the rest takes."""
+        task = self._bars.add_task(name, total=total) if self._bars else None
+        return lambda amount: self._bars.advance(task, amount) if self._bars else None
+
     def event(self, name: str, **values: Any) -> None:
         """Append one JSON line to the log, and show it when verbose."""
-        line = {"seconds": round(time.monotonic() - self._started, 3), "event": name, **values}
         if self._log:
+            line = {"seconds": round(time.monotonic() - self._started, 3), "event": name, **values}
             self._log.write(to_json(line) + "\n")
             self._log.flush()
         if self._verbosity > 0 and name != "stage":
@@ -118,25 +97,18 @@ class RunProgress:
         elif self._verbosity >= 0:
             sys.stderr.write(f"{sentence}\n")
 
-    def close(self) -> None:
-        """Stop the bars and close the log."""
-        if self._bars:
-            self._bars.stop()
-        if self._log:
-            self._log.close()
+
+SILENT = Progress(verbosity=-1)
 
 
 def _make_bars() -> Any:
-    from rich import progress as rich_progress
+    from rich import progress
     from rich.console import Console
 
-    bars = rich_progress.Progress(
-        rich_progress.TextColumn("{task.description}"),
-        rich_progress.BarColumn(),
-        rich_progress.MofNCompleteColumn(),
-        rich_progress.TimeElapsedColumn(),
-        rich_progress.TimeRemainingColumn(),
-        console=Console(stderr=True),
-    )
+    columns = (progress.BarColumn(), progress.MofNCompleteColumn(), progress.TimeElapsedColumn())
+    left = progress.TimeRemainingColumn()
+    # Speeds are means over an hour, so that parts that take minutes have one.
+    console = Console(stderr=True)
+    bars = progress.Progress("{task.description}", *columns, left, console=console, speed_estimate_period=3600)
     bars.start()
     return bars

@@ -69,11 +69,6 @@ def mixed_precision(device: torch.device, width: int | None = None) -> torch.aut
     return torch.autocast(device.type, torch.bfloat16, enabled=pays)
 
 
-def process_rank() -> int:
-    """Return this process's number, 0 for the one that writes the results."""
-    return int(os.environ.get("RANK", "0"))
-
-
 def process_count() -> int:
     """Return how many processes train together, as the launcher says."""
     return int(os.environ.get("WORLD_SIZE", "1"))
@@ -127,9 +122,6 @@ def adamw(groups: Sequence[tuple[Sequence[nn.Parameter], float]], weight_decay: 
     Args:
         groups: Parameters with their peak learning rates.
         weight_decay: Decoupled decay of matrices (Loshchilov and Hutter, 2019).
-
-    Returns:
-        The optimiser.
     """
     options = [
         {"params": [p for p in parameters if p.requires_grad and (p.ndim > 1) == decayed], "lr": rate,
@@ -143,16 +135,13 @@ def adamw(groups: Sequence[tuple[Sequence[nn.Parameter], float]], weight_decay: 
 def linear_schedule(
     optimizer: torch.optim.Optimizer, total_steps: int, warmup_share: float = 0.1, floor: float = 0.0
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """Warm up linearly, then decay linearly.
+    """Warm up linearly, then decay linearly; the scheduler is to step after each update.
 
     Args:
         optimizer: Its peak rates are scaled.
         total_steps: Steps until the floor.
         warmup_share: Share of the steps that warm up.
         floor: Share of the peak rate that remains at the end.
-
-    Returns:
-        The scheduler, to step after each update.
     """
     warmup = max(1, round(total_steps * warmup_share))
 

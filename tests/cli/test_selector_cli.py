@@ -6,10 +6,7 @@ from pathlib import Path
 import pytest
 
 from l2a.selector.algorithms import Training
-from tests.cli.test_cli import run
 from tests.conftest import write_domain
-
-__all__ = ["run"]
 
 SETTINGS = """
 max_length: 24
@@ -67,56 +64,32 @@ def test_a_policy_is_trained_compared_shown_and_used(run, base, pair, tmp_path):
     assert json.loads((tmp_path / "run" / "selector" / "selection.json").read_text())["agent"] == folder
 
 
-@pytest.mark.parametrize(
-    ("file", "flags", "trained"),
-    [("", [], "ppo"), ("selector: {agent: dvrl}", [], "dvrl"), ("selector: {agent: dvrl}", ["--agent", "a2c"], "a2c")],
-)
-def test_the_agent_to_train_is_that_of_the_flag_then_of_the_file(run, tmp_path, monkeypatch, file, flags, trained):
+@pytest.fixture
+def configs(monkeypatch):
+    """The configurations that a training would get; nothing is trained."""
     seen = []
-    monkeypatch.setattr(
-        "l2a.pipeline.policies.train_selector", lambda configs, *_: seen.extend(configs) or Training((), (), 0, 0.0)
-    )
-    (tmp_path / "own.yaml").write_text(file or "seed: 0")
-    code, _, err = run(
-        "selector", "train", "--config", str(tmp_path / "own.yaml"), "--output-dir", str(tmp_path / "policy"), *flags
-    )
-    assert code == 0, err
-    assert [config.selector.agent for config in seen] == [trained]
-
-
-def test_columns_are_named_by_flags(run, tmp_path, monkeypatch):
-    seen = []
-    monkeypatch.setattr(
-        "l2a.pipeline.policies.train_selector", lambda configs, *_: seen.extend(configs) or Training((), (), 0, 0.0)
-    )
-    columns = {"text": "body", "text-pair": "other", "label": "stars"}
-    flags = [
-        f"--{side}-{name}-column={side} {column}" for side in ("source", "target") for name, column in columns.items()
-    ]
-    code, _, err = run("selector", "train", "--output-dir", str(tmp_path / "policy"), *flags)
-    assert code == 0, err
-    for side in ("source", "target"):
-        found = getattr(seen[0], f"{side}_columns")
-        assert (found.text, found.text_pair, found.label) == (f"{side} body", f"{side} other", f"{side} stars")
+    nothing = Training((), (), 0, 0.0)
+    monkeypatch.setattr("l2a.pipeline.policies.train_selector", lambda runs, *_: seen.extend(runs) or nothing)
+    return seen
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("file", "flags", "trained"),
     [
-        (["train", "--output-dir", "new", "--pair", "one"], "SOURCE:TARGET"),
-        (["train", "--output-dir", "new", "--pair", "a:b:c"], "one colon"),
-        (["train", "--output-dir", "new", "--source", "movies"], "give the missing one"),
-        (["train", "--output-dir", "new", "--agent", "random"], "does not learn"),
-        (["train", "--output-dir", "new", "--agent", "pppo"], "did you mean 'ppo'"),
-        (["train", "--output-dir", "new", "--steps", "0"], "selector.training_steps"),
-        (["evaluate", "no/such"], "holds no policy.json"),
-        (["evaluate", "ppo"], "without a trained policy"),
-        (["show", "nothing"], "no card 'nothing'"),
+        ("seed: 0", [], "ppo"),
+        ("selector: {agent: dvrl}", [], "dvrl"),
+        ("selector: {agent: dvrl}", ["--agent", "a2c"], "a2c"),
     ],
 )
-def test_wrong_usage_is_one_sentence_and_exit_code_2(run, tmp_path, monkeypatch, arguments, message):
-    monkeypatch.chdir(tmp_path)
-    code, _, err = run("selector", *arguments)
-    assert code == 2, err
-    assert message in err and "Traceback" not in err
-    assert not (tmp_path / "new").exists()
+def test_the_agent_to_train_is_that_of_the_flag_then_of_the_file(run, tmp_path, configs, file, flags, trained):
+    (tmp_path / "own.yaml").write_text(file)
+    code, _, err = run("selector", "train", "--config", str(tmp_path / "own.yaml"), "--output-dir", "policy", *flags)
+    assert code == 0, err
+    assert [config.selector.agent for config in configs] == [trained]
+
+
+def test_pairs_and_seeds_each_give_a_configuration(run, configs):
+    pairs = ["--source", "movies", "--target", "tweets", "--pair", "movies:products", "--seed", "3", "--seed", "4"]
+    assert run("selector", "train", "--output-dir", "policy", *pairs, "--source-text-column", "body")[0] == 0
+    made = [(config.source, config.target, config.seed, config.source_columns.text) for config in configs]
+    assert made == [("movies", target, seed, "body") for target in ("tweets", "products") for seed in (3, 4)]

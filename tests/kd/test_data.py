@@ -22,7 +22,7 @@ from l2a.kd.data import (
 from l2a.kd.trainer import run_student
 from l2a.teacher.labelling import TeacherOutputs
 from l2a.util.errors import RunError
-from l2a.util.progress import RunProgress
+from l2a.util.progress import Progress
 from l2a.util.training import adamw
 from tests.kd.test_trainer import make_set, make_trainer, student
 
@@ -76,9 +76,8 @@ def test_looks_at_the_choice_split_do_not_grow_in_number(student, tmp_path):
     known, pool = make_set(student, 24), make_set(student, 16, seed=3)
 
     def looks(name, renewal):
-        progress = RunProgress(tmp_path / name, -1)
-        weights_after(student, lambda t: t.train([known, pool], [0.5, 0.5], 20, progress, renewal=renewal))
-        progress.close()
+        with Progress(tmp_path / name, -1) as progress:
+            weights_after(student, lambda t: t.train([known, pool], [0.5, 0.5], 20, progress, renewal=renewal))
         return (tmp_path / name).read_text().count("validation")
 
     often = Renewal(pool, np.arange(8), 3, lambda logits: np.arange(8))

@@ -1,0 +1,96 @@
+"""What the commands share: the options of a run, and how facts are shown."""
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Column, Table
+from typer import Option
+
+from l2a.config import load_config
+
+MODELS = "minilm-l6, mpnet-base, a model folder or a Hub id."
+Encoder = Annotated[str, Option(help=MODELS)]
+TextColumn = Annotated[str | None, Option(help="Column of the (first) text.")]
+TextPairColumn = Annotated[str | None, Option(help="Column of the second text of a pair.")]
+Overwrite = Annotated[bool, Option("--overwrite", help="Replace an older result.")]
+Verbose = Annotated[bool, Option("-v", "--verbose", help="Show every event.")]
+Quiet = Annotated[bool, Option("-q", "--quiet", help="Show errors only.")]
+
+RUN_OPTIONS: dict[str, tuple[type, str, tuple[str, ...]]] = {
+    "target": (str, "Target domain: card, file, folder or Hub id.", ("target",)),
+    "source": (str, "Source domain, likewise; movies if the target is shipped.", ("source",)),
+    "unlabelled": (str, "Unlabelled text near the target: a .txt file or a domain.", ("unlabelled",)),
+    "shots": (int, "Labelled target examples per class to train on; by default all (32 if shipped).", ("shots",)),
+    "dev_shots": (int, "Labelled target examples per class for the reward, and for validation.", ("dev_shots",)),
+    "teacher": (str, MODELS, ("teacher.model",)),
+    "fine_tuned_teacher": (bool, "Use the teacher as it is: it already classifies.", ("teacher.fine_tuned",)),
+    "student": (str, "Model folder or Hub id to start the student from.", ("student.model",)),
+    "selector": (str, "Agent: a card's name (pretrained, ppo, random ...), its path or a policy.", ("selector.agent",)),
+    "max_length": (int, "Longest sequence in tokens.", ("max_length",)),
+    "seed": (int, "Seed of the few labels and of every random draw.", ("seed",)),
+    "output_dir": (str, "Folder of the results.", ("output_dir",)),
+    "overwrite": (bool, "Replace a finished run.", ("overwrite",)),
+    "compare": (bool, "Also train the rows that need extra training.", ("compare",)),
+}
+"""Type, help and fields of the configuration of each option; one for one side comes after that for both."""
+for _name, _words in {"text": "(first) text", "text_pair": "second text of a pair", "label": "label"}.items():
+    _fields = (f"source_columns.{_name}", f"target_columns.{_name}")
+    RUN_OPTIONS[f"{_name}_column"] = (str, f"Column of the {_words}, on both sides.", _fields)
+    RUN_OPTIONS[f"source_{_name}_column"] = (str, f"Column of the source's {_words}.", _fields[:1])
+    RUN_OPTIONS[f"target_{_name}_column"] = (str, f"Column of the target's {_words}.", _fields[1:])
+
+
+def with_run_options(names: Iterable[str] = RUN_OPTIONS) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command these options, a preset and a file; it gets the configuration that they make as ``config``."""
+    shared: dict[str, tuple[Any, str, Any]] = {
+        "preset": (str, "quick, default, full, or any card in ./configs.", "default"),
+        "config": (Path | None, "YAML file that overrides the preset; options override it.", None),
+    }
+    shared |= {name: (RUN_OPTIONS[name][0] | None, RUN_OPTIONS[name][1], None) for name in names}
+    keyword = inspect.Parameter.KEYWORD_ONLY
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(command)
+        def with_options(**given: Any) -> None:
+            preset, file, *values = (given.pop(name) for name in shared)
+            flags: dict[str, Any] = {}
+            for name, value in zip(list(shared)[2:], values, strict=True):
+                flags |= {} if value is None else dict.fromkeys(RUN_OPTIONS[name][2], value)
+            command(config=load_config(preset, file, flags), **given)
+
+        parameters = []
+        for name, (kind, words, default) in shared.items():
+            annotation = Annotated[kind, Option(help=words)]  # type: ignore[valid-type]
+            parameters.append(inspect.Parameter(name, keyword, default=default, annotation=annotation))
+        own = [one for one in inspect.signature(command).parameters.values() if one.name != "config"]
+        parameters += [one.replace(kind=keyword) for one in own]
+        with_options.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        return with_options
+
+    return decorate
+
+
+def print_table(
+    headers: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None,
+    justify: Literal["left", "right"] = "left",
+) -> None:  # fmt: skip
+    """Print a table, whatever the terminal's width; all columns but the first are justified as told."""
+    columns = [Column(escape(name), justify=justify if number else "left") for number, name in enumerate(headers)]
+    table = Table(*columns, box=SIMPLE, padding=(0, 1, 0, 0), title=title)
+    for row in rows:
+        table.add_row(*map(escape, row))
+    Console(highlight=False, soft_wrap=True).print(table)
+
+
+def print_facts(facts: Iterable[tuple[str, str]]) -> None:
+    """Print names with what is known of them beside, wrapped to the terminal."""
+    table = Table.grid(Column(no_wrap=True), Column(), padding=(0, 2))
+    for name, text in facts:
+        table.add_row(escape(name), escape(text))
+    Console(highlight=False).print(table)
