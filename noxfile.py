@@ -42,9 +42,9 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def demo(session: nox.Session) -> None:
-    """The main job on the embedded teacher and domains, at the quick budget."""
+    """The main job on the embedded teacher and domains."""
     session.install(*CONSTRAINTS, ".")
-    session.run("l2a", "distill", "--preset", "quick", "--output-dir", "runs/demo", "--overwrite")
+    session.run("l2a", "distill", "--output-dir", "runs/demo", "--overwrite")
 
 
 @nox.session

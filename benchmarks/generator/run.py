@@ -45,7 +45,7 @@ def main() -> None:
             lambda: measure_projection(SEED, options.smoke),
             lambda: measure_fgsm_cost(SEED, options.smoke),
             lambda: measure_augmenting(folder, options.peers_python, options.smoke),
-            lambda: measure_generator_share(options.run, folder, "quick" if options.smoke else options.preset),
+            lambda: measure_generator_share(options.run, folder, "fast" if options.smoke else options.preset),
         ):
             found = measure()
             measured |= found

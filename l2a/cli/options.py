@@ -22,10 +22,10 @@ Overwrite = Annotated[bool, Option("--overwrite", help="Replace an older result.
 Verbose = Annotated[bool, Option("-v", "--verbose", help="Show every event.")]
 Quiet = Annotated[bool, Option("-q", "--quiet", help="Show errors only.")]
 
-RUN_OPTIONS: dict[str, tuple[type, str, tuple[str, ...]]] = {
+RUN_OPTIONS: dict[str, tuple[Any, str, tuple[str, ...]]] = {
     "target": (str, "Target domain: card, file, folder or Hub id.", ("target",)),
     "source": (str, "Source domain, likewise; movies if the target is shipped.", ("source",)),
-    "unlabelled": (str, "Unlabelled text near the target: a .txt file or a domain.", ("unlabelled",)),
+    "unlabelled": (list[str], "Unlabelled text: file, folder, domain or Hub id; may be repeated.", ("unlabelled",)),
     "shots": (int, "Labelled target examples per class to train on; by default all (32 if shipped).", ("shots",)),
     "dev_shots": (int, "Labelled target examples per class for the reward, and for validation.", ("dev_shots",)),
     "teacher": (str, MODELS, ("teacher.model",)),
@@ -49,7 +49,7 @@ for _name, _words in {"text": "(first) text", "text_pair": "second text of a pai
 def with_run_options(names: Iterable[str] = RUN_OPTIONS) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command these options, a preset and a file; it gets the configuration that they make as ``config``."""
     shared: dict[str, tuple[Any, str, Any]] = {
-        "preset": (str, "quick, default, full, or any card in ./configs.", "default"),
+        "preset": (str, "fast, default, full, or any card in ./configs.", "default"),
         "config": (Path | None, "YAML file that overrides the preset; options override it.", None),
     }
     shared |= {name: (RUN_OPTIONS[name][0] | None, RUN_OPTIONS[name][1], None) for name in names}

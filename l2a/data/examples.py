@@ -200,9 +200,9 @@ def _interleave(pool: Examples, by_class: Sequence[NDArray[np.int64]]) -> Exampl
 
 
 def _check_request(target: Domain, shots: int | None, dev_shots: int) -> None:
-    for name, value in (("shots", shots), ("dev_shots", dev_shots)):
-        if value is not None and value < 1:
-            raise UsageError(f"{name} is {value}; give at least 1 example per class")
+    for name, value, least in (("shots", shots, 1), ("dev_shots", dev_shots, 0)):
+        if value is not None and value < least:
+            raise UsageError(f"{name} is {value}; give at least {least} examples per class")
     if target.test.size == 0:
         raise UsageError(
             f"{target.name}: the domain has no test split, so it can only be a source; "

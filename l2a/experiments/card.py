@@ -24,7 +24,7 @@ OF_ONE_OPERATOR = {"generator.operator", "generator.copies"}
 """Fields that only a method without a selector reads."""
 OF_THE_CHAIN = {f"generator.{name}" for name in ("tau", "beta", "max_degree", "operators", "chains", "burn_in")}
 """Fields that a method of one named operator never reads."""
-RESULTS_VERSION = 2
+RESULTS_VERSION = 3
 """Raise it when a change of the code, rather than of a field, changes what cells give: then all run again."""
 FORMER_DEFAULTS: Mapping[str, Any] = {}
 """Fields whose default has changed since results were kept, with the value that a key without them stands for."""
@@ -42,7 +42,7 @@ class Pair:
         target: Domain card, or a file or folder relative to the data root.
         source_columns: Columns of the source; found by their usual names when not given.
         target_columns: Columns of the target, likewise.
-        unlabelled: Text without labels for variants that use some: a .txt file relative to the data root, or a domain.
+        unlabelled: Text without labels for variants that use some: files or folders relative to the data root, domains.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Pair:
     target: str
     source_columns: Columns = field(default_factory=Columns)
     target_columns: Columns = field(default_factory=Columns)
-    unlabelled: str | None = None
+    unlabelled: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,7 @@ def expand(card: ExperimentCard, data_root: Path | None) -> tuple[Group, ...]:
             config = replace(
                 variant_config(card, student, name, pair.name),
                 **{side: getattr(pair, side) for side in ("source", "target", "source_columns", "target_columns")},
-                unlabelled=pair.unlabelled if variant.unlabelled else None,
+                unlabelled=pair.unlabelled if variant.unlabelled else (),
                 shots=shots,
                 seed=seed,
                 data_root=root,
@@ -305,8 +305,9 @@ def data_files(groups: Iterable[Group], progress: Progress = SILENT) -> dict[str
             config, pair = cell.config, cell.place.pair
             source = files_of(config.source or "", config.source_columns, config.data_folder)
             target = files_of(config.target, config.target_columns, config.data_folder)
-            text = files_of(config.unlabelled, None, config.data_folder) if config.unlabelled else {}
-            found[pair] = {**found.get(pair, {}), **source, **target, **text}
+            texts = [files_of(reference, None, config.data_folder) for reference in config.unlabelled]
+            for files in (source, target, *texts):
+                found[pair] = {**found.get(pair, {}), **files}
     return found
 
 
@@ -321,5 +322,5 @@ def cell_files(cell: Cell, data: DataFiles) -> dict[str, str]:
         Those of source and target, and of the unlabelled text if the method reads it.
     """
     read = [cell.config.source, cell.config.target]
-    read += [cell.config.unlabelled] if "unlabelled" in METHODS[cell.method].reads else []
+    read += cell.config.unlabelled if "unlabelled" in METHODS[cell.method].reads else ()
     return {name: data[name] for name in data if any(name == it or name.startswith(f"{it}/") for it in read)}

@@ -1,4 +1,4 @@
-"""Chains of Metropolis-Hastings over augmented texts: the algorithm, the target's density, the states and their moves.
+"""Chains of Metropolis-Hastings over augmented texts: the algorithm, the states, their moves, and the pool.
 
 A candidate is made from a state z = (base text, operator, partner, uniform numbers u) by a fixed map x = g(z). Plain
 proposals draw z from a base law mu; every move redraws z from mu or a part of it given the rest, so it is reversible
@@ -11,26 +11,25 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
-from sklearn.linear_model import LogisticRegression
-from threadpoolctl import threadpool_limits
 
 from l2a.config import GeneratorConfig, resolve_degree
 from l2a.data.examples import TextInput, normalised_hash
+from l2a.generator.nearness import Embed, Floats, TargetDensity, fit_target_density, max_cosine
 from l2a.generator.operators import CHAIN_OPERATORS, OPERATORS, SOURCE, operator_law
 from l2a.generator.tokens import Ints, TokenSpace, choose_slots, write_texts
-from l2a.teacher.labelling import Labeller, TeacherOutputs, join_outputs
-from l2a.util.errors import RunError, UsageError
+from l2a.teacher.labelling import Labeller, TeacherOutputs
+from l2a.util.errors import RunError
 from l2a.util.progress import SILENT, Progress
 
 MOVES = ("jump", "local", "partner")
 MOVE_PROBABILITIES = (0.5, 0.3, 0.2)
-Floats = NDArray[np.float64]
+NEEDS_GRADIENT = np.array([OPERATORS[name].needs_gradient for name in CHAIN_OPERATORS])
 States = TypeVar("States", bound=tuple[Any, ...])
 """The states of C chains: a named tuple of arrays whose first axis is the chain."""
 
@@ -99,148 +98,54 @@ def choose_states(condition: NDArray[np.bool_], first: States, second: States) -
     return chosen
 
 
-@dataclass(frozen=True)
-class TargetDensity:
-    """A classifier of the two domains: its log odds estimate the log ratio of the target's density to the source's.
-
-    They grow without bound along one direction, so a small tau makes caricatures.
-
-    Attributes:
-        mean: float64 (d,), of both domains.
-        weights: float64 (d,), logistic regression of target against source.
-        bias: Its intercept.
-        location: Median of the log odds over the source texts.
-        scale: Standard deviation of the log odds over both domains, each with half of the weight.
-    """
-
-    mean: Floats
-    weights: Floats
-    bias: float
-    location: float = 0.0
-    scale: float = 1.0
-
-    def log_odds(self, embeddings: NDArray[np.float32]) -> Floats:
-        """Log odds of the target, float64 (N,), from float32 (N, d); both domains are equally likely beforehand."""
-        odds: Floats = (embeddings - self.mean) @ self.weights + self.bias
-        return odds
-
-    def log_density(self, embeddings: NDArray[np.float32]) -> Floats:
-        """Standardised log density: 0 for the median source text, in standard deviations over both domains.
-
-        With half of the weight on each domain the mean target text is at most 2 above the mean source text, so the
-        chain's temperature means the same whatever the domains, the teacher's width and the number of target texts
-        (our derivation).
-        """
-        standardised: Floats = (self.log_odds(embeddings) - self.location) / self.scale
-        return standardised
-
-
-def fit_target_density(source: NDArray[np.float32], target: NDArray[np.float32]) -> TargetDensity:
-    """Fit the domain classifier and its scale.
-
-    Args:
-        source: float32 (S, d), the teacher's embeddings of source texts.
-        target: float32 (n, d), of the few target texts.
-
-    Returns:
-        The fitted density.
-
-    Raises:
-        UsageError: If there are fewer than 2 texts of a domain.
-    """
-    if min(len(source), len(target)) < 2:
-        raise UsageError(
-            f"the generator has {len(source)} source and {len(target)} target texts; give at least 2 of each domain"
-        )
-    both = np.concatenate([source, target]).astype(np.float64)
-    mean = both.mean(axis=0)
-    both -= mean
-    spread = max(float(np.sqrt(both.var(axis=0).mean())), 1e-12)
-    model = LogisticRegression(C=0.1, class_weight="balanced", max_iter=200)
-    with threadpool_limits(limits=1, user_api="blas"):  # these problems are small: more threads only get in the way
-        model.fit(both / spread, np.repeat([0, 1], [len(source), len(target)]))
-        raw = TargetDensity(mean, model.coef_[0] / spread, float(model.intercept_[0]))
-        # At most 2,000 texts of each domain fix the zero and the unit.
-        of_source, of_target = (raw.log_odds(few[:: math.ceil(len(few) / 2000)]) for few in (source, target))
-    gap = of_target.mean() - of_source.mean()
-    scale = float(np.sqrt((of_source.var() + of_target.var()) / 2 + gap**2 / 4))
-    return replace(raw, location=float(np.median(of_source)), scale=max(scale, 1e-6))
-
-
 FORBIDDEN = -1
 
 
-class LabelledTexts:
-    """Numbers texts as they come, and keeps their outputs and their log density.
+class VisitedTexts:
+    """Numbers texts as they come, and keeps their log density.
 
     Attributes:
         inputs: The texts, by row.
         hashes: Their normalised hashes.
         log_density: Their standardised log target densities.
-        labelling_seconds: Wall seconds that labelling new texts took.
     """
 
-    def __init__(
-        self,
-        inputs: Sequence[TextInput],
-        outputs: TeacherOutputs,
-        density: TargetDensity,
-        labeller: Labeller,
-        forbidden_hashes: AbstractSet[str],
-    ) -> None:
-        """Start with texts whose outputs are known, and which get the rows 0 to N - 1.
-
-        Texts whose hashes are forbidden get no row and are never labelled.
-        """
+    def __init__(self, embed: Embed, density: TargetDensity, forbidden_hashes: AbstractSet[str]) -> None:
+        """Start empty; texts whose hashes are forbidden will get no row."""
         self.inputs: list[TextInput] = []
         self.hashes: list[str] = []
         self.log_density: list[float] = []
-        self.labelling_seconds = 0.0
-        self._outputs: list[TeacherOutputs] = []
         self._rows: dict[TextInput, int] = {}
-        self._density, self._labeller, self._forbidden = density, labeller, forbidden_hashes
-        self._append([(text, normalised_hash(text)) for text in inputs], outputs)
+        self._embed, self._density, self._forbidden = embed, density, forbidden_hashes
 
     def rows(self, inputs: Sequence[TextInput]) -> Ints:
-        """Look up the rows of texts, int64, -1 for forbidden ones; those that are new are labelled in one call."""
+        """Look up the rows of texts, int64, -1 for forbidden ones; those that are new are embedded in one call."""
         new = {text: normalised_hash(text) for text in inputs if text not in self._rows}
+        allowed = {text: key for text, key in new.items() if key not in self._forbidden}
         self._rows |= dict.fromkeys(new, FORBIDDEN)
-        wanted = [(text, key) for text, key in new.items() if key not in self._forbidden]
-        if wanted:
-            started = time.perf_counter()
-            outputs = self._labeller([text for text, _ in wanted])
-            self.labelling_seconds += time.perf_counter() - started
-            self._append(wanted, outputs)
+        self._rows |= zip(allowed, range(len(self.inputs), len(self.inputs) + len(allowed)), strict=True)
+        self.inputs += allowed
+        self.hashes += allowed.values()
+        if allowed:
+            self.log_density += self._density.log_density(self._embed(list(allowed))).tolist()
         return np.array([self._rows[text] for text in inputs], dtype=np.int64)
 
     def densities(self, rows: Ints) -> Floats:
         """Return the log densities of rows of any shape, minus infinity for forbidden texts."""
-        values = [-np.inf if row == FORBIDDEN else self.log_density[row] for row in rows.ravel().tolist()]
-        return np.array(values).reshape(rows.shape)
-
-    def outputs(self, rows: Ints) -> TeacherOutputs:
-        """Collect the teacher's outputs of at least one row, none of them forbidden."""
-        found = join_outputs(self._outputs).take(rows)
-        return TeacherOutputs(found.logits, found.embeddings)
-
-    def _append(self, texts: Sequence[tuple[TextInput, str]], outputs: TeacherOutputs) -> None:
-        for text, key in texts:
-            self._rows[text] = FORBIDDEN if key in self._forbidden else len(self.inputs)
-            self.inputs.append(text)
-            self.hashes.append(key)
-        self._outputs.append(outputs)
-        self.log_density.extend(self._density.log_density(outputs.embeddings).tolist())
+        known = np.array([*self.log_density, -np.inf])  # FORBIDDEN is -1, the last place
+        found: Floats = known[rows]
+        return found
 
 
 class AugmentationState(NamedTuple):
-    """The states of C chains; base and partner count source texts first, then target texts.
+    """The states of C chains; base and partner count source texts first, then unlabelled ones, then the target's.
 
     Attributes:
         base: int64 (C,).
         operator: int64 (C,), index into ``CHAIN_OPERATORS``.
         partner: int64 (C,), a text of the other domain.
         u: float32 (C, L, 2), uniform in [0, 1).
-        row: int64 (C,), of the text g(z) among the labelled texts; a note, not part of z.
+        row: int64 (C,), of the text g(z) among the visited texts; a note, not part of z.
         degree: float64 (C,), share of the base's tokens that g(z) changes; likewise.
     """
 
@@ -258,18 +163,18 @@ class GeneratorInputs:
 
     Attributes:
         source_inputs: S texts of the source domain.
+        unlabelled_inputs: U texts of any origin, near the target.
         target_inputs: The n labelled texts of the target domain.
-        source_outputs: The teacher's outputs for the source texts.
-        target_outputs: The teacher's outputs for the target texts.
+        embed: Embeds texts, cheaply: the chains' density is of these embeddings.
         space: Tokens, neighbours and gradient; without a gradient augpro_fgsm is left out.
-        labeller: Labels new texts with the teacher.
+        labeller: Labels the pool with the teacher.
         forbidden_hashes: Normalised hashes of the test texts, which are never drawn.
     """
 
     source_inputs: tuple[TextInput, ...]
+    unlabelled_inputs: tuple[TextInput, ...]
     target_inputs: tuple[TextInput, ...]
-    source_outputs: TeacherOutputs
-    target_outputs: TeacherOutputs
+    embed: Embed
     space: TokenSpace
     labeller: Labeller
     forbidden_hashes: AbstractSet[str]
@@ -281,7 +186,7 @@ class AugmentationSpace:
     Attributes:
         density: How near a text is to the target.
         degree: Probability that an operator changes an open token.
-        labelled: Source texts, then target texts, then what the chains visited, with the teacher's outputs.
+        visited: What the chains came to.
     """
 
     def __init__(self, inputs: GeneratorInputs, config: GeneratorConfig) -> None:
@@ -291,15 +196,13 @@ class AugmentationSpace:
             UsageError: If a domain has fewer than 2 texts, or no operator is left.
         """
         self._config = config
-        known = [inputs.source_outputs, inputs.target_outputs]
-        self.density = fit_target_density(*(outputs.embeddings for outputs in known))
-        texts = inputs.source_inputs + inputs.target_inputs
-        labels = (inputs.labeller, inputs.forbidden_hashes)
-        self.labelled = LabelledTexts(texts, join_outputs(known), self.density, *labels)
-        self._store = inputs.space.tokenize(texts)
+        others = inputs.source_inputs + inputs.unlabelled_inputs
+        self.density = fit_target_density(inputs.embed(others), inputs.embed(inputs.target_inputs))
+        self.visited = VisitedTexts(inputs.embed, self.density, inputs.forbidden_hashes)
+        self._store = inputs.space.tokenize(others + inputs.target_inputs)
         self._longest = int(self._store.lengths.max())
-        self._source_count = len(inputs.source_inputs)
-        self.degree = resolve_degree(config.degree, len(texts))
+        self._source_count, self._other_count = len(inputs.source_inputs), len(others)
+        self.degree = resolve_degree(config.degree, self._source_count + len(inputs.target_inputs))
         self._operator_law = operator_law(config, has_gradient=inputs.space.gradient is not None)
 
     def draw(self, count: int, rng: np.random.Generator) -> AugmentationState:
@@ -319,33 +222,37 @@ class AugmentationSpace:
         end = start + rng.integers(1, lengths // 2 + 2)[:, None]
         block = (places >= start) & (places < end)
         local = states._replace(u=np.where(block[:, :, None], fresh.u, states.u))
-        partner = states._replace(partner=self._draw_from(states.base < self._source_count, rng))
+        partner = states._replace(partner=self._draw_from(states.base < self._other_count, rng))
         moved = choose_states(moves == 0, fresh, choose_states(moves == 1, local, partner))
         return Proposal(self._with_texts(moved), np.zeros(count), moves)
 
     def score(self, states: AugmentationState) -> Floats:
         """Return the log density of states with respect to mu, up to a constant; minus infinity for forbidden texts."""
         excess = np.maximum(0.0, states.degree - self._config.max_degree)
-        density = self.labelled.densities(states.row)
+        density = self.visited.densities(states.row)
         # Minus infinity stays, at an infinite temperature too.
         scores: Floats = np.divide(density, self._config.tau, out=density, where=np.isfinite(density))
         return scores - self._config.beta * excess
 
     def _draw(self, count: int, rng: np.random.Generator) -> AugmentationState:
         operator = rng.choice(len(CHAIN_OPERATORS), size=count, p=self._operator_law)
-        base = self._draw_from((rng.random(count) < self._config.target_share) & (operator != SOURCE), rng)
+        in_target = (rng.random(count) < self._config.target_share) & (operator != SOURCE)
+        # The gradient reads the teacher's labels, which unlabelled texts do not have yet.
+        base = self._draw_from(in_target, rng, NEEDS_GRADIENT[operator])
         u = rng.random((count, self._longest, 2), dtype=np.float32)
-        partner = self._draw_from(base < self._source_count, rng)
+        partner = self._draw_from(base < self._other_count, rng)
         return AugmentationState(base, operator, partner, u, np.zeros(count, np.int64), np.zeros(count))
 
-    def _draw_from(self, in_target: NDArray[np.bool_], rng: np.random.Generator) -> Ints:
-        source = rng.integers(0, self._source_count, size=len(in_target))
-        target = rng.integers(self._source_count, len(self._store.inputs), size=len(in_target))
-        return np.where(in_target, target, source)
+    def _draw_from(
+        self, in_target: NDArray[np.bool_], rng: np.random.Generator, labelled: NDArray[np.bool_] | bool = False
+    ) -> Ints:
+        other = rng.integers(0, np.where(labelled, self._source_count, self._other_count), size=len(in_target))
+        target = rng.integers(self._other_count, len(self._store.inputs), size=len(in_target))
+        return np.where(in_target, target, other)
 
     def _with_texts(self, states: AugmentationState) -> AugmentationState:
         texts, degree = self.project(states)
-        return states._replace(row=self.labelled.rows(texts), degree=degree)
+        return states._replace(row=self.visited.rows(texts), degree=degree)
 
     def project(self, states: AugmentationState) -> tuple[list[TextInput], Floats]:
         """Apply each state's operator, x = g(z): C texts, and float64 (C,), the changed share of the base's tokens."""
@@ -407,8 +314,8 @@ class ChainDiagnostics:
         sample_log_density: Mean over the samples of the chain.
         target_log_density: Mean over the target texts that the density was fitted on.
         distinct_share: Distinct texts among the samples.
-        labelled_texts: Texts that the teacher labelled.
-        labelling_seconds: Wall seconds spent in the labeller.
+        visited_texts: Different texts that were embedded.
+        labelling_seconds: Wall seconds that the teacher took to label the pool.
         seconds: Wall seconds in all.
     """
 
@@ -421,7 +328,7 @@ class ChainDiagnostics:
     sample_log_density: float
     target_log_density: float
     distinct_share: float
-    labelled_texts: int
+    visited_texts: int
     labelling_seconds: float
     seconds: float
 
@@ -464,7 +371,7 @@ def draw_pool(
                 continue
             before, columns = len(candidates), (states.row, states.base, states.operator, states.degree)
             for candidate in zip(*(column.tolist() for column in columns), strict=True):
-                key = None if candidate[0] == FORBIDDEN else space.labelled.hashes[candidate[0]]
+                key = None if candidate[0] == FORBIDDEN else space.visited.hashes[candidate[0]]
                 if key is not None and key not in excluded and len(candidates) < size:
                     candidates.setdefault(key, candidate)
             advance(len(candidates) - before)
@@ -474,12 +381,14 @@ def draw_pool(
         raise RunError("the generator's chains found no candidate; raise generator.tau or generator.target_share")
     if len(candidates) < size:
         logger.warning("the pool holds %d of %d candidates; a larger tau gives more", len(candidates), size)
+    drawn = time.perf_counter()
     pool = _assemble([np.array(column) for column in zip(*candidates.values(), strict=True)], inputs, space)
+    labelling_seconds = time.perf_counter() - drawn
     rows, proposed, moves, was_accepted = (np.stack(part) for part in zip(*history, strict=True))
     changes_text = proposed != np.concatenate([initial.row[None], rows[:-1]])
     offered, taken = (np.bincount(moves[of], minlength=3) for of in (changes_text, changes_text & was_accepted))
-    sampled, labelled = rows[config.burn_in :], space.labelled
-    trace, plain = labelled.densities(sampled), np.concatenate([initial.row, proposed[moves == 0]])
+    sampled, visited = rows[config.burn_in :], space.visited
+    trace, plain = visited.densities(sampled), np.concatenate([initial.row, proposed[moves == 0]])
     allowed = np.isfinite(trace).all(axis=0)
     return pool, ChainDiagnostics(
         steps=len(history),
@@ -487,12 +396,12 @@ def draw_pool(
         degree=space.degree,
         acceptance=dict(zip(MOVES, (taken / np.maximum(offered, 1)).tolist(), strict=True)),
         effective_sample_size=effective_sample_size(trace[:, allowed]) if allowed.any() else 0.0,
-        proposal_log_density=_finite_mean(labelled.densities(plain)),
+        proposal_log_density=_finite_mean(visited.densities(plain)),
         sample_log_density=_finite_mean(trace),
-        target_log_density=float(space.density.log_density(inputs.target_outputs.embeddings).mean()),
+        target_log_density=float(space.density.log_density(inputs.embed(inputs.target_inputs)).mean()),
         distinct_share=len(np.unique(sampled)) / sampled.size,
-        labelled_texts=len(labelled.inputs) - len(inputs.source_inputs) - len(inputs.target_inputs),
-        labelling_seconds=labelled.labelling_seconds,
+        visited_texts=len(visited.inputs),
+        labelling_seconds=labelling_seconds,
         seconds=time.perf_counter() - started,
     )
 
@@ -527,25 +436,19 @@ def _finite_mean(values: NDArray[np.float64]) -> float:
 
 
 def _assemble(columns: Sequence[Ints], inputs: GeneratorInputs, space: AugmentationSpace) -> CandidatePool:
-    (rows, bases, operators, degrees), sources = columns, len(inputs.source_inputs)
-    outputs, operators = space.labelled.outputs(rows), np.where((degrees == 0) & (bases < sources), SOURCE, operators)
+    (rows, bases, operators, degrees), visited = columns, space.visited
+    counts = {"source": len(inputs.source_inputs), "unlabelled": len(inputs.unlabelled_inputs)}
+    others, texts = sum(counts.values()), tuple(visited.inputs[row] for row in rows)
+    origins = [f"{side}:{number}" for side, count in counts.items() for number in range(count)]
+    operators = np.where((degrees == 0) & (bases < others), SOURCE, operators)
+    outputs, density = inputs.labeller(texts), visited.densities(rows)
     return CandidatePool(
-        inputs=tuple(space.labelled.inputs[row] for row in rows),
-        origins=tuple(f"source:{base}" if base < sources else f"target:{base - sources}" for base in bases),
+        inputs=texts,
+        origins=tuple(origins[base] if base < others else f"target:{base - others}" for base in bases),
         operators=tuple(CHAIN_OPERATORS[operator] for operator in operators),
         degrees=degrees.astype(np.float32),
         teacher=outputs,
-        log_density=space.labelled.densities(rows).astype(np.float32),
-        domain_probability=expit(space.density.log_odds(outputs.embeddings)).astype(np.float32),
-        max_target_cosine=max_cosine(outputs.embeddings, inputs.target_outputs.embeddings),
+        log_density=density.astype(np.float32),
+        domain_probability=expit(density * space.density.scale + space.density.location).astype(np.float32),
+        max_target_cosine=max_cosine(outputs.embeddings, inputs.labeller(inputs.target_inputs).embeddings),
     )
-
-
-def max_cosine(embeddings: NDArray[np.float32], references: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the cosine of each of N embeddings to the most similar reference, float32 (N,)."""
-    one, other = (
-        (rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)).astype(np.float32)
-        for rows in (embeddings, references)
-    )
-    nearest: NDArray[np.float32] = (one @ other.T).max(axis=1).astype(np.float32)
-    return nearest

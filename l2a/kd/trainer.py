@@ -1,9 +1,10 @@
 """Trains a student on mixtures of labelled texts, runs it and scores what it predicts."""
 
 import copy
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -24,12 +25,15 @@ from l2a.util.errors import RunError, UsageError
 from l2a.util.progress import SILENT, Progress, process_rank
 
 
-def run_student(student: Student, encoded: EncodedTexts) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def run_student(
+    student: Student, encoded: EncodedTexts, precise: bool = True
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Run the student over texts, in eval mode; its mode is restored after.
 
     Args:
         student: Any student.
         encoded: N texts in its tokens.
+        precise: In float32; False computes as in training.
 
     Returns:
         Logits, float32 (N, C), and output-layer features, float32 (N, h).
@@ -37,29 +41,69 @@ def run_student(student: Student, encoded: EncodedTexts) -> tuple[NDArray[np.flo
     logits = np.zeros((len(encoded), student.output.out_features), np.float32)
     features = np.zeros((len(encoded), student.output.in_features), np.float32)
     device = student.output.weight.device
-    with training.evaluating(student.model), torch.inference_mode():
+    precision = nullcontext() if precise else training.mixed_precision(device, student.model.config.hidden_size)
+    with training.evaluating(student.model), torch.inference_mode(), precision:
         for indices in inference_batches(encoded):
-            batch_logits, batch_features = student(encoded.padded(indices, device))
-            logits[indices], features[indices] = batch_logits.cpu().numpy(), batch_features.cpu().numpy()
+            found = student(encoded.padded(indices, device))
+            logits[indices], features[indices] = (part.float().cpu().numpy() for part in found)
     return logits, features
 
 
-def calibrated_log_likelihood(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
-    """Mean log-probability of the right class at the temperature that suits the logits best.
+def calibrated_log_likelihoods(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Log-probability of each text's class at the temperature that suits all of them best.
 
     A student of a confident teacher grows confident too; without the temperature the score would prefer states that
     are hardly trained over ones that rank better (temperature scaling: Guo et al., 2017).
 
     Args:
         logits: float32 (N, C).
-        labels: int64 (N,).
+        labels: int64 (N,), N at least 1.
 
     Returns:
-        A number of nats, at most 0.
+        float64 (N,), nats, at most 0.
     """
     scaled = logits[None].astype(np.float64) / np.geomspace(0.25, 16.0, 25)[:, None, None]
-    log_probabilities = log_softmax(scaled, axis=2)
-    return float(log_probabilities[:, np.arange(len(labels)), labels].mean(axis=1).max())
+    of_labels = log_softmax(scaled, axis=2)[:, np.arange(len(labels)), labels]
+    best: NDArray[np.float64] = of_labels[of_labels.mean(axis=1).argmax()]
+    return best
+
+
+@dataclass(frozen=True)
+class Score:
+    """How good a state of the student is.
+
+    Attributes:
+        divergence: Mean KL(teacher || student) on texts that are set apart, in nats; None where there are none.
+        log_likelihoods: float64 (V,), calibrated, of the validation split's labels.
+    """
+
+    divergence: float | None
+    log_likelihoods: NDArray[np.float64]
+
+    @property
+    def log_likelihood(self) -> float:
+        """The mean over the validation split, in nats; not a number where the split is empty."""
+        return float(self.log_likelihoods.mean()) if len(self.log_likelihoods) else float("nan")
+
+    def __str__(self) -> str:
+        """Say it in words."""
+        divergence = "" if self.divergence is None else f"{self.divergence:.3f} nats from it on texts set apart, "
+        return f"{divergence}log-likelihood {self.log_likelihood:.3f} on the validation split"
+
+    def beats(self, other: "Score | None") -> bool:
+        """Say whether this state is to be kept in place of another.
+
+        The few labels of a validation split cannot tell states apart, many texts without labels can; but the labels
+        have a veto: a state that is worse on them by more than a standard error is not kept.
+        """
+        if other is None:
+            return True
+        gains = self.log_likelihoods - other.log_likelihoods
+        gain = float(gains.mean()) if len(gains) else 0.0
+        if self.divergence is None or other.divergence is None:
+            return gain > 0
+        noise = float(gains.std(ddof=1)) / len(gains) ** 0.5 if len(gains) > 1 else math.inf
+        return self.divergence < other.divergence and gain >= -noise
 
 
 def fit_output_layer(student: Student, data: kd_data.DistillationSet) -> None:
@@ -164,7 +208,7 @@ class KDTrainer:
     Attributes:
         student: Trained in place; in eval mode between calls.
         steps_done: Updates so far.
-        best_score: Calibrated log-likelihood of the best state on the validation split.
+        best: Score of the best state so far.
         read_batch: Reads the batches of the texts that are trained on.
     """
 
@@ -192,7 +236,8 @@ class KDTrainer:
             )
         self.student = student
         self.steps_done = 0
-        self.best_score = -np.inf
+        self.best: Score | None = None
+        self._apart: kd_data.DistillationSet | None = None
         self.read_batch: kd_data.BatchReader = kd_data.read_tokens
         self.config, self._part_size = config, config.batch_size
         self._seed = int(training.broadcast(np.array(seed)))
@@ -206,7 +251,7 @@ class KDTrainer:
         training.broadcast_weights(student.model.parameters())
         self._start_optimizer()
         self._average: WeightAverage | None = None
-        self._best: list[dict[str, Tensor]] = []
+        self._best_state: list[dict[str, Tensor]] = []
         self._table: tuple[Tensor, Tensor] | None = None
 
     def _start_optimizer(self) -> None:
@@ -227,6 +272,10 @@ class KDTrainer:
         self._subclasses, self._head = subclasses, subclass_head(self.student.output, subclasses.counts)
         self._start_optimizer()
 
+    def follow(self, apart: kd_data.DistillationSet) -> None:
+        """Choose states by how they follow the teacher on texts that are not trained on; none leaves the labels."""
+        self._apart = apart if len(apart) else None
+
     def on_trial(self, config: KDConfig, validation: kd_data.DistillationSet, order: int = 0) -> "KDTrainer":
         """Make a trainer for steps that will be taken back: the same student and terms of the loss, another budget.
 
@@ -242,12 +291,12 @@ class KDTrainer:
             The trainer; it starts from copies of the projection and, where subclasses are learned, of the head.
         """
         trial = copy.copy(self)
-        trial.steps_done, trial.best_score, trial.read_batch = 0, -np.inf, kd_data.read_tokens
+        trial.steps_done, trial.best, trial._apart, trial.read_batch = 0, None, None, kd_data.read_tokens
         trial.config, trial._seed = config, self._seed + 1000 * order
         trial._rng = np.random.default_rng(trial._seed)
         trial._validation = (validation.encoded, validation.labels)
         trial._projection, trial._head = copy.deepcopy((self._projection, self._head))
-        trial._best = []
+        trial._best_state = []
         trial._start_optimizer()
         training.carry_second_moments(self._optimizer, trial._optimizer)
         return trial
@@ -326,13 +375,15 @@ class KDTrainer:
         if not self.config.embedding_rate:
             yield data
             return
-        encoded, labels = self._validation
-        with kd_data.compact_embeddings(self.student, self._optimizer, [data.encoded, encoded]) as (texts, rows, table):
+        (encoded, labels), apart = self._validation, self._apart
+        read = [data.encoded, encoded, *([apart.encoded] if apart is not None else [])]
+        with kd_data.compact_embeddings(self.student, self._optimizer, read) as (texts, rows, table):
             self._validation, self._table = (texts[1], labels), (rows, table)
+            self._apart = None if apart is None else replace(apart, encoded=texts[2])
             try:
                 yield replace(data, encoded=texts[0])
             finally:
-                self._validation, self._table = (encoded, labels), None
+                self._validation, self._table, self._apart = (encoded, labels), None, apart
 
     def _step(self, data: kd_data.DistillationSet, indices: kd_data.Indices) -> None:
         self._optimizer.zero_grad(set_to_none=True)
@@ -420,39 +471,52 @@ class KDTrainer:
         self._optimizer.zero_grad(set_to_none=True)
         return [slopes[p] * clipped if p in slopes else torch.zeros_like(p) for p in self.student.model.parameters()]
 
-    def evaluate(self, progress: Progress = SILENT) -> float:
-        """Score the student's averaged weights on the validation split and keep them if they are the best so far.
+    def evaluate(self, progress: Progress = SILENT) -> Score:
+        """Score the student's averaged weights and keep them if they are the best so far.
 
         Args:
             progress: Gets the score.
 
         Returns:
-            Calibrated log-likelihood; of several processes that of the first, so that all keep the same state.
+            The score; of several processes that of the first, so that all keep the same state.
         """
         with self._average.applied() if self._average is not None else nullcontext():
-            encoded, labels = self._validation
-            measured = calibrated_log_likelihood(run_student(self.student, encoded)[0], labels)
-            score = float(training.broadcast(np.array(measured)))
-            if score > self.best_score:
-                self.best_score = score
+            score = Score(self._divergence(), self._log_likelihoods())
+            if score.beats(self.best):
+                self.best = score
                 self._keep()
-        progress.event("validation", step=self.steps_done, log_likelihood=score)
+        progress.event(
+            "validation", step=self.steps_done, log_likelihood=score.log_likelihood, divergence=score.divergence
+        )
         return score
+
+    def _log_likelihoods(self) -> NDArray[np.float64]:
+        encoded, labels = self._validation
+        if not len(labels):
+            return np.zeros(0)
+        return training.broadcast(calibrated_log_likelihoods(run_student(self.student, encoded)[0], labels))
+
+    def _divergence(self) -> float | None:
+        if self._apart is None:
+            return None
+        logits = run_student(self.student, self._apart.encoded, precise=False)[0]
+        losses = soft_label_loss(torch.from_numpy(logits), torch.from_numpy(self._apart.teacher.logits), 1.0)
+        return float(training.broadcast(losses.numpy()))
 
     @property
     def _modules(self) -> list[nn.Module]:
         return [self.student.model] if self._head is None else [self.student.model, self._head]
 
     def _keep(self) -> None:
-        self._best = [copy.deepcopy(module.state_dict()) for module in self._modules]
+        self._best_state = [copy.deepcopy(module.state_dict()) for module in self._modules]
         if self._table is not None:
             (rows, table), name = self._table, self.student.embeddings_name
-            table[rows] = self._best[0][name]
-            self._best[0][name] = table.clone()
+            table[rows] = self._best_state[0][name]
+            self._best_state[0][name] = table.clone()
 
     def restore_best(self) -> None:
-        """Load the state that scored best on the validation split."""
-        for module, state in zip(self._modules, self._best, strict=False):
+        """Load the state that scored best."""
+        for module, state in zip(self._modules, self._best_state, strict=False):
             module.load_state_dict(state)
 
     def refit_output_layer(self, encoded: EncodedTexts) -> FoldParity | None:

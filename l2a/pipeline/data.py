@@ -1,6 +1,6 @@
 """The data of one run: both domains with their labels matched, and the labelled part of the target; without torch."""
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -31,7 +31,7 @@ class RunData:
         source: Labelled source examples, free of every held-out target text.
         target: The target domain; its test split is opened by the final evaluation alone.
         splits: The few labelled target examples.
-        unlabelled: Texts without labels, free of every held-out target text; empty unless the run was given some.
+        unlabelled: Texts without labels, free of every held-out target text.
         forbidden: Normalised hashes of the target's test, reward and validation texts: none may be trained on.
         files: Names of the files read, with their sha256.
     """
@@ -39,7 +39,7 @@ class RunData:
     source: Examples
     target: Domain
     splits: TargetSplits
-    unlabelled: tuple[TextInput, ...]
+    unlabelled: Sequence[TextInput]
     forbidden: frozenset[str]
     files: dict[str, str]
 
@@ -47,6 +47,11 @@ class RunData:
     def label_names(self) -> tuple[str, ...]:
         """The C class names."""
         return self.target.label_names
+
+    @property
+    def held_out_labels(self) -> Examples:
+        """Labelled target examples that no student and no teacher is trained on: those of reward and validation."""
+        return concatenate(self.splits.reward, self.splits.validation)
 
     @property
     def target_labels(self) -> Examples:
@@ -80,11 +85,10 @@ def load_run_data(
     _refuse_same_texts(source, target)
     allowed = [i for i, text in enumerate(source.train.inputs) if normalised_hash(text) not in forbidden]
     sides = [("source", source.files), ("target", target.files)]
-    unlabelled: tuple[TextInput, ...] = ()
-    if config.unlabelled is not None:
-        texts, files = read_unlabelled(in_memory.get("unlabelled", config.unlabelled), config.data_folder, progress)
-        sides.append(("unlabelled", files))
-        unlabelled = _usable_unlabelled(texts, config, target, forbidden)
+    references = [in_memory["unlabelled"]] if "unlabelled" in in_memory else config.unlabelled
+    read = [read_unlabelled(reference, config.data_folder, progress) for reference in references]
+    sides += [("unlabelled", files) for _, files in read]
+    unlabelled = _usable_unlabelled([text for texts, _ in read for text in texts], config, target, forbidden)
     return RunData(
         source=source.train.take(_few_enough(allowed, config)),
         target=target,
@@ -112,17 +116,16 @@ def _few_enough(allowed: list[int], config: DistillConfig) -> list[int]:
 
 
 def _usable_unlabelled(
-    inputs: tuple[TextInput, ...], config: DistillConfig, target: Domain, forbidden: Set[str]
+    inputs: Sequence[TextInput], config: DistillConfig, target: Domain, forbidden: Set[str]
 ) -> tuple[TextInput, ...]:
-    """Drop what is held out or double, and draw as much as is wanted."""
+    """Drop what is held out or double."""
     sides = 2 if target.is_pair else 1
     distinct = {normalised_hash(text): text for text in inputs if len(text) == sides}
-    usable = [text for digest, text in distinct.items() if digest not in forbidden]
-    if not usable:
-        kind = "pairs (two texts separated by a tab)" if target.is_pair else "single texts"
-        raise UsageError(f"unlabelled is {config.unlabelled!r}, which has no usable text; give {kind}, as the target's")
-    order = np.random.default_rng([config.seed, 5]).permutation(len(usable))[: config.kd.unlabelled_size]
-    return tuple(usable[i] for i in np.sort(order))
+    usable = tuple(text for digest, text in distinct.items() if digest not in forbidden)
+    if config.unlabelled and not usable:
+        kind, names = "pairs (two texts separated by a tab)" if target.is_pair else "single texts", config.unlabelled
+        raise UsageError(f"unlabelled is {', '.join(names)}, which has no usable text; give {kind}, as the target's")
+    return usable
 
 
 def _refuse_same_texts(source: Domain, target: Domain) -> None:

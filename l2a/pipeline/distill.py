@@ -66,8 +66,9 @@ def distill(
     given = {"target": target, "source": source, "unlabelled": unlabelled}
     named = {side: str(data) for side, data in given.items() if isinstance(data, str | Path)}
     in_memory = {side: data for side, data in given.items() if data is not None and side not in named}
-    names = {side: f"{side} in memory" for side in in_memory}
-    config = settle(override(config or DistillConfig(), {**named, **names, **settings}))
+    names: dict[str, Any] = {**named, **{side: f"{side} in memory" for side in in_memory}}
+    names |= {"unlabelled": (names["unlabelled"],)} if "unlabelled" in names else {}
+    config = settle(override(config or DistillConfig(), {**names, **settings}))
     load_agent(config.selector.agent)
     output = output_folder(Path(config.output_dir).expanduser().resolve(), "run", config.overwrite)
     # Of several processes only the first one's folder is kept, and only it speaks.
@@ -97,17 +98,16 @@ def _run(config: DistillConfig, in_memory: Mapping[str, Any], folder: Path, prog
     with progress.stage("check the models"):
         context.check_models()
     students, rows = compare_methods(context)
-    scores = {name: trained.validation_log_likelihood for name, trained in students.items()}
-    best = max(scores, key=lambda name: scores[name])
+    best = next(iter(students))
+    for name, trained in students.items():
+        best = name if trained.score.beats(students[best].score) else best
     count, teacher_count = students[best].student.parameters_count, context.teacher.parameters_count
     progress.say(
         f"the student has {count:,} parameters, {count / teacher_count:.1%} of the teacher's {teacher_count:,}"
     )
-    if len(scores) > 1:
-        others = ", ".join(f"{name} {score:.3f}" for name, score in scores.items() if name != best)
-        progress.say(
-            f"{best} is saved: its log-likelihood on the validation split is the best, {scores[best]:.3f} ({others})"
-        )
+    if len(students) > 1:
+        scores = ", ".join(f"{name} {trained.score}" for name, trained in students.items() if name != best)
+        progress.say(f"{best} is saved: it follows the teacher best, {students[best].score} ({scores})")
     # Of several processes the first one writes; transformers saves no model in the others.
     seconds = {name: round(value, 3) for name, value in progress.seconds_by_stage.items()}
     facts = {"student": best, "seconds_by_stage": seconds, "command": _command()}

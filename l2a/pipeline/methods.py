@@ -25,6 +25,7 @@ from l2a.pipeline.students import (
     train_fine_tuned_student,
     train_l2a_student,
     train_plain_student,
+    train_unlabelled_student,
 )
 from l2a.report import run_folder
 from l2a.selector.algorithms import save_policy
@@ -155,7 +156,8 @@ def _student(
             encoded = encode(student.tokenizer, inputs, context.config.max_length)
             return _likeliest(run_student(student, encoded)[0])
 
-        facts: dict[str, float | int | str] = {"validation_log_likelihood": trained.validation_log_likelihood}
+        facts: dict[str, float | int | str] = {"validation_log_likelihood": trained.score.log_likelihood}
+        facts |= {} if trained.score.divergence is None else {"divergence": trained.score.divergence}
         for number, done in enumerate(trained.rounds):
             known = {**dataclasses.asdict(done.chains), **done.selection.diagnostics}
             scalars = {key: value for key, value in known.items() if isinstance(value, int | float | str)}
@@ -177,7 +179,7 @@ METHODS: Mapping[str, Method] = {
     for method in (
         Method(
             "target_only_teacher", "the teacher, fine-tuned on the target's labels alone",
-            lambda run: _fitted_teacher(run, run.target_only_teacher), ("target_only_teacher",), ("teacher",),
+            lambda run: _fitted_teacher(run, run.target_only_teacher), ("target_only_teacher",), ("teacher",), "always",
         ),
         Method(
             "cross_domain_teacher", "the teacher that the students learn from: source, then target",
@@ -205,12 +207,13 @@ METHODS: Mapping[str, Method] = {
             _student(train_plain_student), LABELLED, PLAIN,
         ),
         Method(
-            "plain_kd_unlabelled_student", "the student, distilled without augmentation, on unlabelled text too",
-            _student(train_plain_student, with_unlabelled=True), (*LABELLED, "unlabelled"), (*PLAIN, "unlabelled"),
+            "plain_kd_unlabelled_student", "the student, distilled on unlabelled texts too, as they are",
+            _student(train_unlabelled_student, with_unlabelled=True), (*LABELLED, "unlabelled"),
+            (*AUGMENTED, "unlabelled"),
         ),
         Method(
             "l2a_without_unlabelled_student", "the l2a_student without the unlabelled text",
-            _student(train_l2a_student), (*LABELLED, "unlabelled"), (*AUGMENTED, "selector"), "always",
+            _student(train_l2a_student), (*LABELLED, "unlabelled"), (*AUGMENTED, "selector"),
         ),
         Method(
             "augmented_kd_student", "the student, distilled on every text that one operator, or the chain, makes",
@@ -245,7 +248,7 @@ def compared_methods(config: DistillConfig) -> tuple[Method, ...]:
         method
         for method in METHODS.values()
         if method.shown in shown
-        and not ("unlabelled" in method.needs and config.unlabelled is None)
+        and not ("unlabelled" in method.needs and not config.unlabelled)
         # It would be unfair with a teacher that was fine-tuned elsewhere, perhaps on this very target.
         and not (config.teacher.fine_tuned and {"pretrained", "target_only_teacher"} & set(method.needs))
     )
@@ -287,8 +290,8 @@ def prepare(context: RunContext, method: Method) -> None:
         UsageError: If the method needs unlabelled text and the run has none.
         RunError: If a teacher cannot be trained.
     """
-    if "unlabelled" in method.needs and context.config.unlabelled is None:
-        raise UsageError(f"unlabelled: {method.name} needs a .txt file or a domain; give one by --unlabelled")
+    if "unlabelled" in method.needs and not context.config.unlabelled:
+        raise UsageError(f"unlabelled: {method.name} needs a file, a folder or a domain; give one by --unlabelled")
     if "target_only_teacher" in method.needs:
         _ = context.target_only_teacher
     if "cross_domain_teacher" in method.needs:
@@ -377,7 +380,8 @@ def write_run(
     student = students[facts["student"]].student
     student.model.to("cpu")
     known = {
-        "validation_log_likelihood": {name: trained.validation_log_likelihood for name, trained in students.items()},
+        "validation_log_likelihood": {name: trained.score.log_likelihood for name, trained in students.items()},
+        "divergence": {name: trained.score.divergence for name, trained in students.items()},
         "parameter_share": student.parameters_count / context.teacher.parameters_count,
         "labels_used": data.splits.labels_used,
         "labels_ignored": data.splits.labels_ignored,

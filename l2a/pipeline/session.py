@@ -9,15 +9,16 @@ from numpy.typing import ArrayLike
 from l2a.config import DistillConfig
 from l2a.data.encoding import encode, refuse_long_sequences
 from l2a.data.examples import Examples, TextInput
+from l2a.generator.nearness import BACKGROUND, WordAverage, choose_texts, fit_word_average
 from l2a.generator.operators import check_operators
 from l2a.kd.data import DistillationSet, Renewal, join, refuse_constant_targets
 from l2a.kd.lelp import fit_subclasses, teacher_output_weight
-from l2a.kd.trainer import KDTrainer, fit_output_layer
+from l2a.kd.trainer import KDTrainer, calibrated_log_likelihoods, fit_output_layer
 from l2a.pipeline.data import RunData, load_run_data
 from l2a.student.presets import build_student, check_student, starts_from_pretrained
 from l2a.student.student import Student
 from l2a.teacher.finetune import fine_tuned, refuse_useless_teacher
-from l2a.teacher.labelling import Labeller, cached_labeller
+from l2a.teacher.labelling import Labeller, cached_labeller, predict
 from l2a.teacher.model import Teacher, check_teacher, load_encoder, load_fine_tuned
 from l2a.teacher.states import frozen_layers
 from l2a.util.progress import SILENT, Progress
@@ -25,6 +26,10 @@ from l2a.util.training import best_device
 
 MOST_TARGET_TEXTS = 32_000
 """Texts that a teacher reads in a stage on the target, repeated ones counted, unless one pass takes more."""
+
+
+FEWEST_TO_CHOOSE = 16
+"""Held-out labels below which the choice between teachers would be one by chance."""
 
 
 def _passes(epochs: float, examples: Examples) -> float:
@@ -62,7 +67,7 @@ class RunContext:
         if not self.data.unlabelled:
             return self
         without = replace(self.data, unlabelled=())
-        return RunContext(replace(self.config, unlabelled=None), self.progress, without)
+        return RunContext(replace(self.config, unlabelled=()), self.progress, without)
 
     def check_models(self) -> None:
         """Refuse models that cannot be used, before anything is trained.
@@ -73,11 +78,37 @@ class RunContext:
         """
         config, names = self.config, self.data.label_names
         teacher = check_teacher(config.teacher, names, config.max_length, self.progress)
-        check_student(config.student, teacher, names, self._training_texts, config.max_length)
+        texts = (*self.data.source.inputs, *self.data.splits.train.inputs)
+        check_student(config.student, teacher, names, texts, config.max_length)
 
-    @property
-    def _training_texts(self) -> tuple[TextInput, ...]:
-        return (*self.data.source.inputs, *self.data.splits.train.inputs, *self.data.unlabelled)
+    @cached_property
+    def embed(self) -> WordAverage:
+        """Cheap embeddings of texts, out of the word embeddings of the teacher's encoder."""
+        unlabelled = self.data.unlabelled
+        few = [unlabelled[i] for i in range(0, len(unlabelled), 1 + len(unlabelled) // BACKGROUND)]
+        texts = (*self.data.source.inputs, *self.data.splits.train.inputs, *few)
+        return fit_word_average(self.teacher.tokenizer, self.teacher.word_embeddings(), texts, self.config.max_length)
+
+    @cached_property
+    def near_texts(self) -> tuple[TextInput, ...]:
+        """The unlabelled texts that are used: by their nearness to the target, those set apart included."""
+        config, rng = self.config.generator, np.random.default_rng([self.config.seed, 5])
+        target, many = self.data.splits.train.inputs, self.data.unlabelled
+        size, choice = config.unlabelled_size, config.unlabelled_choice
+        return choose_texts(many, target, size, choice, self.embed, rng, self.progress)
+
+    @cached_property
+    def set_apart(self) -> tuple[TextInput, ...]:
+        """Texts near the target that no student is trained on: states are chosen by how they follow the teacher there.
+
+        They are unlabelled texts where there are enough, else a tenth of the source at most, out of its nearest half.
+        """
+        wanted, source = self.config.kd.divergence_size, self.data.source.inputs
+        rng, near = np.random.default_rng([self.config.seed, 7]), self.near_texts
+        if len(near) < 4 * wanted:
+            target, half = self.data.splits.train.inputs, len(source) // 2
+            near, wanted = choose_texts(source, target, half, "near", self.embed, rng), min(wanted, len(source) // 10)
+        return tuple(near[i] for i in np.sort(rng.choice(len(near), wanted, replace=False)))
 
     def pretrained(self) -> Teacher:
         """Load the teacher's encoder as it is before any fine-tuning."""
@@ -88,15 +119,32 @@ class RunContext:
 
     @cached_property
     def teacher(self) -> Teacher:
-        """The teacher that the student learns from: source first, then the target's training shots."""
+        """The teacher that the student learns from: source first, then the target's training shots, or these alone."""
         config = self.config.teacher
         if config.fine_tuned:
             teacher = load_fine_tuned(config.model, self.data.label_names, self.progress)
             refuse_long_sequences("the teacher", teacher.positions, self.config.max_length)
             return teacher.to(best_device())
-        source, few = self.data.source, self.data.splits.train
+        if config.learns_from == "target":
+            return self._target_teacher
+        source, few, held_out = self.data.source, self.data.splits.train, self.data.held_out_labels
         first = self._fit(self.pretrained(), source, config.source_epochs, config.source_seed, "teacher: source")
-        return self._fit(first, few, _passes(config.target_epochs, few), self.config.seed, "teacher: target")
+        both = self._fit(first, few, _passes(config.target_epochs, few), self.config.seed, "teacher: target")
+        if config.learns_from == "both" or len(held_out) < FEWEST_TO_CHOOSE:
+            return both
+        scores = []
+        for teacher in (both, self._target_teacher):
+            logits = predict(teacher, held_out.inputs, self.config.max_length).logits
+            scores.append(float(calibrated_log_likelihoods(logits, held_out.labels).mean()))
+        better, found = ("both domains", "target alone")[scores[1] > scores[0]], f"{scores[0]:.3f} and {scores[1]:.3f}"
+        self.progress.say(f"the teacher learns from {better}: log-likelihood on held-out labels {found} (target alone)")
+        return both if scores[0] >= scores[1] else self._target_teacher
+
+    @cached_property
+    def _target_teacher(self) -> Teacher:
+        few = self.data.splits.train
+        epochs = _passes(self.config.teacher.target_only_epochs, few)
+        return self._fit(self.pretrained(), few, epochs, self.config.seed, "teacher: target alone")
 
     @cached_property
     def target_only_teacher(self) -> Teacher:
@@ -116,7 +164,8 @@ class RunContext:
     def new_student(self) -> Student:
         """Build an untrained student; every call gives the same one."""
         config, data = self.config, self.data
-        student = build_student(config.student, self.teacher, data.label_names, self._training_texts, config.seed)
+        texts = (*data.source.inputs, *data.splits.train.inputs, *self.near_texts)
+        student = build_student(config.student, self.teacher, data.label_names, texts, config.seed)
         refuse_long_sequences("the student", student.positions, config.max_length)
         student.model.to(best_device())
         return student
@@ -162,20 +211,21 @@ class TrainingSession:
 
     @cached_property
     def source(self) -> DistillationSet:
-        """The source domain."""
-        examples = self.context.data.source
+        """The source domain, less what is set apart."""
+        examples, apart = self.context.data.source, set(self.context.set_apart)
+        examples = examples.take([i for i, text in enumerate(examples.inputs) if text not in apart])
         return self.labelled(examples.inputs, examples.labels)
 
-    @cached_property
-    def unlabelled(self) -> DistillationSet | None:
-        """The text without labels, where the run was given some."""
-        inputs = self.context.data.unlabelled
-        return self.labelled(inputs) if inputs else None
+    @property
+    def unlabelled(self) -> tuple[TextInput, ...]:
+        """Texts without labels, less what is set apart; the teacher has not read them."""
+        apart = set(self.context.set_apart)
+        return tuple(text for text in self.context.near_texts if text not in apart)
 
     @property
     def known(self) -> DistillationSet:
         """Everything that the student learns from before any candidate is drawn; joined on each use, not kept twice."""
-        return join([part for part in (self.source, self.target, self.unlabelled) if part is not None])
+        return join([self.source, self.target])
 
     def distil(self, kept: DistillationSet | None, steps: int, stage: str, renewal: Renewal | None = None) -> None:
         """Train the student on a mixture of everything at hand.
@@ -206,9 +256,8 @@ def mixture(session: TrainingSession, kept: DistillationSet | None) -> tuple[lis
     Returns:
         The sets and their shares.
     """
-    kd, optional = session.context.config.kd, session.unlabelled
+    kd = session.context.config.kd
     parts = [(session.target, kd.target_share)]
-    parts += [(optional, kd.unlabelled_share)] if optional is not None else []
     parts += [(kept, kd.augmented_share)] if kept is not None else []
     parts.append((session.source, 1 - sum(share for _, share in parts)))
     return [part for part, _ in parts], [share for _, share in parts]
@@ -233,6 +282,7 @@ def open_session(context: RunContext) -> TrainingSession:
         kd = replace(kd, learning_rate=1e-4)
     trainer = KDTrainer(student, kd, validation, width, config.max_length, config.seed)
     session = TrainingSession(context, student, trainer)
+    trainer.follow(session.labelled(context.set_apart))
     known = session.known
     refuse_constant_targets(known)
     fit_output_layer(student, known)

@@ -15,7 +15,7 @@ from l2a.generator.chain import CandidatePool, ChainDiagnostics, GeneratorInputs
 from l2a.generator.operators import OPERATORS, TEXT_OPERATORS, build_operator
 from l2a.generator.tokens import TokenSpace, build_neighbour_table, vocabulary
 from l2a.kd import data as kd_data
-from l2a.kd.trainer import embedding_gradients, run_student
+from l2a.kd.trainer import Score, embedding_gradients, run_student
 from l2a.pipeline.augment import masked_language_model
 from l2a.pipeline.session import RunContext, TrainingSession, mixture, open_session
 from l2a.selector.agents import load_agent
@@ -74,16 +74,16 @@ class TrainedStudent:
     Attributes:
         student: With its best weights, in eval mode.
         rounds: What was drawn and kept; empty without augmentation.
-        validation_log_likelihood: Score of the best state on the validation split.
+        score: Of its state, which was the best of its training.
     """
 
     student: Student
     rounds: tuple[Round, ...]
-    validation_log_likelihood: float
+    score: Score
 
 
 def train_plain_student(context: RunContext) -> TrainedStudent:
-    """Distil on the target's shots, the source and any unlabelled text, with as many updates as the full method.
+    """Distil on the target's shots and the source, with as many updates as the full method.
 
     Args:
         context: The run.
@@ -93,6 +93,23 @@ def train_plain_student(context: RunContext) -> TrainedStudent:
     """
     session = open_session(context)
     session.distil(None, context.config.kd.total_steps, "plain distillation")
+    return finish(session, ())
+
+
+def train_unlabelled_student(context: RunContext) -> TrainedStudent:
+    """Distil on unlabelled text too: as many texts as the full method draws, but as they are and drawn at random.
+
+    Args:
+        context: The run.
+
+    Returns:
+        The student.
+    """
+    session, kd = open_session(context), context.config.kd
+    session.distil(None, kd.warmup_steps, "warm-up")
+    texts, size = session.unlabelled, kd.pool_size * kd.rounds
+    drawn = np.random.default_rng([context.config.seed, 2]).permutation(len(texts))[:size]
+    session.distil(session.labelled(tuple(texts[i] for i in drawn)), kd.rounds * kd.round_steps, "distillation")
     return finish(session, ())
 
 
@@ -181,7 +198,8 @@ def finish(session: TrainingSession, rounds: tuple[Round, ...]) -> TrainedStuden
     if parity is not None:
         session.context.progress.event("fold_parity", **asdict(parity))
     session.student.model.eval()
-    return TrainedStudent(session.student, rounds, session.trainer.best_score)
+    assert session.trainer.best is not None
+    return TrainedStudent(session.student, rounds, session.trainer.best)
 
 
 def generator_inputs(session: TrainingSession) -> GeneratorInputs:
@@ -202,12 +220,10 @@ def generator_inputs(session: TrainingSession) -> GeneratorInputs:
     words, length = vocabulary(student.tokenizer), context.config.max_length
     neighbours = build_neighbour_table(geometry, words, context.config.generator.neighbours, context.progress)
     return GeneratorInputs(
-        source_inputs=context.data.source.inputs + context.data.unlabelled,
+        source_inputs=context.data.source.inputs,
+        unlabelled_inputs=session.unlabelled,
         target_inputs=context.data.splits.train.inputs,
-        source_outputs=kd_data.join(
-            [part for part in (session.source, session.unlabelled) if part is not None]
-        ).teacher,
-        target_outputs=session.target.teacher,
+        embed=context.embed,
         space=TokenSpace(
             student.tokenizer,
             neighbours,
@@ -216,7 +232,7 @@ def generator_inputs(session: TrainingSession) -> GeneratorInputs:
             length,
         ),
         labeller=context.labeller,
-        forbidden_hashes=context.data.forbidden,
+        forbidden_hashes=context.data.forbidden | {normalised_hash(text) for text in context.set_apart},
     )
 
 
@@ -343,7 +359,7 @@ def draw_texts(session: TrainingSession, rng: np.random.Generator) -> tuple[Text
         lambda: masked_language_model(context.config.teacher.model, context.config.max_length, context.progress),
         context.progress,
     )  # fmt: skip
-    excluded = data.forbidden | {normalised_hash(text) for text in data.splits.train.inputs}
+    excluded = data.forbidden | {normalised_hash(text) for text in (*data.splits.train.inputs, *context.set_apart)}
     degree = resolve_degree(config.degree, len(data.source) + len(data.splits.train))
     found: dict[str, tuple[TextInput, TextInput]] = {}
     for _ in range(DRAWS_LIMIT):
@@ -366,7 +382,7 @@ def _draw_pairs(
     session: TrainingSession, size: int, rng: np.random.Generator, target_share: float
 ) -> tuple[Texts, Texts]:
     """Draw bases and a partner of the other domain for each, by the base law of the generator's chains."""
-    source = (*session.context.data.source.inputs, *session.context.data.unlabelled)
+    source = (*session.context.data.source.inputs, *session.unlabelled)
     target = session.context.data.splits.train.inputs
     in_target = rng.random(size) < target_share
 

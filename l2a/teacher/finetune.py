@@ -132,7 +132,7 @@ def freeze_lower_layers(teacher: Teacher, layers: int) -> None:
 
 
 def refuse_useless_teacher(labeller: Labeller, reward: Examples, progress: Progress = SILENT) -> float:
-    """Stop before distilling a teacher that knows nothing of the target; return its accuracy.
+    """Stop before distilling a teacher that knows nothing of the target; return its accuracy, if it can be told.
 
     Args:
         labeller: The teacher.
@@ -142,6 +142,8 @@ def refuse_useless_teacher(labeller: Labeller, reward: Examples, progress: Progr
     Raises:
         RunError: If it is below chance by more than a standard error; near chance it is a warning.
     """
+    if not len(reward):
+        return float("nan")
     chance = 1 / len(reward.label_names)
     accuracy = float(np.mean(labeller(reward.inputs).logits.argmax(axis=1) == reward.labels))
     progress.event("teacher_on_reward_split", accuracy=accuracy, chance=chance)

@@ -18,7 +18,7 @@ ROW = '{"text": "good film", "label": "a", "split": "train"}\n'
 CSV = "text,label,split\ngood film,a,train\nbad film,b,train\nfine film,a,test\n"
 PAIR = ["--source", "{source}", "--target", "{target}"]
 SHOTS = ["--shots", "4", "--dev-shots", "4"]
-DISTILL = ["distill", *PAIR, *SHOTS, "--output-dir", "{out}", "--teacher", "{encoder}", "--preset", "quick"]
+DISTILL = ["distill", *PAIR, *SHOTS, "--output-dir", "{out}", "--teacher", "{encoder}", "--preset", "fast"]
 FILES = {
     "empty.csv": b"",
     "header.csv": b"text,label\n",
@@ -132,7 +132,7 @@ CASES: list[tuple[list[str], str]] = [
     ([*DISTILL, "--seed", "-1"], "seed"),
     ([*DISTILL, "--max-length", "2"], "max_length"),
     ([*DISTILL, "--max-length", "5000"], "5000"),
-    ([*DISTILL, "--preset", "qick"], "did you mean 'quick'"),
+    ([*DISTILL, "--preset", "fsat"], "did you mean 'fast'"),
     ([*DISTILL, "--preset", ""], "default, full"),
     ([*DISTILL, "--config", "{missing}"], "missing: no such file"),
     ([*DISTILL, "--config", "{folder}"], "folder"),

@@ -37,7 +37,7 @@ def test_help_is_quick():
 
 
 def test_the_configuration_is_printed_and_nothing_runs(run):
-    code, out, _ = run("distill", "--print-config", "--shots", "7", "--preset", "quick")
+    code, out, _ = run("distill", "--print-config", "--shots", "7", "--preset", "fast")
     assert code == 0
     assert "shots: 7" in out and "compare: false" in out
 

@@ -62,7 +62,7 @@ def write_card(folder: Path, name: str = "tiny", **changes: Any) -> None:
 
 def write_card_of_one_cell(folder: Path, row: str, encoder: Path) -> None:
     """A card for the real pipeline with a tiny teacher."""
-    one_pair = [{"name": "sea_sky", "source": "sea.jsonl", "target": "sky.jsonl", "unlabelled": "more.txt"}]
+    one_pair = [{"name": "sea_sky", "source": "sea.jsonl", "target": "sky.jsonl", "unlabelled": ["more.txt"]}]
     (folder / "data" / "more.txt").write_text("calm day again\nwind and a rough night\nbright\n")
     overrides = TINY_RUN | {"teacher.model": str(encoder)}
     if row.startswith("augmented"):

@@ -56,6 +56,10 @@ def toy_outputs(inputs: Sequence[TextInput]) -> TeacherOutputs:
     return TeacherOutputs(np.stack([embeddings[:, 0], -embeddings[:, 0]], axis=1), embeddings)
 
 
+def embed_toy(inputs: Sequence[TextInput]) -> np.ndarray:
+    return toy_outputs(inputs).embeddings
+
+
 def hash_fraction(text: TextInput) -> float:
     return int(normalised_hash(text)[:8], 16) / 2**32
 
@@ -85,9 +89,9 @@ def problem(space: TokenSpace) -> GeneratorInputs:
     source, target = sentences(FILM, 60, seed=1), sentences(PHONE, 12, seed=2)
     return GeneratorInputs(
         source_inputs=source,
+        unlabelled_inputs=(),
         target_inputs=target,
-        source_outputs=toy_outputs(source),
-        target_outputs=toy_outputs(target),
+        embed=embed_toy,
         space=space,
         labeller=toy_outputs,
         forbidden_hashes=frozenset({normalised_hash(source[0])}),

@@ -9,10 +9,9 @@ from l2a.config import GeneratorConfig
 from l2a.data.examples import normalised_hash
 from l2a.generator.chain import FORBIDDEN, MOVES, AugmentationSpace, metropolis_hastings
 from l2a.generator.operators import CHAIN_OPERATORS, SOURCE
-from l2a.teacher.labelling import TeacherOutputs
 from l2a.util.errors import UsageError
 
-from .conftest import toy_outputs
+from .conftest import embed_toy
 
 
 class Recorder:
@@ -28,7 +27,7 @@ class Recorder:
 
 def open_space(problem, config):
     space = AugmentationSpace(problem, replace(config, degree=0.4))
-    return space, space.labelled
+    return space, space.visited
 
 
 def test_draws_follow_the_base_law(problem):
@@ -80,7 +79,7 @@ def test_a_state_decides_its_text(problem):
     again, other = open_space(problem, GeneratorConfig())
     (texts, degrees), (same, same_degrees) = space.project(states), again.project(states)
     assert texts == same and np.array_equal(degrees, same_degrees)
-    assert len(labelled.inputs) > len(other.inputs) == 72
+    assert len(labelled.inputs) > len(other.inputs) == 0
 
 
 def cell_of(states, problem):
@@ -114,31 +113,31 @@ def test_an_infinite_temperature_leaves_only_the_limit_on_the_degree(problem):
     assert (space.score(states)[~allowed] == -np.inf).all()
 
 
-def test_test_texts_are_never_labelled(problem):
-    labeller = Recorder(toy_outputs)
+def test_test_texts_are_never_embedded_or_visited(problem):
+    embed = Recorder(embed_toy)
     plain = open_space(problem, GeneratorConfig())[0]
     plain.draw(300, np.random.default_rng(0))
     free, labelled = open_space(problem, GeneratorConfig())
     free.draw(300, np.random.default_rng(0))
-    made = {normalised_hash(text) for text in labelled.inputs[72:100]}
-    guarded, _ = open_space(replace(problem, labeller=labeller, forbidden_hashes=made), GeneratorConfig())
+    texts = set(labelled.inputs) - set(problem.source_inputs + problem.target_inputs)
+    made = {normalised_hash(text) for text in sorted(texts)[:30]}
+    guarded, _ = open_space(replace(problem, embed=embed, forbidden_hashes=made), GeneratorConfig())
     states = guarded.draw(300, np.random.default_rng(0))
     assert (states.row == FORBIDDEN).any()
-    assert not made & {normalised_hash(text) for text in labeller.asked}
+    assert not made & {normalised_hash(text) for text in embed.asked}
     assert (guarded.score(states)[states.row == FORBIDDEN] == -np.inf).all()
 
 
-def test_each_text_is_labelled_once_and_each_gradient_asked_for_once(problem):
-    labeller, gradient = Recorder(toy_outputs), Recorder(problem.space.gradient)
-    watched = replace(problem, labeller=labeller, space=replace(problem.space, gradient=gradient))
+def test_each_text_is_embedded_once_and_each_gradient_asked_for_once(problem):
+    embed, gradient = Recorder(embed_toy), Recorder(problem.space.gradient)
+    watched = replace(problem, embed=embed, space=replace(problem.space, gradient=gradient))
     space, labelled = open_space(watched, GeneratorConfig())
     states, rng = space.draw(200, np.random.default_rng(0)), np.random.default_rng(1)
     for _ in range(3):
         states = space.propose(states, rng).states
-    asked, differentiated = labeller.asked, gradient.asked
-    assert len(asked) == len(set(asked)) == len(labelled.inputs) - 72
+    asked, differentiated = embed.asked[72:], gradient.asked  # the first are those that the density is fitted on
+    assert asked == list(dict.fromkeys(asked)) == labelled.inputs
     assert len(differentiated) == len(set(differentiated)) > 0
-    assert not set(asked) & set(problem.source_inputs + problem.target_inputs)
 
 
 def test_fgsm_needs_a_gradient(problem):
@@ -157,11 +156,10 @@ def test_a_gradient_of_the_wrong_shape_is_refused(problem):
         open_space(wrong, GeneratorConfig())[0].draw(100, np.random.default_rng(0))
 
 
-def test_rows_keep_their_own_outputs(problem):
-    _, labelled = open_space(problem, GeneratorConfig())
+def test_rows_keep_their_own_density(problem):
+    space, visited = open_space(problem, GeneratorConfig())
     texts = [("a very new phone !",), problem.source_inputs[3], ("another phone !",), ("a very new phone !",)]
-    rows = labelled.rows(texts)
-    assert rows[0] == rows[3] and rows[1] == 3
-    expected: TeacherOutputs = toy_outputs(texts)
-    assert np.array_equal(labelled.outputs(rows).embeddings, expected.embeddings)
-    assert np.array_equal(labelled.outputs(rows).logits, expected.logits)
+    rows = visited.rows(texts)
+    assert rows.tolist() == [0, 1, 2, 0]
+    assert visited.densities(rows) == pytest.approx(space.density.log_density(embed_toy(texts)))
+    assert visited.densities(np.array([[FORBIDDEN, 0]]))[0, 0] == -np.inf

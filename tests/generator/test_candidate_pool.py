@@ -5,11 +5,12 @@ import pytest
 
 from l2a.config import GeneratorConfig
 from l2a.data.examples import normalised_hash
-from l2a.generator.chain import draw_pool, max_cosine
+from l2a.generator.chain import draw_pool
+from l2a.generator.nearness import max_cosine
 from l2a.generator.operators import CHAIN_OPERATORS
 from l2a.util.errors import RunError
 
-from .conftest import toy_outputs
+from .conftest import embed_toy, sentences, toy_outputs
 
 CONFIG = GeneratorConfig(chains=16, burn_in=2, degree=0.4, max_degree=1.0)
 
@@ -32,7 +33,7 @@ def test_every_field_describes_its_text(problem):
     assert np.array_equal(pool.teacher.embeddings, expected.embeddings)
     assert np.array_equal(pool.teacher.logits, expected.logits)
     assert pool.max_target_cosine == pytest.approx(
-        max_cosine(expected.embeddings, problem.target_outputs.embeddings), abs=1e-6
+        max_cosine(expected.embeddings, embed_toy(problem.target_inputs)), abs=1e-6
     )
     for name in ("degrees", "log_density", "domain_probability", "max_target_cosine"):
         values = getattr(pool, name)
@@ -89,8 +90,8 @@ def test_diagnostics_count_the_work(problem):
         return toy_outputs(inputs)
 
     pool, chain = draw(replace(problem, labeller=labeller))
-    assert chain.labelled_texts == len(asked) and chain.chains == 16
-    assert chain.steps * 16 >= len(pool)
+    assert set(asked) == set(pool.inputs) | set(problem.target_inputs), "the teacher reads what the pool holds"
+    assert len(pool) <= chain.visited_texts <= (chain.steps + 1) * 16 and chain.chains == 16
     assert 1 <= chain.effective_sample_size <= (chain.steps - 2) * 16
     assert 0 < chain.distinct_share <= 1 and 0 < chain.labelling_seconds < chain.seconds
     assert chain.sample_log_density > chain.proposal_log_density
@@ -115,12 +116,7 @@ def test_pairs_keep_their_sides(problem):
     source = tuple((text[0], "my phone is bad !") for text in problem.source_inputs)
     target = tuple(("the film was good", text[0]) for text in problem.target_inputs)
     pairs = replace(
-        problem,
-        source_inputs=source,
-        target_inputs=target,
-        source_outputs=toy_outputs(source),
-        target_outputs=toy_outputs(target),
-        space=replace(problem.space, gradient=None, max_length=32),
+        problem, source_inputs=source, target_inputs=target, space=replace(problem.space, gradient=None, max_length=32)
     )
     pool, _ = draw(pairs, replace(CONFIG, operators={"source": 0, "augpro_fgsm": 0, "knn": 0}, target_share=0.0))
     first_side = {word for text in target for word in text[0].split()}
@@ -128,3 +124,18 @@ def test_pairs_keep_their_sides(problem):
         base = source[int(origin.removeprefix("source:"))]
         new = set(text[0].split()) - set(base[0].split())
         assert new <= first_side, "a word of the partner's second side came into the first"
+
+
+def test_unlabelled_texts_are_bases_too_but_not_of_the_operator_that_reads_their_labels(problem):
+    asked, more = [], sentences(["toaster", "kettle"], 300, seed=5)
+
+    def gradient(inputs):
+        asked.extend(inputs)
+        return problem.space.gradient(inputs)
+
+    watched = replace(problem, unlabelled_inputs=more, space=replace(problem.space, gradient=gradient))
+    pool, _ = draw(watched, replace(CONFIG, tau=float("inf")), size=300)
+    of = [int(origin.split(":")[1]) for origin in pool.origins if origin.startswith("unlabelled")]
+    assert len(of) > 50 and asked and not set(asked) & set(more)
+    unchanged = [i for i in range(len(pool)) if pool.operators[i] == "source" and "unlabelled" in pool.origins[i]]
+    assert unchanged and all(pool.inputs[i] == more[int(pool.origins[i].split(":")[1])] for i in unchanged)

@@ -123,7 +123,7 @@ def test_students_train_on_augmented_embeddings_and_repeat(teacher, kind, rate):
         mixed = MixedBatches(5, 13, np.linspace(0, 1, 8, dtype=np.float32))
         trainer.read_batch = mixed if kind == "mixed" else perturbed(teacher, student, texts(8, 1))
         trainer.train(sets, [0.5, 0.5, 0.0], 10)
-        scores.append(trainer.best_score)
+        scores.append(trainer.best.log_likelihood)
     assert trainer.steps_done == 10 and np.isfinite(scores[0])
     assert scores[0] == scores[1]
 

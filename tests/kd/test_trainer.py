@@ -14,7 +14,15 @@ from l2a.config import KDConfig, StudentConfig
 from l2a.data.encoding import encode
 from l2a.kd.data import DistillationSet
 from l2a.kd.lelp import fit_subclasses
-from l2a.kd.trainer import KDTrainer, calibrated_log_likelihood, embedding_gradients, fit_output_layer, run_student
+from l2a.kd.losses import soft_label_loss
+from l2a.kd.trainer import (
+    KDTrainer,
+    Score,
+    calibrated_log_likelihoods,
+    embedding_gradients,
+    fit_output_layer,
+    run_student,
+)
 from l2a.student.presets import build_student
 from l2a.student.student import Student
 from l2a.teacher.labelling import TeacherOutputs
@@ -76,13 +84,13 @@ def test_the_state_that_scored_best_is_restored_not_the_last_or_the_worst(studen
 
     def score(logits, labels):
         states.append(student.snapshot())
-        return next(scores)
+        return np.full(len(labels), next(scores))
 
-    monkeypatch.setattr("l2a.kd.trainer.calibrated_log_likelihood", score)
+    monkeypatch.setattr("l2a.kd.trainer.calibrated_log_likelihoods", score)
     trainer = make_trainer(student, dataclasses.replace(CONFIG, embedding_rate=0.0))
     trainer.train([make_set(student, 32)], [1.0], 20)
     trainer.restore_best()
-    assert (trainer.best_score, len(states)) == (-0.2, 4)
+    assert (trainer.best.log_likelihood, len(states)) == (pytest.approx(-0.2), 4)
     kept = [all(torch.equal(state[name], value) for name, value in student.snapshot().items()) for state in states]
     assert kept == [False, True, False, False]
 
@@ -101,7 +109,7 @@ def test_two_runs_with_one_seed_are_identical(teacher):
         student = build_student(StudentConfig(max_share=0.9), teacher, LABELS, (), seed=0)
         trainer = make_trainer(student)
         trainer.train([make_set(student, 40)], [1.0], 10)
-        scores.append(trainer.evaluate())
+        scores.append(trainer.evaluate().log_likelihood)
     assert scores[0] == scores[1]
 
 
@@ -139,10 +147,9 @@ def test_the_score_of_a_state_rewards_ranking_not_confidence():
     labels = np.array([0, 1, 0, 1])
     right = np.array([[1.0, -1], [-1, 1], [1, -1], [-1, 1]], np.float32)
     one_wrong = right * np.array([[1], [1], [1], [-1]], np.float32)
-    assert calibrated_log_likelihood(right, labels) > calibrated_log_likelihood(one_wrong, labels)
-    assert calibrated_log_likelihood(one_wrong, labels) == pytest.approx(
-        calibrated_log_likelihood(4 * one_wrong, labels), abs=0.01
-    )
+    of_right, of_wrong = (calibrated_log_likelihoods(logits, labels) for logits in (right, one_wrong))
+    assert of_right.shape == (4,) and of_right.mean() > of_wrong.mean()
+    assert of_wrong.mean() == pytest.approx(calibrated_log_likelihoods(4 * one_wrong, labels).mean(), abs=0.01)
 
 
 @pytest.mark.parametrize("embedding_rate", [0.0, 1.0])
@@ -174,10 +181,10 @@ def test_the_best_state_holds_the_whole_table_when_rows_are_trained(student):
     shape = student.word_embeddings().shape
     trainer = make_trainer(student, dataclasses.replace(CONFIG, embedding_rate=1.0))
     trainer.train([make_set(student, 32)], [1.0], 20)
-    best = trainer.best_score
+    best = trainer.best.log_likelihood
     trainer.restore_best()
     assert student.word_embeddings().shape == shape
-    assert make_trainer(student).evaluate() == pytest.approx(best, abs=1e-5)
+    assert make_trainer(student).evaluate().log_likelihood == pytest.approx(best, abs=1e-5)
 
 
 def test_more_processes_than_texts_in_a_batch_are_refused(student, monkeypatch):
@@ -246,3 +253,42 @@ def without_dropout(student: Student) -> Student:
         if isinstance(module, nn.Dropout):
             module.p = 0.0
     return student
+
+
+def test_a_state_is_kept_for_following_the_teacher_unless_the_labels_forbid_it():
+    few = np.array([-0.1, -0.3, -0.2, -0.4])
+    state = Score(0.5, few)
+    assert state.beats(None) and not state.beats(state)
+    assert Score(0.4, few - [0.01, -0.01, 0.02, 0.0]).beats(state), "no worse than by chance"
+    assert not Score(0.4, few - [0.2, 0.21, 0.2, 0.19]).beats(state), "the labels' veto"
+    assert not Score(0.6, few + 1).beats(state)
+    assert Score(0.4, np.zeros(0)).beats(Score(0.5, np.zeros(0))), "no labels, no veto"
+    assert Score(None, few + 0.1).beats(Score(None, few)) and not Score(None, few - 0.1).beats(Score(None, few))
+
+
+def test_the_best_state_is_the_one_nearest_to_the_teacher_on_texts_set_apart(student, monkeypatch):
+    divergences, states = iter([0.5, 0.2, 0.9, 0.3]), []
+
+    def measure(self):
+        states.append(student.snapshot())
+        return next(divergences)
+
+    monkeypatch.setattr(KDTrainer, "_divergence", measure)
+    trainer = make_trainer(student, dataclasses.replace(CONFIG, embedding_rate=0.0))
+    monkeypatch.setattr(trainer, "_log_likelihoods", lambda: np.zeros(0))
+    trainer.train([make_set(student, 32)], [1.0], 20)
+    trainer.restore_best()
+    kept = [all(torch.equal(state[name], value) for name, value in student.snapshot().items()) for state in states]
+    assert kept == [False, True, False, False] and trainer.best.divergence == 0.2
+
+
+def test_divergence_is_measured_on_the_texts_set_apart(student):
+    assert make_trainer(student).evaluate().divergence is None
+    trainer, apart = make_trainer(student), make_set(student, 12, seed=9)
+    trainer.follow(apart)
+    logits = torch.from_numpy(run_student(student, apart.encoded)[0])
+    expected = soft_label_loss(logits, torch.from_numpy(apart.teacher.logits), 1.0)
+    assert trainer.evaluate().divergence == pytest.approx(float(expected), abs=1e-5)
+    trainer.train([make_set(student, 16)], [1.0], 5)
+    trainer.restore_best()
+    assert trainer.evaluate().divergence == pytest.approx(trainer.best.divergence, abs=1e-5)

@@ -52,7 +52,7 @@ def main(out: Path, processes: int, start: str, objective: str = "soft_labels") 
     trainer.train([data], [1.0], 12)
     trainer.restore_best()
     trainer.refit_output_layer(data.encoded)
-    score = torch.tensor(trainer.best_score, dtype=torch.float64)
+    score = torch.tensor(trainer.best.log_likelihood, dtype=torch.float64)
     weights = {name: value.contiguous() for name, value in student.snapshot().items()}
     save_file(weights | {"score": score}, out / f"{process_rank()}.safetensors")
 

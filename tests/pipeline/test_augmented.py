@@ -36,7 +36,7 @@ def test_every_operator_trains_as_long_as_plain_distillation(context, monkeypatc
     )
     trained = train_augmented_student(with_operator(context, operator))
     assert steps == [context.config.kd.total_steps]
-    assert np.isfinite(trained.validation_log_likelihood) and not trained.student.model.training
+    assert np.isfinite(trained.score.log_likelihood) and not trained.student.model.training
 
 
 def drawn(context: RunContext, monkeypatch) -> list[tuple]:
@@ -83,7 +83,7 @@ def test_eda_reads_its_synonyms(context, monkeypatch):
     sources.synonyms = {"good": ["lovely"], "story": ["film"]}
     monkeypatch.setattr(augmented, "build_operator", lambda *_: partial(eda, sources))
     trained = train_augmented_student(with_operator(context, "eda"))
-    assert np.isfinite(trained.validation_log_likelihood)
+    assert np.isfinite(trained.score.log_likelihood)
 
 
 @pytest.mark.slow
@@ -116,7 +116,7 @@ def test_fine_tuning_inherits_labels_and_asks_no_teacher(context, monkeypatch, o
     monkeypatch.setattr(augmented, "draw_texts", lambda *a: texts.append(draw(*a)) or texts[-1])
     monkeypatch.setattr(TrainingSession, "distil", spy)
     trained = train_fine_tuned_student(context)
-    assert np.isfinite(trained.validation_log_likelihood) and len(sets) == context.config.kd.rounds
+    assert np.isfinite(trained.score.log_likelihood) and len(sets) == context.config.kd.rounds
     data = context.data
     real = {
         text: label

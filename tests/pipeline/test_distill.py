@@ -75,7 +75,7 @@ def test_the_test_split_stays_closed_until_the_final_evaluation(config, monkeypa
         raise AssertionError("the test split was opened")
 
     monkeypatch.setattr(HeldOut, "reveal", refuse)
-    context = RunContext(override(config, {"unlabelled": config.target, "generator.operator": "knn"}))
+    context = RunContext(override(config, {"unlabelled": [config.target], "generator.operator": "knn"}))
     fitted = [method.fit(context) for method in METHODS.values()]
     assert len(fitted) == len(METHODS)
 
@@ -148,7 +148,7 @@ def test_unlabelled_text_is_reported_with_and_without(config, tmp_path):
     lines = [*(text for (text,) in domain.train.inputs), *(text for (text,) in domain.test.reveal().inputs)]
     (tmp_path / "more.txt").write_text("\n".join([*lines, "this phone is bad"]) + "\n")
     changes = {
-        "unlabelled": str(tmp_path / "more.txt"),
+        "unlabelled": [str(tmp_path / "more.txt")],
         "output_dir": str(tmp_path / "run"),
         "selector.agent": "random",
     }
@@ -167,7 +167,8 @@ def test_what_unlabelled_text_brings_is_shown_with_and_without_comparisons(confi
     def shown(changes):
         return {method.name for method in compared_methods(override(config, {"compare": compare, **changes}))}
 
-    assert {"l2a_student", "l2a_without_unlabelled_student"} <= shown({"unlabelled": "more.txt"})
+    assert ("l2a_without_unlabelled_student" in shown({"unlabelled": ["more.txt"]})) == compare
+    assert {"l2a_student", "cross_domain_teacher", "target_only_teacher"} <= shown({})
     assert "l2a_without_unlabelled_student" not in shown({}) and "tfidf_logreg" in shown({})
     assert ("augmented_kd_student" in shown({"generator.operator": "knn"})) == compare
     assert "target_only_teacher" not in shown({"teacher.fine_tuned": True})

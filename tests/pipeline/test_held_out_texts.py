@@ -28,7 +28,7 @@ def leaking(config, tmp_path_factory):
     own = Path(config.source).read_text()
     (folder / "source.jsonl").write_text(own + "\n".join(map(json.dumps, copies)) + "\n")
     (folder / "more.txt").write_text("\n".join(row["text"] for row in target) + "\n")
-    changes = {"source": str(folder / "source.jsonl"), "unlabelled": str(folder / "more.txt")}
+    changes = {"source": str(folder / "source.jsonl"), "unlabelled": [str(folder / "more.txt")]}
     return RunContext(override(config, {**changes, "output_dir": str(folder / "run")}))
 
 

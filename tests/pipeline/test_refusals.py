@@ -4,10 +4,12 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 import l2a
 from l2a.config import override
+from l2a.kd.trainer import Score
 from l2a.pipeline.distill import distill
 from l2a.pipeline.session import RunContext, _passes
 from l2a.util.errors import RunError, UsageError
@@ -92,7 +94,8 @@ def test_the_student_that_validation_prefers_is_saved_under_its_own_name(config,
 
     def finish(session, rounds):
         trained = original(session, rounds)
-        return students.TrainedStudent(trained.student, trained.rounds, -2.0 if rounds else -1.0)
+        score = Score(0.2 if rounds else 0.1, np.array([-2.0 if rounds else -1.0]))
+        return students.TrainedStudent(trained.student, trained.rounds, score)
 
     monkeypatch.setattr(students, "finish", finish)
     result = distill(override(config, {"output_dir": str(tmp_path / "run"), "selector.agent": "random"}))
@@ -100,5 +103,6 @@ def test_the_student_that_validation_prefers_is_saved_under_its_own_name(config,
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["student"] == "plain_kd_student"
     assert metrics["validation_log_likelihood"] == {"plain_kd_student": -1.0, "l2a_student": -2.0}
+    assert metrics["divergence"] == {"plain_kd_student": 0.1, "l2a_student": 0.2}
     assert "`plain_kd_student`, chosen by" in (tmp_path / "run" / "README.md").read_text()
     assert [len(metrics["rounds"])] == [config.kd.rounds]

@@ -19,7 +19,7 @@ def load(tmp_path, text, **options):
 
 def test_flags_override_the_file_and_the_file_overrides_the_preset(tmp_path):
     (tmp_path / "mine.yaml").write_text("shots: 8\nkd:\n  rounds: 3\n")
-    config = load_config("quick", tmp_path / "mine.yaml", {"shots": 4, "kd.temperature": 3, "seed": None})
+    config = load_config("fast", tmp_path / "mine.yaml", {"shots": 4, "kd.temperature": 3, "seed": None})
     assert (config.shots, config.kd.rounds, config.kd.temperature, config.compare) == (4, 3, 3.0, False)
 
 
@@ -78,7 +78,7 @@ def test_the_printed_configuration_reads_back(tmp_path):
     assert load(tmp_path, as_yaml(config)) == config
 
 
-@pytest.mark.parametrize("preset", ["quick", "default", "full", "screening", "standard"])
+@pytest.mark.parametrize("preset", ["fast", "default", "full", "screening", "standard"])
 def test_shipped_presets_are_valid(preset):
     assert isinstance(load_config(preset), DistillConfig)
 
@@ -86,13 +86,13 @@ def test_shipped_presets_are_valid(preset):
 def test_a_card_of_the_working_directory_adds_a_name_and_hides_none(tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").mkdir()
-    for name, content in (("quick", "shots: 5"), ("default", "defaults: [hydra]"), ("mine", "shots: 6")):
+    for name, content in (("fast", "shots: 5"), ("default", "defaults: [hydra]"), ("mine", "shots: 6")):
         (tmp_path / "configs" / f"{name}.yaml").write_text(content)
-    assert load_config("quick").shots == 32 and "quick.yaml" in caplog.text
+    assert load_config("fast").shots == 32 and "fast.yaml" in caplog.text
     assert load_config("default") == settle(DistillConfig())
     assert load_config("mine").shots == 6
-    with pytest.raises(UsageError, match="did you mean 'quick'"):
-        find_card("configs", "qick")
+    with pytest.raises(UsageError, match="did you mean 'fast'"):
+        find_card("configs", "fsat")
 
 
 def test_yaml_is_read_strictly_and_exponents_without_a_dot_are_numbers(tmp_path):
