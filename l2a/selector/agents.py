@@ -20,6 +20,10 @@ CARD_FILES = (".yaml", ".yml")
 PACKAGES = ("stable_baselines3", "sb3_contrib", "l2a")
 
 
+RULES = ("all", "random", "nearest", "confidence", "glitter", "llkd", "low_variance")
+"""Rules without learning; ``l2a.selector.problem`` holds what they do."""
+
+
 @dataclass(frozen=True)
 class AgentCard:
     """How candidates are chosen.
@@ -98,8 +102,6 @@ def load_agent(name: str) -> AgentCard:
     path = path if is_file else find_card("agents", name)
     card = build(AgentCard, load_yaml(path), f"agent card {path}")
     if card.rule is not None:
-        from l2a.selector.problem import RULES
-
         if card.rule not in RULES:
             raise UsageError(f"agent card {path}: there is no rule {card.rule!r}; give one of {', '.join(RULES)}")
     elif not is_file and card.algorithm.split(".")[0] not in PACKAGES:

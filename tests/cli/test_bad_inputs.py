@@ -133,7 +133,7 @@ CASES: list[tuple[list[str], str]] = [
     ([*DISTILL, "--max-length", "2"], "max_length"),
     ([*DISTILL, "--max-length", "5000"], "5000"),
     ([*DISTILL, "--preset", "fsat"], "did you mean 'fast'"),
-    ([*DISTILL, "--preset", ""], "default, full"),
+    ([*DISTILL, "--preset", ""], "default, fast"),
     ([*DISTILL, "--config", "{missing}"], "missing: no such file"),
     ([*DISTILL, "--config", "{folder}"], "folder"),
     *(([*DISTILL, "--config", f"{{{name}.yaml}}"], word) for name, word in (

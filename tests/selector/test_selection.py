@@ -32,7 +32,7 @@ def test_every_shipped_card_is_valid():
     assert {card.rule for card in cards.values() if card.rule} == set(RULES)
     for name in LEARNED:
         algorithm_class(cards[name])
-    assert SelectorConfig().agent == "pretrained"
+    assert SelectorConfig().agent == "all"
     assert {card.rescore_every for name, card in cards.items() if name in (*LEARNED, "pretrained")} == {25}
 
 
