@@ -2,6 +2,7 @@
 
 import signal
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -76,6 +77,16 @@ def print_result(result: "DistillResult") -> None:
         typer.echo(f"selector: rank correlation of its fast reward with real distillation {values}, one a round")
     student, metrics = result.output_dir / "student", result.output_dir / "metrics.json"
     typer.echo(f"model ({result.student}): {student}    evidence: {metrics}")
+    if (result.output_dir / "report.html").exists():
+        typer.echo(f"page: {result.output_dir / 'report.html'}")
+
+
+@app.command("report")
+def report_command(run: Annotated[Path, typer.Argument(help="Output folder of a finished l2a distill.")]) -> None:
+    """Draw the page of a finished run again, as report.html in its folder."""
+    from l2a.report.page import renew_page
+
+    typer.echo(f"page: {renew_page(run)}")
 
 
 @app.callback()

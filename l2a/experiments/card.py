@@ -19,7 +19,7 @@ from l2a.util.files import fingerprint
 from l2a.util.progress import SILENT, Progress
 
 OF_THE_GRID = ("source", "target", "source_columns", "target_columns", "unlabelled", "shots", "seed")
-NEVER_DECIDES = {"output_dir", "overwrite", "compare", "data_root", "selector.tensorboard"}
+NEVER_DECIDES = {"output_dir", "overwrite", "compare", "report", "data_root", "selector.tensorboard"}
 OF_ONE_OPERATOR = {"generator.operator", "generator.copies"}
 """Fields that only a method without a selector reads."""
 OF_THE_CHAIN = {f"generator.{name}" for name in ("tau", "beta", "max_degree", "operators", "chains", "burn_in")}

@@ -96,7 +96,7 @@ def _run(config: DistillConfig, in_memory: Mapping[str, Any], folder: Path, prog
     context = RunContext(config, progress, data)
     with progress.stage("check the models"):
         context.check_models()
-    students, rows = compare_methods(context)
+    students, rows, results = compare_methods(context)
     scores = {name: trained.validation_log_likelihood for name, trained in students.items()}
     best = max(scores, key=lambda name: scores[name])
     count, teacher_count = students[best].student.parameters_count, context.teacher.parameters_count
@@ -111,7 +111,7 @@ def _run(config: DistillConfig, in_memory: Mapping[str, Any], folder: Path, prog
     # Of several processes the first one writes; transformers saves no model in the others.
     seconds = {name: round(value, 3) for name, value in progress.seconds_by_stage.items()}
     facts = {"student": best, "seconds_by_stage": seconds, "command": _command()}
-    metrics = {} if process_rank() else write_run(context, facts, folder, students, rows)
+    metrics = {} if process_rank() else write_run(context, facts, folder, students, rows, results)
     return DistillResult(Path(config.output_dir).expanduser(), best, rows, metrics)
 
 
