@@ -323,7 +323,7 @@ def check_table(
     """
     read = [(number, values) for number, values in table.items if not isinstance(values, str)]
     problems = [(number, values) for number, values in table.items if isinstance(values, str)]
-    found, missing = _find_columns(table, columns, flag, labelled) if read else ({}, [])
+    found, missing = find_columns(table, columns, flag, labelled) if read else ({}, [])
     if optional and "label" in found and all(values.get(found["label"]) is None for _, values in read):
         logger.warning("%s has no labels and is ignored", table.name)
         return [], []
@@ -339,8 +339,8 @@ def check_table(
     return rows, [f"{table.name}{f', {table.unit} {line}' if line else ''}: {message}" for line, message in problems]
 
 
-def _find_columns(table: Table, columns: Columns, flag: str, labelled: bool) -> tuple[dict[str, str], list[str]]:
-    """The columns of a table by what they hold, and what is missing."""
+def find_columns(table: Table, columns: Columns, flag: str, labelled: bool) -> tuple[dict[str, str], list[str]]:
+    """Find the columns of a table by what they hold ("text", "text_pair" ...), and say what is missing."""
     names = table.columns
     by_lower_case = {column.lower(): column for column in reversed(names)}
     found: dict[str, str] = {}
@@ -371,7 +371,7 @@ def _holds_anything(table: Table, column: str | None) -> bool:
 
 def _row(values: Mapping[str, Any], found: Mapping[str, str]) -> Row:
     sides = [found[role] for role in ("text", "text_pair") if role in found]
-    texts = tuple(_text(column, values.get(column)) for column in sides)
+    texts = tuple(check_text(column, values.get(column)) for column in sides)
     label = _label(found["label"], values.get(found["label"])) if "label" in found else ""
     split = str(values.get(found.get("split", "")) or "").strip()
     if "split" in found and split.lower() not in SPLIT_NAMES:
@@ -379,7 +379,12 @@ def _row(values: Mapping[str, Any], found: Mapping[str, str]) -> Row:
     return Row(texts, label, SPLIT_NAMES.get(split.lower()))
 
 
-def _text(column: str, text: Any) -> str:
+def check_text(column: str, text: Any) -> str:
+    """Return what a column holds if it is a text.
+
+    Raises:
+        UsageError: If it is none.
+    """
     if text is None or (isinstance(text, str) and not text.strip()):
         wrong = "is empty; remove the row or fill it in"
     elif not isinstance(text, str):
