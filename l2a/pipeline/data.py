@@ -1,6 +1,6 @@
 """The data of one run: both domains with their labels matched, and the labelled part of the target; without torch."""
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from l2a.config import DistillConfig, settle
-from l2a.data.domains import as_domain, load_domain, read_unlabelled
+from l2a.data.bank import Bank, read_bank
+from l2a.data.domains import as_domain, load_domain
 from l2a.data.examples import (
     Domain,
     Examples,
@@ -17,6 +18,7 @@ from l2a.data.examples import (
     align_labels,
     concatenate,
     few_shot_splits,
+    held_out_words,
     normalised_hash,
 )
 from l2a.util.errors import UsageError
@@ -82,9 +84,11 @@ def load_run_data(
     sides = [("source", source.files), ("target", target.files)]
     unlabelled: tuple[TextInput, ...] = ()
     if config.unlabelled is not None:
-        texts, files = read_unlabelled(in_memory.get("unlabelled", config.unlabelled), config.data_folder, progress)
-        sides.append(("unlabelled", files))
-        unlabelled = _usable_unlabelled(texts, config, target, forbidden)
+        reference = in_memory.get("unlabelled", config.unlabelled)
+        words = target.test.words | held_out_words(held_out)
+        bank = read_bank([reference], target.is_pair, frozenset(forbidden), config.data_folder, progress, words)
+        sides.append(("unlabelled", bank.files))
+        unlabelled = _drawn(bank, config)
     return RunData(
         source=source.train.take(_few_enough(allowed, config)),
         target=target,
@@ -111,18 +115,10 @@ def _few_enough(allowed: list[int], config: DistillConfig) -> list[int]:
     return [allowed[i] for i in np.sort(chosen)]
 
 
-def _usable_unlabelled(
-    inputs: tuple[TextInput, ...], config: DistillConfig, target: Domain, forbidden: Set[str]
-) -> tuple[TextInput, ...]:
-    """Drop what is held out or double, and draw as much as is wanted."""
-    sides = 2 if target.is_pair else 1
-    distinct = {normalised_hash(text): text for text in inputs if len(text) == sides}
-    usable = [text for digest, text in distinct.items() if digest not in forbidden]
-    if not usable:
-        kind = "pairs (two texts separated by a tab)" if target.is_pair else "single texts"
-        raise UsageError(f"unlabelled is {config.unlabelled!r}, which has no usable text; give {kind}, as the target's")
-    order = np.random.default_rng([config.seed, 5]).permutation(len(usable))[: config.kd.unlabelled_size]
-    return tuple(usable[i] for i in np.sort(order))
+def _drawn(bank: Bank, config: DistillConfig) -> tuple[TextInput, ...]:
+    """Draw as many unlabelled texts as are wanted, in their order."""
+    order = np.random.default_rng([config.seed, 5]).permutation(len(bank))[: config.kd.unlabelled_size]
+    return tuple(bank.texts(np.sort(order)))
 
 
 def _refuse_same_texts(source: Domain, target: Domain) -> None:
