@@ -30,6 +30,7 @@ from l2a.pipeline.students import (
 from l2a.report import page, run_folder
 from l2a.selector.algorithms import save_policy
 from l2a.selector.problem import Selection
+from l2a.selector.select import inspect_policy
 from l2a.teacher.labelling import predict, token_vectors
 from l2a.teacher.model import Teacher
 from l2a.util.errors import UsageError, did_you_mean
@@ -446,8 +447,26 @@ def _evidence(
         "teacher": config.teacher.model,
         "label_names": data.label_names,
         "test": page.compare_on_test(tested, teacher.logits, student.logits),
+        "policy": _explained(config, rounds[-1]),
         "map": page.map_texts(kinds, context.labeller, data.label_names, np.random.default_rng([config.seed, 9])),
     }
+
+
+def _explained(config: DistillConfig, last: Round) -> list[dict[str, Any]]:
+    """What the policy of the last round looks at, the most important feature first; nothing where a rule chose."""
+    if last.problem is None or last.selection.policy is None:
+        return []
+    rng = np.random.default_rng([config.seed, 10])
+    found = inspect_policy(last.problem, last.selection.policy, config.selector, rng)
+    return [
+        {
+            "feature": name,
+            "loss": loss,
+            "changed": changed,
+            "quartiles": [side.tolist() for side in found.quartiles.get(name, ())],
+        }
+        for name, (loss, changed) in found.importances.items()
+    ]
 
 
 def _write_selector(folder: Path, config: DistillConfig, selections: Sequence[Selection]) -> None:

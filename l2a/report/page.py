@@ -198,9 +198,11 @@ def reliability(side: str, facts: Mapping[str, Any]) -> Figure:
     tenths = [(100 / BINS * min(int(sure * BINS), BINS - 1), count) for count, sure, _ in facts["bins"]]
     bars = [(low, low + 100 / BINS, 100 * count / total) for low, count in tenths]
     x = make_axis("confidence", (start, 100), (50, WIDE - 16), " %")
-    y = make_axis("accuracy; bars: share of the texts", (0, 100), (HIGH - 36, 26), " %")
+    y = make_axis("accuracy", (0, 100), (HIGH - 36, 26), " %")
     listed = "; ".join(f"{accuracy:.0f} % right where it is {sure:.0f} % sure" for sure, accuracy in points)
-    words = f"Expected calibration error {100 * facts['calibration_error']:.1f} points: {listed}."
+    words = (
+        f"Expected calibration error {100 * facts['calibration_error']:.1f} points: {listed}. Bars: share of the texts."
+    )
     return Figure(f"reliability-{side}", f"Reliability of the {side}", words, x, y, {side: points}, bars=bars)
 
 
@@ -225,7 +227,7 @@ def learning_curves(events: Iterable[Mapping[str, Any]]) -> Figure | None:
 def reward_figures(rounds: Sequence[Mapping[str, Any]]) -> list[Figure]:
     """Draw how the reward grew while a policy was trained, and the fast reward against the real one."""
     known = [(f"round {number}", done["selector"]) for number, done in enumerate(rounds, 1)]
-    curves = {name: [(100 * i / len(values), value) for i, value in enumerate(values, 1)]
+    curves = {name: [(100 * i / len(values), value) for i, value in enumerate(values, 1) if value is not None]
               for name, facts in known if (values := facts.get("reward_curve"))}  # fmt: skip
     pairs = {name: list(zip(facts["surrogate_rewards"], facts["real_rewards"], strict=True))
              for name, facts in known if "real_rewards" in facts}  # fmt: skip

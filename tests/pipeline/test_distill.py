@@ -23,6 +23,8 @@ def test_a_run_leaves_a_complete_folder(config, result):
     names = {path.name for path in result.output_dir.iterdir()}
     assert {"student", "selector", "augmentations.parquet", "metrics.json", "README.md", "log.jsonl"} <= names
     assert {"report.html", "report.json"} <= names
+    explained = json.loads((result.output_dir / "report.json").read_text())["policy"]
+    assert {it["feature"] for it in explained} >= {"teacher_entropy", "operator"}
     selector = {path.name for path in (result.output_dir / "selector").iterdir()}
     assert selector == {"policy.json", "policy.safetensors", "selection.json"}
     facts = load_facts(result.output_dir / "selector")

@@ -51,7 +51,7 @@ def metrics(names, **changes):
 
 def fill(folder, classes=3, is_pair=False, **changes):
     """Write what a page is drawn from."""
-    rng, names = np.random.default_rng(0), [f"class {i} {HOSTILE[:30]}" for i in range(classes)]
+    rng, names = np.random.default_rng(0), [f"class {i} {HOSTILE[:60]}" for i in range(classes)]
     texts = [(f"{HOSTILE} {i}", "second")[: 1 + is_pair] for i in range(200)]
     test = Examples(tuple(texts), rng.integers(0, classes, 200), tuple(names))
     teacher, student = (rng.normal(size=(200, classes)).astype(np.float32) for _ in range(2))
@@ -60,6 +60,8 @@ def fill(folder, classes=3, is_pair=False, **changes):
     evidence = {
         "target": HOSTILE[:50], "source": "movies", "unlabelled": None, "teacher": "minilm-l6", "label_names": names,
         "test": page.compare_on_test(test, teacher, student),
+        "policy": [{"feature": "teacher_entropy", "loss": 0.012, "changed": 0.3, "quartiles": [[0, 0.1, 0.2], [None] * 3]},
+                   {"feature": "operator", "loss": -0.001, "changed": 0.1, "quartiles": []}],
         "map": page.map_texts(kinds, lambda some: label(some, classes), names, rng),
     }  # fmt: skip
     (folder / "report.json").write_text(to_json(evidence))

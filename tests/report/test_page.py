@@ -102,9 +102,9 @@ def test_scores_belong_to_the_method_that_is_fitted_next():
 
 def test_rewards_are_drawn_where_there_are_some():
     judged = {"tier_correlation": None, "surrogate_rewards": [0.1, 0.1], "real_rewards": [0.2, 0.3]}
-    rounds = [{"selector": {}}, {"selector": {**judged, "reward_curve": [0.0, 0.5]}}]
+    rounds = [{"selector": {}}, {"selector": {**judged, "reward_curve": [0.0, None, 0.5, 0.5]}}]
     curve, tiers = page.reward_figures(rounds)
-    assert curve.series == {"round 2": [(50, 0.0), (100, 0.5)]} and tiers.series == {
+    assert curve.series == {"round 2": [(25, 0.0), (75, 0.5), (100, 0.5)]} and tiers.series == {
         "round 2": [(0.1, 0.2), (0.1, 0.3)]
     }
     assert "round 2: rank correlation unknown" in tiers.words and not tiers.joined

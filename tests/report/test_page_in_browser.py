@@ -48,6 +48,7 @@ def test_the_page_asks_for_nothing_and_complains_of_nothing(page, browser):
 def test_nothing_is_cut_and_no_labels_overlap(page, browser, width):
     browser.open(page.as_uri(), width)
     assert browser.run(CUT) == [] and browser.run(OVERLAPPING) == []
+    assert browser.run("document.documentElement.scrollWidth - document.documentElement.clientWidth") == 0
 
 
 def test_the_texts_are_filtered(page, browser):
