@@ -180,6 +180,7 @@ class DistillConfig(Checked):
     output_dir: str = "runs/latest"  # where the results go
     overwrite: bool = False  # replace a finished run in the output folder
     compare: bool = False  # also train the rows that need a student of their own
+    report: bool = True  # draw the page of the run, report.html
     data_root: str | None = None  # folder that relative data paths start from; None for the working directory
     source_columns: Columns = field(default_factory=Columns)
     target_columns: Columns = field(default_factory=Columns)

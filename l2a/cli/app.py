@@ -2,6 +2,7 @@
 
 import signal
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,6 +12,7 @@ from l2a.cli.data import augment_command, domains_app, pretrain_command
 from l2a.cli.experiment import experiment_app
 from l2a.cli.options import Quiet, Verbose, print_table, with_run_options
 from l2a.cli.selector import selector_app
+from l2a.cli.serving import predict_command
 from l2a.config import DistillConfig, as_yaml
 from l2a.util.errors import RunError, UsageError, os_error_sentence
 from l2a.util.files import cache_root, cache_sizes, clear_cache
@@ -28,6 +30,7 @@ app = typer.Typer(
 )
 app.command("augment")(augment_command)
 app.command("pretrain")(pretrain_command)
+app.command("predict")(predict_command)
 app.add_typer(domains_app, name="domains")
 app.add_typer(experiment_app, name="experiment")
 app.add_typer(selector_app, name="selector")
@@ -76,6 +79,16 @@ def print_result(result: "DistillResult") -> None:
         typer.echo(f"selector: rank correlation of its fast reward with real distillation {values}, one a round")
     student, metrics = result.output_dir / "student", result.output_dir / "metrics.json"
     typer.echo(f"model ({result.student}): {student}    evidence: {metrics}")
+    if (result.output_dir / "report.html").exists():
+        typer.echo(f"page: {result.output_dir / 'report.html'}")
+
+
+@app.command("report")
+def report_command(run: Annotated[Path, typer.Argument(help="Output folder of a finished l2a distill.")]) -> None:
+    """Draw the page of a finished run again, as report.html in its folder."""
+    from l2a.report.page import renew_page
+
+    typer.echo(f"page: {renew_page(run)}")
 
 
 @app.callback()

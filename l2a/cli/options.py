@@ -37,6 +37,7 @@ RUN_OPTIONS: dict[str, tuple[Any, str, tuple[str, ...]]] = {
     "output_dir": (str, "Folder of the results.", ("output_dir",)),
     "overwrite": (bool, "Replace a finished run.", ("overwrite",)),
     "compare": (bool, "Also train the rows that need extra training.", ("compare",)),
+    "report": (bool, "Draw the page of the run, report.html.", ("report",)),
 }
 """Type, help and fields of the configuration of each option; one for one side comes after that for both."""
 for _name, _words in {"text": "(first) text", "text_pair": "second text of a pair", "label": "label"}.items():

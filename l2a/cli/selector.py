@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 selector_app = typer.Typer(help="Train, compare and explain selection policies.", no_args_is_help=True)
 BARS = "▁▂▃▄▅▆▇█"
 Policy = Annotated[str, typer.Argument(help="Folder of a saved policy, or a card in agents/ that names one.")]
-OF_A_RUN = ("unlabelled", "student", "selector", "output_dir", "overwrite", "compare")
+OF_A_RUN = ("unlabelled", "student", "selector", "output_dir", "overwrite", "compare", "report")
 PAIR_OPTIONS = tuple(name for name in RUN_OPTIONS if name not in OF_A_RUN)
 
 

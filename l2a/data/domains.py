@@ -6,7 +6,6 @@ import json
 import logging
 import re
 import statistics
-import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,7 +17,7 @@ import numpy as np
 
 from l2a.config import Columns
 from l2a.data import readers
-from l2a.data.examples import Domain, Examples, HeldOut, TextInput, normalised_hash
+from l2a.data.examples import Domain, Examples, HeldOut, TextInput, normalised_hash, words_key
 from l2a.data.fetch import Artifact, fetch_artifact, read_tar_members
 from l2a.data.readers import FLAG, SPLITS, USUAL_COLUMNS, Row, SplitName, Table
 from l2a.util.cards import build, find_card, list_cards, load_yaml
@@ -180,11 +179,6 @@ def read_ratings(archive: Path, ratings: Ratings) -> list[Row]:
     return rows
 
 
-def words_key(text: str) -> str:
-    """Reduce a text to its lower-case words, joined by single spaces, so that near-copies collide."""
-    return " ".join(re.findall(r"[^\W_]+", unicodedata.normalize("NFKC", text).casefold()))
-
-
 def _lines(content: bytes, where: str) -> list[tuple[str, float, str]]:
     """Identifier, mean rating and text of each line; & and < come as HTML entities, some of them twice."""
     try:
@@ -317,61 +311,15 @@ def as_domain(data: Any, name: str, columns: Columns = USUAL_COLUMNS) -> Domain:
     return to_domain(raw)
 
 
-def read_unlabelled(
-    reference: Any, data_root: Path | None = None, progress: Progress = SILENT
-) -> tuple[tuple[TextInput, ...], Mapping[str, str]]:
-    """Read text whose labels, if it has any, are not used.
-
-    Args:
-        reference: A .txt file with one text a line (the sides of a pair separated by a tab), any other file without a
-            column of labels, a domain, of which the training texts are read, or in memory a list of texts or of pairs,
-            a frame or a dataset.
-        data_root: Folder that relative paths start from first.
-        progress: Shows downloads.
-
-    Returns:
-        The texts in order, and the names of the files read with their sha256.
-
-    Raises:
-        UsageError: If there is no such text.
-        RunError: If a domain cannot be fetched.
-    """
-    if not isinstance(reference, str | Path):
-        texts = _memory_texts(reference)
-        return texts, {"unlabelled": fingerprint(texts)}
-    path = _find_path(str(reference), data_root)
-    is_card = str(reference) in list_cards("domains")
-    if not is_card and (readers.name_and_format(Path(reference))[1] == ".txt" or (path is not None and path.is_file())):
-        table = readers.read_table(path or Path(reference), (".txt", *readers.SUFFIXES))
-        if not table.has_labels:
-            return readers.texts_of(table), {Path(table.name).name: table.digest}
-    domain = load_domain(reference, USUAL_COLUMNS, data_root, progress, "its usual name")
-    return domain.train.inputs, domain.files
-
-
-def _memory_texts(data: Any) -> tuple[TextInput, ...]:
-    if isinstance(data, Domain):
-        return data.train.inputs
-    if isinstance(data, list | tuple):
-        data = [item if isinstance(item, Mapping) else (item, "") for item in data]
-    data = data.get("train", data) if isinstance(data, Mapping) else data
-    return readers.texts_of(readers.memory_table(data, "unlabelled"))
-
-
 def _read(reference: str, columns: Columns, data_root: Path | None, progress: Progress, flag: str) -> RawDomain:
     """Rows with splits behind a reference, with every problem that they have."""
-    cards = list_cards("domains")
-    if reference in cards:
+    if reference in list_cards("domains"):
         return with_splits(_read_card(reference, progress))
-    path = _find_path(reference, data_root)
+    path = locate("domain", reference, data_root)
     if path is not None:
         name = path.resolve().name if path.is_dir() else readers.name_and_format(path)[0]
         return with_splits(_join(name, _path_tables(path), columns, flag))
-    hint = did_you_mean(reference, cards)
-    if hint or readers.name_and_format(Path(reference))[1] in readers.SUFFIXES or not HUB_ID.fullmatch(reference):
-        kinds = "give a domain card, a file, a folder or a Hub id; see `l2a domains list`"
-        raise UsageError(f"domain {reference!r}: no such card or path{hint}; {kinds}")
-    return with_splits(_join(reference, _hub_tables(reference, progress), columns, flag))
+    return with_splits(_join(reference, _memory_tables(hub_content(reference, progress), reference), columns, flag))
 
 
 def _read_card(name: str, progress: Progress) -> RawDomain:
@@ -381,7 +329,7 @@ def _read_card(name: str, progress: Progress) -> RawDomain:
         raw = RawDomain(name, tuple(rows), (), files)
     else:
         data = path.parent / Path(card.data).expanduser()
-        tables = _path_tables(data) if data.exists() else _hub_tables(card.data, progress)
+        tables = _path_tables(data) if data.exists() else _memory_tables(hub_content(card.data, progress), card.data)
         raw = _join(name, tables, card.columns, f"`columns` in {path}")
     labels = {row.label for row in raw.rows}
     if labels and labels != set(card.labels):
@@ -403,18 +351,38 @@ def _join(name: str, tables: Tables, columns: Columns, flag: str) -> RawDomain:
     return RawDomain(name, tuple(rows), tuple(problems), files)
 
 
-def _find_path(reference: str, data_root: Path | None) -> Path | None:
-    """A file or folder that exists, under the data root first, then under the working directory."""
+def locate(what: str, reference: str, data_root: Path | None) -> Path | None:
+    """Find a file or folder, under the data root first, then under the working directory.
+
+    Args:
+        what: How the message names what is looked for.
+        reference: A path, or a Hub id.
+        data_root: Folder that relative paths start from first.
+
+    Returns:
+        The path; None when the reference can only be a Hub id.
+
+    Raises:
+        UsageError: If it is neither.
+    """
     path = Path(reference).expanduser()
     roots = [data_root, Path()] if data_root else [Path()]
-    return next((root / path for root in roots if (root / path).exists()), None)
+    if found := next((root / path for root in roots if (root / path).exists()), None):
+        return found
+    near = [str(path.with_name(file.name)) for root in roots for file in (root / path).parent.glob("*")]
+    hint = did_you_mean(reference, [*list_cards("domains"), *near])
+    is_file = readers.name_and_format(path)[1] in (".txt", *readers.SUFFIXES)
+    if hint or is_file or not HUB_ID.fullmatch(reference):
+        kinds = "give a domain card, a file, a folder or a Hub id; see `l2a domains list`"
+        raise UsageError(f"{what} {reference!r}: no such card or path{hint}; {kinds}")
+    return None
 
 
 def _path_tables(path: Path) -> Tables:
     if not path.is_dir():
         return [(None, readers.read_table(path))]
     if any((path / mark).is_file() for mark in SAVED_MARKS):
-        return _saved_tables(path)
+        return _memory_tables(saved_content(path), path.name)
     files: dict[SplitName, Path] = {}
     for file in sorted(path.iterdir()):
         stem, suffix = readers.name_and_format(file)
@@ -448,19 +416,28 @@ def _memory_tables(data: Any, name: str) -> Tables:
     ]
 
 
-def _saved_tables(folder: Path) -> Tables:
+def saved_content(folder: Path) -> Any:
+    """Open a folder that the datasets library wrote.
+
+    Raises:
+        UsageError: If it cannot be read.
+    """
     import datasets
 
     datasets.disable_progress_bars()
     try:
-        content = datasets.load_from_disk(str(folder))
+        return datasets.load_from_disk(str(folder))
     except (OSError, ValueError, KeyError) as error:
         raise UsageError(f"{folder}: not a readable saved dataset ({_one_line(error)}); save it again") from error
-    return _memory_tables(content, folder.name)
 
 
-def _hub_tables(reference: str, progress: Progress) -> Tables:
-    """Read a dataset of the Hub, name[:config]; HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE are honoured."""
+def hub_content(reference: str, progress: Progress) -> Any:
+    """Open a dataset of the Hub, name[:config]; HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE are honoured.
+
+    Raises:
+        UsageError: If there is no such dataset.
+        RunError: If it cannot be fetched.
+    """
     import datasets
 
     name, _, config = reference.partition(":")
@@ -468,14 +445,13 @@ def _hub_tables(reference: str, progress: Progress) -> Tables:
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it logs every retry; the error says it once
     try:
         with progress.stage(f"fetch {reference}", total=1):
-            content = datasets.load_dataset(name, config or None)
+            return datasets.load_dataset(name, config or None)
     except (datasets.exceptions.DatasetNotFoundError, ValueError) as error:
         fix = "see `l2a domains list`, check the path, or write name:config"
         raise UsageError(f"{reference}: no card, no file, no dataset of the Hub ({_one_line(error)}); {fix}") from error
     except (OSError, RuntimeError) as error:
         reason = f"the Hub cannot give this dataset and it is not cached ({_one_line(error)})"
         raise RunError(f"{reference}: {reason}; connect once, or give a file") from error
-    return _memory_tables(content, reference)
 
 
 def _one_line(error: BaseException) -> str:

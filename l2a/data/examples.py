@@ -1,8 +1,9 @@
 """Labelled texts, domains of them, the few labels that a run may use, and labels matched by name."""
 
 import hashlib
+import re
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from l2a.util.errors import UsageError, did_you_mean
 
 HELD_OUT_PART = 4  # reward and validation get at most a quarter of a class each when all labels are used
+WORD = re.compile(r"[^\W_]+")
 
 TextInput = tuple[str, ...]
 """One input of a classifier: (sentence,) or (first, second) in tasks on pairs."""
@@ -63,27 +65,45 @@ def normalised_hash(text_input: TextInput) -> str:
     return hashlib.sha256("\x1f".join(folded).encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
+def words_of(text: str) -> list[str]:
+    """Find the words of a text in lower case, which near copies share."""
+    return WORD.findall(unicodedata.normalize("NFKC", text).casefold())
+
+
+def words_key(text: str) -> str:
+    """Reduce a text to its lower-case words, joined by single spaces, so that near-copies collide."""
+    return " ".join(words_of(text))
+
+
+def held_out_words(texts: Iterable[TextInput]) -> frozenset[str]:
+    """Give the keys by which near copies of texts are found: the words of each, and those of both sides of a pair."""
+    return frozenset(words_key(part) for text in texts for part in {" ".join(text), *text}) - {""}
+
+
 @dataclass(frozen=True)
 class HeldOut:
-    """The test split: its size and its texts' hashes are open, its texts and labels are not.
+    """The test split: its size and what its texts are recognised by are open, its texts and labels are not.
 
     Attributes:
         size: Number of examples; 0 for a domain that can only be a source.
         hashes: Normalised hashes of the texts, so that other data can be kept free of them.
+        words: ``held_out_words`` of the texts, so that other data can be kept free of near copies.
     """
 
     size: int
     hashes: frozenset[str]
+    words: frozenset[str]
     _examples: Examples = field(repr=False)
 
     @classmethod
     def of(cls, examples: Examples) -> "HeldOut":
         """Hold examples back."""
-        return cls(len(examples), frozenset(map(normalised_hash, examples.inputs)), examples)
+        hashes = frozenset(map(normalised_hash, examples.inputs))
+        return cls(len(examples), hashes, held_out_words(examples.inputs), examples)
 
     def converted(self, convert: Callable[[Examples], Examples]) -> "HeldOut":
         """Change the split without opening it, such as the order of its label names; texts stay as they are."""
-        return HeldOut(self.size, self.hashes, convert(self._examples))
+        return replace(self, _examples=convert(self._examples))
 
     def reveal(self) -> Examples:
         """Give texts and labels away; only the final evaluation of a run may call this."""

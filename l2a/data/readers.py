@@ -175,7 +175,7 @@ def parse(data: bytes, suffix: str) -> list[Item]:
     whole = _json(text) if suffix == ".json" else None
     if isinstance(whole, list):
         return [(number, _json_object(value)) for number, value in enumerate(whole, start=1)]
-    return [(number, _json_object(_json(line))) for number, line in numbered]
+    return [(number, parse_object(line)) for number, line in numbered]
 
 
 def _json(text: str) -> Any:
@@ -184,6 +184,11 @@ def _json(text: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         return error
+
+
+def parse_object(line: str) -> dict[str, Any] | str:
+    """Parse one line of a .jsonl file, or say why it cannot be read."""
+    return _json_object(_json(line))
 
 
 def _json_object(value: Any) -> dict[str, Any] | str:
@@ -323,7 +328,7 @@ def check_table(
     """
     read = [(number, values) for number, values in table.items if not isinstance(values, str)]
     problems = [(number, values) for number, values in table.items if isinstance(values, str)]
-    found, missing = _find_columns(table, columns, flag, labelled) if read else ({}, [])
+    found, missing = find_columns(table, columns, flag, labelled) if read else ({}, [])
     if optional and "label" in found and all(values.get(found["label"]) is None for _, values in read):
         logger.warning("%s has no labels and is ignored", table.name)
         return [], []
@@ -339,8 +344,27 @@ def check_table(
     return rows, [f"{table.name}{f', {table.unit} {line}' if line else ''}: {message}" for line, message in problems]
 
 
-def _find_columns(table: Table, columns: Columns, flag: str, labelled: bool) -> tuple[dict[str, str], list[str]]:
-    """The columns of a table by what they hold, and what is missing."""
+def find_text_columns(name: str, row: Mapping[str, Any]) -> dict[str, str]:
+    """Find the columns of texts, and that of splits, by their usual names.
+
+    Args:
+        name: How the message names the data.
+        row: The first row.
+
+    Returns:
+        The columns by what they hold: text, text_pair and split.
+
+    Raises:
+        UsageError: If there is no column of texts.
+    """
+    table = Table(name, [(1, dict.fromkeys(row, name))])
+    found, missing = find_columns(table, USUAL_COLUMNS, "its usual name", labelled=False)
+    refuse([f"{name}: {message}" for message in missing], name)
+    return found
+
+
+def find_columns(table: Table, columns: Columns, flag: str, labelled: bool) -> tuple[dict[str, str], list[str]]:
+    """Find the columns of a table by what they hold ("text", "text_pair" ...), and say what is missing."""
     names = table.columns
     by_lower_case = {column.lower(): column for column in reversed(names)}
     found: dict[str, str] = {}
@@ -371,7 +395,7 @@ def _holds_anything(table: Table, column: str | None) -> bool:
 
 def _row(values: Mapping[str, Any], found: Mapping[str, str]) -> Row:
     sides = [found[role] for role in ("text", "text_pair") if role in found]
-    texts = tuple(_text(column, values.get(column)) for column in sides)
+    texts = tuple(check_text(column, values.get(column)) for column in sides)
     label = _label(found["label"], values.get(found["label"])) if "label" in found else ""
     split = str(values.get(found.get("split", "")) or "").strip()
     if "split" in found and split.lower() not in SPLIT_NAMES:
@@ -379,7 +403,12 @@ def _row(values: Mapping[str, Any], found: Mapping[str, str]) -> Row:
     return Row(texts, label, SPLIT_NAMES.get(split.lower()))
 
 
-def _text(column: str, text: Any) -> str:
+def check_text(column: str, text: Any) -> str:
+    """Return what a column holds if it is a text.
+
+    Raises:
+        UsageError: If it is none.
+    """
     if text is None or (isinstance(text, str) and not text.strip()):
         wrong = "is empty; remove the row or fill it in"
     elif not isinstance(text, str):

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from l2a.config import Columns, DistillConfig, load_config, override
-from l2a.data.domains import load_domain, read_unlabelled
+from l2a.data.bank import unlabelled_files
+from l2a.data.domains import load_domain
 from l2a.generator.operators import check_operators
 from l2a.pipeline.methods import METHODS
 from l2a.selector.agents import agent_parts, load_agent
@@ -19,7 +20,7 @@ from l2a.util.files import fingerprint
 from l2a.util.progress import SILENT, Progress
 
 OF_THE_GRID = ("source", "target", "source_columns", "target_columns", "unlabelled", "shots", "seed")
-NEVER_DECIDES = {"output_dir", "overwrite", "compare", "data_root", "selector.tensorboard"}
+NEVER_DECIDES = {"output_dir", "overwrite", "compare", "report", "data_root", "selector.tensorboard"}
 OF_ONE_OPERATOR = {"generator.operator", "generator.copies"}
 """Fields that only a method without a selector reads."""
 OF_THE_CHAIN = {f"generator.{name}" for name in ("tau", "beta", "max_degree", "operators", "chains", "burn_in")}
@@ -293,7 +294,7 @@ def data_files(groups: Iterable[Group], progress: Progress = SILENT) -> dict[str
     @cache
     def files_of(reference: str, columns: Columns | None, folder: Path | None) -> DataFiles:
         if columns is None:
-            files = read_unlabelled(reference, folder, progress)[1]
+            files = unlabelled_files([reference], folder, progress)
         else:
             files = load_domain(reference, columns, folder, progress, "columns in the card").files
         # Named after the card's reference, since both domains may be folders that hold a train.csv.

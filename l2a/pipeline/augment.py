@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from l2a.config import Columns, GeneratorConfig, resolve_degree
-from l2a.data.domains import read_unlabelled
+from l2a.data.domains import load_domain
 from l2a.data.examples import TextInput
 from l2a.data.readers import FLAG, SUFFIXES, read_table, texts_of
 from l2a.generator.operators import OPERATORS, TEXT_OPERATORS, build_operator, draw_changes
@@ -116,7 +116,7 @@ def augment_file(job: AugmentJob, progress: Progress = SILENT) -> int:
             table = read_table(file, (".txt", *SUFFIXES))
             source = texts_of(table, job.source_columns, "--source-{}-column")
         else:
-            source = read_unlabelled(job.source)[0]
+            source = load_domain(job.source, progress=progress).train.inputs
     sides = {len(text) for text in inputs}
     if len(sides) > 1:
         raise UsageError(f"input {job.input}: single texts and pairs are mixed; give one kind in a file")

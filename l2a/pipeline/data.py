@@ -1,6 +1,6 @@
 """The data of one run: both domains with their labels matched, and the labelled part of the target; without torch."""
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from l2a.config import DistillConfig, settle
-from l2a.data.domains import as_domain, load_domain, read_unlabelled
+from l2a.data.bank import read_bank
+from l2a.data.domains import as_domain, load_domain
 from l2a.data.examples import (
     Domain,
     Examples,
@@ -17,6 +18,7 @@ from l2a.data.examples import (
     align_labels,
     concatenate,
     few_shot_splits,
+    held_out_words,
     normalised_hash,
 )
 from l2a.util.errors import UsageError
@@ -85,10 +87,13 @@ def load_run_data(
     _refuse_same_texts(source, target)
     allowed = [i for i, text in enumerate(source.train.inputs) if normalised_hash(text) not in forbidden]
     sides = [("source", source.files), ("target", target.files)]
-    references = [in_memory["unlabelled"]] if "unlabelled" in in_memory else config.unlabelled
-    read = [read_unlabelled(reference, config.data_folder, progress) for reference in references]
-    sides += [("unlabelled", files) for _, files in read]
-    unlabelled = _usable_unlabelled([text for texts, _ in read for text in texts], config, target, forbidden)
+    unlabelled: Sequence[TextInput] = ()
+    if references := [in_memory["unlabelled"]] if "unlabelled" in in_memory else config.unlabelled:
+        words = target.test.words | held_out_words(held_out)
+        bank = read_bank(references, target.is_pair, frozenset(forbidden), config.data_folder, progress, words)
+        progress.say(bank.summary)
+        sides.append(("unlabelled", bank.files))
+        unlabelled = bank
     return RunData(
         source=source.train.take(_few_enough(allowed, config)),
         target=target,
@@ -113,19 +118,6 @@ def _few_enough(allowed: list[int], config: DistillConfig) -> list[int]:
         return allowed
     chosen = np.random.default_rng([config.seed, 6]).choice(len(allowed), config.source_size, replace=False)
     return [allowed[i] for i in np.sort(chosen)]
-
-
-def _usable_unlabelled(
-    inputs: Sequence[TextInput], config: DistillConfig, target: Domain, forbidden: Set[str]
-) -> tuple[TextInput, ...]:
-    """Drop what is held out or double."""
-    sides = 2 if target.is_pair else 1
-    distinct = {normalised_hash(text): text for text in inputs if len(text) == sides}
-    usable = tuple(text for digest, text in distinct.items() if digest not in forbidden)
-    if config.unlabelled and not usable:
-        kind, names = "pairs (two texts separated by a tab)" if target.is_pair else "single texts", config.unlabelled
-        raise UsageError(f"unlabelled is {', '.join(names)}, which has no usable text; give {kind}, as the target's")
-    return usable
 
 
 def _refuse_same_texts(source: Domain, target: Domain) -> None:

@@ -97,7 +97,7 @@ def _run(config: DistillConfig, in_memory: Mapping[str, Any], folder: Path, prog
     context = RunContext(config, progress, data)
     with progress.stage("check the models"):
         context.check_models()
-    students, rows = compare_methods(context)
+    students, rows, results = compare_methods(context)
     best = next(iter(students))
     for name, trained in students.items():
         best = name if trained.score.beats(students[best].score) else best
@@ -111,7 +111,7 @@ def _run(config: DistillConfig, in_memory: Mapping[str, Any], folder: Path, prog
     # Of several processes the first one writes; transformers saves no model in the others.
     seconds = {name: round(value, 3) for name, value in progress.seconds_by_stage.items()}
     facts = {"student": best, "seconds_by_stage": seconds, "command": _command()}
-    metrics = {} if process_rank() else write_run(context, facts, folder, students, rows)
+    metrics = {} if process_rank() else write_run(context, facts, folder, students, rows, results)
     return DistillResult(Path(config.output_dir).expanduser(), best, rows, metrics)
 
 

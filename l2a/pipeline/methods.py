@@ -13,13 +13,14 @@ from torch import nn
 
 from l2a.config import DistillConfig, as_yaml
 from l2a.data.encoding import encode
-from l2a.data.examples import TextInput
+from l2a.data.examples import Examples, TextInput
 from l2a.evaluation.baselines import frozen_teacher_logreg, tfidf_logreg, vector_sum_logreg
 from l2a.evaluation.metrics import classification_metrics, measure_latency
 from l2a.kd.trainer import run_student
 from l2a.pipeline.policies import open_policy, training_facts
 from l2a.pipeline.session import RunContext
 from l2a.pipeline.students import (
+    Round,
     TrainedStudent,
     train_augmented_student,
     train_fine_tuned_student,
@@ -27,9 +28,10 @@ from l2a.pipeline.students import (
     train_plain_student,
     train_unlabelled_student,
 )
-from l2a.report import run_folder
+from l2a.report import page, run_folder
 from l2a.selector.algorithms import save_policy
 from l2a.selector.problem import Selection
+from l2a.selector.select import inspect_policy
 from l2a.teacher.labelling import predict, token_vectors
 from l2a.teacher.model import Teacher
 from l2a.util.errors import UsageError, did_you_mean
@@ -37,6 +39,7 @@ from l2a.util.files import atomic_write_text, to_json
 from l2a.util.progress import SILENT, Progress
 
 Predict = Callable[[Sequence[TextInput]], NDArray[np.int64]]
+Logits = Callable[[Sequence[TextInput]], NDArray[np.float32]]
 Part = Literal["pretrained", "target_only_teacher", "cross_domain_teacher", "labels", "unlabelled"]
 """What methods share: the encoder as it was pretrained, two fine-tuned teachers, the labels that one of them gives to
 the source, and text without labels."""
@@ -50,6 +53,7 @@ class FittedMethod:
         predict: Classifies texts as int64, indices into the run's label names.
         parameters: Numbers that it stores to do so.
         diagnostics: Facts of its training.
+        logits: Scores texts as float32 (N, C), of which ``predict`` takes the highest; None where there are none.
         module: The network that ``predict`` runs, on whatever device it is; None where there is none.
         trained: The student with its rounds, where the method gives a student.
     """
@@ -57,6 +61,7 @@ class FittedMethod:
     predict: Predict
     parameters: int
     diagnostics: Mapping[str, float | int | str] = field(default_factory=dict)
+    logits: Logits | None = None
     module: nn.Module | None = None
     trained: TrainedStudent | None = None
 
@@ -101,6 +106,8 @@ class MethodResult:
         labels_used: Labelled target examples that the run reads, those of the reward and validation splits included.
         seconds: Wall time of its own training, shared parts aside.
         diagnostics: Facts of its training.
+        inputs: The N texts.
+        logits: float32 (N, C), where the method gives some.
     """
 
     name: str
@@ -111,13 +118,15 @@ class MethodResult:
     labels_used: int
     seconds: float
     diagnostics: Mapping[str, float | int | str]
+    inputs: tuple[TextInput, ...] = ()
+    logits: NDArray[np.float32] | None = None
 
 
 def _fitted_teacher(context: RunContext, teacher: Teacher) -> FittedMethod:
-    def classify(inputs: Sequence[TextInput]) -> NDArray[np.int64]:
-        return _likeliest(predict(teacher, inputs, context.config.max_length).logits)
+    def score(inputs: Sequence[TextInput]) -> NDArray[np.float32]:
+        return predict(teacher, inputs, context.config.max_length).logits
 
-    return FittedMethod(classify, teacher.parameters_count, module=teacher)
+    return FittedMethod(_likeliest(score), teacher.parameters_count, logits=score, module=teacher)
 
 
 def _fit_tfidf_logreg(context: RunContext) -> FittedMethod:
@@ -152,9 +161,8 @@ def _student(
         trained = train(context if with_unlabelled else context.without_unlabelled())
         student = trained.student
 
-        def classify(inputs: Sequence[TextInput]) -> NDArray[np.int64]:
-            encoded = encode(student.tokenizer, inputs, context.config.max_length)
-            return _likeliest(run_student(student, encoded)[0])
+        def score(inputs: Sequence[TextInput]) -> NDArray[np.float32]:
+            return run_student(student, encode(student.tokenizer, inputs, context.config.max_length))[0]
 
         facts: dict[str, float | int | str] = {"validation_log_likelihood": trained.score.log_likelihood}
         facts |= {} if trained.score.divergence is None else {"divergence": trained.score.divergence}
@@ -162,14 +170,13 @@ def _student(
             known = {**dataclasses.asdict(done.chains), **done.selection.diagnostics}
             scalars = {key: value for key, value in known.items() if isinstance(value, int | float | str)}
             facts |= {f"round_{number}_{key}": value for key, value in scalars.items()}
-        return FittedMethod(classify, student.parameters_count, facts, student.model, trained)
+        return FittedMethod(_likeliest(score), student.parameters_count, facts, score, student.model, trained)
 
     return fit
 
 
-def _likeliest(logits: NDArray[np.float32]) -> NDArray[np.int64]:
-    likeliest: NDArray[np.int64] = logits.argmax(axis=1)
-    return likeliest
+def _likeliest(score: Logits) -> Predict:
+    return lambda inputs: score(inputs).argmax(axis=1)
 
 
 LABELLED: tuple[Part, ...] = ("cross_domain_teacher", "labels")
@@ -313,26 +320,33 @@ def evaluate_method(context: RunContext, name: str, fitted: FittedMethod, second
         Predictions and labels.
     """
     test = context.data.target.test.reveal()
+    logits = None if fitted.logits is None else fitted.logits(test.inputs)
     return MethodResult(
         name=name,
-        predictions=fitted.predict(test.inputs),
+        predictions=fitted.predict(test.inputs) if logits is None else logits.argmax(axis=1),
         labels=test.labels,
         label_names=test.label_names,
         parameters=fitted.parameters,
         labels_used=context.data.splits.labels_used,
         seconds=seconds,
         diagnostics=fitted.diagnostics,
+        inputs=test.inputs,
+        logits=logits,
     )
 
 
-def compare_methods(context: RunContext) -> tuple[dict[str, TrainedStudent], tuple[run_folder.MethodReport, ...]]:
+Comparison = tuple[dict[str, TrainedStudent], tuple[run_folder.MethodReport, ...], dict[str, MethodResult]]
+
+
+def compare_methods(context: RunContext) -> Comparison:
     """Train every method that a distillation shows, then evaluate each on the test split.
 
     Args:
         context: The run.
 
     Returns:
-        The students by the name of their method, "l2a_student" among them, and the rows of the table.
+        The students by the name of their method, "l2a_student" among them, the rows of the table, and each method on
+        the test split by its name.
     """
     methods, fitted = compared_methods(context.config), {}
     advance_whole = context.progress.whole("methods", len(methods))
@@ -342,16 +356,18 @@ def compare_methods(context: RunContext) -> tuple[dict[str, TrainedStudent], tup
         fitted[method.name] = method.fit(context)
         context.progress.event("fitted", row=method.name, row_seconds=round(time.monotonic() - started, 3))
         advance_whole(1)
-    few, rows = context.data.target_labels.inputs[:64], []
+    few, rows, results = context.data.target_labels.inputs[:64], [], {}
     with context.progress.stage("evaluate", len(fitted)) as advance:
         for name, one in fitted.items():
             result, rng = evaluate_method(context, name, one, 0.0), np.random.default_rng([context.config.seed, 3])
+            results[name] = result
             metrics = classification_metrics(result.labels, result.predictions, len(result.label_names), rng)
             rows.append(
                 run_folder.MethodReport(name, metrics, one.parameters, measure_latency(one.predict, few, one.module))
             )
             advance(1)
-    return {name: one.trained for name, one in fitted.items() if one.trained is not None}, tuple(rows)
+    students = {name: one.trained for name, one in fitted.items() if one.trained is not None}
+    return students, tuple(rows), results
 
 
 def write_run(
@@ -360,8 +376,9 @@ def write_run(
     folder: Path,
     students: Mapping[str, TrainedStudent],
     rows: tuple[run_folder.MethodReport, ...],
+    results: Mapping[str, MethodResult],
 ) -> dict[str, Any]:
-    """Write student, selector, candidates, metrics and model card.
+    """Write student, selector, candidates, metrics, model card and page.
 
     Args:
         context: The run.
@@ -369,6 +386,7 @@ def write_run(
         folder: Where to write; it takes its final name later.
         students: All students by the name of their method, "l2a_student" among them.
         rows: The comparison.
+        results: Each method on the test split, by its name.
 
     Returns:
         The content of ``metrics.json``.
@@ -406,7 +424,53 @@ def write_run(
     _write_selector(folder / "selector", config, [done.selection for done in rounds])
     atomic_write_text(folder / "metrics.json", to_json(metrics, indent=1) + "\n")
     atomic_write_text(folder / "config.yaml", as_yaml(config))
+    evidence = _evidence(context, results["cross_domain_teacher"], results[facts["student"]], rounds)
+    atomic_write_text(folder / page.EVIDENCE, to_json(evidence) + "\n")
+    if config.report:
+        page.write_page(folder)
     return metrics
+
+
+def _evidence(
+    context: RunContext, teacher: MethodResult, student: MethodResult, rounds: Sequence[Round]
+) -> dict[str, Any]:
+    """What the page shows and no other file has."""
+    config, data = context.config, context.data
+    names = {name: getattr(config, name) for name in ("target", "source", "unlabelled")}
+    drawn = [(text, kept) for done in rounds for text, kept in zip(done.pool.inputs, done.selection.kept, strict=True)]
+    kinds = {
+        "source": data.source.inputs, "unlabelled": data.unlabelled, "target": data.target_labels.inputs,
+        "dropped candidate": [text for text, kept in drawn if not kept],
+        "kept candidate": [text for text, kept in drawn if kept],
+    }  # fmt: skip
+    tested = Examples(student.inputs, student.labels, student.label_names)
+    assert teacher.logits is not None and student.logits is not None
+    return {
+        "format": 1,
+        **names,
+        "teacher": config.teacher.model,
+        "label_names": data.label_names,
+        "test": page.compare_on_test(tested, teacher.logits, student.logits),
+        "policy": _explained(config, rounds[-1]),
+        "map": page.map_texts(kinds, context.labeller, data.label_names, np.random.default_rng([config.seed, 9])),
+    }
+
+
+def _explained(config: DistillConfig, last: Round) -> list[dict[str, Any]]:
+    """What the policy of the last round looks at, the most important feature first; nothing where a rule chose."""
+    if last.problem is None or last.selection.policy is None:
+        return []
+    rng = np.random.default_rng([config.seed, 10])
+    found = inspect_policy(last.problem, last.selection.policy, config.selector, rng)
+    return [
+        {
+            "feature": name,
+            "loss": loss,
+            "changed": changed,
+            "quartiles": [side.tolist() for side in found.quartiles.get(name, ())],
+        }
+        for name, (loss, changed) in found.importances.items()
+    ]
 
 
 def _write_selector(folder: Path, config: DistillConfig, selections: Sequence[Selection]) -> None:

@@ -45,11 +45,13 @@ class Round:
         pool: What the generator drew.
         selection: What the selector kept of it.
         chains: How well the generator's chains moved.
+        problem: What a policy that chose had before it, to explain the choice; None where a rule chose.
     """
 
     pool: CandidatePool
     selection: Selection
     chains: ChainDiagnostics
+    problem: SelectionProblem | None = None
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,11 @@ def _round(session: TrainingSession, number: int, policy: TrainedPolicy | None) 
         selection = select(problem, context.config.selector, rng, policy, context.progress)
     facts = {name: value for name, value in selection.diagnostics.items() if not isinstance(value, list)}
     context.progress.event("round", number=number, kept=int(selection.kept.sum()), **facts)
-    return Round(drawn.pool, _distil_kept(session, drawn.candidates, problem, selection, rng), drawn.chains)
+    explained = None
+    if selection.policy is not None and not selection.fell_back and problem.influences is not None:
+        measured = problem.influences()  # they alone are kept, not the trainer that they were measured with
+        explained = replace(problem, influences=lambda: measured, real_reward=None)
+    return Round(drawn.pool, _distil_kept(session, drawn.candidates, problem, selection, rng), drawn.chains, explained)
 
 
 def draw_candidates(session: TrainingSession, rng: np.random.Generator) -> Drawn:

@@ -188,6 +188,30 @@ def read_mark(file: Path) -> dict[str, Any]:
     return {"kind": None, "files": {}}
 
 
+def add_to_folder(path: Path, name: str, data: bytes) -> None:
+    """Add a file to a finished output folder, or replace it there; the mark then lists it.
+
+    Args:
+        path: The folder; it has a mark.
+        name: The file's.
+        data: Its content.
+
+    Raises:
+        RunError: If the folder cannot be written, or another process writes it now.
+    """
+    with os_errors_as_run_error(path):
+        try:
+            with FileLock(path / LOCK, timeout=0):
+                atomic_write_bytes(path / name, data)
+                mark = read_mark(path / MARK)
+                files = {**mark["files"], name: sha256_file(path / name)}
+                atomic_write_text(
+                    path / MARK, to_json({"format": 1, "kind": mark["kind"], "files": files}, indent=1) + "\n"
+                )
+        except Timeout as error:
+            raise RunError(f"{path}: a run is writing there; wait for it and try again") from error
+
+
 def _finish(path: Path) -> None:
     """Put a whole result in the place of the older one; every step may be the last before a kill, and come again."""
     ready = path / READY

@@ -232,6 +232,8 @@ CASES: list[tuple[list[str], str]] = [
     (["experiment", "run", "shipped", "--workers", "0"], "workers"),
     (["experiment", "run", "shipped", "--backend", "spark"], "spark"),
     (["experiment", "report", "shipped", "--results", "{missing}"], "shipped"),
+    (["report", "{full}"], "finished run"),
+    (["report", "{missing}"], "finished run"),
     (["cache", "clear", "teecher"], "teecher"),
 ]  # fmt: skip
 

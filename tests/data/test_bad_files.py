@@ -6,7 +6,7 @@ import pyarrow.parquet
 import pytest
 
 from l2a.config import Columns
-from l2a.data.domains import load_domain, read_unlabelled
+from l2a.data.domains import load_domain
 from l2a.util.errors import UsageError
 
 BAD = [
@@ -77,14 +77,6 @@ def test_a_missing_column_is_named_with_the_flag_of_its_side(write):
     )
     with pytest.raises(UsageError, match=message):
         load_domain(str(path), flag="--target-{}-column")
-
-
-def test_a_folder_and_a_missing_file_are_no_text_files(write, tmp_path):
-    with pytest.raises(UsageError, match=r"gone\.txt: cannot be read \(No such file"):
-        read_unlabelled("gone.txt")
-    (tmp_path / "folder.txt").mkdir()
-    with pytest.raises(UsageError, match=r"folder\.txt: cannot be read \(Is a directory\)"):
-        read_unlabelled(str(tmp_path / "folder.txt"))
 
 
 def test_parquet_that_is_not_utf8_is_refused(tmp_path):

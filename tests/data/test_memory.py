@@ -5,7 +5,7 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDataset, Value
 
 from l2a.config import Columns
-from l2a.data.domains import as_domain, load_domain, read_unlabelled
+from l2a.data.domains import as_domain, load_domain
 from l2a.util.errors import UsageError
 
 ROWS = [("fine", "good", "train"), ("awful", "bad", "train"), ("so fine", "good", "dev"), ("so bad", "bad", "test")]
@@ -79,19 +79,3 @@ def test_columns_of_a_frame_can_be_named():
 def test_bad_data_are_refused(data, message):
     with pytest.raises(UsageError, match=message):
         as_domain(data, "x")
-
-
-@pytest.mark.parametrize(
-    ("data", "texts"),
-    [
-        (["one", "two"], (("one",), ("two",))),
-        ([("a", "b"), ("c", "d")], (("a", "b"), ("c", "d"))),
-        (FRAME[["review"]], (("fine",), ("awful",), ("so fine",), ("so bad",))),
-        (named(("one", 0), ("two", -1)), (("one",), ("two",))),
-        ([("one",), ("two",)], (("one",), ("two",))),
-        (as_domain(ROWS, "x"), (("fine",), ("awful",))),
-    ],
-)  # fmt: skip
-def test_texts_without_labels_are_read(data, texts):
-    found, files = read_unlabelled(data)
-    assert found == texts and len(files["unlabelled"]) == 32

@@ -1,5 +1,4 @@
 import csv
-import gzip
 import hashlib
 import io
 import json
@@ -11,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from l2a.config import Columns
-from l2a.data.domains import hashed_split, load_domain, read_unlabelled, text_key
+from l2a.data.domains import hashed_split, load_domain, text_key
 from l2a.data.readers import NO_LABELS, USUAL_COLUMNS, Table, check_table, parse
 
 RECORDS = [
@@ -50,33 +49,6 @@ def test_every_format_gives_the_same_domain(tmp_path, suffix):
     assert domain.dev.inputs == (("über gut",),)
     assert domain.test.size == 1 and domain.test.reveal().inputs == (("so-so",),)
     assert domain.files == {path.name: hashlib.sha256(path.read_bytes()).hexdigest()}
-
-
-LINES = ["one\u2028here", "two\x85here", "three\x0bhere", "four\x0chere", "five\u2029here", "six"]
-
-
-@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
-def test_text_files_hold_as_many_texts_as_the_same_lines_in_other_formats(write, end):
-    texts = tuple((line,) for line in LINES)
-    for name in ("x.txt", "x.txt.gz"):
-        content = ("\ufeff" + end.join([*LINES, "", "  "])).encode()
-        assert read_unlabelled(str(write(name, gzip.compress(content) if name.endswith("gz") else content)))[0] == texts
-    for name, content in (
-        ("x.csv", end.join(["text", *LINES])), ("x.jsonl", end.join(json.dumps({"text": line}) for line in LINES)),
-    ):  # fmt: skip
-        assert read_unlabelled(str(write(name, content)))[0] == texts
-
-
-def test_a_tab_separates_the_sides_of_a_pair_in_a_text_file(write):
-    assert read_unlabelled(str(write("x.txt", "a\tb\n c\td \n")))[0] == (("a", "b"), ("c", "d"))
-
-
-def test_unlabelled_text_is_the_training_text_of_a_labelled_file_and_all_of_another(write):
-    path = write("x.csv", "text,label,split\na,x,train\nb,y,train\nc,x,test\nd,y,dev\n")
-    assert read_unlabelled(str(path))[0] == (("a",), ("b",))
-    path = write("y.csv", "text,stars\na,x\nb,y\n")
-    texts, files = read_unlabelled(str(path))
-    assert texts == (("a",), ("b",)) and files == {"y.csv": hashlib.sha256(path.read_bytes()).hexdigest()}
 
 
 def test_a_file_without_splits_is_cut_by_hash_about_70_10_20(write):

@@ -22,6 +22,9 @@ from l2a.util.errors import RunError, UsageError
 def test_a_run_leaves_a_complete_folder(config, result):
     names = {path.name for path in result.output_dir.iterdir()}
     assert {"student", "selector", "augmentations.parquet", "metrics.json", "README.md", "log.jsonl"} <= names
+    assert {"report.html", "report.json"} <= names
+    explained = json.loads((result.output_dir / "report.json").read_text())["policy"]
+    assert {it["feature"] for it in explained} >= {"teacher_entropy", "operator"}
     selector = {path.name for path in (result.output_dir / "selector").iterdir()}
     assert selector == {"policy.json", "policy.safetensors", "selection.json"}
     facts = load_facts(result.output_dir / "selector")
@@ -107,8 +110,9 @@ def test_a_second_run_trains_no_teacher(config, result, monkeypatch, tmp_path):
         raise AssertionError("a cached teacher was trained again")
 
     monkeypatch.setattr("l2a.teacher.finetune.fine_tune", fail)
-    changed = {"output_dir": str(tmp_path / "second"), "selector.agent": "random"}
+    changed = {"output_dir": str(tmp_path / "second"), "selector.agent": "random", "report": False}
     assert distill(override(config, changed)).rows[1].metrics == result.rows[1].metrics
+    assert not (tmp_path / "second" / "report.html").exists() and (tmp_path / "second" / "report.json").exists()
 
 
 @pytest.mark.parametrize("agent", ["all", "random", "nearest", "a2c"])

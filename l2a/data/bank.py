@@ -1,0 +1,462 @@
+"""Unlabelled text by the million: read as a stream, cut into sentences, freed of copies and of held-out texts, mapped.
+
+A bank is written once, into the cache: the texts as UTF-8 in one file, and where each of them begins and ends in
+another. Reading keeps sixteen bytes a text in memory, whatever the size of the files.
+"""
+
+import bz2
+import csv
+import gzip
+import hashlib
+import logging
+import lzma
+import mmap
+import zlib
+from array import array
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain, pairwise
+from pathlib import Path
+from typing import Any, NamedTuple, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from l2a.data import readers
+from l2a.data.domains import SAVED_MARKS, hub_content, load_domain, locate, saved_content
+from l2a.data.examples import Domain, TextInput, normalised_hash, words_of
+from l2a.data.readers import ARROW, LONGEST_TEXT, SPLIT_NAMES
+from l2a.util.cards import list_cards
+from l2a.util.errors import UsageError, os_error_sentence
+from l2a.util.files import cached_folder, fingerprint, sha256_file
+from l2a.util.progress import SILENT, Progress
+
+RECIPE = 1
+"""To be raised whenever the same files would give another bank: part of the cache's key."""
+UNCUT, LEAST, MOST = 40, 3, 60  # words: of a text that is left whole, and of a piece of one that is cut
+BATCH = 256  # rows of a table or dataset read at once
+SHINGLE = 6  # words in a row; of texts with fewer, a near copy has the same words
+OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
+FORMATS = (".txt", *readers.SUFFIXES)
+PATIENCE = 1000  # unreadable lines before a file that has more of them than of others is given up
+ENDS, CLOSERS = ".!?\u2026", "\"')]\u201d\u2019"
+MARKS = frozenset(ENDS + CLOSERS)
+ABBREVIATIONS = frozenset(["mr.", "mrs.", "ms.", "dr.", "st.", "vs.", "e.g.", "i.e.", "prof.", "jr.", "u.s."])
+
+Item = tuple[int, TextInput | str]
+"""The number of a line or row, and its one or two texts, or in a string why they cannot be read."""
+
+HELD_OUT = "held out or near copies of held-out texts"
+USUAL = frozenset(name for names in readers.USUAL_NAMES.values() for name in names)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Bank(Sequence[TextInput]):
+    """Distinct texts, memory-mapped, in the order in which they were read.
+
+    Attributes:
+        files: Names of what was read, with the sha256 of the content.
+        summary: One sentence on what was read and what was left out.
+    """
+
+    files: Mapping[str, str]
+    summary: str
+    _data: mmap.mmap = field(repr=False)
+    _spans: NDArray[np.int64] = field(repr=False)
+
+    def __len__(self) -> int:
+        """Return the number of texts."""
+        return len(self._spans)
+
+    @overload
+    def __getitem__(self, index: int) -> TextInput: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[TextInput]: ...
+    def __getitem__(self, index: int | slice) -> TextInput | Sequence[TextInput]:
+        """Read one text, or those of a slice."""
+        if isinstance(index, slice):
+            return self.texts(np.arange(len(self))[index])
+        start, end = self._spans[index].tolist()
+        return tuple(self._data[start:end].decode("utf-8").split("\0"))
+
+    def texts(self, positions: NDArray[np.int64]) -> list[TextInput]:
+        """Read texts by position, in the wanted order."""
+        return [
+            tuple(self._data[start:end].decode("utf-8").split("\0")) for start, end in self._spans[positions].tolist()
+        ]
+
+
+class _Source(NamedTuple):
+    """A file or other set of texts: how messages name it, its hash, the files behind it, and its texts."""
+
+    name: str
+    digest: str
+    files: Mapping[str, str]
+    items: Callable[[], Iterable[Item]]
+
+
+def read_bank(
+    references: Sequence[Any],
+    is_pair: bool,
+    forbidden: frozenset[str] = frozenset(),
+    data_root: Path | None = None,
+    progress: Progress = SILENT,
+    held_out_words: frozenset[str] = frozenset(),
+) -> Bank:
+    """Read text whose labels, if it has any, are not used; single texts of more than 40 words are cut into sentences.
+
+    Args:
+        references: Files (.txt with one text a line or with pairs separated by a tab, or a table), folders of such
+            files, domains (their training texts), Hub ids; in memory lists of texts or pairs, frames, datasets.
+        is_pair: Whether pairs are wanted; texts of the other kind are left out.
+        forbidden: Normalised hashes of held-out texts.
+        data_root: Folder that relative paths start from first.
+        progress: Shows downloads and the reading.
+        held_out_words: ``held_out_words`` of these texts: what has the same words as one is left out, and, of texts
+            with at least six words, what holds all words of one in a row or consists of words in a row of one.
+
+    Returns:
+        The distinct texts.
+
+    Raises:
+        UsageError: If there is no such text, a file cannot be read, or nothing is left.
+        RunError: If a domain cannot be fetched or the cache cannot be written.
+    """
+    sources = [source for reference in references for source in _sources(reference, data_root, progress)]
+    held_out = [sorted(forbidden), sorted(held_out_words)]
+    key = fingerprint(RECIPE, is_pair, [source.digest for source in sources], *held_out)
+
+    def write(folder: Path) -> None:
+        with progress.stage("read unlabelled text"):
+            summary = _write(folder, sources, is_pair, forbidden, _near_copies(held_out_words))
+        (folder / "summary.txt").write_text(summary, "utf-8")
+
+    folder = cached_folder("banks", key, write)
+    with (folder / "texts").open("rb") as file:
+        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    spans = np.load(folder / "spans.npy", mmap_mode="r").view(np.ndarray)
+    return Bank(_files(sources), (folder / "summary.txt").read_text("utf-8"), data, spans)
+
+
+def unlabelled_files(
+    references: Sequence[Any], data_root: Path | None = None, progress: Progress = SILENT
+) -> Mapping[str, str]:
+    """Give the names of what ``read_bank`` would read, with the sha256 of the content; see there."""
+    return _files([source for reference in references for source in _sources(reference, data_root, progress)])
+
+
+def _files(sources: Iterable[_Source]) -> Mapping[str, str]:
+    return {name: digest for source in sources for name, digest in source.files.items()}
+
+
+def _sources(reference: Any, data_root: Path | None, progress: Progress) -> list[_Source]:
+    if not isinstance(reference, str | Path):
+        return [_in_memory("data in memory", reference)]
+    name = str(reference)
+    if name in list_cards("domains"):
+        return [_in_memory(name, load_domain(name, progress=progress))]
+    path = locate("unlabelled", name, data_root)
+    if path is None:
+        return [_in_memory(name, hub_content(name, progress))]
+    if not path.is_dir():
+        return [_file(path, path.name)]
+    if any((path / mark).is_file() for mark in SAVED_MARKS):
+        return [_in_memory(path.name, saved_content(path))]
+    files = [file for file in sorted(path.rglob("*")) if file.is_file() and _is_text(file)]
+    if not files:
+        raise UsageError(f"unlabelled {name!r}: the folder holds no file of text; give {', '.join(FORMATS)}")
+    return [_file(file, f"{path.resolve().name}/{file.relative_to(path).as_posix()}") for file in files]
+
+
+def _is_text(file: Path) -> bool:
+    """Files of a folder are read by their suffix, but for hidden ones and those that are a dev or test split."""
+    stem, suffix = readers.name_and_format(file)
+    return suffix in FORMATS and not file.name.startswith(".") and SPLIT_NAMES.get(stem.lower(), "train") == "train"
+
+
+def _in_memory(name: str, data: Any) -> _Source:
+    if isinstance(data, Domain):
+        texts = data.train.inputs
+        return _Source(name, fingerprint(texts), data.files, lambda: enumerate(texts, start=1))
+    data = data.get("train", data) if isinstance(data, Mapping) else data
+    read, content = partial(_memory_items, name, data), hashlib.sha256()
+    for _, text in read():
+        content.update("\0".join([*text, "\n"]).encode("utf-8", "surrogatepass"))
+    return _Source(name, content.hexdigest(), {name: content.hexdigest()}, read)
+
+
+def _memory_items(name: str, data: Any) -> Iterator[Item]:
+    if hasattr(data, "with_format"):  # of the datasets library
+        batches = data.with_format("arrow").iter(BATCH)
+        return _from_rows(name, enumerate((row for batch in batches for row in batch.to_pylist()), start=1))
+    rows = data.to_dict("records") if hasattr(data, "iterrows") else data
+    if not isinstance(rows, list | tuple):
+        kinds = "a list of texts or pairs, a pandas frame or a datasets.Dataset"
+        raise UsageError(f"{name}: data of type {type(data).__name__} is not read; give {kinds}")
+    return _from_rows(name, enumerate(((row,) if isinstance(row, str) else row for row in rows), start=1))
+
+
+def _file(path: Path, name: str) -> _Source:
+    if readers.name_and_format(path)[1] not in FORMATS:
+        raise UsageError(f"unlabelled {str(path)!r}: files of this kind are not read; give {', '.join(FORMATS)}")
+    try:
+        digest = sha256_file(path)
+    except OSError as error:
+        raise UsageError(f"unlabelled {os_error_sentence(error)}") from error
+    return _Source(str(path), digest, {name: digest}, partial(_file_items, path))
+
+
+def _file_items(path: Path) -> Iterator[Item]:
+    """Stream the texts of a file; what makes the whole of it unreadable is one sentence."""
+    import pyarrow
+
+    suffix, unpacked = readers.name_and_format(path)[1], OPENERS.get(path.suffix.lower(), open)
+    try:
+        if suffix in (".json", *ARROW):
+            with unpacked(path, "rb") as file:
+                rows = readers.parse(file.read(), suffix) if suffix == ".json" else enumerate(_arrow(file, suffix), 1)
+                yield from _from_rows(str(path), rows)
+            return
+        with unpacked(path, "rt", encoding="utf-8-sig", errors="surrogateescape") as file:
+            if suffix == ".txt":
+                yield from ((number, tuple(line.split("\t", 1))) for number, line in _lines(file))
+            elif suffix == ".jsonl":
+                yield from _from_rows(
+                    str(path), ((number, readers.parse_object(line)) for number, line in _lines(file))
+                )
+            else:
+                split = ((number, [*map(_unquoted, line.rstrip("\n").split("\t"))]) for number, line in _lines(file))
+                lines = _csv_fields(file) if suffix == ".csv" else split
+                yield from _from_rows(str(path), _by_column(lines, is_tsv=suffix == ".tsv"))
+    except (OSError, EOFError, lzma.LZMAError, zlib.error, pyarrow.ArrowException, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise UsageError(f"{path}: cannot be read ({reason}); check the file, or write or fetch it again") from error
+
+
+def _lines(file: Any) -> Iterator[tuple[int, str]]:
+    """The lines that hold something; of one that is far too long the beginning, which is too long as well."""
+    read = partial(file.readline, 2 * LONGEST_TEXT)
+    for number, line in enumerate(iter(read, ""), start=1):
+        rest = line
+        while len(rest) == 2 * LONGEST_TEXT and not rest.endswith("\n"):
+            rest = read()
+        if not line.isspace():
+            yield number, line
+
+
+def _csv_fields(file: Any) -> Iterator[tuple[int, list[str] | str]]:
+    limit = csv.field_size_limit(readers.FIELD_LIMIT)  # the limit is the process's: it is put back
+    try:
+        reader = csv.reader(file, strict=True)
+        while True:
+            try:
+                yield reader.line_num, next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                yield reader.line_num, f"{readers.STRAY_QUOTE} ({error})"
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _unquoted(field: str) -> str:
+    return field[1:-1].replace('""', '"') if len(field) > 1 and field[0] == field[-1] == '"' else field
+
+
+def _by_column(lines: Iterable[tuple[int, list[str] | str]], is_tsv: bool) -> Iterator[tuple[int, Any]]:
+    """Name the fields; a .tsv file whose first line is one or two texts has no header."""
+    columns: list[str] | None = None
+    for number, fields in lines:
+        if isinstance(fields, str) or not fields:
+            yield number, fields or ()
+        elif columns is None:
+            names = [field.strip() for field in fields]
+            is_header = not is_tsv or len(names) > 2 or any(name.lower() in USUAL for name in names)
+            columns = names if is_header else []
+            if not is_header:
+                yield number, fields
+        elif columns and len(fields) != len(columns):
+            yield number, f"{len(fields)} fields, the header has {len(columns)}"
+        else:
+            yield number, dict(zip(columns, fields, strict=True)) if columns else fields
+
+
+def _from_rows(name: str, rows: Iterable[tuple[int, Any]]) -> Iterator[Item]:
+    """Take the texts out of rows, which may be mappings by column, one or two texts, or what is wrong with them."""
+    found: dict[str, str] = {}
+    for number, row in rows:
+        if isinstance(row, str):
+            yield number, row
+        elif isinstance(row, Mapping):
+            found = found or readers.find_text_columns(name, row)
+            if SPLIT_NAMES.get(str(row.get(found.get("split", ""), "")).strip().lower(), "train") == "train":
+                sides = (row.get(found[role]) for role in ("text", "text_pair") if role in found)
+                yield number, _texts([side for side in sides if side is not None and side == side])
+        else:
+            yield number, _texts(row)
+
+
+def _texts(sides: Any) -> TextInput | str:
+    """Check that the sides are at most two texts."""
+    if isinstance(sides, list | tuple) and len(sides) <= 2 and all(isinstance(side, str) for side in sides):
+        return tuple(sides)
+    return f"{sides!r:.80} is no text and no pair of texts"
+
+
+def _arrow(file: Any, suffix: str) -> Iterator[Mapping[str, Any]]:
+    import pyarrow.parquet
+
+    if suffix == ".parquet":
+        batches = pyarrow.parquet.ParquetFile(file).iter_batches(BATCH)
+    elif file.read(6) == b"ARROW1":  # feather files begin like this; the datasets library writes streams
+        reader = pyarrow.ipc.open_file(file)
+        batches = map(reader.get_batch, range(reader.num_record_batches))
+    else:
+        file.seek(0)
+        batches = pyarrow.ipc.open_stream(file)
+    return (row for batch in batches for row in batch.to_pylist())
+
+
+def _readable(source: _Source, counts: Counter[str]) -> Iterator[TextInput]:
+    """The texts of a source that are texts; the others are counted, and refused when they are the greater part."""
+    good, bad, first = 0, 0, ""
+    for number, item in source.items():
+        text = () if isinstance(item, str) else tuple(side for side in map(str.strip, item) if side)
+        if fault := item if isinstance(item, str) else _fault(text):
+            bad, first = bad + 1, first or f"line {number}: {fault}"
+            if bad >= PATIENCE and bad > good:
+                break
+        elif text:
+            good += 1
+            yield text
+    if bad > good:
+        lines = f"{bad:,} of the first {good + bad:,} lines cannot be read, such as {first}"
+        raise UsageError(f"{source.name}: {lines}; give text in UTF-8, one a line, or a table")
+    if not good:
+        raise UsageError(f"{source.name}: the file is empty; give it lines or rows with text")
+    if bad:
+        logger.warning(
+            "%s: %d of %d lines cannot be read and are left out, such as %s", source.name, bad, good + bad, first
+        )
+    counts["unreadable lines"] += bad
+
+
+def _fault(text: TextInput) -> str:
+    whole = "".join(text)
+    if len(whole) > LONGEST_TEXT:
+        return f"it holds {len(whole):,} characters or more, at most {LONGEST_TEXT:,} are allowed"
+    if "\0" in whole:
+        return "NUL bytes, which no text contains"
+    return "not UTF-8" if not whole.isascii() and readers.HALF_PAIR.search(whole) else ""
+
+
+def _write(
+    folder: Path,
+    sources: Sequence[_Source],
+    is_pair: bool,
+    forbidden: frozenset[str],
+    is_near: Callable[[Sequence[str]], bool],
+) -> str:
+    """Write the distinct texts, and say what was read."""
+    counts: Counter[str] = Counter()
+    hashes, ends = array("Q"), array("q", [0])
+    other = "single texts" if is_pair else "pairs"
+    with (folder / "texts").open("wb", 1 << 17) as out:
+        for source in sources:
+            for text in _readable(source, counts):
+                if (len(text) == 2) != is_pair:
+                    counts[other] += 1
+                    continue
+                pieces = [text] if is_pair else [(piece,) for piece in sentences(text[0])]
+                words = [words_of(" ".join(piece)) for piece in pieces]
+                if len(pieces) > 1 and (normalised_hash(text) in forbidden or is_near([*chain(*words)])):
+                    counts[HELD_OUT] += 1
+                    continue
+                for piece, its_words in zip(pieces, words, strict=True):
+                    digest = normalised_hash(piece)
+                    if digest in forbidden or is_near(its_words):
+                        counts[HELD_OUT] += 1
+                        continue
+                    ends.append(ends[-1] + out.write("\0".join(piece).encode("utf-8")))
+                    hashes.append(int(digest[:16], 16))
+    kept = np.sort(np.unique(np.frombuffer(hashes, np.uint64), return_index=True)[1])  # the first of each
+    counts["copies"] = len(hashes) - len(kept)
+    left_out = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count) or "nothing"
+    if not len(kept):
+        kind = "pairs (two texts separated by a tab)" if is_pair else "single texts"
+        raise UsageError(f"unlabelled: no text can be used ({left_out} left out); give {kind}, as the target's")
+    bounds = np.frombuffer(ends, np.int64)
+    np.save(folder / "spans.npy", np.stack([bounds[:-1][kept], bounds[1:][kept]], axis=1))
+    files = f"{len(sources)} file{'s' * (len(sources) > 1)}"
+    return f"unlabelled: {len(kept):,} texts of {files} ({left_out} left out)"
+
+
+def sentences(text: str) -> list[str]:
+    """Cut a text of more than 40 words into sentences of 3 to 60 words; a shorter one stays as it is.
+
+    Args:
+        text: The text.
+
+    Returns:
+        The pieces in order; together they have all words of the text.
+    """
+    words = text.split()
+    if len(words) <= UNCUT:
+        return [text]
+    pieces, start = [], 0
+    for end, word in enumerate(words, start=1):
+        if word[-1] in MARKS and end - start >= LEAST and _ends_sentence(word):
+            pieces.append(words[start:end])
+            start = end
+    if pieces and len(words) - start < LEAST:
+        pieces[-1] += words[start:]
+    else:
+        pieces.append(words[start:])
+    return [part for piece in pieces for part in _even_parts(piece)]
+
+
+def _ends_sentence(word: str) -> bool:
+    bare = word.rstrip(CLOSERS)
+    is_initial = len(bare) == 2 and bare[0].isupper() and bare[1] == "."
+    return bare[-1:] in ENDS and bool(bare) and not is_initial and bare.lower() not in ABBREVIATIONS
+
+
+def _even_parts(words: Sequence[str]) -> list[str]:
+    parts = -(-len(words) // MOST)
+    cuts = [len(words) * i // parts for i in range(parts + 1)]
+    return [" ".join(words[start:end]) for start, end in pairwise(cuts)]
+
+
+def _near_copies(held_out: frozenset[str]) -> Callable[[Sequence[str]], bool]:
+    """Make the test whether a text, given by its words, is a near copy of a held-out one; see ``read_bank``."""
+    first: dict[int, list[str]] = defaultdict(list)  # held-out texts by the hash of the six words that they begin with
+    every: dict[int, list[str]] = defaultdict(list)  # and by that of any six words in a row
+    for key in held_out:
+        padded = f" {key} "
+        for number, shingle in enumerate(map(hash, _shingles(key.split()))):
+            every[shingle].append(padded)
+            if number == 0:
+                first[shingle].append(padded)
+
+    def is_near(words: Sequence[str]) -> bool:
+        key = " ".join(words)
+        if key in held_out:
+            return True
+        begins = hash(tuple(words[:SHINGLE])) in every
+        if not begins and first.keys().isdisjoint(map(hash, _shingles(words))):
+            return False
+        inside = any(f" {key} " in held for held in every.get(hash(tuple(words[:SHINGLE])), ()))
+        return inside or any(
+            held in f" {key} " for shingle in map(hash, _shingles(words)) for held in first.get(shingle, ())
+        )
+
+    return is_near
+
+
+def _shingles(words: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """Every six words in a row."""
+    return zip(*(words[i:] for i in range(SHINGLE)), strict=False)

@@ -1,0 +1,330 @@
+"""Files of texts, classified line by line in flat memory, and a student measured on labelled texts."""
+
+import csv
+import gzip
+import io
+import json
+import lzma
+import sys
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from itertools import chain, islice, zip_longest
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+import pyarrow.parquet
+from numpy.typing import NDArray
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
+from l2a.config import Columns
+from l2a.data import domains, readers
+from l2a.data.examples import TextInput, concatenate
+from l2a.evaluation.metrics import ClassificationMetrics, classification_metrics
+from l2a.serving.classifier import Classifier
+from l2a.util.errors import UsageError, did_you_mean
+from l2a.util.files import atomic_file
+from l2a.util.progress import SILENT, Progress
+
+WINDOW = 2048
+"""Lines in memory at once."""
+
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
+WRITTEN = (*DELIMITERS, ".jsonl", ".parquet")
+READ = (*WRITTEN, ".txt")
+ON_STDOUT = {".txt": ".tsv", ".parquet": ".jsonl"}
+PACKED: Mapping[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
+Write = Callable[[Sequence[Mapping[str, Any]]], None]
+
+
+class Record(NamedTuple):
+    """A line: number, values by column, and what is wrong; a line that cannot be read is the value of the column ""."""
+
+    number: int
+    values: Mapping[str, Any]
+    problem: str = ""
+
+
+class Counts(NamedTuple):
+    """Lines in all, broken ones among them, and those for which the classifier abstained."""
+
+    lines: int
+    broken: int
+    abstained: int
+
+
+def predict_file(
+    classifier: Classifier, source: Path | None, output: Path | None = None, columns: Columns = readers.USUAL_COLUMNS,
+    threshold: float = 0.0, source_format: str = ".txt", progress: Progress = SILENT,
+) -> Counts:  # fmt: skip
+    """Classify a file: every line, in order and with its columns, gets a label, its confidence and all probabilities.
+
+    Args:
+        classifier: A student.
+        source: The file; None for standard input.
+        output: The file to write, of the format that its name says; None for standard output.
+        columns: Columns of the texts; found by their usual names when None.
+        threshold: Labels of a lower probability stay empty.
+        source_format: Of standard input.
+        progress: Shows how far it is, and names broken lines, which are kept without a label.
+
+    Raises:
+        UsageError: If the input cannot be read or has no column of texts, or a format is not known.
+        RunError: If the output cannot be written.
+    """
+    name, classes = str(source or "standard input"), classifier.classes_.tolist()
+    suffix = _known(source, source_format, READ)
+    written = _known(output, ON_STDOUT.get(suffix, suffix), WRITTEN)
+    lines = broken = abstained = 0
+    with progress.stage(f"lines of {name}") as advance:
+        windows = _windows(source, suffix)
+        first = next(windows, [])
+        kept, sides = _columns(name, first, columns)
+        added = ["label", "confidence", *(f"p_{name}" for name in classes)]
+        while taken := set(added) & set(kept):
+            added = [f"predicted_{name}" if name in taken else name for name in added]
+        schema = (
+            pyarrow.parquet.read_schema(source)
+            if suffix == ".parquet"
+            else pyarrow.schema(dict.fromkeys(kept, "string"))
+        )
+        for new in added:
+            schema = schema.append(pyarrow.field(new, "string" if new == added[0] else "double"))
+        with open_writer(output, written, schema) as write:
+            for window in chain([first], windows):
+                records = [_checked(record, sides) for record in window]
+                good = [record.values for record in records if not record.problem]
+                found = iter(
+                    classifier.predict_proba([tuple(values[side] for side in sides) for values in good]).round(6)
+                )
+                rows = []
+                for record in records:
+                    values = [] if record.problem else next(found).tolist()
+                    best = max(values, default=None)
+                    label = classes[values.index(best)] if best is not None and best >= threshold else None
+                    rows.append({**record.values, **dict(zip_longest(added, [label, best, *values]))})
+                    abstained += label is None and not record.problem
+                    if record.problem:
+                        progress.say(f"warning: {name}, line {record.number}: {record.problem}")
+                write(rows)
+                lines, broken = lines + len(records), broken + len(records) - len(good)
+                advance(len(records))
+    return Counts(lines, broken, abstained)
+
+
+def _known(path: Path | None, otherwise: str, known: Sequence[str]) -> str:
+    suffix = readers.name_and_format(path)[1] if path else otherwise
+    if suffix not in known:
+        raise UsageError(f"{path or 'standard input'}: the format {suffix!r} is not known; give {', '.join(known)}")
+    return suffix
+
+
+def _columns(name: str, window: Sequence[Record], columns: Columns) -> tuple[list[str], list[str]]:
+    """The columns of the first lines, and those of the texts among them."""
+    good = [(record.number, record.values) for record in window if not record.problem]
+    found, missing = readers.find_columns(readers.Table(name, good), columns, readers.FLAG, labelled=False)
+    if not good or missing:
+        reasons = missing if good else [record.problem for record in window[:1]] or ["it is empty"]
+        raise UsageError(f"{name}: {'; '.join(reasons)}")
+    return readers.Table(name, good).columns, [found[role] for role in ("text", "text_pair") if role in found]
+
+
+def _checked(record: Record, sides: Sequence[str]) -> Record:
+    if record.problem:
+        return record._replace(values={sides[0]: record.values[""]})
+    try:
+        for side in sides:
+            readers.check_text(side, record.values.get(side))
+    except UsageError as error:
+        return record._replace(problem=str(error))
+    return record
+
+
+def _windows(source: Path | None, suffix: str) -> Iterator[list[Record]]:
+    try:
+        with source.open("rb") if source else nullcontext(sys.stdin.buffer) as raw:
+            unpack = PACKED.get(source.suffix.lower()) if source else None
+            records = _records(unpack(raw) if unpack else raw, suffix)
+            while window := list(islice(records, WINDOW)):
+                yield window
+    except (OSError, EOFError, lzma.LZMAError, zlib.error, pyarrow.ArrowException) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"{source}: cannot be read ({reason}); check the path, its permissions and content") from error
+
+
+def _records(stream: Any, suffix: str) -> Iterator[Record]:
+    if suffix == ".parquet":
+        batches = pyarrow.parquet.ParquetFile(stream).iter_batches(WINDOW)
+        rows = chain.from_iterable(batch.to_pylist() for batch in batches)
+        return (Record(number, values) for number, values in enumerate(rows, 1))
+    if suffix in DELIMITERS:
+        return _delimited(io.TextIOWrapper(stream, "utf-8-sig", "surrogateescape", newline=""), suffix)
+    return _lines(stream, suffix)
+
+
+def _lines(stream: IO[bytes], suffix: str) -> Iterator[Record]:
+    """JSON objects, or texts; a tab in the first text says that all are pairs."""
+    is_pair: bool | None = None
+    for number, line in enumerate(stream, 1):
+        for _, values in readers.parse(line, suffix) if line.strip() else ():
+            if isinstance(values, str):
+                yield Record(number, {"": line.decode("utf-8", "surrogateescape").strip("\r\n")}, values)
+                continue
+            if suffix == ".txt":
+                first, _, second = values["text"].partition("\t")
+                is_pair = bool(second.strip()) if is_pair is None else is_pair
+                values = {"text": first, "text_pair": second} if is_pair else values
+            yield Record(number, values)
+
+
+def _delimited(text: IO[str], suffix: str) -> Iterator[Record]:
+    """Rows; a stray quote breaks its own line only, as those that it swallowed are read again."""
+    waiting, used, columns, number = deque[str](), list[str](), list[str](), 1
+
+    def lines() -> Iterator[str]:
+        while line := (waiting.popleft() if waiting else text.readline()):
+            used.append(line)
+            yield line
+
+    rows = csv.reader(lines(), delimiter=DELIMITERS[suffix], strict=True)
+    while True:
+        used.clear()
+        fields, problem = list[str](), ""
+        try:
+            fields = next(rows)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            problem = f"{readers.STRAY_QUOTE} ({error}); quote the whole field"
+        if not columns and (wrong := readers.parse("".join(used).encode("utf-8", "surrogateescape") or b" ", suffix)):
+            raise UsageError(f"line {number}: {wrong[0][1]}")
+        if not columns:
+            columns = [field.strip() for field in fields]
+        elif fields or problem:
+            if not problem and len(fields) != len(columns):
+                problem = f"{len(fields)} fields, the header has {len(columns)}; quote texts that contain the separator"
+            if problem:
+                waiting.extendleft(reversed(used[1:]))
+                del used[1:]
+                rows = csv.reader(lines(), delimiter=DELIMITERS[suffix], strict=True)
+                plain = used[0].rstrip("\r\n").split("\t")  # .tsv files come with and without quotes
+                fields, problem = (plain, "") if suffix == ".tsv" and len(plain) == len(columns) else (fields, problem)
+            whole = "".join(used).rstrip("\r\n")
+            if readers.HALF_PAIR.search(whole):
+                problem = "not UTF-8; save the file as UTF-8"
+            yield Record(number, {"": whole} if problem else dict(zip(columns, fields, strict=True)), problem)
+        number += len(used)
+
+
+@contextmanager
+def open_writer(path: Path | None, suffix: str, schema: Any) -> Iterator[Write]:
+    """Give a function that writes rows by column.
+
+    Args:
+        path: The file, packed where its name ends so, which appears when all is written; None for standard output.
+        suffix: ".csv", ".tsv", ".jsonl" or ".parquet".
+        schema: The columns; only ".parquet" keeps types, and only ".jsonl" columns that are not among them.
+    """
+
+    def cells(row: Mapping[str, Any]) -> dict[str, Any]:
+        return {one.name: _cell(row.get(one.name)) if one.type == "string" else row.get(one.name) for one in schema}
+
+    pack = PACKED.get(path.suffix.lower()) if path else None
+    with (
+        atomic_file(path) if path else nullcontext(sys.stdout.buffer) as raw,
+        pack(raw, "wb") if pack else nullcontext(raw) as stream,
+    ):
+        if suffix == ".parquet":
+            with pyarrow.parquet.ParquetWriter(stream, schema) as writer:
+                yield lambda rows: writer.write_table(pyarrow.Table.from_pylist([*map(cells, rows)], schema))
+            return
+        # What UTF-8 cannot hold, such as bytes of other encodings, is written as \udcff.
+        text = io.TextIOWrapper(stream, "utf-8", "backslashreplace", newline="")
+        if suffix == ".jsonl":
+            yield lambda rows: text.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+        else:
+            table = csv.DictWriter(text, schema.names, delimiter=DELIMITERS[suffix], lineterminator="\n")
+            table.writeheader()
+            yield lambda rows: table.writerows(map(cells, rows))
+        text.flush()
+        text.detach()
+
+
+def _cell(value: Any) -> str | None:
+    if value is None or isinstance(value, str):
+        return value and value.encode("utf-8", "backslashreplace").decode("utf-8")
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+class Evaluation(NamedTuple):
+    """A student on labelled texts.
+
+    Attributes:
+        metrics: Accuracy and macro-F1 with 95 % bootstrap intervals.
+        classes: The C class names.
+        confusion: int64 (C, C), counts by true and predicted class.
+        scores: float64 (C, 3), precision, recall and F1 of each class.
+        errors: Wrongly classified texts by column, the most confident first.
+    """
+
+    metrics: ClassificationMetrics
+    classes: tuple[str, ...]
+    confusion: NDArray[np.int64]
+    scores: NDArray[np.float64]
+    errors: tuple[Mapping[str, Any], ...]
+
+
+def evaluate(classifier: Classifier, inputs: Sequence[TextInput], labels: Sequence[str]) -> Evaluation:
+    """Measure a student on N labelled texts.
+
+    Raises:
+        UsageError: If it does not know one of the labels.
+    """
+    classes = classifier.classes_.tolist()
+    if unknown := sorted(set(labels) - set(classes)):
+        hint = did_you_mean(unknown[0], classes)
+        raise UsageError(f"the label {unknown[0]!r} is not a class of the student{hint}; it knows {', '.join(classes)}")
+    probabilities, true = classifier.predict_proba(inputs), np.array([classes.index(label) for label in labels])
+    predicted, confidence, known = probabilities.argmax(axis=1), probabilities.max(axis=1), range(len(classes))
+    wrong = sorted(np.flatnonzero(predicted != true), key=lambda i: -confidence[i])
+    errors = [
+        {**dict(zip(("text", "text_pair"), inputs[i], strict=False)), "label": labels[i],
+         "predicted": classes[predicted[i]], "confidence": round(float(confidence[i]), 6)}
+        for i in map(int, wrong)
+    ]  # fmt: skip
+    scores = precision_recall_fscore_support(true, predicted, labels=known, zero_division=0.0)[:3]
+    metrics = classification_metrics(true, predicted, len(classes), np.random.default_rng(0))
+    confusion = confusion_matrix(true, predicted, labels=known)
+    return Evaluation(metrics, tuple(classes), confusion, np.transpose(scores), tuple(errors))
+
+
+def labelled_texts(
+    reference: str, columns: Columns = readers.USUAL_COLUMNS, trained_on: Sequence[str] = ()
+) -> tuple[list[TextInput], list[str]]:
+    """Read labelled texts: the test split where the data has one, else all of them.
+
+    Args:
+        reference: A file, or anything else that ``load_domain`` reads.
+        columns: The columns of a file; found by their usual names when None.
+        trained_on: sha256 of files of which only the fifth is read that no training saw.
+
+    Returns:
+        Texts and labels.
+
+    Raises:
+        UsageError: If something is wrong with the data.
+    """
+    path = Path(reference).expanduser()
+    if not path.is_file():
+        domain = domains.load_domain(reference, columns)
+        examples = domain.test.reveal() if domain.test.size else concatenate(domain.train, domain.dev)
+        return list(examples.inputs), [domain.label_names[label] for label in examples.labels]
+    table = readers.read_table(path)
+    rows, problems = readers.check_table(table, columns)
+    readers.refuse(problems, reference)
+    if table.digest in trained_on:
+        rows = [row._replace(split=row.split or domains.hashed_split(domains.text_key(row.text))) for row in rows]
+    rows = [row for row in rows if row.split == "test"] or rows
+    return [row.text for row in rows], [row.label for row in rows]

@@ -1,0 +1,191 @@
+"""Files are classified line by line: order, columns, formats, broken lines and memory."""
+
+import csv
+import gzip
+import json
+import lzma
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from l2a.config import Columns
+from l2a.serving import predict as module
+from l2a.serving.classifier import Classifier
+from l2a.serving.predict import predict_file
+from l2a.util.errors import RunError, UsageError
+from l2a.util.progress import Progress
+from tests.conftest import make_examples
+
+TEXTS = [text for (text,) in make_examples(30).inputs]
+
+
+@pytest.fixture(scope="session")
+def classifier(student):
+    return Classifier.from_pretrained(student)
+
+
+def write(path, rows):
+    """Write rows in the format and packing that the name says."""
+    frame, name = pd.DataFrame(rows), path.name
+    if ".parquet" in name:
+        frame.to_parquet(path)
+        return path
+    if ".txt" in name:
+        content = "\n".join(frame["text"]) + "\n"
+    elif ".jsonl" in name:
+        content = "".join(json.dumps(row) + "\n" for row in rows)
+    else:
+        content = frame.to_csv(index=False, sep="\t" if ".tsv" in name else ",")
+    opener = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix, open)
+    with opener(path, "wb") as file:
+        file.write(content.encode())
+    return path
+
+
+def read(path):
+    name = path.name
+    if ".parquet" in name:
+        return pd.read_parquet(path)
+    return (
+        pd.read_json(path, lines=True) if ".jsonl" in name else pd.read_csv(path, sep="\t" if ".tsv" in name else ",")
+    )
+
+
+ENDINGS = (".csv", ".tsv", ".jsonl", ".parquet", ".csv.gz", ".jsonl.xz")
+
+
+@pytest.mark.parametrize("read_as", [*ENDINGS, ".txt", ".txt.gz"])
+@pytest.mark.parametrize("written_as", ENDINGS)
+def test_every_format_gives_every_other_in_order(classifier, tmp_path, monkeypatch, read_as, written_as):
+    monkeypatch.setattr(module, "WINDOW", 7)  # several windows, the last not full
+    source = write(tmp_path / f"in{read_as}", [{"number": i, "text": text} for i, text in enumerate(TEXTS)])
+    done = predict_file(classifier, source, tmp_path / f"out{written_as}")
+    found = read(tmp_path / f"out{written_as}")
+    assert (done.lines, done.broken, done.abstained) == (30, 0, 0)
+    assert list(found["text"]) == TEXTS
+    assert ".txt" in read_as or list(found["number"].astype(int)) == list(range(30))
+    assert list(found["label"]) == classifier.predict(TEXTS)
+    expected = classifier.predict_proba(TEXTS)
+    names = [f"p_{name}" for name in ("mixed", "negative", "positive")]
+    assert np.allclose(found[names].to_numpy(), expected, atol=1e-4)
+    assert np.allclose(found["confidence"], expected.max(axis=1), atol=1e-4)
+    assert len(set(found["label"])) > 1
+
+
+BROKEN = {
+    "too many fields": (b'3,"too, quoted",x\n', "3 fields, the header has 2"),
+    "a stray quote": (b'3,"it was" bad\n', "a stray quote"),
+    "a quote without an end": (b'3,"the film\n', "a stray quote"),
+    "an empty text": (b"3, \n", "is empty"),
+    "another encoding": ("3,très fine\n".encode("latin-1"), "not UTF-8"),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_line_is_named_and_kept_and_costs_no_other(classifier, tmp_path, capsys, kind):
+    line, reason = BROKEN[kind]
+    content = b"id,text\n1,the film was good\n2,it is bad\n" + line + b'4,"a fine,\nlovely story"\n5,very poor\n'
+    (tmp_path / "in.csv").write_bytes(content)
+    with Progress() as progress:
+        done = predict_file(classifier, tmp_path / "in.csv", tmp_path / "out.csv", progress=progress)
+    with (tmp_path / "out.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert (done.lines, done.broken) == (5, 1)
+    assert [bool(row["label"]) for row in rows] == [True, True, False, True, True]
+    assert rows[3]["text"] == "a fine,\nlovely story" and rows[4]["id"] == "5"
+    kept = ",".join(filter(None, (rows[2]["id"], rows[2]["text"])))
+    assert kept.strip(", ") == line.decode("utf-8", "surrogateescape").encode(
+        "utf-8", "backslashreplace"
+    ).decode().strip(", \n")
+    warning = capsys.readouterr().err
+    assert f"in.csv, line 4: {reason}" in warning.replace("the column 'text' ", "")
+
+
+def test_broken_json_and_values_that_are_no_text_are_kept(classifier, tmp_path):
+    lines = [
+        '{"text": "good film", "n": 1}',
+        '{"text": "bad',
+        "[1]",
+        '{"text": 5}',
+        '{"text": "\\ud800 fine"}',
+        '{"n": 2}',
+    ]
+    (tmp_path / "in.jsonl").write_text("\n\n".join(lines))
+    done = predict_file(classifier, tmp_path / "in.jsonl", tmp_path / "out.jsonl")
+    found = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text("utf-8").splitlines()]
+    assert (done.lines, done.broken) == (6, 5)
+    assert [row["label"] is None for row in found] == [False, True, True, True, True, True]
+    assert [row.get("text") for row in found] == ["good film", '{"text": "bad', "[1]", 5, "\ud800 fine", None]
+    assert found[0]["n"] == 1 and found[5]["n"] == 2
+
+
+def test_abstains_below_the_threshold_and_keeps_the_probabilities(classifier, tmp_path):
+    confidence = classifier.predict_proba(TEXTS).max(axis=1)
+    threshold = float(np.median(confidence))
+    source = write(tmp_path / "in.txt", [{"text": text} for text in TEXTS])
+    done = predict_file(classifier, source, tmp_path / "out.csv", threshold=threshold)
+    found = read(tmp_path / "out.csv")
+    assert done.abstained == int((confidence < threshold).sum()) > 0
+    assert np.array_equal(found["label"].isna(), confidence < threshold)
+    assert found["p_mixed"].notna().all()
+
+
+def test_columns_of_the_input_are_never_replaced(classifier, tmp_path):
+    source = write(
+        tmp_path / "in.csv", [{"text": "good", "label": "mine", "confidence": 3, "predicted_label": "yours"}]
+    )
+    predict_file(classifier, source, tmp_path / "out.csv")
+    row = read(tmp_path / "out.csv").iloc[0]
+    assert (row["label"], row["confidence"], row["predicted_label"]) == ("mine", 3, "yours")
+    assert row["predicted_predicted_label"] in classifier.classes_ and 0 < row["predicted_confidence"] <= 1
+
+
+def test_types_survive_from_parquet_to_parquet(classifier, tmp_path):
+    frame = pd.DataFrame({"day": pd.to_datetime(["2026-01-02"]), "text": ["good"], "parts": [[1, 2]]})
+    frame.to_parquet(tmp_path / "in.parquet")
+    predict_file(classifier, tmp_path / "in.parquet", tmp_path / "out.parquet")
+    found = pd.read_parquet(tmp_path / "out.parquet")
+    assert found["day"][0] == frame["day"][0] and list(found["parts"][0]) == [1, 2]
+
+
+def test_pairs_are_read_from_columns_and_from_tabs(classifier, tmp_path):
+    pairs = [("the film was good", "it is bad"), ("very poor", "a fine story")]
+    write(tmp_path / "in.csv", [{"sentence1": a, "sentence2": b} for a, b in pairs])
+    (tmp_path / "in.txt").write_text("".join(f"{a}\t{b}\n" for a, b in pairs) + "alone\n")
+    for name, broken in (("in.csv", 0), ("in.txt", 1)):
+        assert predict_file(classifier, tmp_path / name, tmp_path / f"{name}.tsv").broken == broken
+        found = read(tmp_path / f"{name}.tsv")["p_mixed"][:2]
+        assert np.allclose(found, classifier.predict_proba(pairs)[:, 0], atol=1e-5)
+
+
+def test_columns_can_be_named(classifier, tmp_path):
+    write(tmp_path / "in.csv", [{"text": "good", "body": "bad"}])
+    predict_file(classifier, tmp_path / "in.csv", tmp_path / "out.csv", columns=Columns(text="body"))
+    assert read(tmp_path / "out.csv")["p_mixed"][0] == pytest.approx(classifier.predict_proba(["bad"])[0, 0], abs=1e-5)
+
+
+REFUSED = {
+    "no column of texts": ("in.csv", b"a,b\n1,2\n", "no text column"),
+    "an unknown format": ("in.docx", b"text\n", "is not known"),
+    "another separator": ("in.csv", b"text;b\n1;2\n", "separated by ';'"),
+    "nothing in it": ("in.jsonl", b"", "it is empty"),
+    "UTF-16": ("in.txt", "good\n".encode("utf-16"), "UTF-16"),
+    "a damaged archive": ("in.csv.gz", gzip.compress(b"text\ngood\n" * 9)[:-9], "cannot be read"),
+    "a damaged Parquet file": ("in.parquet", b"PAR1", "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_cannot_be_read_is_refused_and_leaves_nothing(classifier, tmp_path, kind):
+    name, content, reason = REFUSED[kind]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UsageError, match=reason):
+        predict_file(classifier, tmp_path / name, tmp_path / "out.csv")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_an_output_that_cannot_be_written_is_a_failed_run(classifier, tmp_path):
+    source = write(tmp_path / "in.txt", [{"text": "good"}])
+    with pytest.raises(RunError, match="cannot write"):
+        predict_file(classifier, source, source / "out.csv")
