@@ -2,19 +2,18 @@
 
     python benchmarks/generator/density.py
 
-On the shipped pairs, from the pretrained encoder's embeddings: fitted on 2,000 source texts and a few target texts,
+On the shipped pairs, from averages of the pretrained encoder's word embeddings: fitted on 2,000 source texts and a few target texts,
 judged by the area under the ROC curve on 500 other source texts and the target's remaining training texts (at most
 500), for the ratio of the domain classifier. Mean of three draws of the target texts.
 """
 
 import numpy as np
-from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
 from l2a.data.domains import load_domain
-from l2a.generator.chain import fit_target_density
-from l2a.teacher.labelling import cached_labeller
-from l2a.teacher.model import load_encoder
+from l2a.data.examples import TextInput
+from l2a.generator.nearness import fit_target_density, fit_word_average
+from l2a.teacher.model import Teacher, load_encoder
 
 PAIRS = (("movies", "tweets"), ("movies", "products"), ("movies", "editorials"))
 SHOTS, SEEDS, FITTED, JUDGED = (16, 64, 256), (0, 1, 2), 2000, 500
@@ -22,26 +21,27 @@ SHOTS, SEEDS, FITTED, JUDGED = (16, 64, 256), (0, 1, 2), 2000, 500
 
 def main() -> None:
     """Print the table."""
-    label = cached_labeller(load_encoder("minilm-l6", ("negative", "positive"), 0), 64)
+    encoder = load_encoder("mpnet-base", ("negative", "positive"), 0)
     print("| pair | target texts | area |\n| --- | ---: | ---: |")
     for source, target in PAIRS:
-        far, near = (label(_some(name, count)).embeddings for name, count in ((source, FITTED + JUDGED), (target, 756)))
+        far, near = _some(source, FITTED + JUDGED), _some(target, 756)
         for shots in SHOTS:
-            area = np.mean([_area(far, near, shots, seed) for seed in SEEDS])
+            area = np.mean([_area(encoder, far, near, shots, seed) for seed in SEEDS])
             print(f"| {source} to {target} | {shots} | {area:.2f} |", flush=True)
 
 
-def _some(name: str, count: int) -> list[tuple[str, ...]]:
+def _some(name: str, count: int) -> list[TextInput]:
     inputs = load_domain(name).train.inputs
     chosen = np.random.default_rng(0).permutation(len(inputs))[:count]
     return [inputs[i] for i in chosen]
 
 
-def _area(far: NDArray[np.float32], near: NDArray[np.float32], shots: int, seed: int) -> float:
+def _area(encoder: Teacher, far: list[TextInput], near: list[TextInput], shots: int, seed: int) -> float:
     order = np.random.default_rng(seed).permutation(len(near))
-    density = fit_target_density(far[:FITTED], near[order[:shots]])
-    others = near[order[shots:]][:JUDGED]
-    values = np.concatenate([density.log_density(far[FITTED:]), density.log_density(others)])
+    few, others = ([near[i] for i in some] for some in (order[:shots], order[shots : shots + JUDGED]))
+    embed = fit_word_average(encoder.tokenizer, encoder.word_embeddings(), far[:FITTED] + few, 64)
+    density = fit_target_density(embed(far[:FITTED]), embed(few))
+    values = density.log_density(embed(far[FITTED:] + others))
     return float(roc_auc_score(np.repeat([0, 1], [len(far) - FITTED, len(others)]), values))
 
 

@@ -2,8 +2,7 @@
 
     python benchmarks/generator/tau_figure.py
 
-Target texts are 64 training texts of "tweets", source texts 2,000 of "movies"; the embeddings are the pretrained
-encoder's. For each tau it draws how near the chains' samples are to the target and how many of them are different.
+Target texts are 64 training texts of "tweets", source texts 2,000 of "movies". For each tau it draws how near the chains' samples are to the target and how many of them are different.
 """
 
 import dataclasses
@@ -19,6 +18,7 @@ from l2a.data.domains import load_domain
 from l2a.data.examples import normalised_hash
 from l2a.experiments.report import COLOURS, STYLE, save_figure
 from l2a.generator.chain import ChainDiagnostics, GeneratorInputs, draw_pool
+from l2a.generator.nearness import fit_word_average
 from l2a.generator.tokens import TokenSpace, build_neighbour_table, vocabulary
 from l2a.teacher.labelling import cached_labeller
 from l2a.teacher.model import load_encoder
@@ -55,8 +55,8 @@ def _problem() -> GeneratorInputs:
     return GeneratorInputs(
         source_inputs=tuple(text for text in far.inputs if normalised_hash(text) not in target.test.hashes),
         target_inputs=near.inputs,
-        source_outputs=labeller([text for text in far.inputs if normalised_hash(text) not in target.test.hashes]),
-        target_outputs=labeller(near.inputs),
+        unlabelled_inputs=(),
+        embed=fit_word_average(teacher.tokenizer, embeddings, far.inputs + near.inputs, LENGTH),
         space=TokenSpace(
             teacher.tokenizer,
             build_neighbour_table(embeddings, vocabulary(teacher.tokenizer)),
