@@ -5,7 +5,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -26,7 +26,6 @@ CHARACTERS_PER_BATCH, LONGEST = 8192, 2048
 """Texts are cut at some hundred tokens, so that characters beyond the longest cost nothing."""
 
 FIELDS = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
-Batch = Mapping[str, NDArray[np.int64]]
 
 
 @dataclass(frozen=True)
@@ -34,16 +33,22 @@ class Engine:
     """An opened student.
 
     Attributes:
+        folder: Where it is.
+        model: Of transformers, or a session of onnxruntime.
         names: The C class names, in the order of the logits.
         temperature: What the folder's ``l2a.json`` says that logits are to be divided by, else 1.
         tokenizer: Pads, and cuts at what the model reads; of the ``tokenizers`` library.
-        run: Gives float32 logits (B, C) for ``FIELDS``, int64 (B, L).
+        read: Those of ``FIELDS`` that the model reads.
+        run: Gives a model's float32 logits (B, C) for what it reads, int64 (B, L).
     """
 
+    folder: Path
+    model: Any
     names: tuple[str, ...]
     temperature: float
     tokenizer: Any
-    run: Callable[[Batch], NDArray[np.float32]]
+    read: Sequence[str]
+    run: Callable[[Any, Mapping[str, NDArray[np.int64]]], NDArray[np.float32]]
 
 
 def open_student(student: str | Path, threads: int | None = None) -> Engine:
@@ -90,14 +95,14 @@ def _open_torch(folder: Path) -> Engine:
     fitted, tokenizer = checkpoint.tokenizer, checkpoint.tokenizer.backend_tokenizer
     tokenizer.enable_truncation(min(fitted.model_max_length, usable_positions(model) or fitted.model_max_length))
     tokenizer.enable_padding(pad_id=fitted.pad_token_id, pad_token=fitted.pad_token)
-    runs = partial(_run_torch, model, fitted.model_input_names)
-    return Engine(checkpoint.label_names, read_temperature(folder), tokenizer, runs)
+    read = [name for name in FIELDS if name in fitted.model_input_names]
+    return Engine(folder, model, checkpoint.label_names, read_temperature(folder), tokenizer, read, _run_torch)
 
 
-def _run_torch(model: Any, read: Sequence[str], batch: Batch) -> NDArray[np.float32]:
+def _run_torch(model: Any, batch: Mapping[str, NDArray[np.int64]]) -> NDArray[np.float32]:
     import torch
 
-    given = {name: torch.from_numpy(batch[name]).to(model.device) for name in read}
+    given = {name: torch.from_numpy(values).to(model.device) for name, values in batch.items()}
     with torch.inference_mode():
         logits: NDArray[np.float32] = model(**given).logits.cpu().numpy()
     return logits
@@ -114,11 +119,11 @@ def _open_onnx(file: Path, threads: int) -> Engine:
     names = tuple(str(named[key]) for key in sorted(named, key=int))
     tokenizer = Tokenizer.from_file(str(file.parent / "tokenizer.json"))
     read = [one.name for one in session.get_inputs()]
-    return Engine(names, read_temperature(file.parent), tokenizer, partial(_run_onnx, session, read))
+    return Engine(file.parent, session, names, read_temperature(file.parent), tokenizer, read, _run_onnx)
 
 
-def _run_onnx(session: Any, read: Sequence[str], batch: Batch) -> NDArray[np.float32]:
-    logits: NDArray[np.float32] = session.run(["logits"], {name: batch[name] for name in read})[0]
+def _run_onnx(session: Any, batch: Mapping[str, NDArray[np.int64]]) -> NDArray[np.float32]:
+    logits: NDArray[np.float32] = session.run(["logits"], dict(batch))[0]
     return logits
 
 
@@ -189,9 +194,8 @@ def run(engine: Engine, inputs: Sequence[TextInput]) -> NDArray[np.float32]:
         rows = order[start : start + CHARACTERS_PER_BATCH // max(16, int(lengths[order[start]]))]
         texts = [inputs[row] if len(inputs[row]) == 2 else inputs[row][0] for row in rows]
         encoded = engine.tokenizer.encode_batch_fast(texts)
-        logits[rows] = engine.run(
-            {n: np.array([getattr(one, field) for one in encoded]) for n, field in FIELDS.items()}
-        )
+        fields = {name: [getattr(one, FIELDS[name]) for one in encoded] for name in engine.read}
+        logits[rows] = engine.run(engine.model, {name: np.array(values) for name, values in fields.items()})
         start += len(rows)
     return logits
 

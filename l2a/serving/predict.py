@@ -160,6 +160,13 @@ def open_writer(path: Path | None, suffix: str, schema: Any) -> Iterator[Write]:
         text.detach()
 
 
+def write_rows(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Write rows as a file of the format that its name says."""
+    schema = pyarrow.Table.from_pylist(list(rows)).schema
+    with open_writer(path, _known(path, "", WRITTEN), schema) as write:
+        write(rows)
+
+
 def _cell(value: Any) -> str | None:
     if value is None or isinstance(value, str):
         return value and value.encode("utf-8", "backslashreplace").decode("utf-8")
@@ -209,14 +216,14 @@ def evaluate(classifier: Classifier, inputs: Sequence[TextInput], labels: Sequen
 
 
 def labelled_texts(
-    reference: str, columns: Columns = readers.USUAL_COLUMNS, trained_on: Sequence[str] = ()
+    reference: str, columns: Columns = readers.USUAL_COLUMNS, run: Path | None = None
 ) -> tuple[list[TextInput], list[str]]:
     """Read labelled texts: the test split where the data has one, else all of them.
 
     Args:
         reference: A file, or anything else that ``load_domain`` reads.
         columns: The columns of a file; found by their usual names when None.
-        trained_on: sha256 of files of which only the fifth is read that no training saw.
+        run: A run folder; of a file that it trained on only the part is read that it tested on.
 
     Returns:
         Texts and labels.
@@ -232,7 +239,8 @@ def labelled_texts(
     table = readers.read_table(path)
     rows, problems = readers.check_table(table, columns)
     readers.refuse(problems, reference)
-    if table.digest in trained_on:
+    metrics = run and run / "metrics.json"
+    if metrics and metrics.is_file() and table.digest in json.loads(metrics.read_text("utf-8"))["files"].values():
         rows = [row._replace(split=row.split or domains.hashed_split(domains.text_key(row.text))) for row in rows]
     rows = [row for row in rows if row.split == "test"] or rows
     return [row.text for row in rows], [row.label for row in rows]
