@@ -86,11 +86,11 @@ def export_command(
     measured: dict[str, Callable[[Any], str]] = {
         "model": lambda model: model["file"],
         "MB": lambda model: f"{model['bytes'] / 1e6:.2f}",
-        "same labels %": lambda model: f"{100 * model['label_agreement']:.1f}",
-        "largest difference": lambda model: f"{model['largest_probability_difference']:.2g}",
+        "labels %": lambda model: f"{100 * model['label_agreement']:.1f}",
+        "difference": lambda model: f"{model['largest_probability_difference']:.2g}",
         "accuracy %": lambda model: f"{100 * model['accuracy']:.1f}" if "accuracy" in model else "",
         "ms": lambda model: f"{model['latency_ms']['batch_1']:.2f}",
-        "ms in 32": lambda model: f"{model['latency_ms']['batch_32']:.2f}",
+        "ms/32": lambda model: f"{model['latency_ms']['batch_32']:.2f}",
     }
     rows = [[show(model) for show in measured.values()] for model in report["models"]]
     print_table(list(measured), rows, justify="right")
