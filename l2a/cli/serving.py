@@ -20,7 +20,7 @@ def predict_command(
     student: StudentArgument,
     file: Annotated[str, typer.Argument(help="A .csv, .tsv, .jsonl, .parquet or .txt file, also .gz or .xz; or -.")],
     output: Annotated[Path | None, typer.Option(help="File to write; standard output by default.")] = None,
-    threshold: Annotated[float, typer.Option(help="Leave labels of a lower probability empty.")] = 0.0,
+    threshold: Annotated[float, typer.Option(min=0, max=1, help="Leave labels of a lower probability empty.")] = 0.0,
     text_column: TextColumn = None,
     text_pair_column: TextPairColumn = None,
     format: Annotated[str, typer.Option(help="Of standard input: csv, tsv, jsonl or txt.")] = "txt",

@@ -1,18 +1,15 @@
 """A finished student as a scikit-learn classifier, from PyTorch or ONNX, with calibrated probabilities."""
 
 import json
-import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax, softmax
+from scipy import optimize, special
 from sklearn.base import BaseEstimator, ClassifierMixin
 
 from l2a.data.examples import TextInput
@@ -28,8 +25,7 @@ CHARACTERS_PER_BATCH, LONGEST = 8192, 2048
 FIELDS = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
 
 
-@dataclass(frozen=True)
-class Engine:
+class Engine(NamedTuple):
     """An opened student.
 
     Attributes:
@@ -167,7 +163,7 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def predict_proba(self, texts: Iterable[Any]) -> NDArray[np.float64]:
         """Compute calibrated probabilities, float64 (N, C), in the order of ``classes_``."""
         logits = run(self.engine, as_inputs(texts)).astype(np.float64)[:, np.argsort(self.engine.names)]
-        probabilities: NDArray[np.float64] = softmax(logits / self.engine.temperature, axis=1)
+        probabilities: NDArray[np.float64] = special.softmax(logits / self.engine.temperature, axis=1)
         return probabilities
 
     def __sklearn_tags__(self) -> Any:
@@ -227,10 +223,10 @@ def fit_temperature(logits: NDArray[np.floating[Any]], labels: NDArray[np.int64]
     """
 
     def loss(log_temperature: float) -> float:
-        likelihoods = log_softmax(np.asarray(logits, np.float64) / math.exp(log_temperature), axis=1)
+        likelihoods = special.log_softmax(np.asarray(logits, np.float64) / np.exp(log_temperature), axis=1)
         return -float(likelihoods[np.arange(len(labels)), labels].mean())
 
-    return math.exp(minimize_scalar(loss, bounds=np.log(TEMPERATURES), method="bounded").x)
+    return float(np.exp(optimize.minimize_scalar(loss, bounds=np.log(TEMPERATURES), method="bounded").x))
 
 
 def write_temperature(folder: Path, temperature: float) -> None:
@@ -248,7 +244,7 @@ def read_temperature(folder: Path) -> float:
     try:
         temperature = float(json.loads(file.read_text("utf-8"))["temperature"]) if file.is_file() else 1.0
     except (ValueError, KeyError, TypeError):
-        temperature = math.nan
-    if not 0 < temperature < math.inf:
+        temperature = np.nan
+    if not 0 < temperature < np.inf:
         raise UsageError(f"{file}: temperature is no positive number; write one, or remove the file")
     return temperature

@@ -59,7 +59,7 @@ def predict_file(
         RunError: If the output cannot be written.
     """
     name, classes = str(source or "standard input"), classifier.classes_.tolist()
-    suffix = _known(source, source_format, READ)
+    suffix = _known(source, source_format, READ if source else (".csv", ".tsv", ".jsonl", ".txt"))
     written = _known(output, ON_STDOUT.get(suffix, suffix), WRITTEN)
     lines = broken = abstained = 0
     with progress.stage(f"lines of {name}") as advance:
@@ -69,20 +69,15 @@ def predict_file(
         added = ["label", "confidence", *(f"p_{name}" for name in classes)]
         while taken := set(added) & set(kept):
             added = [f"predicted_{name}" if name in taken else name for name in added]
-        schema = (
-            pyarrow.parquet.read_schema(source)
-            if suffix == ".parquet"
-            else pyarrow.schema(dict.fromkeys(kept, "string"))
-        )
+        is_typed = suffix == ".parquet"
+        schema = pyarrow.parquet.read_schema(source) if is_typed else pyarrow.schema(dict.fromkeys(kept, "string"))
         for new in added:
             schema = schema.append(pyarrow.field(new, "string" if new == added[0] else "double"))
         with open_writer(output, written, schema) as write:
             for window in chain([first], windows):
                 records = [_checked(record, sides) for record in window]
-                good = [record.values for record in records if not record.problem]
-                found = iter(
-                    classifier.predict_proba([tuple(values[side] for side in sides) for values in good]).round(6)
-                )
+                inputs = [tuple(one.values[side] for side in sides) for one in records if not one.problem]
+                found = iter(classifier.predict_proba(inputs).round(6))
                 rows = []
                 for record in records:
                     values = [] if record.problem else next(found).tolist()
@@ -93,7 +88,7 @@ def predict_file(
                     if record.problem:
                         progress.say(f"warning: {name}, line {record.number}: {record.problem}")
                 write(rows)
-                lines, broken = lines + len(records), broken + len(records) - len(good)
+                lines, broken = lines + len(records), broken + len(records) - len(inputs)
                 advance(len(records))
     return Counts(lines, broken, abstained)
 

@@ -97,6 +97,8 @@ def test_standard_input_and_output_are_text_lines(run, run_folder, monkeypatch):
     code, out, _ = run("predict", str(run_folder), "-")
     header, first, _ = out.splitlines()
     assert code == 0 and header.split("\t")[:3] == ["text", "label", "confidence"] and first.startswith("good film\t")
+    assert run("predict", str(run_folder), "-", "--format", "parquet")[0] == 2
+    assert run("predict", str(run_folder), "-", "--threshold", "2")[0] == 2
 
 
 def test_the_export_command_shows_what_it_measured(run, run_folder, tmp_path, monkeypatch):
