@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from l2a.data import readers
-from l2a.data.domains import SAVED_MARKS, hub_content, load_domain, locate, saved_content
+from l2a.data.domains import SAVED_MARKS, hub_content, locate, saved_content, training_texts
 from l2a.data.examples import Domain, TextInput, normalised_hash, words_of
 from l2a.data.readers import SPLIT_NAMES, USUAL_COLUMNS, Item, Table, memory_table, name_and_format, read_table
 from l2a.data.streams import PACKED, WINDOW, read_windows
@@ -147,7 +147,8 @@ def _sources(reference: Any, data_root: Path | None, progress: Progress) -> list
         return [_in_memory("data in memory", reference)]
     name = str(reference)
     if name in list_cards("domains"):
-        return [_in_memory(name, load_domain(name, progress=progress))]
+        texts, files = training_texts(name, data_root, progress)
+        return [_in_memory(name, texts)._replace(files=files)]
     path = locate("unlabelled", name, data_root)
     if path is None:
         return [_in_memory(name, hub_content(name, progress))]
