@@ -15,4 +15,4 @@ if __name__ == "__main__":
         bank = read_bank(sys.argv[1:], is_pair=False)
         seconds = time.process_time() - started
         megabytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1000
-        print(f"{bank.summary}: {seconds:.1f} CPU seconds, at most {megabytes} MB")  # noqa: T201
+        print(f"{bank.summary}: {seconds:.1f} CPU seconds, at most {megabytes} MB")

@@ -147,8 +147,8 @@ def _sources(reference: Any, data_root: Path | None, progress: Progress) -> list
         return [_in_memory("data in memory", reference)]
     name = str(reference)
     if name in list_cards("domains"):
-        texts, files = training_texts(name, data_root, progress)
-        return [_in_memory(name, texts)._replace(files=files)]
+        texts, digests = training_texts(name, data_root, progress)
+        return [_in_memory(name, texts)._replace(files=digests)]
     path = locate("unlabelled", name, data_root)
     if path is None:
         return [_in_memory(name, hub_content(name, progress))]

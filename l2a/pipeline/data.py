@@ -87,6 +87,7 @@ def load_run_data(
         reference = in_memory.get("unlabelled", config.unlabelled)
         words = target.test.words | held_out_words(held_out)
         bank = read_bank([reference], target.is_pair, frozenset(forbidden), config.data_folder, progress, words)
+        progress.say(bank.summary)
         sides.append(("unlabelled", bank.files))
         unlabelled = _drawn(bank, config)
     return RunData(
