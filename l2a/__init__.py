@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from l2a.config import DistillConfig
     from l2a.pipeline.distill import DistillResult, distill
+    from l2a.pipeline.estimator import L2AClassifier
     from l2a.serving.classifier import Classifier
 
 __version__ = "0.1.0"
-__all__ = ["Classifier", "DistillConfig", "DistillResult", "distill"]
+__all__ = ["Classifier", "DistillConfig", "DistillResult", "L2AClassifier", "distill"]
 
 _HOMES = {
     "Classifier": "l2a.serving.classifier", "DistillConfig": "l2a.config", "DistillResult": "l2a.pipeline.distill",
-    "distill": "l2a.pipeline.distill",
+    "L2AClassifier": "l2a.pipeline.estimator", "distill": "l2a.pipeline.distill",
 }  # fmt: skip
 
 

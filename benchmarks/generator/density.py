@@ -2,9 +2,9 @@
 
     python benchmarks/generator/density.py
 
-On the shipped pairs, from averages of the pretrained encoder's word embeddings: fitted on 2,000 source texts and a few target texts,
-judged by the area under the ROC curve on 500 other source texts and the target's remaining training texts (at most
-500), for the ratio of the domain classifier. Mean of three draws of the target texts.
+On the shipped pairs, from averages of the pretrained encoder's word embeddings: fitted on 2,000 source texts and a few
+target texts, judged by the area under the ROC curve on 500 other source texts and the target's remaining training texts
+(at most 500), for the ratio of the domain classifier. Mean of three draws of the target texts.
 """
 
 import numpy as np

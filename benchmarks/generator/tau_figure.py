@@ -2,7 +2,8 @@
 
     python benchmarks/generator/tau_figure.py
 
-Target texts are 64 training texts of "tweets", source texts 2,000 of "movies". For each tau it draws how near the chains' samples are to the target and how many of them are different.
+Target texts are 64 training texts of "tweets", source texts 2,000 of "movies". For each tau it draws how near the
+chains' samples are to the target and how many of them are different.
 """
 
 import dataclasses

@@ -12,7 +12,7 @@ from l2a.cli.data import augment_command, domains_app, pretrain_command
 from l2a.cli.experiment import experiment_app
 from l2a.cli.options import Quiet, Verbose, print_table, with_run_options
 from l2a.cli.selector import selector_app
-from l2a.cli.serving import predict_command
+from l2a.cli.serving import evaluate_command, export_command, predict_command
 from l2a.config import DistillConfig, as_yaml
 from l2a.util.errors import RunError, UsageError, os_error_sentence
 from l2a.util.files import cache_root, cache_sizes, clear_cache
@@ -31,6 +31,8 @@ app = typer.Typer(
 app.command("augment")(augment_command)
 app.command("pretrain")(pretrain_command)
 app.command("predict")(predict_command)
+app.command("evaluate")(evaluate_command)
+app.command("export")(export_command)
 app.add_typer(domains_app, name="domains")
 app.add_typer(experiment_app, name="experiment")
 app.add_typer(selector_app, name="selector")

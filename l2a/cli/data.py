@@ -1,6 +1,6 @@
 """The commands ``l2a domains``, ``l2a augment`` and ``l2a pretrain``."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -27,7 +27,7 @@ def list_domains() -> None:
         except UsageError as error:
             skipped.append(f"note: skipped, because it is not a domain card: {error}")
             continue
-        facts = (card.description, f"labels: {', '.join(card.labels)}", _sizes(card.sizes), f"licence: {card.licence}")
+        facts = (card.description, f"labels: {_labels(card.labels)}", _sizes(card.sizes), f"licence: {card.licence}")
         shown.append((name, "\n".join(facts)))
     print_facts(shown)
     typer.echo("".join(f"{note}\n" for note in skipped), nl=False)
@@ -41,9 +41,13 @@ def show_domain(name: Annotated[str, typer.Argument(help="Name of a domain card.
     card = load_card(name)
     origin = f"{card.artifact.package} {card.artifact.version} ({card.artifact.kind})" if card.artifact else card.data
     facts = {name: getattr(card, name) for name in ("name", "description", "task")}
-    facts |= {"labels": ", ".join(card.labels), "sizes": _sizes(card.sizes), "licence": card.licence}
+    facts |= {"labels": _labels(card.labels), "sizes": _sizes(card.sizes), "licence": card.licence}
     facts |= {"citation": card.citation or "none", "origin": origin, "card": find_card("domains", name)}
     print_facts((key, str(value)) for key, value in facts.items())
+
+
+def _labels(names: Sequence[str]) -> str:
+    return ", ".join(names) or "none, it is text for --unlabelled"
 
 
 def _sizes(sizes: Mapping[str, int]) -> str:
@@ -64,7 +68,7 @@ def check(
         report = check_domain(path, Columns(text_column, text_pair_column, label_column), None, progress)
     if report.splits:
         kind = "pairs of texts" if report.is_pair else "single texts"
-        typer.echo(f"{report.name}: {kind}, labels: {', '.join(report.label_names)}")
+        typer.echo(f"{report.name}: {kind}, labels: {_labels(report.label_names)}")
         facts = next(iter(report.splits.values()))
         rows = [(fact, *(_cell(fact, counts) for counts in report.splits.values())) for fact in facts]
         print_table(("", *report.splits), rows)

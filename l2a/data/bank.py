@@ -1,17 +1,12 @@
 """Unlabelled text by the million: read as a stream, cut into sentences, freed of copies and of held-out texts, mapped.
 
 A bank is written once, into the cache: the texts as UTF-8 in one file, and where each of them begins and ends in
-another. Reading keeps sixteen bytes a text in memory, whatever the size of the files.
+another. While it is written, sixteen bytes a text are in memory.
 """
 
-import bz2
-import csv
-import gzip
 import hashlib
 import logging
-import lzma
 import mmap
-import zlib
 from array import array
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,9 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from l2a.data import readers
-from l2a.data.domains import SAVED_MARKS, hub_content, load_domain, locate, saved_content
+from l2a.data.domains import SAVED_MARKS, hub_content, locate, saved_content, training_texts
 from l2a.data.examples import Domain, TextInput, normalised_hash, words_of
-from l2a.data.readers import ARROW, LONGEST_TEXT, SPLIT_NAMES
+from l2a.data.readers import SPLIT_NAMES, USUAL_COLUMNS, Item, Table, memory_table, name_and_format, read_table
+from l2a.data.streams import PACKED, WINDOW, read_windows
 from l2a.util.cards import list_cards
 from l2a.util.errors import UsageError, os_error_sentence
 from l2a.util.files import cached_folder, fingerprint, sha256_file
@@ -35,21 +31,14 @@ from l2a.util.progress import SILENT, Progress
 
 RECIPE = 1
 """To be raised whenever the same files would give another bank: part of the cache's key."""
-UNCUT, LEAST, MOST = 40, 3, 60  # words: of a text that is left whole, and of a piece of one that is cut
-BATCH = 256  # rows of a table or dataset read at once
-SHINGLE = 6  # words in a row; of texts with fewer, a near copy has the same words
-OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
 FORMATS = (".txt", *readers.SUFFIXES)
-PATIENCE = 1000  # unreadable lines before a file that has more of them than of others is given up
+WHOLE = (".json", ".arrow", ".feather")  # formats that are read into memory
+UNCUT, LEAST, MOST = 40, 3, 60  # words: of a text that is left whole, and of a piece of one that is cut
+SHINGLE = 6  # words in a row; of texts with fewer, a near copy has the same words
 ENDS, CLOSERS = ".!?\u2026", "\"')]\u201d\u2019"
 MARKS = frozenset(ENDS + CLOSERS)
 ABBREVIATIONS = frozenset(["mr.", "mrs.", "ms.", "dr.", "st.", "vs.", "e.g.", "i.e.", "prof.", "jr.", "u.s."])
-
-Item = tuple[int, TextInput | str]
-"""The number of a line or row, and its one or two texts, or in a string why they cannot be read."""
-
 HELD_OUT = "held out or near copies of held-out texts"
-USUAL = frozenset(name for names in readers.USUAL_NAMES.values() for name in names)
 
 logger = logging.getLogger(__name__)
 
@@ -91,12 +80,12 @@ class Bank(Sequence[TextInput]):
 
 
 class _Source(NamedTuple):
-    """A file or other set of texts: how messages name it, its hash, the files behind it, and its texts."""
+    """A file or other set of texts: how messages name it, its hash, the files behind it, and its rows, some at once."""
 
     name: str
     digest: str
     files: Mapping[str, str]
-    items: Callable[[], Iterable[Item]]
+    windows: Callable[[], Iterable[Sequence[Item]]]
 
 
 def read_bank(
@@ -158,7 +147,8 @@ def _sources(reference: Any, data_root: Path | None, progress: Progress) -> list
         return [_in_memory("data in memory", reference)]
     name = str(reference)
     if name in list_cards("domains"):
-        return [_in_memory(name, load_domain(name, progress=progress))]
+        texts, digests = training_texts(name, data_root, progress)
+        return [_in_memory(name, texts)._replace(files=digests)]
     path = locate("unlabelled", name, data_root)
     if path is None:
         return [_in_memory(name, hub_content(name, progress))]
@@ -174,184 +164,74 @@ def _sources(reference: Any, data_root: Path | None, progress: Progress) -> list
 
 def _is_text(file: Path) -> bool:
     """Files of a folder are read by their suffix, but for hidden ones and those that are a dev or test split."""
-    stem, suffix = readers.name_and_format(file)
+    stem, suffix = name_and_format(file)
     return suffix in FORMATS and not file.name.startswith(".") and SPLIT_NAMES.get(stem.lower(), "train") == "train"
 
 
 def _in_memory(name: str, data: Any) -> _Source:
-    if isinstance(data, Domain):
-        texts = data.train.inputs
-        return _Source(name, fingerprint(texts), data.files, lambda: enumerate(texts, start=1))
+    windows, content = partial(_memory_windows, name, data), hashlib.sha256()
+    for window in windows():
+        content.update(repr(window).encode("utf-8", "surrogatepass"))
+    files = data.files if isinstance(data, Domain) else {name: content.hexdigest()}
+    return _Source(name, content.hexdigest(), files, windows)
+
+
+def _memory_windows(name: str, data: Any) -> Iterator[Sequence[Item]]:
+    data = data.train.inputs if isinstance(data, Domain) else data
     data = data.get("train", data) if isinstance(data, Mapping) else data
-    read, content = partial(_memory_items, name, data), hashlib.sha256()
-    for _, text in read():
-        content.update("\0".join([*text, "\n"]).encode("utf-8", "surrogatepass"))
-    return _Source(name, content.hexdigest(), {name: content.hexdigest()}, read)
-
-
-def _memory_items(name: str, data: Any) -> Iterator[Item]:
     if hasattr(data, "with_format"):  # of the datasets library
-        batches = data.with_format("arrow").iter(BATCH)
-        return _from_rows(name, enumerate((row for batch in batches for row in batch.to_pylist()), start=1))
-    rows = data.to_dict("records") if hasattr(data, "iterrows") else data
-    if not isinstance(rows, list | tuple):
-        kinds = "a list of texts or pairs, a pandas frame or a datasets.Dataset"
-        raise UsageError(f"{name}: data of type {type(data).__name__} is not read; give {kinds}")
-    return _from_rows(name, enumerate(((row,) if isinstance(row, str) else row for row in rows), start=1))
+        for batch in data.with_format("arrow").iter(WINDOW):
+            yield memory_table(batch.to_pylist(), name).items
+        return
+    if isinstance(data, list | tuple):
+        data = [row if isinstance(row, Mapping) else _by_side(row) for row in data]
+    yield memory_table(data, name).items
+
+
+def _by_side(row: Any) -> Mapping[str, Any]:
+    is_sides = isinstance(row, list | tuple) and 1 <= len(row) <= 2
+    return dict(zip(("text", "text_pair"), row, strict=False)) if is_sides else {"text": row}
 
 
 def _file(path: Path, name: str) -> _Source:
-    if readers.name_and_format(path)[1] not in FORMATS:
+    suffix = name_and_format(path)[1]
+    if suffix not in FORMATS:
         raise UsageError(f"unlabelled {str(path)!r}: files of this kind are not read; give {', '.join(FORMATS)}")
     try:
         digest = sha256_file(path)
     except OSError as error:
         raise UsageError(f"unlabelled {os_error_sentence(error)}") from error
-    return _Source(str(path), digest, {name: digest}, partial(_file_items, path))
+    return _Source(str(path), digest, {name: digest}, partial(_file_windows, path, suffix))
 
 
-def _file_items(path: Path) -> Iterator[Item]:
-    """Stream the texts of a file; what makes the whole of it unreadable is one sentence."""
-    import pyarrow
-
-    suffix, unpacked = readers.name_and_format(path)[1], OPENERS.get(path.suffix.lower(), open)
-    try:
-        if suffix in (".json", *ARROW):
-            with unpacked(path, "rb") as file:
-                rows = readers.parse(file.read(), suffix) if suffix == ".json" else enumerate(_arrow(file, suffix), 1)
-                yield from _from_rows(str(path), rows)
-            return
-        with unpacked(path, "rt", encoding="utf-8-sig", errors="surrogateescape") as file:
-            if suffix == ".txt":
-                yield from ((number, tuple(line.split("\t", 1))) for number, line in _lines(file))
-            elif suffix == ".jsonl":
-                yield from _from_rows(
-                    str(path), ((number, readers.parse_object(line)) for number, line in _lines(file))
-                )
-            else:
-                split = ((number, [*map(_unquoted, line.rstrip("\n").split("\t"))]) for number, line in _lines(file))
-                lines = _csv_fields(file) if suffix == ".csv" else split
-                yield from _from_rows(str(path), _by_column(lines, is_tsv=suffix == ".tsv"))
-    except (OSError, EOFError, lzma.LZMAError, zlib.error, pyarrow.ArrowException, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise UsageError(f"{path}: cannot be read ({reason}); check the file, or write or fetch it again") from error
+def _file_windows(path: Path, suffix: str) -> Iterator[Sequence[Item]]:
+    if suffix in WHOLE:
+        yield read_table(path).items
+        return
+    if suffix == ".tsv":  # without a header it holds texts or pairs, like a .txt file
+        with PACKED.get(path.suffix.lower(), open)(path, "rb") as file:
+            first = file.readline(WINDOW).decode("utf-8-sig", "replace").strip().lower().split("\t")
+        usual = {name for names in readers.USUAL_NAMES.values() for name in names}
+        suffix = ".tsv" if len(first) > 2 or usual & {name.strip(' "') for name in first} else ".txt"
+    for window in read_windows(path, suffix):
+        yield [(record.number, record.problem or record.values) for record in window]
 
 
-def _lines(file: Any) -> Iterator[tuple[int, str]]:
-    """The lines that hold something; of one that is far too long the beginning, which is too long as well."""
-    read = partial(file.readline, 2 * LONGEST_TEXT)
-    for number, line in enumerate(iter(read, ""), start=1):
-        rest = line
-        while len(rest) == 2 * LONGEST_TEXT and not rest.endswith("\n"):
-            rest = read()
-        if not line.isspace():
-            yield number, line
-
-
-def _csv_fields(file: Any) -> Iterator[tuple[int, list[str] | str]]:
-    limit = csv.field_size_limit(readers.FIELD_LIMIT)  # the limit is the process's: it is put back
-    try:
-        reader = csv.reader(file, strict=True)
-        while True:
-            try:
-                yield reader.line_num, next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                yield reader.line_num, f"{readers.STRAY_QUOTE} ({error})"
-    finally:
-        csv.field_size_limit(limit)
-
-
-def _unquoted(field: str) -> str:
-    return field[1:-1].replace('""', '"') if len(field) > 1 and field[0] == field[-1] == '"' else field
-
-
-def _by_column(lines: Iterable[tuple[int, list[str] | str]], is_tsv: bool) -> Iterator[tuple[int, Any]]:
-    """Name the fields; a .tsv file whose first line is one or two texts has no header."""
-    columns: list[str] | None = None
-    for number, fields in lines:
-        if isinstance(fields, str) or not fields:
-            yield number, fields or ()
-        elif columns is None:
-            names = [field.strip() for field in fields]
-            is_header = not is_tsv or len(names) > 2 or any(name.lower() in USUAL for name in names)
-            columns = names if is_header else []
-            if not is_header:
-                yield number, fields
-        elif columns and len(fields) != len(columns):
-            yield number, f"{len(fields)} fields, the header has {len(columns)}"
-        else:
-            yield number, dict(zip(columns, fields, strict=True)) if columns else fields
-
-
-def _from_rows(name: str, rows: Iterable[tuple[int, Any]]) -> Iterator[Item]:
-    """Take the texts out of rows, which may be mappings by column, one or two texts, or what is wrong with them."""
-    found: dict[str, str] = {}
-    for number, row in rows:
-        if isinstance(row, str):
-            yield number, row
-        elif isinstance(row, Mapping):
-            found = found or readers.find_text_columns(name, row)
-            if SPLIT_NAMES.get(str(row.get(found.get("split", ""), "")).strip().lower(), "train") == "train":
-                sides = (row.get(found[role]) for role in ("text", "text_pair") if role in found)
-                yield number, _texts([side for side in sides if side is not None and side == side])
-        else:
-            yield number, _texts(row)
-
-
-def _texts(sides: Any) -> TextInput | str:
-    """Check that the sides are at most two texts."""
-    if isinstance(sides, list | tuple) and len(sides) <= 2 and all(isinstance(side, str) for side in sides):
-        return tuple(sides)
-    return f"{sides!r:.80} is no text and no pair of texts"
-
-
-def _arrow(file: Any, suffix: str) -> Iterator[Mapping[str, Any]]:
-    import pyarrow.parquet
-
-    if suffix == ".parquet":
-        batches = pyarrow.parquet.ParquetFile(file).iter_batches(BATCH)
-    elif file.read(6) == b"ARROW1":  # feather files begin like this; the datasets library writes streams
-        reader = pyarrow.ipc.open_file(file)
-        batches = map(reader.get_batch, range(reader.num_record_batches))
-    else:
-        file.seek(0)
-        batches = pyarrow.ipc.open_stream(file)
-    return (row for batch in batches for row in batch.to_pylist())
-
-
-def _readable(source: _Source, counts: Counter[str]) -> Iterator[TextInput]:
-    """The texts of a source that are texts; the others are counted, and refused when they are the greater part."""
+def _texts(source: _Source, counts: Counter[str]) -> Iterator[TextInput]:
+    """The texts of a source's training rows; of lines that cannot be read the greater part is too much."""
     good, bad, first = 0, 0, ""
-    for number, item in source.items():
-        text = () if isinstance(item, str) else tuple(side for side in map(str.strip, item) if side)
-        if fault := item if isinstance(item, str) else _fault(text):
-            bad, first = bad + 1, first or f"line {number}: {fault}"
-            if bad >= PATIENCE and bad > good:
-                break
-        elif text:
-            good += 1
-            yield text
-    if bad > good:
-        lines = f"{bad:,} of the first {good + bad:,} lines cannot be read, such as {first}"
-        raise UsageError(f"{source.name}: {lines}; give text in UTF-8, one a line, or a table")
+    for items in source.windows():
+        rows, wrong = readers.check_table(Table(source.name, items), USUAL_COLUMNS, "its usual name", labelled=False)
+        good, bad, first = good + len(rows), bad + len(wrong), first or "".join(wrong[:1])
+        if bad > good:
+            share = f"; {bad:,} of the first {good + bad:,} lines cannot be read" if bad > 1 else ""
+            raise UsageError(first + share)
+        yield from (tuple(map(str.strip, row.text)) for row in rows if row.split in (None, "train"))
     if not good:
         raise UsageError(f"{source.name}: the file is empty; give it lines or rows with text")
     if bad:
-        logger.warning(
-            "%s: %d of %d lines cannot be read and are left out, such as %s", source.name, bad, good + bad, first
-        )
+        logger.warning("%d of %d lines cannot be read and are left out: %s", bad, good + bad, first)
     counts["unreadable lines"] += bad
-
-
-def _fault(text: TextInput) -> str:
-    whole = "".join(text)
-    if len(whole) > LONGEST_TEXT:
-        return f"it holds {len(whole):,} characters or more, at most {LONGEST_TEXT:,} are allowed"
-    if "\0" in whole:
-        return "NUL bytes, which no text contains"
-    return "not UTF-8" if not whole.isascii() and readers.HALF_PAIR.search(whole) else ""
 
 
 def _write(
@@ -367,7 +247,7 @@ def _write(
     other = "single texts" if is_pair else "pairs"
     with (folder / "texts").open("wb", 1 << 17) as out:
         for source in sources:
-            for text in _readable(source, counts):
+            for text in _texts(source, counts):
                 if (len(text) == 2) != is_pair:
                     counts[other] += 1
                     continue

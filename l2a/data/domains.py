@@ -9,7 +9,7 @@ import statistics
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import combinations
+from itertools import chain, combinations
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +30,7 @@ SAVED_MARKS = ("dataset_dict.json", "dataset_info.json")
 Tables = Sequence[tuple[SplitName | None, Table]]
 """Tables with the splits that they are; None for a table that may have a split column."""
 
+UNLABELLED = "unlabelled"  # the task of cards whose text has no labels
 DEV_SHARE, TEST_SHARE = 0.1, 0.2
 DEV_PART_OF_TRAIN = 8  # an eighth of 80 % of the data is 10 % of all of it
 
@@ -90,7 +91,7 @@ def with_splits(raw: RawDomain) -> RawDomain:
     rows, present = raw.rows, {row.split for row in raw.rows}
     if None in present:
         rows = tuple(row._replace(split=hashed_split(text_key(row.text))) for row in rows)
-    elif "dev" not in present:
+    elif "dev" not in present and not _has_no_labels(rows):
         # The texts whose hashes sort first: independent of the order, and never the whole of a small train.
         keys = sorted({text_key(row.text) for row in rows if row.split == "train"})
         chosen = set(keys[: len(keys) // DEV_PART_OF_TRAIN])
@@ -103,6 +104,8 @@ def _problems(rows: Sequence[Row]) -> list[str]:
     """What is wrong with rows that are all fine by themselves."""
     if not rows:
         return ["no labelled rows; give at least two classes"]
+    if _has_no_labels(rows):
+        return []
     labels = {split: sorted({row.label for row in rows if row.split == split}) for split in SPLITS}
     train = labels["train"]
     mixed = len({len(row.text) for row in rows}) > 1
@@ -140,15 +143,17 @@ class Ratings:
         threshold: Ratings above it are positive, below its negative are negative, the rest is dropped.
         split_by: "text" splits single sentences, "document" keeps the sentences of one document together.
         exclude: Other files of the archive, whose texts are dropped here so that domains share none.
+        also: Other files that are read as ``member`` is.
     """
 
     member: str
     threshold: float
     split_by: Literal["text", "document"]
     exclude: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
 
 
-def read_ratings(archive: Path, ratings: Ratings) -> list[Row]:
+def read_ratings(archive: Path, ratings: Ratings, neutral: bool = False) -> list[Row]:
     """Read one domain out of the archive of rated sentences.
 
     Copies go by their words alone: the study holds sentences that differ only in case or exclamation marks.
@@ -156,22 +161,26 @@ def read_ratings(archive: Path, ratings: Ratings) -> list[Row]:
     Args:
         archive: The .tar.gz file.
         ratings: What to read and how.
+        neutral: Read what is dropped otherwise, for training without labels.
 
     Returns:
-        Rows with their splits, in the order of the file.
+        Rows with their splits, in the order of the files.
 
     Raises:
         RunError: If the archive or the file in it is damaged.
     """
-    contents = read_tar_members(archive, (ratings.member, *ratings.exclude))
+    contents = read_tar_members(archive, (ratings.member, *ratings.also, *ratings.exclude))
     lines = {member: _lines(content, f"{archive.name}: {member}") for member, content in contents.items()}
     seen = {words_key(text) for member in ratings.exclude for _, _, text in lines[member]}
     rows: list[Row] = []
-    for identifier, rating, text in lines[ratings.member]:
+    for identifier, rating, text in chain.from_iterable(lines[name] for name in (ratings.member, *ratings.also)):
         key = words_key(text)
-        if abs(rating) <= ratings.threshold or not key or key in seen:
+        if (abs(rating) <= ratings.threshold) != neutral or not key or key in seen:
             continue
         seen.add(key)
+        if neutral:
+            rows.append(Row((text,), "", "train"))
+            continue
         label = "positive" if rating > 0 else "negative"
         document, _, _ = identifier.partition("_")  # 12_3 is the third sentence of document 12
         unit = f"{ratings.member} {document}" if ratings.split_by == "document" else key
@@ -195,8 +204,8 @@ class DomainCard:
     Attributes:
         name: The card's name, the same as the file's.
         description: One or two sentences on the texts.
-        task: What is classified.
-        labels: The class names.
+        task: What is classified; "unlabelled" for text that has no labels.
+        labels: The class names; none for text without labels.
         licence: Licence of the data.
         citation: Whom to cite.
         data: A file, folder or Hub id; relative paths start at the card's folder.
@@ -210,8 +219,8 @@ class DomainCard:
     name: str
     description: str
     task: str
-    labels: tuple[str, ...]
     licence: str
+    labels: tuple[str, ...] = ()
     citation: str = ""
     data: str | None = None
     columns: Columns = USUAL_COLUMNS
@@ -233,6 +242,9 @@ def load_card(name: str) -> DomainCard:
         raise UsageError(f"domain card {path}: name is {card.name!r}; make it the file's name, {name!r}")
     if (card.data is None) == (card.artifact is None or card.ratings is None):
         raise UsageError(f"domain card {path}: give either data, or both artifact and ratings")
+    if (card.task == UNLABELLED) == bool(card.labels) or (card.task == UNLABELLED and card.data):
+        fix = f"give labels, or the task {UNLABELLED!r} with an artifact and ratings (a file of text needs no card)"
+        raise UsageError(f"domain card {path}: the task is {card.task!r} and labels are {list(card.labels)}; {fix}")
     return card
 
 
@@ -240,7 +252,7 @@ def _read_rated_card(card: DomainCard, progress: Progress) -> tuple[list[Row], d
     """Rows with their splits, and the name of the file read with the sha256 of its archive."""
     assert card.artifact is not None and card.ratings is not None
     archive = fetch_artifact(card.artifact, progress) / card.artifact.members[0]
-    rows = read_ratings(archive, card.ratings)
+    rows = read_ratings(archive, card.ratings, neutral=card.task == UNLABELLED)
     found = rows_sha256(rows)
     if card.rows_sha256 not in (None, found):
         raise RunError(
@@ -285,7 +297,35 @@ def load_domain(
         return as_domain(reference, "data", columns)
     raw = _read(str(reference), columns, data_root, progress, flag)
     readers.refuse(raw.problems, reference)
+    if _has_no_labels(raw.rows):
+        raise UsageError(f"domain {reference!r} has no labels; give it to --unlabelled, and name a domain with labels")
     return to_domain(raw)
+
+
+def _has_no_labels(rows: Sequence[Row]) -> bool:
+    return bool(rows) and not any(row.label for row in rows)
+
+
+def training_texts(
+    reference: str, data_root: Path | None = None, progress: Progress = SILENT
+) -> tuple[list[TextInput], Mapping[str, str]]:
+    """Read the training texts of a domain, whose labels, if it has any, are not used.
+
+    Args:
+        reference: As in ``load_domain``.
+        data_root: As in ``load_domain``.
+        progress: Shows downloads.
+
+    Returns:
+        The texts, and the names of the files read with their sha256.
+
+    Raises:
+        UsageError: If there is no such domain or something is wrong with it.
+        RunError: If it cannot be fetched.
+    """
+    raw = _read(reference, USUAL_COLUMNS, data_root, progress, FLAG)
+    readers.refuse(raw.problems, reference)
+    return [row.text for row in raw.rows if row.split == "train"], raw.files
 
 
 def as_domain(data: Any, name: str, columns: Columns = USUAL_COLUMNS) -> Domain:
@@ -331,7 +371,7 @@ def _read_card(name: str, progress: Progress) -> RawDomain:
         data = path.parent / Path(card.data).expanduser()
         tables = _path_tables(data) if data.exists() else _memory_tables(hub_content(card.data, progress), card.data)
         raw = _join(name, tables, card.columns, f"`columns` in {path}")
-    labels = {row.label for row in raw.rows}
+    labels = {row.label for row in raw.rows} - {""}
     if labels and labels != set(card.labels):
         message = f"{name}: the card has the labels {sorted(card.labels)}, its data {sorted(labels)}; correct the card"
         return replace(raw, problems=(*raw.problems, message))
@@ -501,7 +541,7 @@ def check_domain(
     """
     raw = _read(reference, columns, data_root, progress, FLAG)
     by_split = {split: [row for row in raw.rows if row.split == split] for split in SPLITS}
-    names = tuple(sorted({row.label for row in raw.rows}))
+    names = tuple(sorted({row.label for row in raw.rows} - {""}))
     counts = {split: _counts(rows, names) for split, rows in by_split.items() if rows}
     is_pair = bool(raw.rows) and len(raw.rows[0].text) == 2
     return DomainReport(raw.name, is_pair, names, counts, tuple(_notes(by_split, raw.problems)), raw.problems)
@@ -530,4 +570,9 @@ def _notes(by_split: Mapping[SplitName, Sequence[Row]], problems: Sequence[str])
     if differing := sum(count > 1 for count in Counter(digest for digest, _ in labels).values()):
         yield f"{differing} texts have different labels in different rows"
     if not problems and not by_split["test"]:
-        yield "there is no test split, so the domain can only be a source"
+        lacks, use = (
+            ("are no labels", "given to --unlabelled")
+            if _has_no_labels(by_split["train"])
+            else ("is no test split", "a source")
+        )
+        yield f"there {lacks}, so the domain can only be {use}"

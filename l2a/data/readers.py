@@ -175,7 +175,7 @@ def parse(data: bytes, suffix: str) -> list[Item]:
     whole = _json(text) if suffix == ".json" else None
     if isinstance(whole, list):
         return [(number, _json_object(value)) for number, value in enumerate(whole, start=1)]
-    return [(number, parse_object(line)) for number, line in numbered]
+    return [(number, _json_object(_json(line))) for number, line in numbered]
 
 
 def _json(text: str) -> Any:
@@ -184,11 +184,6 @@ def _json(text: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         return error
-
-
-def parse_object(line: str) -> dict[str, Any] | str:
-    """Parse one line of a .jsonl file, or say why it cannot be read."""
-    return _json_object(_json(line))
 
 
 def _json_object(value: Any) -> dict[str, Any] | str:
@@ -342,25 +337,6 @@ def check_table(
         problems.append((0, "no rows; give a header and rows with text"))
     problems = sorted([*((0, message) for message in missing), *problems], key=lambda problem: problem[0])
     return rows, [f"{table.name}{f', {table.unit} {line}' if line else ''}: {message}" for line, message in problems]
-
-
-def find_text_columns(name: str, row: Mapping[str, Any]) -> dict[str, str]:
-    """Find the columns of texts, and that of splits, by their usual names.
-
-    Args:
-        name: How the message names the data.
-        row: The first row.
-
-    Returns:
-        The columns by what they hold: text, text_pair and split.
-
-    Raises:
-        UsageError: If there is no column of texts.
-    """
-    table = Table(name, [(1, dict.fromkeys(row, name))])
-    found, missing = find_columns(table, USUAL_COLUMNS, "its usual name", labelled=False)
-    refuse([f"{name}: {message}" for message in missing], name)
-    return found
 
 
 def find_columns(table: Table, columns: Columns, flag: str, labelled: bool) -> tuple[dict[str, str], list[str]]:

@@ -11,14 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from l2a.config import DistillConfig, as_yaml
+from l2a.config import DistillConfig, as_yaml, override
 from l2a.data.encoding import encode
 from l2a.data.examples import Examples, TextInput
 from l2a.evaluation.baselines import frozen_teacher_logreg, tfidf_logreg, vector_sum_logreg
 from l2a.evaluation.metrics import classification_metrics, measure_latency
 from l2a.kd.trainer import run_student
 from l2a.pipeline.policies import open_policy, training_facts
-from l2a.pipeline.session import RunContext
+from l2a.pipeline.session import FEWEST_TO_CHOOSE, RunContext
 from l2a.pipeline.students import (
     Round,
     TrainedStudent,
@@ -40,7 +40,7 @@ from l2a.util.progress import SILENT, Progress
 
 Predict = Callable[[Sequence[TextInput]], NDArray[np.int64]]
 Logits = Callable[[Sequence[TextInput]], NDArray[np.float32]]
-Part = Literal["pretrained", "target_only_teacher", "cross_domain_teacher", "labels", "unlabelled"]
+Part = Literal["pretrained", "small", "target_only_teacher", "cross_domain_teacher", "labels", "unlabelled"]
 """What methods share: the encoder as it was pretrained, two fine-tuned teachers, the labels that one of them gives to
 the source, and text without labels."""
 
@@ -145,6 +145,18 @@ def _fit_frozen_teacher_logreg(context: RunContext) -> FittedMethod:
     return FittedMethod(baseline.predict, baseline.parameters, module=encoder)
 
 
+SMALL_TEACHER = "minilm-l6"
+
+
+def _with_small_teacher(context: RunContext) -> RunContext:
+    return RunContext(override(context.config, {"teacher.model": SMALL_TEACHER}), context.progress, context.data)
+
+
+def _fit_small_encoder(context: RunContext) -> FittedMethod:
+    small = _with_small_teacher(context)
+    return _fitted_teacher(small, small.teacher)
+
+
 def _fit_vector_sum_logreg(context: RunContext, longest: int | None = None) -> FittedMethod:
     data, teacher, seed = context.data, context.teacher, context.config.seed
     vectors = token_vectors(teacher, context.progress)
@@ -199,6 +211,14 @@ METHODS: Mapping[str, Method] = {
         Method(
             "frozen_teacher_logreg", "logistic regression on the pretrained encoder's embeddings of the target",
             _fit_frozen_teacher_logreg, ("pretrained",), ("teacher",),
+        ),
+        Method(
+            "fine_tuned_minilm", "MiniLM-L6 fine-tuned without a teacher: source, then target",
+            _fit_small_encoder, ("small",), ("teacher",),
+        ),
+        Method(
+            "frozen_minilm_logreg", "logistic regression on the embeddings of MiniLM-L6 as it was pretrained",
+            lambda run: _fit_frozen_teacher_logreg(_with_small_teacher(run)), ("small", "pretrained"),
         ),
         Method(
             "vector_sum_logreg", "logistic regression on sums of token vectors read from the teacher",
@@ -256,6 +276,7 @@ def compared_methods(config: DistillConfig) -> tuple[Method, ...]:
         for method in METHODS.values()
         if method.shown in shown
         and not ("unlabelled" in method.needs and not config.unlabelled)
+        and not ("small" in method.needs and config.teacher.model == SMALL_TEACHER)
         # It would be unfair with a teacher that was fine-tuned elsewhere, perhaps on this very target.
         and not (config.teacher.fine_tuned and {"pretrained", "target_only_teacher"} & set(method.needs))
     )
@@ -368,6 +389,31 @@ def compare_methods(context: RunContext) -> Comparison:
             advance(1)
     students = {name: one.trained for name, one in fitted.items() if one.trained is not None}
     return students, tuple(rows), results
+
+
+def linear_model_ahead(context: RunContext, student: TrainedStudent) -> str | None:
+    """Compare the student with a linear model on the labels that neither was trained on.
+
+    Args:
+        context: The run.
+        student: The one to save.
+
+    Returns:
+        What to say where the linear model is right more often; None elsewhere, and where too few labels are held out.
+    """
+    data, config = context.data, context.config
+    held_out = data.held_out_labels
+    if len(held_out) < FEWEST_TO_CHOOSE:
+        return None
+    linear = tfidf_logreg(data.source, data.splits.train, config.seed).predict(held_out.inputs)
+    own = run_student(student.student, encode(student.student.tokenizer, held_out.inputs, config.max_length))[0]
+    accuracies = [float((found == held_out.labels).mean()) for found in (linear, own.argmax(axis=1))]
+    if accuracies[0] <= accuracies[1]:
+        return None
+    return (
+        f"a linear model on words is right on {accuracies[0]:.0%} of the {len(held_out)} held-out target labels, the "
+        f"student on {accuracies[1]:.0%}: look at tfidf_logreg in the table before you ship the student"
+    )
 
 
 def write_run(

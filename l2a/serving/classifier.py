@@ -1,18 +1,15 @@
 """A finished student as a scikit-learn classifier, from PyTorch or ONNX, with calibrated probabilities."""
 
 import json
-import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax, softmax
+from scipy import optimize, special
 from sklearn.base import BaseEstimator, ClassifierMixin
 
 from l2a.data.examples import TextInput
@@ -26,24 +23,28 @@ CHARACTERS_PER_BATCH, LONGEST = 8192, 2048
 """Texts are cut at some hundred tokens, so that characters beyond the longest cost nothing."""
 
 FIELDS = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
-Batch = Mapping[str, NDArray[np.int64]]
 
 
-@dataclass(frozen=True)
-class Engine:
+class Engine(NamedTuple):
     """An opened student.
 
     Attributes:
+        folder: Where it is.
+        model: Of transformers, or a session of onnxruntime.
         names: The C class names, in the order of the logits.
         temperature: What the folder's ``l2a.json`` says that logits are to be divided by, else 1.
         tokenizer: Pads, and cuts at what the model reads; of the ``tokenizers`` library.
-        run: Gives float32 logits (B, C) for ``FIELDS``, int64 (B, L).
+        read: Those of ``FIELDS`` that the model reads.
+        run: Gives a model's float32 logits (B, C) for what it reads, int64 (B, L).
     """
 
+    folder: Path
+    model: Any
     names: tuple[str, ...]
     temperature: float
     tokenizer: Any
-    run: Callable[[Batch], NDArray[np.float32]]
+    read: Sequence[str]
+    run: Callable[[Any, Mapping[str, NDArray[np.int64]]], NDArray[np.float32]]
 
 
 def open_student(student: str | Path, threads: int | None = None) -> Engine:
@@ -90,14 +91,14 @@ def _open_torch(folder: Path) -> Engine:
     fitted, tokenizer = checkpoint.tokenizer, checkpoint.tokenizer.backend_tokenizer
     tokenizer.enable_truncation(min(fitted.model_max_length, usable_positions(model) or fitted.model_max_length))
     tokenizer.enable_padding(pad_id=fitted.pad_token_id, pad_token=fitted.pad_token)
-    runs = partial(_run_torch, model, fitted.model_input_names)
-    return Engine(checkpoint.label_names, read_temperature(folder), tokenizer, runs)
+    read = [name for name in FIELDS if name in fitted.model_input_names]
+    return Engine(folder, model, checkpoint.label_names, read_temperature(folder), tokenizer, read, _run_torch)
 
 
-def _run_torch(model: Any, read: Sequence[str], batch: Batch) -> NDArray[np.float32]:
+def _run_torch(model: Any, batch: Mapping[str, NDArray[np.int64]]) -> NDArray[np.float32]:
     import torch
 
-    given = {name: torch.from_numpy(batch[name]).to(model.device) for name in read}
+    given = {name: torch.from_numpy(values).to(model.device) for name, values in batch.items()}
     with torch.inference_mode():
         logits: NDArray[np.float32] = model(**given).logits.cpu().numpy()
     return logits
@@ -114,11 +115,11 @@ def _open_onnx(file: Path, threads: int) -> Engine:
     names = tuple(str(named[key]) for key in sorted(named, key=int))
     tokenizer = Tokenizer.from_file(str(file.parent / "tokenizer.json"))
     read = [one.name for one in session.get_inputs()]
-    return Engine(names, read_temperature(file.parent), tokenizer, partial(_run_onnx, session, read))
+    return Engine(file.parent, session, names, read_temperature(file.parent), tokenizer, read, _run_onnx)
 
 
-def _run_onnx(session: Any, read: Sequence[str], batch: Batch) -> NDArray[np.float32]:
-    logits: NDArray[np.float32] = session.run(["logits"], {name: batch[name] for name in read})[0]
+def _run_onnx(session: Any, batch: Mapping[str, NDArray[np.int64]]) -> NDArray[np.float32]:
+    logits: NDArray[np.float32] = session.run(["logits"], dict(batch))[0]
     return logits
 
 
@@ -162,7 +163,7 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def predict_proba(self, texts: Iterable[Any]) -> NDArray[np.float64]:
         """Compute calibrated probabilities, float64 (N, C), in the order of ``classes_``."""
         logits = run(self.engine, as_inputs(texts)).astype(np.float64)[:, np.argsort(self.engine.names)]
-        probabilities: NDArray[np.float64] = softmax(logits / self.engine.temperature, axis=1)
+        probabilities: NDArray[np.float64] = special.softmax(logits / self.engine.temperature, axis=1)
         return probabilities
 
     def __sklearn_tags__(self) -> Any:
@@ -189,9 +190,8 @@ def run(engine: Engine, inputs: Sequence[TextInput]) -> NDArray[np.float32]:
         rows = order[start : start + CHARACTERS_PER_BATCH // max(16, int(lengths[order[start]]))]
         texts = [inputs[row] if len(inputs[row]) == 2 else inputs[row][0] for row in rows]
         encoded = engine.tokenizer.encode_batch_fast(texts)
-        logits[rows] = engine.run(
-            {n: np.array([getattr(one, field) for one in encoded]) for n, field in FIELDS.items()}
-        )
+        fields = {name: [getattr(one, FIELDS[name]) for one in encoded] for name in engine.read}
+        logits[rows] = engine.run(engine.model, {name: np.array(values) for name, values in fields.items()})
         start += len(rows)
     return logits
 
@@ -223,10 +223,10 @@ def fit_temperature(logits: NDArray[np.floating[Any]], labels: NDArray[np.int64]
     """
 
     def loss(log_temperature: float) -> float:
-        likelihoods = log_softmax(np.asarray(logits, np.float64) / math.exp(log_temperature), axis=1)
+        likelihoods = special.log_softmax(np.asarray(logits, np.float64) / np.exp(log_temperature), axis=1)
         return -float(likelihoods[np.arange(len(labels)), labels].mean())
 
-    return math.exp(minimize_scalar(loss, bounds=np.log(TEMPERATURES), method="bounded").x)
+    return float(np.exp(optimize.minimize_scalar(loss, bounds=np.log(TEMPERATURES), method="bounded").x))
 
 
 def write_temperature(folder: Path, temperature: float) -> None:
@@ -244,7 +244,7 @@ def read_temperature(folder: Path) -> float:
     try:
         temperature = float(json.loads(file.read_text("utf-8"))["temperature"]) if file.is_file() else 1.0
     except (ValueError, KeyError, TypeError):
-        temperature = math.nan
-    if not 0 < temperature < math.inf:
+        temperature = np.nan
+    if not 0 < temperature < np.inf:
         raise UsageError(f"{file}: temperature is no positive number; write one, or remove the file")
     return temperature

@@ -1,18 +1,14 @@
 """Files of texts, classified line by line in flat memory, and a student measured on labelled texts."""
 
 import csv
-import gzip
 import io
 import json
-import lzma
 import sys
-import zlib
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from itertools import chain, islice, zip_longest
+from itertools import chain, zip_longest
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow.parquet
@@ -22,29 +18,17 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from l2a.config import Columns
 from l2a.data import domains, readers
 from l2a.data.examples import TextInput, concatenate
+from l2a.data.streams import DELIMITERS, PACKED, Record, read_windows
 from l2a.evaluation.metrics import ClassificationMetrics, classification_metrics
 from l2a.serving.classifier import Classifier
 from l2a.util.errors import UsageError, did_you_mean
 from l2a.util.files import atomic_file
 from l2a.util.progress import SILENT, Progress
 
-WINDOW = 2048
-"""Lines in memory at once."""
-
-DELIMITERS = {".csv": ",", ".tsv": "\t"}
 WRITTEN = (*DELIMITERS, ".jsonl", ".parquet")
 READ = (*WRITTEN, ".txt")
 ON_STDOUT = {".txt": ".tsv", ".parquet": ".jsonl"}
-PACKED: Mapping[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
 Write = Callable[[Sequence[Mapping[str, Any]]], None]
-
-
-class Record(NamedTuple):
-    """A line: number, values by column, and what is wrong; a line that cannot be read is the value of the column ""."""
-
-    number: int
-    values: Mapping[str, Any]
-    problem: str = ""
 
 
 class Counts(NamedTuple):
@@ -75,30 +59,25 @@ def predict_file(
         RunError: If the output cannot be written.
     """
     name, classes = str(source or "standard input"), classifier.classes_.tolist()
-    suffix = _known(source, source_format, READ)
+    suffix = _known(source, source_format, READ if source else (".csv", ".tsv", ".jsonl", ".txt"))
     written = _known(output, ON_STDOUT.get(suffix, suffix), WRITTEN)
     lines = broken = abstained = 0
     with progress.stage(f"lines of {name}") as advance:
-        windows = _windows(source, suffix)
+        windows = read_windows(source, suffix)
         first = next(windows, [])
         kept, sides = _columns(name, first, columns)
         added = ["label", "confidence", *(f"p_{name}" for name in classes)]
         while taken := set(added) & set(kept):
             added = [f"predicted_{name}" if name in taken else name for name in added]
-        schema = (
-            pyarrow.parquet.read_schema(source)
-            if suffix == ".parquet"
-            else pyarrow.schema(dict.fromkeys(kept, "string"))
-        )
+        is_typed = suffix == ".parquet"
+        schema = pyarrow.parquet.read_schema(source) if is_typed else pyarrow.schema(dict.fromkeys(kept, "string"))
         for new in added:
             schema = schema.append(pyarrow.field(new, "string" if new == added[0] else "double"))
         with open_writer(output, written, schema) as write:
             for window in chain([first], windows):
                 records = [_checked(record, sides) for record in window]
-                good = [record.values for record in records if not record.problem]
-                found = iter(
-                    classifier.predict_proba([tuple(values[side] for side in sides) for values in good]).round(6)
-                )
+                inputs = [tuple(one.values[side] for side in sides) for one in records if not one.problem]
+                found = iter(classifier.predict_proba(inputs).round(6))
                 rows = []
                 for record in records:
                     values = [] if record.problem else next(found).tolist()
@@ -109,7 +88,7 @@ def predict_file(
                     if record.problem:
                         progress.say(f"warning: {name}, line {record.number}: {record.problem}")
                 write(rows)
-                lines, broken = lines + len(records), broken + len(records) - len(good)
+                lines, broken = lines + len(records), broken + len(records) - len(inputs)
                 advance(len(records))
     return Counts(lines, broken, abstained)
 
@@ -140,82 +119,6 @@ def _checked(record: Record, sides: Sequence[str]) -> Record:
     except UsageError as error:
         return record._replace(problem=str(error))
     return record
-
-
-def _windows(source: Path | None, suffix: str) -> Iterator[list[Record]]:
-    try:
-        with source.open("rb") if source else nullcontext(sys.stdin.buffer) as raw:
-            unpack = PACKED.get(source.suffix.lower()) if source else None
-            records = _records(unpack(raw) if unpack else raw, suffix)
-            while window := list(islice(records, WINDOW)):
-                yield window
-    except (OSError, EOFError, lzma.LZMAError, zlib.error, pyarrow.ArrowException) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UsageError(f"{source}: cannot be read ({reason}); check the path, its permissions and content") from error
-
-
-def _records(stream: Any, suffix: str) -> Iterator[Record]:
-    if suffix == ".parquet":
-        batches = pyarrow.parquet.ParquetFile(stream).iter_batches(WINDOW)
-        rows = chain.from_iterable(batch.to_pylist() for batch in batches)
-        return (Record(number, values) for number, values in enumerate(rows, 1))
-    if suffix in DELIMITERS:
-        return _delimited(io.TextIOWrapper(stream, "utf-8-sig", "surrogateescape", newline=""), suffix)
-    return _lines(stream, suffix)
-
-
-def _lines(stream: IO[bytes], suffix: str) -> Iterator[Record]:
-    """JSON objects, or texts; a tab in the first text says that all are pairs."""
-    is_pair: bool | None = None
-    for number, line in enumerate(stream, 1):
-        for _, values in readers.parse(line, suffix) if line.strip() else ():
-            if isinstance(values, str):
-                yield Record(number, {"": line.decode("utf-8", "surrogateescape").strip("\r\n")}, values)
-                continue
-            if suffix == ".txt":
-                first, _, second = values["text"].partition("\t")
-                is_pair = bool(second.strip()) if is_pair is None else is_pair
-                values = {"text": first, "text_pair": second} if is_pair else values
-            yield Record(number, values)
-
-
-def _delimited(text: IO[str], suffix: str) -> Iterator[Record]:
-    """Rows; a stray quote breaks its own line only, as those that it swallowed are read again."""
-    waiting, used, columns, number = deque[str](), list[str](), list[str](), 1
-
-    def lines() -> Iterator[str]:
-        while line := (waiting.popleft() if waiting else text.readline()):
-            used.append(line)
-            yield line
-
-    rows = csv.reader(lines(), delimiter=DELIMITERS[suffix], strict=True)
-    while True:
-        used.clear()
-        fields, problem = list[str](), ""
-        try:
-            fields = next(rows)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            problem = f"{readers.STRAY_QUOTE} ({error}); quote the whole field"
-        if not columns and (wrong := readers.parse("".join(used).encode("utf-8", "surrogateescape") or b" ", suffix)):
-            raise UsageError(f"line {number}: {wrong[0][1]}")
-        if not columns:
-            columns = [field.strip() for field in fields]
-        elif fields or problem:
-            if not problem and len(fields) != len(columns):
-                problem = f"{len(fields)} fields, the header has {len(columns)}; quote texts that contain the separator"
-            if problem:
-                waiting.extendleft(reversed(used[1:]))
-                del used[1:]
-                rows = csv.reader(lines(), delimiter=DELIMITERS[suffix], strict=True)
-                plain = used[0].rstrip("\r\n").split("\t")  # .tsv files come with and without quotes
-                fields, problem = (plain, "") if suffix == ".tsv" and len(plain) == len(columns) else (fields, problem)
-            whole = "".join(used).rstrip("\r\n")
-            if readers.HALF_PAIR.search(whole):
-                problem = "not UTF-8; save the file as UTF-8"
-            yield Record(number, {"": whole} if problem else dict(zip(columns, fields, strict=True)), problem)
-        number += len(used)
 
 
 @contextmanager
@@ -250,6 +153,13 @@ def open_writer(path: Path | None, suffix: str, schema: Any) -> Iterator[Write]:
             yield lambda rows: table.writerows(map(cells, rows))
         text.flush()
         text.detach()
+
+
+def write_rows(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Write rows as a file of the format that its name says."""
+    schema = pyarrow.Table.from_pylist(list(rows)).schema
+    with open_writer(path, _known(path, "", WRITTEN), schema) as write:
+        write(rows)
 
 
 def _cell(value: Any) -> str | None:
@@ -301,14 +211,14 @@ def evaluate(classifier: Classifier, inputs: Sequence[TextInput], labels: Sequen
 
 
 def labelled_texts(
-    reference: str, columns: Columns = readers.USUAL_COLUMNS, trained_on: Sequence[str] = ()
+    reference: str, columns: Columns = readers.USUAL_COLUMNS, run: Path | None = None
 ) -> tuple[list[TextInput], list[str]]:
     """Read labelled texts: the test split where the data has one, else all of them.
 
     Args:
         reference: A file, or anything else that ``load_domain`` reads.
         columns: The columns of a file; found by their usual names when None.
-        trained_on: sha256 of files of which only the fifth is read that no training saw.
+        run: A run folder; of a file that it trained on only the part is read that it tested on.
 
     Returns:
         Texts and labels.
@@ -324,7 +234,8 @@ def labelled_texts(
     table = readers.read_table(path)
     rows, problems = readers.check_table(table, columns)
     readers.refuse(problems, reference)
-    if table.digest in trained_on:
+    metrics = run and run / "metrics.json"
+    if metrics and metrics.is_file() and table.digest in json.loads(metrics.read_text("utf-8"))["files"].values():
         rows = [row._replace(split=row.split or domains.hashed_split(domains.text_key(row.text))) for row in rows]
     rows = [row for row in rows if row.split == "test"] or rows
     return [row.text for row in rows], [row.label for row in rows]

@@ -160,7 +160,7 @@ CASES: list[tuple[list[str], str]] = [
     ([*DISTILL, "--text-column", "body"], "body"),
     ([*DISTILL, "--source", "{target}"], "source"),
     *(([*DISTILL, "--unlabelled", f"{{{name}}}"], word) for name, word in (
-        ("empty.txt", "empty"), ("binary.txt", "UTF-8"), ("missing", "missing"), ("folder", "folder"),
+        ("empty.txt", "empty"), ("binary.txt", "NUL"), ("missing", "missing"), ("folder", "folder"),
     )),
     # models and agents
     *(([*DISTILL, "--teacher", f"{{{name}}}"], word) for name, word in (

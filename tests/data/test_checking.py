@@ -115,7 +115,9 @@ def test_showing_an_unknown_card_suggests_one():
     assert "did you mean 'tweets'" in str(result.exception)
 
 
-@pytest.mark.parametrize(("module", "light"), [("l2a.cli.data", set()), ("l2a.data.domains", {"numpy"})])
+@pytest.mark.parametrize(
+    ("module", "light"), [("l2a.cli.data", set()), ("l2a.data.domains", {"numpy"}), ("l2a.data.bank", {"numpy"})]
+)
 def test_importing_loads_nothing_heavy(module, light):
     heavy = {"torch", "datasets", "pandas", "pyarrow", "unearth", "httpx2", "numpy"} - light
     code = f"import sys, {module}; print(sorted({heavy} & set(sys.modules)))"

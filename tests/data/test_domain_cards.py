@@ -4,7 +4,18 @@ from dataclasses import replace
 import pytest
 
 from l2a.data import domains as card_module
-from l2a.data.domains import Ratings, load_card, load_domain, read_ratings, rows_sha256, words_key
+from l2a.data.bank import read_bank
+from l2a.data.domains import (
+    Ratings,
+    as_domain,
+    check_domain,
+    load_card,
+    load_domain,
+    read_ratings,
+    rows_sha256,
+    training_texts,
+    words_key,
+)
 from l2a.data.examples import normalised_hash
 from l2a.data.readers import Row
 from l2a.util.cards import list_cards
@@ -28,6 +39,45 @@ def test_ratings_become_labels_and_the_middle_is_dropped(rated):
     assert [(row.text, row.label) for row in rows] == [
         (("good",), "positive"), (("bad",), "negative"), (("great\tfilm",), "positive"),
     ]  # fmt: skip
+
+
+def test_neutral_sentences_of_all_files_are_text_without_labels(rated):
+    archive = rated(
+        a="1\t0.51\tgood\n2\t-0.5\tmeh\n3\t0\tso so", b="1\t0\tMeh!\n2\t0.2\tfine\n3\t0.1\tkept out", c="1\t0\tkept out"
+    )
+    ratings = Ratings("a.txt", 0.5, "text", exclude=("c.txt",), also=("b.txt",))
+    rows = read_ratings(archive, ratings, neutral=True)
+    assert [row.text for row in rows] == [("meh",), ("so so",), ("fine",)]
+    assert {(row.label, row.split) for row in rows} == {("", "train")}
+
+
+@pytest.fixture
+def text_card(rated, tmp_path, monkeypatch):
+    """The shipped card of text without labels, with the sentences of a domain's test split in its package."""
+    lines = "".join(f"{i}\t0.1\tthis is a sentence of number {i}\n" for i in range(40))
+    archive, card = rated(a=lines), load_card("neutral")
+    card = replace(
+        card, artifact=replace(card.artifact, members=(archive.name,)), ratings=Ratings("a.txt", 0.5, "text"),
+        rows_sha256=None,
+    )  # fmt: skip
+    monkeypatch.setattr(card_module, "fetch_artifact", lambda *_: tmp_path)
+    monkeypatch.setattr(card_module, "load_card", lambda _: card)
+
+
+def test_text_without_labels_is_read_into_a_bank_without_held_out_sentences(text_card):
+    rows = [(f"So: THIS is a sentence of number {i}!", "xy"[i % 2], ("train", "test")[i % 2]) for i in range(4)]
+    target = as_domain([*rows, ("other", "y", "train")], "target")
+    found = read_bank(["neutral"], False, target.test.hashes, held_out_words=target.test.words)
+    assert len(found) == 38 and found.files.keys() == {"a.txt"}
+    assert not {f"this is a sentence of number {i}" for i in (1, 3)} & {text for (text,) in found}
+
+
+def test_text_without_labels_is_no_source_and_its_check_says_so(text_card):
+    with pytest.raises(UsageError, match="'neutral' has no labels; give it to --unlabelled"):
+        load_domain("neutral")
+    report = check_domain("neutral")
+    assert not report.problems and report.splits["train"]["examples"] == 40 and report.label_names == ()
+    assert report.notes == ("there are no labels, so the domain can only be given to --unlabelled",)
 
 
 def test_entities_are_decoded_even_when_encoded_twice(rated):
@@ -113,6 +163,11 @@ def test_a_cards_order_of_labels_is_kept(write):
         (f"name: other\n{BODY}data: posts.csv\n", "name is 'other'; make it the file's name, 'mine'"),
         (f"name: mine\n{BODY}", "give either data, or both artifact and ratings"),
         (f"name: mine\n{BODY}data: posts.csv\nlabel: x\n", r"unknown key label.*did you mean 'labels'"),
+        (
+            f"name: mine\n{BODY.replace('task: t', 'task: unlabelled')}data: posts.csv\n",
+            r"the task is 'unlabelled' and labels are \['x', 'y'\]; give labels, or the task 'unlabelled' with an",
+        ),
+        (f"name: mine\n{BODY.replace('[x, y]', '[]')}data: posts.csv\n", r"the task is 't' and labels are \[\]"),
         (f"name: mine\n{BODY.replace('y', 'z')}data: posts.csv\n", r"the card has the labels \['x', 'z'\], its data"),
     ],
 )
@@ -121,6 +176,19 @@ def test_wrong_cards_are_refused(write, text, message):
     write("domains/mine.yaml", text)
     with pytest.raises(UsageError, match=message):
         load_domain("mine")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHIPPED)
+def test_the_shipped_text_without_labels_holds_no_test_text_of_a_shipped_domain(monkeypatch, tmp_path, name):
+    """Needs the package index, or a filled cache in the usual place."""
+    monkeypatch.delenv("L2A_CACHE")
+    test = load_domain(name).test
+    texts, _ = training_texts("neutral")
+    monkeypatch.setenv("L2A_CACHE", str(tmp_path / "own"))
+    found = read_bank([texts], False, test.hashes, held_out_words=test.words)
+    assert len(found) > 4000 and not {normalised_hash(text) for text in found} & test.hashes
+    assert not {words_key(text) for (text,) in found} & test.words
 
 
 @pytest.mark.slow

@@ -1,6 +1,5 @@
 """A headless Chromium, driven through its own protocol over a pipe: no package is needed."""
 
-import base64
 import itertools
 import json
 import os
@@ -73,12 +72,10 @@ class Browser:
             self.requests.append(event["params"]["request"]["url"])
         return event
 
-    def open(self, address, width=900, height=800, dark=False):
+    def open(self, address, width=900):
         """Show a page and wait until it has loaded."""
-        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": False}
         self.call("Emulation.setDeviceMetricsOverride", **size)
-        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self.call("Emulation.setEmulatedMedia", features=[scheme])
         self.call("Page.navigate", url=address)
         while self._read().get("method") != "Page.loadEventFired":
             pass
@@ -94,9 +91,3 @@ class Browser:
         codes = {"Tab": 9, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}
         for kind in ("rawKeyDown", "keyUp"):
             self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=codes[key])
-
-    def picture(self, path, **clip):
-        """Write a screenshot of the page, or of the part of it that is named, as PNG."""
-        options = {"clip": {**clip, "scale": 1}} if clip else {}
-        found = self.call("Page.captureScreenshot", captureBeyondViewport=True, **options)
-        Path(path).write_bytes(base64.b64decode(found["data"]))

@@ -60,8 +60,7 @@ def fill(folder, classes=3, is_pair=False, **changes):
     evidence = {
         "target": HOSTILE[:50], "source": "movies", "unlabelled": None, "teacher": "minilm-l6", "label_names": names,
         "test": page.compare_on_test(test, teacher, student),
-        "policy": [{"feature": "teacher_entropy", "loss": 0.012, "changed": 0.3,
-                    "quartiles": [[0, 0.1, 0.2], [None] * 3]},
+        "policy": [{"feature": "degree", "loss": 0.012, "changed": 0.3, "quartiles": [[0, 0.1, 0.2], [None] * 3]},
                    {"feature": "operator", "loss": -0.001, "changed": 0.1, "quartiles": []}],
         "map": page.map_texts(kinds, lambda some: label(some, classes), names, rng),
     }  # fmt: skip

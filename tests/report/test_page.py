@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -46,11 +47,11 @@ def logits(answers, sure):
 
 def test_teacher_and_student_are_compared_text_by_text():
     test = Examples(tuple((text,) for text in "abcdef"), np.array([0, 0, 0, 1, 1, 1]), ("no", "yes"))
-    teacher = logits([0, 0, 1, 1, 1, 0], [0.9] * 6)
+    teacher = logits([0, 0, 1, 1, 1, 1], [0.9] * 6)
     student = logits([0, 1, 1, 1, 0, 1], [0.65, 0.65, 0.95, 0.95, 0.95, 0.95])
     facts = page.compare_on_test(test, teacher, student)
-    assert facts["teacher"]["confusion"] == [[2, 1], [1, 2]] and facts["student"]["confusion"] == [[1, 2], [1, 2]]
-    assert facts["outcomes"] == [[2, 2], [1, 1]] and facts["agreement"] == 0.5
+    assert facts["teacher"]["confusion"] == [[2, 1], [0, 3]] and facts["student"]["confusion"] == [[1, 2], [1, 2]]
+    assert facts["outcomes"] == [[3, 2], [0, 1]] and facts["agreement"] == pytest.approx(4 / 6)
     assert [(it["text"], it["label"], it["student"][0]) for it in facts["texts"]] == [
         ("e", "yes", "no"),
         ("b", "no", "yes"),
@@ -173,6 +174,8 @@ def test_what_has_no_page_is_refused_in_a_sentence(finished, tmp_path):
         (folder / "metrics.json").write_text("{}")
     with pytest.raises(UsageError, match=r"kept no report\.json"):
         page.renew_page(tmp_path / "older")
+    with FileLock(finished / ".l2a.lock"), pytest.raises(RunError, match="a run is writing there"):
+        page.renew_page(finished)
     (finished / "metrics.json").write_text("{}")
     with pytest.raises(RunError, match=r"metrics\.json is not as the run left it"):
         page.renew_page(finished)

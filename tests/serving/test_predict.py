@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from l2a.config import Columns
-from l2a.serving import predict as module
+from l2a.data import streams
 from l2a.serving.classifier import Classifier
 from l2a.serving.predict import predict_file
 from l2a.util.errors import RunError, UsageError
@@ -58,7 +58,7 @@ ENDINGS = (".csv", ".tsv", ".jsonl", ".parquet", ".csv.gz", ".jsonl.xz")
 @pytest.mark.parametrize("read_as", [*ENDINGS, ".txt", ".txt.gz"])
 @pytest.mark.parametrize("written_as", ENDINGS)
 def test_every_format_gives_every_other_in_order(classifier, tmp_path, monkeypatch, read_as, written_as):
-    monkeypatch.setattr(module, "WINDOW", 7)  # several windows, the last not full
+    monkeypatch.setattr(streams, "WINDOW", 7)  # several windows, the last not full
     source = write(tmp_path / f"in{read_as}", [{"number": i, "text": text} for i, text in enumerate(TEXTS)])
     done = predict_file(classifier, source, tmp_path / f"out{written_as}")
     found = read(tmp_path / f"out{written_as}")

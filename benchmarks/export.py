@@ -1,0 +1,144 @@
+"""What a finished student costs in use: ``python benchmarks/export.py --run RUN``.
+
+It writes benchmarks/results/export.json. The run's student is exported and compared on a labelled domain with itself in
+PyTorch, beside a teacher of base size, whose weights are random as they do not change its speed. ``l2a predict`` then
+classifies files of two sizes. Times are CPU time on one thread.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime.quantization as quantization
+import torch
+from transformers import MPNetConfig, MPNetForSequenceClassification
+
+from l2a.data.examples import TextInput
+from l2a.evaluation.metrics import measure_latency
+from l2a.report.run_folder import versions
+from l2a.serving.classifier import Classifier, run
+from l2a.serving.export import export_onnx
+from l2a.serving.predict import labelled_texts
+from l2a.util.files import atomic_write_text, to_json
+
+RESULT = Path(__file__).parent / "results" / "export.json"
+MEASURE = """
+import resource, subprocess, sys
+subprocess.run(sys.argv[1:], check=True)
+usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(usage.ru_maxrss, usage.ru_utime + usage.ru_stime)
+"""
+CALIBRATION_BATCHES, CALIBRATION_BATCH = 16, 16
+
+
+def teacher_latency(student: Classifier, inputs: list[TextInput]) -> dict[str, float]:
+    """Measure an encoder of base size (MPNet's 12 layers of 768) on the student's own tokens."""
+    engine = student.engine
+    with torch.device("cpu"):
+        model = MPNetForSequenceClassification(MPNetConfig(vocab_size=engine.tokenizer.get_vocab_size())).eval()
+    teacher = engine._replace(model=model, read=["input_ids", "attention_mask"], names=("a", "b"))
+    return dict(measure_latency(lambda texts: run(teacher, texts).argmax(axis=1), inputs[:64], model, seconds=6))
+
+
+def static_quantisation(
+    student: Classifier, folder: Path, inputs: list[TextInput], labels: list[str]
+) -> dict[str, Any]:
+    """Quantise matrix products and embeddings with calibrated activations, which no export does, and measure it."""
+    engine, texts = student.engine, iter(inputs)
+    fields = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
+
+    class Calibration(quantization.CalibrationDataReader):
+        left = CALIBRATION_BATCHES
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            batch, self.left = list(islice(texts, CALIBRATION_BATCH)), self.left - 1
+            if self.left < 0 or not batch:
+                return None
+            encoded = engine.tokenizer.encode_batch([text if len(text) == 2 else text[0] for text in batch])
+            return {name: np.array([getattr(one, fields[name]) for one in encoded]) for name in engine.read}
+
+    path = folder / "static.onnx"
+    quantization.quantize_static(
+        folder / "model.onnx", path, Calibration(), op_types_to_quantize=["MatMul", "Gather"],
+        weight_type=quantization.QuantType.QInt8, extra_options={"MatMulConstBOnly": True},
+    )  # fmt: skip
+    other = Classifier(path, 1)
+    found = other.predict_proba(inputs)
+    latency = measure_latency(lambda texts: run(other.engine, texts).argmax(axis=1), inputs[:64])
+    path.unlink()
+    agreement = (found.argmax(axis=1) == student.predict_proba(inputs).argmax(axis=1)).mean()
+    accuracy = (other.classes_[found.argmax(axis=1)] == labels).mean()
+    return {"label_agreement": float(agreement), "accuracy": float(accuracy), "latency_ms": dict(latency)}
+
+
+def predict_cost(student: str, inputs: list[TextInput], lines: int, folder: Path) -> dict[str, float]:
+    """Run ``l2a predict`` on a file of some lines; give its peak memory in MB and its CPU seconds."""
+    source = folder / f"{lines}.jsonl"
+    with source.open("w", encoding="utf-8") as file:
+        for number, text in enumerate(islice(cycle(inputs), lines)):
+            file.write(json.dumps({"id": number, **dict(zip(("text", "text_pair"), text, strict=False))}) + "\n")
+    command = [student, str(source), "--output", str(folder / "out.jsonl"), "--overwrite", "--quiet"]
+    # A process's peak includes what the one that starts it holds, which is little in between.
+    measured = [sys.executable, "-c", MEASURE, sys.executable, "-m", "l2a", "predict", *command]
+    peak, cpu = map(float, subprocess.run(measured, check=True, capture_output=True, text=True).stdout.split())
+    return {"lines": lines, "peak_mb": peak * 1024 / 1e6, "cpu_seconds": cpu}
+
+
+def own_seconds(student: Classifier, inputs: list[TextInput], count: int) -> float:
+    """Measure the CPU seconds that the model itself takes for a text, tokenisation and everything else left out."""
+    spent, engine = 0.0, student.engine
+
+    def timed(model: Any, batch: Any) -> Any:
+        nonlocal spent
+        started = time.process_time()
+        logits = engine.run(model, batch)
+        spent += time.process_time() - started
+        return logits
+
+    run(engine._replace(run=timed), list(islice(cycle(inputs), count)))
+    return spent / count
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--run", default="runs/latest", help="a finished run")
+    parser.add_argument("--domain", default="tweets", help="labelled texts that the run did not train on")
+    parser.add_argument("--lines", type=int, nargs=2, default=(10_000, 1_000_000), help="sizes of the two files")
+    parser.add_argument("--output", type=Path, default=RESULT)
+    given = parser.parse_args()
+    os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    torch.set_num_threads(1)
+    inputs, labels = labelled_texts(given.domain, run=Path(given.run))
+    report, student = export_onnx(given.run, inputs, labels), Classifier.from_pretrained(given.run)
+    original, _, int8 = report["models"]
+    teacher = teacher_latency(student, inputs)
+    static = static_quantisation(student, Path(given.run) / "onnx", inputs, labels)
+    with tempfile.TemporaryDirectory() as folder:
+        few, many = (predict_cost(given.run, inputs, lines, Path(folder)) for lines in given.lines)
+    seconds = (many["cpu_seconds"] - few["cpu_seconds"]) / (many["lines"] - few["lines"])  # without the start
+    own = own_seconds(student, inputs, min(20_000, many["lines"]))
+    content = {
+        "int8_accuracy_drop": original["accuracy"] - int8["accuracy"],
+        "speedup_teacher_batch_1": teacher["batch_1"] / int8["latency_ms"]["batch_1"],
+        "size_ratio": int8["bytes"] / original["bytes"],
+        "memory_growth": many["peak_mb"] / few["peak_mb"],
+        "throughput_share": own / seconds,
+        "texts_per_second": {"predict": 1 / seconds, "model": 1 / own},
+        "predict": [few, many], "teacher_latency_ms": teacher, "static": static, "export": report,
+        "domain": given.domain, "versions": versions(),
+    }  # fmt: skip
+    atomic_write_text(given.output, to_json(content, indent=1) + "\n")
+    print(to_json({name: content[name] for name in list(content)[:6]}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

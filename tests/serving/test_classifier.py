@@ -1,0 +1,142 @@
+"""A student in Python: the numbers of transformers, the habits of scikit-learn, temperatures and refusals."""
+
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.special import softmax
+from sklearn.base import clone
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.exceptions import NotFittedError
+from sklearn.frozen import FrozenEstimator
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
+from transformers import pipeline
+
+import l2a
+from l2a.serving.classifier import as_inputs, fit_temperature, write_temperature
+from l2a.util.errors import UsageError
+from tests.conftest import LABELS, make_examples
+
+TEXTS = [text for (text,) in make_examples(40).inputs] + ["good " * 60]
+PAIRS = list(make_examples(12, pairs=True).inputs)
+
+
+@pytest.fixture(scope="session")
+def classifier(run_folder):
+    return l2a.Classifier.from_pretrained(run_folder)
+
+
+@pytest.mark.parametrize("texts", [TEXTS, PAIRS], ids=["texts", "pairs"])
+def test_probabilities_are_those_of_transformers(classifier, student, texts):
+    found = classifier.predict_proba(texts)
+    assert found.shape == (len(texts), 3) and found.dtype == np.float64
+    classify = pipeline("text-classification", model=str(student), truncation=True, top_k=None, device="cpu")
+    asked = [text if isinstance(text, str) else {"text": text[0], "text_pair": text[1]} for text in texts]
+    expected = [{one["label"]: one["score"] for one in answer} for answer in classify(asked)]
+    names = classifier.classes_.tolist()
+    assert names == ["mixed", "negative", "positive"]
+    assert np.allclose(found, [[answer[name] for name in names] for answer in expected], atol=1e-5)
+    assert classifier.predict(texts) == [max(answer, key=answer.get) for answer in expected]
+
+
+def test_no_text_gives_no_row(classifier):
+    assert classifier.predict([]) == [] and classifier.predict_proba([]).shape == (0, 3)
+
+
+def test_works_inside_scikit_learn(classifier):
+    steps = make_pipeline(FunctionTransformer(lambda texts: [text.upper() for text in texts]), classifier)
+    assert steps.fit(TEXTS, ["mixed"] * 41).predict(TEXTS) == classifier.predict(TEXTS)
+    labels = np.array(classifier.predict(TEXTS))
+    assert classifier.score(TEXTS, labels) == 1.0
+    assert clone(classifier).predict(TEXTS[:3]) == classifier.predict(TEXTS[:3])
+    texts = TEXTS * 3
+    calibrated = CalibratedClassifierCV(FrozenEstimator(classifier)).fit(texts, np.tile(labels, 3))
+    assert calibrated.predict_proba(texts).shape == (len(texts), len(set(labels)))
+    assert (calibrated.predict(TEXTS) == labels).mean() > 0.9
+
+
+def test_arrays_series_and_frames_hold_texts():
+    series = pd.Series(["a", "b"])
+    assert (
+        as_inputs(series) == as_inputs(np.array(["a", "b"])) == as_inputs(series.to_frame("text")) == [("a",), ("b",)]
+    )
+    assert as_inputs(pd.DataFrame(PAIRS)) == as_inputs([list(pair) for pair in PAIRS]) == PAIRS
+
+
+@pytest.mark.parametrize("texts", ["one text", [3], [None], ["a", ("b", "c")], [("a", "b", "c")], [[]]])
+def test_what_is_no_list_of_texts_is_refused(texts):
+    with pytest.raises(UsageError, match="give a list of strings"):
+        as_inputs(texts)
+
+
+def test_the_temperature_of_miscalibrated_logits_is_found():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(4000, 3)) * 2
+    labels = np.array([rng.choice(3, p=row) for row in softmax(logits, axis=1)])
+    assert fit_temperature(logits * 2.5, labels) == pytest.approx(2.5, rel=0.08)
+    assert fit_temperature(logits, labels) == pytest.approx(1.0, rel=0.08)
+    assert fit_temperature(np.eye(3) * 9, np.arange(3)) >= 0.05
+
+
+def test_a_kept_temperature_is_used(classifier, student, tmp_path):
+    shutil.copytree(student, tmp_path / "warm")
+    write_temperature(tmp_path / "warm", 2.0)
+    warm = l2a.Classifier.from_pretrained(tmp_path / "warm")
+    halved = softmax(np.log(classifier.predict_proba(TEXTS)) / 2, axis=1)
+    assert np.allclose(warm.predict_proba(TEXTS), halved) and warm.predict(TEXTS) == classifier.predict(TEXTS)
+
+
+@pytest.mark.parametrize("content", ['{"temperature": 0}', "{}", "no JSON", '{"temperature": NaN}'])
+def test_a_wrong_temperature_is_refused(student, tmp_path, content):
+    shutil.copytree(student, tmp_path / "student")
+    (tmp_path / "student" / "l2a.json").write_text(content)
+    with pytest.raises(UsageError, match="temperature is no positive number"):
+        l2a.Classifier.from_pretrained(tmp_path)
+
+
+def test_a_folder_without_a_student_is_refused(student, tmp_path):
+    with pytest.raises(UsageError, match="with a model beside it"):
+        l2a.Classifier.from_pretrained(tmp_path)
+    shutil.copy(student / "config.json", tmp_path)
+    with pytest.raises(UsageError, match="with a model beside it"):
+        l2a.Classifier.from_pretrained(tmp_path)
+    (tmp_path / "model.onnx").write_bytes(b"x")
+    with pytest.raises(UsageError, match="write it again by l2a export"):
+        l2a.Classifier.from_pretrained(tmp_path)
+
+
+def test_importing_the_package_stays_light():
+    code = "import sys, l2a; sys.exit(bool({'torch', 'sklearn', 'numpy'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_an_estimator_is_cloned_with_its_settings_and_must_be_fitted():
+    made = clone(l2a.L2AClassifier(source="movies", teacher="minilm-l6", shots=4)).set_params(shots=5)
+    assert made.get_params() == {"source": "movies", "output_dir": None, "teacher": "minilm-l6", "shots": 5}
+    with pytest.raises(NotFittedError):
+        made.predict(["good"])
+
+
+@pytest.mark.slow
+def test_an_estimator_distils_and_classifies(encoder_folder, tmp_path):
+    def labelled(count, seed, prefix):
+        examples = make_examples(count, seed)
+        tags = ["".join("abcdefghij"[int(digit)] for digit in str(i)) for i in range(count)]
+        texts = [f"{prefix} {text} {tag}" for (text,), tag in zip(examples.inputs, tags, strict=True)]
+        return texts, [LABELS[label] for label in examples.labels]
+
+    texts, labels = labelled(120, 2, "this")
+    made = l2a.L2AClassifier(
+        source=list(zip(*labelled(150, 1, "the"), strict=True)),
+        teacher={"model": str(encoder_folder), "learning_rate": 1e-3, "frozen_layers": 0}, student={"max_share": 0.9},
+        generator={"chains": 8}, selector={"agent": "random"}, max_length=32, dev_shots=6, compare=False,
+        kd={"warmup_steps": 40, "rounds": 1, "round_steps": 10, "pool_size": 48},
+    )  # fmt: skip
+    assert made.fit(texts, labels).classes_.tolist() == list(LABELS)
+    assert set(made.predict(texts)) <= set(LABELS) and 0 <= made.score(texts, labels) <= 1
+    assert not made.result_.output_dir.exists()
+    assert made.result_.metrics["labels_used"] > 60

@@ -1,0 +1,158 @@
+"""Exports answer as the student does, run without torch, and are refused where they do not."""
+
+import json
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from tokenizers import Tokenizer
+
+import l2a
+from l2a.serving import export as module
+from l2a.serving.classifier import write_temperature
+from l2a.serving.export import Tolerance, comparison_texts, export_onnx
+from l2a.util.errors import RunError, UsageError
+from l2a.util.files import output_folder, read_mark
+from tests.conftest import make_examples
+
+PAGE = (Path(__file__).parents[2] / "docs" / "export.md").read_text("utf-8")
+INPUTS = list(make_examples(40).inputs)
+LATENCY = {"batch_1": 1.0, "batch_1_spread": 0.1, "batch_32": 0.5, "batch_32_spread": 0.1}
+LOOSE = Tolerance(0.8, 0.5, 0.2)
+"""Large random weights lose more in 8 bits than trained ones."""
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    monkeypatch.setattr(module, "measure_latency", lambda predict, texts: predict(texts) is None or LATENCY)
+
+
+@pytest.fixture(scope="session")
+def run(run_folder, tmp_path_factory):
+    """A finished run that was exported."""
+    run = tmp_path_factory.mktemp("exported") / "run"
+    with output_folder(run, "run") as folder:
+        shutil.copytree(run_folder / "student", folder / "student")
+        write_temperature(folder / "student", 1.5)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "measure_latency", lambda predict, texts: LATENCY)
+        patch.setitem(module.TOLERANCES, "model_int8.onnx", LOOSE)
+        export_onnx(str(run), INPUTS, l2a.Classifier(run).predict(INPUTS))
+    return run
+
+
+@pytest.mark.parametrize(("name", "difference"), [("model.onnx", 1e-5), ("model_int8.onnx", 0.5)])
+def test_an_export_answers_as_the_student_at_any_batch_and_length(run, name, difference):
+    torch, exported = l2a.Classifier.from_pretrained(run), l2a.Classifier.from_pretrained(run / "onnx" / name)
+    assert exported.engine.temperature == 1.5 and list(exported.classes_) == list(torch.classes_)
+    for inputs in (INPUTS, INPUTS[:1], [("good " * 60,)], list(make_examples(5, pairs=True).inputs)):
+        assert np.abs(exported.predict_proba(inputs) - torch.predict_proba(inputs)).max() < difference
+
+
+def test_the_report_holds_what_was_measured(run):
+    report = json.loads((run / "onnx" / "export.json").read_text())
+    assert (report["texts"], report["opset"]) == (40, 17)
+    original, whole, small = report["models"]
+    assert [model["file"] for model in report["models"]] == ["model.safetensors", "model.onnx", "model_int8.onnx"]
+    assert original["accuracy"] == whole["accuracy"] == 1.0 and whole["label_agreement"] == 1.0
+    assert 0 < whole["largest_probability_difference"] < 1e-4 < small["largest_probability_difference"]
+    assert small["bytes"] == (run / "onnx" / "model_int8.onnx").stat().st_size < 0.6 * original["bytes"]
+    assert whole["latency_ms"] == LATENCY
+    assert onnx.load(run / "onnx" / "model.onnx").opset_import[0].version == 17
+
+
+def test_the_run_owns_its_export(run):
+    assert {"onnx/model.onnx", "onnx/export.json", "student/config.json"} <= read_mark(run / "l2a.json")["files"].keys()
+
+
+WRONG = [
+    ("model.onnx", Tolerance(1.01, 1, 1), "labels are the PyTorch student's"),
+    ("model_int8.onnx", Tolerance(0, 1e-9, 1), "a probability differs by"),
+    ("model_int8.onnx", Tolerance(0, 1, -1.1), "less accurate by"),
+]
+
+
+@pytest.mark.parametrize(("name", "tolerance", "reason"), WRONG)
+def test_a_model_beyond_its_tolerance_is_refused_and_not_kept(
+    run_folder, tmp_path, monkeypatch, name, tolerance, reason
+):
+    shutil.copytree(run_folder / "student", tmp_path / "student")
+    monkeypatch.setitem(module.TOLERANCES, "model_int8.onnx", LOOSE)
+    monkeypatch.setitem(module.TOLERANCES, name, tolerance)
+    labels = l2a.Classifier(tmp_path).predict(INPUTS)
+    with pytest.raises(RunError, match=f"{name} is refused, on 40 texts .*{reason}"):
+        export_onnx(str(tmp_path), INPUTS, labels)
+    kept = {path.name for path in (tmp_path / "onnx").glob("*.onnx")}
+    assert kept == {"model.onnx", "model_int8.onnx"} - {name}
+
+
+def test_other_files_and_exports_are_not_replaced_or_exported(run_folder, run, tmp_path):
+    shutil.copytree(run_folder / "student", tmp_path / "student")
+    (tmp_path / "onnx").mkdir()
+    with pytest.raises(UsageError, match="other files than an export"):
+        export_onnx(str(tmp_path), INPUTS)
+    with pytest.raises(UsageError, match=r"no model\.safetensors"):
+        export_onnx(str(run / "onnx"), INPUTS)
+
+
+def test_texts_to_compare_on_come_with_labels_or_without(tmp_path):
+    with pytest.raises(UsageError, match="name one by --texts"):
+        comparison_texts(str(tmp_path), None)
+    (tmp_path / "plain.txt").write_text("good\nbad\n")
+    (tmp_path / "labelled.csv").write_text("text,label\ngood,positive\nbad,negative\n")
+    assert comparison_texts("", str(tmp_path / "plain.txt")) == ([("good",), ("bad",)], [])
+    assert comparison_texts("", str(tmp_path / "labelled.csv"))[1] == ["positive", "negative"]
+
+
+def test_onnxruntime_and_tokenizers_alone_are_enough(run):
+    tokenizer = Tokenizer.from_file(str(run / "onnx" / "tokenizer.json"))
+    session = onnxruntime.InferenceSession(str(run / "onnx" / "model.onnx"))
+    encoded = tokenizer.encode_batch(["good film", "a very poor story and " * 30])
+    assert {len(one.ids) for one in encoded} == {24}
+    fields = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
+    batch = {name: np.array([getattr(one, field) for one in encoded]) for name, field in fields.items()}
+    (logits,) = session.run(["logits"], batch)
+    names = json.loads((run / "onnx" / "config.json").read_text())["id2label"]
+    found = [names[str(i)] for i in logits.argmax(axis=1)]
+    assert found == l2a.Classifier(run).predict(["good film", "a very poor story and " * 30])
+
+
+def test_the_server_of_the_documentation_answers_without_torch(run, tmp_path):
+    code = re.search(r"```python\n(.*?)```", PAGE, re.DOTALL)[1]
+    assert len([line for line in code.splitlines() if line.strip()]) <= 20 and "torch" not in code
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    (tmp_path / "serve.py").write_text(code.replace("8000", str(port)))
+    shutil.copytree(run / "onnx", tmp_path / "runs" / "latest" / "onnx")
+    server = subprocess.Popen([sys.executable, "serve.py"], cwd=tmp_path, stderr=subprocess.DEVNULL)
+    try:
+        asked = urllib.request.Request(f"http://127.0.0.1:{port}", b'["good film", "a bad story"]')
+        for _ in range(100):
+            try:
+                answer = json.load(urllib.request.urlopen(asked, timeout=5))
+                break
+            except OSError:
+                time.sleep(0.1)
+    finally:
+        server.terminate()
+        server.wait()
+    expected = l2a.Classifier(run / "onnx" / "model_int8.onnx").predict_proba(["good film", "a bad story"])
+    assert np.allclose(
+        [[one[name] for name in ("mixed", "negative", "positive")] for one in answer], expected, atol=1e-6
+    )
+
+
+def test_optimum_reads_the_folder(run):
+    optimum = pytest.importorskip("optimum.onnxruntime")
+    model = optimum.ORTModelForSequenceClassification.from_pretrained(run / "onnx", file_name="model_int8.onnx")
+    assert model.config.id2label[0] == "positive"
