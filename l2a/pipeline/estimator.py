@@ -59,8 +59,3 @@ class L2AClassifier(Classifier):
         """Change arguments that made this classifier."""
         self.__init__(**{**self.get_params(), **params})  # type: ignore[misc]
         return self
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.requires_fit = True
-        return tags

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from l2a.data import readers
 from l2a.data.examples import TextInput
 from l2a.evaluation.metrics import measure_latency
 from l2a.serving.classifier import Classifier, run, write_temperature
@@ -144,5 +143,4 @@ def comparison_texts(student: str, reference: str | None) -> tuple[list[TextInpu
     path = Path(reference or Path(student) / "augmentations.parquet").expanduser()
     if reference is None and not path.is_file():
         raise UsageError(f"{path}: there is no such file of texts to compare on; name one by --texts")
-    table = readers.read_table(path, (".txt", *readers.SUFFIXES)) if path.is_file() else None
-    return labelled_texts(str(path)) if table is None or table.has_labels else (list(readers.texts_of(table)), [])
+    return labelled_texts(str(path), needed=False)

@@ -211,7 +211,7 @@ def evaluate(classifier: Classifier, inputs: Sequence[TextInput], labels: Sequen
 
 
 def labelled_texts(
-    reference: str, columns: Columns = readers.USUAL_COLUMNS, run: Path | None = None
+    reference: str, columns: Columns = readers.USUAL_COLUMNS, run: Path | None = None, needed: bool = True
 ) -> tuple[list[TextInput], list[str]]:
     """Read labelled texts: the test split where the data has one, else all of them.
 
@@ -219,9 +219,10 @@ def labelled_texts(
         reference: A file, or anything else that ``load_domain`` reads.
         columns: The columns of a file; found by their usual names when None.
         run: A run folder; of a file that it trained on only the part is read that it tested on.
+        needed: Whether a file without labels is refused.
 
     Returns:
-        Texts and labels.
+        Texts, and their labels or none.
 
     Raises:
         UsageError: If something is wrong with the data.
@@ -231,7 +232,9 @@ def labelled_texts(
         domain = domains.load_domain(reference, columns)
         examples = domain.test.reveal() if domain.test.size else concatenate(domain.train, domain.dev)
         return list(examples.inputs), [domain.label_names[label] for label in examples.labels]
-    table = readers.read_table(path)
+    table = readers.read_table(path, (".txt", *readers.SUFFIXES))
+    if not needed and not table.has_labels:
+        return list(readers.texts_of(table)), []
     rows, problems = readers.check_table(table, columns)
     readers.refuse(problems, reference)
     metrics = run and run / "metrics.json"
