@@ -32,6 +32,7 @@ from l2a.report import page, run_folder
 from l2a.selector.algorithms import save_policy
 from l2a.selector.problem import Selection
 from l2a.selector.select import inspect_policy
+from l2a.serving.classifier import fit_temperature, write_temperature
 from l2a.teacher.labelling import predict, token_vectors
 from l2a.teacher.model import Teacher
 from l2a.util.errors import UsageError, did_you_mean
@@ -462,6 +463,9 @@ def write_run(
         for place in ("student", ".")
     )
     run_folder.export_student(student.model, student.tokenizer, folder / "student", own_card, config.max_length)
+    if len(held_out := data.held_out_labels) >= FEWEST_TO_CHOOSE:
+        logits = run_student(student, encode(student.tokenizer, held_out.inputs, config.max_length))[0]
+        write_temperature(folder / "student", fit_temperature(logits, held_out.labels))
     probe = data.target_labels.inputs[:32]
     parity = run_folder.check_parity(student.model, student.tokenizer, folder / "student", probe, config.max_length)
     metrics["export_logit_difference"] = parity
