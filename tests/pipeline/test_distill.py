@@ -225,3 +225,11 @@ def test_the_summary_shows_how_far_the_two_rewards_agree(result, capsys):
     without = dataclasses.replace(result, metrics={**result.metrics, "rounds": [{"selector": {}}]})
     print_result(without)
     assert "rank correlation" not in capsys.readouterr().out
+
+
+def test_all_labels_can_be_trained_on(config):
+    every = override(config, {"dev_shots": 0, "selector.agent": "all", "kd.warmup_steps": 5, "kd.rounds": 1})
+    context = RunContext(every)
+    assert not len(context.data.held_out_labels) and len(context.data.splits.train) == context.data.splits.labels_used
+    result = run_method(every, "l2a_student")
+    assert len(result.predictions) == 30 and np.isfinite(result.diagnostics["divergence"])
