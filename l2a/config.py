@@ -125,7 +125,7 @@ class KDConfig(Checked, section="kd."):
     warmup_steps: CountFromZero = 100  # steps on target and source before the first round
     rounds: Count = 1  # how often a pool is drawn and selected from
     round_steps: Count = 400  # steps in each round
-    pool_size: Count = 8000  # candidates drawn in each round
+    pool_size: Count = 6000  # candidates drawn in each round
     target_share: Weight = 0.1  # share of the texts of a few batches that is target text
     augmented_share: Weight = 0.6  # share that is kept candidates; the rest is source text
     evaluate_every: Count = 50  # steps between evaluations, of which the best state is kept
@@ -174,7 +174,7 @@ class DistillConfig(Checked):
     unlabelled: tuple[str, ...] = ()  # text of any origin for the generator: files, folders, domains, Hub ids
     shots: Count | None = None  # labelled target texts per class to train on; None: 32 for a shipped target, or all
     dev_shots: CountFromZero = 16  # labelled target examples per class for the reward, and as many for validation
-    source_size: AtLeastTwo | None = 4000  # source examples used at most, drawn by the seed; None for all
+    source_size: AtLeastTwo | None = 3000  # source examples used at most, drawn by the seed; None for all
     seed: Seed = 0  # decides the few labelled examples and every random draw
     max_length: Length = 128  # longest sequence in tokens
     output_dir: str = "runs/latest"  # where the results go

@@ -326,7 +326,7 @@ def prepare(context: RunContext, method: Method) -> None:
     if "cross_domain_teacher" in method.needs:
         _ = context.teacher
     if "labels" in method.needs:
-        context.labeller(context.data.source.inputs)
+        _ = context.labeller
 
 
 def evaluate_method(context: RunContext, name: str, fitted: FittedMethod, seconds: float) -> MethodResult:

@@ -159,6 +159,7 @@ class RunContext:
         frozen = frozen_layers(self.teacher, self.config.teacher.frozen_layers)
         labeller = cached_labeller(self.teacher, self.config.max_length, self.progress, frozen)
         refuse_useless_teacher(labeller, self.data.splits.reward, self.progress)
+        labeller(self.data.source.inputs)  # in one call, whose frozen states are kept; parts of it are known then
         return labeller
 
     def new_student(self) -> Student:

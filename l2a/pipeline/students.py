@@ -255,6 +255,10 @@ def selection_problem(session: TrainingSession, drawn: Drawn) -> SelectionProble
     candidates, trainer, kd = drawn.candidates, session.trainer, session.trainer.config
     judged = np.random.default_rng([session.context.config.seed, 8]).permutation(len(candidates)) < REAL_POOL
 
+    logits = np.zeros_like(drawn.pool.teacher.logits)
+    if load_agent(session.context.config.selector.agent).sees_student:
+        logits = broadcast(run_student(session.student, candidates.encoded, precise=False)[0])
+
     @cache
     def influences() -> NDArray[np.float32]:
         few = candidates.take(np.flatnonzero(judged))
@@ -262,7 +266,7 @@ def selection_problem(session: TrainingSession, drawn: Drawn) -> SelectionProble
 
     return SelectionProblem(
         pool=drawn.pool,
-        student_logits=broadcast(run_student(session.student, candidates.encoded)[0]),
+        student_logits=logits,
         influences=influences,
         real_reward=lambda kept: real_reward(
             trainer, candidates.take(np.flatnonzero(kept & judged)), session.reward, kd

@@ -232,4 +232,4 @@ def test_all_labels_can_be_trained_on(config):
     context = RunContext(every)
     assert not len(context.data.held_out_labels) and len(context.data.splits.train) == context.data.splits.labels_used
     result = run_method(every, "l2a_student")
-    assert len(result.predictions) == 30 and np.isfinite(result.diagnostics["divergence"])
+    assert len(result.predictions) == 30 and result.diagnostics["divergence"] > 0
