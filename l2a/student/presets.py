@@ -182,8 +182,9 @@ def _narrow(
             intermediate_size=4 * width,
             max_position_embeddings=min(512, teacher.positions or 512),
             pad_token_id=teacher.tokenizer.pad_token_id,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
             **class_names(label_names),
-            **dict.fromkeys(DROPOUTS[:2], 0.0),
         )
 
     widest = teacher.hidden_size
