@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
@@ -24,8 +23,7 @@ from l2a.config import DistillConfig, override
 from l2a.data.encoding import encode
 from l2a.data.examples import Examples
 from l2a.experiments.card import load_experiment, variant_config
-from l2a.kd.losses import threshold_free_log_likelihood
-from l2a.kd.trainer import run_student
+from l2a.kd.trainer import calibrated_log_likelihoods, run_student
 from l2a.pipeline.policies import PreparedPair, prepare_pair
 from l2a.pipeline.session import mixture
 from l2a.selector.problem import keep_best
@@ -102,8 +100,8 @@ def after_round(pair: PreparedPair, kept: NDArray[np.int64] | None, judges: Exam
     logits = run_student(session.student, encode(session.student.tokenizer, judges.inputs, length))[0]
     result = {
         "accuracy": float(np.mean(logits.argmax(axis=1) == judges.labels)),
-        "separation": float(threshold_free_log_likelihood(torch.from_numpy(logits), torch.from_numpy(judges.labels))),
-        "separation_of_reward_split": reward_score(session.student, session.reward),
+        "log_likelihood": float(calibrated_log_likelihoods(logits, judges.labels).mean()),
+        "reward": reward_score(session.student, session.reward),
     }
     session.student.restore(weights)
     return result

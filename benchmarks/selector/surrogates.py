@@ -18,7 +18,7 @@ from scipy.stats import spearmanr
 
 from l2a.config import DistillConfig, load_config, override
 from l2a.kd.data import DistillationSet
-from l2a.kd.losses import threshold_free_log_likelihood
+from l2a.kd.losses import soft_label_loss
 from l2a.kd.trainer import run_student
 from l2a.pipeline.policies import PreparedPair, prepare_pair
 from l2a.selector.environment import build_task
@@ -83,11 +83,8 @@ def _ridge_head(pair: PreparedPair, texts: DistillationSet) -> Callable[[NDArray
     def gain(mask: NDArray[np.bool_]) -> float:
         x, y = features[mask] - features[mask].mean(axis=0), targets[mask] - targets[mask].mean(axis=0)
         weight = np.linalg.solve(x.T @ x / len(x) + RIDGE * np.eye(x.shape[1]), x.T @ y / len(x))
-        return float(
-            threshold_free_log_likelihood(
-                torch.from_numpy((judged @ weight).astype(np.float32)), torch.from_numpy(reward.labels)
-            )
-        )
+        logits = torch.from_numpy((judged @ weight).astype(np.float32))
+        return -float(soft_label_loss(logits, torch.from_numpy(reward.teacher.logits), 1.0))
 
     return gain
 

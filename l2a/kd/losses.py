@@ -131,32 +131,3 @@ def fold(subclass_logits: Tensor, counts: tuple[int, ...]) -> Tensor:
         float32 (B, C).
     """
     return torch.stack([part.logsumexp(dim=1) for part in torch.split(subclass_logits, list(counts), dim=1)], dim=1)
-
-
-SCALES = tuple(0.25 * 32 ** (i / 7) for i in range(8))
-"""Inverse temperatures, from 0.25 to 8."""
-CONSTANT = 1e-6
-"""Logits that vary by less, also as a share of the largest, count as constant."""
-
-
-def threshold_free_log_likelihood(logits: Tensor, labels: Tensor) -> Tensor:
-    """Say how well logits tell the classes apart (after temperature scaling: Guo et al., ICML 2017).
-
-    Each class's logits are centred on the texts and given its share of the labels, and the temperature is the one
-    that suits them best. Constant logits score as chance, with a gradient of 0.
-
-    Args:
-        logits: float32 (M, C).
-        labels: int64 (M,).
-
-    Returns:
-        float32 (), mean log-likelihood of the labels, in nats, at most 0; differentiable.
-    """
-    shares = torch.bincount(labels, minlength=logits.shape[1]) / len(labels)
-    centred = logits - logits.mean(dim=0)
-    spread, least = centred.std(correction=0), CONSTANT * (1 + logits.detach().abs().max())
-    standard = centred / torch.where(spread > least, spread, torch.inf)
-    scales = torch.tensor(SCALES, dtype=logits.dtype, device=logits.device)
-    scaled = scales[:, None, None] * standard + shares.clamp(min=1e-7).log()
-    of_labels = scaled.log_softmax(dim=2)[:, torch.arange(len(labels), device=labels.device), labels]
-    return of_labels.mean(dim=1).max()

@@ -89,7 +89,7 @@ def _run(config: DistillConfig, in_memory: Mapping[str, Any], folder: Path, prog
     ignored = f"{splits.labels_ignored:,} more are ignored" if splits.labels_ignored else "none is ignored"
     progress.say(
         f"{splits.labels_used:,} target labels are used: {len(splits.train):,} to train, {len(splits.reward):,} to "
-        f"reward the selector, {len(splits.validation):,} to choose the model; {ignored}, {tested:,} others test it"
+        f"judge the teacher, {len(splits.validation):,} to choose the model; {ignored}, {tested:,} others test it"
     )
     from l2a.pipeline.methods import compare_methods, linear_model_ahead, write_run
     from l2a.pipeline.session import RunContext

@@ -1,5 +1,6 @@
 """The parts of one run: its data, its teachers and a student in training."""
 
+import itertools
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -8,7 +9,7 @@ from numpy.typing import ArrayLike
 
 from l2a.config import DistillConfig
 from l2a.data.encoding import encode, refuse_long_sequences
-from l2a.data.examples import Examples, TextInput
+from l2a.data.examples import Examples, TextInput, normalised_hash
 from l2a.generator.nearness import BACKGROUND, WordAverage, choose_texts, fit_word_average
 from l2a.generator.operators import check_operators
 from l2a.kd.data import DistillationSet, Renewal, join, refuse_constant_targets
@@ -91,24 +92,40 @@ class RunContext:
 
     @cached_property
     def near_texts(self) -> tuple[TextInput, ...]:
-        """The unlabelled texts that are used: by their nearness to the target, those set apart included."""
+        """The unlabelled texts that are used, by their nearness to the target: those set apart too, its shots not."""
         config, rng = self.config.generator, np.random.default_rng([self.config.seed, 5])
         target, many = self.data.splits.train.inputs, self.data.unlabelled
         size, choice = config.unlabelled_size, config.unlabelled_choice
-        return choose_texts(many, target, size, choice, self.embed, rng, self.progress)
+        chosen = choose_texts(many, target, size, choice, self.embed, rng, self.progress)
+        shots = set(map(normalised_hash, target))
+        return tuple(text for text in chosen if normalised_hash(text) not in shots)
 
     @cached_property
-    def set_apart(self) -> tuple[TextInput, ...]:
-        """Texts near the target that no student is trained on: states are chosen by how they follow the teacher there.
+    def set_apart(self) -> tuple[tuple[TextInput, ...], tuple[TextInput, ...]]:
+        """Texts near the target that no student is trained on: those that choose its state, those that give the reward.
 
-        They are unlabelled texts where there are enough, else a tenth of the source at most, out of its nearest half.
+        They are unlabelled texts where there are enough, else a fifth of the source at most, out of its nearest half.
         """
-        wanted, source = self.config.kd.divergence_size, self.data.source.inputs
+        wanted, source = 2 * self.config.kd.divergence_size, self.data.source.inputs
         rng, near = np.random.default_rng([self.config.seed, 7]), self.near_texts
         if len(near) < 4 * wanted:
             target, half = self.data.splits.train.inputs, len(source) // 2
-            near, wanted = choose_texts(source, target, half, "near", self.embed, rng), min(wanted, len(source) // 10)
-        return tuple(near[i] for i in np.sort(rng.choice(len(near), wanted, replace=False)))
+            near, wanted = choose_texts(source, target, half, "near", self.embed, rng), min(wanted, len(source) // 5)
+        drawn = rng.choice(len(near), wanted, replace=False)
+        choice, reward = (tuple(near[i] for i in np.sort(part)) for part in np.array_split(drawn, 2))
+        return choice, reward
+
+    @cached_property
+    def source(self) -> Examples:
+        """The source that students learn from: without what is set apart."""
+        source = self.data.source
+        kept = (normalised_hash(text) not in self.never_trained_on for text in source.inputs)
+        return source.take(np.flatnonzero(list(kept)))
+
+    @cached_property
+    def never_trained_on(self) -> frozenset[str]:
+        """Normalised hashes of all texts that are set apart."""
+        return frozenset(map(normalised_hash, itertools.chain(*self.set_apart)))
 
     def pretrained(self) -> Teacher:
         """Load the teacher's encoder as it is before any fine-tuning."""
@@ -213,15 +230,14 @@ class TrainingSession:
     @cached_property
     def source(self) -> DistillationSet:
         """The source domain, less what is set apart."""
-        examples, apart = self.context.data.source, set(self.context.set_apart)
-        examples = examples.take([i for i, text in enumerate(examples.inputs) if text not in apart])
+        examples = self.context.source
         return self.labelled(examples.inputs, examples.labels)
 
     @property
     def unlabelled(self) -> tuple[TextInput, ...]:
         """Texts without labels, less what is set apart; the teacher has not read them."""
-        apart = set(self.context.set_apart)
-        return tuple(text for text in self.context.near_texts if text not in apart)
+        apart = self.context.never_trained_on
+        return tuple(text for text in self.context.near_texts if normalised_hash(text) not in apart)
 
     @property
     def known(self) -> DistillationSet:
@@ -242,9 +258,8 @@ class TrainingSession:
 
     @cached_property
     def reward(self) -> DistillationSet:
-        """The reward split; it is never trained on."""
-        examples = self.context.data.splits.reward
-        return self.labelled(examples.inputs, examples.labels)
+        """Texts near the target that reward the selector; they are never trained on and choose no state."""
+        return self.labelled(self.context.set_apart[1])
 
 
 def mixture(session: TrainingSession, kept: DistillationSet | None) -> tuple[list[DistillationSet], list[float]]:
@@ -283,7 +298,7 @@ def open_session(context: RunContext) -> TrainingSession:
         kd = replace(kd, learning_rate=1e-4)
     trainer = KDTrainer(student, kd, validation, width, config.max_length, config.seed)
     session = TrainingSession(context, student, trainer)
-    trainer.follow(session.labelled(context.set_apart))
+    trainer.follow(session.labelled(context.set_apart[0]))
     known = session.known
     refuse_constant_targets(known)
     fit_output_layer(student, known)

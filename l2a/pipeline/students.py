@@ -226,7 +226,7 @@ def generator_inputs(session: TrainingSession) -> GeneratorInputs:
     words, length = vocabulary(student.tokenizer), context.config.max_length
     neighbours = build_neighbour_table(geometry, words, context.config.generator.neighbours, context.progress)
     return GeneratorInputs(
-        source_inputs=context.data.source.inputs,
+        source_inputs=context.source.inputs,
         unlabelled_inputs=session.unlabelled,
         target_inputs=context.data.splits.train.inputs,
         embed=context.embed,
@@ -238,7 +238,7 @@ def generator_inputs(session: TrainingSession) -> GeneratorInputs:
             length,
         ),
         labeller=context.labeller,
-        forbidden_hashes=context.data.forbidden | {normalised_hash(text) for text in context.set_apart},
+        forbidden_hashes=context.data.forbidden | context.never_trained_on,
     )
 
 
@@ -369,7 +369,7 @@ def draw_texts(session: TrainingSession, rng: np.random.Generator) -> tuple[Text
         lambda: masked_language_model(context.config.teacher.model, context.config.max_length, context.progress),
         context.progress,
     )  # fmt: skip
-    excluded = data.forbidden | {normalised_hash(text) for text in (*data.splits.train.inputs, *context.set_apart)}
+    excluded = data.forbidden | context.never_trained_on | set(map(normalised_hash, data.splits.train.inputs))
     degree = resolve_degree(config.degree, len(data.source) + len(data.splits.train))
     found: dict[str, tuple[TextInput, TextInput]] = {}
     for _ in range(DRAWS_LIMIT):
@@ -392,7 +392,7 @@ def _draw_pairs(
     session: TrainingSession, size: int, rng: np.random.Generator, target_share: float
 ) -> tuple[Texts, Texts]:
     """Draw bases and a partner of the other domain for each, by the base law of the generator's chains."""
-    source = (*session.context.data.source.inputs, *session.unlabelled)
+    source = (*session.context.source.inputs, *session.unlabelled)
     target = session.context.data.splits.train.inputs
     in_target = rng.random(size) < target_share
 

@@ -30,7 +30,7 @@ GLITTER_TEMPERATURE = 5.0
 class SelectionProblem:
     """One pool of candidates and the state of the student that is to learn from some of them.
 
-    There are no labels in here. Those of the reward split are behind ``influences`` and ``real_reward``; neither the
+    There are no labels in here, and none behind ``influences`` and ``real_reward``; neither the reward split, the
     validation split nor the test split can reach an environment, a rule or a policy.
 
     Attributes:
@@ -39,7 +39,7 @@ class SelectionProblem:
         influences: Measures what each candidate adds to the real reward of a selection that it is the whole of, to
             first order, float32 (N,), in nats. Only policies ask for it; None where only rules choose.
         real_reward: Distils the student for a few steps on the kept candidates (bool (N,)), from a saved state, and
-            returns its score on the reward split (``l2a.selector.reward``), in nats; None for no second tier.
+            returns its score on the reward texts (``l2a.selector.reward``), in nats; None for no second tier.
     """
 
     pool: CandidatePool

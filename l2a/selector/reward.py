@@ -1,7 +1,8 @@
 """The selector's reward, from what it stands for down to what a policy gets for each step. Read it from the top.
 
-1. What a selection is worth is what a few real updates on it do for the student's score on the reward split:
-   ``real_reward``. It takes a second or so, and judges the few selections that a policy ends up with.
+1. What a selection is worth is how near a few real updates on it bring the student to the teacher, on texts near the
+   target that nothing is trained on: ``real_reward``. That needs no labels. It takes a second or so, and judges the few
+   selections that a policy ends up with.
 2. A policy tries thousands of selections. A few updates are nearly linear in the gradients of the texts that they are
    taken on (influence functions: Koh and Liang, ICML 2017), so that one number a text says what it adds:
    ``candidate_influences``, two passes over the pool.
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from l2a.config import KDConfig
 from l2a.data.encoding import inference_batches
 from l2a.kd.data import DistillationSet
-from l2a.kd.losses import threshold_free_log_likelihood
+from l2a.kd.losses import soft_label_loss
 from l2a.kd.trainer import KDTrainer, run_student
 from l2a.selector.problem import Floats, SelectionProblem
 from l2a.student.student import Student
@@ -40,14 +41,14 @@ PRIOR = 16  # candidates without influence that every selection is thought to ho
 
 
 def real_reward(trainer: KDTrainer, kept: DistillationSet, reward: DistillationSet, kd: KDConfig) -> float:
-    """Distil for some real steps on the kept candidates, score the reward split, and take the steps back.
+    """Distil for some real steps on the kept candidates, score the reward texts, and take the steps back.
 
     Each step is taken on all of them at once: in small batches their order would decide more than the selection.
 
     Args:
         trainer: The student's; both are left as they came.
         kept: Candidates.
-        reward: The reward split.
+        reward: The reward texts.
         kd: The run's loss and rates.
 
     Returns:
@@ -59,13 +60,13 @@ def real_reward(trainer: KDTrainer, kept: DistillationSet, reward: DistillationS
 def score_after(
     trainer: KDTrainer, kd: KDConfig, steps: int, reward: DistillationSet, distil: Callable[[KDTrainer], None]
 ) -> float:
-    """Distil for some steps on trial, score the reward split, and take the steps back.
+    """Distil for some steps on trial, score the reward texts, and take the steps back.
 
     Args:
         trainer: The student's; both are left as they came.
         kd: Of the distillation.
         steps: Updates that will be made.
-        reward: The reward split.
+        reward: The reward texts.
         distil: Makes them.
 
     Returns:
@@ -79,9 +80,9 @@ def score_after(
 
 
 def reward_score(student: Student, reward: DistillationSet) -> float:
-    """Say how well a student tells the reward split's classes apart: ``threshold_free_log_likelihood``, in nats."""
+    """Say how well a student follows the teacher on the reward texts: -KL(teacher || student), in nats, at most 0."""
     logits = torch.from_numpy(broadcast(run_student(student, reward.encoded)[0]))
-    return float(threshold_free_log_likelihood(logits, torch.from_numpy(reward.labels)))
+    return -float(soft_label_loss(logits, torch.from_numpy(reward.teacher.logits), 1.0))
 
 
 def _whole_batch(kd: KDConfig, kept: DistillationSet, share_of_rate: float = 1.0) -> KDConfig:
@@ -118,7 +119,7 @@ def candidate_influences(
         trainer: The student's; both are left as they came.
         candidates: N candidates.
         judged: Those of them that the real reward takes steps on.
-        reward: The reward split.
+        reward: The reward texts.
         kd: The run's loss and rates.
         progress: Shows the stage.
 
@@ -138,7 +139,7 @@ def candidate_influences(
 def influences(
     trainer: KDTrainer, texts: DistillationSet, moves: Sequence[torch.Tensor], reward: DistillationSet
 ) -> Floats:
-    """Say how much the student's score on labelled texts rises for each text that an update is made of.
+    """Say how much the student's score on the reward texts rises for each text that an update is made of.
 
     With s the gradient of the score, D the moves and g_i the gradient of a text's loss, it is -s' D g_i: how far the
     text's loss falls when the weights move along D s. Two passes without gradients give that for all texts.
@@ -147,13 +148,13 @@ def influences(
         trainer: Its student is left as it came.
         texts: N texts that updates can be made of.
         moves: D, of the shapes of the model's parameters (``KDTrainer.moves_per_gradient``).
-        reward: Labelled texts.
+        reward: The reward texts.
 
     Returns:
         float32 (N,), nats for an update that consists of this text alone.
     """
     parameters, before = list(trainer.student.model.parameters()), trainer.student.snapshot()
-    slopes = threshold_free_gradient(trainer.student, reward)
+    slopes = reward_gradient(trainer.student, reward)
     direction = [move * slope for move, slope in zip(moves, slopes, strict=True)]
     length = _length(direction)
     if length == 0:
@@ -169,26 +170,24 @@ def influences(
     return falls
 
 
-def threshold_free_gradient(student: Student, reward: DistillationSet) -> list[torch.Tensor]:
-    """Differentiate the score of labelled texts (``reward_score``) by the student's weights, without dropout.
-
-    The score is of all texts at once: it is differentiated by their logits first, and those batch by batch.
+def reward_gradient(student: Student, reward: DistillationSet) -> list[torch.Tensor]:
+    """Differentiate the score of the reward texts (``reward_score``) by the student's weights, without dropout.
 
     Args:
         student: Any student; it has no gradients afterwards.
-        reward: M labelled texts.
+        reward: M texts with teacher outputs.
 
     Returns:
         float32 tensors of the shapes of ``student.model.parameters()``, in their order.
     """
     device, parameters = student.output.weight.device, list(student.model.parameters())
-    logits = torch.from_numpy(run_student(student, reward.encoded)[0]).requires_grad_(True)
-    (by_logits,) = torch.autograd.grad(threshold_free_log_likelihood(logits, torch.from_numpy(reward.labels)), logits)
     student.model.zero_grad(set_to_none=True)
     with evaluating(student.model):
         for indices in inference_batches(reward.encoded):
-            found, _ = student(reward.encoded.padded(indices, device))
-            (found.float() * by_logits[indices.tolist()].to(device)).sum().backward()  # type: ignore[no-untyped-call]
+            logits, _ = student(reward.encoded.padded(indices, device))
+            taught = torch.from_numpy(reward.teacher.logits[indices]).to(device)
+            losses = soft_label_loss(logits.float(), taught, 1.0, "none")
+            (-losses.sum() / len(reward)).backward()  # type: ignore[no-untyped-call]
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
     student.model.zero_grad(set_to_none=True)
     return gradients
@@ -238,7 +237,7 @@ def build_surrogate(problem: SelectionProblem) -> Surrogate:
 
 
 def surrogate_reward(surrogate: Surrogate, kept: NDArray[np.bool_]) -> float:
-    """Say what a whole selection, bool (N,), gains in nats on the reward split against texts without influence."""
+    """Say what a whole selection, bool (N,), gains in nats on the reward texts against texts without influence."""
     gains = Gains(surrogate, 1)
     gains.add(np.flatnonzero(kept)[None], np.ones((1, int(kept.sum())), bool))
     return float(gains.gain[0])

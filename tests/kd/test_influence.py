@@ -8,20 +8,17 @@ import torch
 from scipy.stats import spearmanr
 
 from l2a.kd.lelp import fit_subclasses
-from l2a.kd.losses import threshold_free_log_likelihood
+from l2a.kd.losses import soft_label_loss
 from l2a.kd.trainer import run_student
-from l2a.selector.reward import influences, threshold_free_gradient
+from l2a.selector.reward import influences, reward_gradient, reward_score
 from tests.kd.test_trainer import CONFIG, make_set, make_trainer, student
 
 __all__ = ["student"]
 
 
 def score(student, judge):
-    return float(
-        threshold_free_log_likelihood(
-            torch.from_numpy(run_student(student, judge.encoded)[0]), torch.from_numpy(judge.labels)
-        )
-    )
+    logits = torch.from_numpy(run_student(student, judge.encoded)[0])
+    return -float(soft_label_loss(logits, torch.from_numpy(judge.teacher.logits), 1.0))
 
 
 @pytest.fixture
@@ -31,10 +28,7 @@ def texts(student):
 
 @pytest.fixture
 def judge(student):
-    data = make_set(student, 32, seed=4)
-    labels = data.labels.copy()
-    labels[::4] = 1 - labels[::4]  # some wrong, so that the best temperature is not the last
-    return replace(data, labels=labels)
+    return make_set(student, 32, seed=4)
 
 
 @pytest.fixture
@@ -66,8 +60,9 @@ def test_every_term_is_measured_text_by_text(student, texts, terms):
     assert trainer.losses(texts).mean() == pytest.approx(together, rel=1e-4)
 
 
-def test_the_gradient_of_the_separation_is_that_of_small_moves(student, trainer, judge):
-    gradients = threshold_free_gradient(student, judge)
+def test_the_gradient_of_the_reward_is_that_of_small_moves(student, trainer, judge):
+    assert reward_score(student, judge) == pytest.approx(score(student, judge), abs=1e-6) != 0
+    gradients = reward_gradient(student, judge)
     parameters = list(student.model.parameters())
     length = float(torch.stack([g.square().sum() for g in gradients]).sum().sqrt())
     before, reach = student.snapshot(), 1e-2
@@ -91,7 +86,7 @@ def test_an_influence_is_what_a_step_on_the_text_alone_adds_to_first_order(stude
     trainer = lelp_trainer(student, texts) if objective == "lelp" else make_trainer(student)
     trainer.train([texts], [1.0], 10)
     moves = [torch.ones_like(p) for p in student.model.parameters()]
-    found, slope = influences(trainer, texts, moves, judge), threshold_free_gradient(student, judge)
+    found, slope = influences(trainer, texts, moves, judge), reward_gradient(student, judge)
     expected = []
     for i in range(len(texts)):
         loss = trainer._loss(texts, np.array([i]))

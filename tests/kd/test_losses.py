@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from l2a.kd.losses import distillation_loss, hidden_state_loss, soft_label_loss, threshold_free_log_likelihood
+from l2a.kd.losses import distillation_loss, hidden_state_loss, soft_label_loss
 
 logits = arrays(np.float32, (4, 3), elements=st.floats(-8, 8, width=32)).map(torch.from_numpy)
 temperatures = st.floats(0.5, 8)
@@ -54,37 +54,3 @@ def test_hidden_states_that_agree_up_to_scale_cost_nothing():
     states, projection = torch.randn(4, 3), torch.randn(3, 5)
     assert hidden_state_loss(states, 7 * states @ projection, projection) == pytest.approx(0.0, abs=1e-6)
     assert hidden_state_loss(states, -states @ projection, projection) == pytest.approx(4.0, abs=1e-5)
-
-
-def noisy_logits(classes, noise=1.0):
-    labels = torch.arange(200) % classes
-    values = np.random.default_rng(0).normal(size=(200, classes)).astype(np.float32)
-    return torch.eye(classes)[labels] + noise * torch.from_numpy(values), labels
-
-
-@pytest.mark.parametrize("classes", [2, 5])
-def test_the_score_ignores_confidence_and_thresholds_but_not_the_order(classes):
-    logits, labels = noisy_logits(classes)
-    plain, worst = (float(threshold_free_log_likelihood(sign * logits, labels)) for sign in (1, -1))
-    moved = threshold_free_log_likelihood(7 * logits + torch.arange(classes), labels)
-    assert float(moved) == pytest.approx(plain, abs=1e-4)
-    assert plain > float(threshold_free_log_likelihood(noisy_logits(classes, 3.0)[0], labels)) > worst
-
-
-def test_the_score_is_the_log_likelihood_at_the_best_of_its_temperatures():
-    logits = torch.tensor([[1.0, -1.0], [0.0, 0.0], [-1.0, 1.0], [0.5, -0.5]])
-    labels = torch.tensor([0, 0, 1, 1])
-    centred = logits - logits.mean(dim=0)
-    standard = centred / centred.std(correction=0)
-    losses = [torch.nn.functional.cross_entropy(0.25 * 32 ** (i / 7) * standard, labels) for i in range(8)]
-    assert float(threshold_free_log_likelihood(logits, labels)) == pytest.approx(-float(min(losses)), abs=1e-6)
-
-
-@given(st.floats(-50, 50, width=32), st.sampled_from([0.0, 1e-9, 1e-7]))
-def test_constant_logits_score_as_chance_with_a_gradient_of_zero(value, noise):
-    rounding = noise * max(1, abs(value)) * torch.randn(6, 2, generator=torch.Generator().manual_seed(0))
-    logits = (torch.full((6, 2), value) + rounding).requires_grad_()
-    score = threshold_free_log_likelihood(logits, torch.tensor([0, 1, 0, 1, 0, 1]))
-    score.backward()
-    assert float(score.detach()) == pytest.approx(np.log(0.5), abs=1e-6)
-    assert not logits.grad.any()

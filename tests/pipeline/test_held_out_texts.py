@@ -57,3 +57,17 @@ def test_drawn_texts_hold_no_text_of_reward_validation_or_test(leaking):
         assert split <= inputs.forbidden_hashes
         for texts in (drawn, inputs.source_inputs, inputs.target_inputs):
             assert not hashes(texts) & split
+
+
+def test_texts_that_judge_the_student_are_neither_trained_on_nor_held_out(leaking):
+    session = open_session(leaking)
+    choice, reward = map(hashes, leaking.set_apart)
+    assert len(choice) > 5 and len(reward) > 5 and not choice & reward
+    drawn = draw_candidates(session, np.random.default_rng(0)).pool.inputs
+    inputs = generator_inputs(session)
+    bases = (*inputs.source_inputs, *inputs.unlabelled_inputs, *inputs.target_inputs)
+    assert len(session.source) == len(leaking.source) < len(leaking.data.source)
+    for texts in (drawn, bases, leaking.source.inputs, leaking.data.splits.train.inputs):
+        assert not hashes(texts) & (choice | reward)
+    for split in held_out(leaking.data):
+        assert not split & (choice | reward)
