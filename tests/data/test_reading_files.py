@@ -13,6 +13,7 @@ from l2a.config import Columns
 from l2a.data.domains import hashed_split, load_domain, text_key
 from l2a.data.readers import NO_LABELS, USUAL_COLUMNS, Table, check_table, read_records
 from l2a.util.errors import UsageError
+from tests.conftest import save_frame
 
 RECORDS = [
     {"text": "a, fine film", "label": "positive", "split": "train"},
@@ -24,24 +25,13 @@ COLUMNS = ("text", "label")
 TEXT = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\0"), min_size=1).filter(str.strip)
 
 
-def save(frame: pd.DataFrame, path) -> None:
-    if ".parquet" in path.suffixes:
-        frame.to_parquet(path)
-    elif ".feather" in path.suffixes:
-        frame.to_feather(path)
-    elif ".json" in path.suffixes or ".jsonl" in path.suffixes:
-        frame.to_json(path, orient="records", lines=".jsonl" in path.suffixes)
-    else:
-        frame.to_csv(path, index=False, sep="\t" if ".tsv" in path.suffixes else ",")
-
-
 FORMATS = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".feather", ".csv.gz", ".tsv.bz2", ".jsonl.xz", ".json.gz")
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_every_format_gives_the_same_domain(tmp_path, suffix):
     path = tmp_path / f"films{suffix}"
-    save(pd.DataFrame(RECORDS), path)
+    save_frame(pd.DataFrame(RECORDS), path)
     domain = load_domain(str(path))
     assert domain.name == "films"
     assert domain.label_names == ("negative", "positive")
@@ -96,7 +86,7 @@ def test_named_columns_are_used_and_a_second_text_that_is_always_empty_is_none(w
 
 def test_integer_and_float_labels_are_names(tmp_path):
     frame = pd.DataFrame({"text": ["a", "b", "c"], "label": [1.0, 0.0, 1.0], "split": "train"})
-    save(frame, tmp_path / "x.parquet")
+    save_frame(frame, tmp_path / "x.parquet")
     assert load_domain(str(tmp_path / "x.parquet")).label_names == ("0", "1")
 
 

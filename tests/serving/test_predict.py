@@ -14,7 +14,7 @@ from l2a.serving.classifier import Classifier
 from l2a.serving.predict import predict_file
 from l2a.util.errors import RunError, UsageError
 from l2a.util.progress import Progress
-from tests.conftest import make_examples
+from tests.conftest import make_examples, save_frame
 
 TEXTS = [text for (text,) in make_examples(30).inputs]
 
@@ -25,16 +25,8 @@ def classifier(student):
 
 
 def write(path, rows):
-    """Write rows in the format and packing that the name says."""
-    frame, name = pd.DataFrame(rows), path.name
-    if ".parquet" in name:
-        frame.to_parquet(path)
-    elif ".jsonl" in name:
-        frame.to_json(path, orient="records", lines=True)
-    else:
-        frame = frame[["text"]] if ".txt" in name else frame
-        frame.to_csv(path, index=False, header=".txt" not in name, sep="\t" if ".tsv" in name else ",")
-    return path
+    frame = pd.DataFrame(rows)
+    return save_frame(frame[["text"]] if ".txt" in path.name else frame, path)
 
 
 def read(path):
