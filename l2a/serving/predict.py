@@ -28,7 +28,7 @@ from l2a.util.progress import SILENT, Progress
 ON_INPUT = (*DELIMITERS, ".jsonl", ".txt")
 WRITTEN = (*DELIMITERS, ".jsonl", ".parquet")
 ON_OUTPUT = {".txt": ".tsv", ".parquet": ".jsonl"}  # what standard output gets of these
-Write = Callable[[Sequence[Mapping[str, Any]]], None]
+Rows = Sequence[Mapping[str, Any]]
 
 
 class Counts(NamedTuple):
@@ -59,8 +59,8 @@ def predict_file(
         RunError: If the output cannot be written.
     """
     name, classes = str(source or "standard input"), classifier.classes_.tolist()
-    read = (source, (*ON_INPUT, ".parquet")) if source else (Path(f"standard input{source_format}"), ON_INPUT)
-    suffix, is_typed = known_format(*read), known_format(*read) == ".parquet"
+    allowed = (*ON_INPUT, ".parquet") if source else ON_INPUT
+    suffix = known_format(source or Path(f"standard input{source_format}"), allowed)
     written = known_format(output, WRITTEN, "written") if output else ON_OUTPUT.get(suffix, suffix)
     lines = broken = abstained = 0
     with progress.stage(f"lines of {name}") as advance:
@@ -70,6 +70,7 @@ def predict_file(
         added = ["label", "confidence", *(f"p_{name}" for name in classes)]
         while taken := set(added) & set(kept):
             added = [f"predicted_{name}" if name in taken else name for name in added]
+        is_typed = suffix == ".parquet"
         schema = pyarrow.parquet.read_schema(source) if is_typed else pyarrow.schema(dict.fromkeys(kept, "string"))
         for new in added:
             schema = schema.append(pyarrow.field(new, "string" if new == added[0] else "double"))
@@ -115,7 +116,7 @@ def _checked(record: Record, sides: Sequence[str]) -> Record:
 
 
 @contextmanager
-def open_writer(path: Path | None, suffix: str, schema: Any) -> Iterator[Write]:
+def open_writer(path: Path | None, suffix: str, schema: Any) -> Iterator[Callable[[Rows], None]]:
     """Give a function that writes rows by column.
 
     Args:
@@ -148,7 +149,7 @@ def open_writer(path: Path | None, suffix: str, schema: Any) -> Iterator[Write]:
         text.detach()
 
 
-def write_rows(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+def write_rows(rows: Rows, path: Path) -> None:
     """Write rows as a file of the format that its name says."""
     schema = pyarrow.Table.from_pylist(list(rows)).schema
     with open_writer(path, known_format(path, WRITTEN, "written"), schema) as write:

@@ -178,7 +178,6 @@ def test_one_unreadable_row_of_a_table_does_not_stop_the_others(write):
 
 BAD = [
     ("empty.txt", b"", "the file is empty"),
-    ("blank.txt.gz", gzip.compress(b" \n\n"), "the file is empty"),
     ("header.csv", b"text,label\n", "the file is empty"),
     ("picture.txt", bytes(range(256)) * 50, "line 1: NUL bytes.*; 51 of the first 51 lines cannot be read"),
     ("wide.txt", "text\n".encode("utf-16"), "UTF-16; save it as UTF-8"),
@@ -186,10 +185,7 @@ BAD = [
     ("torn.txt.xz", lzma.compress(os.urandom(9999).hex().encode())[:-500], "cannot be read .*ended before"),
     ("torn.txt.gz", gzip.compress(os.urandom(9999).hex().encode())[:-500], "cannot be read .*ended before"),
     ("torn.txt.bz2", bz2.compress(os.urandom(9999).hex().encode())[:-500], "cannot be read .*ended before"),
-    ("no.txt.gz", b"nope", "cannot be read .*gzip"),
     ("bad.parquet", b"PAR1nonsense", "cannot be read"),
-    ("bad.arrow", b"ARROW1nope", "not a readable Arrow"),
-    ("bad.json", b'[{"text": "a"', "line 1: not JSON"),
     ("column.csv", b"txt,label\na,x\n", r"no text column .*did you mean 'txt'"),
     ("table.xlsx", b"x", "files that end in '.xlsx' are not read here; give .txt, .csv"),
 ]
