@@ -346,7 +346,7 @@ def _measure(planned: PlannedCell, run_method: RunMethod) -> CellResult:
     wall_seconds = time.perf_counter() - started
     accuracy, macro_f1 = accuracy_and_macro_f1(result.labels, result.predictions, len(result.label_names))
     packages = ("torch", "transformers", "tokenizers", "stable-baselines3", "scikit-learn", "numpy")
-    machine: dict[str, str | int | float] = {  # as far as it bears on time and rounding; nothing in it names the machine
+    machine: dict[str, str | int | float] = {  # what bears on time and rounding; nothing names the machine
         "platform": f"{platform.system()} {platform.machine()}", "cores": psutil.cpu_count() or 1,
         "memory_gib": round(psutil.virtual_memory().total / 2**30),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
