@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import settings
@@ -134,6 +135,20 @@ def make_examples(count: int, seed: int = 0, pairs: bool = False) -> Examples:
 @pytest.fixture
 def examples() -> Examples:
     return make_examples(96)
+
+
+def save_frame(frame: pd.DataFrame, path: Path) -> Path:
+    """Write a frame in the format and packing that the name says, without a header as .txt."""
+    if ".parquet" in path.suffixes:
+        frame.to_parquet(path)
+    elif ".feather" in path.suffixes:
+        frame.to_feather(path)
+    elif {".json", ".jsonl"} & set(path.suffixes):
+        frame.to_json(path, orient="records", lines=".jsonl" in path.suffixes)
+    else:
+        separator = "\t" if ".tsv" in path.suffixes else ","
+        frame.to_csv(path, index=False, header=".txt" not in path.suffixes, sep=separator)
+    return path
 
 
 def write_domain(path: Path, count: int, seed: int, prefix: str = "") -> Path:

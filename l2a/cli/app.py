@@ -1,25 +1,20 @@
-"""The whole command line: ``l2a distill``, the cache, the other groups of commands, and how errors are shown."""
+"""The command line: runs and their students, the cache, the other groups of commands, and how errors are shown."""
 
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 
 from l2a import __version__
 from l2a.cli.data import augment_command, domains_app, pretrain_command
-from l2a.cli.experiment import experiment_app
-from l2a.cli.options import Quiet, Verbose, print_table, with_run_options
-from l2a.cli.selector import selector_app
-from l2a.cli.serving import evaluate_command, export_command, predict_command
-from l2a.config import DistillConfig, as_yaml
+from l2a.cli.options import Overwrite, Quiet, TextColumn, TextPairColumn, Verbose, print_table, with_run_options
+from l2a.cli.research import experiment_app, selector_app
+from l2a.config import Columns, DistillConfig, as_yaml
 from l2a.util.errors import RunError, UsageError, os_error_sentence
 from l2a.util.files import cache_root, cache_sizes, clear_cache
-from l2a.util.progress import process_rank
-
-if TYPE_CHECKING:
-    from l2a.pipeline.distill import DistillResult
+from l2a.util.progress import Progress, process_rank
 
 app = typer.Typer(
     help="Distil a small text classifier for a domain with few labels.",
@@ -30,14 +25,12 @@ app = typer.Typer(
 )
 app.command("augment")(augment_command)
 app.command("pretrain")(pretrain_command)
-app.command("predict")(predict_command)
-app.command("evaluate")(evaluate_command)
-app.command("export")(export_command)
 app.add_typer(domains_app, name="domains")
 app.add_typer(experiment_app, name="experiment")
 app.add_typer(selector_app, name="selector")
 cache_app = typer.Typer(help="Show or clear the cache.", no_args_is_help=True)
 app.add_typer(cache_app, name="cache")
+Student = Annotated[str, typer.Argument(metavar="STUDENT", help="A student, run or ONNX folder, or an .onnx file.")]
 
 
 def _show_version(wanted: bool) -> None:
@@ -65,7 +58,7 @@ def distill_command(
         print_result(result)
 
 
-def print_result(result: "DistillResult") -> None:
+def print_result(result: Any) -> None:
     """Print the comparison and where everything is."""
     from l2a.report.run_folder import SHORT_HEADERS, short_cells, verdict
 
@@ -93,6 +86,87 @@ def report_command(run: Annotated[Path, typer.Argument(help="Output folder of a 
     typer.echo(f"page: {renew_page(run)}")
 
 
+@app.command("predict")
+def predict_command(
+    student: Student,
+    file: Annotated[str, typer.Argument(help="A .csv, .tsv, .jsonl, .parquet or .txt file, also .gz or .xz; or -.")],
+    output: Annotated[Path | None, typer.Option(help="File to write; standard output by default.")] = None,
+    threshold: Annotated[float, typer.Option(min=0, max=1, help="Leave labels of a lower probability empty.")] = 0.0,
+    text_column: TextColumn = None,
+    text_pair_column: TextPairColumn = None,
+    format: Annotated[str, typer.Option(help="Of standard input: csv, tsv, jsonl or txt.")] = "txt",
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Classify a file: its lines get a label, a confidence and the probability of each class."""
+    source = None if file == "-" else Path(file).expanduser()
+    if output and output.exists() and (not overwrite or (source and source.exists() and output.samefile(source))):
+        raise UsageError(f"--output {output}: it exists; name another file, or add --overwrite if it is not the input")
+    from l2a.serving.classifier import Classifier
+    from l2a.serving.predict import predict_file
+
+    with Progress(verbosity=-1 if quiet else 0) as progress:
+        columns = Columns(text_column, text_pair_column)
+        classifier = Classifier.from_pretrained(student)
+        done = predict_file(classifier, source, output, columns, threshold, f".{format}", progress)
+        left = f", {done.abstained:,} left without a label" if threshold else ""
+        progress.say(f"{done.lines:,} lines, {done.broken:,} broken ones kept{left}: {output or 'standard output'}")
+
+
+@app.command("evaluate")
+def evaluate_command(
+    student: Student,
+    domain: Annotated[str, typer.Argument(help="A labelled file or any domain; its test split is used if it has one.")],
+    output: Annotated[Path | None, typer.Option(help="File for all errors, such as errors.csv.")] = None,
+    text_column: TextColumn = None,
+    text_pair_column: TextPairColumn = None,
+    label_column: Annotated[str | None, typer.Option(help="Column of the label.")] = None,
+) -> None:
+    """Show accuracy, macro-F1, the confusion matrix, each class's scores and the most confident errors."""
+    from l2a.serving.classifier import Classifier
+    from l2a.serving.predict import evaluate, labelled_texts, write_rows
+
+    classifier = Classifier.from_pretrained(student)
+    columns = Columns(text_column, text_pair_column, label_column)
+    inputs, labels = labelled_texts(domain, columns, classifier.engine.folder.parent)
+    found = evaluate(classifier, inputs, labels)
+    for name, value in (("accuracy", found.metrics.accuracy), ("macro-F1", found.metrics.macro_f1)):
+        typer.echo(f"{name} {value.value:.1%} ({value.low:.1%} to {value.high:.1%}) on {len(labels):,} texts")
+    rows = [
+        (name, *(f"{100 * score:.1f}" for score in scores), *map(str, counts))
+        for name, scores, counts in zip(found.classes, found.scores, found.confusion, strict=True)
+    ]
+    headers = ("class", "precision %", "recall %", "F1 %", *(f"as {name}" for name in found.classes))
+    print_table(headers, rows, justify="right")
+    for error in found.errors[:5]:
+        text = " | ".join(error[side] for side in ("text", "text_pair") if side in error)
+        typer.echo(f"{error['confidence']:.3f} {error['predicted']}, not {error['label']}: {text:.90}")
+    if output:
+        write_rows(found.errors, output)
+
+
+@app.command("export")
+def export_command(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder, or a student folder.")],
+    texts: Annotated[str | None, typer.Option(help="Texts to compare on; by default the run's candidates.")] = None,
+) -> None:
+    """Write the student as ONNX, float32 and int8, into RUN/onnx, if both answer as the PyTorch student does."""
+    from l2a.serving.export import comparison_texts, export_onnx
+
+    report = export_onnx(run, *comparison_texts(run, texts))
+    rows = [
+        (
+            model["file"], f"{model['bytes'] / 1e6:.2f}", f"{100 * model['label_agreement']:.1f}",
+            f"{model['largest_probability_difference']:.2g}",
+            f"{100 * model['accuracy']:.1f}" if "accuracy" in model else "",
+            f"{model['latency_ms']['batch_1']:.2f}", f"{model['latency_ms']['batch_32']:.2f}",
+        )
+        for model in report["models"]
+    ]  # fmt: skip
+    print_table(("model", "MB", "labels %", "difference", "accuracy %", "ms", "ms/32"), rows, justify="right")
+    typer.echo(f"ONNX opset {report['opset']}, compared on {report['texts']:,} texts: {Path(run) / 'onnx'}")
+
+
 @app.callback()
 def _options(
     version: Annotated[
@@ -112,9 +186,7 @@ def list_cache() -> None:
 
 @cache_app.command("clear")
 def clear(
-    kinds: Annotated[
-        list[str] | None, typer.Argument(help="Kinds to remove, as `list` names them; all by default.")
-    ] = None,
+    kinds: Annotated[list[str] | None, typer.Argument(help="Kinds, as `list` names them; all by default.")] = None,
 ) -> None:
     """Remove cache entries; what a later run needs is fetched or computed again."""
     typer.echo(f"{clear_cache(tuple(kinds or ())) / 1e6:.1f} MB freed")

@@ -65,19 +65,19 @@ def check(
     from l2a.data.domains import check_domain
 
     with Progress() as progress:
-        report = check_domain(path, Columns(text_column, text_pair_column, label_column), None, progress)
-    if report.splits:
-        kind = "pairs of texts" if report.is_pair else "single texts"
-        typer.echo(f"{report.name}: {kind}, labels: {_labels(report.label_names)}")
-        facts = next(iter(report.splits.values()))
-        rows = [(fact, *(_cell(fact, counts) for counts in report.splits.values())) for fact in facts]
-        print_table(("", *report.splits), rows)
-    lines = [f"note: {note}" for note in report.notes]
-    lines += [f"wrong: {problem}" for problem in report.problems[:50]]
-    if len(report.problems) > 50:
-        lines.append(f"and {len(report.problems) - 50} more problems")
-    typer.echo("\n".join(lines if report.problems else [*lines, "nothing is wrong"]))
-    if report.problems:
+        found, counts, notes = check_domain(path, Columns(text_column, text_pair_column, label_column), None, progress)
+    if counts:
+        kind = "pairs of texts" if found.is_pair else "single texts"
+        typer.echo(f"{found.name}: {kind}, labels: {_labels(sorted(found.label_names))}")
+        facts = next(iter(counts.values()))
+        rows = [(fact, *(_cell(fact, of_split) for of_split in counts.values())) for fact in facts]
+        print_table(("", *counts), rows)
+    lines = [f"note: {note}" for note in notes]
+    lines += [f"wrong: {problem}" for problem in found.problems[:50]]
+    if len(found.problems) > 50:
+        lines.append(f"and {len(found.problems) - 50} more problems")
+    typer.echo("\n".join(lines if found.problems else [*lines, "nothing is wrong"]))
+    if found.problems:
         raise typer.Exit(2)
 
 

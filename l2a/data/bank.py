@@ -14,31 +14,28 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, pairwise
 from pathlib import Path
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from l2a.data import readers
-from l2a.data.domains import SAVED_MARKS, hub_content, locate, saved_content, training_texts
+from l2a.data.domains import locate, read_domain
 from l2a.data.examples import Domain, TextInput, normalised_hash, words_of
-from l2a.data.readers import SPLIT_NAMES, USUAL_COLUMNS, Item, Table, memory_table, name_and_format, read_table
-from l2a.data.streams import PACKED, WINDOW, read_windows
+from l2a.data.readers import FORMATS, Record, Table, known_format, read_records
 from l2a.util.cards import list_cards
 from l2a.util.errors import UsageError, os_error_sentence
 from l2a.util.files import cached_folder, fingerprint, sha256_file
 from l2a.util.progress import SILENT, Progress
 
-RECIPE = 1
-"""To be raised whenever the same files would give another bank: part of the cache's key."""
-FORMATS = (".txt", *readers.SUFFIXES)
-WHOLE = (".json", ".arrow", ".feather")  # formats that are read into memory
+RECIPE = 1  # to be raised whenever the same files would give another bank: part of the cache's key
 UNCUT, LEAST, MOST = 40, 3, 60  # words: of a text that is left whole, and of a piece of one that is cut
 SHINGLE = 6  # words in a row; of texts with fewer, a near copy has the same words
 ENDS, CLOSERS = ".!?\u2026", "\"')]\u201d\u2019"
 MARKS = frozenset(ENDS + CLOSERS)
 ABBREVIATIONS = frozenset(["mr.", "mrs.", "ms.", "dr.", "st.", "vs.", "e.g.", "i.e.", "prof.", "jr.", "u.s."])
 HELD_OUT = "held out or near copies of held-out texts"
+IsHeldOut = Callable[[str, Sequence[str]], bool]  # from a text's hash and its words
 
 logger = logging.getLogger(__name__)
 
@@ -61,41 +58,27 @@ class Bank(Sequence[TextInput]):
         """Return the number of texts."""
         return len(self._spans)
 
-    @overload
-    def __getitem__(self, index: int) -> TextInput: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[TextInput]: ...
-    def __getitem__(self, index: int | slice) -> TextInput | Sequence[TextInput]:
+    def __getitem__(self, index: Any) -> Any:
         """Read one text, or those of a slice."""
         if isinstance(index, slice):
-            return self.texts(np.arange(len(self))[index])
+            return [self[i] for i in range(*index.indices(len(self)))]
         start, end = self._spans[index].tolist()
         return tuple(self._data[start:end].decode("utf-8").split("\0"))
 
-    def texts(self, positions: NDArray[np.int64]) -> list[TextInput]:
-        """Read texts by position, in the wanted order."""
-        return [
-            tuple(self._data[start:end].decode("utf-8").split("\0")) for start, end in self._spans[positions].tolist()
-        ]
-
 
 class _Source(NamedTuple):
-    """A file or other set of texts: how messages name it, its hash, the files behind it, and its rows, some at once."""
+    """A file or other set of texts: how messages name it, its hash, the files behind it, and what reads it."""
 
     name: str
     digest: str
     files: Mapping[str, str]
-    windows: Callable[[], Iterable[Sequence[Item]]]
+    records: Callable[[], Iterator[Record]]
 
 
 def read_bank(
-    references: Sequence[Any],
-    is_pair: bool,
-    forbidden: frozenset[str] = frozenset(),
-    data_root: Path | None = None,
-    progress: Progress = SILENT,
-    held_out_words: frozenset[str] = frozenset(),
-) -> Bank:
+    references: Sequence[Any], is_pair: bool, forbidden: frozenset[str] = frozenset(), data_root: Path | None = None,
+    progress: Progress = SILENT, held_out_words: frozenset[str] = frozenset(),
+) -> Bank:  # fmt: skip
     """Read text whose labels, if it has any, are not used; single texts of more than 40 words are cut into sentences.
 
     Args:
@@ -116,12 +99,12 @@ def read_bank(
         RunError: If a domain cannot be fetched or the cache cannot be written.
     """
     sources = [source for reference in references for source in _sources(reference, data_root, progress)]
-    held_out = [sorted(forbidden), sorted(held_out_words)]
-    key = fingerprint(RECIPE, is_pair, [source.digest for source in sources], *held_out)
+    digests = [source.digest for source in sources]
+    key = fingerprint(RECIPE, is_pair, digests, sorted(forbidden), sorted(held_out_words))
 
     def write(folder: Path) -> None:
         with progress.stage("read unlabelled text"):
-            summary = _write(folder, sources, is_pair, forbidden, _near_copies(held_out_words))
+            summary = _write(folder, sources, is_pair, _held_out_test(forbidden, held_out_words))
         (folder / "summary.txt").write_text(summary, "utf-8")
 
     folder = cached_folder("banks", key, write)
@@ -147,81 +130,56 @@ def _sources(reference: Any, data_root: Path | None, progress: Progress) -> list
         return [_in_memory("data in memory", reference)]
     name = str(reference)
     if name in list_cards("domains"):
-        texts, digests = training_texts(name, data_root, progress)
-        return [_in_memory(name, texts)._replace(files=digests)]
-    path = locate("unlabelled", name, data_root)
-    if path is None:
-        return [_in_memory(name, hub_content(name, progress))]
-    if not path.is_dir():
-        return [_file(path, path.name)]
-    if any((path / mark).is_file() for mark in SAVED_MARKS):
-        return [_in_memory(path.name, saved_content(path))]
-    files = [file for file in sorted(path.rglob("*")) if file.is_file() and _is_text(file)]
+        raw = read_domain(name, data_root=data_root, progress=progress)
+        readers.refuse(raw.problems, name)
+        return [_in_memory(name, [row.text for row in raw.of("train")])._replace(files=raw.files)]
+    _, data = locate("unlabelled", name, data_root, progress)
+    if not isinstance(data, Path):
+        return [_in_memory(name, data)]
+    if not data.is_dir():
+        return [_file(data, data.name)]
+    files = [file for file in sorted(data.rglob("*")) if file.is_file() and _is_text(file)]
     if not files:
         raise UsageError(f"unlabelled {name!r}: the folder holds no file of text; give {', '.join(FORMATS)}")
-    return [_file(file, f"{path.resolve().name}/{file.relative_to(path).as_posix()}") for file in files]
+    return [_file(file, f"{data.resolve().name}/{file.relative_to(data).as_posix()}") for file in files]
 
 
 def _is_text(file: Path) -> bool:
     """Files of a folder are read by their suffix, but for hidden ones and those that are a dev or test split."""
-    stem, suffix = name_and_format(file)
-    return suffix in FORMATS and not file.name.startswith(".") and SPLIT_NAMES.get(stem.lower(), "train") == "train"
+    stem, suffix = readers.name_and_format(file)
+    is_train = readers.SPLIT_NAMES.get(stem.lower(), "train") == "train"
+    return suffix in FORMATS and not file.name.startswith(".") and is_train
 
 
 def _in_memory(name: str, data: Any) -> _Source:
-    windows, content = partial(_memory_windows, name, data), hashlib.sha256()
-    for window in windows():
-        content.update(repr(window).encode("utf-8", "surrogatepass"))
+    texts = data.train.inputs if isinstance(data, Domain) else data
+    texts = texts.get("train", texts) if isinstance(texts, Mapping) else texts
+    records, content = partial(readers.memory_records, texts, name, labelled=False), hashlib.sha256()
+    for record in records():
+        content.update(repr(record).encode("utf-8", "surrogatepass"))
     files = data.files if isinstance(data, Domain) else {name: content.hexdigest()}
-    return _Source(name, content.hexdigest(), files, windows)
-
-
-def _memory_windows(name: str, data: Any) -> Iterator[Sequence[Item]]:
-    data = data.train.inputs if isinstance(data, Domain) else data
-    data = data.get("train", data) if isinstance(data, Mapping) else data
-    if hasattr(data, "with_format"):  # of the datasets library
-        for batch in data.with_format("arrow").iter(WINDOW):
-            yield memory_table(batch.to_pylist(), name).items
-        return
-    if isinstance(data, list | tuple):
-        data = [row if isinstance(row, Mapping) else _by_side(row) for row in data]
-    yield memory_table(data, name).items
-
-
-def _by_side(row: Any) -> Mapping[str, Any]:
-    is_sides = isinstance(row, list | tuple) and 1 <= len(row) <= 2
-    return dict(zip(("text", "text_pair"), row, strict=False)) if is_sides else {"text": row}
+    return _Source(name, content.hexdigest(), files, records)
 
 
 def _file(path: Path, name: str) -> _Source:
-    suffix = name_and_format(path)[1]
-    if suffix not in FORMATS:
-        raise UsageError(f"unlabelled {str(path)!r}: files of this kind are not read; give {', '.join(FORMATS)}")
+    suffix = known_format(path, FORMATS)
     try:
         digest = sha256_file(path)
     except OSError as error:
         raise UsageError(f"unlabelled {os_error_sentence(error)}") from error
-    return _Source(str(path), digest, {name: digest}, partial(_file_windows, path, suffix))
-
-
-def _file_windows(path: Path, suffix: str) -> Iterator[Sequence[Item]]:
-    if suffix in WHOLE:
-        yield read_table(path).items
-        return
     if suffix == ".tsv":  # without a header it holds texts or pairs, like a .txt file
-        with PACKED.get(path.suffix.lower(), open)(path, "rb") as file:
-            first = file.readline(WINDOW).decode("utf-8-sig", "replace").strip().lower().split("\t")
+        line = "\t".join(next(read_records(path, ".txt")).values.values()).lower().split("\t")
         usual = {name for names in readers.USUAL_NAMES.values() for name in names}
-        suffix = ".tsv" if len(first) > 2 or usual & {name.strip(' "') for name in first} else ".txt"
-    for window in read_windows(path, suffix):
-        yield [(record.number, record.problem or record.values) for record in window]
+        suffix = ".tsv" if len(line) > 2 or usual & {name.strip(' "') for name in line} else ".txt"
+    return _Source(str(path), digest, {name: digest}, partial(read_records, path, suffix))
 
 
 def _texts(source: _Source, counts: Counter[str]) -> Iterator[TextInput]:
     """The texts of a source's training rows; of lines that cannot be read the greater part is too much."""
     good, bad, first = 0, 0, ""
-    for items in source.windows():
-        rows, wrong = readers.check_table(Table(source.name, items), USUAL_COLUMNS, "its usual name", labelled=False)
+    for window in readers.windows(source.records()):
+        table = Table(source.name, window)
+        rows, wrong = readers.check_table(table, readers.USUAL_COLUMNS, "its usual name", labelled=False)
         good, bad, first = good + len(rows), bad + len(wrong), first or "".join(wrong[:1])
         if bad > good:
             share = f"; {bad:,} of the first {good + bad:,} lines cannot be read" if bad > 1 else ""
@@ -234,33 +192,25 @@ def _texts(source: _Source, counts: Counter[str]) -> Iterator[TextInput]:
     counts["unreadable lines"] += bad
 
 
-def _write(
-    folder: Path,
-    sources: Sequence[_Source],
-    is_pair: bool,
-    forbidden: frozenset[str],
-    is_near: Callable[[Sequence[str]], bool],
-) -> str:
+def _write(folder: Path, sources: Sequence[_Source], is_pair: bool, is_held_out: IsHeldOut) -> str:
     """Write the distinct texts, and say what was read."""
     counts: Counter[str] = Counter()
     hashes, ends = array("Q"), array("q", [0])
-    other = "single texts" if is_pair else "pairs"
     with (folder / "texts").open("wb", 1 << 17) as out:
-        for source in sources:
-            for text in _texts(source, counts):
-                if (len(text) == 2) != is_pair:
-                    counts[other] += 1
-                    continue
-                pieces = [text] if is_pair else [(piece,) for piece in sentences(text[0])]
-                words = [words_of(" ".join(piece)) for piece in pieces]
-                if len(pieces) > 1 and (normalised_hash(text) in forbidden or is_near([*chain(*words)])):
+        for text in chain.from_iterable(_texts(source, counts) for source in sources):
+            if (len(text) == 2) != is_pair:
+                counts["single texts" if is_pair else "pairs"] += 1
+                continue
+            pieces = [text] if is_pair else [(piece,) for piece in sentences(text[0])]
+            words = [words_of(" ".join(piece)) for piece in pieces]
+            if len(pieces) > 1 and is_held_out(normalised_hash(text), [*chain(*words)]):
+                counts[HELD_OUT] += 1
+                continue
+            for piece, its_words in zip(pieces, words, strict=True):
+                digest = normalised_hash(piece)
+                if is_held_out(digest, its_words):
                     counts[HELD_OUT] += 1
-                    continue
-                for piece, its_words in zip(pieces, words, strict=True):
-                    digest = normalised_hash(piece)
-                    if digest in forbidden or is_near(its_words):
-                        counts[HELD_OUT] += 1
-                        continue
+                else:
                     ends.append(ends[-1] + out.write("\0".join(piece).encode("utf-8")))
                     hashes.append(int(digest[:16], 16))
     kept = np.sort(np.unique(np.frombuffer(hashes, np.uint64), return_index=True)[1])  # the first of each
@@ -311,32 +261,26 @@ def _even_parts(words: Sequence[str]) -> list[str]:
     return [" ".join(words[start:end]) for start, end in pairwise(cuts)]
 
 
-def _near_copies(held_out: frozenset[str]) -> Callable[[Sequence[str]], bool]:
-    """Make the test whether a text, given by its words, is a near copy of a held-out one; see ``read_bank``."""
+def _held_out_test(forbidden: frozenset[str], held_out: frozenset[str]) -> IsHeldOut:
+    """Make the test whether a text is held out or a near copy of a text that is; see ``read_bank``."""
     first: dict[int, list[str]] = defaultdict(list)  # held-out texts by the hash of the six words that they begin with
     every: dict[int, list[str]] = defaultdict(list)  # and by that of any six words in a row
     for key in held_out:
-        padded = f" {key} "
-        for number, shingle in enumerate(map(hash, _shingles(key.split()))):
-            every[shingle].append(padded)
+        for number, shingle in enumerate(_shingles(key.split())):
+            every[shingle].append(f" {key} ")
             if number == 0:
-                first[shingle].append(padded)
+                first[shingle].append(f" {key} ")
 
-    def is_near(words: Sequence[str]) -> bool:
-        key = " ".join(words)
-        if key in held_out:
+    def is_held_out(digest: str, words: Sequence[str]) -> bool:
+        key, shingles = " ".join(words), list(_shingles(words))
+        if digest in forbidden or key in held_out:
             return True
-        begins = hash(tuple(words[:SHINGLE])) in every
-        if not begins and first.keys().isdisjoint(map(hash, _shingles(words))):
-            return False
-        inside = any(f" {key} " in held for held in every.get(hash(tuple(words[:SHINGLE])), ()))
-        return inside or any(
-            held in f" {key} " for shingle in map(hash, _shingles(words)) for held in first.get(shingle, ())
-        )
+        inside = any(f" {key} " in held for held in every.get(shingles[0], ())) if shingles else False
+        return inside or any(held in f" {key} " for same in first.keys() & shingles for held in first[same])
 
-    return is_near
+    return is_held_out
 
 
-def _shingles(words: Sequence[str]) -> Iterator[tuple[str, ...]]:
-    """Every six words in a row."""
-    return zip(*(words[i:] for i in range(SHINGLE)), strict=False)
+def _shingles(words: Sequence[str]) -> Iterator[int]:
+    """The hashes of every six words in a row."""
+    return map(hash, zip(*(words[i:] for i in range(SHINGLE)), strict=False))

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, combinations
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import numpy as np
@@ -18,18 +19,14 @@ import numpy as np
 from l2a.config import Columns
 from l2a.data import readers
 from l2a.data.examples import Domain, Examples, HeldOut, TextInput, normalised_hash, words_key
-from l2a.data.fetch import Artifact, fetch_artifact, read_tar_members
-from l2a.data.readers import FLAG, SPLITS, USUAL_COLUMNS, Row, SplitName, Table
+from l2a.data.fetch import Artifact, fetch_artifact, unpack
+from l2a.data.readers import FLAG, SPLITS, USUAL_COLUMNS, Row, SplitName
 from l2a.util.cards import build, find_card, list_cards, load_yaml
 from l2a.util.errors import RunError, UsageError, did_you_mean
 from l2a.util.files import fingerprint, sha256_file
 from l2a.util.progress import SILENT, Progress
 
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(:[\w.-]+)?")
-SAVED_MARKS = ("dataset_dict.json", "dataset_info.json")
-Tables = Sequence[tuple[SplitName | None, Table]]
-"""Tables with the splits that they are; None for a table that may have a split column."""
-
 UNLABELLED = "unlabelled"  # the task of cards whose text has no labels
 DEV_SHARE, TEST_SHARE = 0.1, 0.2
 DEV_PART_OF_TRAIN = 8  # an eighth of 80 % of the data is 10 % of all of it
@@ -64,51 +61,54 @@ class RawDomain:
     Attributes:
         name: Name of the domain.
         rows: Good rows.
-        problems: What is wrong with the data.
+        problems: What makes the data unusable, in the order of the files.
         files: Names of the files read, with the sha256 of their content.
-        label_names: The order of the class names; sorted when empty.
+        label_names: The class names, sorted or in the order of a card; none for text without labels.
     """
 
     name: str
-    rows: tuple[Row, ...]
-    problems: tuple[str, ...] = ()
-    files: Mapping[str, str] = field(default_factory=dict)
-    label_names: tuple[str, ...] = ()
+    rows: Sequence[Row]
+    problems: Sequence[str]
+    files: Mapping[str, str]
+    label_names: tuple[str, ...]
+
+    @property
+    def is_pair(self) -> bool:
+        """Whether inputs are pairs of texts."""
+        return bool(self.rows) and len(self.rows[0].text) == 2
+
+    def of(self, split: str) -> list[Row]:
+        """Select the rows of a split."""
+        return [row for row in self.rows if row.split == split]
 
 
-def with_splits(raw: RawDomain) -> RawDomain:
-    """Give every row a split.
+def with_splits(name: str, rows: Sequence[Row], problems: Sequence[str], files: Mapping[str, str]) -> RawDomain:
+    """Give every row a split, and find the problems of the whole.
 
     Data without splits is cut 70/10/20 by a hash of the text (of the first text of a pair); data without a
     validation split gives an eighth of its training rows away. A missing test split stays missing.
-
-    Args:
-        raw: Rows of which all or none have a split.
-
-    Returns:
-        The same rows, all with a split, and the problems of the whole.
     """
-    rows, present = raw.rows, {row.split for row in raw.rows}
+    present, label_names = {row.split for row in rows}, tuple(sorted({row.label for row in rows} - {""}))
     if None in present:
-        rows = tuple(row._replace(split=hashed_split(text_key(row.text))) for row in rows)
-    elif "dev" not in present and not _has_no_labels(rows):
+        rows = [row._replace(split=hashed_split(text_key(row.text))) for row in rows]
+    elif "dev" not in present and label_names:
         # The texts whose hashes sort first: independent of the order, and never the whole of a small train.
         keys = sorted({text_key(row.text) for row in rows if row.split == "train"})
         chosen = set(keys[: len(keys) // DEV_PART_OF_TRAIN])
-        to_dev = (row.split == "train" and text_key(row.text) in chosen for row in rows)
-        rows = tuple(row._replace(split="dev") if moves else row for row, moves in zip(rows, to_dev, strict=True))
-    return replace(raw, rows=rows, problems=raw.problems or tuple(f"{raw.name}: {found}" for found in _problems(rows)))
+        moves = [row.split == "train" and text_key(row.text) in chosen for row in rows]
+        rows = [row._replace(split="dev") if moved else row for row, moved in zip(rows, moves, strict=True)]
+    raw = RawDomain(name, rows, problems, files, label_names)
+    return raw if problems else replace(raw, problems=[f"{name}: {found}" for found in _problems(raw)])
 
 
-def _problems(rows: Sequence[Row]) -> list[str]:
+def _problems(raw: RawDomain) -> list[str]:
     """What is wrong with rows that are all fine by themselves."""
-    if not rows:
+    if not raw.rows:
         return ["no labelled rows; give at least two classes"]
-    if _has_no_labels(rows):
+    if not raw.label_names:
         return []
-    labels = {split: sorted({row.label for row in rows if row.split == split}) for split in SPLITS}
-    train = labels["train"]
-    mixed = len({len(row.text) for row in rows}) > 1
+    labels = {split: sorted({row.label for row in raw.of(split)}) for split in SPLITS}
+    train, mixed = labels["train"], len({len(row.text) for row in raw.rows}) > 1
     found = ["some splits have pairs of texts and some single ones; give one kind"] if mixed else []
     if len(train) < 2:
         only = f"train has one class only, {train[0]!r}" if train else "no training rows"
@@ -121,17 +121,17 @@ def _problems(rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def to_domain(raw: RawDomain) -> Domain:
-    """Build the domain of rows that have splits and no problems, its test split held back."""
-    names = raw.label_names or tuple(sorted({row.label for row in raw.rows}))
-    index = {name: i for i, name in enumerate(names)}
+def to_domain(raw: RawDomain, reference: object) -> Domain:
+    """Build a domain, its test split held back, or refuse what has problems."""
+    readers.refuse(raw.problems, reference)
+    if not raw.label_names:
+        raise UsageError(f"domain {reference!r} has no labels; give it to --unlabelled, and name a domain with labels")
     parts: list[Examples] = []
     for split in SPLITS:
-        rows = [row for row in raw.rows if row.split == split]
-        labels = np.array([index[row.label] for row in rows], dtype=np.int64)
-        parts.append(Examples(tuple(row.text for row in rows), labels, names))
+        labels = np.array([raw.label_names.index(row.label) for row in raw.of(split)], dtype=np.int64)
+        parts.append(Examples(tuple(row.text for row in raw.of(split)), labels, raw.label_names))
     train, dev, test = parts
-    return Domain(raw.name, names, len(raw.rows[0].text) == 2, train, dev, HeldOut.of(test), dict(raw.files))
+    return Domain(raw.name, raw.label_names, raw.is_pair, train, dev, HeldOut.of(test), dict(raw.files))
 
 
 @dataclass(frozen=True)
@@ -169,8 +169,10 @@ def read_ratings(archive: Path, ratings: Ratings, neutral: bool = False) -> list
     Raises:
         RunError: If the archive or the file in it is damaged.
     """
-    contents = read_tar_members(archive, (ratings.member, *ratings.also, *ratings.exclude))
-    lines = {member: _lines(content, f"{archive.name}: {member}") for member, content in contents.items()}
+    members = (ratings.member, *ratings.also, *ratings.exclude)
+    with TemporaryDirectory() as folder:
+        unpack(archive, members, Path(folder), skip=0)
+        lines = {name: _lines((Path(folder) / name).read_bytes(), f"{archive.name}: {name}") for name in members}
     seen = {words_key(text) for member in ratings.exclude for _, _, text in lines[member]}
     rows: list[Row] = []
     for identifier, rating, text in chain.from_iterable(lines[name] for name in (ratings.member, *ratings.also)):
@@ -178,13 +180,10 @@ def read_ratings(archive: Path, ratings: Ratings, neutral: bool = False) -> list
         if (abs(rating) <= ratings.threshold) != neutral or not key or key in seen:
             continue
         seen.add(key)
-        if neutral:
-            rows.append(Row((text,), "", "train"))
-            continue
-        label = "positive" if rating > 0 else "negative"
         document, _, _ = identifier.partition("_")  # 12_3 is the third sentence of document 12
         unit = f"{ratings.member} {document}" if ratings.split_by == "document" else key
-        rows.append(Row((text,), label, hashed_split(unit)))
+        label = "" if neutral else "positive" if rating > 0 else "negative"
+        rows.append(Row((text,), label, "train" if neutral else hashed_split(unit)))
     return rows
 
 
@@ -248,20 +247,6 @@ def load_card(name: str) -> DomainCard:
     return card
 
 
-def _read_rated_card(card: DomainCard, progress: Progress) -> tuple[list[Row], dict[str, str]]:
-    """Rows with their splits, and the name of the file read with the sha256 of its archive."""
-    assert card.artifact is not None and card.ratings is not None
-    archive = fetch_artifact(card.artifact, progress) / card.artifact.members[0]
-    rows = read_ratings(archive, card.ratings, neutral=card.task == UNLABELLED)
-    found = rows_sha256(rows)
-    if card.rows_sha256 not in (None, found):
-        raise RunError(
-            f"domain card {card.name}: the rows have sha256 {found}, the card promises {card.rows_sha256}; "
-            "update the card if it was changed on purpose"
-        )
-    return rows, {Path(card.ratings.member).name: sha256_file(archive)}
-
-
 def rows_sha256(rows: Sequence[Row]) -> str:
     """Hash rows by content and order, to 64 hexadecimal digits."""
     lines = (json.dumps([*row.text, row.label, row.split], ensure_ascii=False) for row in rows)
@@ -269,12 +254,9 @@ def rows_sha256(rows: Sequence[Row]) -> str:
 
 
 def load_domain(
-    reference: Any,
-    columns: Columns = USUAL_COLUMNS,
-    data_root: Path | None = None,
-    progress: Progress = SILENT,
+    reference: Any, columns: Columns = USUAL_COLUMNS, data_root: Path | None = None, progress: Progress = SILENT,
     flag: str = FLAG,
-) -> Domain:
+) -> Domain:  # fmt: skip
     """Load a domain.
 
     Args:
@@ -295,37 +277,7 @@ def load_domain(
     """
     if not isinstance(reference, str | Path):
         return as_domain(reference, "data", columns)
-    raw = _read(str(reference), columns, data_root, progress, flag)
-    readers.refuse(raw.problems, reference)
-    if _has_no_labels(raw.rows):
-        raise UsageError(f"domain {reference!r} has no labels; give it to --unlabelled, and name a domain with labels")
-    return to_domain(raw)
-
-
-def _has_no_labels(rows: Sequence[Row]) -> bool:
-    return bool(rows) and not any(row.label for row in rows)
-
-
-def training_texts(
-    reference: str, data_root: Path | None = None, progress: Progress = SILENT
-) -> tuple[list[TextInput], Mapping[str, str]]:
-    """Read the training texts of a domain, whose labels, if it has any, are not used.
-
-    Args:
-        reference: As in ``load_domain``.
-        data_root: As in ``load_domain``.
-        progress: Shows downloads.
-
-    Returns:
-        The texts, and the names of the files read with their sha256.
-
-    Raises:
-        UsageError: If there is no such domain or something is wrong with it.
-        RunError: If it cannot be fetched.
-    """
-    raw = _read(reference, USUAL_COLUMNS, data_root, progress, FLAG)
-    readers.refuse(raw.problems, reference)
-    return [row.text for row in raw.rows if row.split == "train"], raw.files
+    return to_domain(read_domain(str(reference), columns, data_root, progress, flag), reference)
 
 
 def as_domain(data: Any, name: str, columns: Columns = USUAL_COLUMNS) -> Domain:
@@ -346,84 +298,63 @@ def as_domain(data: Any, name: str, columns: Columns = USUAL_COLUMNS) -> Domain:
     """
     if isinstance(data, Domain):
         return data
-    raw = with_splits(_join(name, _memory_tables(data, name), columns, "its usual name or the argument columns"))
-    readers.refuse(raw.problems, name)
-    return to_domain(raw)
+    return to_domain(_join(name, data, columns, "its usual name or the argument columns"), name)
 
 
-def _read(reference: str, columns: Columns, data_root: Path | None, progress: Progress, flag: str) -> RawDomain:
-    """Rows with splits behind a reference, with every problem that they have."""
+def read_domain(
+    reference: str, columns: Columns = USUAL_COLUMNS, data_root: Path | None = None, progress: Progress = SILENT,
+    flag: str = FLAG,
+) -> RawDomain:  # fmt: skip
+    """Read rows with splits and every problem that they have; see ``load_domain``, which refuses problems."""
     if reference in list_cards("domains"):
-        return with_splits(_read_card(reference, progress))
-    path = locate("domain", reference, data_root)
-    if path is not None:
-        name = path.resolve().name if path.is_dir() else readers.name_and_format(path)[0]
-        return with_splits(_join(name, _path_tables(path), columns, flag))
-    return with_splits(_join(reference, _memory_tables(hub_content(reference, progress), reference), columns, flag))
+        return _read_card(load_card(reference), progress)
+    return _join(*locate("domain", reference, data_root, progress), columns, flag)
 
 
-def _read_card(name: str, progress: Progress) -> RawDomain:
-    card, path = load_card(name), find_card("domains", name)
-    if card.data is None:
-        rows, files = _read_rated_card(card, progress)
-        raw = RawDomain(name, tuple(rows), (), files)
+def _read_card(card: DomainCard, progress: Progress) -> RawDomain:
+    if card.artifact is not None and card.ratings is not None:
+        archive = fetch_artifact(card.artifact, progress) / card.artifact.members[0]
+        rows = read_ratings(archive, card.ratings, neutral=card.task == UNLABELLED)
+        if card.rows_sha256 not in (None, found := rows_sha256(rows)):
+            promise = f"the card promises {card.rows_sha256}; update the card if it was changed on purpose"
+            raise RunError(f"domain card {card.name}: the rows have sha256 {found}, {promise}")
+        raw = with_splits(card.name, rows, [], {Path(card.ratings.member).name: sha256_file(archive)})
     else:
-        data = path.parent / Path(card.data).expanduser()
-        tables = _path_tables(data) if data.exists() else _memory_tables(hub_content(card.data, progress), card.data)
-        raw = _join(name, tables, card.columns, f"`columns` in {path}")
-    labels = {row.label for row in raw.rows} - {""}
-    if labels and labels != set(card.labels):
-        message = f"{name}: the card has the labels {sorted(card.labels)}, its data {sorted(labels)}; correct the card"
-        return replace(raw, problems=(*raw.problems, message))
+        source = find_card("domains", card.name)
+        _, data = locate(f"domain card {source}: data", str(card.data), source.parent, progress)
+        raw = _join(card.name, data, card.columns, f"`columns` in {source}")
+    if raw.label_names and set(raw.label_names) != set(card.labels):
+        lists = f"the card has the labels {sorted(card.labels)}, its data {list(raw.label_names)}"
+        return replace(raw, problems=[*raw.problems, f"{card.name}: {lists}; correct the card"])
     return replace(raw, label_names=card.labels)
 
 
-def _join(name: str, tables: Tables, columns: Columns, flag: str) -> RawDomain:
+def _join(name: str, data: Any, columns: Columns, flag: str) -> RawDomain:
+    """The rows of a file, a folder of splits, a dataset, or a mapping of splits to datasets."""
+    parts = _split_files(data) if isinstance(data, Path) else data if isinstance(data, Mapping) else {None: data}
     rows: list[Row] = []
     problems: list[str] = []
     files: dict[str, str] = {}
-    for split, table in tables:
+    for key, part in parts.items():
+        if key is not None and key not in readers.SPLIT_NAMES:
+            logger.warning("%s: the split %r is ignored; train, dev (or validation) and test are read", name, key)
+            continue
+        # Nothing but train is one dataset, split like any other; it may have a split column.
+        split = None if key is None or list(parts) == ["train"] else readers.SPLIT_NAMES[key]
+        named = name if key is None else f"{name} {key}"
+        table = readers.read_table(part) if isinstance(part, Path) else readers.memory_table(part, named)
         found, wrong = readers.check_table(table, columns, flag, optional=split in ("dev", "test"))
         rows += [row._replace(split=split) for row in found] if split else found
         problems += wrong
         file = Path(table.name).name if table.digest else table.name
         files[file] = table.digest or fingerprint([[*row.text, row.label] for row in found])
-    return RawDomain(name, tuple(rows), tuple(problems), files)
+    return with_splits(name, rows, problems, files)
 
 
-def locate(what: str, reference: str, data_root: Path | None) -> Path | None:
-    """Find a file or folder, under the data root first, then under the working directory.
-
-    Args:
-        what: How the message names what is looked for.
-        reference: A path, or a Hub id.
-        data_root: Folder that relative paths start from first.
-
-    Returns:
-        The path; None when the reference can only be a Hub id.
-
-    Raises:
-        UsageError: If it is neither.
-    """
-    path = Path(reference).expanduser()
-    roots = [data_root, Path()] if data_root else [Path()]
-    if found := next((root / path for root in roots if (root / path).exists()), None):
-        return found
-    near = [str(path.with_name(file.name)) for root in roots for file in (root / path).parent.glob("*")]
-    hint = did_you_mean(reference, [*list_cards("domains"), *near])
-    is_file = readers.name_and_format(path)[1] in (".txt", *readers.SUFFIXES)
-    if hint or is_file or not HUB_ID.fullmatch(reference):
-        kinds = "give a domain card, a file, a folder or a Hub id; see `l2a domains list`"
-        raise UsageError(f"{what} {reference!r}: no such card or path{hint}; {kinds}")
-    return None
-
-
-def _path_tables(path: Path) -> Tables:
+def _split_files(path: Path) -> Mapping[SplitName | None, Path]:
     if not path.is_dir():
-        return [(None, readers.read_table(path))]
-    if any((path / mark).is_file() for mark in SAVED_MARKS):
-        return _memory_tables(saved_content(path), path.name)
-    files: dict[SplitName, Path] = {}
+        return {None: path}
+    files: dict[SplitName | None, Path] = {}
     for file in sorted(path.iterdir()):
         stem, suffix = readers.name_and_format(file)
         split = readers.SPLIT_NAMES.get(stem.lower())
@@ -435,95 +366,67 @@ def _path_tables(path: Path) -> Tables:
     if "train" not in files:
         kinds = ", ".join(f"train{suffix}" for suffix in readers.SUFFIXES)
         raise UsageError(f"{path}: no training file; the folder needs one of {kinds} (and dev.*, test.*)")
-    if len(files) == 1:  # nothing but train.* is one file, split like any other
-        return [(None, readers.read_table(files["train"]))]
-    return [(split, readers.read_table(file)) for split, file in files.items()]
+    return files
 
 
-def _memory_tables(data: Any, name: str) -> Tables:
-    """One dataset has no splits of its own (but may have a split column); a dictionary names them."""
-    if not isinstance(data, Mapping):
-        return [(None, readers.memory_table(data, name))]
-    if list(data) == ["train"]:
-        return [(None, readers.memory_table(data["train"], f"{name} train"))]
-    for split in data:
-        if split not in readers.SPLIT_NAMES:
-            logger.warning("%s: the split %r is ignored; train, dev (or validation) and test are read", name, split)
-    return [
-        (readers.SPLIT_NAMES[key], readers.memory_table(data[key], f"{name} {key}"))
-        for key in data
-        if key in readers.SPLIT_NAMES
-    ]
+def locate(what: str, reference: str, data_root: Path | None, progress: Progress) -> tuple[str, Any]:
+    """Find data, under the data root first, then under the working directory, then on the Hub.
 
+    Args:
+        what: How the message names what is looked for.
+        reference: A path, or a Hub id.
+        data_root: Folder that relative paths start from first.
+        progress: Shows downloads.
 
-def saved_content(folder: Path) -> Any:
-    """Open a folder that the datasets library wrote.
+    Returns:
+        Its name; and its file or folder, or the content of what the datasets library reads.
 
     Raises:
-        UsageError: If it cannot be read.
-    """
-    import datasets
-
-    datasets.disable_progress_bars()
-    try:
-        return datasets.load_from_disk(str(folder))
-    except (OSError, ValueError, KeyError) as error:
-        raise UsageError(f"{folder}: not a readable saved dataset ({_one_line(error)}); save it again") from error
-
-
-def hub_content(reference: str, progress: Progress) -> Any:
-    """Open a dataset of the Hub, name[:config]; HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE are honoured.
-
-    Raises:
-        UsageError: If there is no such dataset.
+        UsageError: If there is no such data.
         RunError: If it cannot be fetched.
     """
+    path = Path(reference).expanduser()
+    roots = [data_root, Path()] if data_root else [Path()]
+    found = next((root / path for root in roots if (root / path).exists()), None)
+    if found is None:
+        near = [str(path.with_name(file.name)) for root in roots for file in (root / path).parent.glob("*")]
+        hint = did_you_mean(reference, [*list_cards("domains"), *near])
+        is_file = readers.name_and_format(path)[1] in readers.FORMATS
+        if hint or is_file or not HUB_ID.fullmatch(reference):
+            kinds = "give a domain card, a file, a folder or a Hub id; see `l2a domains list`"
+            raise UsageError(f"{what} {reference!r}: no such card or path{hint}; {kinds}")
+        return reference, _datasets_content(reference, None, progress)
+    name = found.resolve().name if found.is_dir() else readers.name_and_format(found)[0]
+    is_saved = any((found / mark).is_file() for mark in ("dataset_dict.json", "dataset_info.json"))
+    return name, _datasets_content(reference, found, progress) if is_saved else found
+
+
+def _datasets_content(reference: str, folder: Path | None, progress: Progress) -> Any:
+    """What the datasets library wrote into a folder, else a dataset of the Hub, name[:config]."""
     import datasets
 
-    name, _, config = reference.partition(":")
     datasets.disable_progress_bars()
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it logs every retry; the error says it once
+    name, _, config = reference.partition(":")
     try:
+        if folder is not None:
+            return datasets.load_from_disk(str(folder))
         with progress.stage(f"fetch {reference}", total=1):
             return datasets.load_dataset(name, config or None)
-    except (datasets.exceptions.DatasetNotFoundError, ValueError) as error:
-        fix = "see `l2a domains list`, check the path, or write name:config"
-        raise UsageError(f"{reference}: no card, no file, no dataset of the Hub ({_one_line(error)}); {fix}") from error
-    except (OSError, RuntimeError) as error:
-        reason = f"the Hub cannot give this dataset and it is not cached ({_one_line(error)})"
+    except (OSError, RuntimeError, ValueError, KeyError) as error:
+        why = " ".join(str(error).split())[:300] or type(error).__name__
+        if folder is not None:
+            raise UsageError(f"{folder}: not a readable saved dataset ({why}); save it again") from error
+        if isinstance(error, datasets.exceptions.DatasetNotFoundError | ValueError):
+            fix = "see `l2a domains list`, check the path, or write name:config"
+            raise UsageError(f"{reference}: no card, no file, no dataset of the Hub ({why}); {fix}") from error
+        reason = f"the Hub cannot give this dataset and it is not cached ({why})"
         raise RunError(f"{reference}: {reason}; connect once, or give a file") from error
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
-
-
-@dataclass(frozen=True)
-class DomainReport:
-    """What a check found.
-
-    Attributes:
-        name: Name of the domain.
-        is_pair: Whether inputs are pairs of texts.
-        label_names: All class names, sorted.
-        splits: For each split that has examples what is counted, by name: "examples", "label NAME", "words, median",
-            "words, longest", "characters, longest" (both texts of a pair count), and "duplicates", the examples whose
-            text came before in the split, apart from case, width and spacing.
-        notes: What a user should know but what does not stop a run, such as texts that two splits share.
-        problems: What makes the data unusable, in the order of the file.
-    """
-
-    name: str
-    is_pair: bool
-    label_names: tuple[str, ...]
-    splits: Mapping[SplitName, Mapping[str, int]]
-    notes: tuple[str, ...]
-    problems: tuple[str, ...]
 
 
 def check_domain(
     reference: str, columns: Columns = USUAL_COLUMNS, data_root: Path | None = None, progress: Progress = SILENT
-) -> DomainReport:
+) -> tuple[RawDomain, dict[str, dict[str, int]], list[str]]:
     """Read a domain and describe it, good or bad.
 
     Args:
@@ -533,26 +436,26 @@ def check_domain(
         progress: Shows downloads.
 
     Returns:
-        The report; rows with problems are left out of its numbers.
+        What was read; for each split that has examples what is counted, by name: "examples", "label NAME", "words,
+        median", "words, longest", "characters, longest" (both texts of a pair count), and "duplicates", the examples
+        whose text came before in the split, apart from case, width and spacing; and notes on what a user should know
+        but what does not stop a run, such as texts that two splits share. Rows with problems are left out.
 
     Raises:
         UsageError: If there is no such data.
         RunError: If data cannot be fetched.
     """
-    raw = _read(reference, columns, data_root, progress, FLAG)
-    by_split = {split: [row for row in raw.rows if row.split == split] for split in SPLITS}
-    names = tuple(sorted({row.label for row in raw.rows} - {""}))
-    counts = {split: _counts(rows, names) for split, rows in by_split.items() if rows}
-    is_pair = bool(raw.rows) and len(raw.rows[0].text) == 2
-    return DomainReport(raw.name, is_pair, names, counts, tuple(_notes(by_split, raw.problems)), raw.problems)
+    raw = read_domain(reference, columns, data_root, progress)
+    return raw, {split: _counts(raw, split) for split in SPLITS if raw.of(split)}, list(_notes(raw))
 
 
-def _counts(rows: Sequence[Row], label_names: Sequence[str]) -> dict[str, int]:
+def _counts(raw: RawDomain, split: str) -> dict[str, int]:
+    rows = raw.of(split)
     words = [sum(len(part.split()) for part in row.text) for row in rows]
     labels = Counter(row.label for row in rows)
     return {
         "examples": len(rows),
-        **{f"label {name}": labels[name] for name in label_names},
+        **{f"label {name}": labels[name] for name in sorted(raw.label_names)},
         "words, median": int(statistics.median(words)),
         "words, longest": max(words),
         "characters, longest": max(sum(map(len, row.text)) for row in rows),
@@ -560,19 +463,16 @@ def _counts(rows: Sequence[Row], label_names: Sequence[str]) -> dict[str, int]:
     }
 
 
-def _notes(by_split: Mapping[SplitName, Sequence[Row]], problems: Sequence[str]) -> Iterator[str]:
-    hashes = {split: {normalised_hash(row.text) for row in rows} for split, rows in by_split.items()}
+def _notes(raw: RawDomain) -> Iterator[str]:
+    hashes = {split: {normalised_hash(row.text) for row in raw.of(split)} for split in SPLITS}
     for first, second in combinations(SPLITS, 2):
         if shared := len(hashes[first] & hashes[second]):
             use = "they are never drawn for training" if second == "test" else "copies are drawn once"
             yield f"{shared} texts of {first} are also in {second}; {use}"
-    labels = {(normalised_hash(row.text), row.label) for rows in by_split.values() for row in rows}
+    labels = {(normalised_hash(row.text), row.label) for row in raw.rows}
     if differing := sum(count > 1 for count in Counter(digest for digest, _ in labels).values()):
         yield f"{differing} texts have different labels in different rows"
-    if not problems and not by_split["test"]:
-        lacks, use = (
-            ("are no labels", "given to --unlabelled")
-            if _has_no_labels(by_split["train"])
-            else ("is no test split", "a source")
-        )
-        yield f"there {lacks}, so the domain can only be {use}"
+    if not raw.problems and not raw.label_names:
+        yield "there are no labels, so the domain can only be given to --unlabelled"
+    elif not raw.problems and not hashes["test"]:
+        yield "there is no test split, so the domain can only be a source"

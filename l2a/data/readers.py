@@ -1,56 +1,69 @@
-"""Reads files and data in memory: every format gives a table, and checking the table gives rows."""
+"""Reads files and data in memory as records, one by one, and turns a table of them into checked rows."""
 
 import bz2
 import csv
 import gzip
-import hashlib
 import io
 import json
 import logging
 import lzma
 import re
+import sys
 import zlib
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import count, islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import IO, Any, Literal, NamedTuple
 
 from l2a.config import Columns
 from l2a.data.examples import TextInput
 from l2a.util.errors import UsageError, did_you_mean
+from l2a.util.files import sha256_file
 
 SplitName = Literal["train", "dev", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "dev", "test")
 SPLIT_NAMES: dict[str, SplitName] = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("dev", "valid", "validation", "val"), "dev"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
+    "train": "train", "training": "train", "dev": "dev", "valid": "dev", "validation": "dev", "val": "dev",
+    "test": "test", "testing": "test",
+}  # fmt: skip
 USUAL_COLUMNS = Columns()
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
 ARROW = (".parquet", ".arrow", ".feather")
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", *ARROW)
-UNPACK = {".gz": gzip.decompress, ".xz": lzma.decompress, ".bz2": bz2.decompress}
-SPREADSHEETS = (".xlsx", ".xls", ".ods")
+SUFFIXES = (*DELIMITERS, ".jsonl", ".json", *ARROW)
+FORMATS = (".txt", *SUFFIXES)
+PACKED: Mapping[str, Any] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
+# Usual names of columns, the first that a table has is read; names of classes come before their numbers.
 USUAL_NAMES = {
     "text": ("text", "sentence", "sentence1", "premise", "question1", "review", "content", "tweet", "document"),
     "text_pair": ("text_pair", "sentence2", "hypothesis", "question2"),
     "label": ("label_text", "label_name", "label", "labels", "class", "category", "sentiment"),
     "split": ("split",),
 }
-"""Usual names of columns, the first that a table has is read; names of classes come before their numbers."""
-
+SIDES = ("text", "text_pair")
 NO_LABELS = ("", "nan", "<na>", "#n/a")
+WINDOW = 2048  # records of a stream that are in memory at once
 LONGEST_TEXT = 1_000_000  # characters; tokenisers cut long texts, but not texts that are no texts
-FIELD_LIMIT = 16_000_000  # characters of one csv field; longer ones are refused with their line
 HALF_PAIR = re.compile("[\ud800-\udfff]")
-STRAY_QUOTE = "a stray quote or an endless field"
-FLAG = "--{}-column"
-"""How the command line names a column; a side's flags are ``--source-{}-column`` and ``--target-{}-column``."""
-
-Item = tuple[int, Mapping[str, Any] | str]
-"""The number of a line or row (0 for the whole), and its values by column or what is wrong with it."""
+FLAG = "--{}-column"  # how the command line names a column; that of a side is --source-{}-column or --target-{}-column
 
 logger = logging.getLogger(__name__)
+
+
+class Record(NamedTuple):
+    """A line or row: its number (0 for the whole file), its values by column, and what is wrong with it.
+
+    A line that cannot be read is the value of the column "".
+    """
+
+    number: int
+    values: Mapping[str, Any]
+    problem: str = ""
+
+
+EMPTY = Record(0, {}, "the file is empty; give it rows with text")
 
 
 class Row(NamedTuple):
@@ -63,24 +76,24 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Table:
-    """Rows before their columns are understood.
+    """Records before their columns are understood.
 
     Attributes:
         name: The file or data as the user named it.
-        items: The rows, and what could not be read.
+        records: The rows, and what could not be read.
         unit: What their numbers count.
         digest: sha256 of the file; empty for data in memory.
     """
 
     name: str
-    items: Sequence[Item]
+    records: Sequence[Record]
     unit: Literal["line", "row"] = "line"
     digest: str = ""
 
     @property
     def columns(self) -> list[str]:
         """Names of the columns, in order."""
-        return list(dict.fromkeys(key for _, values in self.items if not isinstance(values, str) for key in values))
+        return list(dict.fromkeys(key for record in self.records if not record.problem for key in record.values))
 
     @property
     def has_labels(self) -> bool:
@@ -97,43 +110,47 @@ def refuse(problems: Sequence[str], reference: object) -> None:
 
 def name_and_format(path: Path) -> tuple[str, str]:
     """Take a file's name apart: ("x", ".csv") for x.csv, x.CSV and x.csv.gz."""
-    inner = Path(path.stem if path.suffix.lower() in UNPACK else path.name)
+    inner = Path(path.stem if path.suffix.lower() in PACKED else path.name)
     return inner.stem, inner.suffix.lower()
 
 
+def known_format(path: Path, allowed: Sequence[str], done: str = "read") -> str:
+    """Give the format that a file's name says.
+
+    Raises:
+        UsageError: If it is not one of those that make sense here.
+    """
+    suffix = name_and_format(path)[1]
+    if suffix not in allowed:
+        convert = f"pandas.read_excel({str(path)!r}).to_csv({str(path.with_suffix('.csv'))!r}, index=False)"
+        fix = f'; convert it by python -c "import pandas; {convert}"' if suffix in (".xlsx", ".xls", ".ods") else ""
+        raise UsageError(f"{path}: files that end in {suffix!r} are not {done} here; give {', '.join(allowed)}{fix}")
+    return suffix
+
+
 def read_table(path: Path, allowed: Sequence[str] = SUFFIXES) -> Table:
-    """Read one data file; .gz, .xz and .bz2 files are unpacked.
+    """Read one whole data file.
 
     Args:
         path: The file.
         allowed: The formats that make sense here.
 
     Returns:
-        Rows and problems; nothing is raised for bad content.
+        Rows and problems; nothing is raised for a bad line.
 
     Raises:
         UsageError: If the file cannot be read or its format is not known.
     """
-    suffix = name_and_format(path)[1]
-    if suffix not in allowed:
-        convert = f"pandas.read_excel({str(path)!r}).to_csv({str(path.with_suffix('.csv'))!r}, index=False)"
-        fix = f'; convert it by python -c "import pandas; {convert}"' if suffix in SPREADSHEETS else ""
-        raise UsageError(f"{path}: files that end in {suffix!r} are not read here; give {', '.join(allowed)}{fix}")
-    try:
-        content = path.read_bytes()
-        data = UNPACK.get(path.suffix.lower(), bytes)(content)
-    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UsageError(f"{path}: cannot be read ({reason}); check the path, its permissions and content") from error
-    unit: Literal["line", "row"] = "row" if suffix in (".json", *ARROW) else "line"
-    return Table(str(path), parse(data, suffix), unit, hashlib.sha256(content).hexdigest())
+    suffix = known_format(path, allowed)
+    records = list(read_records(path, suffix))
+    return Table(str(path), records, "row" if suffix in (".json", *ARROW) else "line", sha256_file(path))
 
 
 def texts_of(table: Table, columns: Columns = USUAL_COLUMNS, flag: str = FLAG) -> tuple[TextInput, ...]:
     """Check the texts of a table, whose labels, if it has any, are not read.
 
     Args:
-        table: What a reader gave; a line of a .txt file is a text, or a pair where a tab separates two.
+        table: What a reader gave.
         columns: The columns that the user named.
         flag: How messages name the option for a column.
 
@@ -145,37 +162,75 @@ def texts_of(table: Table, columns: Columns = USUAL_COLUMNS, flag: str = FLAG) -
     """
     rows, problems = check_table(table, columns, flag, labelled=False)
     refuse(problems, table.name)
-    is_plain = name_and_format(Path(table.name))[1] == ".txt"
-    if not is_plain:
-        return tuple(row.text for row in rows)
-    sides = (row.text[0].partition("\t") for row in rows)
-    return tuple((first.strip(), second.strip()) if second.strip() else (first.strip(),) for first, _, second in sides)
+    return tuple(tuple(map(str.strip, row.text)) for row in rows)
 
 
-def parse(data: bytes, suffix: str) -> list[Item]:
-    """Parse the whole content of a file, whose format is one of ``SUFFIXES`` or ".txt", into rows and problems."""
-    if not data.strip():
-        return [(0, "the file is empty; give it rows with text")]
-    if suffix in ARROW:
-        return _parse_arrow(data, suffix)
-    if problems := _byte_problems(data):
-        return problems
-    text = data.decode("utf-8-sig")
-    if suffix == ".csv":
-        return _parse_delimited(text, ",", quoted=True)
-    if suffix == ".tsv":  # comes both with and without quotes: a stray quote fails the strict reading
-        items = _parse_delimited(text, "\t", quoted=True)
-        stray_quote = any(str(values).startswith(STRAY_QUOTE) for _, values in items[-1:])
-        return _parse_delimited(text, "\t", quoted=False) if stray_quote else items
-    # Lines end at these three alone, unlike those of str.splitlines.
-    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
-    numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
-    if suffix == ".txt":
-        return [(number, {"text": line}) for number, line in numbered]
-    whole = _json(text) if suffix == ".json" else None
-    if isinstance(whole, list):
-        return [(number, _json_object(value)) for number, value in enumerate(whole, start=1)]
-    return [(number, _json_object(_json(line))) for number, line in numbered]
+def windows(records: Iterator[Record]) -> Iterator[list[Record]]:
+    """Cut a stream into lists of up to ``WINDOW`` records."""
+    while window := list(islice(records, WINDOW)):
+        yield window
+
+
+def read_records(source: Path | None, suffix: str, named: bool = True) -> Iterator[Record]:
+    """Read a file as a stream; only .json, .arrow and .feather files are in memory as a whole.
+
+    Args:
+        source: The file, packed where its name ends so; None for standard input.
+        suffix: Its format, one of ``FORMATS``.
+        named: Whether numbers of classes become names where the file has these.
+
+    Yields:
+        Lines or rows; one that says so for an empty file.
+
+    Raises:
+        UsageError: If the file cannot be read.
+    """
+    try:
+        opened = PACKED.get(source.suffix.lower(), open)(source, "rb") if source else nullcontext(sys.stdin.buffer)
+        with opened as stream:
+            if suffix in ARROW:
+                yield from _arrow(stream, suffix, named)
+                return
+            # What is not UTF-8 becomes halves of surrogate pairs. Lines end at \n, \r and \r\n alone.
+            newline, parse = ("", _delimited) if suffix in DELIMITERS else (None, _lines)
+            yield from parse(io.TextIOWrapper(stream, "utf-8-sig", "surrogateescape", newline=newline), suffix)
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"{source}: cannot be read ({reason}); check the path, its permissions and content") from error
+
+
+def _lines(text: IO[str], suffix: str) -> Iterator[Record]:
+    """JSON objects, or texts; a tab in the first text says that all are pairs."""
+    if suffix == ".json":
+        content = text.read()
+        whole = None if _byte_problem(content) else _json(content)
+        if isinstance(whole, list):
+            yield from (_json_record(number, value) for number, value in enumerate(whole, 1))
+            return
+        text = io.StringIO(content)
+    number, is_pair = 0, None
+    for number, line in ((place, line.rstrip("\n")) for place, line in enumerate(text, 1) if line.strip()):
+        first, _, second = line.partition("\t")
+        is_pair = bool(second.strip()) if is_pair is None else is_pair
+        if problem := _byte_problem(line):
+            yield Record(number, {"": line}, problem)
+        elif suffix == ".txt":
+            yield Record(number, {"text": first, "text_pair": second} if is_pair else {"text": line})
+        else:
+            yield _json_record(number, _json(line), line)
+    if not number:
+        yield EMPTY
+
+
+def _byte_problem(line: str) -> str:
+    if line.startswith(("\udcff\udcfe", "\udcfe\udcff")):
+        return "the file is UTF-16; save it as UTF-8"
+    if "\0" in line:
+        return "NUL bytes, which no text contains; remove them"
+    if half := HALF_PAIR.search(line):
+        byte = f"byte 0x{ord(half[0]) - 0xDC00:02x} at column {len(line[: half.start()].encode()) + 1}"
+        return f"not UTF-8 ({byte}); save the file as UTF-8"
+    return ""
 
 
 def _json(text: str) -> Any:
@@ -186,97 +241,123 @@ def _json(text: str) -> Any:
         return error
 
 
-def _json_object(value: Any) -> dict[str, Any] | str:
+def _json_record(number: int, value: Any, line: str = "") -> Record:
     if isinstance(value, dict):
-        return value
+        return Record(number, value)
     found = f"not JSON ({value})" if isinstance(value, Exception) else f"a JSON {type(value).__name__}, not an object"
-    return f"{found}; write one object per line, or a list of objects as .json"
+    return Record(number, {"": line}, f"{found}; write one object per line, or a list of objects as .json")
 
 
-def _byte_problems(data: bytes) -> list[Item]:
-    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        return [(1, "the file is UTF-16; save it as UTF-8")]
-    found: list[Item] = []
-    for line, content in enumerate(data.split(b"\n"), start=1):
-        if b"\0" in content:
-            found.append((line, "NUL bytes, which no text contains; remove them"))
-        try:
-            content.decode("utf-8")
-        except UnicodeDecodeError as error:
-            byte = f"byte 0x{content[error.start]:02x} at column {error.start + 1}"
-            found.append((line, f"not UTF-8 ({byte}); save the file as UTF-8"))
-    return found
+def _delimited(text: IO[str], suffix: str) -> Iterator[Record]:
+    """Rows; a stray quote breaks its own line only, as those that it swallowed are read again."""
+    waiting, used, columns, number = deque[str](), list[str](), list[str](), 1
+
+    def lines() -> Iterator[str]:
+        while line := (waiting.popleft() if waiting else text.readline()):
+            used.append(line)
+            yield line
+
+    while True:
+        used.clear()
+        fields, problem = _next_row(csv.reader(lines(), delimiter=DELIMITERS[suffix], strict=True))
+        if not used:
+            break
+        if columns and fields and len(fields) != len(columns):
+            problem = f"{len(fields)} fields, the header has {len(columns)}; quote texts that contain the separator"
+        if problem:
+            waiting.extendleft(reversed(used[1:]))
+            del used[1:]
+            plain = used[0].rstrip("\r\n").split("\t")  # .tsv files come with and without quotes
+            fields, problem = (plain, "") if suffix == ".tsv" and len(plain) == len(columns) else (fields, problem)
+        whole = "".join(used).rstrip("\r\n")
+        problem = _byte_problem(whole) or problem
+        if not columns and (fields or problem):
+            columns = [field.strip() for field in fields]
+            if problem := problem or _header_problem(columns):
+                yield Record(number, {"": whole}, problem)
+                return
+        elif fields or problem:
+            yield Record(number, {"": whole} if problem else dict(zip(columns, fields, strict=True)), problem)
+        number += len(used)
+    if not columns:
+        yield EMPTY
 
 
-def _parse_delimited(text: str, delimiter: str, quoted: bool) -> list[Item]:
-    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, strict=quoted)
-    columns: list[str] = []
-    items: list[Item] = []
-    line, limit = 1, csv.field_size_limit(FIELD_LIMIT)  # the limit is the process's: it is put back
+def _next_row(rows: Iterator[list[str]]) -> tuple[list[str], str]:
+    """The fields of a row, none at the end, and what is wrong with it."""
+    limit = csv.field_size_limit(2 * LONGEST_TEXT)  # the limit is the process's: it is put back
     try:
-        for fields in reader:
-            if fields and not columns:
-                columns = [field.strip() for field in fields]
-                other = next((mark for mark in ";\t|," if len(columns) == 1 and mark in columns[0]), None)
-                if other:  # a header of one column
-                    fix = "use commas in .csv files, tabs in .tsv files"
-                    return [(0, f"the columns are separated by {other!r}; {fix}")]
-                twice = sorted({column for column in columns if columns.count(column) > 1})
-                items += [(line, f"the header names {name!r} twice; give each column its own name") for name in twice]
-            elif fields and len(fields) != len(columns):
-                counts = f"{len(fields)} fields, the header has {len(columns)}"
-                items.append((line, f"{counts}; quote texts that contain the separator"))
-            elif fields:
-                items.append((line, dict(zip(columns, fields, strict=True))))
-            line = reader.line_num + 1
+        return next(rows, []), ""
     except csv.Error as error:
-        items.append((line, f"{STRAY_QUOTE} ({error}); quote the whole field"))
+        return [], f"a stray quote or an endless field ({error}); quote the whole field"
     finally:
         csv.field_size_limit(limit)
-    return items
 
 
-def _parse_arrow(data: bytes, suffix: str) -> list[Item]:
-    import pyarrow
+def _header_problem(columns: Sequence[str]) -> str:
+    if other := next((mark for mark in ";\t|," if len(columns) == 1 and mark in columns[0]), None):
+        return f"the columns are separated by {other!r}; use commas in .csv files, tabs in .tsv files"
+    twice = sorted({column for column in columns if columns.count(column) > 1})
+    return f"the header names {twice[0]!r} twice; give each column its own name" if twice else ""
+
+
+def _arrow(stream: IO[bytes], suffix: str, named: bool) -> Iterator[Record]:
     import pyarrow.parquet
 
+    start = stream.read(6)
+    if not start:
+        yield EMPTY
+        return
+    stream.seek(0)
     try:
         if suffix == ".parquet":
-            return _arrow_items(pyarrow.parquet.ParquetFile(pyarrow.BufferReader(data)).read())
-        # Feather files begin like this; the datasets library writes streams.
-        opened = pyarrow.ipc.open_file if data.startswith(b"ARROW1") else pyarrow.ipc.open_stream
-        return _arrow_items(opened(data).read_all())
+            batches = pyarrow.parquet.ParquetFile(stream).iter_batches(WINDOW)
+        else:  # Feather files begin like this; the datasets library writes streams.
+            opened = pyarrow.ipc.open_file if start == b"ARROW1" else pyarrow.ipc.open_stream
+            batches = opened(stream).read_all().to_batches(WINDOW)
+        yield from _arrow_records(batches, named)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         kind = "Parquet" if suffix == ".parquet" else "Arrow"
-        return [(0, f"not a readable {kind} file ({error}); write it again")]
+        raise OSError(f"not a readable {kind} file: {' '.join(str(error).split())}") from error
 
 
-def _arrow_items(content: Any) -> list[Item]:
-    """The rows of an Arrow table: numbers of classes become names; -1, which means unlabelled, becomes None."""
-    try:  # where the datasets library keeps the names
-        features = json.loads(content.schema.metadata[b"huggingface"])["info"]["features"]
-        names = {name: kind["names"] for name, kind in features.items() if kind.get("_type") == "ClassLabel"}
+def _arrow_records(batches: Iterable[Any], named: bool = True) -> Iterator[Record]:
+    """Rows: where classes have names, their numbers become these, and -1, which means unlabelled, becomes None."""
+    numbers = count(1)
+    for batch in batches:
+        names = _class_names(batch.schema) if named else {}
+        for values in batch.to_pylist():
+            problem = ""
+            for column, known in names.items():
+                value = values.get(column)
+                if value is not None and value >= len(known):
+                    problem = f"the class {value} of {column!r} has no name; the data name {known}"
+                values[column] = known[value] if value is not None and 0 <= value < len(known) else None
+            yield Record(next(numbers), values, problem)
+
+
+def _class_names(schema: Any) -> dict[str, list[str]]:
+    """Names of classes by column, where the datasets library keeps them."""
+    try:
+        features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
+        return {name: kind["names"] for name, kind in features.items() if kind.get("_type") == "ClassLabel"}
     except (KeyError, ValueError, TypeError, AttributeError):
-        names = {}
-    items: list[Item] = []
-    for number, values in enumerate(content.to_pylist(), start=1):
-        for column, known in names.items():
-            value = values.get(column)
-            if value is not None and value >= len(known):
-                items.append((number, f"the class {value} of {column!r} has no name; the data name {known}"))
-            values[column] = None if value is None or not 0 <= value < len(known) else known[value]
-        items.append((number, values))
-    return items
+        return {}
 
 
 def memory_table(data: Any, name: str) -> Table:
+    """Read data in memory as a whole; see ``memory_records``."""
+    return Table(name, list(memory_records(data, name)), "row")
+
+
+def memory_records(data: Any, name: str, labelled: bool = True) -> Iterator[Record]:
     """Read data in memory.
 
     Args:
         data: A ``datasets.Dataset``, a pandas frame, or a list of (text, label) or ((first, second), label), each with
             a split as a third item if wanted, or of mappings by column.
         name: How problems name the data.
+        labelled: If not, a list holds texts and pairs of them instead, and datasets may be streams.
 
     Returns:
         Rows and problems.
@@ -284,26 +365,29 @@ def memory_table(data: Any, name: str) -> Table:
     Raises:
         UsageError: If the data is of no such type.
     """
-    if hasattr(data, "with_format") and hasattr(data, "__len__"):
-        return Table(name, _arrow_items(data.with_format("arrow")[:]), "row")
+    if hasattr(data, "with_format") and (hasattr(data, "__len__") or not labelled):
+        return _arrow_records(data.with_format("arrow").iter(WINDOW))
     if hasattr(data, "iterrows"):
         data = data.astype(object).where(data.notna(), None).rename(columns=str).to_dict("records")
     if not isinstance(data, list | tuple):
         kinds = "a list of (text, label), a pandas frame, a datasets.Dataset or a DatasetDict"
         raise UsageError(f"{name}: data of type {type(data).__name__} is not read; give {kinds}")
-    return Table(name, [(number, _item(item)) for number, item in enumerate(data, start=1)], "row")
+    return (_item(number, item, labelled) for number, item in enumerate(data, 1))
 
 
-def _item(item: Any) -> Mapping[str, Any] | str:
+def _item(number: int, item: Any, labelled: bool) -> Record:
     if isinstance(item, Mapping):
-        return item
+        return Record(number, item)
+    if not labelled:
+        sides = item if isinstance(item, list | tuple) and 1 <= len(item) <= 2 else (item,)
+        return Record(number, dict(zip(SIDES, sides, strict=False)))
     try:
         text, label, *split = [item] if isinstance(item, str) else item
-        first, *second = (text,) if isinstance(text, str) else text
-        columns = ("text", "text_pair")[: 1 + len(second)] + ("label", "split")[: 1 + len(split)]
-        return dict(zip(columns, (first, *second, label, *split), strict=True))
+        sides = (text,) if isinstance(text, str) else text
+        columns = (*SIDES[: len(sides)], *("label", "split")[: 1 + len(split)])
+        return Record(number, dict(zip(columns, (*sides, label, *split), strict=True)))
     except (TypeError, ValueError):
-        return f"{item!r:.80} is not read; give (text, label) or ((first, second), label)"
+        return Record(number, {}, f"{item!r:.80} is not read; give (text, label) or ((first, second), label)")
 
 
 def check_table(
@@ -321,22 +405,22 @@ def check_table(
     Returns:
         The good rows, and everything that is wrong with the table, by line.
     """
-    read = [(number, values) for number, values in table.items if not isinstance(values, str)]
-    problems = [(number, values) for number, values in table.items if isinstance(values, str)]
+    read = [record for record in table.records if not record.problem]
     found, missing = find_columns(table, columns, flag, labelled) if read else ({}, [])
-    if optional and "label" in found and all(values.get(found["label"]) is None for _, values in read):
+    if optional and "label" in found and all(record.values.get(found["label"]) is None for record in read):
         logger.warning("%s has no labels and is ignored", table.name)
         return [], []
     rows: list[Row] = []
-    for number, values in read if not missing else ():
-        try:
-            rows.append(_row(values, found))
-        except UsageError as error:
-            problems.append((number, str(error)))
-    if not table.items:
-        problems.append((0, "no rows; give a header and rows with text"))
-    problems = sorted([*((0, message) for message in missing), *problems], key=lambda problem: problem[0])
-    return rows, [f"{table.name}{f', {table.unit} {line}' if line else ''}: {message}" for line, message in problems]
+    problems = [f"{table.name}: {message}" for message in missing]
+    for number, values, problem in table.records or (Record(0, {}, "no rows; give a header and rows with text"),):
+        if not problem and not missing:
+            try:
+                rows.append(_row(values, found))
+            except UsageError as error:
+                problem = str(error)
+        if problem:
+            problems.append(f"{table.name}{f', {table.unit} {number}' if number else ''}: {problem}")
+    return rows, problems
 
 
 def find_columns(table: Table, columns: Columns, flag: str, labelled: bool) -> tuple[dict[str, str], list[str]]:
@@ -346,14 +430,14 @@ def find_columns(table: Table, columns: Columns, flag: str, labelled: bool) -> t
     found: dict[str, str] = {}
     missing: list[str] = []
     for role, usual in USUAL_NAMES.items():
-        named = getattr(columns, role, None)
-        column = next((by_lower_case[name] for name in usual if name in by_lower_case), None)
         if role == "label" and not labelled:
             continue
+        named = getattr(columns, role, None)
+        column = next((by_lower_case[name] for name in usual if name in by_lower_case), None)
         if named:
             column = named if named in names else None
-        elif role == "text_pair" and (columns.text or not _holds_anything(table, column)):
-            continue
+        elif role == "text_pair" and (columns.text or not any(one.values.get(column or "") for one in table.records)):
+            continue  # a second text that is empty in every row is no second text
         if column is not None:
             found[role] = column
         elif named or role in ("text", "label"):
@@ -364,14 +448,8 @@ def find_columns(table: Table, columns: Columns, flag: str, labelled: bool) -> t
     return found, missing
 
 
-def _holds_anything(table: Table, column: str | None) -> bool:
-    """A second text that is empty in every row is no second text."""
-    return any(not isinstance(values, str) and values.get(column or "") for _, values in table.items)
-
-
 def _row(values: Mapping[str, Any], found: Mapping[str, str]) -> Row:
-    sides = [found[role] for role in ("text", "text_pair") if role in found]
-    texts = tuple(check_text(column, values.get(column)) for column in sides)
+    texts = tuple(check_text(found[role], values.get(found[role])) for role in SIDES if role in found)
     label = _label(found["label"], values.get(found["label"])) if "label" in found else ""
     split = str(values.get(found.get("split", "")) or "").strip()
     if "split" in found and split.lower() not in SPLIT_NAMES:

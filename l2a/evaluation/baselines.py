@@ -1,17 +1,14 @@
 """The baselines: logistic regression on tf-idf, on the encoder's embeddings and on sums of token vectors."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
+from sklearn import model_selection, pipeline, preprocessing
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedKFold
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from l2a.data.examples import Examples, TextInput
 
@@ -88,7 +85,7 @@ def tuned_logistic_regression(
 
     rarest = int(np.unique(labels[target], return_counts=True)[1].min())
     if rarest > 1:  # else nothing can be held out
-        folds = StratifiedKFold(min(5, rarest), shuffle=True, random_state=seed)
+        folds = model_selection.StratifiedKFold(min(5, rarest), shuffle=True, random_state=seed)
         share, _ = best([(share, penalty) for share in shares])
         share, penalty = best([(share, penalty) for penalty in penalties])
     return fit(_new_classifier(), source, target, share, penalty)
@@ -99,8 +96,7 @@ def _new_classifier() -> LogisticRegression:
     return LogisticRegression(solver="newton-cg", tol=3e-4, max_iter=100, warm_start=True)
 
 
-@dataclass(frozen=True)
-class FittedBaseline:
+class FittedBaseline(NamedTuple):
     """A trained baseline: it classifies N texts as int64 (N,) by so many stored numbers."""
 
     predict: Callable[[Sequence[TextInput]], Ints]
@@ -127,7 +123,7 @@ def tfidf_logreg(source: Examples, target: Examples, seed: int) -> FittedBaselin
         target: All labelled target examples but the test split; weight and penalty are tuned on them.
         seed: Order of the folds.
     """
-    features = FunctionTransformer(fit_tfidf((*source.inputs, *target.inputs)))
+    features = preprocessing.FunctionTransformer(fit_tfidf((*source.inputs, *target.inputs)))
     return _fitted(source, target, features, (3.0, 10.0, 30.0, 100.0), 0, seed)
 
 
@@ -157,15 +153,15 @@ def vector_sum_logreg(
         longest: Tokens read of each text, or side of a pair; None reads all.
     """
 
-    def embed(texts: Sequence[str]) -> Floats:
-        vectors: Floats = bag_of_tokens(tokenizer, texts, len(token_vectors), longest) @ token_vectors
-        return vectors
+    def embed(texts: Sequence[str]) -> Any:
+        return bag_of_tokens(tokenizer, texts, len(token_vectors), longest) @ token_vectors
 
     return _fitted(source, target, _standardised(embed), DENSE_PENALTIES, token_vectors.size, seed)
 
 
 def _standardised(embed: EmbedTexts) -> Any:
-    return make_pipeline(FunctionTransformer(pair_features, kw_args={"embed": embed}), StandardScaler())
+    features = preprocessing.FunctionTransformer(pair_features, kw_args={"embed": embed})
+    return pipeline.make_pipeline(features, preprocessing.StandardScaler())
 
 
 def bag_of_tokens(

@@ -2,7 +2,7 @@
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -19,80 +19,48 @@ from l2a.util.errors import UsageError, did_you_mean
 from l2a.util.files import fingerprint
 from l2a.util.progress import SILENT, Progress
 
-OF_THE_GRID = ("source", "target", "source_columns", "target_columns", "unlabelled", "shots", "seed")
 NEVER_DECIDES = {"output_dir", "overwrite", "compare", "report", "data_root", "selector.tensorboard"}
-OF_ONE_OPERATOR = {"generator.operator", "generator.copies"}
-"""Fields that only a method without a selector reads."""
-OF_THE_CHAIN = {f"generator.{name}" for name in ("tau", "beta", "max_degree", "operators", "chains", "burn_in")}
-"""Fields that a method of one named operator never reads."""
 RESULTS_VERSION = 3
 """Raise it when a change of the code, rather than of a field, changes what cells give: then all run again."""
 FORMER_DEFAULTS: Mapping[str, Any] = {}
 """Fields whose default has changed since results were kept, with the value that a key without them stands for."""
-
 DataFiles = Mapping[str, str]
+"""The sha256 of files by their names."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A source domain and the target domain that is short of labels.
-
-    Attributes:
-        name: Name in results.
-        source: Domain card, or a file or folder relative to the data root.
-        target: Domain card, or a file or folder relative to the data root.
-        source_columns: Columns of the source; found by their usual names when not given.
-        target_columns: Columns of the target, likewise.
-        unlabelled: Text without labels for variants that use some: files or folders relative to the data root, domains.
-    """
+    """A source domain and the target that is short of labels: cards, or files or folders from the data root on."""
 
     name: str
     source: str
     target: str
     source_columns: Columns = field(default_factory=Columns)
     target_columns: Columns = field(default_factory=Columns)
-    unlabelled: tuple[str, ...] = ()
+    unlabelled: tuple[str, ...] = ()  # text for the variants that use some
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A method with settings of its own.
-
-    Attributes:
-        method: A name in ``l2a.pipeline.methods.METHODS``.
-        overrides: Fields of the configuration that differ from the preset, by dotted name; ``{pair}`` in a text stands
-            for the pair's name.
-        unlabelled: Whether it gets the pair's text without labels.
-    """
+    """A method with settings of its own."""
 
     method: str
-    overrides: Mapping[str, Any] = field(default_factory=dict)
-    unlabelled: bool = False
+    overrides: Mapping[str, Any] = field(default_factory=dict)  # by dotted name; {pair} in a text is the pair's name
+    unlabelled: bool = False  # whether it gets the pair's text without labels
 
 
 @dataclass(frozen=True)
 class ExperimentCard:
-    """A grid: every pair with every number of shots, seed, student and variant.
+    """A grid: every pair with every number of shots per class, seed, student preset and variant."""
 
-    Attributes:
-        description: What the grid is to show; it opens the report.
-        preset: Card in ``configs/`` that gives every other field: the budget.
-        pairs: Pairs of domains.
-        variants: What is compared, by its name in results.
-        shots: Labelled target examples per class.
-        seeds: Seeds of the few labels and of every random draw.
-        students: Student presets.
-        name: The card's name; by default its file's.
-    """
-
-    description: str
-    preset: str
+    description: str  # it opens the report
+    preset: str  # the card in configs/ that gives every other field: the budget
     pairs: tuple[Pair, ...]
-    variants: Mapping[str, Variant]
+    variants: Mapping[str, Variant]  # by their names in results
     shots: tuple[int, ...] = (32,)
     seeds: tuple[int, ...] = (0, 1, 2)
     students: tuple[str, ...] = ("auto",)
-    name: str = ""
+    name: str = ""  # by default its file's
 
 
 def load_experiment(reference: str) -> ExperimentCard:
@@ -101,49 +69,31 @@ def load_experiment(reference: str) -> ExperimentCard:
     Args:
         reference: Name of a card in ``configs/experiments``, or a path that ends in ``.yaml``.
 
-    Returns:
-        The card.
-
     Raises:
         UsageError: For unknown keys with "did you mean", wrong values, empty or repeated entries; all at once.
     """
     path = Path(reference) if reference.endswith(".yaml") else find_card("configs/experiments", reference)
     card = build(ExperimentCard, {"name": path.stem, **load_yaml(path)}, f"experiment card {path}")
-    problems = [*_empty_or_repeated(card), *_wrong_variants(card)]
+    problems = dict.fromkeys(_problems(card))
     if problems:
-        raise UsageError(f"experiment card {path}: " + "; ".join(dict.fromkeys(problems)))
+        raise UsageError(f"experiment card {path}: " + "; ".join(problems))
     return card
 
 
 def variant_config(card: ExperimentCard, student: str, variant: str, pair: str) -> DistillConfig:
-    """Build the configuration of a variant, without its place in the grid.
-
-    Args:
-        card: The card.
-        student: Student preset; a variant's own overrides come after it.
-        variant: The variant's name.
-        pair: The pair's name, for overrides that hold it.
-
-    Returns:
-        The preset with the student and the variant's overrides.
-
-    Raises:
-        UsageError: For unknown fields and wrong values.
-    """
+    """Build the configuration of a variant, without its place in the grid: the preset, the student, its overrides."""
     given = card.variants[variant].overrides
     named = {key: value.replace("{pair}", pair) if isinstance(value, str) else value for key, value in given.items()}
     return override(load_config(card.preset), {"student.preset": student, **named})
 
 
-def _empty_or_repeated(card: ExperimentCard) -> Iterable[str]:
+def _problems(card: ExperimentCard) -> Iterable[str]:
     for name in ("pairs", "variants", "shots", "seeds", "students"):
         counts = Counter(it.name if isinstance(it, Pair) else it for it in getattr(card, name))
         if not counts:
             yield f"{name}: empty; give at least one entry"
         yield from (f"{name}: {it} is given more than once; give each once" for it, n in counts.items() if n > 1)
-
-
-def _wrong_variants(card: ExperimentCard) -> Iterable[str]:
+    of_the_grid = {"source", "target", "source_columns", "target_columns", "unlabelled", "shots", "seed"}
     for name, variant in card.variants.items():
         where = f"variants.{name}"
         if variant.method not in METHODS:
@@ -152,7 +102,7 @@ def _wrong_variants(card: ExperimentCard) -> Iterable[str]:
         elif "unlabelled" in METHODS[variant.method].needs and not variant.unlabelled:
             yield f"{where}: {variant.method} needs unlabelled text; add unlabelled: true"
         for key in variant.overrides:
-            if key.split(".")[0] in {*OF_THE_GRID, *NEVER_DECIDES}:
+            if key.split(".")[0] in of_the_grid | NEVER_DECIDES:
                 yield f"{where}: {key} is set by the grid; take it out of the overrides"
         for student, pair in itertools.product(card.students, card.pairs):
             try:
@@ -162,28 +112,25 @@ def _wrong_variants(card: ExperimentCard) -> Iterable[str]:
 
 
 class Place(NamedTuple):
-    """Where a cell stands in the grid of a card, its variant aside: what paired comparisons match on."""
+    """Where a cell stands in the grid of a card."""
 
     pair: str
     shots: int
     seed: int
     student: str
+    variant: str
+
+    @property
+    def name(self) -> str:
+        """What ``--only`` looks into."""
+        return f"{self.pair} {self.shots} {self.seed} {self.variant}"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of one variant.
-
-    Attributes:
-        place: Its place in the grid.
-        variant: The variant's name in the card.
-        method: The method to run.
-        config: The whole configuration.
-        preset: The budget that the configuration started from.
-    """
+    """One run of one method with its whole configuration, which started from the preset."""
 
     place: Place
-    variant: str
     method: str
     config: DistillConfig
     preset: str
@@ -203,34 +150,36 @@ def expand(card: ExperimentCard, data_root: Path | None) -> tuple[Group, ...]:
     Args:
         card: The card.
         data_root: Folder that relative data paths start from.
-
-    Returns:
-        All groups.
     """
     by_source: dict[str, list[Group]] = {}
-    root = str(data_root.resolve()) if data_root else None
     for seed, shots, pair in itertools.product(card.seeds, card.shots, card.pairs):
+        of_pair = {side: getattr(pair, side) for side in ("source", "target", "source_columns", "target_columns")}
+        of_pair |= {"shots": shots, "seed": seed, "data_root": str(data_root.resolve()) if data_root else None}
         cells = []
         for student, (name, variant) in itertools.product(card.students, card.variants.items()):
-            config = replace(
-                variant_config(card, student, name, pair.name),
-                **{side: getattr(pair, side) for side in ("source", "target", "source_columns", "target_columns")},
-                unlabelled=pair.unlabelled if variant.unlabelled else (),
-                shots=shots,
-                seed=seed,
-                data_root=root,
-            )
-            cells.append(Cell(Place(pair.name, shots, seed, student), name, variant.method, config, card.preset))
+            texts = pair.unlabelled if variant.unlabelled else ()
+            config = replace(variant_config(card, student, name, pair.name), **of_pair, unlabelled=texts)
+            cells.append(Cell(Place(pair.name, shots, seed, student, name), variant.method, config, card.preset))
         by_source.setdefault(pair.source, []).append(tuple(cells))
     rounds = itertools.zip_longest(*by_source.values())
     return tuple(group for one_round in rounds for group in one_round if group is not None)
 
 
+def choose(groups: Sequence[Group], only: Sequence[str]) -> tuple[Group, ...]:
+    """Choose the cells whose name, "pair shots seed variant", contains one of the texts.
+
+    Raises:
+        UsageError: If no name does.
+    """
+    chosen = [tuple(cell for cell in group if any(text in cell.place.name for text in only)) for group in groups]
+    if not any(chosen):
+        example = f"no cell's name contains it; names are 'pair shots seed variant', as in '{groups[0][0].place.name}'"
+        raise UsageError(f"--only is {', '.join(map(repr, only))}, but {example}")
+    return tuple(group for group in chosen if group)
+
+
 def refuse_missing_agents(groups: Iterable[Group]) -> None:
     """Look up every selector before anything runs: a missing policy should not cost the hours before its cell.
-
-    Args:
-        groups: The cells.
 
     Raises:
         UsageError: If an agent's card or policy is missing or wrong.
@@ -248,24 +197,24 @@ def cell_key(cell: Cell, data: DataFiles) -> str:
 
     Args:
         cell: The cell.
-        data: Names and sha256 of its pair's files.
+        data: The files of its pair.
 
     Returns:
         32 hexadecimal digits.
     """
     method, defaults = METHODS[cell.method], {**_flat(DistillConfig()), **FORMER_DEFAULTS}
-    unread = set(NEVER_DECIDES)
-    if "selector" in method.reads:
-        unread |= OF_ONE_OPERATOR
-    elif cell.config.generator.operator is not None:
-        unread |= OF_THE_CHAIN
+    unread, selects = set(NEVER_DECIDES), "selector" in method.reads
+    if selects:
+        unread |= {"generator.operator", "generator.copies"}
+    elif cell.config.generator.operator is not None:  # one operator makes all texts, without a chain
+        unread |= {f"generator.{name}" for name in ("tau", "beta", "max_degree", "operators", "chains", "burn_in")}
     sections = {section for other in METHODS.values() for section in other.reads} - set(method.reads)
     decisive = {
         name: value
         for name, value in _flat(cell.config).items()
         if name not in unread and name.split(".")[0] not in sections and value != defaults[name]
     }
-    agent = agent_parts(cell.config.selector.agent) if "selector" in method.reads else {}
+    agent = agent_parts(cell.config.selector.agent) if selects else {}
     return fingerprint([RESULTS_VERSION, cell.method, decisive, cell_files(cell, data), agent])
 
 
@@ -276,12 +225,8 @@ def _flat(config: DistillConfig) -> dict[str, Any]:
     return flat
 
 
-def data_files(groups: Iterable[Group], progress: Progress = SILENT) -> dict[str, DataFiles]:
-    """Read everything that a grid reads once and note the sha256 of the files; test labels stay held back.
-
-    Args:
-        groups: Groups of one card.
-        progress: Told about the reading.
+def data_files(groups: Iterable[Group], progress: Progress = SILENT) -> dict[str, dict[str, str]]:
+    """Read everything that the cells read once and note the sha256 of the files; test labels stay held back.
 
     Returns:
         The files of source, target and unlabelled text, by name of the pair.
@@ -300,28 +245,19 @@ def data_files(groups: Iterable[Group], progress: Progress = SILENT) -> dict[str
         # Named after the card's reference, since both domains may be folders that hold a train.csv.
         return {reference if reference.endswith(name) else f"{reference}/{name}": files[name] for name in files}
 
-    found: dict[str, Mapping[str, str]] = {}
+    found: dict[str, dict[str, str]] = {}
     with progress.stage("read domains"):
         for cell in itertools.chain.from_iterable(groups):
-            config, pair = cell.config, cell.place.pair
-            source = files_of(config.source or "", config.source_columns, config.data_folder)
-            target = files_of(config.target, config.target_columns, config.data_folder)
-            texts = [files_of(reference, None, config.data_folder) for reference in config.unlabelled]
-            for files in (source, target, *texts):
-                found[pair] = {**found.get(pair, {}), **files}
+            config, files = cell.config, found.setdefault(cell.place.pair, {})
+            files |= files_of(config.source or "", config.source_columns, config.data_folder)
+            files |= files_of(config.target, config.target_columns, config.data_folder)
+            for reference in config.unlabelled:
+                files |= files_of(reference, None, config.data_folder)
     return found
 
 
 def cell_files(cell: Cell, data: DataFiles) -> dict[str, str]:
-    """Choose the files that a cell reads.
-
-    Args:
-        cell: The cell.
-        data: Names and sha256 of its pair's files.
-
-    Returns:
-        Those of source and target, and of the unlabelled text if the method reads it.
-    """
+    """Choose the files that a cell reads: source and target, and the unlabelled text if its method reads it."""
     read = [cell.config.source, cell.config.target]
     read += cell.config.unlabelled if "unlabelled" in METHODS[cell.method].reads else ()
     return {name: data[name] for name in data if any(name == it or name.startswith(f"{it}/") for it in read)}

@@ -1,76 +1,169 @@
-"""Runs what is left of a grid: the plan with its cost, the workers, and a single cell."""
+"""Runs what is left of a grid and keeps what is finished, one line of JSON a cell, safe against kills and damage."""
 
 import contextlib
+import hashlib
 import importlib
+import json
 import logging
-import os
 import platform
-import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal, NamedTuple
 
 import joblib
-import numpy as np
 import psutil
 import torch
-from filelock import Timeout
+from filelock import FileLock, Timeout
+from transformers import set_seed
 
 from l2a import __version__
 from l2a.config import DistillConfig
 from l2a.evaluation.metrics import accuracy_and_macro_f1, one_thread
-from l2a.experiments.card import Cell, DataFiles, Group, cell_files, cell_key
-from l2a.experiments.results import CellResult, code_fingerprint, find_result, lock_for, save_result
-from l2a.pipeline.methods import METHODS
+from l2a.experiments.card import Cell, DataFiles, Group, Place, cell_files, cell_key
+from l2a.pipeline.methods import METHODS, MethodResult
+from l2a.util.cards import PACKAGE
 from l2a.util.errors import RunError, UsageError
 from l2a.util.files import atomic_write_text, cache_root, fingerprint
 from l2a.util.progress import SILENT, Progress
 
-if TYPE_CHECKING:
-    from l2a.pipeline.methods import MethodResult
-
-FIRST_GUESS = 30.0
-"""Seconds of a cell, and of a teacher, before any has been timed."""
-BACKENDS = ("loky", "dask")
-PACKAGES = ("torch", "transformers", "tokenizers", "stable-baselines3", "scikit-learn", "numpy")
-WORKER_DIED = (
-    "a worker process was killed, most often because memory ran out; finished cells are kept, "
-    "so run the command again, with fewer --workers if it happens again"
-)
-RunMethod = Callable[[DistillConfig, str], "MethodResult"]
+RESULTS_FILE = "cells.jsonl"
+FIRST_GUESS = 30.0  # seconds of a cell, and of a teacher, before any has been timed
+RunMethod = Callable[[DistillConfig, str], MethodResult]
 """Trains and evaluates one method with one configuration; it alone opens the test split, at its end."""
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class PlannedCell:
-    """A cell before a run.
+class CellResult:
+    """What one cell gave, and everything needed to judge and repeat it."""
 
-    Attributes:
-        cell: The cell.
-        key: Fingerprint that its result must have.
-        is_finished: A result with this key exists already.
-        is_teacher_cached: Whether its teacher is in this machine's cache; None for methods that train no teacher.
-        seconds: Estimate of its work, that of its teacher included where no earlier cell trains it.
+    pair: str
+    shots: int
+    seed: int
+    student: str
+    variant: str
+    method: str
+    key: str  # fingerprint of the configuration and the data; another key means another result
+    preset: str
+    accuracy: float  # like macro_f1 a fraction on the target's test split
+    macro_f1: float
+    test_examples: int
+    predictions: str  # fingerprint of the predicted labels, in the order of the test split
+    parameters: int
+    labels_used: int  # of the target, those of the reward and validation splits included
+    seconds: float  # the method's own training and selection, shared teacher work aside
+    wall_seconds: float  # the whole cell, with whatever teacher work it found missing in the cache
+    data: Mapping[str, str]
+    versions: Mapping[str, str]
+    machine: Mapping[str, str | int | float]
+    diagnostics: Mapping[str, float | int | str]  # what the method says about its own run
+    code: str = ""  # fingerprint of the package's sources; empty where none was noted
+
+    @property
+    def place(self) -> Place:
+        """The cell's place in the grid, by which results are sorted."""
+        return Place(self.pair, self.shots, self.seed, self.student, self.variant)
+
+
+@cache
+def code_fingerprint() -> str:
+    """Hash the sources of the package, the same for the same files in any folder: which code made a result."""
+    files = sorted(PACKAGE.rglob("*.py"))
+    return fingerprint([[path.relative_to(PACKAGE).as_posix(), path.read_bytes()] for path in files])
+
+
+def to_line(result: CellResult) -> str:
+    """Write a result as one line of JSON that carries its own checksum as its last field."""
+    body = json.dumps(asdict(result), ensure_ascii=False, default=float)[:-1]
+    return body + _last_field(body.encode())
+
+
+def from_line(line: bytes) -> CellResult:
+    """Read one line, checking that it is what was written.
+
+    Raises:
+        ValueError: If the line is damaged, or of another version of this file.
     """
+    end = len(line) - len(_last_field(b""))
+    if line[end:] != _last_field(line[:end]).encode():
+        raise ValueError("the checksum does not match")
+    try:
+        return CellResult(**json.loads(line[:end] + b"}"))
+    except TypeError as error:
+        raise ValueError(f"the fields do not match: {error}") from error
+
+
+def _last_field(body: bytes) -> str:
+    return f', "checksum": "{hashlib.sha256(body).hexdigest()[:16]}"}}'
+
+
+def read_results(folder: Path) -> tuple[CellResult, ...]:
+    """Read the finished cells of a card, sorted; damaged lines are reported and left out, so that they run again.
+
+    Args:
+        folder: The card's results folder, which may not exist yet.
+    """
+    path, results = folder / RESULTS_FILE, []
+    for number, line in enumerate(path.read_bytes().split(b"\n") if path.exists() else (), start=1):
+        try:
+            if line.strip():
+                results.append(from_line(line))
+        except ValueError as error:
+            logger.warning("%s line %d is damaged (%s); its cell will run again", path, number, error)
+    return tuple(sorted(results, key=lambda result: result.place))
+
+
+def save_result(folder: Path, result: CellResult) -> None:
+    """Add a finished cell to the results file in one step; an older result of the same cell is replaced.
+
+    Raises:
+        RunError: If the disk is full; the file keeps its old content.
+    """
+    with lock_for(folder, "results"):
+        known = {other.place: other for other in read_results(folder)} | {result.place: result}
+        lines = [to_line(known[place]) for place in sorted(known)]
+        atomic_write_text(folder / RESULTS_FILE, "\n".join(lines) + "\n")
+
+
+def lock_for(folder: Path, name: str) -> FileLock:
+    """Make a lock that all runners of one results folder share; it opens by itself when its holder dies.
+
+    Args:
+        folder: The card's results folder; it is created.
+        name: What is locked: a group of cells, or "results" for the file.
+    """
+    locks = folder / ".locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    if not (locks / ".gitignore").exists():
+        atomic_write_text(locks / ".gitignore", "*\n")
+    return FileLock(locks / f"{name}.lock")
+
+
+class PlannedCell(NamedTuple):
+    """A cell before a run."""
 
     cell: Cell
-    key: str
+    files: dict[str, str]  # those that it reads, with their sha256
+    key: str  # that its result must have
+    teacher_key: str | None  # that of the teacher that is trained for it; None where there is none
     is_finished: bool
-    is_teacher_cached: bool | None
-    seconds: float
+    seconds: float  # estimate of its work, that of its teacher included where no earlier cell trains it
+
+    @property
+    def teacher_mark(self) -> Path | None:
+        """An empty file that exists once the teacher is in this machine's cache."""
+        return None if self.teacher_key is None else cache_root() / "experiments" / self.teacher_key
 
 
-PlannedGroup = tuple[PlannedCell, ...]
+PlannedGroup = list[PlannedCell]
 
 
-def plan(
-    groups: Sequence[Group], data: Mapping[str, DataFiles], finished: Sequence[CellResult]
-) -> tuple[PlannedGroup, ...]:
+def plan(groups: Iterable[Group], data: Mapping[str, DataFiles], finished: Sequence[CellResult]) -> list[PlannedGroup]:
     """Find out what is left of a grid.
 
     Args:
@@ -81,207 +174,101 @@ def plan(
     Returns:
         Every cell, finished ones included, in the groups that came.
     """
-    keys = {(result.place, result.variant): result.key for result in finished}
+    keys = {result.place: result.key for result in finished}
     # A cell that trained a teacher took longer than its own work: the longest such wait counts as typical.
     wait = max((result.wall_seconds - result.seconds for result in finished), default=FIRST_GUESS)
     claimed: set[Path] = set()  # teachers that an earlier cell of the plan will have trained
 
     def planned(cell: Cell) -> PlannedCell:
-        key, mark = cell_key(cell, data[cell.place.pair]), teacher_mark(cell, data[cell.place.pair])
-        is_finished, is_cached = keys.get((cell.place, cell.variant)) == key, None if mark is None else mark.exists()
-        timed = [result.seconds for result in finished if result.variant == cell.variant] or [FIRST_GUESS]
-        seconds = sum(timed) / len(timed)
-        if mark is not None and not (is_cached or is_finished or mark in claimed):
-            claimed.add(mark)
-            seconds += wait
-        return PlannedCell(cell, key, is_finished, is_cached, seconds)
+        files, teacher = data[cell.place.pair], METHODS[cell.method].teacher
+        key, teacher_key = cell_key(cell, files), teacher and cell_key(replace(cell, method=teacher), files)
+        timed = [result.seconds for result in finished if result.variant == cell.place.variant] or [FIRST_GUESS]
+        is_finished, seconds = keys.get(cell.place) == key, sum(timed) / len(timed)
+        found = PlannedCell(cell, cell_files(cell, files), key, teacher_key, is_finished, seconds)
+        mark = found.teacher_mark
+        if mark is None or is_finished or mark in claimed or mark.exists():
+            return found
+        claimed.add(mark)
+        return found._replace(seconds=seconds + wait)
 
-    return tuple(tuple(planned(cell) for cell in group) for group in groups)
+    return [[planned(cell) for cell in group] for group in groups]
 
 
 def cost_seconds(planned: Sequence[PlannedGroup], workers: int) -> float:
-    """Estimate the wall time of what is left.
-
-    Args:
-        planned: The plan.
-        workers: Groups that run side by side.
-
-    Returns:
-        Seconds.
-    """
+    """Estimate the wall time of what is left, with so many groups side by side."""
     left = [sum(cell.seconds for cell in group if not cell.is_finished) for group in planned]
     return max([sum(left) / workers, *left], default=0.0)
 
 
-def teacher_mark(cell: Cell, data: DataFiles) -> Path | None:
-    """Locate the mark that tells that a cell's teacher was trained and kept in this machine's cache.
-
-    Args:
-        cell: The cell.
-        data: Its data files.
-
-    Returns:
-        An empty file that exists once the teacher is cached; None for methods that train no teacher.
-    """
-    teacher = METHODS[cell.method].teacher
-    return None if teacher is None else cache_root() / "experiments" / cell_key(replace(cell, method=teacher), data)
-
-
 @dataclass(frozen=True)
 class Workers:
-    """Where groups of cells run.
-
-    Attributes:
-        count: Groups that run side by side; a running cluster's own size comes before it.
-        backend: "loky" for processes on this machine, "dask" for a cluster.
-        address: A running cluster's scheduler; None starts a cluster on this machine.
-    """
+    """Where groups of cells run: ``count`` side by side, but all of a running cluster."""
 
     count: int
-    backend: str = "loky"
-    address: str | None = None
+    backend: str = "loky"  # processes on this machine; "dask" for a cluster
+    address: str | None = None  # a running cluster's scheduler; None starts a cluster on this machine
 
     def __post_init__(self) -> None:
         if self.count < 1:
             raise UsageError(f"--workers is {self.count}; give at least 1")
-        if self.backend not in BACKENDS:
-            raise UsageError(f"--backend is {self.backend!r}; give one of {', '.join(BACKENDS)}")
+        if self.backend not in ("loky", "dask"):
+            raise UsageError(f"--backend is {self.backend!r}; give one of loky, dask")
         if self.address is not None and self.backend == "loky":
             raise UsageError("--address is given, but the backend loky runs on this machine; add --backend dask")
 
 
 @contextlib.contextmanager
 def parallel(workers: Workers) -> Iterator[joblib.Parallel]:
-    """Start workers.
-
-    Args:
-        workers: Which and how many.
-
-    Yields:
-        Runs delayed calls and gives their results as they come.
+    """Start workers, which run delayed calls and give their results as they come.
 
     Raises:
         UsageError: If the backend is not installed.
         RunError: If no cluster answers, or a worker process dies.
     """
-    cluster = _dask_cluster(workers) if workers.backend == "dask" else contextlib.nullcontext()
-    jobs = workers.count if workers.address is None else -1
-    with cluster, joblib.parallel_config(backend=workers.backend, n_jobs=jobs):
+    deaths: tuple[type[Exception], ...] = (BrokenProcessPool,)
+    with contextlib.ExitStack() as stack:
+        if workers.backend == "dask":
+            try:
+                distributed = importlib.import_module("distributed")
+            except ImportError as error:
+                install = "pip install 'dask[distributed]'"
+                raise UsageError(f"--backend dask: distributed is not installed; {install}") from error
+            # One thread a process, since a cell seeds the generators of its whole process.
+            local = {"n_workers": workers.count, "threads_per_worker": 1, "dashboard_address": None}
+            at = workers.address or stack.enter_context(distributed.LocalCluster(**local))
+            try:
+                stack.enter_context(distributed.Client(at, timeout="10s"))
+            except (OSError, ValueError) as error:
+                raise RunError(f"--address: no Dask scheduler answers at {at}; start one, or leave it out") from error
+            deaths = (distributed.KilledWorker,)
+        count = workers.count if workers.address is None else -1
+        stack.enter_context(joblib.parallel_config(backend=workers.backend, n_jobs=count))
         try:
             yield joblib.Parallel(batch_size=1, return_as="generator_unordered")
-        except BrokenProcessPool as error:
-            raise RunError(WORKER_DIED) from error
+        except deaths as error:
+            raise RunError(
+                "a worker process was killed, most often because memory ran out; finished cells are kept, "
+                "so run the command again, with fewer --workers if it happens again"
+            ) from error
 
 
-@contextlib.contextmanager
-def _dask_cluster(workers: Workers) -> Iterator[None]:
-    try:
-        distributed = importlib.import_module("distributed")
-    except ImportError as error:
-        raise UsageError("--backend dask: distributed is not installed; pip install 'dask[distributed]'") from error
-    with contextlib.ExitStack() as stack:
-        # One thread a process, since a cell seeds the generators of its whole process.
-        local = {"n_workers": workers.count, "threads_per_worker": 1, "dashboard_address": None}
-        cluster = workers.address or stack.enter_context(distributed.LocalCluster(**local))
-        try:
-            stack.enter_context(distributed.Client(cluster, timeout="10s"))
-        except (OSError, ValueError) as error:
-            raise RunError(f"--address: no Dask scheduler answers at {cluster}; start one, or leave it out") from error
-        try:
-            yield
-        except distributed.KilledWorker as error:
-            raise RunError(WORKER_DIED) from error
-
-
-def measure(cell: Cell, key: str, data: DataFiles, run_method: RunMethod) -> CellResult:
-    """Run one cell on one thread, with freshly seeded global generators.
-
-    Sums in another order differ in the last bits, so the number of threads is part of a result: one thread a cell, and
-    as many cells side by side as there are cores, gives the same numbers on any machine and with any number of workers.
-
-    Args:
-        cell: The cell.
-        key: Fingerprint that its result will have.
-        data: Its data files.
-        run_method: Runs the method.
-
-    Returns:
-        The finished cell.
-
-    Raises:
-        UsageError: If the method refuses its data or settings.
-        RunError: If the method fails.
-    """
-    random.seed(cell.config.seed)
-    np.random.seed(cell.config.seed)  # noqa: NPY002  (libraries that are given no generator draw from this one)
-    torch.manual_seed(cell.config.seed)
-    started = time.perf_counter()
-    with one_thread():
-        result = run_method(cell.config, cell.method)
-    wall_seconds = time.perf_counter() - started
-    accuracy, macro_f1 = accuracy_and_macro_f1(result.labels, result.predictions, len(result.label_names))
-    return CellResult(
-        **cell.place._asdict(),
-        variant=cell.variant,
-        method=cell.method,
-        key=key,
-        preset=cell.preset,
-        accuracy=accuracy,
-        macro_f1=macro_f1,
-        test_examples=len(result.labels),
-        predictions=fingerprint(result.predictions),
-        parameters=result.parameters,
-        labels_used=result.labels_used,
-        seconds=round(result.seconds, 2),
-        wall_seconds=round(wall_seconds, 2),
-        data=dict(data),
-        versions={"l2a": __version__, "python": platform.python_version(), **{it: version(it) for it in PACKAGES}},
-        machine=_machine(),
-        diagnostics=dict(result.diagnostics),
-        code=code_fingerprint(),
-    )
-
-
-def _machine() -> dict[str, str | int | float]:
-    """Describe the machine as far as it bears on time and rounding; nothing in it names the machine."""
-    return {
-        "platform": f"{platform.system()} {platform.machine()}",
-        "cores": os.cpu_count() or 1,
-        "memory_gib": round(psutil.virtual_memory().total / 2**30),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-    }
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one cell in this run.
-
-    Attributes:
-        cell: The cell.
-        status: "ran", "found" finished by the time its turn came, or "failed".
-        message: The error of a failed cell.
-    """
+class Outcome(NamedTuple):
+    """What became of one cell in this run: it ran, was found finished by the time its turn came, or failed."""
 
     cell: Cell
     status: Literal["ran", "found", "failed"]
-    message: str = ""
+    message: str = ""  # the error
 
 
 def run_groups(
-    planned: Sequence[PlannedGroup],
-    data: Mapping[str, DataFiles],
-    folder: Path,
-    run_method: RunMethod,
-    workers: Workers,
-    progress: Progress = SILENT,
-) -> tuple[Outcome, ...]:
+    planned: Sequence[PlannedGroup], folder: Path, run_method: RunMethod, workers: Workers, progress: Progress = SILENT
+) -> list[Outcome]:
     """Run what is left of a grid; the results do not depend on the number of workers.
 
     Groups that another live runner of the same folder holds are left to it first, and waited for at the end.
 
     Args:
         planned: The plan, in the order of the run.
-        data: Data files by pair.
         folder: The card's results folder; every finished cell is written to it at once.
         run_method: Called in worker processes, which import it by name.
         workers: Where groups run.
@@ -294,57 +281,81 @@ def run_groups(
         UsageError: If the backend cannot be used.
         RunError: If a worker process died; what had finished is kept.
     """
-    unfinished = (tuple(cell for cell in group if not cell.is_finished) for group in planned)
-    left = [group for group in unfinished if group]
+    left = [chosen for group in planned if (chosen := [cell for cell in group if not cell.is_finished])]
     outcomes: list[Outcome] = []
     with progress.stage("cells", sum(map(len, left))) as advance, parallel(workers) as pool:
+        run = joblib.delayed(_run_group)
         for wait in (False, True):
-            run = joblib.delayed(_run_group)
-            calls = [run(group, data[group[0].cell.place.pair], folder, run_method, wait) for group in left]
-            left = []
+            calls, left = [run(group, folder, run_method, wait) for group in left], []
             for group, found in pool(calls):
-                if not found:
-                    left.append(group)
+                left += [] if found else [group]
                 outcomes += found
                 advance(len(found))
-                for outcome in found:
-                    facts = {**outcome.cell.place._asdict(), "variant": outcome.cell.variant}
-                    progress.event("cell", **facts, status=outcome.status, message=outcome.message)
-    return tuple(outcomes)
+                for cell, status, message in found:
+                    progress.event("cell", **cell.place._asdict(), status=status, message=message)
+    return outcomes
 
 
 def _run_group(
-    group: PlannedGroup, data: DataFiles, folder: Path, run_method: RunMethod, wait: bool
+    group: PlannedGroup, folder: Path, run_method: RunMethod, wait: bool
 ) -> tuple[PlannedGroup, list[Outcome]]:
     """Run cells one after another, saving each; no outcomes where another runner holds the group.
 
     The group is given back, since results come in any order.
     """
-    place = group[0].cell.place
-    lock = lock_for(folder, fingerprint(place.pair, place.shots, place.seed))
+    lock = lock_for(folder, fingerprint(*group[0].cell.place[:3]))
     try:
         with lock.acquire(timeout=-1 if wait else 0):
-            return group, [_run_or_find(cell, data, folder, run_method) for cell in group]
+            return group, [_run_or_find(cell, folder, run_method) for cell in group]
     except Timeout:
         return group, []
 
 
-def _run_or_find(planned: PlannedCell, data: DataFiles, folder: Path, run_method: RunMethod) -> Outcome:
+def _run_or_find(planned: PlannedCell, folder: Path, run_method: RunMethod) -> Outcome:
     """Run a cell; a failed one, of whatever kind, must not cost the others."""
-    cell = planned.cell
+    cell, key, mark = planned.cell, planned.key, planned.teacher_mark
     # A method without a student has one result for all students, and cards share variants: run once and copied.
-    known = find_result(folder, planned.key)
+    folders = [folder, *sorted(other for other in folder.parent.glob("*/") if other != folder)]
+    known = next((result for place in folders for result in read_results(place) if result.key == key), None)
     if known is not None:
-        save_result(folder, replace(known, **cell.place._asdict(), variant=cell.variant))
+        save_result(folder, replace(known, **cell.place._asdict()))
         return Outcome(cell, "found")
     try:
-        save_result(folder, measure(cell, planned.key, cell_files(cell, data), run_method))
+        save_result(folder, _measure(planned, run_method))
     except (UsageError, RunError) as error:
         return Outcome(cell, "failed", str(error))
     except Exception as error:
-        logger.error("cell %s %s failed", cell.place, cell.variant, exc_info=error)
+        logger.error("cell %s failed", cell.place, exc_info=error)
         return Outcome(cell, "failed", f"{type(error).__name__}: {error}")
-    mark = teacher_mark(cell, data)
     if mark is not None:
         atomic_write_text(mark, "")
     return Outcome(cell, "ran")
+
+
+def _measure(planned: PlannedCell, run_method: RunMethod) -> CellResult:
+    """Run one cell on one thread, with freshly seeded global generators.
+
+    Sums in another order differ in the last bits, so the number of threads is part of a result: one thread a cell, and
+    as many cells side by side as there are cores, gives the same numbers on any machine and with any number of workers.
+    """
+    cell = planned.cell
+    set_seed(cell.config.seed)  # for libraries that are given no generator
+    started = time.perf_counter()
+    with one_thread():
+        result = run_method(cell.config, cell.method)
+    wall_seconds = time.perf_counter() - started
+    accuracy, macro_f1 = accuracy_and_macro_f1(result.labels, result.predictions, len(result.label_names))
+    packages = ("torch", "transformers", "tokenizers", "stable-baselines3", "scikit-learn", "numpy")
+    machine: dict[str, str | int | float] = {  # what bears on time and rounding; nothing names the machine
+        "platform": f"{platform.system()} {platform.machine()}", "cores": psutil.cpu_count() or 1,
+        "memory_gib": round(psutil.virtual_memory().total / 2**30),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+    }  # fmt: skip
+    return CellResult(
+        **cell.place._asdict(), method=cell.method, key=planned.key, preset=cell.preset, accuracy=accuracy,
+        macro_f1=macro_f1, test_examples=len(result.labels), predictions=fingerprint(result.predictions),
+        parameters=result.parameters, labels_used=result.labels_used, seconds=round(result.seconds, 2),
+        wall_seconds=round(wall_seconds, 2), data=planned.files, machine=machine, code=code_fingerprint(),
+        versions={"l2a": __version__, "python": platform.python_version(), **{it: version(it) for it in packages}},
+        diagnostics=dict(result.diagnostics),
+    )  # fmt: skip

@@ -477,7 +477,7 @@ def write_run(
     evidence = _evidence(context, results["cross_domain_teacher"], results[facts["student"]], rounds)
     atomic_write_text(folder / page.EVIDENCE, to_json(evidence) + "\n")
     if config.report:
-        page.write_page(folder)
+        atomic_write_text(folder / page.PAGE, page.render_page(folder))
     return metrics
 
 

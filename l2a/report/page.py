@@ -5,10 +5,9 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import jinja2
 import numpy as np
@@ -17,16 +16,15 @@ from scipy.special import softmax
 
 from l2a.data.examples import Examples, TextInput
 from l2a.util.errors import RunError, UsageError
-from l2a.util.files import MARK, add_to_folder, atomic_write_text, read_mark, sha256_file
-
-if TYPE_CHECKING:  # this imports torch, which drawing does without
-    from l2a.teacher.labelling import Labeller
+from l2a.util.files import MARK, add_to_folder, read_mark, sha256_file
 
 PAGE, EVIDENCE = "report.html", "report.json"
 SOURCES = (EVIDENCE, "metrics.json", "log.jsonl", "augmentations.parquet")
 """What the page is drawn from."""
-BINS, MOST_ERRORS, MOST_POINTS, MOST_CANDIDATES = 10, 50, 1500, 25
+BINS, MOST_ERRORS, MOST_POINTS = 10, 50, 1500
 WIDE, HIGH = 360, 240  # of a figure, in units that are about a pixel of a small screen
+Labeller = Callable[[Sequence[TextInput]], Any]
+"""Gives texts the teacher's outputs, as ``l2a.teacher.labelling`` does, which imports torch: drawing does without."""
 
 
 def shown_text(text: TextInput, longest: int) -> str:
@@ -77,7 +75,7 @@ def _calibration(sure: NDArray[np.float32], right: NDArray[np.bool_]) -> dict[st
 
 
 def map_texts(
-    kinds: Mapping[str, Sequence[TextInput]], labeller: "Labeller", names: Sequence[str], rng: np.random.Generator
+    kinds: Mapping[str, Sequence[TextInput]], labeller: Labeller, names: Sequence[str], rng: np.random.Generator
 ) -> dict[str, Any]:
     """Lay texts out by the two principal components of the teacher's embeddings.
 
@@ -108,21 +106,13 @@ def map_texts(
     return {"texts": counts, "variance": reduction.explained_variance_ratio_.tolist(), "points": points}
 
 
-@dataclass(frozen=True)
-class Axis:
-    """One axis of a figure.
+class Axis(NamedTuple):
+    """One axis of a figure."""
 
-    Attributes:
-        label: What it measures, with the unit.
-        ends: The values at its two ends.
-        places: Where these ends are in the figure.
-        ticks: Values with how they are written.
-    """
-
-    label: str
+    label: str  # what it measures, with the unit
     ends: tuple[float, float]
-    places: tuple[float, float]
-    ticks: tuple[tuple[float, str], ...]
+    places: tuple[float, float]  # of the ends in the figure
+    ticks: Sequence[tuple[float, str]] = ()  # values with how they are written
 
     def at(self, value: float) -> float:
         """Place a value in the figure."""
@@ -147,66 +137,45 @@ def make_axis(label: str, values: Iterable[float], places: tuple[float, float], 
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     last = max(last, first + 1)
     digits = max(0, -math.floor(math.log10(step) + 1e-9))
-    ticks = tuple((number * step, f"{number * step:.{digits}f}{unit}") for number in range(first, last + 1))
+    ticks = [(number * step, f"{number * step:.{digits}f}{unit}") for number in range(first, last + 1)]
     return Axis(label, (first * step, last * step), places, ticks)
 
 
-def _exact_axis(label: str, values: Sequence[float], places: tuple[float, float]) -> Axis:
-    """An axis without ticks from the lowest value to the highest."""
-    return Axis(label, (min(values), max(max(values), min(values) + 1e-9)), places, ())
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A figure with two axes.
-
-    Attributes:
-        key: Its id in the page.
-        title: What it shows.
-        words: The same for those who do not see it, with the numbers that matter.
-        x: The horizontal axis.
-        y: The vertical axis.
-        series: Points by name.
-        joined: Whether lines join the points.
-        bars: Behind the points, each from one value of x to another and as high as a value of y.
-    """
-
-    key: str
-    title: str
-    words: str
-    x: Axis
-    y: Axis
-    series: Mapping[str, Sequence[tuple[float, float]]]
-    joined: bool = True
-    bars: Sequence[tuple[float, float, float]] = ()
-
-
 def make_figure(
-    key: str, title: str, words: str, labels: tuple[str, str], series: Mapping[str, Sequence[tuple[float, float]]],
-    joined: bool = True,
-) -> Figure:  # fmt: skip
-    """Draw points on axes that hold all of them; the arguments are the fields of ``Figure``."""
-    across, up = zip(*(point for points in series.values() for point in points), strict=True)
-    x, y = make_axis(labels[0], across, (50, WIDE - 16)), make_axis(labels[1], up, (HIGH - 36, 26))
-    return Figure(key, title, words, x, y, series, joined)
+    labels: tuple[str, str], series: Mapping[str, Sequence[tuple[float, float]]],
+    ends: Sequence[tuple[float, float]] = (), unit: str = "", **facts: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """Lay points out on two axes that hold all of them.
+
+    Args:
+        labels: What the axes measure.
+        series: Points by name.
+        ends: Further points that the axes hold.
+        unit: Of both axes.
+        facts: The figure's ``key``, which is its id in the page, its ``title``, and ``words`` that say the same to
+            those who do not see it; whether lines are ``joined`` through the points; ``bars`` behind them, each from
+            one value of x to another and as high as a value of y.
+    """
+    across, up = zip(*ends, *(point for points in series.values() for point in points), strict=True)
+    x, y = make_axis(labels[0], across, (50, WIDE - 16), unit), make_axis(labels[1], up, (HIGH - 36, 26), unit)
+    return {"joined": True, "bars": (), **facts, "x": x, "y": y, "series": series}
 
 
-def reliability(side: str, facts: Mapping[str, Any]) -> Figure:
+def reliability(side: str, facts: Mapping[str, Any]) -> dict[str, Any]:
     """Draw accuracy over confidence, of the "teacher" or the "student", and how many texts are behind each point."""
     start, total = 100 // BINS * (BINS // len(facts["confusion"])), sum(count for count, *_ in facts["bins"])
     points = [(100 * confidence, 100 * accuracy) for _, confidence, accuracy in facts["bins"]]
     tenths = [(100 / BINS * min(int(sure * BINS), BINS - 1), count) for count, sure, _ in facts["bins"]]
     bars = [(low, low + 100 / BINS, 100 * count / total) for low, count in tenths]
-    x = make_axis("confidence", (start, 100), (50, WIDE - 16), " %")
-    y = make_axis("accuracy", (0, 100), (HIGH - 36, 26), " %")
     listed = "; ".join(f"{accuracy:.0f} % right where it is {sure:.0f} % sure" for sure, accuracy in points)
-    words = (
-        f"Expected calibration error {100 * facts['calibration_error']:.1f} points: {listed}. Bars: share of the texts."
-    )
-    return Figure(f"reliability-{side}", f"Reliability of the {side}", words, x, y, {side: points}, bars=bars)
+    error = f"Expected calibration error {100 * facts['calibration_error']:.1f} points"
+    return make_figure(
+        ("confidence", "accuracy"), {side: points}, ((start, 0), (100, 100)), " %", key=f"reliability-{side}",
+        title=f"Reliability of the {side}", words=f"{error}: {listed}. Bars: share of the texts.", bars=bars,
+    )  # fmt: skip
 
 
-def learning_curves(events: Iterable[Mapping[str, Any]]) -> Figure | None:
+def learning_curves(events: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Draw the score on the validation split over the updates, a line for each student."""
     series: dict[str, list[tuple[float, float]]] = {}
     points: list[tuple[float, float]] = []
@@ -216,98 +185,72 @@ def learning_curves(events: Iterable[Mapping[str, Any]]) -> Figure | None:
         elif event["event"] == "fitted":  # comes after the scores of its row
             series |= {event["row"]: points} if points else {}
             points = []
-    if not series:
-        return None
     tops = {name: max(points, key=lambda point: point[1]) for name, points in series.items()}
     words = "; ".join(f"{name} is best at step {step:.0f} with {score:.3f}" for name, (step, score) in tops.items())
     labels = ("updates of the student", "log-likelihood on the validation split, nats")
-    return make_figure("learning", "Learning curves", f"{words}.", labels, series)
+    return [make_figure(labels, series, key="learning", title="Learning curves", words=f"{words}.")] if series else []
 
 
-def reward_figures(rounds: Sequence[Mapping[str, Any]]) -> list[Figure]:
+def reward_figures(rounds: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Draw how the reward grew while a policy was trained, and the fast reward against the real one."""
-    known = [(f"round {number}", done["selector"]) for number, done in enumerate(rounds, 1)]
+    known = {f"round {number}": done["selector"] for number, done in enumerate(rounds, 1)}
     curves = {name: [(100 * i / len(values), value) for i, value in enumerate(values, 1) if value is not None]
-              for name, facts in known if (values := facts.get("reward_curve"))}  # fmt: skip
+              for name, facts in known.items() if (values := facts.get("reward_curve"))}  # fmt: skip
     pairs = {name: list(zip(facts["surrogate_rewards"], facts["real_rewards"], strict=True))
-             for name, facts in known if "real_rewards" in facts}  # fmt: skip
+             for name, facts in known.items() if "real_rewards" in facts}  # fmt: skip
     figures = []
     if curves:
         grown = "; ".join(f"{name} from {points[0][1]:+.4f} to {points[-1][1]:+.4f}" for name, points in curves.items())
         labels = ("training of the policy, %", "mean gain of an episode, nats")
-        figures.append(make_figure("reward", "Reward while the policy was trained", f"{grown}.", labels, curves))
+        title = "Reward while the policy was trained"
+        figures.append(make_figure(labels, curves, key="reward", title=title, words=f"{grown}."))
     if pairs:
-        agreement = [(name, facts["tier_correlation"]) for name, facts in known if name in pairs]
-        words = "; ".join(f"{name}: rank correlation {'unknown' if value is None else format(value, '.2f')}"
-                          for name, value in agreement)  # fmt: skip
         labels = ("fast reward of a selection, nats", "reward by real distillation, nats")
+        agreement = {name: known[name]["tier_correlation"] for name in pairs}
+        found = {name: "unknown" if value is None else f"{value:.2f}" for name, value in agreement.items()}
+        words = "; ".join(f"{name}: rank correlation {value}" for name, value in found.items())
         title = "Fast reward against real distillation"
-        figures.append(make_figure("tiers", title, f"{words}.", labels, pairs, joined=False))
+        figures.append(make_figure(labels, pairs, key="tiers", title=title, words=f"{words}.", joined=False))
     return figures
 
 
 def render_page(folder: Path) -> str:
-    """Draw the page of a run from the files of its folder.
-
-    Args:
-        folder: The run's.
-
-    Returns:
-        HTML that loads nothing.
-    """
+    """Draw the page of a run from the files of its folder, as HTML that loads nothing."""
     from pyarrow.parquet import read_table
 
     facts, metrics = (json.loads((folder / name).read_text("utf-8")) for name in SOURCES[:2])
     events = [json.loads(line) for line in (folder / "log.jsonl").read_text("utf-8").splitlines()]
     candidates = read_table(folder / "augmentations.parquet").to_pylist()
+    drawn = Counter(sorted(row["operator"] for row in candidates))
+    kept = Counter(row["operator"] for row in candidates if row["kept"])
     last = max((row["round"] for row in candidates), default=0)
     ranked = sorted((row for row in candidates if row["round"] == last), key=lambda row: -row["selector_score"])
-    points, rows = facts["map"]["points"], metrics["rows"]
-    ends = [100 * row["accuracy"][end] for row in rows for end in ("low", "high")]
-    first, second = (f"principal component {number}, {100 * (share or 0):.0f} % of the variance"
-                     for number, share in enumerate(facts["map"]["variance"], 1))  # fmt: skip
-    map_axes = {
-        "x": _exact_axis(first, [point["x"] for point in points], (12, WIDE - 12)),
-        "y": _exact_axis(second, [point["y"] for point in points], (HIGH + 32, 28)),
-    }
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined, keep_trailing_newline=True,
-    )  # fmt: skip
-    environment.filters |= {"percent": _percent, "sha256": _script_hash}
-    rendered: str = environment.get_template("page.html.jinja").render(
-        facts=facts, metrics=metrics, wide=WIDE, high=HIGH, map_axes=map_axes,
-        by_name={row["name"]: row for row in rows},
+    variance, map_axes = facts["map"]["variance"], {}
+    for number, (name, places) in enumerate((("x", (12, WIDE - 12)), ("y", (HIGH + 32, 28)))):
+        label = f"principal component {number + 1}, {100 * (variance[number] or 0):.0f} % of the variance"
+        at = [point[name] for point in facts["map"]["points"]]
+        map_axes[name] = Axis(label, (min(at), max(max(at), min(at) + 1e-9)), places)
+    ends = [100 * row["accuracy"][end] for row in metrics["rows"] for end in ("low", "high")]
+    return render(
+        Path(__file__).with_name("page.html.jinja"), facts=facts, metrics=metrics, wide=WIDE, high=HIGH,
+        events=events, map_axes=map_axes, by_name={row["name"]: row for row in metrics["rows"]},
         accuracy=make_axis("accuracy on the test split", ends, (16, WIDE - 16), " %"),
         reliability=[reliability(side, facts["test"][side]) for side in ("teacher", "student")],
-        curves=[figure for figure in (learning_curves(events), *reward_figures(metrics["rounds"])) if figure],
-        operators=_shares(candidates), drawn=len(candidates),
-        kept=[row for row in ranked if row["kept"]][:MOST_CANDIDATES],
-        dropped=[row for row in ranked if not row["kept"]][: -MOST_CANDIDATES - 1 : -1],
-        fitted={event["row"]: event["row_seconds"] for event in events if event["event"] == "fitted"},
+        curves=[*learning_curves(events), *reward_figures(metrics["rounds"])], drawn=len(candidates), ranked=ranked,
+        operators={name: (kept[name], count - kept[name]) for name, count in drawn.most_common()},
     )  # fmt: skip
-    return rendered
 
 
-def _percent(share: float, digits: int = 1) -> str:
-    return f"{100 * share:.{digits}f}"
-
-
-def _script_hash(script: str) -> str:
-    """Name a script as a content security policy does, which lets no other run."""
-    return base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
-
-
-def _shares(candidates: Sequence[Mapping[str, Any]]) -> dict[str, tuple[int, int]]:
-    """Count the kept and the dropped candidates of each operator, the commonest first."""
-    counts = Counter((row["operator"], row["kept"]) for row in candidates)
-    names = sorted({name for name, _ in counts}, key=lambda name: (-counts[name, True] - counts[name, False], name))
-    return {name: (counts[name, True], counts[name, False]) for name in names}
-
-
-def write_page(folder: Path) -> None:
-    """Draw the page of a run that is being written."""
-    atomic_write_text(folder / PAGE, render_page(folder))
+def render(template: Path, **values: Any) -> str:
+    """Fill in a template; values are escaped in HTML."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(template.parent), autoescape=".html" in template.suffixes, trim_blocks=True,
+        lstrip_blocks=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True,
+    )  # fmt: skip
+    environment.filters["percent"] = lambda share, digits=1: f"{100 * share:.{digits}f}"
+    # A content security policy names a script by its hash, and lets no other run.
+    environment.filters["sha256"] = lambda text: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    return environment.get_template(template.name).render(**values)
 
 
 def renew_page(folder: Path) -> Path:
@@ -325,9 +268,8 @@ def renew_page(folder: Path) -> Path:
     """
     mark = read_mark(folder / MARK)
     if mark["kind"] != "run":
-        raise UsageError(
-            f"{folder}: it is not the folder of a finished run; give what --output-dir of l2a distill named"
-        )
+        hint = "give what --output-dir of l2a distill named"
+        raise UsageError(f"{folder}: it is not the folder of a finished run; {hint}")
     if EVIDENCE not in mark["files"]:
         raise UsageError(f"{folder}: its run kept no {EVIDENCE}; run l2a distill again with --overwrite")
     for name in SOURCES:

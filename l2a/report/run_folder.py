@@ -10,7 +10,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import pyarrow as pa
 import torch
@@ -21,6 +20,7 @@ from l2a.data.encoding import encode, fit_tokenizer, model_inputs
 from l2a.data.examples import TextInput
 from l2a.evaluation.metrics import ClassificationMetrics, Interval
 from l2a.generator.chain import CandidatePool
+from l2a.report.page import render
 from l2a.selector.problem import Selection
 from l2a.teacher.model import PACKAGED, usable_positions
 from l2a.util.errors import RunError
@@ -95,16 +95,15 @@ def metrics_content(rows: Sequence[MethodReport], facts: Mapping[str, Any]) -> d
     Raises:
         RunError: If a number of a row is not finite.
     """
-    contents = []
+    contents: list[dict[str, Any]] = []
     for row in rows:
-        metrics = asdict(row.metrics)
-        numbers = [*metrics["accuracy"].values(), *metrics["macro_f1"].values(), *row.latency_ms.values()]
+        shown = {**asdict(row.metrics), "parameters": row.parameters, "latency_ms": dict(row.latency_ms)}
+        numbers = [*shown["accuracy"].values(), *shown["macro_f1"].values(), *row.latency_ms.values()]
         if not math.isfinite(sum(numbers)):
             raise RunError(
                 f"rows: a number of {row.name} is not finite ({numbers}); see log.jsonl for the stage that produced it"
             )
-        latency = dict(row.latency_ms)
-        contents.append({"name": row.name, **metrics, "parameters": row.parameters, "latency_ms": latency})
+        contents.append({"name": row.name, **shown})
     measured = {"peak_memory_mb": round(peak_memory_mb(), 1), "versions": versions()}
     return {"rows": contents, **facts, **measured, "threads": torch.get_num_threads()}
 
@@ -122,13 +121,9 @@ def versions() -> dict[str, str]:
 
 
 def model_card(
-    config: DistillConfig,
-    label_names: Sequence[str],
-    is_pair: bool,
-    rows: Sequence[MethodReport],
-    metrics: Mapping[str, Any],
-    model: str,
-) -> str:
+    config: DistillConfig, label_names: Sequence[str], is_pair: bool, rows: Sequence[MethodReport],
+    metrics: Mapping[str, Any], model: str,
+) -> str:  # fmt: skip
     """Write the card of a distilled student.
 
     The header names no licence: it follows from the teacher's and the data's, which are the user's to state.
@@ -147,15 +142,13 @@ def model_card(
     teacher = config.teacher.model
     base = PACKAGED[teacher].hub if teacher in PACKAGED else teacher
     is_folder = base.startswith((".", "/", "~")) or Path(base).exists()
-    text = Path(__file__).with_name("card.md.jinja").read_text("utf-8")
-    template = jinja2.Template(text, keep_trailing_newline=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
-    rendered: str = template.render(
+    return render(
+        Path(__file__).with_name("card.md.jinja"),
         base_model=base if base.count("/") == 1 and not is_folder else None,  # hubs accept nothing but an id here
         config=config, label_names=label_names, is_pair=is_pair, metrics=metrics, model=model,
         table=[HEADERS, ("---", *["---:"] * (len(HEADERS) - 1)), *table_cells(rows)],
         verdict=verdict(rows, metrics["student"]),
     )  # fmt: skip
-    return rendered
 
 
 def export_student(model: Any, tokenizer: Any, folder: Path, card: str, max_length: int) -> None:

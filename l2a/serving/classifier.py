@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -16,12 +16,9 @@ from l2a.data.examples import TextInput
 from l2a.util.errors import UsageError
 from l2a.util.files import MARK, atomic_write_text, to_json
 
-TEMPERATURES = (0.05, 20.0)
-"""Ends of what is searched: few labels that are all right would ask for a temperature of 0."""
-
+TEMPERATURES = (0.05, 20.0)  # ends of what is searched: few labels that are all right would ask for a temperature of 0
+# Texts are cut at some hundred tokens, so that characters beyond the longest cost nothing.
 CHARACTERS_PER_BATCH, LONGEST = 8192, 2048
-"""Texts are cut at some hundred tokens, so that characters beyond the longest cost nothing."""
-
 FIELDS = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
 
 
@@ -35,7 +32,7 @@ class Engine(NamedTuple):
         temperature: What the folder's ``l2a.json`` says that logits are to be divided by, else 1.
         tokenizer: Pads, and cuts at what the model reads; of the ``tokenizers`` library.
         read: Those of ``FIELDS`` that the model reads.
-        run: Gives a model's float32 logits (B, C) for what it reads, int64 (B, L).
+        run: Gives one array, the float32 logits (B, C), for what the model reads, int64 (B, L).
     """
 
     folder: Path
@@ -44,7 +41,7 @@ class Engine(NamedTuple):
     temperature: float
     tokenizer: Any
     read: Sequence[str]
-    run: Callable[[Any, Mapping[str, NDArray[np.int64]]], NDArray[np.float32]]
+    run: Callable[[dict[str, NDArray[np.int64]]], Sequence[NDArray[np.float32]]]
 
 
 def open_student(student: str | Path, threads: int | None = None) -> Engine:
@@ -92,16 +89,16 @@ def _open_torch(folder: Path) -> Engine:
     tokenizer.enable_truncation(min(fitted.model_max_length, usable_positions(model) or fitted.model_max_length))
     tokenizer.enable_padding(pad_id=fitted.pad_token_id, pad_token=fitted.pad_token)
     read = [name for name in FIELDS if name in fitted.model_input_names]
-    return Engine(folder, model, checkpoint.label_names, read_temperature(folder), tokenizer, read, _run_torch)
+    run = partial(_run_torch, model)
+    return Engine(folder, model, checkpoint.label_names, read_temperature(folder), tokenizer, read, run)
 
 
-def _run_torch(model: Any, batch: Mapping[str, NDArray[np.int64]]) -> NDArray[np.float32]:
+def _run_torch(model: Any, batch: Mapping[str, NDArray[np.int64]]) -> Sequence[NDArray[np.float32]]:
     import torch
 
-    given = {name: torch.from_numpy(values).to(model.device) for name, values in batch.items()}
     with torch.inference_mode():
-        logits: NDArray[np.float32] = model(**given).logits.cpu().numpy()
-    return logits
+        given = {name: torch.from_numpy(values).to(model.device) for name, values in batch.items()}
+        return [model(**given).logits.cpu().numpy()]
 
 
 def _open_onnx(file: Path, threads: int) -> Engine:
@@ -114,13 +111,8 @@ def _open_onnx(file: Path, threads: int) -> Engine:
     named = json.loads((file.parent / "config.json").read_text("utf-8"))["id2label"]
     names = tuple(str(named[key]) for key in sorted(named, key=int))
     tokenizer = Tokenizer.from_file(str(file.parent / "tokenizer.json"))
-    read = [one.name for one in session.get_inputs()]
-    return Engine(file.parent, session, names, read_temperature(file.parent), tokenizer, read, _run_onnx)
-
-
-def _run_onnx(session: Any, batch: Mapping[str, NDArray[np.int64]]) -> NDArray[np.float32]:
-    logits: NDArray[np.float32] = session.run(["logits"], dict(batch))[0]
-    return logits
+    read, run = [one.name for one in session.get_inputs()], partial(session.run, ["logits"])
+    return Engine(file.parent, session, names, read_temperature(file.parent), tokenizer, read, run)
 
 
 class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -191,7 +183,7 @@ def run(engine: Engine, inputs: Sequence[TextInput]) -> NDArray[np.float32]:
         texts = [inputs[row] if len(inputs[row]) == 2 else inputs[row][0] for row in rows]
         encoded = engine.tokenizer.encode_batch_fast(texts)
         fields = {name: [getattr(one, FIELDS[name]) for one in encoded] for name in engine.read}
-        logits[rows] = engine.run(engine.model, {name: np.array(values) for name, values in fields.items()})
+        (logits[rows],) = engine.run({name: np.array(values) for name, values in fields.items()})
         start += len(rows)
     return logits
 

@@ -18,17 +18,17 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from l2a.config import Columns
 from l2a.data import domains, readers
 from l2a.data.examples import TextInput, concatenate
-from l2a.data.streams import DELIMITERS, PACKED, Record, read_windows
+from l2a.data.readers import DELIMITERS, SIDES, Record, known_format
 from l2a.evaluation.metrics import ClassificationMetrics, classification_metrics
 from l2a.serving.classifier import Classifier
 from l2a.util.errors import UsageError, did_you_mean
 from l2a.util.files import atomic_file
 from l2a.util.progress import SILENT, Progress
 
+ON_INPUT = (*DELIMITERS, ".jsonl", ".txt")
 WRITTEN = (*DELIMITERS, ".jsonl", ".parquet")
-READ = (*WRITTEN, ".txt")
-ON_STDOUT = {".txt": ".tsv", ".parquet": ".jsonl"}
-Write = Callable[[Sequence[Mapping[str, Any]]], None]
+ON_OUTPUT = {".txt": ".tsv", ".parquet": ".jsonl"}  # what standard output gets of these
+Rows = Sequence[Mapping[str, Any]]
 
 
 class Counts(NamedTuple):
@@ -59,11 +59,12 @@ def predict_file(
         RunError: If the output cannot be written.
     """
     name, classes = str(source or "standard input"), classifier.classes_.tolist()
-    suffix = _known(source, source_format, READ if source else (".csv", ".tsv", ".jsonl", ".txt"))
-    written = _known(output, ON_STDOUT.get(suffix, suffix), WRITTEN)
+    allowed = (*ON_INPUT, ".parquet") if source else ON_INPUT
+    suffix = known_format(source or Path(f"standard input{source_format}"), allowed)
+    written = known_format(output, WRITTEN, "written") if output else ON_OUTPUT.get(suffix, suffix)
     lines = broken = abstained = 0
     with progress.stage(f"lines of {name}") as advance:
-        windows = read_windows(source, suffix)
+        windows = readers.windows(readers.read_records(source, suffix, named=False))
         first = next(windows, [])
         kept, sides = _columns(name, first, columns)
         added = ["label", "confidence", *(f"p_{name}" for name in classes)]
@@ -77,37 +78,30 @@ def predict_file(
             for window in chain([first], windows):
                 records = [_checked(record, sides) for record in window]
                 inputs = [tuple(one.values[side] for side in sides) for one in records if not one.problem]
-                found = iter(classifier.predict_proba(inputs).round(6))
-                rows = []
-                for record in records:
-                    values = [] if record.problem else next(found).tolist()
-                    best = max(values, default=None)
-                    label = classes[values.index(best)] if best is not None and best >= threshold else None
-                    rows.append({**record.values, **dict(zip_longest(added, [label, best, *values]))})
-                    abstained += label is None and not record.problem
-                    if record.problem:
-                        progress.say(f"warning: {name}, line {record.number}: {record.problem}")
+                found, rows = iter(classifier.predict_proba(inputs).round(6).tolist()), []
+                for number, values, problem in records:
+                    shares = [] if problem else next(found)
+                    best = max(shares, default=0.0)
+                    label = classes[shares.index(best)] if shares and best >= threshold else None
+                    new_values = [label, best, *shares] if shares else []
+                    rows.append({**values, **dict(zip_longest(added, new_values))})
+                    abstained += bool(shares) and label is None
+                    if problem:
+                        progress.say(f"warning: {name}, line {number}: {problem}")
                 write(rows)
                 lines, broken = lines + len(records), broken + len(records) - len(inputs)
                 advance(len(records))
     return Counts(lines, broken, abstained)
 
 
-def _known(path: Path | None, otherwise: str, known: Sequence[str]) -> str:
-    suffix = readers.name_and_format(path)[1] if path else otherwise
-    if suffix not in known:
-        raise UsageError(f"{path or 'standard input'}: the format {suffix!r} is not known; give {', '.join(known)}")
-    return suffix
-
-
 def _columns(name: str, window: Sequence[Record], columns: Columns) -> tuple[list[str], list[str]]:
     """The columns of the first lines, and those of the texts among them."""
-    good = [(record.number, record.values) for record in window if not record.problem]
-    found, missing = readers.find_columns(readers.Table(name, good), columns, readers.FLAG, labelled=False)
-    if not good or missing:
-        reasons = missing if good else [record.problem for record in window[:1]] or ["it is empty"]
+    table = readers.Table(name, window)
+    found, missing = readers.find_columns(table, columns, readers.FLAG, labelled=False)
+    if missing:
+        reasons = missing if table.columns else [record.problem for record in window[:1]] or ["it is empty"]
         raise UsageError(f"{name}: {'; '.join(reasons)}")
-    return readers.Table(name, good).columns, [found[role] for role in ("text", "text_pair") if role in found]
+    return table.columns, [found[role] for role in SIDES if role in found]
 
 
 def _checked(record: Record, sides: Sequence[str]) -> Record:
@@ -122,7 +116,7 @@ def _checked(record: Record, sides: Sequence[str]) -> Record:
 
 
 @contextmanager
-def open_writer(path: Path | None, suffix: str, schema: Any) -> Iterator[Write]:
+def open_writer(path: Path | None, suffix: str, schema: Any) -> Iterator[Callable[[Rows], None]]:
     """Give a function that writes rows by column.
 
     Args:
@@ -134,7 +128,7 @@ def open_writer(path: Path | None, suffix: str, schema: Any) -> Iterator[Write]:
     def cells(row: Mapping[str, Any]) -> dict[str, Any]:
         return {one.name: _cell(row.get(one.name)) if one.type == "string" else row.get(one.name) for one in schema}
 
-    pack = PACKED.get(path.suffix.lower()) if path else None
+    pack = readers.PACKED.get(path.suffix.lower()) if path else None
     with (
         atomic_file(path) if path else nullcontext(sys.stdout.buffer) as raw,
         pack(raw, "wb") if pack else nullcontext(raw) as stream,
@@ -155,10 +149,10 @@ def open_writer(path: Path | None, suffix: str, schema: Any) -> Iterator[Write]:
         text.detach()
 
 
-def write_rows(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+def write_rows(rows: Rows, path: Path) -> None:
     """Write rows as a file of the format that its name says."""
     schema = pyarrow.Table.from_pylist(list(rows)).schema
-    with open_writer(path, _known(path, "", WRITTEN), schema) as write:
+    with open_writer(path, known_format(path, WRITTEN, "written"), schema) as write:
         write(rows)
 
 
@@ -200,7 +194,7 @@ def evaluate(classifier: Classifier, inputs: Sequence[TextInput], labels: Sequen
     predicted, confidence, known = probabilities.argmax(axis=1), probabilities.max(axis=1), range(len(classes))
     wrong = sorted(np.flatnonzero(predicted != true), key=lambda i: -confidence[i])
     errors = [
-        {**dict(zip(("text", "text_pair"), inputs[i], strict=False)), "label": labels[i],
+        {**dict(zip(SIDES, inputs[i], strict=False)), "label": labels[i],
          "predicted": classes[predicted[i]], "confidence": round(float(confidence[i]), 6)}
         for i in map(int, wrong)
     ]  # fmt: skip
@@ -232,7 +226,7 @@ def labelled_texts(
         domain = domains.load_domain(reference, columns)
         examples = domain.test.reveal() if domain.test.size else concatenate(domain.train, domain.dev)
         return list(examples.inputs), [domain.label_names[label] for label in examples.labels]
-    table = readers.read_table(path, (".txt", *readers.SUFFIXES))
+    table = readers.read_table(path, readers.FORMATS)
     if not needed and not table.has_labels:
         return list(readers.texts_of(table)), []
     rows, problems = readers.check_table(table, columns)

@@ -231,6 +231,7 @@ CASES: list[tuple[list[str], str]] = [
     (["experiment", "run", "{key.yaml}"], "key"),
     (["experiment", "run", "shipped", "--workers", "0"], "workers"),
     (["experiment", "run", "shipped", "--backend", "spark"], "spark"),
+    (["experiment", "run", "shipped", "--only", "movies 32"], "pair shots seed variant"),
     (["experiment", "report", "shipped", "--results", "{missing}"], "shipped"),
     (["report", "{full}"], "finished run"),
     (["report", "{missing}"], "finished run"),

@@ -75,13 +75,12 @@ def make_wheel(tmp_path):
         path = tmp_path / folder / f"{package}-1.0-py3-none-any.whl"
         path.parent.mkdir(exist_ok=True)
         info = f"{package}-1.0.dist-info"
-        metadata = {
-            f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n".encode(),
-            f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-            f"{info}/RECORD": b"",
-        }
+        members = {
+            **members, f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n".encode(),
+            f"{info}/WHEEL": b"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n", f"{info}/RECORD": b"",
+        }  # fmt: skip
         with zipfile.ZipFile(path, "w") as wheel:
-            for member, content in {**members, **metadata}.items():
+            for member, content in members.items():
                 wheel.writestr(member, content)
         return path
 

@@ -27,22 +27,14 @@ BAD = [
     ("no_label.csv", b"text,x\na,x\n", "no label column .*--label-column"),
     ("void.csv", b"text,label\n ,x\n", "line 2: the column 'text' is empty"),
     ("unlabelled.csv", b"text,label\na,x\nb,\n", "line 3: the column 'label' has no label"),
-    (
-        "nan_text.csv",
-        b"text,label\na,x\nb,NaN\n",
-        r"line 3: the column 'label' has no label \('NaN' marks a missing one\)",
-    ),
-    (
-        "semicolons.csv",
-        b"text;label\na, b;x\n",
-        r"semicolons.csv: the columns are separated by ';'; use commas in .csv files",
-    ),
+    ("nan_text.csv", b"text,label\na,x\nb,NaN\n", r"line 3: .* 'label' has no label \('NaN' marks a missing one\)"),
+    ("semicolons.csv", b"text;label\na, b;x\n", "line 1: the columns are separated by ';'; use commas in .csv files"),
     ("tabs.csv", b"text\tlabel\na\tx\n", r"the columns are separated by '\\t'"),
     ("broken.csv.gz", b"\x1f\x8bnope", r"broken.csv.gz: cannot be read .*; check"),
     ("broken.csv.xz", b"nope", r"broken.csv.xz: cannot be read"),
     ("object.json", b'{\n"text": "a"\n}', "row 1: not JSON .*; write one object per line, or a list"),
     ("items.json", b'[{"text":"a","label":"x"}, 5]', "row 2: a JSON int, not an object"),
-    ("broken.arrow", b"ARROW1nope", "broken.arrow: not a readable Arrow file"),
+    ("broken.arrow", b"ARROW1nope", r"broken.arrow: cannot be read \(not a readable Arrow file"),
     ("nan.jsonl", b'{"text":"a","label":NaN}\n', "line 1: the column 'label' has no label"),
     ("number.jsonl", b'{"text":5,"label":"x"}\n', "line 1: the column 'text' holds a value of type int"),
     ("labels.jsonl", b'{"text":"a","label":["x","y"]}\n', "line 1: the column 'label' holds a value of type list"),
@@ -50,13 +42,9 @@ BAD = [
     ("split.csv", b"text,label,split\na,x,train\nb,y,trian\n", "line 3: the split 'trian' .*did you mean 'train'"),
     ("one.csv", b"text,label,split\na,x,train\nb,x,train\n", "train has one class only, 'x'; give at least two"),
     ("no_train.csv", b"text,label,split\na,x,test\nb,y,test\n", "no training rows; give at least two classes"),
-    (
-        "test_label.csv",
-        b"text,label,split\na,x,train\nb,y,train\nc,Y,test\n",
-        "test has the label 'Y', which train lacks",
-    ),
+    ("label.csv", b"text,label,split\na,x,train\nb,y,train\nc,Y,test\n", "test has the label 'Y', which train lacks"),
     ("huge.csv", b"text,label\n" + b"x" * 1_000_001 + b",x\n", "line 2: .*1000001 characters, at most 1000000"),
-    ("bad.parquet", b"PAR1nonsense", "bad.parquet: not a readable Parquet file"),
+    ("bad.parquet", b"PAR1nonsense", r"bad.parquet: cannot be read \(not a readable Parquet file"),
     ("empty.parquet", b"", "empty.parquet: the file is empty"),
     ("table.xlsx", b"x", r"end in '.xlsx' are not read here; .*read_excel\(.*table.xlsx'\).to_csv\(.*table.csv'"),
     ("table.ods.txt", b"x", r"files that end in '.txt' are not read here; give .csv, .tsv, .jsonl"),
@@ -72,17 +60,16 @@ def test_bad_content_is_refused_in_one_sentence_that_names_it(write, name, conte
 
 def test_a_missing_column_is_named_with_the_flag_of_its_side(write):
     path = write("x.csv", "message,verdict\na,x\n")
-    message = (
-        r"x\.csv: no text column .*; it has 'message', 'verdict'; name one by --target-text-column; .*--target-label"
-    )
-    with pytest.raises(UsageError, match=message):
-        load_domain(str(path), flag="--target-{}-column")
+    with pytest.raises(UsageError, match=r"no text column .*; it has 'message', 'verdict'; name one by --of-text"):
+        load_domain(str(path), flag="--of-{}-column")
+    with pytest.raises(UsageError, match=r"no text-pair column 'verdikt' \(did you mean 'verdict'\?\)"):
+        load_domain(str(path), Columns(text_pair="verdikt"))
 
 
 def test_parquet_that_is_not_utf8_is_refused(tmp_path):
     raw = pa.StringArray.from_buffers(1, pa.array([0, 1], pa.int32()).buffers()[1], pa.py_buffer(b"\xff"))
     pyarrow.parquet.write_table(pa.table({"text": raw, "label": ["x"]}), tmp_path / "x.parquet")
-    with pytest.raises(UsageError, match=r"x\.parquet: not a readable Parquet file"):
+    with pytest.raises(UsageError, match=r"x\.parquet: cannot be read \(not a readable Parquet file"):
         load_domain(str(tmp_path / "x.parquet"))
 
 
@@ -92,12 +79,6 @@ def test_many_problems_are_cut_short_and_point_to_check(write):
         load_domain(str(path))
 
 
-def test_a_named_column_that_is_missing_is_refused(write):
-    path = write("x.csv", "text,body,label\na,b,x\n")
-    with pytest.raises(UsageError, match=r"no text-pair column 'bodi' \(did you mean 'body'\?\)"):
-        load_domain(str(path), Columns(text_pair="bodi"))
-
-
 def test_pairs_in_one_split_only_are_refused(write):
     write("f/train.jsonl", "".join(json.dumps({"text": t, "text_pair": "p", "label": t}) + "\n" for t in "ab"))
     write("f/test.csv", "text,label\nc,a\n")
@@ -105,26 +86,18 @@ def test_pairs_in_one_split_only_are_refused(write):
         load_domain("f")
 
 
-def test_two_files_of_one_split_are_refused(write):
-    write("f/train.csv", "text,label\na,x\n")
-    write("f/dev.csv", "text,label\na,x\n")
-    write("f/valid.csv", "text,label\na,x\n")
+def test_two_files_of_one_split_or_none_to_train_are_refused(write, tmp_path):
+    for name in ("train", "dev", "valid"):
+        write(f"f/{name}.csv", "text,label\na,x\n")
     with pytest.raises(UsageError, match=r"both dev\.csv and valid\.csv are dev files"):
         load_domain("f")
-
-
-def test_a_folder_without_train_is_refused(tmp_path):
     with pytest.raises(UsageError, match="no training file"):
         load_domain(str(tmp_path))
 
 
 @pytest.mark.parametrize("reference", ["gone.csv", "./gone", "movis", "no such thing"])
 def test_what_does_not_exist_is_refused(reference):
-    with pytest.raises(UsageError, match="no such card or path"):
+    hint = r" \(did you mean 'movies'\?\)" if reference == "movis" else ""
+    with pytest.raises(UsageError, match=f"no such card or path{hint}"):
         load_domain(reference)
     assert not list(Path().iterdir())
-
-
-def test_a_misspelt_card_is_suggested():
-    with pytest.raises(UsageError, match="did you mean 'movies'"):
-        load_domain("movis")

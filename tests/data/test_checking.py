@@ -26,24 +26,24 @@ def invoke(*arguments):
 
 
 def test_a_report_counts_sizes_labels_lengths_and_copies(write):
-    report = check_domain(str(write("x.csv", GOOD)))
-    assert (report.name, report.is_pair, report.label_names, report.problems) == ("x", False, ("x", "y"), ())
-    assert {split: counts["examples"] for split, counts in report.splits.items()} == {"train": 3, "dev": 2, "test": 1}
-    assert report.splits["train"] == {
+    found, counts, notes = check_domain(str(write("x.csv", GOOD)))
+    assert (found.name, found.is_pair, found.label_names, found.problems) == ("x", False, ("x", "y"), [])
+    assert {split: of_split["examples"] for split, of_split in counts.items()} == {"train": 3, "dev": 2, "test": 1}
+    assert counts["train"] == {
         "examples": 3, "label x": 2, "label y": 1, "words, median": 2, "words, longest": 2, "characters, longest": 8,
         "duplicates": 1,
     }  # fmt: skip
-    assert report.notes == (
+    assert notes == [
         "1 texts of train are also in dev; copies are drawn once",
         "1 texts of train are also in test; they are never drawn for training",
         "1 texts have different labels in different rows",
-    )
+    ]
 
 
 def test_a_report_names_every_bad_line_and_counts_the_others(write):
-    report = check_domain(str(write("x.csv", "text,label\na,x\n,y\nb,\nc,y,z\nd,x\n")))
-    assert [problem.partition(":")[0].rpartition(" ")[2] for problem in report.problems] == ["3", "4", "5"]
-    assert sum(counts["examples"] for counts in report.splits.values()) == 2
+    found, counts, _ = check_domain(str(write("x.csv", "text,label\na,x\n,y\nb,\nc,y,z\nd,x\n")))
+    assert [problem.partition(":")[0].rpartition(" ")[2] for problem in found.problems] == ["3", "4", "5"]
+    assert sum(of_split["examples"] for of_split in counts.values()) == 2
 
 
 def test_check_prints_the_numbers_and_the_overlap(write):
@@ -54,12 +54,9 @@ def test_check_prints_the_numbers_and_the_overlap(write):
         assert expected in result.output
 
 
-def test_check_exits_2_and_shows_problems_by_line(write):
+def test_check_exits_2_and_shows_problems_by_line_up_to_fifty(write):
     result = invoke("check", str(write("x.csv", b"text,label\ncaf\xe9,x\n")))
     assert result.exit_code == 2 and "x.csv, line 2: not UTF-8" in result.output
-
-
-def test_check_cuts_a_long_list(write):
     result = invoke("check", str(write("x.jsonl", "nope\n" * 60)))
     assert "line 50:" in result.output and "line 51:" not in result.output and "and 10 more problems" in result.output
 
@@ -98,11 +95,6 @@ def test_a_card_of_the_working_directory_never_hides_a_shipped_one(write):
     assert "HIDDEN" not in invoke("list").output + invoke("show", "tweets").output
 
 
-def test_a_key_given_twice_in_a_card_is_refused(write):
-    write("domains/mine.yaml", "name: mine\nname: mine\n")
-    assert "'name' is given twice" in str(invoke("show", "mine").exception)
-
-
 def test_the_list_wraps_on_a_narrow_terminal(monkeypatch):
     monkeypatch.setenv("COLUMNS", "40")
     lines = invoke("list").output.splitlines()
@@ -110,9 +102,10 @@ def test_the_list_wraps_on_a_narrow_terminal(monkeypatch):
     assert any(line.rstrip().endswith("labels: negative, positive") for line in lines)
 
 
-def test_showing_an_unknown_card_suggests_one():
-    result = invoke("show", "tweet")
-    assert "did you mean 'tweets'" in str(result.exception)
+def test_an_unknown_card_and_a_key_given_twice_are_refused(write):
+    write("domains/mine.yaml", "name: mine\nname: mine\n")
+    assert "'name' is given twice" in str(invoke("show", "mine").exception)
+    assert "did you mean 'tweets'" in str(invoke("show", "tweet").exception)
 
 
 @pytest.mark.parametrize(

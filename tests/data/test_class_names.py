@@ -71,18 +71,14 @@ def test_numbers_on_one_side_and_names_on_the_other_are_refused(tmp_path, write)
         align_labels(load_domain(str(tmp_path / "named.parquet")), numbered)
 
 
-def test_splits_with_numbers_and_names_are_refused(write, tmp_path):
+def test_splits_with_numbers_and_names_and_a_number_without_a_name_are_refused(write, tmp_path):
     write("f/test.jsonl", json.dumps({"text": "a", "label": 1}) + "\n")
-    dataset(["bad", "good"]).to_parquet(tmp_path / "work/f/train.parquet")
+    named = dataset(["bad", "good"])
+    named.to_parquet(tmp_path / "work/f/train.parquet")
     with pytest.raises(UsageError, match="test has the label '1', which train lacks"):
         load_domain("f")
-
-
-def test_a_number_without_a_name_is_refused(tmp_path):
-    table = dataset(["bad", "good"]).data.table
-    table = table.set_column(1, "label", pa.array([0, 1, 7, 0]))
-    pyarrow.parquet.write_table(
-        table.replace_schema_metadata(dataset(["bad", "good"]).data.schema.metadata), tmp_path / "x.parquet"
-    )
+    table = named.data.table.set_column(1, "label", pa.array([0, 1, 7, 0]))
+    table = table.replace_schema_metadata(named.data.schema.metadata)
+    pyarrow.parquet.write_table(table, tmp_path / "x.parquet")
     with pytest.raises(UsageError, match=r"x\.parquet, row 3: the class 7 of 'label' has no name; the data name"):
         load_domain(str(tmp_path / "x.parquet"))

@@ -5,18 +5,8 @@ import pytest
 
 from l2a.data import domains as card_module
 from l2a.data.bank import read_bank
-from l2a.data.domains import (
-    Ratings,
-    as_domain,
-    check_domain,
-    load_card,
-    load_domain,
-    read_ratings,
-    rows_sha256,
-    training_texts,
-    words_key,
-)
-from l2a.data.examples import normalised_hash
+from l2a.data.domains import Ratings, as_domain, check_domain, load_card, load_domain, read_domain, read_ratings
+from l2a.data.examples import normalised_hash, words_key
 from l2a.data.readers import Row
 from l2a.util.cards import list_cards
 from l2a.util.errors import RunError, UsageError
@@ -42,13 +32,11 @@ def test_ratings_become_labels_and_the_middle_is_dropped(rated):
 
 
 def test_neutral_sentences_of_all_files_are_text_without_labels(rated):
-    archive = rated(
-        a="1\t0.51\tgood\n2\t-0.5\tmeh\n3\t0\tso so", b="1\t0\tMeh!\n2\t0.2\tfine\n3\t0.1\tkept out", c="1\t0\tkept out"
-    )
+    also = "1\t0\tMeh!\n2\t0.2\tfine\n3\t0.1\tkept out"
+    archive = rated(a="1\t0.51\tgood\n2\t-0.5\tmeh\n3\t0\tso so", b=also, c="1\t0\tkept out")
     ratings = Ratings("a.txt", 0.5, "text", exclude=("c.txt",), also=("b.txt",))
     rows = read_ratings(archive, ratings, neutral=True)
-    assert [row.text for row in rows] == [("meh",), ("so so",), ("fine",)]
-    assert {(row.label, row.split) for row in rows} == {("", "train")}
+    assert rows == [Row((text,), "", "train") for text in ("meh", "so so", "fine")]
 
 
 @pytest.fixture
@@ -56,10 +44,8 @@ def text_card(rated, tmp_path, monkeypatch):
     """The shipped card of text without labels, with the sentences of a domain's test split in its package."""
     lines = "".join(f"{i}\t0.1\tthis is a sentence of number {i}\n" for i in range(40))
     archive, card = rated(a=lines), load_card("neutral")
-    card = replace(
-        card, artifact=replace(card.artifact, members=(archive.name,)), ratings=Ratings("a.txt", 0.5, "text"),
-        rows_sha256=None,
-    )  # fmt: skip
+    artifact, ratings = replace(card.artifact, members=(archive.name,)), Ratings("a.txt", 0.5, "text")
+    card = replace(card, artifact=artifact, ratings=ratings, rows_sha256=None)
     monkeypatch.setattr(card_module, "fetch_artifact", lambda *_: tmp_path)
     monkeypatch.setattr(card_module, "load_card", lambda _: card)
 
@@ -75,9 +61,9 @@ def test_text_without_labels_is_read_into_a_bank_without_held_out_sentences(text
 def test_text_without_labels_is_no_source_and_its_check_says_so(text_card):
     with pytest.raises(UsageError, match="'neutral' has no labels; give it to --unlabelled"):
         load_domain("neutral")
-    report = check_domain("neutral")
-    assert not report.problems and report.splits["train"]["examples"] == 40 and report.label_names == ()
-    assert report.notes == ("there are no labels, so the domain can only be given to --unlabelled",)
+    found, counts, notes = check_domain("neutral")
+    assert not found.problems and counts["train"]["examples"] == 40 and found.label_names == ()
+    assert notes == ["there are no labels, so the domain can only be given to --unlabelled"]
 
 
 def test_entities_are_decoded_even_when_encoded_twice(rated):
@@ -126,7 +112,7 @@ def test_rows_other_than_the_card_promises_are_refused(rated, tmp_path, monkeypa
     archive = rated(a="\r\n".join(f"{i}\t{(-1) ** i}\tsentence {i}" for i in range(40)))
     card = load_card("movies")
     artifact, ratings = replace(card.artifact, members=(archive.name,)), Ratings("a.txt", 0.5, "text")
-    promised = rows_sha256(read_ratings(archive, ratings))
+    promised = card_module.rows_sha256(read_ratings(archive, ratings))
     monkeypatch.setattr(card_module, "fetch_artifact", lambda *_: tmp_path)
     monkeypatch.setattr(card_module, "load_card", lambda _: replace(card, artifact=artifact, ratings=ratings))
     with pytest.raises(RunError, match=f"domain card movies: the rows have sha256 {promised}, the card promises"):
@@ -140,21 +126,16 @@ def test_rows_other_than_the_card_promises_are_refused(rated, tmp_path, monkeypa
 def test_the_hash_of_rows_sees_text_label_split_and_order():
     rows = [Row(("a",), "x", "train"), Row(("b",), "y", "test")]
     others = [rows[::-1], rows[:1], [rows[0]._replace(label="y"), rows[1]], [rows[0]._replace(split="dev"), rows[1]]]
-    assert len({rows_sha256(variant) for variant in [rows, *others]}) == 5
+    assert len({card_module.rows_sha256(variant) for variant in [rows, *others]}) == 5
 
 
-def test_a_users_card_names_a_file_beside_it_with_its_columns(write):
+def test_a_users_card_names_a_file_beside_it_its_columns_and_the_order_of_labels(write):
     write("domains/posts.csv", "body,stars,split\na,x,train\nb,y,train\nc,y,test\n")
-    write("domains/mine.yaml", f"name: mine\n{BODY}data: posts.csv\ncolumns: {{text: body, label: stars}}\n")
+    body = BODY.replace("[x, y]", "[y, x]")
+    write("domains/mine.yaml", f"name: mine\n{body}data: posts.csv\ncolumns: {{text: body, label: stars}}\n")
     domain = load_domain("mine")
-    assert (domain.name, domain.label_names, domain.test.size) == ("mine", ("x", "y"), 1)
-
-
-def test_a_cards_order_of_labels_is_kept(write):
-    write("domains/posts.csv", "text,label,split\na,x,train\nb,y,train\nc,y,test\n")
-    write("domains/mine.yaml", f"name: mine\n{BODY.replace('[x, y]', '[y, x]')}data: posts.csv\n")
-    domain = load_domain("mine")
-    assert domain.label_names == ("y", "x") and domain.train.labels.tolist() == [1, 0]
+    assert (domain.name, domain.label_names, domain.test.size) == ("mine", ("y", "x"), 1)
+    assert domain.train.labels.tolist() == [1, 0]
 
 
 @pytest.mark.parametrize(
@@ -179,23 +160,12 @@ def test_wrong_cards_are_refused(write, text, message):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SHIPPED)
-def test_the_shipped_text_without_labels_holds_no_test_text_of_a_shipped_domain(monkeypatch, tmp_path, name):
-    """Needs the package index, or a filled cache in the usual place."""
-    monkeypatch.delenv("L2A_CACHE")
-    test = load_domain(name).test
-    texts, _ = training_texts("neutral")
-    monkeypatch.setenv("L2A_CACHE", str(tmp_path / "own"))
-    found = read_bank([texts], False, test.hashes, held_out_words=test.words)
-    assert len(found) > 4000 and not {normalised_hash(text) for text in found} & test.hashes
-    assert not {words_key(text) for (text,) in found} & test.words
-
-
-@pytest.mark.slow
-def test_shipped_cards_yield_what_they_promise_and_share_no_text(monkeypatch):
+def test_shipped_cards_yield_what_they_promise_and_share_no_text(monkeypatch, tmp_path):
     """Needs the package index, or a filled cache in the usual place."""
     monkeypatch.delenv("L2A_CACHE")
     domains = {name: load_domain(name) for name in SHIPPED}
+    texts = [row.text for row in read_domain("neutral").of("train")]
+    monkeypatch.setenv("L2A_CACHE", str(tmp_path / "own"))
     seen: set[str] = set()
     for name, domain in domains.items():
         sizes = [len(domain.train), len(domain.dev), domain.test.size]
@@ -203,3 +173,6 @@ def test_shipped_cards_yield_what_they_promise_and_share_no_text(monkeypatch):
         hashes = [*map(normalised_hash, domain.train.inputs + domain.dev.inputs), *domain.test.hashes]
         assert len(set(hashes)) == sum(sizes) and not seen & set(hashes)
         seen.update(hashes)
+        found = read_bank([texts], False, domain.test.hashes, held_out_words=domain.test.words)
+        assert len(found) > 4000 and not {normalised_hash(text) for text in found} & domain.test.hashes
+        assert not {words_key(text) for (text,) in found} & domain.test.words

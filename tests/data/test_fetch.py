@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from l2a.data import fetch
-from l2a.data.fetch import Artifact, fetch_artifact, fetch_joined, read_tar_members, unpack
+from l2a.data.fetch import Artifact, fetch_artifact, fetch_joined, unpack
 from l2a.util.errors import RunError, UsageError
 from l2a.util.files import sha256_file
 
@@ -39,18 +39,12 @@ def artifact(sha256=SHA256, members=("toydata/rows.csv",), kind="wheel", size=60
 
 class Recorder:
     def __init__(self):
-        self.stages, self.advanced = [], 0
+        self.stages = []
 
     @contextmanager
     def stage(self, name, total=None):
         self.stages.append((name, total))
-        yield self._advance
-
-    def _advance(self, amount):
-        self.advanced += amount
-
-    def event(self, name, **values):
-        pass
+        yield lambda amount: None
 
 
 @pytest.fixture
@@ -96,11 +90,8 @@ class Server:
 
     def add(self, package, name, content, sha256=None):
         self.files[f"/files/{name}"] = content
-        entry = {
-            "filename": name,
-            "url": f"http://{self.address}/files/{name}",
-            "hashes": {"sha256": sha256} if sha256 else {},
-        }
+        hashes = {"sha256": sha256} if sha256 else {}
+        entry = {"filename": name, "url": f"http://{self.address}/files/{name}", "hashes": hashes}
         page = json.loads(self.files.get(f"/simple/{package}/", b'{"files": []}'))
         self.files[f"/simple/{package}/"] = json.dumps({"files": [*page["files"], entry]}).encode()
 
@@ -147,57 +138,42 @@ def hostile_sdist(tmp_path, make_tar):
     """An sdist whose in-tree build backend and setup.py leave a mark when they run; gives it and the mark."""
     mark = tmp_path / "it-ran"
     evil = f"open({str(mark)!r}, 'w').close()\n".encode()
-    members = {
-        "pyproject.toml": b'[build-system]\nrequires = []\nbuild-backend = "evil"\nbackend-path = ["."]\n',
-        "evil.py": evil,
-        "setup.py": evil,
-        "PKG-INFO": b"Metadata-Version: 2.1\nName: toydata\nVersion: 1.0\n",
-        "toydata/rows.csv": b"text,label\n",
-    }
+    backend = b'[build-system]\nrequires = []\nbuild-backend = "evil"\nbackend-path = ["."]\n'
+    members = {"pyproject.toml": backend, "evil.py": evil, "setup.py": evil, "toydata/rows.csv": b"text,label\n"}
+    members["PKG-INFO"] = b"Metadata-Version: 2.1\nName: toydata\nVersion: 1.0\n"
     archive = make_tar("toydata-1.0.tar.gz", {f"toydata-1.0/{name}": content for name, content in members.items()})
     return archive, mark
+
+
+@pytest.fixture
+def served_wheel(server, make_wheel):
+    wheel = make_wheel("toydata", {"toydata/rows.csv": bytes(50_000)})
+    server.add("toydata", WHEEL, wheel.read_bytes())
+    return wheel
 
 
 # What may be asked for
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        *(
-            ("version", value)
-            for value in ("1.0\n--extra-index-url x", "1.0 --pre", "1.0\n", " 1.0", "../x", "", "1.*")
-        ),
-        *(
-            ("package", value)
-            for value in ("-r evil", "../x", "toy\n", "toy data", "toy;x", "", "_toy", "toy @ file:x")
-        ),
-        *(("sha256", value) for value in ("0" * 63, "0" * 64 + "\n", "g" * 64, "A" * 64)),
-        ("kind", "egg"),
-    ],
-)
+HOSTILE = {
+    "version": ("1.0\n--extra-index-url x", "1.0 --pre", "1.0\n", " 1.0", "../x", "", "1.*"),
+    "package": ("-r evil", "../x", "toy\n", "toy data", "toy;x", "", "_toy", "toy @ file:x"),
+    "sha256": ("0" * 63, "0" * 64 + "\n", "g" * 64, "A" * 64),
+    "kind": ("egg",),
+}
+
+
+@pytest.mark.parametrize(("field", "value"), [(field, value) for field, values in HOSTILE.items() for value in values])
 def test_a_hostile_field_is_refused_by_name_and_value(field, value):
-    fields = {
-        "package": "toydata",
-        "version": "1.0",
-        "kind": "wheel",
-        "sha256": SHA256,
-        "members": ("a",),
-        field: value,
-    }
+    fields = {"package": "toydata", "version": "1.0", "kind": "wheel", "sha256": SHA256, "members": ("a",)}
     with pytest.raises(UsageError, match=f"artifact: {field} is {re.escape(repr(value))}; give "):
-        Artifact(**fields)
+        Artifact(**fields | {field: value})
 
 
-@pytest.mark.parametrize("member", ["../x", "a/../../x", "/etc/x", "a\\x", "C:x", ""])
-def test_a_member_that_leads_out_is_refused(member):
+@pytest.mark.parametrize("members", [("a", "../x"), ("a/../../x",), ("/etc/x",), ("a\\x",), ("C:x",), ("",), ()])
+def test_a_member_that_leads_out_or_none_is_refused(members):
     with pytest.raises(UsageError, match=r"artifact: a member is .*; give a relative path with / and without \.\."):
-        artifact(members=("a", member))
-
-
-def test_an_artifact_without_members_is_refused():
-    with pytest.raises(UsageError, match="a member is ''"):
-        artifact(members=())
+        artifact(members=members)
 
 
 @pytest.mark.parametrize("version", ["1.0", "0.0.23", "1!2.0rc1.post2.dev3+cpu.1", "2024.1"])
@@ -259,25 +235,21 @@ def test_the_settings_are_those_of_pip_download(real_settings, monkeypatch):
     assert {key: found[key] for key in expected} == expected
 
 
-def test_credentials_are_sent_and_not_shown(server, make_wheel, settings):
-    wheel = make_wheel("toydata", {"toydata/rows.csv": b""})
-    server.add("toydata", WHEEL, wheel.read_bytes())
+def test_credentials_are_sent_and_not_shown(server, served_wheel, settings):
     server.password = "Basic bWU6c2VjcmV0"  # me:secret
     with pytest.raises(RunError, match=r"no index offers it to you; .* with your credentials"):
-        fetch_artifact(artifact(sha256_file(wheel)))
+        fetch_artifact(artifact(sha256_file(served_wheel)))
     settings["index-url"] = f"http://me:secret@{server.address}/simple"
-    assert fetch_artifact(artifact(sha256_file(wheel))).is_dir()
+    assert fetch_artifact(artifact(sha256_file(served_wheel))).is_dir()
     del server.files[f"/files/{WHEEL}"]
     with pytest.raises(RunError, match="HTTP status 404") as caught:
         fetch_artifact(artifact())
     assert "secret" not in str(caught.value)
 
 
-def test_the_proxy_of_pip_is_used(server, make_wheel, settings):
-    wheel = make_wheel("toydata", {"toydata/rows.csv": b""})
-    server.add("toydata", WHEEL, wheel.read_bytes())
+def test_the_proxy_of_pip_is_used(server, served_wheel, settings):
     settings.update({"index-url": NOBODY, "proxy": f"http://{server.address}"})
-    assert fetch_artifact(artifact(sha256_file(wheel))).is_dir()
+    assert fetch_artifact(artifact(sha256_file(served_wheel))).is_dir()
 
 
 def test_the_file_with_the_pinned_hash_is_chosen_among_several(server, make_wheel):
@@ -289,21 +261,17 @@ def test_the_file_with_the_pinned_hash_is_chosen_among_several(server, make_whee
 
 
 @pytest.mark.parametrize("failure", ["busy", "broken off"])
-def test_an_interrupted_download_is_tried_again(server, make_wheel, failure):
-    wheel = make_wheel("toydata", {"toydata/rows.csv": bytes(50_000)})
-    server.add("toydata", WHEEL, wheel.read_bytes())
+def test_an_interrupted_download_is_tried_again(server, served_wheel, failure):
     server.failures = [failure, failure]
-    folder = fetch_artifact(artifact(sha256_file(wheel), size=wheel.stat().st_size))
+    folder = fetch_artifact(artifact(sha256_file(served_wheel), size=served_wheel.stat().st_size))
     assert (folder / "toydata/rows.csv").read_bytes() == bytes(50_000)
     assert sum(path.startswith("/files") for path in server.asked) == 3
 
 
-def test_an_index_that_fails_does_not_hide_another(server, make_wheel, settings):
-    wheel = make_wheel("toydata", {"toydata/rows.csv": b""})
-    server.add("toydata", WHEEL, wheel.read_bytes())
+def test_an_index_that_fails_does_not_hide_another(server, served_wheel, settings):
     settings["extra-index-url"] = f"{NOBODY}\n{settings['index-url']}"
     settings.update({"index-url": NOBODY, "find-links": "/gone"})
-    assert fetch_artifact(artifact(sha256_file(wheel))).is_dir()
+    assert fetch_artifact(artifact(sha256_file(served_wheel))).is_dir()
 
 
 # Failures
@@ -325,8 +293,7 @@ def test_no_network_is_one_sentence_with_the_fix(settings, cache):
 
 
 @pytest.mark.parametrize("fails_at", ["/simple", "/files"])
-def test_an_index_that_stays_busy_is_one_sentence(server, fails_at):
-    server.add("toydata", WHEEL, b"x")
+def test_an_index_that_stays_busy_is_one_sentence(server, served_wheel, fails_at):
     server.failures, server.fails_at = ["busy"] * 3, fails_at
     with pytest.raises(RunError, match=r"cannot be reached \(HTTP status 503\)"):
         fetch_artifact(artifact())
@@ -335,9 +302,8 @@ def test_an_index_that_stays_busy_is_one_sentence(server, fails_at):
 @pytest.mark.parametrize("kind", ["wheel", "sdist"])
 def test_a_version_that_no_index_has_is_one_sentence_with_the_fix(server, kind):
     server.add("toydata", "toydata-1.1-py3-none-any.whl", b"x")
-    with pytest.raises(
-        RunError, match=rf"cannot download this {kind} of toydata==1\.0: no index offers it to you; corr"
-    ):
+    message = rf"cannot download this {kind} of toydata==1\.0: no index offers it to you; corr"
+    with pytest.raises(RunError, match=message):
         fetch_artifact(artifact(kind=kind))
 
 
@@ -348,13 +314,11 @@ def test_no_index_at_all_asks_nobody(server, settings):
     assert not server.asked
 
 
-def test_wrong_settings_of_pip_are_named(settings):
-    settings["cert"] = "/gone.pem"
-    with pytest.raises(UsageError, match=r"pip's settings are wrong: .*No such file"):
-        fetch_artifact(artifact())
-
-
-def test_a_python_without_pip_is_named(real_settings, monkeypatch):
+def test_wrong_settings_of_pip_and_a_python_without_it_are_named(settings, real_settings, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(fetch, "_pip_settings", lambda: {"cert": "/gone.pem"})
+        with pytest.raises(UsageError, match=r"pip's settings are wrong: .*No such file"):
+            fetch_artifact(artifact())
     monkeypatch.setattr(fetch.sys, "executable", "/bin/false")
     with pytest.raises(RunError, match=r"cannot read pip's settings: .* ensurepip"):
         fetch_artifact(artifact())
@@ -427,11 +391,8 @@ def test_only_wanted_members_are_unpacked_without_the_top_folder(make_tar, out):
     unpack(archive, ("data/*",), out)
     assert everything_in(out) == {"data/a.txt", "data/b/c.txt"}
     assert (out / "data/b/c.txt").read_bytes() == b"c"
-
-
-def test_wheels_are_unpacked_too(make_wheel, out):
-    unpack(make_wheel("p", {"p/model/w.bin": b"w", "p/code.py": b"x"}), ("p/model/*",), out)
-    assert everything_in(out) == {"p/model/w.bin"}
+    unpack(archive, ("p-1/setup.py",), out, skip=0)
+    assert (out / "p-1/setup.py").read_bytes() == b"evil"
 
 
 @pytest.mark.parametrize("name", ["../evil", "a/../../evil", "/etc/evil", "a\\..\\evil", "C:evil"])
@@ -443,33 +404,23 @@ def test_members_that_lead_out_are_refused(make_tar, out, tmp_path, name):
     assert everything_in(tmp_path) == before | {"p.tar.gz"}
 
 
-def test_links_are_refused(make_tar, out):
-    archive = make_tar("p.tar.gz", {}, {"p-1/data": "/etc/passwd"})
-    with pytest.raises(RunError, match="is a link or a device, not a plain file"):
-        unpack(archive, ("data",), out)
-
-
-def test_links_in_a_wheel_are_refused(tmp_path, out):
-    info = zipfile.ZipInfo("p/data")
+def test_links_are_refused(make_tar, tmp_path, out):
+    info = zipfile.ZipInfo("data")
     info.external_attr = (stat.S_IFLNK | 0o777) << 16
     with zipfile.ZipFile(tmp_path / "p.whl", "w") as wheel:
         wheel.writestr(info, "/etc/passwd")
-    with pytest.raises(RunError, match="is a link"):
-        unpack(tmp_path / "p.whl", ("p/data",), out)
+    for archive in (make_tar("p.tar.gz", {}, {"p-1/data": "/etc/passwd"}), tmp_path / "p.whl"):
+        with pytest.raises(RunError, match="is a link or a device, not a plain file"):
+            unpack(archive, ("data",), out)
 
 
-@pytest.mark.parametrize(("limit", "value"), [("MEMBER_LIMIT", 99), ("TOTAL_LIMIT", 150)])
-def test_bombs_are_refused(make_tar, out, monkeypatch, limit, value):
+@pytest.mark.parametrize(("limit", "value", "shown"), [("MEMBER_LIMIT", 99, 99), ("TOTAL_LIMIT", 150, 50)])
+def test_bombs_are_refused(make_tar, out, monkeypatch, limit, value, shown):
     monkeypatch.setattr(fetch, limit, value)
     monkeypatch.setattr(fetch, "CHUNK", 10)
     archive = make_tar("p.tar.gz", {"p/a": b"0" * 100, "p/b": b"0" * 100})
-    with pytest.raises(RunError, match=rf"unpacks to more than {'99' if value == 99 else '50'} bytes"):
+    with pytest.raises(RunError, match=rf"unpacks to more than {shown} bytes"):
         unpack(archive, ("a", "b"), out)
-
-
-def test_a_pattern_that_matches_nothing_is_refused(make_tar, out):
-    with pytest.raises(RunError, match=r"no member matches gone\.txt"):
-        unpack(make_tar("p.tar.gz", {"p/a": b"a"}), ("a", "gone.txt"), out)
 
 
 @given(st.binary(max_size=60))
@@ -479,18 +430,3 @@ def test_damaged_archives_are_refused(tmp_path_factory, data):
     archive.write_bytes(b"\x1f\x8b\x08\x00" + data)
     with pytest.raises(RunError, match="not a readable archive"):
         unpack(archive, ("a",), folder)
-    with pytest.raises(RunError, match="not a readable archive"):
-        read_tar_members(archive, ("a",))
-
-
-def test_members_are_read_in_the_wanted_order(make_tar):
-    archive = make_tar("p.tar.gz", {"b": b"2", "a": b"1", "c": b"3"})
-    assert list(read_tar_members(archive, ("a", "b")).items()) == [("a", b"1"), ("b", b"2")]
-
-
-def test_reading_a_member_that_is_missing_a_link_or_too_large_is_refused(make_tar, monkeypatch):
-    archive = make_tar("p.tar.gz", {"a": b"1", "large": b"0" * 100}, {"b": "a"})
-    monkeypatch.setattr(fetch, "MEMBER_LIMIT", 99)
-    for name in ("gone", "b", "large"):
-        with pytest.raises(RunError, match=f"no plain file {name} in it"):
-            read_tar_members(archive, ("a", name))

@@ -15,28 +15,16 @@ def draw(domain, shots, dev_shots, seed=0):
     return few_shot_splits(domain, shots, dev_shots, np.random.default_rng(seed))
 
 
-def test_every_part_has_its_examples_of_each_class(make_domain):
-    splits = draw(make_domain(BALANCED, BALANCED, BALANCED), 8, 4)
-    assert [np.bincount(part.labels).tolist() for part in (splits.train, splits.reward, splits.validation)] == [
-        [8, 8], [4, 4], [4, 4],
-    ]  # fmt: skip
-    assert splits.labels_used == 32
+def test_every_part_has_its_examples_of_each_class_and_unlabelled_is_the_rest(make_domain):
+    domain = make_domain(BALANCED, BALANCED, BALANCED)
+    label_of, splits = dict(zip(domain.train.inputs, domain.train.labels, strict=True)), draw(domain, 8, 4)
+    parts = (splits.train, splits.reward, splits.validation)
+    assert [np.bincount(part.labels).tolist() for part in parts] == [[8, 8], [4, 4], [4, 4]]
+    assert (splits.labels_used, splits.labels_ignored) == (32, 160 - 32)
     assert splits.train.labels.tolist()[:4] == [0, 1, 0, 1]
-
-
-def test_labels_stay_with_their_texts(make_domain):
-    domain = make_domain(BALANCED, BALANCED, BALANCED)
-    label_of = dict(zip(domain.train.inputs, domain.train.labels, strict=True))
-    splits = draw(domain, 8, 4)
-    for part in (splits.train, splits.reward, splits.validation):
+    for part in parts:
         assert all(label_of[text] == label for text, label in zip(part.inputs, part.labels, strict=True))
-
-
-def test_unlabelled_is_the_rest_of_train(make_domain):
-    domain = make_domain(BALANCED, BALANCED, BALANCED)
-    splits = draw(domain, 8, 4)
-    used = {*splits.train.inputs, *splits.reward.inputs, *splits.validation.inputs}
-    assert set(splits.unlabelled) == set(domain.train.inputs) - used
+    assert set(splits.unlabelled) == set(domain.train.inputs) - {text for part in parts for text in part.inputs}
 
 
 def test_one_seed_gives_one_draw_and_another_gives_another(make_domain):
@@ -63,9 +51,8 @@ def test_dev_helps_out_when_train_is_short(make_domain):
 @pytest.mark.parametrize(("train", "dev"), [(7, 40), (9, 6), (15, 0)])
 def test_too_few_examples_are_refused_with_the_counts(make_domain, train, dev):
     domain = make_domain({"negative": 40, "positive": train}, {"negative": 40, "positive": dev}, BALANCED)
-    with pytest.raises(
-        UsageError, match=f"need 16 different .* positive has {train} in train and {dev} in dev.*--shots"
-    ):
+    message = f"need 16 different .* positive has {train} in train and {dev} in dev.*--shots"
+    with pytest.raises(UsageError, match=message):
         draw(domain, 8, 4)
 
 
@@ -83,10 +70,6 @@ def test_all_labels_are_used_when_no_number_of_shots_is_given(make_domain):
     assert len({text for part in parts for text in part.inputs}) == 119
     dev = sum(text.startswith("dev") for part in parts[1:] for (text,) in part.inputs)
     assert dev == 10 and splits.train.labels.tolist()[:4] == [0, 1, 0, 1]
-
-
-def test_labels_that_a_run_ignores_are_counted(make_domain):
-    assert draw(make_domain(BALANCED, BALANCED, BALANCED), 8, 4).labels_ignored == 160 - 32
 
 
 @pytest.mark.parametrize(("size", "parts"), [(3, [1, 1, 1]), (7, [5, 1, 1]), (8, [4, 2, 2])])
@@ -109,25 +92,22 @@ def test_copies_do_not_count_and_never_stand_in_two_parts(make_domain):
         draw(replace(domain, train=copies), 8, 4)
 
 
-def test_a_domain_without_test_can_only_be_a_source(make_domain):
+@pytest.mark.parametrize(("shots", "dev_shots"), [(0, 4), (8, -1), (-1, 4)])
+def test_numbers_that_make_no_sense_and_a_target_without_test_are_refused(make_domain, shots, dev_shots):
+    with pytest.raises(UsageError, match=r"shots is .* at least [01] "):
+        draw(make_domain(BALANCED, BALANCED, BALANCED), shots, dev_shots)
     with pytest.raises(UsageError, match="no test split, so it can only be a source"):
         draw(make_domain(BALANCED, BALANCED, {"negative": 0, "positive": 0}), 8, 4)
 
 
-@pytest.mark.parametrize(("shots", "dev_shots"), [(0, 4), (8, -1), (-1, 4)])
-def test_numbers_of_shots_are_positive(make_domain, shots, dev_shots):
-    with pytest.raises(UsageError, match=r"shots is .* at least [01] "):
-        draw(make_domain(BALANCED, BALANCED, BALANCED), shots, dev_shots)
+NUMBERED = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 1)), max_size=80)
 
 
 @settings(max_examples=25, deadline=None)
 @given(
-    st.lists(st.tuples(st.integers(0, 30), st.integers(0, 1)), min_size=20, max_size=80),
-    st.lists(st.tuples(st.integers(0, 30), st.integers(0, 1)), max_size=20),
-    st.lists(st.integers(0, 30), min_size=1, max_size=10),
-    st.integers(0, 5),
+    NUMBERED, NUMBERED, st.lists(st.integers(0, 30), min_size=1, max_size=10), st.integers(0, 5),
     st.sampled_from([2, None]),
-)
+)  # fmt: skip
 def test_parts_are_disjoint_and_free_of_test_texts(train, dev, test, seed, shots):
     def examples(pairs):
         inputs = tuple((f"Text  {number}" if label else f"text {number}",) for number, label in pairs)

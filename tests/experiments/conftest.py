@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import yaml
 
-from l2a.experiments.results import CellResult
+from l2a.experiments.runner import CellResult
 
 CARD: dict[str, Any] = {
     "description": "A grid for tests.",

@@ -12,7 +12,7 @@ def test_a_card_becomes_a_grid(workspace: Path) -> None:
     card = load_experiment("tiny")
     cells = [cell for group in expand(card, workspace / "data") for cell in group]
     assert len(cells) == 2 * 2 * 3
-    chosen = next(cell for cell in cells if cell.variant == "random" and cell.place.seed == 1)
+    chosen = next(cell for cell in cells if cell.place.variant == "random" and cell.place.seed == 1)
     assert (chosen.config.selector.agent, chosen.config.kd.rounds, chosen.config.seed) == ("random", 1, 1)
     assert chosen.config.max_length == 64  # the preset's
 

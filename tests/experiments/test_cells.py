@@ -7,8 +7,8 @@ import pytest
 
 from l2a.config import DistillConfig, override
 from l2a.experiments import card
-from l2a.experiments.card import Cell, cell_files, cell_key, data_files, expand, load_experiment, refuse_missing_agents
-from l2a.experiments.results import read_results
+from l2a.experiments.card import Cell, cell_files, cell_key, choose, data_files, expand, load_experiment
+from l2a.experiments.runner import read_results
 from l2a.util.errors import UsageError
 
 from .conftest import write_card, write_domain
@@ -18,14 +18,14 @@ RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
 def cell_of(method: str) -> Cell:
     groups = expand(load_experiment("tiny"), Path("data"))
-    return next(cell for group in groups for cell in group if cell.variant == method)
+    return next(cell for group in groups for cell in group if cell.place.variant == method)
 
 
 def test_a_missing_policy_is_refused_before_anything_runs(workspace: Path) -> None:
     variants = {"own": {"method": "l2a_student", "overrides": {"selector.agent": "policies/of_{pair}"}}}
     write_card(workspace, variants=variants)
     with pytest.raises(UsageError, match=r"policies/of_.* holds no policy\.json"):
-        refuse_missing_agents(expand(load_experiment("tiny"), None))
+        card.refuse_missing_agents(expand(load_experiment("tiny"), None))
 
 
 def test_neighbouring_groups_have_different_sources(workspace: Path) -> None:
@@ -38,6 +38,14 @@ def test_the_cells_of_a_group_share_pair_shots_and_seed(workspace: Path) -> None
     for group in expand(load_experiment("tiny"), None):
         assert len({(cell.place.pair, cell.place.shots, cell.place.seed) for cell in group}) == 1
         assert len(group) == 2 * 3
+
+
+def test_cells_are_chosen_by_a_part_of_their_name(workspace: Path) -> None:
+    groups = expand(load_experiment("tiny"), None)
+    names = [[cell.place.name for cell in group] for group in choose(groups, ["land_sky 4 0 t", "sea_sky 4 1 "])]
+    assert names == [["land_sky 4 0 tfidf"], ["sea_sky 4 1 tfidf", "sea_sky 4 1 plain", "sea_sky 4 1 random"]]
+    with pytest.raises(UsageError, match=r"'sky 5', but no cell's name contains it; .* as in 'sea_sky 4 0 tfidf'"):
+        choose(groups, ["sky 5"])
 
 
 @pytest.mark.parametrize(
@@ -183,8 +191,8 @@ CARDS_OF_THIS_CODE: list[str] = []
 @pytest.mark.parametrize("name", CARDS_OF_THIS_CODE)
 def test_committed_cells_are_what_their_cards_ask_for(name: str) -> None:
     asked = load_experiment(name)
-    cells = {(cell.place, cell.variant): cell for group in expand(asked, None) for cell in group}
+    cells = {cell.place: cell for group in expand(asked, None) for cell in group}
     found = read_results(RESULTS / name)
-    assert {(result.place, result.variant) for result in found} <= set(cells)
-    outdated = [it for it in found if it.key != cell_key(cells[it.place, it.variant], it.data)]
+    assert {result.place for result in found} <= set(cells)
+    outdated = [it for it in found if it.key != cell_key(cells[it.place], it.data)]
     assert not outdated, f"{len(outdated)} cells"

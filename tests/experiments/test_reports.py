@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from l2a.cli.experiment import experiment_app
+from l2a.cli.research import experiment_app
 from l2a.experiments.card import cell_key, expand, load_experiment
-from l2a.experiments.report import render_page
-from l2a.experiments.results import CellResult, code_fingerprint, read_results, save_result, summarise
+from l2a.experiments.report import render_page, summarise
+from l2a.experiments.runner import CellResult, code_fingerprint, read_results, save_result
 from l2a.util.errors import RunError, UsageError
 
 from .conftest import write_card
@@ -29,9 +29,9 @@ def simulate(make: Make, name: str, seed: int = 0) -> list[CellResult]:
     for group in expand(load_experiment(name), None):
         for cell in group:
             data = {cell.config.source: "0" * 64, cell.config.target: "1" * 64}
-            accuracy = round(LEVELS[cell.variant] + float(rng.normal(0, 0.01)), 3)
+            accuracy = round(LEVELS[cell.place.variant] + float(rng.normal(0, 0.01)), 3)
             result = make(
-                **cell.place._asdict(), variant=cell.variant, method=cell.method, key=cell_key(cell, data), data=data,
+                **cell.place._asdict(), method=cell.method, key=cell_key(cell, data), data=data,
                 accuracy=accuracy, macro_f1=accuracy - 0.01,
             )  # fmt: skip
             results.append(result)
@@ -128,6 +128,7 @@ def test_a_dry_run_tells_what_is_left_and_runs_nothing(workspace: Path, make_res
     output = call("run", "tiny", "--data-root", "data", "--dry-run", "--workers", "1")
     assert "12 cells, 12 to run: about 8.0 minutes on 1 workers" in output
     assert output.count("to run") == 13
+    assert "3 cells, 3 to run" in call("run", "tiny", "--data-root", "data", "--dry-run", "--only", "sea_sky 4 1")
     assert read_results(Path("benchmarks/results/tiny")) == ()
 
 
@@ -151,6 +152,6 @@ def test_missing_data_is_a_clear_error(workspace: Path) -> None:
 
 
 def test_packages_that_are_missing_are_named(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("l2a.cli.experiment.EXTRA_PACKAGES", ("joblib", "no_such_package"))
+    monkeypatch.setattr("l2a.cli.research.EXTRA_PACKAGES", ("joblib", "no_such_package"))
     with pytest.raises(UsageError, match=r"need no_such_package; .*l2a\[experiments\]"):
         call("report", "tiny")

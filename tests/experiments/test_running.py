@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from l2a.experiments import runner
 from l2a.experiments.card import data_files, expand, load_experiment
-from l2a.experiments.results import RESULTS_FILE, CellResult, code_fingerprint, lock_for, read_results
-from l2a.experiments.runner import Outcome, Workers, cost_seconds, plan, run_groups
+from l2a.experiments.runner import CellResult, Outcome, Workers, cost_seconds, plan, read_results, run_groups
 from l2a.util.errors import RunError, UsageError
 
 from .conftest import write_card, write_card_of_one_cell
@@ -25,7 +25,7 @@ def run_tiny(workspace: Path, run_method: RunMethod, folder: str = "results", wo
     groups = expand(load_experiment("tiny"), workspace / "data")
     data = data_files(groups)
     planned = plan(groups, data, read_results(workspace / folder))
-    return run_groups(planned, data, workspace / folder, run_method, Workers(workers))
+    return run_groups(planned, workspace / folder, run_method, Workers(workers))
 
 
 def without_times(result: CellResult) -> CellResult:
@@ -39,12 +39,12 @@ def rows_run(trace: Path) -> list[str]:
 def test_every_cell_runs_once_and_none_again(workspace: Path, fake_run_method: RunMethod, trace: Path) -> None:
     outcomes = run_tiny(workspace, fake_run_method)
     assert Counter(outcome.status for outcome in outcomes) == {"ran": 12}
-    assert run_tiny(workspace, fake_run_method) == ()
+    assert run_tiny(workspace, fake_run_method) == []
     assert set(Counter(rows_run(trace)).values()) == {1}
     result = read_results(workspace / "results")[0]
     assert sorted(result.data) == ["land.jsonl", "sky.jsonl"]
     assert result.labels_used == (4 + 2 * 16) * 2
-    assert result.code == code_fingerprint()
+    assert result.code == runner.code_fingerprint()
 
 
 def test_a_cell_that_another_card_has_finished_is_taken_over(
@@ -101,7 +101,7 @@ def test_an_unexpected_error_is_a_failed_cell_too(workspace: Path, caplog: pytes
 
 def test_a_cell_with_a_corrupted_result_runs_again(workspace: Path, fake_run_method: RunMethod, trace: Path) -> None:
     run_tiny(workspace, fake_run_method)
-    path, before = workspace / "results" / RESULTS_FILE, read_results(workspace / "results")
+    path, before = workspace / "results" / runner.RESULTS_FILE, read_results(workspace / "results")
     lines = path.read_text().splitlines()
     lines[3] = lines[3].replace('"accuracy": ', '"accuracy": 1')
     path.write_text("\n".join(lines))
@@ -140,7 +140,7 @@ def test_a_group_that_another_runner_holds_is_left_to_it_and_found_finished(
 ) -> None:
     from l2a.util.files import fingerprint
 
-    held = lock_for(workspace / "results", fingerprint("sea_sky", 4, 0))
+    held = runner.lock_for(workspace / "results", fingerprint("sea_sky", 4, 0))
     seen: list[str] = []
 
     def run_and_release(config: Any, row: str) -> Any:
@@ -164,10 +164,10 @@ def test_two_runners_at_once_run_every_cell_once(
     monkeypatch.setenv("METHOD_SECONDS", "0.02")
     context = multiprocessing.get_context("fork")
     runners = [context.Process(target=run_tiny, args=(workspace, fake_run_method)) for _ in range(2)]
-    for runner in runners:
-        runner.start()
-    for runner in runners:
-        runner.join()
+    for process in runners:
+        process.start()
+    for process in runners:
+        process.join()
     assert len(read_results(workspace / "results")) == 12
     assert set(Counter(rows_run(trace)).values()) == {1}
 
@@ -179,13 +179,13 @@ def test_a_killed_runner_loses_only_the_cell_it_was_running(
     import multiprocessing
 
     monkeypatch.setenv("METHOD_SECONDS", "0.05")
-    runner = multiprocessing.get_context("fork").Process(target=run_tiny, args=(workspace, fake_run_method))
-    runner.start()
+    process = multiprocessing.get_context("fork").Process(target=run_tiny, args=(workspace, fake_run_method))
+    process.start()
     while len(rows_run(trace)) < 5:
         time.sleep(0.005)
-    assert runner.pid is not None
-    os.kill(runner.pid, signal.SIGKILL)
-    runner.join()
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
     finished = read_results(workspace / "results")
     assert len(finished) >= 4
     monkeypatch.setenv("METHOD_SECONDS", "0")
@@ -229,7 +229,7 @@ def test_the_cost_is_learned_from_finished_cells(workspace: Path, make_result: C
     groups = expand(load_experiment("tiny"), workspace / "data")
     data = data_files(groups)
     places = [cell for group in groups for cell in group]
-    slow = [make_result(variant=cell.variant, seconds=100.0, wall_seconds=110.0) for cell in places]
+    slow = [make_result(variant=cell.place.variant, seconds=100.0, wall_seconds=110.0) for cell in places]
     guessed, learned = plan(groups, data, ()), plan(groups, data, slow)
     assert cost_seconds(guessed, 1) == 12 * 30 + 4 * 30  # a teacher for each pair and seed
     assert cost_seconds(learned, 1) == 12 * 100 + 4 * 10
@@ -242,7 +242,8 @@ def test_the_plan_knows_which_teachers_are_cached(workspace: Path, fake_run_meth
     data = data_files(groups)
 
     def teachers() -> list[bool | None]:
-        return [cell.is_teacher_cached for cell in plan(groups, data, ())[0]]
+        marks = [cell.teacher_mark for cell in plan(groups, data, ())[0]]
+        return [mark and mark.exists() for mark in marks]
 
     assert teachers() == [None, False, False]
     run_tiny(workspace, fake_run_method)
@@ -266,7 +267,7 @@ def test_wrong_workers_are_refused(fields: dict[str, Any], word: str) -> None:
 def test_a_local_dask_cluster_gives_the_same_results(workspace: Path, fake_run_method: RunMethod) -> None:
     groups = expand(load_experiment("tiny"), workspace / "data")
     data = data_files(groups)
-    run_groups(plan(groups, data, ()), data, workspace / "dask", fake_run_method, Workers(2, "dask"))
+    run_groups(plan(groups, data, ()), workspace / "dask", fake_run_method, Workers(2, "dask"))
     run_tiny(workspace, fake_run_method, "here/tiny")
     dask, here = (list(map(without_times, read_results(workspace / folder))) for folder in ("dask", "here/tiny"))
     assert dask == here
@@ -278,11 +279,9 @@ def test_no_scheduler_at_the_address_is_a_clear_error(workspace: Path, fake_run_
     data = data_files(groups)
     nowhere = Workers(1, "dask", "tcp://127.0.0.1:9")
     with pytest.raises(RunError, match="no Dask scheduler answers"):
-        run_groups(plan(groups, data, ()), data, workspace / "dask", fake_run_method, nowhere)
+        run_groups(plan(groups, data, ()), workspace / "dask", fake_run_method, nowhere)
 
 
 def test_experiments_are_not_loaded_by_the_command_line() -> None:
-    code = (
-        "import l2a.cli.experiment, sys; print([m for m in ('numpy', 'torch', 'joblib', 'scipy') if m in sys.modules])"
-    )
+    code = "import l2a.cli.research, sys; print([m for m in ('numpy', 'torch', 'joblib', 'scipy') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

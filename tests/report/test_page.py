@@ -95,20 +95,19 @@ def test_scores_belong_to_the_method_that_is_fitted_next():
     rows = [{"event": "fitted", "row": name} for name in ("tfidf", "first", "second")]
     better = {**score, "step": 40, "log_likelihood": -0.4}
     events = [rows[0], {**score, "step": 20}, better, rows[1], {**score, "step": 10}, rows[2]]
-    figure = page.learning_curves(events)
-    assert figure.series == {"first": [(20, -0.5), (40, -0.4)], "second": [(10, -0.5)]}
-    assert "first is best at step 40 with -0.400" in figure.words
-    assert page.learning_curves(events[:1]) is None
+    (figure,) = page.learning_curves(events)
+    assert figure["series"] == {"first": [(20, -0.5), (40, -0.4)], "second": [(10, -0.5)]}
+    assert "first is best at step 40 with -0.400" in figure["words"]
+    assert page.learning_curves(events[:1]) == []
 
 
 def test_rewards_are_drawn_where_there_are_some():
     judged = {"tier_correlation": None, "surrogate_rewards": [0.1, 0.1], "real_rewards": [0.2, 0.3]}
     rounds = [{"selector": {}}, {"selector": {**judged, "reward_curve": [0.0, None, 0.5, 0.5]}}]
     curve, tiers = page.reward_figures(rounds)
-    assert curve.series == {"round 2": [(25, 0.0), (75, 0.5), (100, 0.5)]} and tiers.series == {
-        "round 2": [(0.1, 0.2), (0.1, 0.3)]
-    }
-    assert "round 2: rank correlation unknown" in tiers.words and not tiers.joined
+    assert curve["series"] == {"round 2": [(25, 0.0), (75, 0.5), (100, 0.5)]}
+    assert tiers["series"] == {"round 2": [(0.1, 0.2), (0.1, 0.3)]} and not tiers["joined"]
+    assert tiers["words"] == "round 2: rank correlation unknown."
     assert page.reward_figures(rounds[:1]) == []
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from l2a.report.page import write_page
+from l2a.report.page import render_page
 from tests.report.browser import CHROMIUM, Browser
 from tests.report.conftest import fill
 
@@ -28,7 +28,7 @@ PLACE = "document.activeElement.getBoundingClientRect().x"
 def page(tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
     fill(folder)
-    write_page(folder)
+    (folder / "report.html").write_text(render_page(folder))
     return folder / "report.html"
 
 

@@ -43,9 +43,6 @@ def test_probabilities_are_those_of_transformers(classifier, student, texts):
     assert names == ["mixed", "negative", "positive"]
     assert np.allclose(found, [[answer[name] for name in names] for answer in expected], atol=1e-5)
     assert classifier.predict(texts) == [max(answer, key=answer.get) for answer in expected]
-
-
-def test_no_text_gives_no_row(classifier):
     assert classifier.predict([]) == [] and classifier.predict_proba([]).shape == (0, 3)
 
 
@@ -63,9 +60,8 @@ def test_works_inside_scikit_learn(classifier):
 
 def test_arrays_series_and_frames_hold_texts():
     series = pd.Series(["a", "b"])
-    assert (
-        as_inputs(series) == as_inputs(np.array(["a", "b"])) == as_inputs(series.to_frame("text")) == [("a",), ("b",)]
-    )
+    for texts in (series, np.array(["a", "b"]), series.to_frame("text")):
+        assert as_inputs(texts) == [("a",), ("b",)]
     assert as_inputs(pd.DataFrame(PAIRS)) == as_inputs([list(pair) for pair in PAIRS]) == PAIRS
 
 

@@ -1,6 +1,9 @@
 """A student on labelled texts: numbers, errors, and which texts count as a test."""
 
+import io
 import json
+import shutil
+import sys
 
 import numpy as np
 import pandas as pd
@@ -9,6 +12,7 @@ from sklearn.metrics import accuracy_score, f1_score
 
 from l2a.data.domains import load_domain
 from l2a.data.readers import read_table
+from l2a.serving import export as module
 from l2a.serving.classifier import Classifier
 from l2a.serving.predict import evaluate, labelled_texts
 from l2a.util.errors import UsageError
@@ -63,11 +67,9 @@ def test_the_test_split_is_used_where_there_is_one(tmp_path):
 
 
 def test_a_file_that_the_run_trained_on_is_read_as_the_run_tested_on_it(tmp_path):
-    path = write_domain(tmp_path / "domain.jsonl", 60, seed=1)
-    frame = pd.read_json(path, lines=True).drop(columns="split")
-    frame.to_csv(tmp_path / "mine.csv", index=False)
-    mine = str(tmp_path / "mine.csv")
-    digest = read_table(tmp_path / "mine.csv").digest
+    frame = pd.read_json(write_domain(tmp_path / "domain.jsonl", 60, seed=1), lines=True)
+    frame.drop(columns="split").to_csv(tmp_path / "mine.csv", index=False)
+    mine, digest = str(tmp_path / "mine.csv"), read_table(tmp_path / "mine.csv").digest
     (tmp_path / "metrics.json").write_text(json.dumps({"files": {"mine.csv": digest}}))
     assert labelled_texts(mine, run=tmp_path)[0] == list(load_domain(mine).test.reveal().inputs)
     assert len(labelled_texts(mine, run=tmp_path)[0]) < 60 == len(labelled_texts(mine)[0])
@@ -90,9 +92,6 @@ def test_commands_predict_and_evaluate(run, run_folder, labels, tmp_path, monkey
 
 
 def test_standard_input_and_output_are_text_lines(run, run_folder, monkeypatch):
-    import io
-    import sys
-
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"good film\nbad story\n")))
     code, out, _ = run("predict", str(run_folder), "-")
     header, first, _ = out.splitlines()
@@ -102,10 +101,6 @@ def test_standard_input_and_output_are_text_lines(run, run_folder, monkeypatch):
 
 
 def test_the_export_command_shows_what_it_measured(run, run_folder, tmp_path, monkeypatch):
-    import shutil
-
-    from l2a.serving import export as module
-
     latency = {"batch_1": 1.0, "batch_1_spread": 0.1, "batch_32": 0.5, "batch_32_spread": 0.1}
     monkeypatch.setattr(module, "measure_latency", lambda predict, texts: latency)
     monkeypatch.setitem(module.TOLERANCES, "model_int8.onnx", module.Tolerance(0.5, 0.9, 0.9))

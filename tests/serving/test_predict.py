@@ -3,19 +3,18 @@
 import csv
 import gzip
 import json
-import lzma
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from l2a.config import Columns
-from l2a.data import streams
+from l2a.data import readers
 from l2a.serving.classifier import Classifier
 from l2a.serving.predict import predict_file
 from l2a.util.errors import RunError, UsageError
 from l2a.util.progress import Progress
-from tests.conftest import make_examples
+from tests.conftest import make_examples, save_frame
 
 TEXTS = [text for (text,) in make_examples(30).inputs]
 
@@ -26,30 +25,16 @@ def classifier(student):
 
 
 def write(path, rows):
-    """Write rows in the format and packing that the name says."""
-    frame, name = pd.DataFrame(rows), path.name
-    if ".parquet" in name:
-        frame.to_parquet(path)
-        return path
-    if ".txt" in name:
-        content = "\n".join(frame["text"]) + "\n"
-    elif ".jsonl" in name:
-        content = "".join(json.dumps(row) + "\n" for row in rows)
-    else:
-        content = frame.to_csv(index=False, sep="\t" if ".tsv" in name else ",")
-    opener = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix, open)
-    with opener(path, "wb") as file:
-        file.write(content.encode())
-    return path
+    frame = pd.DataFrame(rows)
+    return save_frame(frame[["text"]] if ".txt" in path.name else frame, path)
 
 
 def read(path):
-    name = path.name
-    if ".parquet" in name:
+    if ".parquet" in path.name:
         return pd.read_parquet(path)
-    return (
-        pd.read_json(path, lines=True) if ".jsonl" in name else pd.read_csv(path, sep="\t" if ".tsv" in name else ",")
-    )
+    if ".jsonl" in path.name:
+        return pd.read_json(path, lines=True)
+    return pd.read_csv(path, sep="\t" if ".tsv" in path.name else ",")
 
 
 ENDINGS = (".csv", ".tsv", ".jsonl", ".parquet", ".csv.gz", ".jsonl.xz")
@@ -58,7 +43,7 @@ ENDINGS = (".csv", ".tsv", ".jsonl", ".parquet", ".csv.gz", ".jsonl.xz")
 @pytest.mark.parametrize("read_as", [*ENDINGS, ".txt", ".txt.gz"])
 @pytest.mark.parametrize("written_as", ENDINGS)
 def test_every_format_gives_every_other_in_order(classifier, tmp_path, monkeypatch, read_as, written_as):
-    monkeypatch.setattr(streams, "WINDOW", 7)  # several windows, the last not full
+    monkeypatch.setattr(readers, "WINDOW", 7)  # several windows, the last not full
     source = write(tmp_path / f"in{read_as}", [{"number": i, "text": text} for i, text in enumerate(TEXTS)])
     done = predict_file(classifier, source, tmp_path / f"out{written_as}")
     found = read(tmp_path / f"out{written_as}")
@@ -95,9 +80,8 @@ def test_a_broken_line_is_named_and_kept_and_costs_no_other(classifier, tmp_path
     assert [bool(row["label"]) for row in rows] == [True, True, False, True, True]
     assert rows[3]["text"] == "a fine,\nlovely story" and rows[4]["id"] == "5"
     kept = ",".join(filter(None, (rows[2]["id"], rows[2]["text"])))
-    assert kept.strip(", ") == line.decode("utf-8", "surrogateescape").encode(
-        "utf-8", "backslashreplace"
-    ).decode().strip(", \n")
+    shown = line.decode("utf-8", "surrogateescape").encode("utf-8", "backslashreplace").decode()
+    assert kept.strip(", ") == shown.strip(", \n")
     warning = capsys.readouterr().err
     assert f"in.csv, line 4: {reason}" in warning.replace("the column 'text' ", "")
 
@@ -132,9 +116,8 @@ def test_abstains_below_the_threshold_and_keeps_the_probabilities(classifier, tm
 
 
 def test_columns_of_the_input_are_never_replaced(classifier, tmp_path):
-    source = write(
-        tmp_path / "in.csv", [{"text": "good", "label": "mine", "confidence": 3, "predicted_label": "yours"}]
-    )
+    row = {"text": "good", "label": "mine", "confidence": 3, "predicted_label": "yours"}
+    source = write(tmp_path / "in.csv", [row])
     predict_file(classifier, source, tmp_path / "out.csv")
     row = read(tmp_path / "out.csv").iloc[0]
     assert (row["label"], row["confidence"], row["predicted_label"]) == ("mine", 3, "yours")
@@ -151,25 +134,19 @@ def test_types_survive_from_parquet_to_parquet(classifier, tmp_path):
 
 def test_pairs_are_read_from_columns_and_from_tabs(classifier, tmp_path):
     pairs = [("the film was good", "it is bad"), ("very poor", "a fine story")]
-    write(tmp_path / "in.csv", [{"sentence1": a, "sentence2": b} for a, b in pairs])
+    write(tmp_path / "in.csv", [{"text": "no", "a": a, "b": b} for a, b in pairs])
     (tmp_path / "in.txt").write_text("".join(f"{a}\t{b}\n" for a, b in pairs) + "alone\n")
-    for name, broken in (("in.csv", 0), ("in.txt", 1)):
-        assert predict_file(classifier, tmp_path / name, tmp_path / f"{name}.tsv").broken == broken
-        found = read(tmp_path / f"{name}.tsv")["p_mixed"][:2]
-        assert np.allclose(found, classifier.predict_proba(pairs)[:, 0], atol=1e-5)
-
-
-def test_columns_can_be_named(classifier, tmp_path):
-    write(tmp_path / "in.csv", [{"text": "good", "body": "bad"}])
-    predict_file(classifier, tmp_path / "in.csv", tmp_path / "out.csv", columns=Columns(text="body"))
-    assert read(tmp_path / "out.csv")["p_mixed"][0] == pytest.approx(classifier.predict_proba(["bad"])[0, 0], abs=1e-5)
+    for name, columns, broken in (("in.csv", Columns("a", "b"), 0), ("in.txt", Columns(), 1)):
+        out = tmp_path / f"{name}.tsv"
+        assert predict_file(classifier, tmp_path / name, out, columns).broken == broken
+        assert np.allclose(read(out)["p_mixed"][:2], classifier.predict_proba(pairs)[:, 0], atol=1e-5)
 
 
 REFUSED = {
     "no column of texts": ("in.csv", b"a,b\n1,2\n", "no text column"),
-    "an unknown format": ("in.docx", b"text\n", "is not known"),
+    "an unknown format": ("in.docx", b"text\n", "files that end in '.docx' are not read here"),
     "another separator": ("in.csv", b"text;b\n1;2\n", "separated by ';'"),
-    "nothing in it": ("in.jsonl", b"", "it is empty"),
+    "nothing in it": ("in.jsonl", b"", "the file is empty"),
     "UTF-16": ("in.txt", "good\n".encode("utf-16"), "UTF-16"),
     "a damaged archive": ("in.csv.gz", gzip.compress(b"text\ngood\n" * 9)[:-9], "cannot be read"),
     "a damaged Parquet file": ("in.parquet", b"PAR1", "cannot be read"),

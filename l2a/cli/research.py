@@ -1,24 +1,26 @@
-"""The command ``l2a selector``: train a policy, compare it with the rules, show what it learned."""
+"""The commands ``l2a selector``, which trains, compares and explains policies, and ``l2a experiment``, for grids."""
 
+import importlib.util
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import shorten
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from l2a.cli.options import RUN_OPTIONS, Overwrite, Verbose, print_table, with_run_options
 from l2a.config import DistillConfig, SelectorConfig, override
-from l2a.util.errors import UsageError
+from l2a.util.errors import RunError, UsageError
 from l2a.util.progress import Progress
 
-if TYPE_CHECKING:
-    from l2a.selector.select import Inspection
-
 selector_app = typer.Typer(help="Train, compare and explain selection policies.", no_args_is_help=True)
+experiment_app = typer.Typer(help="Run and report grids that show what a method is worth.", no_args_is_help=True)
 BARS = "▁▂▃▄▅▆▇█"
 Policy = Annotated[str, typer.Argument(help="Folder of a saved policy, or a card in agents/ that names one.")]
+EXTRA_PACKAGES = ("joblib", "matplotlib", "statsmodels")
+Card = Annotated[str, typer.Argument(help="A card in configs/experiments, or a path that ends in .yaml.")]
+Results = Annotated[Path, typer.Option(help="Folder of results: CARD/cells.jsonl and CARD.json.")]
 OF_A_RUN = ("unlabelled", "student", "selector", "output_dir", "overwrite", "compare", "report")
 PAIR_OPTIONS = tuple(name for name in RUN_OPTIONS if name not in OF_A_RUN)
 
@@ -120,7 +122,7 @@ def _print_curve(curve: Sequence[float]) -> None:
         typer.echo(f"reward of training episodes, mean gain in nats: {curve[0]:+.4f} {bars} {curve[-1]:+.4f}")
 
 
-def _print_inspection(explained: "Inspection") -> None:
+def _print_inspection(explained: Any) -> None:
     importances = [(name, f"{loss:+.4f}", f"{part:.0%}") for name, (loss, part) in explained.importances.items()]
     print_table(("feature", "loss (nats)", "decisions changed"), importances, "permutation importance")
     values = [
@@ -135,3 +137,81 @@ def _print_inspection(explained: "Inspection") -> None:
         for score, text in chosen
     ]
     print_table(("", "score", "text"), texts)
+
+
+@experiment_app.callback()
+def _require_extra_packages() -> None:
+    """Run and report grids that show what a method is worth."""
+    missing = [name for name in EXTRA_PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UsageError(f"experiments need {', '.join(missing)}; install them by: pip install 'l2a[experiments]'")
+
+
+@experiment_app.command("run")
+def run_experiment(
+    card: Card,
+    data_root: Annotated[Path | None, typer.Option(help="Folder that the card's data paths start from.")] = None,
+    results: Results = Path("benchmarks/results"),
+    workers: Annotated[int | None, typer.Option(help="Groups of cells in parallel; by default one per core.")] = None,
+    backend: Annotated[str, typer.Option(help="loky: processes on this machine; dask: a cluster.")] = "loky",
+    address: Annotated[str | None, typer.Option(help="Scheduler of a running cluster; a local one by default.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Part of 'pair shots seed variant'; may be repeated.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print cells, cache and cost; run nothing.")] = False,
+) -> None:
+    """Run the cells of a card that are not finished; stop and start it as you like."""
+    import joblib
+
+    from l2a.experiments import card as cards
+    from l2a.experiments import runner
+    from l2a.pipeline.methods import run_method
+
+    where = runner.Workers(joblib.cpu_count() if workers is None else workers, backend, address)
+    experiment = cards.load_experiment(card)
+    groups = cards.expand(experiment, data_root)
+    groups = cards.choose(groups, only) if only else groups
+    cards.refuse_missing_agents(groups)
+    folder, total = results / experiment.name, sum(map(len, groups))
+    with Progress() as progress:
+        planned = runner.plan(groups, cards.data_files(groups, progress), runner.read_results(folder))
+        if not dry_run:
+            outcomes = runner.run_groups(planned, folder.resolve(), run_method, where, progress)
+    if dry_run:
+        cells = [cell for group in planned for cell in group]
+        print_table(("cell", "student", "result", "teacher", "seconds"), map(_row, cells))
+        minutes, left = runner.cost_seconds(planned, where.count) / 60, sum(not cell.is_finished for cell in cells)
+        time = f"about {minutes:.1f} minutes on {where.count} workers, estimated from the finished cells"
+        typer.echo(f"{total} cells, {left} to run: {time}")
+        return
+    failed = [(cell, message) for cell, status, message in outcomes if status == "failed"]
+    for cell, message in failed:
+        typer.echo(f"failed: {cell.place.name}, student {cell.place.student}: {message}")
+    ran = sum(outcome.status == "ran" for outcome in outcomes)
+    typer.echo(f"{folder}: {ran} cells ran, {total - len(failed)} of {total} are finished")
+    if failed:
+        raise RunError(f"{len(failed)} of {total} cells failed; see above, and run the command again after the fix")
+
+
+def _row(planned: Any) -> tuple[str, ...]:
+    mark, place = planned.teacher_mark, planned.cell.place
+    teacher = "none" if mark is None else "cached" if mark.exists() else "to train"
+    left = ("finished", teacher, "") if planned.is_finished else ("to run", teacher, f"{planned.seconds:.0f}")
+    return (place.name, place.student, *left)
+
+
+@experiment_app.command("report")
+def report_experiment(
+    card: Card,
+    results: Results = Path("benchmarks/results"),
+    pages: Annotated[Path, typer.Option(help="Folder of report pages.")] = Path("docs/experiments"),
+) -> None:
+    """Write a card's page, figures and summary from its results alone."""
+    from l2a.experiments.card import load_experiment
+    from l2a.experiments.report import summarise, write_report, write_summary
+    from l2a.experiments.runner import read_results
+
+    experiment = load_experiment(card)
+    summary = summarise(experiment, read_results(results / experiment.name))
+    page, data = pages / f"{experiment.name}.md", results / f"{experiment.name}.json"
+    write_report(page, summary)
+    write_summary(data, summary)
+    typer.echo(f"{page} and {data}: {len(summary.results)} cells, {summary.missing} missing")
