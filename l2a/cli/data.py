@@ -136,30 +136,21 @@ def _parse_degree(degree: str | None) -> Literal["auto"] | float | None:
 
 def pretrain_command(
     text: Annotated[
-        list[str],
-        typer.Option(help="A .txt file (one text per line), another file or a domain, without labels; repeatable."),
+        list[str], typer.Option(help="Text, labelled or not: a file, a folder, a domain or a Hub id; repeatable.")
     ],
     output_dir: Annotated[Path, typer.Option(help="Folder of the student; the same command resumes a run.")],
-    text_column: TextColumn = None,
-    text_pair_column: TextPairColumn = None,
     protect: Annotated[
         list[str] | None,
         typer.Option(help="A domain whose texts must not be used, such as a later target; repeatable."),
     ] = None,
     teacher: Encoder = "minilm-l6",
-    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 4000,
-    seed: Annotated[int, typer.Option(help="Seed of initial weights, variants and order.")] = 0,
+    steps: Annotated[int, typer.Option(help="Optimizer steps, of 128 texts each.")] = 4000,
+    seed: Annotated[int, typer.Option(help="Seed of initial weights, texts and order.")] = 0,
     max_length: Annotated[int, typer.Option(help="Longest input in tokens.")] = 128,
-    variants: Annotated[int, typer.Option(help="Spans, pairs, mixes and noisy texts made from the text.")] = 200_000,
-    tokens_per_batch: Annotated[int, typer.Option(help="Padded tokens per step.")] = 4096,
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 8e-4,
-    checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 500,
     embedding_size: Annotated[int, typer.Option(help="Width of the student's word embeddings.")] = 80,
     hidden_size: Annotated[int, typer.Option(help="Width of its layers.")] = 128,
     layers: Annotated[int, typer.Option(help="Number of its layers.")] = 2,
-    intermediate_size: Annotated[int, typer.Option(help="Width of its feed-forward blocks.")] = 512,
-    heads: Annotated[int, typer.Option(help="Attention heads per layer.")] = 4,
-    positions: Annotated[int, typer.Option(help="Longest input that the student can read, in tokens.")] = 256,
     overwrite: Overwrite = False,
     verbose: Verbose = False,
 ) -> None:
@@ -167,9 +158,8 @@ def pretrain_command(
     from l2a.pretrain.trainer import PretrainConfig, pretrain
 
     config = PretrainConfig(
-        output_dir, tuple(text), text_column, text_pair_column, tuple(protect or ()), teacher, steps, seed, max_length,
-        variants, tokens_per_batch, learning_rate, checkpoint_every, embedding_size, hidden_size, layers,
-        intermediate_size, heads, positions, overwrite,
+        output_dir, tuple(text), tuple(protect or ()), teacher, steps, seed, max_length, learning_rate, embedding_size,
+        hidden_size, layers, overwrite,
     )  # fmt: skip
     with Progress(verbosity=int(verbose)) as progress:
         folder = pretrain(config, progress)
