@@ -1,6 +1,7 @@
 """The commands ``l2a domains``, ``l2a augment`` and ``l2a pretrain``."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -95,15 +96,15 @@ def augment_command(
     degree: Annotated[
         str | None, typer.Option(help='Share of the tokens to change, or "auto"; by default the operator\'s own.')
     ] = None,
-    copies: Annotated[int, typer.Option(help="New texts per text.")] = 1,
-    seed: Annotated[int, typer.Option(help="Seed of every random draw.")] = 0,
+    copies: Annotated[int, typer.Option(min=1, help="New texts per text.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of every random draw.")] = 0,
     source: Annotated[
         str | None, typer.Option(help="File or domain whose texts are mixed in; by default the input itself.")
     ] = None,
     teacher: Encoder = "minilm-l6",
     student: Annotated[str | None, typer.Option(help="For augpro_fgsm: a student with the teacher's labels.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Texts per step; it also changes the random draws.")] = 256,
-    max_length: Annotated[int, typer.Option(help="Tokens read of each text.")] = 128,
+    batch_size: Annotated[int, typer.Option(min=1, help="Texts per step; it also changes the random draws.")] = 256,
+    max_length: Annotated[int, typer.Option(min=8, help="Tokens read of each text.")] = 128,
     text_column: TextColumn = None,
     text_pair_column: TextPairColumn = None,
     source_text_column: Annotated[str | None, typer.Option(help="Column of the text in --source.")] = None,
@@ -128,10 +129,10 @@ def augment_command(
 def _parse_degree(degree: str | None) -> Literal["auto"] | float | None:
     if degree is None or degree == "auto":
         return degree  # type: ignore[return-value]
-    try:
-        return float(degree)
-    except ValueError as error:
-        raise UsageError(f'--degree is {degree!r}; give "auto" or a share above 0 and at most 1') from error
+    with suppress(ValueError):
+        if 0 < float(degree) <= 1:
+            return float(degree)
+    raise UsageError(f'--degree is {degree!r}; give "auto" or a share above 0 and at most 1')
 
 
 def pretrain_command(
