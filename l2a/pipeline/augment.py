@@ -12,8 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from l2a.config import Columns, GeneratorConfig, resolve_degree
-from l2a.data import readers
-from l2a.data.domains import load_domain
+from l2a.data import domains, readers
 from l2a.data.examples import TextInput
 from l2a.generator.operators import OPERATORS, TEXT_OPERATORS, Operator, build_operator, draw_changes
 from l2a.generator.tokens import FROZEN, Ints, TokenSpace, TokenStore, build_neighbour_table, changed_shares, vocabulary
@@ -106,7 +105,7 @@ def augment_file(job: AugmentJob, progress: Progress = SILENT) -> int:
     if job.source is not None and (path := Path(job.source).expanduser()).is_file():
         source = readers.texts_of(readers.read_table(path, formats), job.source_columns, "--source-{}-column")
     elif job.source is not None:
-        source = load_domain(job.source, progress=progress).train.inputs
+        source = domains.load_domain(job.source, progress=progress).train.inputs
     kinds, source_kinds = ({len(text) for text in texts} for texts in (inputs, source))
     if len(kinds) > 1:
         raise UsageError(f"input {job.input}: single texts and pairs are mixed; give one kind in a file")

@@ -3,11 +3,9 @@
 The teacher reads each batch while it is trained on, so that a run needs no room for states, however long the text is.
 """
 
-import dataclasses
 import shlex
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import chain, count, islice
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,21 +14,12 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
-from torch.nn import functional
 
 from l2a.config import Count, Length, Positive, Seed
+from l2a.data import encoding
 from l2a.data.bank import Bank, read_bank
 from l2a.data.domains import load_domain
-from l2a.data.encoding import (
-    EncodedTexts,
-    bucket_of,
-    encode,
-    fit_tokenizer,
-    model_inputs,
-    refuse_long_sequences,
-    training_batches,
-)
-from l2a.data.examples import TextInput, held_out_words
+from l2a.data.examples import held_out_words
 from l2a.kd.data import Batch, join_encoded
 from l2a.student.presets import attention_heads, classifier_of
 from l2a.student.student import Student, start_from_words
@@ -99,13 +88,13 @@ def read_texts(config: PretrainConfig, progress: Progress = SILENT) -> Bank:
     return read_bank(config.text, is_pair=False, progress=progress, held_out_words=words)
 
 
-def encode_texts(bank: Sequence[TextInput], tokenizer: Any, config: PretrainConfig) -> EncodedTexts:
+def encode_texts(bank: Bank, tokenizer: Any, config: PretrainConfig) -> encoding.EncodedTexts:
     """Tokenise as many texts as the steps can read, and, for a quarter of them, the pair with the text that follows."""
     rng = np.random.default_rng([config.seed, 1])
     rows = rng.permutation(len(bank))[: config.steps * BATCH_SIZE].tolist()
     texts = [bank[row] for row in rows]
     pairs = [bank[row] + bank[(row + 1) % len(bank)] for row in rows[::4]]
-    return join_encoded([encode(tokenizer, part, config.max_length) for part in (texts, pairs)])
+    return join_encoded([encoding.encode(tokenizer, part, config.max_length) for part in (texts, pairs)])
 
 
 class GeneralStudent(nn.Module):
@@ -121,7 +110,7 @@ class GeneralStudent(nn.Module):
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Project what the output layer reads, to float32 (B, d), and the last hidden states, to float32 (B, L, d)."""
         hidden = self.body(**batch).last_hidden_state
-        sentence = functional.gelu(self.dense(hidden[:, 0]))
+        sentence = nn.functional.gelu(self.dense(hidden[:, 0]))
         return self.sentence_projection(sentence).float(), self.token_projection(hidden).float()
 
 
@@ -136,8 +125,9 @@ def make_classifier(teacher: Teacher, config: PretrainConfig) -> Any:
     shape = ElectraConfig(
         vocab_size=len(teacher.tokenizer), embedding_size=config.embedding_size, hidden_size=config.hidden_size,
         num_hidden_layers=config.layers, num_attention_heads=attention_heads(config.hidden_size),
-        intermediate_size=4 * config.hidden_size, max_position_embeddings=max(256, bucket_of(config.max_length)),
-        pad_token_id=teacher.tokenizer.pad_token_id, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        intermediate_size=4 * config.hidden_size, pad_token_id=teacher.tokenizer.pad_token_id,
+        max_position_embeddings=max(256, encoding.bucket_of(config.max_length)),
+        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
     )  # fmt: skip
     student = Student(classifier_of(shape), teacher.tokenizer)
     start_from_words(student, token_vectors(teacher), of_pairs=False)
@@ -152,7 +142,7 @@ def cosine_distance(predicted: Tensor, target: Tensor) -> Tensor:
     The cosine term of DistilBERT (Sanh et al., 2019), after a projection as TinyBERT's hidden-state loss has (Jiao et
     al., 2020, equation 8).
     """
-    return (1.0 - functional.cosine_similarity(predicted, target, dim=-1)).mean()
+    return (1.0 - nn.functional.cosine_similarity(predicted, target, dim=-1)).mean()
 
 
 def similarity_loss(predicted: Tensor, target: Tensor, temperature: float = 0.05) -> Tensor:
@@ -172,10 +162,10 @@ def similarity_loss(predicted: Tensor, target: Tensor, temperature: float = 0.05
     if len(predicted) < 2:
         return predicted.sum() * 0.0
     others = ~torch.eye(len(predicted), dtype=torch.bool, device=predicted.device)
-    states = (functional.normalize(part, dim=-1) for part in (predicted, target))
+    states = (nn.functional.normalize(part, dim=-1) for part in (predicted, target))
     cosines = ((part @ part.T)[others].view(len(others), -1) for part in states)
     student, teacher = (torch.log_softmax(part / temperature, dim=-1) for part in cosines)
-    return functional.kl_div(student, teacher, reduction="batchmean", log_target=True)
+    return nn.functional.kl_div(student, teacher, reduction="batchmean", log_target=True)
 
 
 def distillation_losses(model: GeneralStudent, teacher: Teacher, batch: Batch) -> dict[str, Tensor]:
@@ -187,7 +177,7 @@ def distillation_losses(model: GeneralStudent, teacher: Teacher, batch: Batch) -
     mask = batch["attention_mask"]
     with mixed_precision(mask.device):
         with torch.no_grad():
-            taught = teacher.encoder(**model_inputs(teacher.encoder.config, batch)).last_hidden_state.float()
+            taught = teacher.encoder(**encoding.model_inputs(teacher.encoder.config, batch)).last_hidden_state.float()
         sentence, tokens = model(batch)
     pooled, is_token = mean_pool(taught, mask), mask.bool()
     losses = {
@@ -199,7 +189,7 @@ def distillation_losses(model: GeneralStudent, teacher: Teacher, batch: Batch) -
 
 
 def train(
-    model: GeneralStudent, teacher: Teacher, encoded: EncodedTexts, config: PretrainConfig, checkpoint: Path,
+    model: GeneralStudent, teacher: Teacher, encoded: encoding.EncodedTexts, config: PretrainConfig, checkpoint: Path,
     progress: Progress = SILENT,
 ) -> None:  # fmt: skip
     """Train in place, from the checkpoint if there is one.
@@ -226,7 +216,7 @@ def train(
         schedule.step()
     # The order of an epoch is drawn from its number, so that a resumed run reads what a whole one reads.
     rngs = (np.random.default_rng([config.seed, 2, epoch]) for epoch in count())
-    epochs = (training_batches(encoded.lengths, BATCH_SIZE, rng) for rng in rngs)
+    epochs = (encoding.training_batches(encoded.lengths, BATCH_SIZE, rng) for rng in rngs)
     batches = islice(chain.from_iterable(epochs), first, config.steps)
     with progress.stage("general stage", config.steps) as advance:
         advance(first)
@@ -282,26 +272,27 @@ def pretrain(config: PretrainConfig, progress: Progress = SILENT) -> Path:
         bank = read_texts(config, progress)
         progress.say(bank.summary)
         teacher = load_encoder(config.teacher, ("0", "1"), seed=0, progress=progress).to(best_device())
-        refuse_long_sequences(f"teacher {config.teacher!r}", teacher.positions, config.max_length)
+        encoding.refuse_long_sequences(f"teacher {config.teacher!r}", teacher.positions, config.max_length)
         with seeded(config.seed):
             classifier = make_classifier(teacher, config)
             model = GeneralStudent(classifier, teacher.hidden_size).to(best_device())
-        tokenizer = fit_tokenizer(teacher.tokenizer, classifier.config, classifier.config.max_position_embeddings)
+        longest = classifier.config.max_position_embeddings
+        tokenizer = encoding.fit_tokenizer(teacher.tokenizer, classifier.config, longest)
         encoded = encode_texts(bank, tokenizer, config)
         checkpoint = checkpoint_path(config, teacher, encoded)
         train(model, teacher, encoded, config, checkpoint, progress)
         # Without the output layer: AutoModelForSequenceClassification draws a fresh one for any number of classes.
         weights = {name: value for name, value in classifier.state_dict().items() if "out_proj" not in name}
         classifier.save_pretrained(folder, state_dict={name: value.half() for name, value in weights.items()})
-        fit_tokenizer(tokenizer, classifier.config).save_pretrained(folder)
+        encoding.fit_tokenizer(tokenizer, classifier.config).save_pretrained(folder)
         atomic_write_text(folder / "README.md", _card(config, classifier.num_parameters(), len(bank)))
     shutil.rmtree(checkpoint.parent, ignore_errors=True)
     return config.output_dir
 
 
-def checkpoint_path(config: PretrainConfig, teacher: Teacher, encoded: EncodedTexts) -> Path:
+def checkpoint_path(config: PretrainConfig, teacher: Teacher, encoded: encoding.EncodedTexts) -> Path:
     """Name the checkpoint: it lies in the cache, under everything that decides the student."""
-    choices = dataclasses.asdict(config) | {"output_dir": str(config.output_dir.resolve()), "overwrite": None}
+    choices = asdict(config) | {"output_dir": str(config.output_dir.resolve()), "overwrite": None}
     device = next(teacher.parameters()).device
     key = fingerprint(choices, teacher.fingerprint(), arithmetic(device), encoded.ids, encoded.types, encoded.offsets)
     return cache_root() / "checkpoints" / key / "checkpoint.safetensors"
