@@ -1,6 +1,7 @@
 """The commands ``l2a domains``, ``l2a augment`` and ``l2a pretrain``."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -95,15 +96,15 @@ def augment_command(
     degree: Annotated[
         str | None, typer.Option(help='Share of the tokens to change, or "auto"; by default the operator\'s own.')
     ] = None,
-    copies: Annotated[int, typer.Option(help="New texts per text.")] = 1,
-    seed: Annotated[int, typer.Option(help="Seed of every random draw.")] = 0,
+    copies: Annotated[int, typer.Option(min=1, help="New texts per text.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of every random draw.")] = 0,
     source: Annotated[
         str | None, typer.Option(help="File or domain whose texts are mixed in; by default the input itself.")
     ] = None,
     teacher: Encoder = "minilm-l6",
     student: Annotated[str | None, typer.Option(help="For augpro_fgsm: a student with the teacher's labels.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Texts per step; it also changes the random draws.")] = 256,
-    max_length: Annotated[int, typer.Option(help="Tokens read of each text.")] = 128,
+    batch_size: Annotated[int, typer.Option(min=1, help="Texts per step; it also changes the random draws.")] = 256,
+    max_length: Annotated[int, typer.Option(min=8, help="Tokens read of each text.")] = 128,
     text_column: TextColumn = None,
     text_pair_column: TextPairColumn = None,
     source_text_column: Annotated[str | None, typer.Option(help="Column of the text in --source.")] = None,
@@ -128,38 +129,29 @@ def augment_command(
 def _parse_degree(degree: str | None) -> Literal["auto"] | float | None:
     if degree is None or degree == "auto":
         return degree  # type: ignore[return-value]
-    try:
-        return float(degree)
-    except ValueError as error:
-        raise UsageError(f'--degree is {degree!r}; give "auto" or a share above 0 and at most 1') from error
+    with suppress(ValueError):
+        if 0 < float(degree) <= 1:
+            return float(degree)
+    raise UsageError(f'--degree is {degree!r}; give "auto" or a share above 0 and at most 1')
 
 
 def pretrain_command(
     text: Annotated[
-        list[str],
-        typer.Option(help="A .txt file (one text per line), another file or a domain, without labels; repeatable."),
+        list[str], typer.Option(help="Text, labelled or not: a file, a folder, a domain or a Hub id; repeatable.")
     ],
     output_dir: Annotated[Path, typer.Option(help="Folder of the student; the same command resumes a run.")],
-    text_column: TextColumn = None,
-    text_pair_column: TextPairColumn = None,
     protect: Annotated[
         list[str] | None,
         typer.Option(help="A domain whose texts must not be used, such as a later target; repeatable."),
     ] = None,
     teacher: Encoder = "minilm-l6",
-    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 4000,
-    seed: Annotated[int, typer.Option(help="Seed of initial weights, variants and order.")] = 0,
+    steps: Annotated[int, typer.Option(help="Optimizer steps, of 128 texts each.")] = 4000,
+    seed: Annotated[int, typer.Option(help="Seed of initial weights, texts and order.")] = 0,
     max_length: Annotated[int, typer.Option(help="Longest input in tokens.")] = 128,
-    variants: Annotated[int, typer.Option(help="Spans, pairs, mixes and noisy texts made from the text.")] = 200_000,
-    tokens_per_batch: Annotated[int, typer.Option(help="Padded tokens per step.")] = 4096,
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 8e-4,
-    checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 500,
     embedding_size: Annotated[int, typer.Option(help="Width of the student's word embeddings.")] = 80,
     hidden_size: Annotated[int, typer.Option(help="Width of its layers.")] = 128,
     layers: Annotated[int, typer.Option(help="Number of its layers.")] = 2,
-    intermediate_size: Annotated[int, typer.Option(help="Width of its feed-forward blocks.")] = 512,
-    heads: Annotated[int, typer.Option(help="Attention heads per layer.")] = 4,
-    positions: Annotated[int, typer.Option(help="Longest input that the student can read, in tokens.")] = 256,
     overwrite: Overwrite = False,
     verbose: Verbose = False,
 ) -> None:
@@ -167,9 +159,8 @@ def pretrain_command(
     from l2a.pretrain.trainer import PretrainConfig, pretrain
 
     config = PretrainConfig(
-        output_dir, tuple(text), text_column, text_pair_column, tuple(protect or ()), teacher, steps, seed, max_length,
-        variants, tokens_per_batch, learning_rate, checkpoint_every, embedding_size, hidden_size, layers,
-        intermediate_size, heads, positions, overwrite,
+        output_dir, tuple(text), tuple(protect or ()), teacher, steps, seed, max_length, learning_rate, embedding_size,
+        hidden_size, layers, overwrite,
     )  # fmt: skip
     with Progress(verbosity=int(verbose)) as progress:
         folder = pretrain(config, progress)

@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from l2a.data import readers
 from l2a.data.domains import locate, read_domain
 from l2a.data.examples import Domain, TextInput, normalised_hash, words_of
-from l2a.data.readers import FORMATS, Record, Table, known_format, read_records
 from l2a.util.cards import list_cards
 from l2a.util.errors import UsageError, os_error_sentence
 from l2a.util.files import cached_folder, fingerprint, sha256_file
@@ -72,7 +71,7 @@ class _Source(NamedTuple):
     name: str
     digest: str
     files: Mapping[str, str]
-    records: Callable[[], Iterator[Record]]
+    records: Callable[[], Iterator[readers.Record]]
 
 
 def read_bank(
@@ -140,7 +139,7 @@ def _sources(reference: Any, data_root: Path | None, progress: Progress) -> list
         return [_file(data, data.name)]
     files = [file for file in sorted(data.rglob("*")) if file.is_file() and _is_text(file)]
     if not files:
-        raise UsageError(f"unlabelled {name!r}: the folder holds no file of text; give {', '.join(FORMATS)}")
+        raise UsageError(f"unlabelled {name!r}: the folder holds no file of text; give {', '.join(readers.FORMATS)}")
     return [_file(file, f"{data.resolve().name}/{file.relative_to(data).as_posix()}") for file in files]
 
 
@@ -148,7 +147,7 @@ def _is_text(file: Path) -> bool:
     """Files of a folder are read by their suffix, but for hidden ones and those that are a dev or test split."""
     stem, suffix = readers.name_and_format(file)
     is_train = readers.SPLIT_NAMES.get(stem.lower(), "train") == "train"
-    return suffix in FORMATS and not file.name.startswith(".") and is_train
+    return suffix in readers.FORMATS and not file.name.startswith(".") and is_train
 
 
 def _in_memory(name: str, data: Any) -> _Source:
@@ -162,23 +161,23 @@ def _in_memory(name: str, data: Any) -> _Source:
 
 
 def _file(path: Path, name: str) -> _Source:
-    suffix = known_format(path, FORMATS)
+    suffix = readers.known_format(path, readers.FORMATS)
     try:
         digest = sha256_file(path)
     except OSError as error:
         raise UsageError(f"unlabelled {os_error_sentence(error)}") from error
     if suffix == ".tsv":  # without a header it holds texts or pairs, like a .txt file
-        line = "\t".join(next(read_records(path, ".txt")).values.values()).lower().split("\t")
+        line = "\t".join(next(readers.read_records(path, ".txt")).values.values()).lower().split("\t")
         usual = {name for names in readers.USUAL_NAMES.values() for name in names}
         suffix = ".tsv" if len(line) > 2 or usual & {name.strip(' "') for name in line} else ".txt"
-    return _Source(str(path), digest, {name: digest}, partial(read_records, path, suffix))
+    return _Source(str(path), digest, {name: digest}, partial(readers.read_records, path, suffix))
 
 
 def _texts(source: _Source, counts: Counter[str]) -> Iterator[TextInput]:
     """The texts of a source's training rows; of lines that cannot be read the greater part is too much."""
     good, bad, first = 0, 0, ""
     for window in readers.windows(source.records()):
-        table = Table(source.name, window)
+        table = readers.Table(source.name, window)
         rows, wrong = readers.check_table(table, readers.USUAL_COLUMNS, "its usual name", labelled=False)
         good, bad, first = good + len(rows), bad + len(wrong), first or "".join(wrong[:1])
         if bad > good:

@@ -13,6 +13,8 @@ from threadpoolctl import threadpool_limits
 
 from l2a.data.examples import TextInput
 
+Ints = NDArray[np.int64]
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -32,7 +34,7 @@ class ClassificationMetrics:
 
 
 def classification_metrics(
-    labels: NDArray[np.int64], predictions: NDArray[np.int64], classes: int, rng: np.random.Generator
+    labels: Ints, predictions: Ints, classes: int, rng: np.random.Generator
 ) -> ClassificationMetrics:
     """Measure accuracy and macro-F1 with percentile bootstrap intervals (Efron, 1979).
 
@@ -50,16 +52,14 @@ def classification_metrics(
     return ClassificationMetrics(*(Interval(*map(float, ends)) for ends in zip(points, low, high, strict=True)))
 
 
-def accuracy_and_macro_f1(
-    labels: NDArray[np.int64], predictions: NDArray[np.int64], classes: int
-) -> tuple[float, float]:
+def accuracy_and_macro_f1(labels: Ints, predictions: Ints, classes: int) -> tuple[float, float]:
     """Measure accuracy and macro-F1, both in [0, 1]; the arguments are those of ``classification_metrics``."""
     cells = np.bincount(labels * classes + predictions, minlength=classes**2)
     accuracy, macro_f1 = _from_confusion(cells[None], classes)[0].tolist()
     return accuracy, macro_f1
 
 
-def _from_confusion(cells: NDArray[np.int64], classes: int) -> NDArray[np.float64]:
+def _from_confusion(cells: Ints, classes: int) -> NDArray[np.float64]:
     """Compute accuracy and macro-F1, (R, 2), from confusion tables (R, C * C) with the true class first."""
     counts = cells.reshape(-1, classes, classes)
     right, either = np.diagonal(counts, axis1=1, axis2=2), counts.sum(axis=1) + counts.sum(axis=2)
@@ -80,7 +80,7 @@ def one_thread() -> Iterator[None]:
 
 
 def measure_latency(
-    predict: Callable[[Sequence[TextInput]], NDArray[np.int64]],
+    predict: Callable[[Sequence[TextInput]], Ints],
     inputs: Sequence[TextInput],
     module: torch.nn.Module | None = None,
     seconds: float = 1.2,

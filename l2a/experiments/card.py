@@ -22,7 +22,7 @@ from l2a.util.progress import SILENT, Progress
 NEVER_DECIDES = {"output_dir", "overwrite", "compare", "report", "data_root", "selector.tensorboard"}
 RESULTS_VERSION = 3
 """Raise it when a change of the code, rather than of a field, changes what cells give: then all run again."""
-FORMER_DEFAULTS: Mapping[str, Any] = {}
+FORMER_DEFAULTS: Mapping[str, Any] = {"source_size": 4000, "kd.pool_size": 8000}
 """Fields whose default has changed since results were kept, with the value that a key without them stands for."""
 DataFiles = Mapping[str, str]
 """The sha256 of files by their names."""
@@ -249,10 +249,9 @@ def data_files(groups: Iterable[Group], progress: Progress = SILENT) -> dict[str
     with progress.stage("read domains"):
         for cell in itertools.chain.from_iterable(groups):
             config, files = cell.config, found.setdefault(cell.place.pair, {})
-            files |= files_of(config.source or "", config.source_columns, config.data_folder)
-            files |= files_of(config.target, config.target_columns, config.data_folder)
-            for reference in config.unlabelled:
-                files |= files_of(reference, None, config.data_folder)
+            sides = ((config.source or "", config.source_columns), (config.target, config.target_columns))
+            for reference, columns in (*sides, *((text, None) for text in config.unlabelled)):
+                files |= files_of(reference, columns, config.data_folder)
     return found
 
 

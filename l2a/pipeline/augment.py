@@ -2,20 +2,19 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache, partial
+from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any, Literal
 
 import numpy as np
 
 from l2a.config import Columns, GeneratorConfig, resolve_degree
-from l2a.data.domains import load_domain
+from l2a.data import domains, readers
 from l2a.data.examples import TextInput
-from l2a.data.readers import FLAG, SUFFIXES, read_table, texts_of
-from l2a.generator.operators import OPERATORS, TEXT_OPERATORS, build_operator, draw_changes
+from l2a.generator.operators import OPERATORS, TEXT_OPERATORS, Operator, build_operator, draw_changes
 from l2a.generator.tokens import FROZEN, Ints, TokenSpace, TokenStore, build_neighbour_table, changed_shares, vocabulary
 from l2a.generator.words import MaskedCandidates, MaskedLanguageModel
 from l2a.kd.trainer import embedding_gradients
@@ -26,11 +25,11 @@ from l2a.util.files import atomic_file
 from l2a.util.progress import SILENT, Progress
 from l2a.util.training import best_device
 
-TOKENIZED_AT_ONCE = 200_000
-"""Texts of input and source that token operators keep tokenized (about 1 kB each); of more, a batch at a time."""
+TOKENIZED_AT_ONCE = 200_000  # texts of input and source that are kept tokenized (about 1 kB each); of more, a batch
+MARK = "\ud800"  # half of a surrogate pair, which no text that was read holds
 ENCODE = json.JSONEncoder(ensure_ascii=False).encode
+# From the numbers of input texts and of their partners to lines of JSON.
 LineMaker = Callable[[Ints, Ints, np.random.Generator], bytes]
-"""From the numbers of input texts and of their partners to lines of JSON."""
 
 
 @dataclass(frozen=True)
@@ -66,24 +65,16 @@ class AugmentJob:
     batch_size: int = 256
     max_length: int = 128
     overwrite: bool = False
-    columns: Columns = field(default_factory=Columns)
-    source_columns: Columns = field(default_factory=Columns)
+    columns: Columns = readers.USUAL_COLUMNS
+    source_columns: Columns = readers.USUAL_COLUMNS
 
     def __post_init__(self) -> None:
         """Check the request before anything is read."""
-        if self.operator not in OPERATORS:
-            known = ", ".join(f"{name} ({OPERATORS[name].help})" for name in TEXT_OPERATORS)
-            raise UsageError(f"--operator is {self.operator!r}{did_you_mean(self.operator, OPERATORS)}; give {known}")
         if self.operator not in TEXT_OPERATORS:
-            raise UsageError(
-                f"--operator {self.operator} changes a student's inputs while it is trained and makes no texts; "
-                "set generator.operator in a distillation instead"
-            )
-        for name, least in (("copies", 1), ("seed", 0), ("batch_size", 1), ("max_length", 8)):
-            if (value := getattr(self, name)) < least:
-                raise UsageError(f"--{name.replace('_', '-')} is {value}; give a whole number of at least {least}")
-        if not (self.degree in (None, "auto") or 0 < float(self.degree or 0) <= 1):
-            raise UsageError(f'--degree is {self.degree}; give "auto" or a share above 0 and at most 1')
+            known = ", ".join(f"{name} ({OPERATORS[name].help})" for name in TEXT_OPERATORS)
+            reason = ", which changes a student's inputs while it is trained and makes no texts"
+            reason = reason if self.operator in OPERATORS else did_you_mean(self.operator, TEXT_OPERATORS)
+            raise UsageError(f"--operator is {self.operator!r}{reason}; give {known}")
         if self.operator == "source" and self.source is None:
             raise UsageError("--operator source copies texts of another domain; name it by --source")
         if self.output.suffix.lower() not in (".jsonl", ".parquet") or self.output.is_dir():
@@ -109,23 +100,20 @@ def augment_file(job: AugmentJob, progress: Progress = SILENT) -> int:
         UsageError: If input, source or models do not suit the request.
         RunError: If a download fails or the output cannot be written.
     """
-    inputs = source = texts_of(read_table(job.input, (".txt", *SUFFIXES)), job.columns, FLAG)
-    if job.source is not None:
-        file = Path(job.source).expanduser()
-        if file.is_file():
-            table = read_table(file, (".txt", *SUFFIXES))
-            source = texts_of(table, job.source_columns, "--source-{}-column")
-        else:
-            source = load_domain(job.source, progress=progress).train.inputs
-    sides = {len(text) for text in inputs}
-    if len(sides) > 1:
+    formats = (".txt", *readers.SUFFIXES)
+    inputs = source = readers.texts_of(readers.read_table(job.input, formats), job.columns)
+    if job.source is not None and (path := Path(job.source).expanduser()).is_file():
+        source = readers.texts_of(readers.read_table(path, formats), job.source_columns, "--source-{}-column")
+    elif job.source is not None:
+        source = domains.load_domain(job.source, progress=progress).train.inputs
+    kinds, source_kinds = ({len(text) for text in texts} for texts in (inputs, source))
+    if len(kinds) > 1:
         raise UsageError(f"input {job.input}: single texts and pairs are mixed; give one kind in a file")
-    if sides != {len(text) for text in source}:
-        raise UsageError(
-            f"--source {job.source}: single texts cannot be mixed with pairs; give a source like the input"
-        )
+    if kinds != source_kinds:
+        raise UsageError(f"--source {job.source}: its texts are not single or paired like the input's; give such texts")
     total, is_parquet = job.copies * len(inputs), job.output.suffix.lower() == ".parquet"
-    with atomic_file(job.output) as output, TemporaryFile() as temporary:
+    with atomic_file(job.output) as output:
+        lines = BytesIO() if is_parquet else output
         make = _line_maker(job, inputs, source, progress)
         with progress.stage("augment", total) as advance:
             for start in range(0, total, job.batch_size):
@@ -133,16 +121,16 @@ def augment_file(job: AugmentJob, progress: Progress = SILENT) -> int:
                 rng = np.random.default_rng([job.seed, start // job.batch_size])
                 rows = np.arange(start, min(start + job.batch_size, total)) % len(inputs)
                 partners = rng.integers(0, len(source), size=len(rows))
-                (temporary if is_parquet else output).write(make(rows, partners, rng))
+                lines.write(make(rows, partners, rng))
                 advance(len(rows))
         if is_parquet:
             import pyarrow.json
             import pyarrow.parquet
 
-            temporary.seek(0)
+            lines.seek(0)
             reading = pyarrow.json.ReadOptions(block_size=1 << 25)  # bytes, more than any line has
             parsing = pyarrow.json.ParseOptions(pyarrow.schema({"text": "string", "text_pair": "string"}))
-            pyarrow.parquet.write_table(pyarrow.json.read_json(temporary, reading, parsing), output)
+            pyarrow.parquet.write_table(pyarrow.json.read_json(lines, reading, parsing), output)
     return total
 
 
@@ -151,77 +139,68 @@ def _line_maker(
 ) -> LineMaker:
     operator, degree = OPERATORS[job.operator], 0.0
     if operator.works_on != "copies":
-        settings = operator.default_degree or GeneratorConfig().degree
-        degree = float(resolve_degree(settings if job.degree is None else job.degree, len(inputs)))
+        wanted = job.degree or operator.default_degree or GeneratorConfig().degree
+        degree = float(resolve_degree(wanted, len(inputs)))
+
+    @cache
+    def end(share: float) -> bytes:
+        facts = {"operator": job.operator, "degree": degree, "changed_share": round(share, 6), "seed": job.seed}
+        return f", {ENCODE(facts)[1:]}\n".encode()
+
     if operator.works_on == "tokens" and len(inputs) + len(source) <= TOKENIZED_AT_ONCE:
         space = _token_space(job, progress)
         with progress.stage("tokenize"):
             store = space.tokenize(inputs if source is inputs else [*inputs, *source])
-        return _token_lines(job, degree, store, 0 if source is inputs else len(inputs))
-    rewrite = build_operator(
-        job.operator,
-        lambda: _token_space(job, progress),
-        lambda: masked_language_model(job.teacher, job.max_length, progress),
-        progress,
-    )
+        return _token_lines(operator, store, 0 if source is inputs else len(inputs), degree, end)
+    masked = partial(masked_language_model, job.teacher, job.max_length, progress)
+    rewrite = build_operator(job.operator, partial(_token_space, job, progress), masked, progress)
 
     def lines(rows: Ints, partners: Ints, rng: np.random.Generator) -> bytes:
         made = rewrite([inputs[i] for i in rows], [source[i] for i in partners], degree, rng)
-        origins = partners if job.operator == "source" else rows
-        return b"".join(
-            ENCODE({"text": text[0], "text_pair": (*text, None)[1]})[:-1].encode()
-            + _origin(row)
-            + _end(job, degree, share)
-            for (text, share), row in zip(made, origins.tolist(), strict=True)
-        )
+        texts = zip(made, (partners if job.operator == "source" else rows).tolist(), strict=True)
+        return b"".join(_beginning(text, origin).encode() + end(share) for (text, share), origin in texts)
 
     return lines
 
 
-def _origin(row: int) -> bytes:
-    return f', "origin": {row}'.encode()
+def _beginning(sides: Sequence[str], origin: int) -> str:
+    return ENCODE({"text": sides[0], "text_pair": (*sides, None)[1], "origin": origin})[:-1]
 
 
-def _end(job: AugmentJob, degree: float, share: float) -> bytes:
-    facts = {"operator": job.operator, "degree": degree, "changed_share": round(share, 6), "seed": job.seed}
-    return f", {ENCODE(facts)[1:]}\n".encode()
-
-
-def _token_lines(job: AugmentJob, degree: float, store: TokenStore, first_partner: int) -> LineMaker:
+def _token_lines(
+    operator: Operator, store: TokenStore, first_partner: int, degree: float, end: Callable[[float], bytes]
+) -> LineMaker:
     """Write texts of which some tokens change, a batch at once, from the pieces that their lines are made of."""
-    escape, end = cache(lambda text: ENCODE(text)[1:-1].encode()), cache(partial(_end, job, degree))
-    surfaces = np.array([escape(surface) for surface in store.space.surfaces], object)
-    pieces: list[bytes] = []
-    lines, pieces_of = [0], np.zeros(len(store.ids), np.int64)
+    as_bytes = cache(str.encode)
+    surfaces, pieces = np.array([*map(as_bytes, store.space.surfaces)], object), list[bytes]()
+    ends, piece_of = [0], np.zeros(len(store.ids), np.int64)
     for row, text in enumerate(store.inputs):
         mine = np.arange(store.starts[row], store.starts[row + 1])
+        opened, marked = mine[store.slots[mine] != FROZEN], []
         for number, side in enumerate(text):
-            opened = mine[(store.segments[mine] == number) & (store.slots[mine] != FROZEN)]
-            pieces.append(b', "text_pair": "' if number else b'{"text": "')
-            pieces_of[opened] = len(pieces) + 1 + 2 * np.arange(len(opened))
-            cuts = [0, *store.spans[opened].ravel().tolist(), len(side)]
-            pieces += [escape(side[start:stop]) for start, stop in pairwise(cuts)]
-            pieces.append(b'"')
-        pieces += [b"" if len(text) > 1 else b', "text_pair": null', _origin(row), b""]  # the last one is the end
-        lines.append(len(pieces))
-    kept, bounds = np.array(pieces, object), np.array(lines)
+            cuts = store.spans[opened[store.segments[opened] == number]].ravel().tolist()
+            marked.append(MARK.join(side[start:stop] for start, stop in pairwise([0, *cuts, len(side)])))
+        piece_of[opened] = len(pieces) + 1 + 2 * np.arange(len(opened))
+        pieces += [*map(as_bytes, _beginning(marked, row).split(MARK)), b""]  # the last one is the end
+        ends.append(len(pieces))
+    kept, bounds = np.array(pieces, object), np.array(ends)
 
-    def write(rows: Ints, partners: Ints, rng: np.random.Generator) -> bytes:
-        slots, new = draw_changes(OPERATORS[job.operator], store, rows, first_partner + partners, degree, rng)
+    def lines(rows: Ints, partners: Ints, rng: np.random.Generator) -> bytes:
+        slots, new = draw_changes(operator, store, rows, first_partner + partners, degree, rng)
         counts = bounds[rows + 1] - bounds[rows]
         moves = np.cumsum(counts) - bounds[rows + 1]  # from a line's place among all to that in the batch
         batch = kept[np.arange(counts.sum()) - np.repeat(moves, counts)]
         is_new = new != store.ids[slots.places]
-        batch[pieces_of[slots.places[is_new]] + moves[slots.owners[is_new]]] = surfaces[new[is_new]]
+        batch[piece_of[slots.places[is_new]] + moves[slots.owners[is_new]]] = surfaces[new[is_new]]
         batch[np.cumsum(counts) - 1] = list(map(end, changed_shares(slots, new).tolist()))
         return b"".join(batch.tolist())
 
-    return write
+    return lines
 
 
 def _token_space(job: AugmentJob, progress: Progress) -> TokenSpace:
     """Load the tokens, word embeddings and, where needed, neighbours and gradients of the teacher or the student."""
-    operator, length, gradient = OPERATORS[job.operator], job.max_length, None
+    operator, gradient = OPERATORS[job.operator], None
     reader: Any
     if operator.needs_gradient:
         if job.student is None or job.teacher in model.PACKAGED:
@@ -232,16 +211,16 @@ def _token_space(job: AugmentJob, progress: Progress) -> TokenSpace:
         names = model.Checkpoint("--student", job.student, progress).label_names
         teacher = model.load_fine_tuned(job.teacher, names, progress).to(best_device())
         reader = load_checkpoint(job.student, names)
-        reader.model.to(best_device()).eval()
-        labeller = labelling.cached_labeller(teacher, length, progress)
-        gradient = partial(embedding_gradients, reader, labeller, max_length=length)
+        reader.model.to(best_device())
+        labeller = labelling.cached_labeller(teacher, job.max_length, progress)
+        gradient = partial(embedding_gradients, reader, labeller, max_length=job.max_length)
     else:
         reader = model.load_encoder(job.teacher, ("text",), 0, progress)
     tokens = vocabulary(reader.tokenizer)
     embeddings = reader.word_embeddings().cpu()[: len(tokens)]
     count = GeneratorConfig().neighbours if operator.reads_neighbours else 0  # the search takes seconds
     neighbours = build_neighbour_table(embeddings, tokens, count, progress)
-    return TokenSpace(reader.tokenizer, neighbours, embeddings, gradient, length)
+    return TokenSpace(reader.tokenizer, neighbours, embeddings, gradient, job.max_length)
 
 
 def masked_language_model(name: str, max_length: int, progress: Progress = SILENT) -> MaskedCandidates | None:

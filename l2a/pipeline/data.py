@@ -8,19 +8,10 @@ from typing import Any
 import numpy as np
 
 from l2a.config import DistillConfig, settle
+from l2a.data import examples
 from l2a.data.bank import read_bank
 from l2a.data.domains import as_domain, load_domain
-from l2a.data.examples import (
-    Domain,
-    Examples,
-    TargetSplits,
-    TextInput,
-    align_labels,
-    concatenate,
-    few_shot_splits,
-    held_out_words,
-    normalised_hash,
-)
+from l2a.data.examples import Domain, Examples, TargetSplits, TextInput, held_out_words, normalised_hash
 from l2a.util.errors import UsageError
 from l2a.util.progress import SILENT, Progress
 
@@ -53,12 +44,12 @@ class RunData:
     @property
     def held_out_labels(self) -> Examples:
         """Labelled target examples that no student and no teacher is trained on: those of reward and validation."""
-        return concatenate(self.splits.reward, self.splits.validation)
+        return examples.concatenate(self.splits.reward, self.splits.validation)
 
     @property
     def target_labels(self) -> Examples:
         """All labelled target examples, for methods that need no splits."""
-        return concatenate(self.splits.train, self.splits.reward, self.splits.validation)
+        return examples.concatenate(self.splits.train, self.splits.reward, self.splits.validation)
 
 
 def load_run_data(
@@ -80,8 +71,8 @@ def load_run_data(
     """
     config = settle(config)
     source, target = (_domain(side, config, in_memory, progress) for side in ("source", "target"))
-    source, target = align_labels(source, target)
-    splits = few_shot_splits(target, config.shots, config.dev_shots, np.random.default_rng([config.seed, 1]))
+    source, target = examples.align_labels(source, target)
+    splits = examples.few_shot_splits(target, config.shots, config.dev_shots, np.random.default_rng([config.seed, 1]))
     held_out = (*splits.reward.inputs, *splits.validation.inputs)
     forbidden = target.test.hashes | {normalised_hash(text) for text in held_out}
     _refuse_same_texts(source, target)

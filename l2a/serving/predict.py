@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from itertools import chain, zip_longest
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,15 +18,14 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from l2a.config import Columns
 from l2a.data import domains, readers
 from l2a.data.examples import TextInput, concatenate
-from l2a.data.readers import DELIMITERS, SIDES, Record, known_format
 from l2a.evaluation.metrics import ClassificationMetrics, classification_metrics
 from l2a.serving.classifier import Classifier
 from l2a.util.errors import UsageError, did_you_mean
 from l2a.util.files import atomic_file
 from l2a.util.progress import SILENT, Progress
 
-ON_INPUT = (*DELIMITERS, ".jsonl", ".txt")
-WRITTEN = (*DELIMITERS, ".jsonl", ".parquet")
+ON_INPUT = (*readers.DELIMITERS, ".jsonl", ".txt")
+WRITTEN = (*readers.DELIMITERS, ".jsonl", ".parquet")
 ON_OUTPUT = {".txt": ".tsv", ".parquet": ".jsonl"}  # what standard output gets of these
 Rows = Sequence[Mapping[str, Any]]
 
@@ -60,8 +59,8 @@ def predict_file(
     """
     name, classes = str(source or "standard input"), classifier.classes_.tolist()
     allowed = (*ON_INPUT, ".parquet") if source else ON_INPUT
-    suffix = known_format(source or Path(f"standard input{source_format}"), allowed)
-    written = known_format(output, WRITTEN, "written") if output else ON_OUTPUT.get(suffix, suffix)
+    suffix = readers.known_format(source or Path(f"standard input{source_format}"), allowed)
+    written = readers.known_format(output, WRITTEN, "written") if output else ON_OUTPUT.get(suffix, suffix)
     lines = broken = abstained = 0
     with progress.stage(f"lines of {name}") as advance:
         windows = readers.windows(readers.read_records(source, suffix, named=False))
@@ -83,8 +82,8 @@ def predict_file(
                     shares = [] if problem else next(found)
                     best = max(shares, default=0.0)
                     label = classes[shares.index(best)] if shares and best >= threshold else None
-                    new_values = [label, best, *shares] if shares else []
-                    rows.append({**values, **dict(zip_longest(added, new_values))})
+                    new_values = [label, best, *shares] if shares else [None] * len(added)
+                    rows.append({**values, **dict(zip(added, new_values, strict=True))})
                     abstained += bool(shares) and label is None
                     if problem:
                         progress.say(f"warning: {name}, line {number}: {problem}")
@@ -94,17 +93,17 @@ def predict_file(
     return Counts(lines, broken, abstained)
 
 
-def _columns(name: str, window: Sequence[Record], columns: Columns) -> tuple[list[str], list[str]]:
+def _columns(name: str, window: Sequence[readers.Record], columns: Columns) -> tuple[list[str], list[str]]:
     """The columns of the first lines, and those of the texts among them."""
     table = readers.Table(name, window)
     found, missing = readers.find_columns(table, columns, readers.FLAG, labelled=False)
     if missing:
         reasons = missing if table.columns else [record.problem for record in window[:1]] or ["it is empty"]
         raise UsageError(f"{name}: {'; '.join(reasons)}")
-    return table.columns, [found[role] for role in SIDES if role in found]
+    return table.columns, [found[role] for role in readers.SIDES if role in found]
 
 
-def _checked(record: Record, sides: Sequence[str]) -> Record:
+def _checked(record: readers.Record, sides: Sequence[str]) -> readers.Record:
     if record.problem:
         return record._replace(values={sides[0]: record.values[""]})
     try:
@@ -142,7 +141,7 @@ def open_writer(path: Path | None, suffix: str, schema: Any) -> Iterator[Callabl
         if suffix == ".jsonl":
             yield lambda rows: text.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
         else:
-            table = csv.DictWriter(text, schema.names, delimiter=DELIMITERS[suffix], lineterminator="\n")
+            table = csv.DictWriter(text, schema.names, delimiter=readers.DELIMITERS[suffix], lineterminator="\n")
             table.writeheader()
             yield lambda rows: table.writerows(map(cells, rows))
         text.flush()
@@ -152,7 +151,7 @@ def open_writer(path: Path | None, suffix: str, schema: Any) -> Iterator[Callabl
 def write_rows(rows: Rows, path: Path) -> None:
     """Write rows as a file of the format that its name says."""
     schema = pyarrow.Table.from_pylist(list(rows)).schema
-    with open_writer(path, known_format(path, WRITTEN, "written"), schema) as write:
+    with open_writer(path, readers.known_format(path, WRITTEN, "written"), schema) as write:
         write(rows)
 
 
@@ -194,7 +193,7 @@ def evaluate(classifier: Classifier, inputs: Sequence[TextInput], labels: Sequen
     predicted, confidence, known = probabilities.argmax(axis=1), probabilities.max(axis=1), range(len(classes))
     wrong = sorted(np.flatnonzero(predicted != true), key=lambda i: -confidence[i])
     errors = [
-        {**dict(zip(SIDES, inputs[i], strict=False)), "label": labels[i],
+        {**dict(zip(readers.SIDES, inputs[i], strict=False)), "label": labels[i],
          "predicted": classes[predicted[i]], "confidence": round(float(confidence[i]), 6)}
         for i in map(int, wrong)
     ]  # fmt: skip

@@ -210,7 +210,7 @@ CASES: list[tuple[list[str], str]] = [
     (["pretrain", "--text", "{missing}.txt", "--output-dir", "{out}"], "missing"),
     (["pretrain", "--text", "{words}", "--output-dir", "{out}", "--steps", "0"], "steps"),
     (["pretrain", "--text", "{words}", "--output-dir", "{full}"], "full"),
-    (["pretrain", "--text", "{words}", "--output-dir", "{out}", "--heads", "7"], "heads"),
+    (["pretrain", "--text", "{words}", "--output-dir", "{out}", "--hidden-size", "7"], "hidden_size"),
     (["pretrain", "--output-dir", "{out}"], "--text"),
     (["domains", "show", "twets"], "tweets"),
     (["domains", "check", "{broken.jsonl}"], "line 2"),

@@ -1,13 +1,13 @@
 import errno
 import http.server
 import io
-import json
 import os
 import re
 import stat
 import threading
 import zipfile
 from contextlib import contextmanager
+from functools import partial
 from urllib.parse import urlsplit
 
 import pytest
@@ -82,54 +82,48 @@ def index(make_wheel, tmp_path, settings):
     return make_wheel("toydata", {"toydata/rows.csv": b"text,label\n", "toydata/__init__.py": b"raise SystemExit"})
 
 
-class Server:
-    """A package index on this machine: files by path, pages of the simple API, and failures on demand."""
+class Index(http.server.SimpleHTTPRequestHandler):
+    """A package index on this machine: a folder of files and pages, and failures on demand."""
 
-    def __init__(self):
-        self.files, self.asked, self.failures, self.fails_at, self.password = {}, [], [], "/files", None
+    def do_GET(self):
+        self.path = urlsplit(self.path).path  # a proxy is asked for whole addresses
+        self.server.asked.append(self.path)
+        fails = self.server.failures and self.path.startswith(self.server.fails_at)
+        self.failure = self.server.failures.pop(0) if fails else None
+        if self.failure == "busy":
+            self.send_error(503)
+        elif self.server.password not in (None, self.headers.get("Authorization")):
+            self.send_error(401)
+        else:
+            super().do_GET()
 
-    def add(self, package, name, content, sha256=None):
-        self.files[f"/files/{name}"] = content
-        hashes = {"sha256": sha256} if sha256 else {}
-        entry = {"filename": name, "url": f"http://{self.address}/files/{name}", "hashes": hashes}
-        page = json.loads(self.files.get(f"/simple/{package}/", b'{"files": []}'))
-        self.files[f"/simple/{package}/"] = json.dumps({"files": [*page["files"], entry]}).encode()
+    def copyfile(self, source, outputfile):
+        content = source.read()
+        outputfile.write(content[: len(content) // 2 if self.failure == "broken off" else None])
 
-    def answer(self, request):
-        request.path = urlsplit(request.path).path  # a proxy is asked for whole addresses
-        self.asked.append(request.path)
-        failure = self.failures.pop(0) if self.failures and request.path.startswith(self.fails_at) else None
-        content = self.files.get(request.path)
-        if failure == "busy" or content is None:
-            return request.send_error(503 if content else 404)
-        if self.password and request.headers.get("Authorization") != self.password:
-            return request.send_error(401)
-        request.send_response(200)
-        json_type = "application/vnd.pypi.simple.v1+json"
-        request.send_header("Content-Type", json_type if "simple" in request.path else "application/octet-stream")
-        request.send_header("Content-Length", str(len(content)))
-        request.end_headers()
-        request.wfile.write(content[: len(content) // 2 if failure == "broken off" else None])
+    def log_message(self, *_):
+        pass
 
 
 @pytest.fixture
-def server(settings):
-    served = Server()
+def server(settings, tmp_path):
+    folder = tmp_path / "served"
+    (folder / "files").mkdir(parents=True)
+    (folder / "simple" / "toydata").mkdir(parents=True)
 
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            served.answer(self)
+    def add(name, content, sha256=""):
+        (folder / "files" / name).write_bytes(content)
+        with (folder / "simple" / "toydata" / "index.html").open("a") as page:
+            page.write(f'<a href="/files/{name}{sha256 and "#sha256="}{sha256}">{name}</a>\n')
 
-        def log_message(self, *_):
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listening:
-        thread = threading.Thread(target=listening.serve_forever, kwargs={"poll_interval": 0.01})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Index, directory=folder)) as served:
+        thread = threading.Thread(target=served.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
-        served.address = f"127.0.0.1:{listening.server_port}"
+        served.add, served.address, served.password = add, f"127.0.0.1:{served.server_port}", None
+        served.asked, served.failures, served.fails_at = [], [], "/files"
         settings.update({"no-index": "0", "index-url": f"http://{served.address}/simple"})
         yield served
-        listening.shutdown()
+        served.shutdown()
         thread.join()
 
 
@@ -148,7 +142,7 @@ def hostile_sdist(tmp_path, make_tar):
 @pytest.fixture
 def served_wheel(server, make_wheel):
     wheel = make_wheel("toydata", {"toydata/rows.csv": bytes(50_000)})
-    server.add("toydata", WHEEL, wheel.read_bytes())
+    server.add(WHEEL, wheel.read_bytes())
     return wheel
 
 
@@ -210,8 +204,8 @@ def test_nothing_of_an_sdist_is_run(hostile_sdist, real_settings):
 
 def test_nothing_of_an_sdist_from_an_index_is_run(hostile_sdist, server):
     archive, mark = hostile_sdist
-    server.add("toydata", WHEEL, b"the wheel of the same version")
-    server.add("toydata", archive.name, archive.read_bytes())
+    server.add(WHEEL, b"the wheel of the same version")
+    server.add(archive.name, archive.read_bytes())
     assert fetch_artifact(artifact(sha256_file(archive), kind="sdist")).is_dir()
     assert not mark.exists()
 
@@ -235,13 +229,13 @@ def test_the_settings_are_those_of_pip_download(real_settings, monkeypatch):
     assert {key: found[key] for key in expected} == expected
 
 
-def test_credentials_are_sent_and_not_shown(server, served_wheel, settings):
+def test_credentials_are_sent_and_not_shown(server, served_wheel, settings, tmp_path):
     server.password = "Basic bWU6c2VjcmV0"  # me:secret
     with pytest.raises(RunError, match=r"no index offers it to you; .* with your credentials"):
         fetch_artifact(artifact(sha256_file(served_wheel)))
     settings["index-url"] = f"http://me:secret@{server.address}/simple"
     assert fetch_artifact(artifact(sha256_file(served_wheel))).is_dir()
-    del server.files[f"/files/{WHEEL}"]
+    (tmp_path / "served" / "files" / WHEEL).unlink()
     with pytest.raises(RunError, match="HTTP status 404") as caught:
         fetch_artifact(artifact())
     assert "secret" not in str(caught.value)
@@ -255,7 +249,7 @@ def test_the_proxy_of_pip_is_used(server, served_wheel, settings):
 def test_the_file_with_the_pinned_hash_is_chosen_among_several(server, make_wheel):
     for platform in ("linux_x86_64", "win_amd64"):
         wheel = make_wheel("toydata", {"toydata/rows.csv": platform.encode()})
-        server.add("toydata", f"toydata-1.0-py3-none-{platform}.whl", wheel.read_bytes(), sha256_file(wheel))
+        server.add(f"toydata-1.0-py3-none-{platform}.whl", wheel.read_bytes(), sha256_file(wheel))
     folder = fetch_artifact(artifact(sha256_file(wheel)))
     assert (folder / "toydata/rows.csv").read_bytes() == b"win_amd64"
 
@@ -301,7 +295,7 @@ def test_an_index_that_stays_busy_is_one_sentence(server, served_wheel, fails_at
 
 @pytest.mark.parametrize("kind", ["wheel", "sdist"])
 def test_a_version_that_no_index_has_is_one_sentence_with_the_fix(server, kind):
-    server.add("toydata", "toydata-1.1-py3-none-any.whl", b"x")
+    server.add("toydata-1.1-py3-none-any.whl", b"x")
     message = rf"cannot download this {kind} of toydata==1\.0: no index offers it to you; corr"
     with pytest.raises(RunError, match=message):
         fetch_artifact(artifact(kind=kind))

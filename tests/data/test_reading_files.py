@@ -117,11 +117,6 @@ def test_long_fields_are_read_and_leave_the_csv_module_as_it_was(write):
     assert csv.field_size_limit() == 131_072
 
 
-def test_a_byte_order_mark_is_no_part_of_the_first_column(write):
-    path = write("x.csv", b"\xef\xbb\xbftext,label,split\na,x,train\nb,y,train\n")
-    assert load_domain(str(path)).train.inputs == (("a",), ("b",))
-
-
 def test_tab_separated_text_with_stray_quotes_is_read_without_quoting(write):
     path = write("x.tsv", 'text\tlabel\tsplit\n"quoted at the start\tx\ttrain\n5" disk\ty\ttrain\n')
     assert load_domain(str(path)).train.inputs == (('"quoted at the start',), ('5" disk',))

@@ -21,15 +21,20 @@ from .conftest import write_card, write_card_of_one_cell
 RunMethod = Callable[..., Any]
 
 
-def run_tiny(workspace: Path, run_method: RunMethod, folder: str = "results", workers: int = 1) -> Sequence[Outcome]:
+def planned(workspace: Path, finished: Sequence[CellResult] = ()) -> list[runner.PlannedGroup]:
     groups = expand(load_experiment("tiny"), workspace / "data")
-    data = data_files(groups)
-    planned = plan(groups, data, read_results(workspace / folder))
-    return run_groups(planned, workspace / folder, run_method, Workers(workers))
+    return plan(groups, data_files(groups), finished)
 
 
-def without_times(result: CellResult) -> CellResult:
-    return replace(result, wall_seconds=0.0)
+def run_tiny(
+    workspace: Path, run_method: RunMethod, folder: str = "results", workers: Workers | None = None
+) -> Sequence[Outcome]:
+    left = planned(workspace, read_results(workspace / folder))
+    return run_groups(left, workspace / folder, run_method, workers or Workers(1))
+
+
+def without_times(folder: Path) -> list[CellResult]:
+    return [replace(result, wall_seconds=0.0) for result in read_results(folder)]
 
 
 def rows_run(trace: Path) -> list[str]:
@@ -60,9 +65,9 @@ def test_a_cell_that_another_card_has_finished_is_taken_over(
 
 @pytest.mark.slow
 def test_results_are_identical_with_one_and_with_two_workers(workspace: Path, fake_run_method: RunMethod) -> None:
-    run_tiny(workspace, fake_run_method, "one/tiny", workers=1)
-    run_tiny(workspace, fake_run_method, "two/tiny", workers=2)
-    one, two = (list(map(without_times, read_results(workspace / folder))) for folder in ("one/tiny", "two/tiny"))
+    run_tiny(workspace, fake_run_method, "one/tiny")
+    run_tiny(workspace, fake_run_method, "two/tiny", workers=Workers(2))
+    one, two = without_times(workspace / "one/tiny"), without_times(workspace / "two/tiny")
     assert one == two
     assert len({result.diagnostics["weights"] for result in one}) > 1
 
@@ -101,14 +106,14 @@ def test_an_unexpected_error_is_a_failed_cell_too(workspace: Path, caplog: pytes
 
 def test_a_cell_with_a_corrupted_result_runs_again(workspace: Path, fake_run_method: RunMethod, trace: Path) -> None:
     run_tiny(workspace, fake_run_method)
-    path, before = workspace / "results" / runner.RESULTS_FILE, read_results(workspace / "results")
+    path, before = workspace / "results" / runner.RESULTS_FILE, without_times(workspace / "results")
     lines = path.read_text().splitlines()
     lines[3] = lines[3].replace('"accuracy": ', '"accuracy": 1')
     path.write_text("\n".join(lines))
     trace.unlink()
     run_tiny(workspace, fake_run_method)
     assert len(rows_run(trace)) == 1
-    assert list(map(without_times, read_results(workspace / "results"))) == list(map(without_times, before))
+    assert without_times(workspace / "results") == before
 
 
 def test_cells_whose_settings_changed_run_again(workspace: Path, fake_run_method: RunMethod, trace: Path) -> None:
@@ -191,8 +196,7 @@ def test_a_killed_runner_loses_only_the_cell_it_was_running(
     monkeypatch.setenv("METHOD_SECONDS", "0")
     assert len(run_tiny(workspace, fake_run_method)) == 12 - len(finished)
     run_tiny(workspace, fake_run_method, "at_once/tiny")
-    resumed, at_once = (read_results(workspace / folder) for folder in ("results", "at_once/tiny"))
-    assert list(map(without_times, resumed)) == list(map(without_times, at_once))
+    assert without_times(workspace / "results") == without_times(workspace / "at_once/tiny")
 
 
 @pytest.mark.slow
@@ -221,29 +225,22 @@ def test_a_worker_that_dies_is_a_clear_error_and_the_rest_is_kept(workspace: Pat
         return fake_run_method(config, row)
 
     with pytest.raises(RunError, match="worker process was killed"):
-        run_tiny(workspace, deadly, workers=2)
+        run_tiny(workspace, deadly, workers=Workers(2))
     assert {result.seed for result in read_results(workspace / "results")} == {0}
 
 
 def test_the_cost_is_learned_from_finished_cells(workspace: Path, make_result: Callable[..., CellResult]) -> None:
-    groups = expand(load_experiment("tiny"), workspace / "data")
-    data = data_files(groups)
-    places = [cell for group in groups for cell in group]
-    slow = [make_result(variant=cell.place.variant, seconds=100.0, wall_seconds=110.0) for cell in places]
-    guessed, learned = plan(groups, data, ()), plan(groups, data, slow)
-    assert cost_seconds(guessed, 1) == 12 * 30 + 4 * 30  # a teacher for each pair and seed
+    slow = [make_result(variant=name, seconds=100.0, wall_seconds=110.0) for name in ("tfidf", "plain", "random")]
+    learned = planned(workspace, slow)
+    assert cost_seconds(planned(workspace), 1) == 12 * 30 + 4 * 30  # a teacher for each pair and seed
     assert cost_seconds(learned, 1) == 12 * 100 + 4 * 10
     assert cost_seconds(learned, 2) == (12 * 100 + 4 * 10) / 2
     assert cost_seconds(learned, 100) == 3 * 100 + 10  # the cells of a group run one after another
 
 
 def test_the_plan_knows_which_teachers_are_cached(workspace: Path, fake_run_method: RunMethod) -> None:
-    groups = expand(load_experiment("tiny"), workspace / "data")
-    data = data_files(groups)
-
     def teachers() -> list[bool | None]:
-        marks = [cell.teacher_mark for cell in plan(groups, data, ())[0]]
-        return [mark and mark.exists() for mark in marks]
+        return [cell.teacher_mark and cell.teacher_mark.exists() for cell in planned(workspace)[0]]
 
     assert teachers() == [None, False, False]
     run_tiny(workspace, fake_run_method)
@@ -265,21 +262,15 @@ def test_wrong_workers_are_refused(fields: dict[str, Any], word: str) -> None:
 
 @pytest.mark.slow
 def test_a_local_dask_cluster_gives_the_same_results(workspace: Path, fake_run_method: RunMethod) -> None:
-    groups = expand(load_experiment("tiny"), workspace / "data")
-    data = data_files(groups)
-    run_groups(plan(groups, data, ()), workspace / "dask", fake_run_method, Workers(2, "dask"))
+    run_tiny(workspace, fake_run_method, "there/tiny", Workers(2, "dask"))
     run_tiny(workspace, fake_run_method, "here/tiny")
-    dask, here = (list(map(without_times, read_results(workspace / folder))) for folder in ("dask", "here/tiny"))
-    assert dask == here
+    assert without_times(workspace / "there/tiny") == without_times(workspace / "here/tiny") != []
 
 
 @pytest.mark.slow
 def test_no_scheduler_at_the_address_is_a_clear_error(workspace: Path, fake_run_method: RunMethod) -> None:
-    groups = expand(load_experiment("tiny"), workspace / "data")
-    data = data_files(groups)
-    nowhere = Workers(1, "dask", "tcp://127.0.0.1:9")
     with pytest.raises(RunError, match="no Dask scheduler answers"):
-        run_groups(plan(groups, data, ()), workspace / "dask", fake_run_method, nowhere)
+        run_tiny(workspace, fake_run_method, workers=Workers(1, "dask", "tcp://127.0.0.1:9"))
 
 
 def test_experiments_are_not_loaded_by_the_command_line() -> None:

@@ -41,8 +41,8 @@ def masked(word_tokenizer, tokens):
 def operators(space, masked):
     vectors = torch.nn.functional.normalize(torch.randn(len(WORDS), 6, generator=torch.Generator().manual_seed(1)))
     sources, with_model = WordSources(lambda: None), WordSources(lambda: masked)
-    sources.nearest = with_model.nearest = NearestWords(WORDS, vectors.numpy(), count=4)
-    sources.synonyms = SYNONYMS
+    sources.nearest = with_model.nearest = lambda: NearestWords(WORDS, vectors.numpy(), count=4)
+    sources.synonyms = lambda: SYNONYMS
     made = {name: partial(work, sources) for name, work in (("eda", eda), ("tinybert", tinybert))}
     made |= {"masked": partial(tinybert, with_model)}
     return made | {name: build_operator(name, lambda: space, lambda: None) for name in OPERATORS if name not in made}

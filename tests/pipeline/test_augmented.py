@@ -80,7 +80,7 @@ def test_copies_come_from_the_domain_that_the_operator_names(context, monkeypatc
 @pytest.mark.slow
 def test_eda_reads_its_synonyms(context, monkeypatch):
     sources = WordSources(lambda: None)
-    sources.synonyms = {"good": ["lovely"], "story": ["film"]}
+    sources.synonyms = lambda: {"good": ["lovely"], "story": ["film"]}
     monkeypatch.setattr(augmented, "build_operator", lambda *_: partial(eda, sources))
     trained = train_augmented_student(with_operator(context, "eda"))
     assert np.isfinite(trained.score.log_likelihood)

@@ -41,8 +41,10 @@ def test_padding_keeps_every_token(tokenizer, words):
     assert (encoded.lengths == np.minimum(np.array(words) + 2, 24)).all()
     seen = np.concatenate(list(inference_batches(encoded)))
     assert sorted(seen.tolist()) == list(range(len(words)))
-    batch = encoded.padded(np.arange(len(words)))
-    assert (batch["attention_mask"].sum(1).numpy() == encoded.lengths).all()
+    order = np.arange(len(words))[::-1]
+    batch = encoded.padded(order)
+    rows = [ids[mask == 1].tolist() for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)]
+    assert rows == [encoded.ids[slice(*encoded.offsets[i : i + 2])].tolist() for i in order]
     assert (batch["input_ids"][batch["attention_mask"] == 0] == tokenizer.pad_token_id).all()
 
 

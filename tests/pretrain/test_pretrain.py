@@ -1,0 +1,247 @@
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from typer.testing import CliRunner
+
+from l2a.cli.app import app
+from l2a.pretrain import trainer
+from l2a.pretrain.trainer import PretrainConfig, cosine_distance, pretrain, similarity_loss
+from l2a.teacher.model import load_encoder
+from l2a.util.errors import RunError, UsageError
+from l2a.util.files import NEW
+from tests.conftest import write_domain
+
+MakeConfig = Callable[..., PretrainConfig]
+WORDS = ("good", "bad", "film", "story", "phone", "battery", "great", "awful", "the", "was", "very", "a")
+
+
+@pytest.fixture
+def text_file(tmp_path: Path) -> Path:
+    lines = [f"the {WORDS[i % 12]} {WORDS[i % 11]} {WORDS[i % 7]} was {WORDS[(5 * i) % 12]} {i}" for i in range(40)]
+    path = tmp_path / "text.txt"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.fixture
+def make_config(
+    text_file: Path, encoder_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., PretrainConfig]:
+    """Settings that train in a second: six steps of 16 texts, three epochs and a half."""
+    monkeypatch.setattr(trainer, "BATCH_SIZE", 16)
+    config = PretrainConfig(
+        tmp_path / "student", (str(text_file),), teacher=str(encoder_folder), steps=6, max_length=32, embedding_size=8,
+        hidden_size=16, layers=1,
+    )  # fmt: skip
+    return lambda **changes: dataclasses.replace(config, **changes)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_the_student_is_an_ordinary_classifier_folder(
+    make_config: MakeConfig, private_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer, "SAVE_EVERY", 2)
+    folder = pretrain(make_config())
+    model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=3)
+    inputs = AutoTokenizer.from_pretrained(folder)("a good film", return_tensors="pt")
+    assert model(**inputs).logits.shape == (1, 3)
+    assert model.dtype == torch.float32
+    assert {value.dtype for value in weights(folder).values()} == {torch.float16}
+    assert not any("out_proj" in name for name in weights(folder))
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    assert (tokenizer["truncation"], tokenizer["padding"]) == (None, None)
+    assert AutoTokenizer.from_pretrained(folder).model_max_length == model.config.max_position_embeddings == 256
+    assert not list((private_cache / "checkpoints").iterdir())
+
+
+def test_equal_settings_give_equal_students_and_another_seed_another(make_config: MakeConfig, tmp_path: Path) -> None:
+    first, again, other = (
+        weights(pretrain(make_config(output_dir=tmp_path / name, seed=seed)))
+        for name, seed in (("a", 0), ("b", 0), ("c", 1))
+    )
+    assert equal(first, again) and not equal(first, other)
+
+
+@pytest.mark.parametrize("kill_after", [1, 2, 5])
+def test_a_killed_run_resumes_to_the_same_student(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill_after: int
+) -> None:
+    whole = weights(pretrain(make_config(output_dir=tmp_path / "whole")))
+    monkeypatch.setattr(trainer, "SAVE_EVERY", 2)
+    losses, done = trainer.distillation_losses, []
+
+    def dying(*arguments: object) -> object:
+        if len(done) == kill_after:
+            raise KeyboardInterrupt
+        done.append(1)
+        return losses(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(trainer, "distillation_losses", dying)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(make_config())
+    done.clear()
+    monkeypatch.setattr(trainer, "distillation_losses", lambda *arguments: done.append(1) or losses(*arguments))
+    assert equal(weights(pretrain(make_config())), whole)
+    assert len(done) == 6 - 2 * (kill_after // 2)
+
+
+def test_a_run_killed_at_its_end_writes_the_student_alone(
+    make_config: MakeConfig, private_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer, "SAVE_EVERY", 6)
+    with monkeypatch.context() as broken, pytest.raises(ZeroDivisionError):
+        broken.setattr(trainer, "_card", lambda *_: 1 / 0)
+        pretrain(make_config())
+    (path,) = (private_cache / "checkpoints").rglob("*.*")
+    assert path.suffix == ".safetensors" and load_file(path)["steps_done"] == 6, "one file without pickle"
+    (path.parent / f".{path.name}{NEW}moved").write_bytes(b"half")
+    monkeypatch.setattr(trainer, "distillation_losses", lambda *_: pytest.fail("trained again"))
+    pretrain(make_config())
+    assert not list((private_cache / "checkpoints").iterdir())
+
+
+def test_other_settings_start_anew(make_config: MakeConfig) -> None:
+    config = make_config()
+    teacher = load_encoder(config.teacher, ("0", "1"), seed=0)
+
+    def path(**changes: object) -> Path:
+        changed = dataclasses.replace(config, **changes)
+        encoded = trainer.encode_texts(trainer.read_texts(changed), teacher.tokenizer, changed)
+        return trainer.checkpoint_path(changed, teacher, encoded)
+
+    assert path(overwrite=True) == path()
+    different = [path(learning_rate=1e-4), path(seed=1), path(output_dir=Path("elsewhere")), path(max_length=8)]
+    assert len({path(), *different}) == 5
+
+
+def test_a_finished_student_is_replaced_only_when_asked(make_config: MakeConfig) -> None:
+    pretrain(make_config(steps=1))
+    with pytest.raises(UsageError, match="--overwrite"):
+        pretrain(make_config(steps=2))
+    assert "--steps 2" in (pretrain(make_config(steps=2, overwrite=True)) / "README.md").read_text()
+
+
+def test_training_brings_the_student_nearer_to_the_teacher(make_config: MakeConfig, tmp_path: Path) -> None:
+    config = make_config(steps=60, learning_rate=3e-3)
+    teacher = load_encoder(config.teacher, ("0", "1"), seed=0)
+    encoded = trainer.encode_texts(trainer.read_texts(config), teacher.tokenizer, config)
+    model = trainer.GeneralStudent(trainer.make_classifier(teacher, config), teacher.hidden_size)
+
+    def mean_loss() -> float:
+        with torch.no_grad():
+            batch = encoded.padded(np.arange(len(encoded)))
+            return trainer.distillation_losses(model, teacher, batch)["total"].item()
+
+    before = mean_loss()
+    trainer.train(model, teacher, encoded, config, tmp_path / "checkpoint")
+    assert mean_loss() < 0.6 * before
+
+
+def test_a_diverged_loss_ends_the_run(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    diverged = {name: torch.tensor(float("nan")) for name in ("token", "total")}
+    monkeypatch.setattr(trainer, "distillation_losses", lambda *_: diverged)
+    with pytest.raises(RunError, match=r"step 1 is not finite \(token nan, total nan\); lower --learning-rate"):
+        pretrain(make_config())
+
+
+def test_the_student_reads_texts_and_texts_with_the_next(make_config: MakeConfig, encoder_folder: Path) -> None:
+    tokenizer, bank = AutoTokenizer.from_pretrained(encoder_folder), [("good film",), ("bad story",), ("a phone",)]
+    encoded = trainer.encode_texts(bank, tokenizer, make_config())
+    texts = {tokenizer.decode(encoded.ids[slice(*encoded.offsets[i : i + 2])]) for i in range(len(encoded))}
+    frames = [f"[CLS] {text[0]} [SEP]" for text in bank]
+    assert len(texts) == 4 and texts > {*frames}
+    assert texts < {*frames, *(f"{frames[i]} {bank[(i + 1) % 3][0]} [SEP]" for i in range(3))}
+    assert len(trainer.encode_texts([("film",)] * 100, tokenizer, make_config(steps=1))) == 16 + 4, "no more than read"
+
+
+def test_no_text_of_a_protected_domain_is_read(make_config: MakeConfig, tmp_path: Path) -> None:
+    own = write_domain(tmp_path / "own.jsonl", 40, seed=0, prefix="source ")
+    protected = write_domain(tmp_path / "protected.jsonl", 40, seed=1, prefix="target ")
+    leaked = tmp_path / "leaked.txt"
+    leaked.write_text("".join(f"{json.loads(line)['text'].upper()}!\n" for line in protected.read_text().splitlines()))
+    config = make_config(text=(str(own), str(leaked)))
+    read, kept = trainer.read_texts(config), trainer.read_texts(dataclasses.replace(config, protect=(str(protected),)))
+    assert len(kept) < len(read) and any("TARGET" in text for (text,) in read)
+    assert list(kept) == [text for text in read if "TARGET" not in text[0]]
+    with pytest.raises(UsageError, match="no text can be used"):
+        trainer.read_texts(make_config(text=(str(leaked),), protect=(str(protected),)))
+
+
+@pytest.mark.parametrize("wrong", [{"steps": 0}, {"text": ()}, {"learning_rate": float("nan")}, {"hidden_size": 33}])
+def test_wrong_settings_are_refused(make_config: MakeConfig, wrong: dict[str, object]) -> None:
+    with pytest.raises(UsageError, match=next(iter(wrong))):
+        make_config(**wrong)
+
+
+def test_sizes_that_do_not_suit_the_teacher_are_refused(make_config: MakeConfig) -> None:
+    for wrong, field in (({"embedding_size": 500}, "embedding_size"), ({"max_length": 128}, "max_length")):
+        with pytest.raises(UsageError, match=field):
+            pretrain(make_config(**wrong))
+
+
+def test_the_command_writes_a_student(text_file: Path, encoder_folder: Path, tmp_path: Path) -> None:
+    flags = ["--text", str(text_file), "--teacher", str(encoder_folder), "--output-dir", str(tmp_path / "made")]
+    flags += ["--steps=2", "--max-length=32", "--embedding-size=8", "--hidden-size=16", "--layers=1"]
+    result = CliRunner().invoke(app, ["pretrain", *flags])
+    assert result.exit_code == 0, result.exception
+    assert "l2a distill --student" in result.stdout and "40 texts of 1 file" in result.stderr
+    assert "l2a pretrain --output-dir made --text" in (tmp_path / "made" / "README.md").read_text()
+
+
+SIZES = st.tuples(st.integers(1, 6), st.integers(2, 5), st.integers(0, 10_000))
+
+
+def draw(count: int, width: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    first, second = (torch.randn(count, width, generator=generator) for _ in range(2))
+    return first, second
+
+
+@given(SIZES)
+@settings(max_examples=20, deadline=None)
+def test_losses_are_zero_only_for_the_teachers_directions(sizes: tuple[int, int, int]) -> None:
+    predicted, target = draw(*sizes)
+    for loss in (cosine_distance, similarity_loss):
+        assert loss(3.0 * target, target).item() < 1e-5
+        assert loss(predicted, target).item() >= -1e-6
+    assert cosine_distance(predicted, target).item() > 1e-4
+
+
+def test_similarity_loss_ignores_rotation_and_penalises_other_neighbours() -> None:
+    predicted, target = draw(6, 4, 1)
+    rotation, _ = torch.linalg.qr(draw(4, 4, 2)[0])
+    assert similarity_loss(target @ rotation, target).item() < 1e-4
+    assert similarity_loss(predicted, target).item() > 0.1
+
+
+def test_similarity_loss_of_one_text_is_zero_with_a_gradient_path() -> None:
+    predicted = torch.ones(1, 3, requires_grad=True)
+    loss = similarity_loss(predicted, torch.ones(1, 3))
+    loss.backward()
+    assert loss.item() == 0.0 and predicted.grad is not None
+
+
+def test_padding_does_not_change_the_losses(make_config: MakeConfig, encoder_folder: Path) -> None:
+    config = make_config()
+    teacher = load_encoder(str(encoder_folder), ("0", "1"), seed=0)
+    model = trainer.GeneralStudent(trainer.make_classifier(teacher, config), teacher.hidden_size)
+    batch = trainer.encode_texts([("good film",), ("a bad bad story",)], teacher.tokenizer, config).padded(np.arange(2))
+    wider = {name: torch.nn.functional.pad(value, (0, 5)) for name, value in batch.items()}
+    first, second = (trainer.distillation_losses(model, teacher, one)["total"].item() for one in (batch, wider))
+    assert first == pytest.approx(second, abs=1e-5)
