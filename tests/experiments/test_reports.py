@@ -137,6 +137,8 @@ def test_run_and_report_work_together(
     workspace: Path, fake_run_method: Callable[..., object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("l2a.pipeline.methods.run_method", fake_run_method)
+    only = call("run", "tiny", "--data-root", "data", "--workers", "1", "--only", "tfidf")
+    assert "4 cells ran, 4 of 4 are finished" in only
     monkeypatch.setenv("FAIL_METHOD", "plain_kd_student")
     with pytest.raises(RunError, match="4 of 12 cells failed"):
         call("run", "tiny", "--data-root", "data", "--workers", "1")
