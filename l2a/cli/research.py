@@ -18,7 +18,7 @@ selector_app = typer.Typer(help="Train, compare and explain selection policies."
 experiment_app = typer.Typer(help="Run and report grids that show what a method is worth.", no_args_is_help=True)
 BARS = "▁▂▃▄▅▆▇█"
 Policy = Annotated[str, typer.Argument(help="Folder of a saved policy, or a card in agents/ that names one.")]
-EXTRA_PACKAGES = ("joblib", "matplotlib", "statsmodels")
+EXTRA_PACKAGES = ("distributed", "joblib", "matplotlib", "statsmodels")
 Card = Annotated[str, typer.Argument(help="A card in configs/experiments, or a path that ends in .yaml.")]
 Results = Annotated[Path, typer.Option(help="Folder of results: CARD/cells.jsonl and CARD.json.")]
 OF_A_RUN = ("unlabelled", "student", "selector", "output_dir", "overwrite", "compare", "report")

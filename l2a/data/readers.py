@@ -95,11 +95,6 @@ class Table:
         """Names of the columns, in order."""
         return list(dict.fromkeys(key for record in self.records if not record.problem for key in record.values))
 
-    @property
-    def has_labels(self) -> bool:
-        """Whether a column has the usual name of labels."""
-        return any(column.lower() in USUAL_NAMES["label"] for column in self.columns)
-
 
 def refuse(problems: Sequence[str], reference: object) -> None:
     """Stop with the first three problems of the data that a user named by a reference, if there are any."""

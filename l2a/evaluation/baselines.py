@@ -118,10 +118,8 @@ def _fitted(
 def tfidf_logreg(source: Examples, target: Examples, seed: int) -> FittedBaseline:
     """Fit logistic regression on tf-idf of words and character n-grams; its parameters are the coefficients.
 
-    Args:
-        source: Labelled source examples.
-        target: All labelled target examples but the test split; weight and penalty are tuned on them.
-        seed: Order of the folds.
+    The target, here and below, is all labelled examples but the test split; weight and penalty are tuned on it, in
+    folds whose order the seed decides.
     """
     features = preprocessing.FunctionTransformer(fit_tfidf((*source.inputs, *target.inputs)))
     return _fitted(source, target, features, (3.0, 10.0, 30.0, 100.0), 0, seed)
@@ -130,11 +128,7 @@ def tfidf_logreg(source: Examples, target: Examples, seed: int) -> FittedBaselin
 def frozen_teacher_logreg(target: Examples, embed: EmbedTexts, encoder_parameters: int, seed: int) -> FittedBaseline:
     """Fit logistic regression on a frozen encoder's embeddings; its parameters are the encoder's and the coefficients.
 
-    Args:
-        target: All labelled target examples but the test split.
-        embed: The encoder; the sides of a pair are embedded one by one.
-        encoder_parameters: Size of the encoder.
-        seed: Order of the folds.
+    The sides of a pair are embedded one by one.
     """
     return _fitted(None, target, _standardised(embed), DENSE_PENALTIES, encoder_parameters, seed)
 

@@ -222,17 +222,12 @@ def parallel(workers: Workers) -> Iterator[joblib.Parallel]:
     """Start workers, which run delayed calls and give their results as they come.
 
     Raises:
-        UsageError: If the backend is not installed.
         RunError: If no cluster answers, or a worker process dies.
     """
     deaths: tuple[type[Exception], ...] = (BrokenProcessPool,)
     with contextlib.ExitStack() as stack:
         if workers.backend == "dask":
-            try:
-                distributed = importlib.import_module("distributed")
-            except ImportError as error:
-                install = "pip install 'dask[distributed]'"
-                raise UsageError(f"--backend dask: distributed is not installed; {install}") from error
+            distributed = importlib.import_module("distributed")
             # One thread a process, since a cell seeds the generators of its whole process.
             local = {"n_workers": workers.count, "threads_per_worker": 1, "dashboard_address": None}
             at = workers.address or stack.enter_context(distributed.LocalCluster(**local))
@@ -278,7 +273,6 @@ def run_groups(
         One outcome for each cell that was left.
 
     Raises:
-        UsageError: If the backend cannot be used.
         RunError: If a worker process died; what had finished is kept.
     """
     left = [chosen for group in planned if (chosen := [cell for cell in group if not cell.is_finished])]

@@ -284,6 +284,7 @@ def pretrain(config: PretrainConfig, progress: Progress = SILENT) -> Path:
         # Without the output layer: AutoModelForSequenceClassification draws a fresh one for any number of classes.
         weights = {name: value for name, value in classifier.state_dict().items() if "out_proj" not in name}
         classifier.save_pretrained(folder, state_dict={name: value.half() for name, value in weights.items()})
+        (folder / "model.safetensors").chmod(0o644)  # which safetensors makes private
         encoding.fit_tokenizer(tokenizer, classifier.config).save_pretrained(folder)
         atomic_write_text(folder / "README.md", _card(config, classifier.num_parameters(), len(bank)))
     shutil.rmtree(checkpoint.parent, ignore_errors=True)

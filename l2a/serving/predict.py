@@ -226,7 +226,7 @@ def labelled_texts(
         examples = domain.test.reveal() if domain.test.size else concatenate(domain.train, domain.dev)
         return list(examples.inputs), [domain.label_names[label] for label in examples.labels]
     table = readers.read_table(path, readers.FORMATS)
-    if not needed and not table.has_labels:
+    if not needed and "label" not in readers.find_columns(table, columns, readers.FLAG, labelled=True)[0]:
         return list(readers.texts_of(table)), []
     rows, problems = readers.check_table(table, columns)
     readers.refuse(problems, reference)

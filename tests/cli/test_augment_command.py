@@ -63,52 +63,27 @@ def job(texts: Path, out: Path, encoder_folder: Path, **changes: object) -> Augm
     return AugmentJob(texts, out, **{**settings, **changes})
 
 
-def interrupted(monkeypatch, before_line: int, do=lambda: None) -> None:
-    """Do something, then interrupt, before a batch is written."""
-    original, batches = augment_file_module._line_maker, []
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_an_interrupted_job_leaves_what_was_there(texts, encoder_folder, tmp_path, monkeypatch, suffix):
+    out, original, batches = tmp_path / f"out{suffix}", augment_file_module._line_maker, []
+    out.write_text("old")
 
-    def watched(*arguments):
+    def dying(*arguments):
         make = original(*arguments)
 
-        def make_lines(*batch):
-            batches.append(1)
-            if len(batches) > before_line:
-                do()
+        def lines(*batch):
+            batches.append(batch)
+            if len(batches) > 2:
                 raise KeyboardInterrupt
             return make(*batch)
 
-        return make_lines
+        return lines
 
-    monkeypatch.setattr(augment_file_module, "_line_maker", watched)
-
-
-@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
-def test_an_interrupted_job_leaves_what_was_there(texts, encoder_folder, tmp_path, monkeypatch, suffix):
-    out = tmp_path / f"out{suffix}"
-    out.write_text("old")
-    interrupted(monkeypatch, 2)
+    monkeypatch.setattr(augment_file_module, "_line_maker", dying)
     with pytest.raises(KeyboardInterrupt):
         augment_file(job(texts, out, encoder_folder, overwrite=True))
     assert out.read_text() == "old"
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([out.name, texts.name])
-
-
-def test_two_equal_jobs_at_once_each_write_a_whole_file(texts, encoder_folder, tmp_path, monkeypatch):
-    whole, both = tmp_path / "whole.jsonl", tmp_path / "both.jsonl"
-    augment_file(job(texts, whole, encoder_folder))
-    made = []
-    with monkeypatch.context() as patch:
-        original = augment_file_module._line_maker
-
-        def second_job():
-            patch.setattr(augment_file_module, "_line_maker", original)
-            augment_file(job(texts, both, encoder_folder))
-            made.append(both.read_bytes())
-
-        interrupted(patch, 5, second_job)
-        with pytest.raises(KeyboardInterrupt):
-            augment_file(job(texts, both, encoder_folder))
-    assert made == [whole.read_bytes()] and both.read_bytes() == whole.read_bytes()
 
 
 def test_an_output_that_is_read_is_refused(run, texts, source, tmp_path):

@@ -60,22 +60,13 @@ def test_intervals_repeat_with_the_seed(labels):
     assert first == again != other
 
 
-@settings(max_examples=25, deadline=None)
-@given(
-    st.integers(2, 4).flatmap(
-        lambda classes: st.tuples(
-            st.just(classes),
-            st.lists(st.tuples(st.integers(0, classes - 1), st.integers(0, classes - 1)), min_size=1, max_size=30),
-        )
-    )
-)
-def test_intervals_are_ordered_and_within_range(drawn):
-    classes, cells = drawn
+@settings(max_examples=25)
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=30))
+def test_intervals_are_ordered_and_within_range(cells):
     labels, predictions = np.array(cells, dtype=np.int64).T
-    metrics = classification_metrics(labels, predictions, classes, np.random.default_rng(0))
-    for interval in (metrics.accuracy, metrics.macro_f1):
-        assert 0 <= interval.low <= interval.high <= 1
-        assert 0 <= interval.value <= 1
+    metrics = classification_metrics(labels, predictions, 4, np.random.default_rng(0))
+    for found in (metrics.accuracy, metrics.macro_f1):
+        assert 0 <= found.low <= found.high <= 1 and 0 <= found.value <= 1
     assert metrics.accuracy.low <= metrics.accuracy.value <= metrics.accuracy.high
 
 

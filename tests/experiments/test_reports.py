@@ -59,11 +59,8 @@ def test_the_summary_holds_cells_means_and_comparisons(workspace: Path, simulate
     assert {cell["variant"] for cell in summary["cells"]} == set(LEVELS)
     assert all(set(item) == COMPARISON for item in summary["comparisons"])
     assert len(summary["comparisons"]) == 3 * 2 * 2
-    item = next(
-        i
-        for i in summary["comparisons"]
-        if (i["variant"], i["baseline"], i["metric"]) == ("random", "plain", "accuracy")
-    )
+    items = {(item["variant"], item["baseline"], item["metric"]): item for item in summary["comparisons"]}
+    item = items["random", "plain", "accuracy"]
     assert item["mean_difference"] == pytest.approx(0.1, abs=0.02)
     assert (item["wins"], item["ties"], item["losses"], item["cells"]) == (8, 0, 0, 8)
     overall = [m for m in summary["means"] if (m["pair"], m["shots"], m["student"]) == (None, None, None)]
@@ -137,6 +134,8 @@ def test_run_and_report_work_together(
     workspace: Path, fake_run_method: Callable[..., object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("l2a.pipeline.methods.run_method", fake_run_method)
+    only = call("run", "tiny", "--data-root", "data", "--workers", "1", "--only", "tfidf")
+    assert "4 cells ran, 4 of 4 are finished" in only
     monkeypatch.setenv("FAIL_METHOD", "plain_kd_student")
     with pytest.raises(RunError, match="4 of 12 cells failed"):
         call("run", "tiny", "--data-root", "data", "--workers", "1")

@@ -62,6 +62,7 @@ def test_the_student_is_an_ordinary_classifier_folder(
     inputs = AutoTokenizer.from_pretrained(folder)("a good film", return_tensors="pt")
     assert model(**inputs).logits.shape == (1, 3)
     assert model.dtype == torch.float32
+    assert (folder / "model.safetensors").stat().st_mode & 0o777 == 0o644, "readable by everybody"
     assert {value.dtype for value in weights(folder).values()} == {torch.float16}
     assert not any("out_proj" in name for name in weights(folder))
     tokenizer = json.loads((folder / "tokenizer.json").read_text())

@@ -198,16 +198,10 @@ def test_folder_is_complete_and_holds_no_pickle(folder):
 
 
 @pytest.mark.parametrize("inputs", [TEXTS, PAIRS], ids=["single", "pairs"])
-def test_saved_model_gives_the_same_logits(student, tokenizer, folder, inputs):
-    assert check_parity(student, tokenizer, folder, inputs, 32) <= 1e-6
-
-
-def test_checking_keeps_training_mode(student, tokenizer, folder):
-    check_parity(student, tokenizer, folder, TEXTS, 32)
-    assert student.training
-    student.eval()
-    check_parity(student, tokenizer, folder, TEXTS, 32)
-    assert not student.training
+def test_saved_model_gives_the_same_logits_and_keeps_its_mode(student, tokenizer, folder, inputs):
+    for training in (True, False):
+        assert check_parity(student.train(training), tokenizer, folder, inputs, 32) <= 1e-6
+        assert student.training == training
 
 
 def test_pipeline_names_the_classes(student, tokenizer, folder):
