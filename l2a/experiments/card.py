@@ -22,7 +22,7 @@ from l2a.util.progress import SILENT, Progress
 NEVER_DECIDES = {"output_dir", "overwrite", "compare", "report", "data_root", "selector.tensorboard"}
 RESULTS_VERSION = 3
 """Raise it when a change of the code, rather than of a field, changes what cells give: then all run again."""
-FORMER_DEFAULTS: Mapping[str, Any] = {"source_size": 4000, "kd.pool_size": 8000}
+FORMER_DEFAULTS: Mapping[str, Any] = {}
 """Fields whose default has changed since results were kept, with the value that a key without them stands for."""
 DataFiles = Mapping[str, str]
 """The sha256 of files by their names."""
