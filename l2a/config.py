@@ -124,12 +124,12 @@ class KDConfig(Checked, section="kd."):
     batch_size: Count = 32  # texts in a step, over all processes
     warmup_steps: CountFromZero = 100  # steps on target and source before the first round
     rounds: Count = 1  # how often a pool is drawn and selected from
-    round_steps: Count = 400  # steps in each round
-    pool_size: Count = 6000  # candidates drawn in each round
+    round_steps: Count = 350  # steps in each round
+    pool_size: Count = 5000  # candidates drawn in each round
     target_share: Weight = 0.1  # share of the texts of a few batches that is target text
     augmented_share: Weight = 0.6  # share that is kept candidates; the rest is source text
     evaluate_every: Count = 50  # steps between evaluations, of which the best state is kept
-    divergence_size: CountFromZero = 500  # texts set apart on which states are compared with the teacher
+    divergence_size: CountFromZero = 400  # texts set apart on which states are compared with the teacher
 
     def __post_init__(self) -> None:
         """Check the fields, and that the shares leave something to the source."""

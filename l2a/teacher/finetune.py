@@ -22,7 +22,7 @@ from l2a.util.files import cached_folder, fingerprint
 from l2a.util.progress import SILENT, Progress
 from l2a.util.training import adamw, arithmetic, linear_schedule, mixed_precision, seeded
 
-RECIPE = 3
+RECIPE = 4
 """Raise it whenever ``fine_tune`` gives other weights than before: cached teachers are then trained again."""
 logger = logging.getLogger(__name__)
 
@@ -122,13 +122,15 @@ def fine_tune(
 
 
 def freeze_lower_layers(teacher: Teacher, layers: int) -> None:
-    """Stop the gradient below a layer, in place: the embeddings and so many of the lowest layers keep their weights."""
+    """Let so many of the lowest layers, and all that lies below or is shared by layers, keep their weights, in place.
+
+    MPNet and DeBERTa-v2 share one table of relative positions: trained, it would change what the frozen layers give.
+    """
+    teacher.encoder.requires_grad_(False)
+    upper = list(encoder_layers(teacher.encoder)[1])[layers:]
+    for module in upper or [teacher.encoder]:
+        module.requires_grad_(True)
     teacher.encoder.get_input_embeddings().requires_grad_(False)
-    for name, module in teacher.encoder.named_modules():
-        if name.split(".")[-1] == "embeddings":
-            module.requires_grad_(False)
-    for layer in list(encoder_layers(teacher.encoder)[1])[:layers]:
-        layer.requires_grad_(False)
 
 
 def refuse_useless_teacher(labeller: Labeller, reward: Examples, progress: Progress = SILENT) -> float:
