@@ -153,6 +153,7 @@ def test_unlabelled_text_is_reported_with_and_without(config, tmp_path):
     (tmp_path / "more.txt").write_text("\n".join([*lines, "this phone is bad"]) + "\n")
     changes = {
         "unlabelled": [str(tmp_path / "more.txt")],
+        "compare": True,
         "output_dir": str(tmp_path / "run"),
         "selector.agent": "random",
     }

@@ -98,7 +98,9 @@ def test_the_student_that_validation_prefers_is_saved_under_its_own_name(config,
         return students.TrainedStudent(trained.student, trained.rounds, score)
 
     monkeypatch.setattr(students, "finish", finish)
-    result = distill(override(config, {"output_dir": str(tmp_path / "run"), "selector.agent": "random"}))
+    result = distill(
+        override(config, {"output_dir": str(tmp_path / "run"), "selector.agent": "random", "compare": True})
+    )
     assert result.student == "plain_kd_student"
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["student"] == "plain_kd_student"

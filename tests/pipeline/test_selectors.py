@@ -174,7 +174,8 @@ def _select_and_say(fell_back, *arguments):
 def test_the_reward_split_does_not_choose_the_model(config, monkeypatch):
     """Without a policy those labels train and choose nothing: flipped, they give the same student to the bit."""
     monkeypatch.setattr("l2a.pipeline.session.refuse_useless_teacher", lambda *_: 1.0)
-    changed = override(config, {"selector.agent": "confidence", "kd.rounds": 1, "kd.warmup_steps": 5})
+    settings = {"selector.agent": "confidence", "kd.rounds": 1, "kd.warmup_steps": 5, "teacher.learns_from": "both"}
+    changed = override(config, settings)
     plain, data = train_l2a_student(RunContext(changed)), load_run_data(changed)
     flipped = dataclasses.replace(data.splits.reward, labels=1 - data.splits.reward.labels)
     other = dataclasses.replace(data, splits=dataclasses.replace(data.splits, reward=flipped))

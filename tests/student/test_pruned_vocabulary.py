@@ -18,6 +18,7 @@ from transformers import (
 from l2a.config import GeneratorConfig, StudentConfig
 from l2a.data.encoding import encode
 from l2a.generator.chain import GeneratorInputs, draw_pool
+from l2a.generator.nearness import fit_word_average
 from l2a.generator.tokens import TokenSpace, build_neighbour_table, vocabulary
 from l2a.kd.trainer import embedding_gradients, run_student
 from l2a.student import presets
@@ -205,9 +206,9 @@ def test_the_generator_draws_from_a_pruned_vocabulary(large_teacher, domain_text
     source, target = domain_texts[:120], domain_texts[120:140]
     problem = GeneratorInputs(
         source_inputs=source,
+        unlabelled_inputs=(),
         target_inputs=target,
-        source_outputs=label(inputs=source),
-        target_outputs=label(inputs=target),
+        embed=fit_word_average(student.tokenizer, student.word_embeddings(), source, 32),
         space=TokenSpace(
             student.tokenizer,
             build_neighbour_table(student.word_embeddings(), vocabulary(student.tokenizer)),
