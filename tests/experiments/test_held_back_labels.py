@@ -40,7 +40,7 @@ def run_card(workspace: Path, run_method: Callable[..., Any]) -> None:
     groups = expand(load_experiment("tiny"), workspace / "data")
     data = data_files(groups)
     planned = plan(groups, data, read_results(workspace / "results"))
-    assert {o.message for o in run_groups(planned, workspace / "results", run_method, Workers(1))} == {""}
+    assert {o.message for o in run_groups(planned, workspace / "results", run_method, Workers(1))} <= {""}
 
 
 def flip_test_labels(path: Path) -> None:
