@@ -33,6 +33,7 @@ from l2a.selector.algorithms import save_policy
 from l2a.selector.problem import Selection
 from l2a.selector.select import inspect_policy
 from l2a.serving.classifier import fit_temperature, write_temperature
+from l2a.student.student import Student
 from l2a.teacher.labelling import predict, token_vectors
 from l2a.teacher.model import Teacher
 from l2a.util.errors import UsageError, did_you_mean
@@ -165,6 +166,10 @@ def _fit_vector_sum_logreg(context: RunContext, longest: int | None = None) -> F
     return FittedMethod(baseline.predict, baseline.parameters)
 
 
+def _student_logits(context: RunContext, student: Student, inputs: Sequence[TextInput]) -> NDArray[np.float32]:
+    return run_student(student, encode(student.tokenizer, inputs, context.config.max_length))[0]
+
+
 def _student(
     train: Callable[[RunContext], TrainedStudent], with_unlabelled: bool = False
 ) -> Callable[[RunContext], FittedMethod]:
@@ -175,7 +180,7 @@ def _student(
         student = trained.student
 
         def score(inputs: Sequence[TextInput]) -> NDArray[np.float32]:
-            return run_student(student, encode(student.tokenizer, inputs, context.config.max_length))[0]
+            return _student_logits(context, student, inputs)
 
         facts: dict[str, float | int | str] = {"validation_log_likelihood": trained.score.log_likelihood}
         facts |= {} if trained.score.divergence is None else {"divergence": trained.score.divergence}
@@ -402,12 +407,11 @@ def linear_model_ahead(context: RunContext, student: TrainedStudent) -> str | No
     Returns:
         What to say where the linear model is right more often; None elsewhere, and where too few labels are held out.
     """
-    data, config = context.data, context.config
-    held_out = data.held_out_labels
+    data, held_out = context.data, context.data.held_out_labels
     if len(held_out) < FEWEST_TO_CHOOSE:
         return None
-    linear = tfidf_logreg(data.source, data.splits.train, config.seed).predict(held_out.inputs)
-    own = run_student(student.student, encode(student.student.tokenizer, held_out.inputs, config.max_length))[0]
+    linear = tfidf_logreg(data.source, data.splits.train, context.config.seed).predict(held_out.inputs)
+    own = _student_logits(context, student.student, held_out.inputs)
     accuracies = [float((found == held_out.labels).mean()) for found in (linear, own.argmax(axis=1))]
     if accuracies[0] <= accuracies[1]:
         return None
@@ -464,8 +468,8 @@ def write_run(
     )
     run_folder.export_student(student.model, student.tokenizer, folder / "student", own_card, config.max_length)
     if len(held_out := data.held_out_labels) >= FEWEST_TO_CHOOSE:
-        logits = run_student(student, encode(student.tokenizer, held_out.inputs, config.max_length))[0]
-        write_temperature(folder / "student", fit_temperature(logits, held_out.labels))
+        temperature = fit_temperature(_student_logits(context, student, held_out.inputs), held_out.labels)
+        write_temperature(folder / "student", temperature)
     probe = data.target_labels.inputs[:32]
     parity = run_folder.check_parity(student.model, student.tokenizer, folder / "student", probe, config.max_length)
     metrics["export_logit_difference"] = parity

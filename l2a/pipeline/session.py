@@ -149,13 +149,14 @@ class RunContext:
         both = self._fit(first, few, _passes(config.target_epochs, few), self.config.seed, "teacher: target")
         if config.learns_from == "both" or len(held_out) < FEWEST_TO_CHOOSE:
             return both
-        scores = []
-        for teacher in (both, self._target_teacher):
+        teachers, scores = {"both domains": both, "target alone": self._target_teacher}, {}
+        for name, teacher in teachers.items():
             logits = predict(teacher, held_out.inputs, self.config.max_length).logits
-            scores.append(float(calibrated_log_likelihoods(logits, held_out.labels).mean()))
-        better, found = ("both domains", "target alone")[scores[1] > scores[0]], f"{scores[0]:.3f} and {scores[1]:.3f}"
+            scores[name] = float(calibrated_log_likelihoods(logits, held_out.labels).mean())
+        better = max(scores, key=lambda name: scores[name])
+        found = " and ".join(f"{score:.3f}" for score in scores.values())
         self.progress.say(f"the teacher learns from {better}: log-likelihood on held-out labels {found} (target alone)")
-        return both if scores[0] >= scores[1] else self._target_teacher
+        return teachers[better]
 
     @cached_property
     def _target_teacher(self) -> Teacher:
@@ -233,7 +234,7 @@ class TrainingSession:
         examples = self.context.source
         return self.labelled(examples.inputs, examples.labels)
 
-    @property
+    @cached_property
     def unlabelled(self) -> tuple[TextInput, ...]:
         """Texts without labels, less what is set apart; the teacher has not read them."""
         apart = self.context.never_trained_on

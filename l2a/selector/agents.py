@@ -18,10 +18,8 @@ CARD_FILES = (".yaml", ".yml")
 # Where a card that is found by its name may take its algorithm from: a folder ``agents`` that happens to lie in the
 # working directory shall not run code of its own. A card that is given by its path may name any module.
 PACKAGES = ("stable_baselines3", "sb3_contrib", "l2a")
-
-
-RULES = ("all", "random", "nearest", "confidence", "glitter", "llkd", "low_variance")
-"""Rules without learning; ``l2a.selector.problem`` holds what they do."""
+RULE_NAMES = ("all", "random", "nearest", "confidence", "glitter", "llkd", "low_variance")
+"""Rules without learning, here because cards are checked before torch is loaded; ``problem`` holds what they do."""
 
 
 @dataclass(frozen=True)
@@ -107,8 +105,8 @@ def load_agent(name: str) -> AgentCard:
     path = path if is_file else find_card("agents", name)
     card = build(AgentCard, load_yaml(path), f"agent card {path}")
     if card.rule is not None:
-        if card.rule not in RULES:
-            raise UsageError(f"agent card {path}: there is no rule {card.rule!r}; give one of {', '.join(RULES)}")
+        if card.rule not in RULE_NAMES:
+            raise UsageError(f"agent card {path}: there is no rule {card.rule!r}; give one of {', '.join(RULE_NAMES)}")
     elif not is_file and card.algorithm.split(".")[0] not in PACKAGES:
         raise UsageError(
             f"agent card {path}: algorithm is {card.algorithm!r}, outside {', '.join(PACKAGES)}; if you trust that "

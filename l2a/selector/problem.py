@@ -10,6 +10,7 @@ from scipy.special import softmax
 from scipy.stats import rankdata
 
 from l2a.generator.chain import CandidatePool
+from l2a.selector.agents import RULE_NAMES
 from l2a.util.errors import RunError, UsageError
 
 if TYPE_CHECKING:
@@ -275,12 +276,6 @@ def quantiles(values: Floats, groups: NDArray[np.int64]) -> Floats:
     return ranks
 
 
-RULES: dict[str, Callable[[SelectionProblem, np.random.Generator], Floats]] = {
-    "all": _all,
-    "random": _random,
-    "nearest": _nearest,
-    "confidence": _confidence,
-    "glitter": _glitter,
-    "llkd": _llkd,
-    "low_variance": _low_variance,
-}
+RULES: dict[str, Callable[[SelectionProblem, np.random.Generator], Floats]] = dict(
+    zip(RULE_NAMES, (_all, _random, _nearest, _confidence, _glitter, _llkd, _low_variance), strict=True)
+)
