@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import filecmp
 import logging
 import math
 import types
@@ -49,9 +50,17 @@ def find_card(kind: str, name: str) -> Path:
             f"known: {', '.join(cards)}; add your own as {kind}/{name}.yaml"
         )
     own = Path.cwd() / kind / f"{name}.yaml"
-    if name != "default" and own.is_file() and not own.samefile(cards[name]):
+    if name != "default" and own.is_file() and _differ(own, cards[name]):
         logger.warning("%s/%s.yaml is not used, because a shipped card has that name; rename it", kind, name)
     return cards[name]
+
+
+def _differ(own: Path, shipped: Path) -> bool:
+    """In a checkout the shipped cards lie in the working directory too: copies of them hide nothing."""
+    try:
+        return not filecmp.cmp(own, shipped, shallow=False)
+    except OSError:
+        return True
 
 
 class _UniqueKeys(yaml.SafeLoader):

@@ -1,13 +1,14 @@
 import dataclasses
 import math
 import re
+import shutil
 import sys
 
 import pytest
 import yaml
 
 from l2a.config import DistillConfig, GeneratorConfig, as_yaml, load_config, override, settle
-from l2a.util.cards import find_card
+from l2a.util.cards import find_card, shipped_folder
 from l2a.util.errors import UsageError
 from l2a.util.progress import Progress
 
@@ -93,6 +94,13 @@ def test_a_card_of_the_working_directory_adds_a_name_and_hides_none(tmp_path, mo
     assert load_config("mine").shots == 6
     with pytest.raises(UsageError, match="did you mean 'fast'"):
         find_card("configs", "fsat")
+
+
+def test_a_copy_of_a_shipped_card_in_the_working_directory_is_no_matter(tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").mkdir()
+    shutil.copy(shipped_folder("configs") / "fast.yaml", tmp_path / "configs")
+    assert find_card("configs", "fast") == shipped_folder("configs") / "fast.yaml" and not caplog.text
 
 
 def test_yaml_is_read_strictly_and_exponents_without_a_dot_are_numbers(tmp_path):
