@@ -1,6 +1,6 @@
 """How near texts are to the target, cheaply: averages of word embeddings and a classifier of the two domains.
 
-A million texts take about a minute, so that the teacher only reads those that are near.
+They cost little more than tokenizing, so that the teacher only reads those texts that are near.
 """
 
 import math

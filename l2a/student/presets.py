@@ -27,7 +27,7 @@ from l2a.util.errors import UsageError
 from l2a.util.training import seeded
 
 DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout")
-"""Zero in every student: with so few updates, dropout costs a sixth of their time and helps nothing."""
+"""Zero in every student: with so few updates, dropout costs time and helps nothing."""
 PIECE = "##"
 """Marks a token that continues a word."""
 
