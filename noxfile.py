@@ -25,7 +25,7 @@ def types(session: nox.Session) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """The documentation, with broken links and missing pages as errors."""
-    session.install(*CONSTRAINTS, "mkdocs-material", "mkdocstrings[python]")
+    session.install(*CONSTRAINTS, "mkdocs-material", "mkdocs-jupyter", "mkdocstrings[python]")
     session.run("mkdocs", "build", "--strict", "--site-dir", session.create_tmp())
 
 

@@ -23,8 +23,6 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help: loading rich for it would double the start-up time
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("augment")(augment_command)
-app.command("pretrain")(pretrain_command)
 app.add_typer(domains_app, name="domains")
 app.add_typer(experiment_app, name="experiment")
 app.add_typer(selector_app, name="selector")
@@ -101,7 +99,7 @@ def predict_command(
     """Classify a file: its lines get a label, a confidence and the probability of each class."""
     source = None if file == "-" else Path(file).expanduser()
     if output and output.exists() and (not overwrite or (source and source.exists() and output.samefile(source))):
-        raise UsageError(f"--output {output}: it exists; name another file, or add --overwrite if it is not the input")
+        raise UsageError(f"--output {output} exists; name another file, or add --overwrite if it is not the input")
     from l2a.serving.classifier import Classifier
     from l2a.serving.predict import predict_file
 
@@ -165,6 +163,10 @@ def export_command(
     ]  # fmt: skip
     print_table(("model", "MB", "labels %", "difference", "accuracy %", "ms", "ms/32"), rows, justify="right")
     typer.echo(f"ONNX opset {report['opset']}, compared on {report['texts']:,} texts: {Path(run) / 'onnx'}")
+
+
+app.command("augment")(augment_command)
+app.command("pretrain")(pretrain_command)
 
 
 @app.callback()

@@ -154,8 +154,8 @@ class RunContext:
             logits = predict(teacher, held_out.inputs, self.config.max_length).logits
             scores[name] = float(calibrated_log_likelihoods(logits, held_out.labels).mean())
         better = max(scores, key=lambda name: scores[name])
-        found = " and ".join(f"{score:.3f}" for score in scores.values())
-        self.progress.say(f"the teacher learns from {better}: log-likelihood on held-out labels {found} (target alone)")
+        found = ", ".join(f"{score:.3f} from {name}" for name, score in scores.items())
+        self.progress.say(f"the teacher learns from {better}: log-likelihood on held-out labels {found}")
         return teachers[better]
 
     @cached_property

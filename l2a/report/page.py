@@ -274,6 +274,6 @@ def renew_page(folder: Path) -> Path:
         raise UsageError(f"{folder}: its run kept no {EVIDENCE}; run l2a distill again with --overwrite")
     for name in SOURCES:
         if not (folder / name).is_file() or sha256_file(folder / name) != mark["files"][name]:
-            raise RunError(f"{folder / name} is not as the run left it; put it back, or run l2a distill again")
+            raise RunError(f"{folder / name} was changed after the run; restore it, or run l2a distill again")
     add_to_folder(folder, PAGE, render_page(folder).encode("utf-8"))
     return folder / PAGE

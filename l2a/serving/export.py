@@ -53,7 +53,7 @@ def export_onnx(student: str, inputs: Sequence[TextInput], labels: Sequence[str]
     if not isinstance(original.engine.model, torch.nn.Module) or not weights.is_file():
         raise UsageError(f"student {student!r} has no model.safetensors; give a run folder or a student folder")
     if folder.exists() and not (folder / REPORT).exists():
-        raise UsageError(f"{folder}: it holds other files than an export; move it and run again")
+        raise UsageError(f"{folder} holds files that are no export; move it and run again")
     original.engine.model.to("cpu")
     models = [_compared(original, original, weights, inputs, labels)]
     with atomic_folder(folder) as temporary:

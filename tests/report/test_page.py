@@ -176,9 +176,9 @@ def test_what_has_no_page_is_refused_in_a_sentence(finished, tmp_path):
     with FileLock(finished / ".l2a.lock"), pytest.raises(RunError, match="a run is writing there"):
         page.renew_page(finished)
     (finished / "metrics.json").write_text("{}")
-    with pytest.raises(RunError, match=r"metrics\.json is not as the run left it"):
+    with pytest.raises(RunError, match=r"metrics\.json was changed after the run"):
         page.renew_page(finished)
     (finished / "metrics.json").unlink()
-    with pytest.raises(RunError, match=r"metrics\.json is not as the run left it"):
+    with pytest.raises(RunError, match=r"metrics\.json was changed after the run"):
         page.renew_page(finished)
     assert not (finished / "report.html").exists()

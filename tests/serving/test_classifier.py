@@ -1,10 +1,8 @@
 """A student in Python: the numbers of transformers, the habits of scikit-learn, temperatures and refusals."""
 
-import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -105,15 +103,6 @@ def test_a_folder_without_a_student_is_refused(student, tmp_path):
     (tmp_path / "model.onnx").write_bytes(b"x")
     with pytest.raises(UsageError, match="write it again by l2a export"):
         l2a.Classifier.from_pretrained(tmp_path)
-
-
-def test_the_snippets_of_the_documentation_run(student, tmp_path, monkeypatch):
-    page = (Path(__file__).parents[2] / "docs" / "predict.md").read_text("utf-8")
-    shutil.copytree(student, tmp_path / "runs" / "latest" / "student")
-    monkeypatch.chdir(tmp_path)
-    for snippet in re.findall(r"```python\n(.*?)```", page, re.DOTALL)[:2]:
-        exec(compile(snippet, "predict.md", "exec"), {"texts": TEXTS, "labels": ["mixed"] * 41})
-    assert l2a.Classifier("runs/latest").engine.temperature != 1.0
 
 
 def test_importing_the_package_stays_light():

@@ -96,7 +96,7 @@ def test_a_model_beyond_its_tolerance_is_not_kept(run_folder, tmp_path, monkeypa
 def test_other_files_and_exports_are_not_replaced_or_exported(run_folder, run, tmp_path):
     shutil.copytree(run_folder / "student", tmp_path / "student")
     (tmp_path / "onnx").mkdir()
-    with pytest.raises(UsageError, match="other files than an export"):
+    with pytest.raises(UsageError, match="files that are no export"):
         export_onnx(str(tmp_path), INPUTS)
     with pytest.raises(UsageError, match=r"no model\.safetensors"):
         export_onnx(str(run / "onnx"), INPUTS)
