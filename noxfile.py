@@ -91,6 +91,21 @@ def house(session: nox.Session) -> None:
 
 
 @nox.session
+def fuzz(session: nox.Session) -> None:
+    """For the night: the properties in the tests with a thousand examples each, then an hour of damaged files."""
+    session.install(*CONSTRAINTS, "-e", ".[dev]", "atheris")
+    session.run("pytest", "-m", "not slow", "--hypothesis-profile=nightly")
+    session.run("python", "benchmarks/fuzz.py", "--minutes", "60", *session.posargs)
+
+
+@nox.session
+def trust(session: nox.Session) -> None:
+    """Wrong requests that are refused unclearly, and files on which something crashes; `-- --minutes 1` tries it."""
+    session.install(*CONSTRAINTS, "-e", ".[dev]", "atheris")
+    session.run("python", "benchmarks/trust.py", *session.posargs)
+
+
+@nox.session
 def mutation(session: nox.Session) -> None:
     """Share of small faults in kd/, generator/ and selector/ that their fast tests notice; `-- --sample 200`."""
     session.install(*CONSTRAINTS, "-e", ".[dev]")

@@ -136,7 +136,7 @@ class KDConfig(Checked, section="kd."):
         super().__post_init__()
         if self.target_share + self.augmented_share > 1:
             shares = f"{self.target_share} and {self.augmented_share}"
-            raise UsageError(f"kd.target_share and kd.augmented_share are {shares}; their sum must be at most 1")
+            raise UsageError(f"kd.target_share and kd.augmented_share are {shares}; give two that sum to at most 1")
 
     @property
     def peak_rate(self) -> float:

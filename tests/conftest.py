@@ -28,9 +28,10 @@ NEGATIVE = ("bad", "awful", "poor", "nasty")
 NEUTRAL = ("the", "film", "was", "a", "phone", "it", "is", "and", "very", "story", "battery", "this")
 LABELS = ("negative", "positive")
 
-# A busy machine is no reason to fail.
-settings.register_profile("patient", deadline=None)
-settings.load_profile("patient")
+# A busy machine is no reason to fail. `pytest --hypothesis-profile nightly` tries many more cases.
+settings.register_profile("quick", deadline=None, max_examples=40)
+settings.register_profile("nightly", deadline=None, max_examples=1000)
+settings.load_profile("quick")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -221,5 +221,7 @@ def main() -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    typer.echo(f"error: {message}", err=True)
+    # One line whatever a file holds, and nothing in it that a terminal obeys.
+    shown = "".join(char if char.isprintable() else repr(char)[1:-1] for char in message)
+    typer.echo(f"error: {shown}", err=True)
     sys.exit(code)

@@ -17,22 +17,23 @@ import sys
 import tarfile
 import time
 import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO, Any, Literal
 
 from packaging.version import VERSION_PATTERN
 
 from l2a.util.errors import RunError, UsageError
-from l2a.util.files import cached_folder, fingerprint, sha256_file
+from l2a.util.files import cached_folder, fingerprint, leads_out, sha256_file
 from l2a.util.progress import SILENT, Advance, Progress
 
 MEMBER_LIMIT = 2**29  # bytes of one unpacked member
 TOTAL_LIMIT = 2**30  # bytes of all unpacked members
 CHUNK = 2**20
+# What the system says to members that stand in each other's way or are no names, and to positions out of the file.
+OF_THE_ARCHIVE = (None, errno.EINVAL, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
 PAUSES = (1, 4)  # seconds before an interrupted download starts again
 ALLOWED = {
     "package": (r"[A-Z0-9]|[A-Z0-9][A-Z0-9._-]*[A-Z0-9]", "letters and digits, with . _ - between them"),
@@ -71,7 +72,7 @@ class Artifact:
             if not re.fullmatch(pattern, value, re.VERBOSE | re.IGNORECASE | re.ASCII):
                 raise UsageError(f"artifact: {field} is {value!r}; give {words}")
         for member in self.members or ("",):
-            if _leads_out(member):
+            if leads_out(member):
                 raise UsageError(f"artifact: a member is {member!r}; give a relative path with / and without ..")
 
     def __str__(self) -> str:
@@ -243,8 +244,8 @@ def unpack(archive: Path, patterns: tuple[str, ...], folder: Path, skip: int = 1
             if not (matching := {pattern for pattern in patterns if fnmatch.fnmatchcase(name, pattern)}):
                 continue
             unmatched -= matching
-            if content is None or _leads_out(name):
-                what = "leads out of its folder" if _leads_out(name) else "is a link or a device, not a plain file"
+            if content is None or leads_out(name):
+                what = "leads out of its folder" if leads_out(name) else "is a link or a device, not a plain file"
                 raise RunError(f"{archive.name}: the member {name!r} {what}; the archive is not safe to unpack")
             left -= _copy(content, folder / name, f"{archive.name}: {name}", min(MEMBER_LIMIT, left))
     if unmatched:
@@ -263,15 +264,12 @@ def _members(archive: Path, skip: int) -> Iterator[Iterator[tuple[str, IO[bytes]
             with tarfile.open(archive, "r:gz") as sdist:
                 infos = (i for i in sdist if not i.isdir())
                 yield ((i.name.split("/", skip)[-1], sdist.extractfile(i) if i.isreg() else None) for i in infos)
-    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, RuntimeError, OSError) as error:
-        if getattr(error, "errno", None) not in (None, errno.EINVAL):  # such as a full disk
+    except RunError:
+        raise
+    except Exception as error:  # the readers raise almost any for damaged bytes
+        if isinstance(error, OSError) and error.errno not in OF_THE_ARCHIVE:  # such as a full disk
             raise
         raise RunError(f"{archive.name}: not a readable archive ({error}); delete it and fetch it again") from error
-
-
-def _leads_out(name: str) -> bool:
-    path = PurePosixPath(name)
-    return not path.parts or path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name
 
 
 def _copy(content: IO[bytes], path: Path, what: str, limit: int) -> int:

@@ -13,10 +13,10 @@ from l2a.data.bank import unlabelled_files
 from l2a.data.domains import load_domain
 from l2a.generator.operators import check_operators
 from l2a.pipeline.methods import METHODS
-from l2a.selector.agents import agent_parts, load_agent
+from l2a.selector.agents import agent_parts, check_agent
 from l2a.util.cards import build, find_card, load_yaml
 from l2a.util.errors import UsageError, did_you_mean
-from l2a.util.files import fingerprint
+from l2a.util.files import fingerprint, leads_out
 from l2a.util.progress import SILENT, Progress
 
 NEVER_DECIDES = {"output_dir", "overwrite", "compare", "report", "data_root", "selector.tensorboard"}
@@ -93,6 +93,8 @@ def _problems(card: ExperimentCard) -> Iterable[str]:
         if not counts:
             yield f"{name}: empty; give at least one entry"
         yield from (f"{name}: {it} is given more than once; give each once" for it, n in counts.items() if n > 1)
+    if leads_out(card.name) or "/" in card.name:
+        yield f"name is {card.name!r}; give the name of a folder"
     of_the_grid = {"source", "target", "source_columns", "target_columns", "unlabelled", "shots", "seed"}
     for name, variant in card.variants.items():
         where = f"variants.{name}"
@@ -186,7 +188,7 @@ def refuse_missing_agents(groups: Iterable[Group]) -> None:
     """
     cells = (cell for group in groups for cell in group if "selector" in METHODS[cell.method].reads)
     for agent in {cell.config.selector.agent for cell in cells}:
-        load_agent(agent)
+        check_agent(agent)
 
 
 def cell_key(cell: Cell, data: DataFiles) -> str:

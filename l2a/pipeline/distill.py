@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from l2a.config import DistillConfig, as_yaml, override, settle
 from l2a.pipeline.data import load_run_data
-from l2a.selector.agents import load_agent
+from l2a.selector.agents import check_agent
 from l2a.util.errors import RunError
 from l2a.util.files import FAILED_LOG, output_folder
 from l2a.util.progress import Progress, process_rank
@@ -69,7 +69,7 @@ def distill(
     names: dict[str, Any] = {**named, **{side: f"{side} in memory" for side in in_memory}}
     names |= {"unlabelled": (names["unlabelled"],)} if "unlabelled" in names else {}
     config = settle(override(config or DistillConfig(), {**names, **settings}))
-    load_agent(config.selector.agent)
+    check_agent(config.selector.agent)
     output = output_folder(Path(config.output_dir).expanduser().resolve(), "run", config.overwrite)
     # Of several processes only the first one's folder is kept, and only it speaks.
     with tempfile.TemporaryDirectory() if process_rank() else output as place:

@@ -13,7 +13,7 @@ from l2a.kd.trainer import KDTrainer
 from l2a.pipeline.session import RunContext, TrainingSession, mixture, open_session
 from l2a.pipeline.students import Drawn, draw_candidates, selection_problem
 from l2a.report.run_folder import versions
-from l2a.selector.agents import AgentCard, load_agent
+from l2a.selector.agents import AgentCard, check_agent, load_agent
 from l2a.selector.algorithms import TrainedPolicy, Training, load_facts, load_policy, save_policy, train_agent
 from l2a.selector.environment import build_task
 from l2a.selector.problem import RULES, SelectionProblem, candidate_features
@@ -187,6 +187,7 @@ def train_on(
 
 def _learning_card(config: DistillConfig) -> AgentCard:
     card = load_agent(config.selector.agent)
+    check_agent(config.selector.agent)
     if not card.learns:
         raise UsageError(
             f"selector.agent is {config.selector.agent!r}, which does not learn; give an algorithm's card, such as ppo"

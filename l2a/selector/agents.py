@@ -124,6 +124,22 @@ def _with_policy(card: AgentCard, folder: Path) -> AgentCard:
     return replace(card, policy=str(folder))
 
 
+def check_agent(name: str) -> None:
+    """Refuse an agent before anything is trained: a damaged policy should not cost the hours before it is asked.
+
+    Raises:
+        UsageError: If there is none, or its algorithm cannot be imported or is of no use.
+        RunError: If its policy is damaged.
+    """
+    card = load_agent(name)
+    if card.policy is not None:
+        from l2a.selector.algorithms import load_policy  # here, as it imports torch, which rules can do without
+
+        load_policy(Path(card.policy))
+    elif card.learns:
+        algorithm_class(card)
+
+
 def agent_parts(name: str) -> dict[str, Any]:
     """Collect what decides an agent's choices, so that a result can tell when it was changed.
 

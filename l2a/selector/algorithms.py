@@ -181,10 +181,10 @@ def load_policy(folder: Path) -> TrainedPolicy:
         if activation not in ACTIVATIONS:
             raise ValueError(f"activation is {activation}, not one of {', '.join(ACTIVATIONS)}")
         widths = len(names) + len(CHANGING_FEATURES), len(STATE_FEATURES)
-        with seeded(0):  # the first weights are drawn, then replaced
+        with torch.device("meta"):  # without memory, however wide it says that it is
             network = CandidateNetwork(*widths, tuple(description["hidden"]), activation=activation)
-        network.load_state_dict(load((folder / WEIGHTS).read_bytes()))
-        return TrainedPolicy(network.eval().requires_grad_(False), names, str(description["agent"]))
+        network.load_state_dict(load((folder / WEIGHTS).read_bytes()), assign=True)
+        return TrainedPolicy(network.float().eval().requires_grad_(False), names, str(description["agent"]))
 
 
 def load_facts(folder: Path) -> dict[str, Any]:
@@ -209,7 +209,7 @@ def _described(folder: Path) -> Iterator[dict[str, Any]]:
     try:
         yield json.loads((folder / DESCRIPTION).read_text("utf-8"))
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).split())[:200]
         raise RunError(f"policy {folder} cannot be read ({reason}); train it again") from error
 
 
@@ -396,7 +396,7 @@ def _algorithm(
             environments.ret_rms = spread
         algorithm: OnPolicyAlgorithm = kind(CandidatePolicy, environments, seed=seed, device="cpu", **options)
     except (TypeError, ValueError, AssertionError) as error:
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).split())[:200]
         raise UsageError(f"hyperparameters: {reason}; allowed are the arguments of {card.algorithm}") from error
     return algorithm
 

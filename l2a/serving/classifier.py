@@ -235,7 +235,7 @@ def read_temperature(folder: Path) -> float:
     file = folder / MARK
     try:
         temperature = float(json.loads(file.read_text("utf-8"))["temperature"]) if file.is_file() else 1.0
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         temperature = np.nan
     if not 0 < temperature < np.inf:
         raise UsageError(f"{file}: temperature is no positive number; write one, or remove the file")

@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import chain
 from pathlib import Path
@@ -230,8 +230,15 @@ def labelled_texts(
         return list(readers.texts_of(table)), []
     rows, problems = readers.check_table(table, columns)
     readers.refuse(problems, reference)
-    metrics = run and run / "metrics.json"
-    if metrics and metrics.is_file() and table.digest in json.loads(metrics.read_text("utf-8"))["files"].values():
+    if run and table.digest in _files_of(run / "metrics.json"):
         rows = [row._replace(split=row.split or domains.hashed_split(domains.text_key(row.text))) for row in rows]
     rows = [row for row in rows if row.split == "test"] or rows
     return [row.text for row in rows], [row.label for row in rows]
+
+
+def _files_of(metrics: Path) -> Collection[str]:
+    """The sha256 of the files that a run read, none where there is no run."""
+    try:
+        return list(json.loads(metrics.read_text("utf-8"))["files"].values()) if metrics.is_file() else ()
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UsageError(f"{metrics}: it is damaged ({error}); run l2a distill again, or move the student") from error

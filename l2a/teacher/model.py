@@ -4,6 +4,7 @@ A checkpoint is checked when it is opened, from its config and tokenizer alone. 
 """
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -186,9 +187,11 @@ class Checkpoint:
 
         silence_transformers()
         self.name, self.location = f"{field} {model!r}", locate(model, progress, field)
-        self._check_files(Path(self.location))
+        tensors, size = self._check_files(Path(self.location))
         with self._reading("its config"):
             self.config = AutoConfig.from_pretrained(self.location, trust_remote_code=False)
+        # With the package kernels, transformers would fetch and run what the first names; the second names weights.
+        self.config._attn_implementation = self.config.transformers_weights = None
         kind, decodes = self.config.model_type, getattr(self.config, "is_decoder", False)
         encodes = kind in ENCODERS and not self.config.is_encoder_decoder and not decodes
         self._require(encodes, f"a {kind} model is not an encoder; {GIVE_AN_ENCODER}")
@@ -198,7 +201,12 @@ class Checkpoint:
         usable = tokenizer.is_fast and tokenizer.pad_token_id is not None
         self._require(usable, f"its tokenizer has no padding token or is not a fast one; {fix}")
         self.tokenizer = fit_tokenizer(tokenizer, self.config)
-        last, table = max(tokenizer.get_vocab().values()), self.load(AutoModel, weights=False).get_input_embeddings()
+        layers, fix = getattr(self.config, "num_hidden_layers", 0), "save config.json and model.safetensors together"
+        self._require(layers <= tensors, f"config.json has {layers} layers, the weights only {tensors} tensors; {fix}")
+        empty = self.load(AutoModel, weights=False)
+        wanted = sum(parameter.numel() for parameter in empty.parameters())
+        self._require(wanted <= size, f"config.json has {wanted} parameters, the weights only {size} bytes; {fix}")
+        last, table = max(tokenizer.get_vocab().values()), empty.get_input_embeddings()
         numbers = f"numbers tokens up to {last}, but the model has embeddings for {table.num_embeddings}"
         fix = "call model.resize_token_embeddings(len(tokenizer)) and save both again"
         self._require(last < table.num_embeddings, f"its tokenizer {numbers}; {fix}")
@@ -239,27 +247,38 @@ class Checkpoint:
         if not holds:
             raise UsageError(f"{self.name}: {otherwise}")
 
-    def _check_files(self, folder: Path) -> None:
-        """Refuse a folder in which something is missing or cut short."""
+    def _check_files(self, folder: Path) -> tuple[float, float]:
+        """Refuse a folder in which something is missing or cut short; count the weights' tensors and bytes."""
         from safetensors import safe_open
 
+        if not folder.is_dir():
+            return math.inf, math.inf
         needed = {"config": ["config.json"], "tokenizer": ["tokenizer.json", "vocab.*", "*.model"]}
-        for part, names in (needed | {"weights": ["*.safetensors"]}).items() if folder.is_dir() else ():
+        for part, names in (needed | {"weights": ["*.safetensors"]}).items():
             there, wanted = any(any(folder.glob(name)) for name in names), " or ".join(names)
             self._require(there, f"the folder has no {part} ({wanted}); save it there with save_pretrained")
-        for path in sorted(folder.glob("*.safetensors")):
-            with self._reading(path.name), safe_open(path, "pt"):
-                pass
+        files, tensors = sorted(folder.glob("*.safetensors")), 0
+        for path in files:
+            with self._reading(path.name), safe_open(path, "pt") as opened:
+                tensors += len(opened.keys())
+        for path in folder.glob("*.index.json"):  # transformers unpickles what it names otherwise
+            with self._reading(path.name):
+                shards = set(json.loads(path.read_text("utf-8"))["weight_map"].values())
+            fix = "save it again with save_pretrained"
+            self._require(shards <= {file.name for file in files}, f"{path.name} names other files than its own; {fix}")
+        return tensors, sum(file.stat().st_size for file in files)
 
     @contextmanager
     def _reading(self, part: str) -> Iterator[None]:
         """Tell in one sentence what is wrong with a part; transformers raises almost any error for a broken file."""
         try:
             yield
-        except Exception as error:
+        except BaseException as error:
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # that of tokenizers
+                raise
             kind: type[UsageError | RunError] = UsageError
             reason = f"{part} cannot be read ({' '.join(str(error).split())[:200]})"
-            fix = "a folder needs the config.json, model.safetensors and tokenizer.json that save_pretrained writes"
+            fix = "save config.json, model.safetensors and tokenizer.json again with save_pretrained"
             if "trust_remote_code" in str(error):
                 reason, fix = "it needs its own code, which l2a never runs", "give a model that is part of transformers"
             elif not Path(self.location).is_dir():  # the network may be the reason

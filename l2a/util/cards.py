@@ -5,6 +5,7 @@ import dataclasses
 import filecmp
 import logging
 import math
+import re
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -18,6 +19,7 @@ from l2a.util.errors import UsageError, did_you_mean, os_error_sentence
 
 PACKAGE = Path(__file__).parent.parent
 T = typing.TypeVar("T")
+NO_TEXT = re.compile("[\0\ud800-\udfff]")
 logger = logging.getLogger(__name__)
 
 
@@ -63,12 +65,21 @@ def _differ(own: Path, shipped: Path) -> bool:
         return True
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """Refuses a mapping that holds a key twice, which YAML readers take in silence."""
+class _PlainLoader(yaml.SafeLoader):
+    """Refuses a key that is given twice, which YAML readers take in silence, and aliases, which make bombs."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.composer.ComposerError(
+                None, None, f"an alias (*) by line {self.line + 1}; write the value itself"
+            )
+        if self.flow_level > 20:  # PyYAML takes minutes for what is nested a thousand times
+            raise yaml.composer.ComposerError(None, None, f"line {self.line + 1} is nested too deeply; write it flat")
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        twice = next((key for number, key in enumerate(keys) if key in keys[:number] and key != "<<"), None)
+        twice = next((key for number, key in enumerate(keys) if key in keys[:number]), None)
         if twice is not None:
             line = node.start_mark.line + 1
             raise yaml.constructor.ConstructorError(None, None, f"the key {twice!r} is given twice after line {line}")
@@ -82,11 +93,11 @@ def load_yaml(path: Path) -> dict[str, Any]:
         UsageError: If the file is missing, is not YAML or is not a mapping.
     """
     try:
-        content = yaml.load(path.read_text("utf-8-sig"), _UniqueKeys)
+        content = yaml.load(path.read_text("utf-8-sig"), _PlainLoader)
     except OSError as error:
         raise UsageError(f"config file {os_error_sentence(OSError(error.errno, error.strerror, str(path)))}") from error
-    except (UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        raise UsageError(f"config file {path}: not readable as YAML: {' '.join(str(error).split())}") from error
+    except Exception as error:  # PyYAML raises almost any for a wrong tag, date or number
+        raise UsageError(f"config file {path}: not YAML ({' '.join(str(error).split())}); correct it there") from error
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -133,7 +144,8 @@ def build(cls: type[T], mapping: Mapping[str, Any], where: str) -> T:
     problems: list[str] = []
     value = _build(cls, mapping, "", problems)
     if problems:
-        raise UsageError(f"{where}: " + "; ".join(problems))
+        more = f"; and {len(problems) - 9} more" if len(problems) > 9 else ""
+        raise UsageError(f"{where}: " + "; ".join(problems[:9]) + more)
     return typing.cast(T, value)
 
 
@@ -143,7 +155,7 @@ def _build(cls: Any, mapping: Mapping[str, Any], prefix: str, problems: list[str
     for key in mapping:
         if key not in fields:
             hint = did_you_mean(str(key), fields) or f" (allowed: {', '.join(fields)})"
-            problems.append(f"unknown key {prefix}{key}{hint}")
+            problems.append(f"unknown key {prefix}{key!s:.100}{hint}")
     for name, field in fields.items():
         if name not in mapping and field.default is field.default_factory is dataclasses.MISSING:
             problems.append(f"missing key {prefix}{name}")
@@ -180,7 +192,7 @@ def _misfit(value: Any, hint: Any, where: str) -> str | None:
         return None
     allowed = [option for kind in _kinds(hint) for option in _in_words(kind)]
     suggestion = did_you_mean(value, allowed) if isinstance(value, str) else ""
-    return f"{where} is {value!r}{suggestion}; give {' or '.join(allowed)}"
+    return f"{where} is {value!r:.200}{suggestion}; give {' or '.join(allowed)}"
 
 
 def _fits(value: Any, kind: Any) -> bool:
@@ -190,8 +202,8 @@ def _fits(value: Any, kind: Any) -> bool:
     if origin is Mapping:
         return isinstance(value, Mapping) and all(_fits(item, arguments[1]) for item in value.values())
     base, *limits = arguments if origin is typing.Annotated else (origin or kind,)
-    if base not in (int, float):
-        return isinstance(value, base)
+    if base not in (int, float):  # NUL characters and lone surrogates can stand in no path and no file
+        return isinstance(value, base) and not (base is str and NO_TEXT.search(value))
     is_number = isinstance(value, Integral if base is int else Real) and not isinstance(value, bool)
     return is_number and all((limit.infinite or math.isfinite(value)) and limit.holds(value) for limit in limits)
 
@@ -206,5 +218,6 @@ def _in_words(kind: Any) -> list[str]:
         return [f"a mapping of names to {_in_words(arguments[1])[0]}"]
     if dataclasses.is_dataclass(kind):
         return ["a mapping of its keys to values"]
-    words = {str: "text", bool: "true or false", int: "a whole number", float: "a number", types.NoneType: "null"}
+    text = {str: "printable text", types.NoneType: "null"}
+    words = text | {bool: "true or false", int: "a whole number", float: "a number"}
     return [words.get(kind) or ("a list" if origin is tuple else f"a {kind.__name__}")]

@@ -17,7 +17,7 @@ class RunError(ValueError):
 
 def did_you_mean(word: str, allowed: Iterable[str]) -> str:
     """Suggest the nearest allowed word: " (did you mean 'x'?)", or "" when nothing is close."""
-    close = difflib.get_close_matches(word, list(allowed), n=1)
+    close = difflib.get_close_matches(word[:100], list(allowed), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 

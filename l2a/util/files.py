@@ -14,7 +14,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from filelock import FileLock, Timeout
@@ -30,6 +30,17 @@ MANIFEST = "manifest.json"
 Hashable = Any  # str, bytes, numbers, None, numpy arrays, and lists, tuples or mappings of these
 
 logger = logging.getLogger(__name__)
+
+
+def leads_out(name: str) -> bool:
+    """Tell whether a relative path of unknown origin may lead out of the folder that it is meant for."""
+    path = PurePosixPath(name)
+    return not path.parts or path.is_absolute() or ".." in path.parts or not {*"\\:\0"}.isdisjoint(name)
+
+
+def stays_inside(folder: Path, name: str) -> bool:
+    """Tell whether a path of unknown origin stays in a folder, links that lie there included."""
+    return not leads_out(name) and (folder / name).resolve().is_relative_to(folder.resolve())
 
 
 def to_json(content: Any, indent: int | None = None) -> str:
@@ -144,7 +155,8 @@ def output_folder(path: Path, kind: str, overwrite: bool = False) -> Iterator[Pa
                 try:
                     yield staging
                     hashes = _hashes(staging)
-                    if taken := [name for name in hashes if name not in old and (path / name).exists()]:
+                    kept = [name for name in hashes if name not in old and (path / name).exists()]
+                    if taken := [*kept, *(name for name in hashes if not stays_inside(path, name))]:
                         foreign = f"--output-dir {path}: {taken[0]} exists but is not part of a {kind}"
                         raise RunError(f"{foreign}; move it and run again")
                     mark = {"format": 1, "kind": kind, "files": hashes}
@@ -180,10 +192,14 @@ def _refuse_foreign_content(path: Path, kind: str, overwrite: bool) -> dict[str,
 
 
 def read_mark(file: Path) -> dict[str, Any]:
-    """Read a mark: "kind", and "files" with their sha256; None and no files where there is none of this format."""
+    """Read a mark: "kind", and "files" with their sha256; None and no files where there is none of this format.
+
+    One that names files elsewhere is none: these files are removed when a new result takes the place of this one.
+    """
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
         mark = json.loads(file.read_text("utf-8"))
-        if mark["format"] == 1 and isinstance(mark["files"], dict):
+        known = mark["format"] == 1 and isinstance(mark["files"], dict)
+        if known and all(stays_inside(file.parent, name) for name in mark["files"]):
             return {"kind": mark["kind"], "files": mark["files"]}
     return {"kind": None, "files": {}}
 
@@ -351,7 +367,7 @@ def clear_cache(kinds: tuple[str, ...] = ()) -> int:
     """
     sizes = cache_sizes()
     if unknown := [kind for kind in kinds if kind not in sizes]:
-        raise UsageError(f"cache: there is no kind {unknown[0]!r}; it holds {', '.join(sizes) or 'nothing'}")
+        raise UsageError(f"cache: there is no kind {unknown[0]!r}; it holds {', '.join(sizes) or 'nothing to clear'}")
     for kind in kinds or tuple(sizes):
         shutil.rmtree(cache_root() / kind, ignore_errors=True)
     return sum(sizes[kind][1] for kind in kinds or sizes)

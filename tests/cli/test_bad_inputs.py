@@ -1,17 +1,25 @@
 """Wrong requests over all commands: each is refused in one clear sentence that names what is wrong, no traceback.
 
-A case is a command line, in which ``{name}`` stands for a planted file, and what the sentence must mention.
+A case is a command line, in which ``{name}`` stands for a planted file, after variables of the environment, and what
+the sentence must mention. `benchmarks/trust.py` counts the cases and those that fail.
 """
 
+import bz2
+import errno
+import gzip
 import json
+import lzma
 import os
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from transformers import AutoTokenizer
 
+from l2a.util.cards import shipped_folder
 from tests.conftest import write_domain
 
 ROW = '{"text": "good film", "label": "a", "split": "train"}\n'
@@ -19,6 +27,8 @@ CSV = "text,label,split\ngood film,a,train\nbad film,b,train\nfine film,a,test\n
 PAIR = ["--source", "{source}", "--target", "{target}"]
 SHOTS = ["--shots", "4", "--dev-shots", "4"]
 DISTILL = ["distill", *PAIR, *SHOTS, "--output-dir", "{out}", "--teacher", "{encoder}", "--preset", "fast"]
+PRETRAIN = ["pretrain", "--output-dir", "{out}", "--teacher", "{encoder}"]
+TRAIN = ["selector", "train", "--output-dir", "{out}", "--max-length", "32", *PAIR, *SHOTS, "--teacher", "{encoder}"]
 FILES = {
     "empty.csv": b"",
     "header.csv": b"text,label\n",
@@ -52,6 +62,32 @@ FILES = {
     "row.csv": b"text\ngood\n  \n",
     "rows.xml": b"<a/>",
     "words.txt": b"good film\nbad film\n",
+    "binary.csv": bytes(range(256)) * 9,
+    "bomb.yaml": b"a: &a [1, 2]\nb: &b [*a, *a]\nunlabelled: [*b, *b]\n",
+    "cut.csv.bz2": bz2.compress(CSV.encode())[:-9],
+    "cut.csv.gz": gzip.compress(CSV.encode())[:-9],
+    "cut.csv.xz": lzma.compress(CSV.encode())[:-9],
+    "cut.arrow": b"ARROW1\0\0cut",
+    "date.yaml": b"shots: 2020-13-45\n",
+    "deep.yaml": b"kd: " + b"[" * 900,
+    "escape.yaml": b"name: ../../escape\ndescription: d\npreset: fast\npairs: []\nvariants: {}\n",
+    "huge.jsonl": b'{"text": "' + b"x" * 1_100_000 + b'", "label": "a"}\n',
+    "import.yaml": b"description: d\nalgorithm: os.system\n",
+    "module.yaml": b"description: d\nalgorithm: no.such.Class\n",
+    "nul.yaml": b'output_dir: "a\\0b"\n',
+    "numbers.yaml": b"seed: 1e400\nshots: 0b_\n",
+    "roomy.yaml": b"student: {max_share: 1}\n",
+    "rule.yaml": b"description: d\nalgorithm: 'rule: rnadom'\n",
+    "surrogate.yaml": b'target: "\\ud800"\n',
+    "width.yaml": b"description: d\nalgorithm: stable_baselines3.PPO\nhidden: [0]\n",
+    "here/agents/ppo.yaml": b"description: d\nalgorithm: 'rule: all'\n",
+    "here/agents/stranger.yaml": b"description: d\nalgorithm: evil.Class\n",
+    "here/configs/mine.yaml": b"kd: {alpha: 2}\n",
+    "here/domains/address.yaml": b"{name: address, description: d, task: t, licence: l, labels: [a, b], data: 'http://x/y.csv'}",
+    "here/domains/outside.yaml": b"""{name: outside, description: d, task: t, licence: l, labels: [a, b],
+        artifact: {package: x, version: '1', kind: sdist, sha256: "0", members: [../../x]},
+        ratings: {member: x, threshold: 1, split_by: text}}""",
+    "here/domains/other.yaml": b"{name: movies, description: d, task: t, licence: l, labels: [a, b], data: x.csv}",
     "key.yaml": b"kd: {tempratur: 2}\n",
     "twice.yaml": b"shots: 1\nshots: 2\n",
     "list.yaml": b"- shots\n",
@@ -85,8 +121,27 @@ def with_remote_code(folder: Path) -> None:
     (folder / "code.py").write_text("raise SystemError('code of the model folder has run')\n")
 
 
+def with_shards_of_pickles(folder: Path) -> None:
+    (folder / WEIGHTS).rename(folder / "other.safetensors")
+    (folder / f"{WEIGHTS}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": {"x": "pickled.bin"}}))
+
+
+def change_json(name: str, **changes: object) -> Callable[[Path], object]:
+    def change(folder: Path) -> None:
+        (folder / name).write_text(json.dumps(json.loads((folder / name).read_text()) | changes))
+
+    return change
+
+
 WEIGHTS = "model.safetensors"
-MODEL_FAULTS = {
+PANIC = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
+MODEL_FAULTS: dict[str, Callable[[Path], object]] = {
+    "bomb": change_json("config.json", hidden_size=640_000),
+    "layers": change_json("config.json", num_hidden_layers=10**7),
+    "negative": change_json("config.json", hidden_size=-64),
+    "decoder": change_json("config.json", model_type="gpt2"),
+    "panic": change_json("tokenizer.json", normalizer=PANIC),
+    "pickles": with_shards_of_pickles,
     "no_padding": without_padding,
     "added_tokens": with_added_tokens,
     "remote_code": with_remote_code,
@@ -101,12 +156,35 @@ MODEL_FAULTS = {
 """What is done to a model folder, by its name."""
 
 
+POLICY = "policy.safetensors"
+POLICY_FAULTS: dict[str, Callable[[Path], object]] = {
+    "policy_bomb": change_json("policy.json", hidden=[10**9, 10**9]),
+    "policy_format": change_json("policy.json", format=9),
+    "policy_json": lambda folder: (folder / "policy.json").write_text("{"),
+    "policy_list": lambda folder: (folder / "policy.json").write_text("[]"),
+    "policy_names": change_json("policy.json", feature_names=3),
+    "policy_pickle": lambda folder: (folder / POLICY).write_bytes(b"\x80\x04cos\nsystem\n."),
+    "policy_torn": lambda folder: os.truncate(folder / POLICY, 100),
+    "policy_no_weights": lambda folder: (folder / POLICY).unlink(),
+}
+
+
 @pytest.fixture(scope="module")
-def planted(encoder_folder, tmp_path_factory):
+def planted(encoder_folder, classifier_folder, tmp_path_factory):
     """Everything that cases refer to, by name."""
     root = tmp_path_factory.mktemp("bad")
     for name, content in FILES.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(content)
+    for name, change in POLICY_FAULTS.items():
+        shutil.copytree(shipped_folder("agents") / "pretrained", root / name)
+        change(root / name)
+    for name in ("run", "onnx", "temperature"):
+        shutil.copytree(classifier_folder, root / name / ("student" if name == "run" else ""))
+    (root / "run" / "metrics.json").write_text("{")
+    (root / "onnx" / WEIGHTS).unlink()
+    (root / "onnx" / "model.onnx").write_bytes(b"no model")
+    (root / "temperature" / "l2a.json").write_text('{"temperature": -1}')
     for name, change in MODEL_FAULTS.items():
         shutil.copytree(encoder_folder, root / name)
         change(root / name)
@@ -117,6 +195,7 @@ def planted(encoder_folder, tmp_path_factory):
     (root / "full" / "metrics.json").write_text("mine")
     names = {path.name: str(path) for path in root.iterdir()} | {"encoder": str(encoder_folder)}
     names |= {name: str(root / f"{name}.jsonl") for name in ("source", "target")}
+    names |= {"classifier": str(classifier_folder)}
     names |= {"words": str(root / "words.txt"), "below_file": str(root / "words.txt" / "run")}
     return names | {"missing": str(root / "missing")}
 
@@ -182,7 +261,81 @@ CASES: list[tuple[list[str], str]] = [
     ([*DISTILL, "--output-dir", "{words}"], "words.txt"),
     ([*DISTILL, "--output-dir", "{below_file}"], "words.txt"),
     ([*DISTILL, "--output-dir", "{full}", "--overwrite"], "other files"),
+    # students: predict, evaluate, export and report
+    *(([command, f"{{{name}}}", "{words}"], word) for command in ("predict", "evaluate") for name, word in (
+        ("missing", "missing"), ("folder", "config.json"), ("words", "words.txt"), ("onnx", "onnx"),
+        ("torn_weights", "torn_weights"), ("no_weights", "config.json"), ("remote_code", "own code"),
+        ("encoder", "classifier"), ("temperature", "temperature"), ("panic", "tokenizer"), ("pickles", "index.json"),
+    )),
+    *((["predict", "{classifier}", f"{{{name}}}"], word) for name, word in (
+        ("missing", "missing"), ("empty.csv", "empty"), ("columns.csv", "--text-column"), ("binary.csv", "NUL"),
+        ("semicolon.csv", "';'"), ("twice.csv", "twice"), ("book.xlsx", ".xlsx"), ("data.pkl", ".pkl"),
+        ("folder", "folder"), ("broken.parquet", "Parquet"), ("cut.csv.gz", "cut.csv.gz"),
+        ("cut.csv.xz", "cut.csv.xz"), ("cut.csv.bz2", "cut.csv.bz2"), ("list.jsonl", "object"),
+    )),
+    (["predict", "{classifier}", "{words}", "--output", "{words}"], "--overwrite"),
+    (["predict", "{classifier}", "{words}", "--output", "{words}", "--overwrite"], "words.txt"),
+    (["predict", "{classifier}", "{words}", "--output", "{out}.xml"], ".xml"),
+    (["predict", "{classifier}", "{words}", "--threshold", "2"], "--threshold"),
+    (["predict", "{classifier}", "{words}", "--threshold", "nan"], "--threshold"),
+    (["predict", "{classifier}", "{row.csv}", "--text-column", "body"], "body"),
+    (["predict", "{classifier}", "-", "--format", "pdf"], ".pdf"),
+    *((["evaluate", "{classifier}", f"{{{name}}}"], word) for name, word in (
+        ("missing", "missing"), ("empty.csv", "empty"), ("columns.csv", "--text-column"), ("row.csv", "--label-column"),
+        ("nolabel.csv", "no label"), ("labels.csv", "'no'"), ("oneclass.jsonl", "'a'"), ("cut.arrow", "Arrow"),
+        ("huge.jsonl", "1000000"), ("number.jsonl", "text"), ("folder", "train"), ("surrogate.jsonl", "surrogate"),
+    )),
+    (["evaluate", "{run}", "{notest.csv}"], "metrics.json"),
+    (["evaluate", "{classifier}", "{notest.csv}", "--label-column", "verdict"], "verdict"),
+    (["evaluate", "{classifier}", "{notest.csv}", "--output", "{out}.xml"], ".xml"),
+    *((["export", f"{{{name}}}", "--texts", "{words}"], word) for name, word in (
+        ("missing", "missing"), ("folder", "config.json"), ("words", "words.txt"), ("encoder", "classifier"),
+        ("onnx", "onnx"), ("broken_config", "broken_config"),
+    )),
+    (["export", "{classifier}"], "--texts"),
+    (["export", "{classifier}", "--texts", "{missing}"], "missing"),
+    (["export", "{classifier}", "--texts", "{empty.csv}"], "empty"),
+    (["report", "{words}"], "finished run"),
+    (["report", "{run}"], "run"),
+    # cards of the working directory
+    ([*DISTILL, "--selector", "stranger"], "--selector"),
+    (["selector", "show", "ppo"], "without a trained policy"),
+    ([*DISTILL[:-1], "mine"], "kd.alpha"),
+    (["domains", "check", "address"], "address"),
+    (["domains", "show", "outside"], "sha256"),
+    (["domains", "show", "other"], "movies"),
+    (["domains", "show", "../domains/other"], "no card"),
+    *(([*command, f"{{{name}.yaml}}"], word) for name, word in (
+        ("import", "os.system"), ("module", "no.such"), ("rule", "random"),
+        ("width", "hidden"), ("broken", "broken.yaml"),
+    ) for command in ([*DISTILL, "--selector"], [*TRAIN, "--agent"])),
+    (["experiment", "run", "{escape.yaml}"], "name"),
+    (["experiment", "run", "{broken.yaml}"], "broken.yaml"),
+    (["experiment", "run", "{twice.yaml}"], "shots"),
+    (["experiment", "run", "nowhere.yaml"], "nowhere.yaml"),
     # other commands
+    (["domains", "chekc", "x"], "chekc"),
+    *((["domains", "check", f"{{{name}}}"], word) for name, word in (
+        ("empty.csv", "empty"), ("binary.csv", "NUL"), ("cut.csv.gz", "cut.csv.gz"), ("huge.jsonl", "1000000"),
+        ("oneclass.jsonl", "one class"), ("ragged.csv", "line 5"),
+    )),
+    (["cache", "list", "all"], "all"),
+    (["L2A_CACHE={words}", "cache", "list"], "L2A_CACHE"),
+    (["L2A_CACHE={words}", *DISTILL, "--config", "{roomy.yaml}"], "L2A_CACHE"),
+    *(([*PRETRAIN, "--text", "{words}", *more], word) for more, word in (
+        (["--seed", "-1"], "seed"), (["--seed", "9" * 20], "seed"), (["--learning-rate", "nan"], "learning"),
+        (["--max-length", "2"], "max_length"), (["--max-length", "5000"], "5000"), (["--layers", "0"], "layers"),
+        (["--embedding-size", "0"], "embedding_size"), (["--protect", "{missing}"], "missing"),
+    )),
+    (["pretrain", "--text", "{binary.txt}", "--output-dir", "{out}", "--teacher", "{encoder}"], "NUL"),
+    (["pretrain", "--text", "{empty.txt}", "--output-dir", "{out}", "--teacher", "{encoder}"], "empty"),
+    (["pretrain", "--text", "{words}", "--output-dir", "{words}", "--teacher", "{encoder}"], "words.txt"),
+    (["augment", "{words}", "{out}.jsonl", "--teacher", "{bomb}"], "parameters"),
+    (["augment", "{words}", "{out}.jsonl", "--teacher", "{layers}"], "10000000 layers"),
+    (["augment", "{words}", "{out}.jsonl", "--teacher", "{negative}"], "negative"),
+    (["augment", "{words}", "{out}.jsonl", "--teacher", "{decoder}"], "encoder"),
+    (["selector", "train", "--output-dir", "{out}", "--seed", "-1", *PAIR], "seed"),
+    (["selector", "train", "--output-dir", "{words}", *PAIR], "words.txt"),
     (["augment", "{missing}.txt", "{out}.jsonl"], "missing.txt: cannot be read"),
     (["augment", "{missing}.csv", "{out}.jsonl"], "missing.csv: cannot be read"),
     (["augment", "{empty.txt}", "{out}.jsonl"], "the file is empty"),
@@ -206,7 +359,6 @@ CASES: list[tuple[list[str], str]] = [
     (["augment", "{words}", "{out}.jsonl", "--teacher", "./nowhere"], "nowhere"),
     (["augment", "{columns.csv}", "{out}.jsonl", "--teacher", "{encoder}"], "--text-column"),
     (["augment", "{binary.txt}", "{out}.jsonl", "--teacher", "{encoder}"], "UTF-8"),
-    (["augment", "{words}", "/dev/null/x.jsonl", "--teacher", "{encoder}"], "/dev/null"),
     (["pretrain", "--text", "{missing}.txt", "--output-dir", "{out}"], "missing"),
     (["pretrain", "--text", "{words}", "--output-dir", "{out}", "--steps", "0"], "steps"),
     (["pretrain", "--text", "{words}", "--output-dir", "{full}"], "full"),
@@ -236,17 +388,53 @@ CASES: list[tuple[list[str], str]] = [
     (["report", "{full}"], "finished run"),
     (["report", "{missing}"], "finished run"),
     (["cache", "clear", "teecher"], "teecher"),
+    (["experiment", "report", "shipped", "--results", "{folder}"], "shipped"),
 ]  # fmt: skip
+FAILED: list[tuple[list[str], str]] = [
+    *(([*command, f"{{{name}}}"], name) for name in POLICY_FAULTS for command in (
+        ["selector", "show"], ["selector", "evaluate"], [*DISTILL, "--selector"],
+    )),
+    (["augment", "{words}", "/dev/null/x.jsonl", "--teacher", "{encoder}"], "/dev/null"),
+    (["predict", "{classifier}", "{words}", "--output", "/dev/null/x.csv"], "/dev/null"),
+    (["predict", "{classifier}", "{words}", "--output", "{below_file}.csv"], "words.txt"),
+    (["evaluate", "{classifier}", "{notest.csv}", "--output", "{below_file}.csv"], "words.txt"),
+    (["L2A_CACHE=/dev/null/x", "cache", "list"], "L2A_CACHE"),
+    (["DISK=full", "predict", "{classifier}", "{words}", "--output", "{out}.csv"], "disk is full"),
+    (["DISK=full", "evaluate", "{classifier}", "{notest.csv}", "--output", "{out}.csv"], "disk is full"),
+    (["DISK=full", "augment", "{words}", "{out}.jsonl", "--teacher", "{encoder}"], "disk is full"),
+    (["DISK=full", "export", "{classifier}", "--texts", "{words}"], "disk is full"),
+]  # fmt: skip
+"""What is asked for rightly and cannot be done."""
+TABLE = [*((2, *case) for case in CASES), *((1, *case) for case in FAILED)]
+FIX = (
+    "add|call|check|choose|clear|convert|correct|did you mean|fetch|free|give|install|known:|label|lower|make|move|"
+    "name|point|quote|remove|rename|run|save|see|set|shorten|train|try|use|wait|write"
+)
+"""What a sentence tells the user to do."""
 
 
-@pytest.mark.parametrize(("arguments", "word"), CASES, ids=[f"{i}-{word}" for i, (_, word) in enumerate(CASES)])
-def test_a_wrong_request_is_one_clear_sentence(arguments, word, planted, run, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("code", "arguments", "word"), TABLE, ids=[f"{i}-{word}" for i, (_, _, word) in enumerate(TABLE)]
+)
+def test_a_wrong_request_is_one_clear_sentence(code, arguments, word, planted, run, tmp_path, monkeypatch):
     names = planted | {"out": str(tmp_path / "out")}
-    monkeypatch.chdir(tmp_path)
-    code, shown, errors = run(*(re.sub(r"{([^}]+)}", lambda found: names[found[1]], one) for one in arguments))
+    here = tmp_path / "here"
+    shutil.copytree(names["here"], here)
+    monkeypatch.chdir(here)
+    before = {path: path.read_bytes() for path in here.rglob("*.yaml")}
+    line = [re.sub(r"{([^}]+)}", lambda found: names[found[1]], one) for one in arguments]
+    while "=" in line[0]:
+        name, _, value = line.pop(0).partition("=")
+        monkeypatch.setenv(name, value)
+    if os.environ.get("DISK") == "full":
+        monkeypatch.setattr(os, "fsync", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
+    found, shown, errors = run(*line)
     said = errors + shown
-    assert code == (1 if "/dev/null/x.jsonl" in arguments else 2), said
+    assert found == code, said
     assert word.lower() in said.lower() and "Traceback" not in said, said
-    assert {path.name for path in tmp_path.rglob("*")} <= {"runs"}
+    assert {path: path.read_bytes() for path in here.rglob("*.yaml")} == before
+    assert {path.name for path in tmp_path.rglob("*") if not path.is_relative_to(here)} <= {"here", "runs"}
     last = (errors.strip() or shown.strip()).splitlines()[-1]
     assert len(last) < 700 and " came;" not in last and "needed" not in last, last
+    assert re.search(rf"(?i)\b({FIX})\b", said), said
+    assert errors.count("error: ") <= 1, errors

@@ -1,14 +1,21 @@
+import importlib.util
 import json
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from l2a.config import Columns
 from l2a.data.domains import load_domain
 from l2a.util.errors import UsageError
 
+SPEC = importlib.util.spec_from_file_location("fuzz", Path(__file__).parents[2] / "benchmarks" / "fuzz.py")
+FUZZ = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(FUZZ)
+CORPUS = {path: path.read_bytes() for path in sorted(FUZZ.CORPUS.glob("*/*"))}
 BAD = [
     ("empty.csv", b"", "empty.csv: the file is empty"),
     ("blank.jsonl", b"\n \n", "blank.jsonl: the file is empty"),
@@ -101,3 +108,17 @@ def test_what_does_not_exist_is_refused(reference):
     with pytest.raises(UsageError, match=f"no such card or path{hint}"):
         load_domain(reference)
     assert not list(Path().iterdir())
+
+
+@pytest.mark.parametrize("path", CORPUS, ids=lambda path: f"{path.parent.name}-{path.name}")
+def test_hostile_input_is_refused_or_read_and_nothing_escapes(path):
+    FUZZ.attempt(path.parent.name, CORPUS[path])
+
+
+@given(st.sampled_from(list(CORPUS)), st.data())
+def test_damaged_input_is_refused_or_read(path, data):
+    """Some bytes of a file are replaced by those of another, or by any."""
+    content, other = CORPUS[path], CORPUS[data.draw(st.sampled_from(list(CORPUS)))]
+    start, end = sorted(data.draw(st.tuples(*[st.integers(0, len(content))] * 2)))
+    put = data.draw(st.binary(max_size=8) | st.integers(0, len(other)).map(lambda place: other[place : place + 40]))
+    FUZZ.attempt(path.parent.name, content[:start] + put + content[end:])

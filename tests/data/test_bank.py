@@ -10,7 +10,7 @@ import pandas as pd
 import pyarrow.parquet
 import pytest
 from datasets import Dataset, DatasetDict
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from l2a.data import bank as bank_module
@@ -153,7 +153,6 @@ def test_long_texts_are_cut_at_the_ends_of_sentences():
 WORDS = st.lists(st.sampled_from(["a", "b.", "c!", '"d?"', "Mr.", "e", "f", "...", ")"]), min_size=1, max_size=300)
 
 
-@settings(max_examples=200, deadline=None)
 @given(WORDS)
 def test_pieces_have_all_words_and_three_to_sixty_of_them_each(words):
     pieces = sentences(" ".join(words))

@@ -6,7 +6,7 @@ import re
 
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from l2a.config import Columns
@@ -144,7 +144,6 @@ def records_of(content, suffix, folder):
     return Table("x", list(read_records(path, suffix)))
 
 
-@settings(max_examples=100, deadline=None)
 @given(ROWS, st.sampled_from([".csv", ".tsv", ".json", ".jsonl"]), st.sampled_from(["\n", "\r\n", "\r"]), st.booleans())
 def test_any_text_survives_any_format(tmp_path_factory, rows, suffix, end, mark):
     content = as_file(rows, suffix, end).encode("utf-8-sig" if mark else "utf-8")
@@ -158,7 +157,6 @@ ODD = (b"\xef\xbb\xbf", b"\xed\xa0\x80", b"a" * 200_000)  # a byte order mark, h
 BYTES = st.binary(max_size=200) | st.lists(st.sampled_from(PIECES + ODD), max_size=20).map(b"".join)
 
 
-@settings(max_examples=150, deadline=None)
 @given(BYTES, st.sampled_from([".csv", ".tsv", ".jsonl", ".json", ".txt", ".parquet", ".arrow"]), st.booleans())
 def test_no_bytes_crash_a_reader(tmp_path_factory, data, suffix, labelled):
     try:

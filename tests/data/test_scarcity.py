@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from l2a.data.examples import Domain, Examples, HeldOut, concatenate, few_shot_splits, normalised_hash
@@ -103,7 +103,6 @@ def test_numbers_that_make_no_sense_and_a_target_without_test_are_refused(make_d
 NUMBERED = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 1)), max_size=80)
 
 
-@settings(max_examples=25, deadline=None)
 @given(
     NUMBERED, NUMBERED, st.lists(st.integers(0, 30), min_size=1, max_size=10), st.integers(0, 5),
     st.sampled_from([2, None]),

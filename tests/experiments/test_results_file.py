@@ -13,7 +13,7 @@ from l2a.experiments import runner
 from l2a.experiments.runner import RESULTS_FILE, CellResult, from_line, read_results, save_result, to_line
 
 Make = Callable[..., CellResult]
-as_fixture = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+as_fixture = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @as_fixture

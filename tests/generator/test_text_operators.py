@@ -4,7 +4,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from transformers import BertConfig, BertForMaskedLM
 
@@ -55,7 +55,6 @@ def closed_words(side, name):
 
 
 @pytest.mark.parametrize("name", OPERATORS)
-@settings(max_examples=40, deadline=None)
 @given(batch=batches, seed=st.integers(0, 10_000), degree=st.floats(0.05, 1.0))
 def test_guards(operators, name, batch, seed, degree):
     partners = batch[::-1]
@@ -74,14 +73,12 @@ def test_guards(operators, name, batch, seed, degree):
 
 
 @pytest.mark.parametrize("name", ["augpro_mix", "augpro_fgsm", "knn", "tinybert", "masked"])
-@settings(max_examples=30, deadline=None)
 @given(batch=batches, seed=st.integers(0, 10_000))
 def test_replacements_keep_the_number_of_words(operators, name, batch, seed):
     for base, rewrite in zip(batch, operators[name](batch, batch, 0.7, np.random.default_rng(seed)), strict=True):
         assert [len(side.split()) for side in rewrite.text] == [len(side.split()) for side in base]
 
 
-@settings(max_examples=60, deadline=None)
 @given(text=st.lists(st.sampled_from([*FILM, *PHONE, *COMMON]), min_size=1, max_size=30), seed=st.integers(0, 10_000))
 def test_eda_changes_as_many_words_as_its_degree_says(operators, text, seed):
     base = (" ".join(text),)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from l2a.generator.operators import OPERATORS
@@ -31,7 +31,6 @@ def drawn(batch, seed):
 
 
 @pytest.mark.parametrize("name", TOKEN_OPERATORS)
-@settings(max_examples=40, deadline=None)
 @given(batch=batches, seed=st.integers(0, 10_000), degree=st.floats(0.05, 1.0))
 def test_guards(space, table, name, batch, seed, degree):
     u = drawn(batch, seed)
@@ -75,7 +74,6 @@ def test_a_partner_with_nothing_to_offer_leaves_the_text(space):
     assert [made.text for made in write_texts(slots, found)] == [("the film",), ("! 4",)]
 
 
-@settings(max_examples=60, deadline=None)
 @given(text=st.one_of(st.tuples(texts), st.tuples(texts, texts)), seed=st.integers(0, 10_000))
 def test_only_the_changed_spans_change(space, word_tokenizer, tokens, text, seed):
     store = space.tokenize([text])

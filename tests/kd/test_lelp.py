@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import nn
@@ -51,7 +51,6 @@ any_objective = st.sampled_from(OBJECTIVES)
 temperatures = st.floats(0.3, 8)
 
 
-@settings(deadline=None, max_examples=40)
 @given(any_objective, st.integers(2, 5), st.integers(1, 60), st.integers(1, 9), temperatures, temperatures)
 def test_summed_over_a_class_the_targets_are_its_tempered_probability(objective, classes, texts, count, tau, beta):
     outputs, weight = make_outputs(texts, classes)
@@ -63,7 +62,6 @@ def test_summed_over_a_class_the_targets_are_its_tempered_probability(objective,
     assert np.allclose(sums, outputs.probabilities(tau), atol=1e-5)
 
 
-@settings(deadline=None)
 @given(any_objective, st.randoms(use_true_random=False))
 def test_permuted_texts_get_permuted_targets_alone_or_together(objective, random):
     outputs, weight = make_outputs(40, 2)
@@ -74,7 +72,6 @@ def test_permuted_texts_get_permuted_targets_alone_or_together(objective, random
     assert np.allclose(subclass_targets(subclasses, outputs.take(order[:1]), 2.0, 1.0), targets[order[:1]], atol=1e-6)
 
 
-@settings(deadline=None)
 @given(st.sampled_from(OBJECTIVES), st.integers(2, 4), st.integers(1, 4), st.integers(0, 5))
 def test_directions_are_orthonormal_and_unseen_by_the_output_weights(objective, classes, count, seed):
     outputs, weight = make_outputs(200, classes, seed)
@@ -223,7 +220,6 @@ def make_layer(outputs: int, seed: int = 0, width: int = 5, scale: float = 1.0) 
     return layer
 
 
-@settings(deadline=None)
 @given(st.integers(0, 1000), st.lists(st.integers(1, 4), min_size=2, max_size=4))
 def test_folding_sums_the_probabilities_of_each_class(seed, counts):
     logits = torch.randn(6, sum(counts), generator=torch.Generator().manual_seed(seed)) * 5

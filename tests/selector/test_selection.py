@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import softmax
 
@@ -135,7 +135,6 @@ def test_llkd_takes_the_same_share_of_each_class(problem):
     assert shares[0] == pytest.approx(shares[1], abs=0.1)
 
 
-@settings(max_examples=50, deadline=None)
 @given(st.integers(2, 60), st.floats(0.01, 1.0), st.integers(1, 4), st.integers(0, 1000))
 def test_the_best_of_each_class_are_kept_as_many_as_asked(size, keep_rate, classes, seed):
     generator = np.random.default_rng(seed)
@@ -171,7 +170,6 @@ def test_features_are_standardised_and_found_by_name(problem):
     assert not picked.matrix[:, 0].any()
 
 
-@settings(max_examples=30, deadline=None)
 @given(st.integers(0, 1000), st.floats(0.1, 0.9), st.integers(2, 4))
 def test_a_selection_gains_the_mean_influence_with_each_class_as_in_the_pool(make_problem, seed, rate, classes):
     """Whatever the order and however the candidates were dealt to the steps; little kept is drawn to 0."""

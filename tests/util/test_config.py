@@ -39,7 +39,7 @@ def test_all_wrong_keys_are_reported_together_with_suggestions():
         ({"compare": 1}, "compare is 1; give true or false"),
         ({"kd": 3}, "kd is 3; give a mapping of its keys to values"),
         ({"generator.operators": {"knn": -1}}, "generator.operators.knn is -1.0; give a number of 0 or more"),
-        ({"target_columns.text": 3}, "target_columns.text is 3; give text or null"),
+        ({"target_columns.text": 3}, "target_columns.text is 3; give printable text or null"),
         ({"teacher.frozen_layers": "atuo"}, r"frozen_layers is 'atuo' \(did you mean 'auto'\?\); give auto or a whole"),
     ],
 )
@@ -107,7 +107,7 @@ def test_yaml_is_read_strictly_and_exponents_without_a_dot_are_numbers(tmp_path)
     assert load(tmp_path, "kd: {learning_rate: 1e-4}").kd.learning_rate == 1e-4
     with pytest.raises(UsageError, match="'rounds' is given twice"):
         load(tmp_path, "kd:\n  rounds: 1\n  alpha: 0.5\n  rounds: 2\n")
-    with pytest.raises(UsageError, match="not readable as YAML"):
+    with pytest.raises(UsageError, match="not YAML"):
         load(tmp_path, yaml.dump(DistillConfig))
 
 

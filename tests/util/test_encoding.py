@@ -34,7 +34,7 @@ def test_a_bucket_holds_the_length(length):
     assert bucket_of(length) in BUCKETS or bucket_of(length) == length
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(words=st.lists(st.integers(1, 30), min_size=1, max_size=20))
 def test_padding_keeps_every_token(tokenizer, words):
     encoded = encode(tokenizer, [("good " * count,) for count in words], 24)

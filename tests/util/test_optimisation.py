@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -47,7 +47,6 @@ def test_of_an_optimiser_without_steps_nothing_is_carried():
     assert not target.state
 
 
-@settings(max_examples=30, deadline=None)
 @given(st.integers(0, 100), st.integers(1, 30))
 def test_a_slope_is_the_derivative_of_the_update_at_the_peak_rate(seed, steps):
     layer, optimizer = trained(steps, seed)
