@@ -24,6 +24,9 @@ import l2a.pipeline.distill
 import l2a.pipeline.estimator
 from l2a.cli.app import app
 from l2a.config import load_config
+from l2a.data.domains import load_card
+from l2a.experiments.card import load_experiment
+from l2a.selector.agents import load_agent
 from tests.conftest import LABELS, make_examples
 
 ROOT = Path(__file__).parents[1]
@@ -81,10 +84,15 @@ SHOWN = [
 ]
 
 
-@pytest.mark.parametrize("page", sorted({page for page, _ in SHOWN}))
-def test_every_command_that_a_page_shows_is_valid(page, tmp_path, monkeypatch):
+@pytest.mark.parametrize("page", [page for page in PAGES if "```" in PAGES[page]])
+def test_the_commands_and_files_that_a_page_shows_are_valid(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    write_files(page, tmp_path)
+    for title in write_files(page, tmp_path):
+        load = {"domains": load_card, "experiments": load_experiment}.get((tmp_path / title).parent.name)
+        if load:
+            load(Path(title).stem if load is load_card else title)
+        elif "agent" in title:
+            load_agent(f"./{title}")
     for words in [words for where, words in SHOWN if where == page]:
         if words[0] != "l2a":
             assert words[0] in OTHERS, words
@@ -141,12 +149,12 @@ def merge(base, more):
 
 
 def write_files(page, folder):
-    """Write the files that a page shows."""
-    for language, title, text in blocks(page):
-        if language == "yaml" and title:
-            assert yaml.safe_load(text), title
-            (folder / title).parent.mkdir(parents=True, exist_ok=True)
-            (folder / title).write_text(text)
+    """Write the files that a page shows, and return their names."""
+    files = {title: text for language, title, text in blocks(page) if language == "yaml" and title}
+    for title, text in files.items():
+        (folder / title).parent.mkdir(parents=True, exist_ok=True)
+        (folder / title).write_text(text)
+    return list(files)
 
 
 STAND_INS = {

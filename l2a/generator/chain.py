@@ -349,7 +349,7 @@ def draw_pool(
         progress: Told of the candidates found.
 
     Returns:
-        The pool, smaller than asked for (with a logged warning) if the chains keep returning to the same texts, and
+        The pool, smaller than requested (with a logged warning) if the chains keep returning to the same texts, and
         the chain's diagnostics.
 
     Raises:

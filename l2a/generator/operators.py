@@ -45,7 +45,7 @@ def augpro_fgsm(slots: Slots) -> Ints:
     """Take, for each token x, the neighbour w with the largest (E[w] - E[x]) . g.
 
     To first order this neighbour raises KL(teacher, student) most; it is the projection of a step along the gradient
-    that is about as long as the way to the neighbours. Each text's gradient is asked for once.
+    that is about as long as the way to the neighbours. Each text's gradient is computed once.
 
     Raises:
         ValueError: If a gradient has another shape than its text.

@@ -92,7 +92,7 @@ def load_glove(count: int, progress: Progress = SILENT) -> NearestWords:
 
 
 class WordSources:
-    """Where the word operators look words up; each source is loaded when it is first asked for.
+    """Where the word operators look words up; each source is loaded on first use.
 
     Attributes:
         masked: Gives the masked language model, or None where there is none.

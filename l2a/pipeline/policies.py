@@ -72,7 +72,7 @@ class Evaluation:
 
 
 def pair_name(config: DistillConfig) -> str:
-    """Name a pair as it stands in a saved policy, "source:target"."""
+    """Name a pair as a saved policy does, "source:target"."""
     return f"{config.source}:{config.target}"
 
 

@@ -43,7 +43,7 @@ class RunContext:
     """The parts of one run.
 
     Attributes:
-        config: What was asked for.
+        config: The settings.
         progress: Shows how far the run is.
         loaded: Its data where they are already read; else they are read when they are needed.
     """

@@ -276,7 +276,7 @@ class Training:
     Attributes:
         snapshots: Policies at equal distances of the training, the last one fully trained.
         reward_curve: Mean gain of each twentieth of the episodes, in nats, in the order in which they ended.
-        steps: Environment steps taken, fewer than asked for where patience ran out.
+        steps: Environment steps taken, fewer than requested where patience ran out.
         steps_per_second: Environment steps a second, the policy's updates included.
     """
 
@@ -343,7 +343,7 @@ def train_agent(
         The policies and the course of the training.
 
     Raises:
-        UsageError: If the card's hyper-parameters are not the algorithm's, or TensorBoard is asked for and missing.
+        UsageError: If the card's hyper-parameters are not the algorithm's, or TensorBoard is requested and missing.
         RunError: If the training diverges.
     """
     if config.tensorboard is not None and importlib.util.find_spec("tensorboard") is None:

@@ -147,7 +147,7 @@ class Tiers:
         surrogate: Surrogate reward, one a selection.
         real: Real reward, one a selection.
         correlation: Spearman correlation of the two; nan when one of them is constant.
-        trusted: Whether the correlation reaches the level that was asked for.
+        trusted: Whether the correlation reaches the required level.
     """
 
     chosen: int

@@ -38,7 +38,7 @@ NO_DAMAGE = tuple(f"SQLITE_{name}" for name in ("AUTH", "BUSY", "CANTOPEN", "FUL
 SETUP = """PRAGMA page_size=8192; PRAGMA cache_size=-32768; PRAGMA journal_mode=DELETE; PRAGMA synchronous=NORMAL;
 CREATE TABLE IF NOT EXISTS outputs (row INTEGER PRIMARY KEY, crc INTEGER, record BLOB)"""
 INSERT = "INSERT INTO outputs (crc, record) VALUES (?, ?)"
-# One changed bit makes text or nothing of a record. CROSS keeps the order in which rows are asked for.
+# One changed bit makes text or nothing of a record. CROSS keeps the order of the request.
 ADDED = "SELECT row, crc, record FROM outputs WHERE row > ? AND typeof(record) = 'blob'"
 ASKED = """SELECT row, crc, record FROM json_each(?) asked CROSS JOIN outputs ON row = value
 WHERE typeof(record) = 'blob'"""
@@ -66,7 +66,7 @@ class OutputStore:
         self._rows, self._logits = np.zeros(1, np.int64), np.full((1, classes), np.nan, np.float32)
 
     def read(self, keys: Sequence[bytes]) -> tuple["TeacherOutputs", NDArray[np.bool_]]:
-        """Look N texts up by their keys; the embeddings stay on disk until they are asked for.
+        """Look N texts up by their keys; the embeddings stay on disk until they are read.
 
         Returns:
             The outputs, with logits float32 (N, C) that are not numbers where a text is missing, and which texts are
