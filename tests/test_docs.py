@@ -27,7 +27,7 @@ from l2a.config import load_config
 from l2a.data.domains import load_card
 from l2a.experiments.card import load_experiment
 from l2a.selector.agents import load_agent
-from tests.conftest import LABELS, make_examples
+from tests.conftest import LABELS, make_examples, write_domain
 
 ROOT = Path(__file__).parents[1]
 PAGES = {
@@ -160,7 +160,7 @@ def write_files(page, folder):
 STAND_INS = {
     "tweets": "mine.csv", "products": "mine.csv", "editorials": "more.csv", "movies": "theirs.csv",
     "neutral": "unlabelled.txt", "cardiffnlp/tweet_eval:sentiment": "theirs.csv", "minilm-l6": "my-encoder",
-    "mpnet-base": "my-encoder", "distilbert/distilbert-base-uncased": "my-encoder", "8000": "0",
+    "mpnet-base": "my-encoder", "distilbert/distilbert-base-uncased": "my-encoder", "8000": "0", "4000": "3",
 }  # fmt: skip
 """What would be fetched, or taken from other programs, and the small local thing in its place."""
 ONLY_READ = {
@@ -214,6 +214,8 @@ def run_command(words):
             shutil.rmtree(written, ignore_errors=True)
     elif "--teacher" in flags and "--teacher" not in words:
         words += ["--teacher", "my-encoder"]
+    if command.name == "pretrain":
+        words += ["--max-length", "32", "--embedding-size", "16", "--hidden-size", "32"]
     result = CliRunner().invoke(app, words[1:], input=Path("texts.txt").read_bytes() if "-" in words else None)
     assert result.exit_code == 0, (shlex.join(words), result.exception, result.output)
 
@@ -267,9 +269,12 @@ def test_the_page_of_the_command_line_is_current():
 def test_the_tour_runs_and_shows_what_it_gave(workplace, monkeypatch):
     tour = nbformat.read(ROOT / "docs" / "tour.ipynb", 4)
     code = [cell for cell in tour.cells if cell.cell_type == "code"]
-    assert (ROOT / "docs" / "tour.ipynb").stat().st_size < 60_000
+    assert not [output for cell in code for output in cell.outputs if output.output_type == "error"]
+    assert sum(bool(cell.outputs) for cell in code) > 8 and (ROOT / "docs" / "tour.ipynb").stat().st_size < 60_000
     assert code[0].metadata["tags"] == ["parameters"]
-    code[0].source = 'teacher, target, source = "my-encoder", "mine.csv", "theirs.csv"\nshots, steps = 16, 20'
+    code[0].source = 'teacher, target, source = "my-encoder", "mine.jsonl", "theirs.jsonl"\nshots, steps = 16, 20'
+    write_domain(workplace / "mine.jsonl", 500, 2, "this phone ")
+    write_domain(workplace / "theirs.jsonl", 500, 1, "the story ")
     monkeypatch.setenv("L2A_CACHE", str(workplace / "cache"))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     NotebookClient(tour, timeout=600, resources={"metadata": {"path": workplace}}).execute()

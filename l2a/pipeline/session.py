@@ -149,7 +149,7 @@ class RunContext:
         both = self._fit(first, few, _passes(config.target_epochs, few), self.config.seed, "teacher: target")
         if config.learns_from == "both" or len(held_out) < FEWEST_TO_CHOOSE:
             return both
-        teachers, scores = {"both domains": both, "target alone": self._target_teacher}, {}
+        teachers, scores = {"both domains": both, "the target alone": self._target_teacher}, {}
         for name, teacher in teachers.items():
             logits = predict(teacher, held_out.inputs, self.config.max_length).logits
             scores[name] = float(calibrated_log_likelihoods(logits, held_out.labels).mean())
