@@ -272,7 +272,8 @@ def test_the_tour_runs_and_shows_what_it_gave(workplace, monkeypatch):
     assert not [output for cell in code for output in cell.outputs if output.output_type == "error"]
     assert sum(bool(cell.outputs) for cell in code) > 8 and (ROOT / "docs" / "tour.ipynb").stat().st_size < 60_000
     assert code[0].metadata["tags"] == ["parameters"]
-    code[0].source = 'teacher, target, source = "my-encoder", "mine.jsonl", "theirs.jsonl"\nshots, steps = 16, 20'
+    names, small = ("my-encoder", "mine.jsonl", "theirs.jsonl"), {**TINY, "shots": 16}
+    code[0].source = f"teacher, target, source = {names}\nsmall = {small}"
     write_domain(workplace / "mine.jsonl", 500, 2, "this phone ")
     write_domain(workplace / "theirs.jsonl", 500, 1, "the story ")
     monkeypatch.setenv("L2A_CACHE", str(workplace / "cache"))
