@@ -32,6 +32,7 @@ with instrumented:
     from l2a.util.errors import RunError, UsageError
 
 CORPUS = Path(__file__).parents[1] / "tests" / "corpus"
+MEMORY = "/dev/shm"  # no disk is waited for
 PACKINGS = ("", ".gz", ".xz", ".bz2")
 
 
@@ -104,7 +105,7 @@ def attempt(target: str, data: bytes) -> None:
         Exception: Whatever is no clear refusal.
     """
     before = os.getcwd()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=MEMORY if os.path.isdir(MEMORY) else None) as folder:
         os.chdir(folder)
         try:
             TARGETS[target](data, Path(folder))

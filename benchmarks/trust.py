@@ -12,7 +12,6 @@ import re
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -34,16 +33,17 @@ def record(path: Path = RESULT, **values: Any) -> None:
         atomic_write_text(path, json.dumps(dict(sorted((known | values).items())), indent=1) + "\n")
 
 
-def run_tests(report: Path, *arguments: str) -> tuple[str, int, int]:
-    """Run tests in a process of their own; give their output, and how many there were and failed."""
+def start_tests(report: Path, *arguments: str) -> "subprocess.Popen[str]":
+    """Run tests in a process of their own, which writes their outcomes to a file."""
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--junitxml={report}", *arguments]
-    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+
+
+def outcomes(report: Path) -> tuple[int, list[str]]:
+    """Give how many tests there were, and the names of those that failed."""
     cases = list(ElementTree.parse(report).iter("testcase"))
-    failed = sum(case.find("failure") is not None or case.find("error") is not None for case in cases)
-    for case in cases:
-        if case.find("failure") is not None or case.find("error") is not None:
-            print(f"failed: {case.get('classname')}::{case.get('name')}", flush=True)
-    return shown, len(cases), failed
+    failed = [case for case in cases if case.find("failure") is not None or case.find("error") is not None]
+    return len(cases), [f"{case.get('classname')}::{case.get('name')}" for case in failed]
 
 
 def properties() -> list[str]:
@@ -57,24 +57,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=10.0, help="of atheris")
     parser.add_argument("--profile", default="nightly", help="of hypothesis: nightly, or quick")
+    parser.add_argument("--also", type=Path, nargs="*", default=[], help="outputs of benchmarks/fuzz.py that count too")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        fuzz = [sys.executable, str(ROOT / "benchmarks" / "fuzz.py"), "--minutes", str(options.minutes)]
-        fuzzing = subprocess.Popen([*fuzz, "--output", str(folder / "fuzz")], stdout=subprocess.DEVNULL)
-        started = time.monotonic()
-        _, bad_inputs, unclear = run_tests(folder / "bad.xml", REFUSALS)
-        record(bad_inputs=bad_inputs, unclear=unclear)
-        print(f"{bad_inputs} bad inputs, {unclear} unclear, {time.monotonic() - started:.0f} s", flush=True)
-        chosen = ["-m", "not slow", "--hypothesis-show-statistics", f"--hypothesis-profile={options.profile}"]
-        shown, _, failed = run_tests(folder / "properties.xml", *chosen, *properties())
-        examples = sum(int(passed) + int(failing) for passed, failing in EXAMPLES.findall(shown))
-        fuzzing.wait()
-        found = json.loads((folder / "fuzz" / "fuzz.json").read_text("utf-8"))
-    crashes = len(found["crashes"]) + failed
-    record(fuzz_cases=found["executions"] + examples, fuzz_by_target=found["by_target"], hypothesis_examples=examples,
-           crashes=crashes)  # fmt: skip
-    print("\n".join([*found["crashes"], RESULT.read_text("utf-8")]))
+        command = [sys.executable, str(ROOT / "benchmarks" / "fuzz.py"), "--minutes", str(options.minutes)]
+        fuzzing = subprocess.Popen([*command, "--output", str(folder)]) if options.minutes else None
+        chosen = ["-m", "hypothesis and not slow", f"--hypothesis-profile={options.profile}"]
+        with tempfile.TemporaryDirectory() as reports:
+            refusals, examples = Path(reports) / "refusals.xml", Path(reports) / "examples.xml"
+            tests = [start_tests(refusals, REFUSALS)]
+            tests += [start_tests(examples, "--hypothesis-show-statistics", *chosen, *properties())]
+            shown = [test.communicate()[0] for test in tests]
+            bad_inputs, unclear = outcomes(refusals)
+            failed = outcomes(examples)[1]
+        if fuzzing:
+            fuzzing.wait()
+        fuzzed = [*([folder] if fuzzing else []), *options.also]
+        found = [json.loads((one / "fuzz.json").read_text("utf-8")) for one in fuzzed]
+    tried = sum(int(passed) + int(failing) for passed, failing in EXAMPLES.findall(shown[1]))
+    crashes = [*failed, *(crash for one in found for crash in one["crashes"])]
+    executions = sum(one["executions"] for one in found)
+    record(
+        bad_inputs=bad_inputs, unclear=len(unclear), fuzz_cases=executions + tried, crashes=len(crashes),
+        hypothesis_examples=tried, atheris_executions=executions,
+    )  # fmt: skip
+    print("\n".join([*unclear, *crashes, RESULT.read_text("utf-8")]))
     sys.exit(bool(unclear or crashes))
 
 

@@ -67,3 +67,9 @@ def test_columns_are_named_for_both_sides_or_for_one(run):
     assert code == 0
     assert config["source_columns"] == {"text": "review", "text_pair": None, "label": "stars"}
     assert config["target_columns"] == {"text": "tweet", "text_pair": None, "label": "stars"}
+
+
+def test_an_error_is_one_line_and_moves_no_cursor(run):
+    _, _, errors = run("cache", "clear", "a\x1b[31mb\nerror: c\r\udce9")
+    assert errors.count("\n") == 1 and errors.startswith("error: ") and "\x1b" not in errors and "\r" not in errors
+    assert "a\\x1b[31mb" in errors

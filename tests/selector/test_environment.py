@@ -10,6 +10,8 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env as gymnasium_check_env
+from hypothesis import given
+from hypothesis import strategies as st
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
@@ -45,6 +47,25 @@ def test_both_checkers_pass_without_a_warning(task):
         warnings.simplefilter("error")
         sb3_check_env(SelectionEnvironment(task))
         gymnasium_check_env(gymnasium.make(ENVIRONMENT_ID, task=task).unwrapped)
+
+
+@given(
+    st.integers(8, 80),
+    st.integers(2, 4),
+    st.integers(1, 12),
+    st.integers(1, 6),
+    st.floats(0.01, 1.0),
+    st.integers(0, 99),
+)
+def test_whatever_the_pool_and_the_actions_all_is_finite_and_an_episode_ends(
+    make_problem, size, classes, batch, steps, keep, seed
+):
+    problem, _ = make_problem(size=size, classes=classes, seed=seed)
+    environment = SelectionEnvironment(build_task(problem, SelectorConfig(batch=batch, episode_steps=steps)))
+    seen, rewards, ends = play(environment, seed, keep)
+    assert np.isfinite(seen).all() and np.isfinite(rewards).all()
+    assert environment.observation_space.contains(seen[-1])
+    assert any(ends[-1]) and len(ends) <= steps
 
 
 def test_the_same_seed_gives_the_same_episode(task):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -181,3 +182,20 @@ def test_a_classifier_without_a_pooler_keeps_its_body(tokenizer, tmp_path):
     batch = encode(student.tokenizer, PAIRS.inputs, 32).padded(np.arange(2))
     ours = student.model.bert.eval()(**batch).last_hidden_state
     assert torch.allclose(ours, body.eval()(**batch).last_hidden_state, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"attn_implementation": "stranger/kernel"}, {"_attn_implementation": "stranger/kernel"},
+     {"transformers_weights": "../other.safetensors"}, {"auto_map": {"AutoModel": "stranger/model--code.Model"}}],
+    ids=lambda changes: next(iter(changes)),
+)  # fmt: skip
+def test_a_config_cannot_name_code_or_weights_of_others(changes, encoder_folder, tmp_path, monkeypatch):
+    """With the package kernels, transformers fetches and runs the kernel that a config names."""
+    folder = shutil.copytree(encoder_folder, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text()) | changes
+    (folder / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr("transformers.modeling_utils.is_kernel", lambda name: "/" in (name or "") and 1 / 0)
+    loaded, plain = (load_encoder(str(place), LABELS, seed=0) for place in (folder, encoder_folder))
+    assert loaded.encoder.config._attn_implementation == plain.encoder.config._attn_implementation
+    assert torch.equal(loaded.word_embeddings(), plain.word_embeddings())

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from l2a.config import DistillConfig, GeneratorConfig, as_yaml, load_config, override, settle
 from l2a.util.cards import find_card, shipped_folder
@@ -123,3 +125,26 @@ def test_a_terminal_shows_a_bar_of_the_whole_run_with_the_time_left(monkeypatch,
     assert list(progress.seconds_by_stage) == ["train"]
     last = [line for line in capsys.readouterr().err.splitlines() if "methods" in line][-1]
     assert "2/3" in last and len(re.findall(r"\d:\d\d:\d\d", last)) == 2  # since the start, and left
+
+
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9) | st.sampled_from(["auto", "1e-4"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+FIELDS = [*DistillConfig.__dataclass_fields__, *(f"{one}.{field}" for one in ("teacher", "generator", "kd", "selector")
+          for field in getattr(DistillConfig(), one).__dataclass_fields__)]  # fmt: skip
+
+
+@given(st.dictionaries(st.sampled_from(FIELDS) | st.text(max_size=9), PLAIN, max_size=3))
+def test_any_settings_are_refused_or_come_back_from_their_file(tmp_path_factory, changes):
+    try:
+        config = override(DistillConfig(), changes)
+    except UsageError as error:
+        assert str(error).startswith(("settings: ", "kd."))
+        return
+    file = tmp_path_factory.mktemp("config") / "own.yaml"
+    file.write_text(as_yaml(config))
+    assert dataclasses.replace(settle(config), source=None) == dataclasses.replace(
+        load_config("default", file), source=None
+    )

@@ -134,3 +134,18 @@ def test_the_mark_tells_what_every_file_held(tmp_path):
     (tmp_path / "run" / MARK).write_text("[]")
     with pytest.raises(UsageError, match="other files"):
         write(tmp_path / "run", NEW_RUN, overwrite=True)
+
+
+@pytest.mark.parametrize("name", ["../mine", "/{}/mine", "link/mine", "a/../../mine"])
+@pytest.mark.parametrize("ready", ["", files.READY])
+def test_a_mark_that_names_files_elsewhere_removes_and_moves_nothing(tmp_path, name, ready):
+    (tmp_path / "mine").write_text("mine")
+    output = tmp_path / "output"
+    (output / ready).mkdir(parents=True)
+    (output / ready / "link").symlink_to(tmp_path)
+    mark = {"format": 1, "kind": "run", "files": {name.format(tmp_path): "0"}}
+    (output / ready / MARK).write_text(json.dumps(mark))
+    with contextlib.suppress(UsageError), output_folder(output, "run", overwrite=True) as folder:
+        (folder / "metrics.json").write_text("new")
+    assert (tmp_path / "mine").read_text() == "mine"
+    assert {path.name for path in tmp_path.iterdir()} == {"mine", "output"}
