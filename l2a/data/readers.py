@@ -311,7 +311,7 @@ def _arrow(stream: IO[bytes], suffix: str, named: bool) -> Iterator[Record]:
             opened = pyarrow.ipc.open_file if start == b"ARROW1" else pyarrow.ipc.open_stream
             batches = opened(stream).read_all().to_batches(WINDOW)
         yield from _arrow_records(batches, named)
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
+    except Exception as error:  # for damaged bytes pyarrow also raises a SystemError
         kind = "Parquet" if suffix == ".parquet" else "Arrow"
         raise OSError(f"not a readable {kind} file: {' '.join(str(error).split())}") from error
 
