@@ -22,6 +22,7 @@ from transformers import (
 
 from l2a.data.examples import Examples
 from l2a.teacher.model import Teacher, load_encoder
+from l2a.util import files
 
 POSITIVE = ("good", "great", "fine", "lovely")
 NEGATIVE = ("bad", "awful", "poor", "nasty")
@@ -113,6 +114,13 @@ def classifier_folder(tokenizer: BertTokenizerFast, tmp_path_factory: pytest.Tem
     BertForSequenceClassification(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def saved_after_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the state of every step, which a run of seconds would not reach to do."""
+    monkeypatch.setattr(files, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(files, "SAVE_COST", float("inf"))
 
 
 @pytest.fixture

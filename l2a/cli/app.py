@@ -1,5 +1,6 @@
 """The command line: runs and their students, the cache, the other groups of commands, and how errors are shown."""
 
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -195,25 +196,30 @@ def clear(
 
 
 class _Interrupted(BaseException):
-    """Ctrl-C; the command-line library would swallow a KeyboardInterrupt and say nothing."""
+    """Ctrl-C or a request to end; the command-line library would swallow a KeyboardInterrupt and say nothing."""
 
 
-def _interrupt(*_: object) -> None:
-    raise _Interrupted
+def _interrupt(number: int, _: object) -> None:
+    raise _Interrupted(number)
 
 
 def main() -> None:
-    """Run the command line: exit code 0 for success, 1 for a failed run, 2 for wrong usage, 130 when interrupted."""
+    """Run the command line: exit code 0 for success, 1 for a failed run, 2 for wrong usage, 128 + a signal's number.
+
+    Signals are exceptions, so that what is half written is cleaned up.
+    """
     signal.signal(signal.SIGINT, _interrupt)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what is half written is cleaned up
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         app()
     except UsageError as error:
         _fail(str(error), 2)
     except RunError as error:
         _fail(str(error), 1)
-    except (_Interrupted, KeyboardInterrupt):
-        _fail("interrupted; trained teachers and labels stay in the cache, so run the same command to continue", 130)
+    except (_Interrupted, KeyboardInterrupt) as error:
+        kept = "trained teachers, labels, finished cells and the last state of what was in training are kept"
+        again = shlex.join(["l2a", *sys.argv[1:]])
+        _fail(f"interrupted; {kept}; go on with: {again}", 128 + (error.args or (signal.SIGINT,))[0])
     except MemoryError:
         _fail("out of memory; lower kd.batch_size, kd.pool_size or --max-length, or close other programs", 1)
     except OSError as error:

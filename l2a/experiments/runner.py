@@ -6,11 +6,11 @@ import importlib
 import json
 import logging
 import platform
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
-from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -26,15 +26,15 @@ from l2a.config import DistillConfig
 from l2a.evaluation.metrics import accuracy_and_macro_f1, one_thread
 from l2a.experiments.card import Cell, DataFiles, Group, Place, cell_files, cell_key
 from l2a.pipeline.methods import METHODS, MethodResult
-from l2a.util.cards import PACKAGE
 from l2a.util.errors import RunError, UsageError
-from l2a.util.files import atomic_write_text, cache_root, fingerprint
+from l2a.util.files import Checkpoint, atomic_write_text, cache_root, code_fingerprint, fingerprint
 from l2a.util.progress import SILENT, Progress
 
 RESULTS_FILE = "cells.jsonl"
 FIRST_GUESS = 30.0  # seconds of a cell, and of a teacher, before any has been timed
-RunMethod = Callable[[DistillConfig, str], MethodResult]
-"""Trains and evaluates one method with one configuration; it alone opens the test split, at its end."""
+RunMethod = Callable[[DistillConfig, str, Progress], MethodResult]
+"""Trains and evaluates one method with one configuration; it alone opens the test split, at its end. The progress has
+the checkpoint of the cell."""
 logger = logging.getLogger(__name__)
 
 
@@ -68,13 +68,6 @@ class CellResult:
     def place(self) -> Place:
         """The cell's place in the grid, by which results are sorted."""
         return Place(self.pair, self.shots, self.seed, self.student, self.variant)
-
-
-@cache
-def code_fingerprint() -> str:
-    """Hash the sources of the package, the same for the same files in any folder: which code made a result."""
-    files = sorted(PACKAGE.rglob("*.py"))
-    return fingerprint([[path.relative_to(PACKAGE).as_posix(), path.read_bytes()] for path in files])
 
 
 def to_line(result: CellResult) -> str:
@@ -314,19 +307,22 @@ def _run_or_find(planned: PlannedCell, folder: Path, run_method: RunMethod) -> O
     if known is not None:
         save_result(folder, replace(known, **cell.place._asdict()))
         return Outcome(cell, "found")
+    # Another version of the package starts a cell anew.
+    checkpoint = Checkpoint(folder / ".locks" / f"{key}-{code_fingerprint()[:12]}", {"cell": key})
     try:
-        save_result(folder, _measure(planned, run_method))
+        save_result(folder, _measure(planned, run_method, SILENT.keeping(checkpoint)))
     except (UsageError, RunError) as error:
         return Outcome(cell, "failed", str(error))
     except Exception as error:
         logger.error("cell %s failed", cell.place, exc_info=error)
         return Outcome(cell, "failed", f"{type(error).__name__}: {error}")
+    shutil.rmtree(checkpoint.folder, ignore_errors=True)
     if mark is not None:
         atomic_write_text(mark, "")
     return Outcome(cell, "ran")
 
 
-def _measure(planned: PlannedCell, run_method: RunMethod) -> CellResult:
+def _measure(planned: PlannedCell, run_method: RunMethod, progress: Progress) -> CellResult:
     """Run one cell on one thread, with freshly seeded global generators.
 
     Sums in another order differ in the last bits, so the number of threads is part of a result: one thread a cell, and
@@ -336,7 +332,7 @@ def _measure(planned: PlannedCell, run_method: RunMethod) -> CellResult:
     set_seed(cell.config.seed)  # for libraries that are given no generator
     started = time.perf_counter()
     with one_thread():
-        result = run_method(cell.config, cell.method)
+        result = run_method(cell.config, cell.method, progress)
     wall_seconds = time.perf_counter() - started
     accuracy, macro_f1 = accuracy_and_macro_f1(result.labels, result.predictions, len(result.label_names))
     packages = ("torch", "transformers", "tokenizers", "stable-baselines3", "scikit-learn", "numpy")

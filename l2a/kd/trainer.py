@@ -4,7 +4,9 @@ import copy
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +24,7 @@ from l2a.student.student import Student
 from l2a.teacher.labelling import Labeller
 from l2a.util import training
 from l2a.util.errors import RunError, UsageError
+from l2a.util.files import fingerprint
 from l2a.util.progress import SILENT, Progress, process_rank
 
 
@@ -172,6 +175,10 @@ class WeightAverage:
     """Exponential moving average of weights: smoother than any single step (Polyak and Juditsky, 1992).
 
     The decay grows from 2/11 at the first step to its final value, so that the untrained start is soon forgotten.
+
+    Attributes:
+        values: The average of each parameter.
+        steps: Updates taken in.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], decay: float) -> None:
@@ -182,20 +189,20 @@ class WeightAverage:
             decay: Weight of the past, 0 (no average) to below 1.
         """
         self._weights = [parameter.detach() for parameter in parameters]
-        self._average = [weight.clone() for weight in self._weights]
-        self._decay, self._steps = decay, 0
+        self.values = [weight.clone() for weight in self._weights]
+        self._decay, self.steps = decay, 0
 
     def update(self) -> None:
         """Take the present weights in, after an optimiser step."""
-        self._steps += 1
-        decay = min(self._decay, (1 + self._steps) / (10 + self._steps))
-        torch._foreach_lerp_(self._average, self._weights, 1 - decay)
+        self.steps += 1
+        decay = min(self._decay, (1 + self.steps) / (10 + self.steps))
+        torch._foreach_lerp_(self.values, self._weights, 1 - decay)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Put the average in place of the weights, and the weights back afterwards."""
         present = [weight.clone() for weight in self._weights]
-        torch._foreach_copy_(self._weights, self._average)
+        torch._foreach_copy_(self._weights, self.values)
         try:
             yield
         finally:
@@ -253,6 +260,8 @@ class KDTrainer:
         self._average: WeightAverage | None = None
         self._best_state: list[dict[str, Tensor]] = []
         self._table: tuple[Tensor, Tensor] | None = None
+        self._events: list[dict[str, Any]] = []  # of the present call, as are the logits at each renewal
+        self._renewed: list[NDArray[np.float32]] = []
 
     def _start_optimizer(self) -> None:
         rate, table = self.config.peak_rate, self.student.model.get_input_embeddings().weight
@@ -325,22 +334,64 @@ class KDTrainer:
         Raises:
             RunError: If the loss is not finite.
         """
-        data = kd_data.join(sets)
+        data, self._events, self._renewed = kd_data.join(sets), [], []
+        checkpoint = progress.checkpoint if evaluate and training.process_count() == 1 else None
+        plan = [list(map(len, sets)), list(shares), steps, *((renewal.kept, renewal.every) if renewal else ())]
+        key = self._key(data, *plan) if checkpoint else ""
         dropout = training.seeded(self._seed + self.steps_done)  # the same wherever the call starts
         with dropout, progress.stage(stage, steps) as advance, self._active_vocabulary_only(data) as renumbered:
             self._average = WeightAverage(self._trained_parameters, self.config.average) if evaluate else None
             self.student.model.train()
-            for indices in self._batches(renumbered, sets, shares, steps, renewal):
+            loop = training.Loop(checkpoint, key, self._schedule, steps)
+            if loop.done:
+                self._restore(loop, progress)
+                advance(loop.done)
+            for indices in islice(self._batches(renumbered, sets, shares, steps, renewal), loop.done, None):
                 self._step(renumbered, indices)
                 advance(1)
                 if self._average is not None:
                     self._average.update()
                     if self.steps_done % self.config.evaluate_every == 0:
                         self.evaluate(progress)
+                loop.update_done(self._beside)
             if evaluate and self.steps_done % self.config.evaluate_every:
                 self.evaluate(progress)
             self._average = None
         self.student.model.eval()
+
+    def _key(self, data: kd_data.DistillationSet, *plan: Any) -> str:
+        """Name a call by all that decides its result: the student as it is, the texts, the labels and the settings."""
+        read = [data, self._apart] if self._apart is not None else [data]
+        texts = [[one.encoded.ids, one.encoded.offsets, one.labels, one.teacher.logits] for one in read]
+        chosen_by = [self._validation[0].ids, self._validation[0].offsets, self._validation[1]]
+        start = dict.fromkeys((*self.student.model.parameters(), *self._trained_parameters))
+        weights = [parameter.detach().cpu().numpy() for parameter in start]
+        how = [self._seed, self.steps_done, type(self.read_batch).__name__, training.arithmetic(self._device)]
+        return fingerprint(texts, chosen_by, weights, asdict(self.config), how, plan)
+
+    def _beside(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Give what a checkpoint keeps of a call, beside what its loop knows."""
+        tensors = {f"renewed/{i}": torch.from_numpy(value) for i, value in enumerate(self._renewed)}
+        tensors |= {f"average/{i}": value for i, value in enumerate(self._average.values if self._average else ())}
+        for i, state in enumerate(self._best_state):
+            tensors |= {f"best/{i}/{name}": value for name, value in state.items()}
+        best = None if self.best is None else [self.best.divergence, self.best.log_likelihoods.tolist()]
+        return tensors, {"events": self._events, "renewed": len(self._renewed), "best": best}
+
+    def _restore(self, loop: training.Loop, progress: Progress) -> None:
+        kept, facts = loop.tensors, loop.facts
+        if self._average is not None:
+            self._average.steps = loop.done
+            for i, value in enumerate(self._average.values):
+                value.copy_(kept[f"average/{i}"])
+        self._renewed = [kept[f"renewed/{i}"].numpy() for i in range(facts["renewed"])]
+        if facts["best"] is not None:
+            self.best = Score(facts["best"][0], np.array(facts["best"][1]))
+            names = [module.state_dict() for module in self._modules]
+            self._best_state = [{name: kept[f"best/{i}/{name}"] for name in one} for i, one in enumerate(names)]
+        self.steps_done, self._events = self.steps_done + loop.done, facts["events"]
+        for told in self._events:
+            progress.event("validation", **told)
 
     def _batches(
         self,
@@ -359,8 +410,10 @@ class KDTrainer:
                 place = next(number for number, part in enumerate(sets) if part is renewal.pool)
                 kept = renewal.kept
                 if done:
-                    logits, _ = run_student(self.student, data.take(parts[place]).encoded)
-                    kept = renewal.choose(training.broadcast(logits))
+                    if done // every > len(self._renewed):  # else a restored call repeats its choice
+                        logits, _ = run_student(self.student, data.take(parts[place]).encoded)
+                        self._renewed.append(training.broadcast(logits))
+                    kept = renewal.choose(self._renewed[done // every - 1])
                 # Only this set starts over, least used first; the others continue where they were.
                 used[place] = parts[place][kept]
                 cycles[place] = kd_data.cycle(used[place], self._rng, uses)
@@ -485,9 +538,9 @@ class KDTrainer:
             if score.beats(self.best):
                 self.best = score
                 self._keep()
-        progress.event(
-            "validation", step=self.steps_done, log_likelihood=score.log_likelihood, divergence=score.divergence
-        )
+        facts = {"step": self.steps_done, "log_likelihood": score.log_likelihood, "divergence": score.divergence}
+        self._events.append(facts)
+        progress.event("validation", **facts)
         return score
 
     def _log_likelihoods(self) -> NDArray[np.float64]:

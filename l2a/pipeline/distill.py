@@ -1,5 +1,6 @@
 """The main job: everything that can be refused is refused first, then methods are trained and the folder is filled."""
 
+import dataclasses
 import shlex
 import sys
 import tempfile
@@ -12,7 +13,7 @@ from l2a.config import DistillConfig, as_yaml, override, settle
 from l2a.pipeline.data import load_run_data
 from l2a.selector.agents import check_agent
 from l2a.util.errors import RunError
-from l2a.util.files import FAILED_LOG, output_folder
+from l2a.util.files import CHECKPOINT, FAILED_LOG, Checkpoint, output_folder
 from l2a.util.progress import Progress, process_rank
 
 if TYPE_CHECKING:  # this imports torch, which bad data should not wait for
@@ -70,12 +71,16 @@ def distill(
     names |= {"unlabelled": (names["unlabelled"],)} if "unlabelled" in names else {}
     config = settle(override(config or DistillConfig(), {**names, **settings}))
     check_agent(config.selector.agent)
-    output = output_folder(Path(config.output_dir).expanduser().resolve(), "run", config.overwrite)
+    path = Path(config.output_dir).expanduser().resolve()
+    output = output_folder(path, "run", config.overwrite)
     # Of several processes only the first one's folder is kept, and only it speaks.
     with tempfile.TemporaryDirectory() if process_rank() else output as place:
         folder = Path(place)
         with Progress(folder / "log.jsonl", -1 if process_rank() else verbosity) as progress:
             try:
+                if process_rank() == 0:
+                    settings = dataclasses.asdict(config) | {"output_dir": None, "overwrite": None}
+                    progress = progress.keeping(Checkpoint(path / CHECKPOINT, settings))
                 return _run(config, in_memory, folder, progress)
             except RunError as error:
                 raise RunError(f"{error}; the log is {Path(config.output_dir) / FAILED_LOG}") from error

@@ -1,7 +1,7 @@
 """Selection policies on their own: trained on pairs of domains, compared with the rules, explained."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from l2a.selector.problem import RULES, SelectionProblem, candidate_features
 from l2a.selector.reward import build_surrogate, reward_score, score_after, surrogate_reward
 from l2a.selector.select import Inspection, apply_policy, inspect_policy, rank_correlation, select
 from l2a.util.errors import UsageError
-from l2a.util.files import output_folder
+from l2a.util.files import CHECKPOINT, Checkpoint, output_folder
 from l2a.util.progress import SILENT, Progress
 
 
@@ -153,7 +153,9 @@ def train_selector(
         RunError: If the training diverges.
     """
     _learning_card(configs[0])
+    settings = {str(number): asdict(one) | {"output_dir": None} for number, one in enumerate(configs)}
     with output_folder(folder, "policy", overwrite) as unfinished:
+        progress = progress.keeping(Checkpoint(folder / CHECKPOINT, settings))
         return train_on([surrogate_problem(one, progress) for one in configs], configs, unfinished, progress)
 
 

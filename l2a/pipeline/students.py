@@ -27,7 +27,8 @@ from l2a.student.student import Student
 from l2a.teacher.labelling import Labeller, TeacherOutputs
 from l2a.teacher.model import Teacher
 from l2a.util.errors import RunError, UsageError
-from l2a.util.training import broadcast
+from l2a.util.files import fingerprint
+from l2a.util.training import broadcast, remembered
 
 CERTAIN = 10.0
 """Logit of a real label where a teacher's would stand."""
@@ -261,8 +262,13 @@ def selection_problem(session: TrainingSession, drawn: Drawn) -> SelectionProble
 
     @cache
     def influences() -> NDArray[np.float32]:
-        few = candidates.take(np.flatnonzero(judged))
-        return candidate_influences(trainer, candidates, few, session.reward, kd, session.context.progress)
+        few, progress = candidates.take(np.flatnonzero(judged)), session.context.progress
+        weights = [value.detach().cpu().numpy() for value in session.student.model.parameters()]
+        key = fingerprint([candidates.encoded.ids, candidates.teacher.logits, session.context.config.seed, weights])
+        return remembered(
+            progress.checkpoint, key,
+            lambda: candidate_influences(trainer, candidates, few, session.reward, kd, progress),
+        )  # fmt: skip
 
     return SelectionProblem(
         pool=drawn.pool,

@@ -4,7 +4,6 @@ The teacher reads each batch while it is trained on, so that a run needs no room
 """
 
 import shlex
-import shutil
 from dataclasses import asdict, dataclass
 from itertools import chain, count, islice
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from l2a.config import Count, Length, Positive, Seed
@@ -27,13 +25,11 @@ from l2a.teacher.labelling import token_vectors
 from l2a.teacher.model import Teacher, load_encoder, mean_pool
 from l2a.util.cards import Allowed, Checked
 from l2a.util.errors import RunError, UsageError
-from l2a.util.files import atomic_write_bytes, atomic_write_text, cache_root, fingerprint, output_folder
+from l2a.util.files import CHECKPOINT, Checkpoint, atomic_write_text, fingerprint, output_folder
 from l2a.util.progress import SILENT, Progress
-from l2a.util.training import adamw, arithmetic, best_device, linear_schedule, mixed_precision, seeded
+from l2a.util.training import Loop, adamw, arithmetic, best_device, linear_schedule, mixed_precision, seeded
 
 BATCH_SIZE = 128
-SAVE_EVERY = 500
-"""Steps between checkpoints."""
 Width = Annotated[int, Allowed("an even number of at least 2", lambda value: value >= 2 and value % 2 == 0)]
 
 
@@ -189,17 +185,16 @@ def distillation_losses(model: GeneralStudent, teacher: Teacher, batch: Batch) -
 
 
 def train(
-    model: GeneralStudent, teacher: Teacher, encoded: encoding.EncodedTexts, config: PretrainConfig, checkpoint: Path,
+    model: GeneralStudent, teacher: Teacher, encoded: encoding.EncodedTexts, config: PretrainConfig,
     progress: Progress = SILENT,
 ) -> None:  # fmt: skip
-    """Train in place, from the checkpoint if there is one.
+    """Train in place, from the checkpoint of the progress if it has one.
 
     Args:
         model: On the teacher's device.
         teacher: The pretrained teacher.
         encoded: The texts.
         config: Steps, rate and seed.
-        checkpoint: The file to resume from and to write.
         progress: Shows the steps and records the losses.
 
     Raises:
@@ -210,17 +205,15 @@ def train(
     # Most words are seen in few steps, so their vectors move faster.
     optimizer = adamw([([words], 3 * config.learning_rate), (others, config.learning_rate)])
     schedule = linear_schedule(optimizer, config.steps, warmup_share=0.05)
-    first = load_checkpoint(checkpoint, model, optimizer) if checkpoint.exists() else 0
-    for _ in range(first):  # the rate moves on; without gradients the optimizer changes nothing
-        optimizer.step()
-        schedule.step()
+    key = fingerprint(teacher.fingerprint(), arithmetic(words.device), encoded.ids, encoded.types, encoded.offsets)
+    loop = Loop(progress.checkpoint, key, schedule, config.steps)
     # The order of an epoch is drawn from its number, so that a resumed run reads what a whole one reads.
     rngs = (np.random.default_rng([config.seed, 2, epoch]) for epoch in count())
     epochs = (encoding.training_batches(encoded.lengths, BATCH_SIZE, rng) for rng in rngs)
-    batches = islice(chain.from_iterable(epochs), first, config.steps)
+    batches = islice(chain.from_iterable(epochs), loop.done, config.steps)
     with progress.stage("general stage", config.steps) as advance:
-        advance(first)
-        for step, batch in enumerate(batches, start=first + 1):
+        advance(loop.done)
+        for step, batch in enumerate(batches, start=loop.done + 1):
             losses = distillation_losses(model, teacher, encoded.padded(batch, words.device))
             if not losses["total"].isfinite():
                 values = ", ".join(f"{name} {value.item():.4g}" for name, value in losses.items())
@@ -233,25 +226,7 @@ def train(
             advance(1)
             if step % 50 == 0:
                 progress.event("general stage", step=step, **{name: value.item() for name, value in losses.items()})
-            if step % SAVE_EVERY == 0:
-                save_checkpoint(checkpoint, model, optimizer, step)
-
-
-def save_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
-    """Write the parameters and their AdamW moments after ``step`` steps, in place of the last checkpoint."""
-    tensors = {f"model.{name}": value.detach().contiguous() for name, value in model.state_dict().items()}
-    for name, parameter in model.named_parameters():
-        tensors |= {f"{moment}.{name}": value for moment, value in optimizer.state[parameter].items()}
-    atomic_write_bytes(path, save(tensors | {"steps_done": torch.tensor(step)}))
-
-
-def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Fill model and optimizer in place from a checkpoint; return the steps done."""
-    tensors = load_file(path, str(next(model.parameters()).device))
-    model.load_state_dict({name: tensors[f"model.{name}"] for name in model.state_dict()})
-    for name, parameter in model.named_parameters():
-        optimizer.state[parameter] = {key: tensors[f"{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq")}
-    return int(tensors["steps_done"])
+            loop.update_done()
 
 
 def pretrain(config: PretrainConfig, progress: Progress = SILENT) -> Path:
@@ -269,6 +244,8 @@ def pretrain(config: PretrainConfig, progress: Progress = SILENT) -> Path:
         UsageError: If a text, a domain or the output folder cannot be used.
     """
     with output_folder(config.output_dir, "general student", config.overwrite) as folder:
+        settings = asdict(config) | {"output_dir": None, "overwrite": None}
+        progress = progress.keeping(Checkpoint(config.output_dir / CHECKPOINT, settings))
         bank = read_texts(config, progress)
         progress.say(bank.summary)
         teacher = load_encoder(config.teacher, ("0", "1"), seed=0, progress=progress).to(best_device())
@@ -279,24 +256,14 @@ def pretrain(config: PretrainConfig, progress: Progress = SILENT) -> Path:
         longest = classifier.config.max_position_embeddings
         tokenizer = encoding.fit_tokenizer(teacher.tokenizer, classifier.config, longest)
         encoded = encode_texts(bank, tokenizer, config)
-        checkpoint = checkpoint_path(config, teacher, encoded)
-        train(model, teacher, encoded, config, checkpoint, progress)
+        train(model, teacher, encoded, config, progress)
         # Without the output layer: AutoModelForSequenceClassification draws a fresh one for any number of classes.
         weights = {name: value for name, value in classifier.state_dict().items() if "out_proj" not in name}
         classifier.save_pretrained(folder, state_dict={name: value.half() for name, value in weights.items()})
         (folder / "model.safetensors").chmod(0o644)  # which safetensors makes private
         encoding.fit_tokenizer(tokenizer, classifier.config).save_pretrained(folder)
         atomic_write_text(folder / "README.md", _card(config, classifier.num_parameters(), len(bank)))
-    shutil.rmtree(checkpoint.parent, ignore_errors=True)
     return config.output_dir
-
-
-def checkpoint_path(config: PretrainConfig, teacher: Teacher, encoded: encoding.EncodedTexts) -> Path:
-    """Name the checkpoint: it lies in the cache, under everything that decides the student."""
-    choices = asdict(config) | {"output_dir": str(config.output_dir.resolve()), "overwrite": None}
-    device = next(teacher.parameters()).device
-    key = fingerprint(choices, teacher.fingerprint(), arithmetic(device), encoded.ids, encoded.types, encoded.offsets)
-    return cache_root() / "checkpoints" / key / "checkpoint.safetensors"
 
 
 def _card(config: PretrainConfig, parameters: int, texts: int) -> str:

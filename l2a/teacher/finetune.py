@@ -20,7 +20,7 @@ from l2a.teacher.states import encoder_layers, frozen_layers, lower_states, uppe
 from l2a.util.errors import RunError
 from l2a.util.files import cached_folder, fingerprint
 from l2a.util.progress import SILENT, Progress
-from l2a.util.training import adamw, arithmetic, linear_schedule, mixed_precision, seeded
+from l2a.util.training import Loop, adamw, arithmetic, linear_schedule, mixed_precision, seeded
 
 RECIPE = 4
 """Raise it whenever ``fine_tune`` gives other weights than before: cached teachers are then trained again."""
@@ -62,7 +62,7 @@ def fine_tuned(
 
     def build(folder: Path) -> None:
         before = {name: value.clone() for name, value in base.state_dict().items()}
-        fine_tune(base, examples, config, epochs, max_length, seed, stage, progress)
+        fine_tune(base, examples, config, epochs, max_length, seed, stage, progress, key)
         changed = {name: v.contiguous() for name, v in base.state_dict().items() if not torch.equal(v, before[name])}
         save_file(changed, folder / "trained.safetensors")
 
@@ -80,8 +80,9 @@ def fine_tune(
     seed: int,
     stage: str,
     progress: Progress = SILENT,
+    key: str = "",
 ) -> Teacher:
-    """Train encoder and head in place with cross-entropy; the arguments are those of ``fine_tuned``.
+    """Train encoder and head in place with cross-entropy; the arguments are those of ``fine_tuned``, and its key.
 
     Bias-corrected AdamW, a linear schedule with warm-up and enough steps are what make few-shot fine-tuning stable
     (Mosbach et al., 2021; Zhang et al., 2021).
@@ -105,7 +106,9 @@ def fine_tune(
     teacher.train()
     model.train()
     with seeded(seed), progress.stage(stage, total) as advance:  # dropout
-        for step, indices in enumerate(batches):
+        loop = Loop(progress.checkpoint, key, schedule, total)
+        advance(loop.done)
+        for step, indices in enumerate(itertools.islice(batches, loop.done, None), loop.done):
             with mixed_precision(device):
                 logits = model(read.padded(indices, device))[0]
             loss = functional.cross_entropy(logits.float(), labels[indices].to(device))
@@ -117,6 +120,7 @@ def fine_tune(
             nn.utils.clip_grad_norm_([p for p in teacher.parameters() if p.grad is not None], 1.0)
             optimizer.step()
             schedule.step()
+            loop.update_done()
             advance(1)
     return teacher.eval()
 

@@ -6,8 +6,9 @@ stages of all seeds and the labelling of the same texts pay for the upper layers
 
 import contextlib
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,10 +22,12 @@ from l2a.data.examples import TextInput
 from l2a.teacher.model import Teacher
 from l2a.util.files import cache_root, cached_folder, fingerprint
 from l2a.util.progress import SILENT, Progress
-from l2a.util.training import CPU, arithmetic, evaluating, mixed_precision
+from l2a.util.training import CPU, arithmetic, evaluating, mixed_precision, remembered
 
 RECIPE = 1
 """Raise it whenever ``lower_states`` gives other numbers than before."""
+TOGETHER = 16
+"""Batches between two looks at the checkpoint: seconds of a large teacher."""
 TOLERANCE = 0.02
 """Of logits and embeddings computed from kept states, which are rounded to float16, beside the whole model's."""
 
@@ -175,12 +178,17 @@ def lower_states(
         encoded = encode(teacher.tokenizer, list(places), max_length)
         shape = int(encoded.offsets[-1]), teacher.hidden_size
         states = np.lib.format.open_memmap(folder / "states.npy", "w+", np.float16, shape)
+        batches = list(inference_batches(encoded))
         with progress.stage("frozen layers of the teacher", len(places)) as advance:
-            for indices, hidden in _run_frozen(teacher, frozen, encoded):
-                for row, index in enumerate(indices):
-                    start, end = encoded.offsets[index], encoded.offsets[index + 1]
-                    states[start:end] = hidden[row, : end - start]
-                advance(len(indices))
+            for number in range(0, len(batches), TOGETHER):
+                some = batches[number : number + TOGETHER]
+                run = partial(_run_frozen, teacher, frozen, encoded, some)
+                rows, texts = remembered(progress.checkpoint, f"{key}-{number}", run), np.concatenate(some)
+                ends = np.cumsum(encoded.lengths[texts])
+                for index, end in zip(texts, ends, strict=True):
+                    start, stop = encoded.offsets[index], encoded.offsets[index + 1]
+                    states[start:stop] = rows[end - (stop - start) : end]
+                advance(len(texts))
         states.flush()
         np.save(folder / "offsets.npy", encoded.offsets)
 
@@ -199,11 +207,12 @@ def frozen_fingerprint(teacher: Teacher, frozen: int) -> str:
 
 
 def _run_frozen(
-    teacher: Teacher, frozen: int, encoded: EncodedTexts
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float16]]]:
-    """Yield positions of texts with their states, (B, L, d), in batches of similar length."""
+    teacher: Teacher, frozen: int, encoded: EncodedTexts, batches: Sequence[NDArray[np.int64]]
+) -> NDArray[np.float16]:
+    """Give the states of some batches, a row a token, (total, d), one text behind another."""
     layers, device = encoder_layers(teacher.encoder)[1], next(teacher.parameters()).device
     reached: list[torch.Tensor] = []
+    rows: list[NDArray[np.float16]] = []
 
     def stop(_: nn.Module, __: Any, output: Any) -> None:
         reached.append(output[0] if isinstance(output, tuple) else output)
@@ -212,12 +221,14 @@ def _run_frozen(
     hook = layers[frozen - 1].register_forward_hook(stop)
     try:
         with evaluating(teacher), torch.inference_mode(), mixed_precision(device):
-            for indices in inference_batches(encoded):
+            for indices in batches:
                 with contextlib.suppress(_Reached):
                     teacher(encoded.padded(indices, device))
-                yield indices, reached.pop().to(torch.float16).cpu().numpy()
+                hidden = reached.pop().to(torch.float16).cpu().numpy()
+                rows += [hidden[row, :length] for row, length in enumerate(encoded.lengths[indices])]
     finally:
         hook.remove()
+    return np.concatenate(rows)
 
 
 def _agree(teacher: Teacher, frozen: int, inputs: Sequence[TextInput], max_length: int, states: LowerStates) -> bool:

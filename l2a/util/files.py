@@ -2,30 +2,38 @@
 
 An output folder carries a mark, ``l2a.json``, that lists its files. A run fills a hidden folder inside, which takes the
 name ``READY`` once it is whole: from then on the new run counts, and a kill while its files take the places of the
-older run's only leaves that to be done at the next look. Cache folders are checked on every use.
+older run's only leaves that to be done at the next look. Cache folders are checked on every use. What a run needs to go
+on after a kill lies in a ``Checkpoint``, a hidden folder that goes when the run is finished.
 """
 
 import contextlib
 import hashlib
+import itertools
 import json
 import logging
 import operator
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from filelock import FileLock, Timeout
 from platformdirs import user_cache_path
 
+from l2a import __version__
+from l2a.util.cards import PACKAGE
 from l2a.util.errors import RunError, UsageError, os_error_sentence, os_errors_as_run_error
 
 MARK, LOCK = "l2a.json", ".l2a.lock"
 NEW, READY = ".l2a-new.", ".l2a-ready"
 OLD_MARK = ".l2a-old.json"  # in the ready folder
 FAILED_LOG = "failed.log.jsonl"
+CHECKPOINT = ".l2a-checkpoint"  # a folder, see Checkpoint
+SAVE_SECONDS, SAVE_COST = 20.0, 0.02  # least time between two saves, and the share of the time that they may take
 MANIFEST = "manifest.json"
 Hashable = Any  # str, bytes, numbers, None, numpy arrays, and lists, tuples or mappings of these
 
@@ -74,10 +82,10 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
         try:
             with os.fdopen(handle, "wb") as file:
                 yield file
-                file.flush()
-                os.fsync(file.fileno())
+            sync(Path(temporary))
             os.chmod(temporary, 0o644)  # mkstemp makes files private; results are meant to be shared
             os.replace(temporary, path)
+            sync(path.parent)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
@@ -92,6 +100,17 @@ def atomic_write_bytes(path: Path, data: bytes) -> None:
 def atomic_write_text(path: Path, text: str) -> None:
     """Write a UTF-8 text file in one step; see ``atomic_file``."""
     atomic_write_bytes(path, text.encode("utf-8"))
+
+
+def sync(*paths: Path) -> None:
+    """Have files and folders on the disk, so that a power cut after a rename loses none of what was renamed."""
+    for path in paths:
+        with contextlib.suppress(*(() if path.is_file() else (OSError,))):  # not every system can do so with folders
+            handle = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
 
 
 @contextlib.contextmanager
@@ -113,9 +132,11 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         try:
             yield temporary
             os.chmod(temporary, 0o755)
+            sync(temporary, *temporary.rglob("*"))
             if path.exists():  # no call replaces a folder that is not empty
                 shutil.rmtree(path)
             os.replace(temporary, path)
+            sync(path.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
@@ -161,6 +182,7 @@ def output_folder(path: Path, kind: str, overwrite: bool = False) -> Iterator[Pa
                         raise RunError(f"{foreign}; move it and run again")
                     mark = {"format": 1, "kind": kind, "files": hashes}
                     atomic_write_text(staging / MARK, to_json(mark, indent=1) + "\n")
+                    sync(staging, *staging.rglob("*"))
                     os.replace(staging, path / READY)
                     _finish(path)
                 except BaseException as error:
@@ -179,7 +201,7 @@ def output_folder(path: Path, kind: str, overwrite: bool = False) -> Iterator[Pa
 
 def _refuse_foreign_content(path: Path, kind: str, overwrite: bool) -> dict[str, str]:
     """Return the files that an older result of the same kind consists of."""
-    present = [child.name for child in path.iterdir() if child.name not in (LOCK, FAILED_LOG)]
+    present = [child.name for child in path.iterdir() if child.name not in (LOCK, FAILED_LOG, CHECKPOINT)]
     if not present:
         return {}
     mark = read_mark(path / MARK)
@@ -232,6 +254,8 @@ def _finish(path: Path) -> None:
     """Put a whole result in the place of the older one; every step may be the last before a kill, and come again."""
     ready = path / READY
     if (ready / MARK).exists():
+        if (path / CHECKPOINT).exists():
+            shutil.rmtree(path / CHECKPOINT)
         if (path / MARK).exists():  # without its mark the old result is not taken for whole
             os.replace(path / MARK, ready / OLD_MARK)
         new, old = read_mark(ready / MARK)["files"], read_mark(ready / OLD_MARK)["files"]
@@ -247,6 +271,91 @@ def _finish(path: Path) -> None:
         (path / FAILED_LOG).unlink(missing_ok=True)
         os.replace(ready / MARK, path / MARK)
     shutil.rmtree(ready, ignore_errors=True)
+
+
+@cache
+def code_fingerprint() -> str:
+    """Hash the sources of the package, the same for the same files in any folder: which code made a result."""
+    files = sorted(PACKAGE.rglob("*.py"))
+    return fingerprint([[path.relative_to(PACKAGE).as_posix(), path.read_bytes()] for path in files])
+
+
+class Checkpoint:
+    """What a run needs to go on after a kill: files by key, in a folder that one process at a time uses.
+
+    The name of a file has the hash of its content, so that a damaged one is never read. The mark holds the settings.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        """Open a checkpoint; the folder is made with the first file.
+
+        Args:
+            folder: Hidden, beside the results of the run.
+            settings: All that decides the run, as JSON can hold it.
+
+        Raises:
+            UsageError: If the folder holds the state of a run with other settings or another version of this package.
+        """
+        self.folder, self._saved, self._cost = folder, time.monotonic(), 0.0
+        self._mark = to_json({"l2a": f"{__version__} {code_fingerprint()[:12]}", **settings}, indent=1) + "\n"
+        old = (folder / MARK).read_text("utf-8", "replace") if (folder / MARK).exists() else self._mark
+        if old != self._mark:
+            lines = itertools.zip_longest(old.splitlines(), self._mark.splitlines(), fillvalue="nothing")
+            there, here = next((one.strip(" ,"), other.strip(" ,")) for one, other in lines if one != other)
+            raise UsageError(
+                f"{folder} keeps an interrupted run with another setting ({there} there, {here} here); repeat the "
+                "command of that run to finish it, or delete the folder to start anew"
+            )
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Make the folder and hold it against other processes; it goes at the end where it has no mark (any more).
+
+        Raises:
+            RunError: If another process holds it.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(self.folder / LOCK, timeout=0):
+                yield
+        except Timeout as error:
+            raise RunError(f"{self.folder}: another run is writing there; wait for it and try again") from error
+        if not (self.folder / MARK).exists():
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def load(self, key: str) -> bytes | None:
+        """Read the newest undamaged file of a key, whose stage begins now; None where there is none."""
+        self._saved = time.monotonic()
+        for path in sorted(self.folder.glob(f"{key}.*"), key=lambda path: path.stat().st_mtime_ns, reverse=True):
+            data = path.read_bytes()
+            if path.stem == self._stem(key, data):
+                return data
+            logger.warning("%s is damaged and is left aside; that part of the run starts from an older state", path)
+        return None
+
+    def is_due(self, is_last: bool = False) -> bool:
+        """Say whether it is time to save, which is sooner after the last step of a stage."""
+        wait = max(SAVE_SECONDS, self._cost / SAVE_COST)
+        return time.monotonic() - self._saved >= (wait / 4 if is_last else wait)
+
+    def save(self, key: str, data: bytes, suffix: str = "safetensors") -> None:
+        """Write the file of a key in one step, in place of the one before.
+
+        Raises:
+            RunError: If the system refuses; the file before is still there then.
+        """
+        started, name = time.monotonic(), f"{self._stem(key, data)}.{suffix}"
+        if not (self.folder / MARK).exists():
+            atomic_write_text(self.folder / MARK, self._mark)
+        atomic_write_bytes(self.folder / name, data)
+        for path in (*self.folder.glob(f"{key}.*"), *self.folder.glob(f".*{NEW}*")):  # what a kill left, too
+            if path.name != name:
+                path.unlink()
+        self._saved = time.monotonic()
+        self._cost = self._saved - started
+
+    def _stem(self, key: str, data: bytes) -> str:
+        return f"{key}.{fingerprint(self._mark, data)}"
 
 
 def cache_root() -> Path:

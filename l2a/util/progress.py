@@ -1,6 +1,7 @@
 """Progress of a run: rich bars on a terminal, silence elsewhere, and a JSON line for every event."""
 
 import contextlib
+import copy
 import os
 import sys
 import time
@@ -8,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
-from l2a.util.files import to_json
+from l2a.util.files import Checkpoint, to_json
 
 Advance = Callable[[int], None]
 
@@ -27,7 +28,14 @@ def process_rank() -> int:
 
 
 class Progress:
-    """Progress of one run: bars on stderr when it is a terminal, JSON lines in a log file, seconds by stage."""
+    """Progress of one run: bars on stderr when it is a terminal, JSON lines in a log file, seconds by stage.
+
+    Attributes:
+        seconds_by_stage: Wall seconds spent in each outermost stage.
+        checkpoint: Where long stages keep what they need to go on; None where nothing is kept.
+    """
+
+    checkpoint: Checkpoint | None = None
 
     def __init__(self, log_file: Path | None = None, verbosity: int = 0) -> None:
         """Start a run.
@@ -36,7 +44,7 @@ class Progress:
             log_file: JSON lines go here; None for no log.
             verbosity: -1 shows nothing, 0 stages, 1 also events.
         """
-        self.seconds_by_stage: dict[str, float] = {}  # wall seconds spent in each outermost stage
+        self.seconds_by_stage: dict[str, float] = {}
         self._started, self._depth, self._verbosity = time.monotonic(), 0, verbosity
         self._log = log_file.open("a", encoding="utf-8") if log_file else None
         self._bars = _make_bars() if verbosity >= 0 and sys.stderr.isatty() else None
@@ -51,6 +59,12 @@ class Progress:
             self._bars.stop()
         if self._log:
             self._log.close()
+
+    def keeping(self, checkpoint: Checkpoint) -> "Progress":
+        """Return the same progress, whose stages keep their state in a checkpoint."""
+        copied = copy.copy(self)
+        copied.checkpoint = checkpoint
+        return copied
 
     @contextlib.contextmanager
     def stage(self, name: str, total: int | None = None) -> Iterator[Advance]:

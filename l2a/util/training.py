@@ -1,16 +1,22 @@
 """What every training needs: seeds, devices, precision, several processes, AdamW and its schedule."""
 
+import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import load, save
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from l2a.util.files import Checkpoint
 
 CPU = torch.device("cpu")
+Tensors = Mapping[str, torch.Tensor]
 Number = TypeVar("Number", bound=np.generic)
 
 
@@ -134,7 +140,7 @@ def adamw(groups: Sequence[tuple[Sequence[nn.Parameter], float]], weight_decay: 
 
 def linear_schedule(
     optimizer: torch.optim.Optimizer, total_steps: int, warmup_share: float = 0.1, floor: float = 0.0
-) -> torch.optim.lr_scheduler.LambdaLR:
+) -> LambdaLR:
     """Warm up linearly, then decay linearly; the scheduler is to step after each update.
 
     Args:
@@ -150,7 +156,7 @@ def linear_schedule(
             return (step + 1) / warmup
         return max(floor, (total_steps - step) / max(1, total_steps - warmup))
 
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, scale)
+    return LambdaLR(optimizer, scale)
 
 
 def carry_second_moments(source: torch.optim.Optimizer, target: torch.optim.Optimizer) -> None:
@@ -193,3 +199,81 @@ def adamw_update_derivative(optimizer: torch.optim.Optimizer) -> dict[nn.Paramet
             root = ((1 - share) * moment + share * squared).sqrt() + eps
             slopes[parameter] = group["initial_lr"] * (1 - share) * moment / root**3
     return slopes
+
+
+def remembered(checkpoint: Checkpoint | None, key: str, measure: Callable[[], NDArray[Number]]) -> NDArray[Number]:
+    """Measure something that takes long, or take it from a checkpoint, where it stays until the run is finished."""
+    if checkpoint is not None and (data := checkpoint.load(key)) is not None:
+        kept: NDArray[Number] = load(data)["values"].numpy()
+        return kept
+    values = measure()
+    if checkpoint is not None and checkpoint.is_due(is_last=True):
+        checkpoint.save(key, save({"values": torch.from_numpy(values)}))
+    return values
+
+
+class Loop:
+    """The updates of one stage of training; a checkpoint, where there is one, lets them go on where they were.
+
+    It keeps parameters, moments, rates and torch's generator on the CPU, and whatever else the stage asks it to keep.
+    The order of the batches is not kept: a stage draws it again and leaves out those that are done.
+
+    Attributes:
+        done: Updates of the stage so far.
+        tensors: What the stage kept beside, by name; empty at a fresh start.
+        facts: Likewise, as JSON holds it.
+    """
+
+    def __init__(self, checkpoint: Checkpoint | None, key: str, schedule: LambdaLR, steps: int) -> None:
+        """Start the stage, or restore it; to be called where torch's generator is seeded for the stage.
+
+        Args:
+            checkpoint: Where the state is kept; None for nowhere.
+            key: Names the stage, by everything that decides it.
+            schedule: Of an AdamW over all that is trained.
+            steps: Updates of the stage.
+        """
+        self.done, self.tensors, self.facts = 0, dict[str, torch.Tensor](), dict[str, Any]()
+        self._checkpoint, self._key, self._schedule, self._steps = checkpoint, key, schedule, steps
+        self._optimizer = schedule.optimizer
+        if checkpoint is not None and (data := checkpoint.load(key)) is not None:
+            self._restore(data)
+
+    def _restore(self, data: bytes) -> None:
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])  # as safetensors lays it out
+        self.facts, self.tensors = json.loads(header["__metadata__"]["facts"]), load(data)
+        self.done, self._schedule.last_epoch = self.facts["done"], self.facts["scheduled"]
+        torch.set_rng_state(self.tensors["generator"])
+        for number, parameter in enumerate(self._parameters):
+            start = f"optimizer/{number}/"
+            found = {name.removeprefix(start): value for name, value in self.tensors.items() if name.startswith(start)}
+            parameter.detach().copy_(found.pop("value"))
+            self._optimizer.state[parameter] = {name: value.to(parameter.device) for name, value in found.items()}
+        rates = zip(self._optimizer.param_groups, self._schedule.base_lrs, self._schedule.lr_lambdas, strict=True)
+        for group, rate, scale in rates:
+            group["lr"] = rate * scale(self._schedule.last_epoch)
+
+    @property
+    def _parameters(self) -> list[nn.Parameter]:
+        return [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
+
+    def update_done(self, beside: Callable[[], tuple[Tensors, Mapping[str, Any]]] = lambda: ({}, {})) -> None:
+        """Count an update and, when it is time, keep the state.
+
+        Args:
+            beside: Gives what the stage keeps beside: tensors, and facts as JSON holds them.
+
+        Raises:
+            RunError: If it cannot be written.
+        """
+        self.done += 1
+        if self._checkpoint is None or not self._checkpoint.is_due(self.done == self._steps):
+            return
+        others, facts = beside()
+        tensors = {"generator": torch.get_rng_state(), **others}
+        for number, parameter in enumerate(self._parameters):
+            state = {"value": parameter.detach(), **self._optimizer.state[parameter]}
+            tensors |= {f"optimizer/{number}/{name}": value for name, value in state.items()}
+        facts = {"done": self.done, "scheduled": self._schedule.last_epoch, **facts}
+        copies = {name: value.cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
+        self._checkpoint.save(self._key, save(copies, {"facts": json.dumps(facts)}))

@@ -94,7 +94,7 @@ def trace(tmp_path: Path) -> Path:
 def fake_run_method(trace: Path) -> Callable[..., Any]:
     """A runner of rows that is nested, so that worker processes get it by value."""
 
-    def run_method(config: Any, row: str) -> Any:
+    def run_method(config: Any, row: str, *_: Any) -> Any:
         import os
         import time
         from types import SimpleNamespace

@@ -11,8 +11,9 @@ from typer.testing import CliRunner
 from l2a.cli.research import experiment_app
 from l2a.experiments.card import cell_key, expand, load_experiment
 from l2a.experiments.report import render_page, summarise
-from l2a.experiments.runner import CellResult, code_fingerprint, read_results, save_result
+from l2a.experiments.runner import CellResult, read_results, save_result
 from l2a.util.errors import RunError, UsageError
+from l2a.util.files import code_fingerprint
 
 from .conftest import write_card
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from l2a.experiments import runner
 from l2a.experiments.runner import RESULTS_FILE, CellResult, from_line, read_results, save_result, to_line
+from l2a.util import files
 
 Make = Callable[..., CellResult]
 as_fixture = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -97,13 +97,13 @@ def test_locks_are_not_committed(tmp_path: Path, make_result: Make) -> None:
 
 def test_any_changed_source_of_the_package_is_other_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def found() -> str:
-        runner.code_fingerprint.cache_clear()
-        return runner.code_fingerprint()
+        files.code_fingerprint.cache_clear()
+        return files.code_fingerprint()
 
     before = found()
     package = tmp_path / "l2a"
-    shutil.copytree(runner.PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(runner, "PACKAGE", package)
+    shutil.copytree(files.PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(files, "PACKAGE", package)
     assert found() == before
     (package / "kd" / "losses.py").open("a").write("\n")
     assert found() != before

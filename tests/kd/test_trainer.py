@@ -12,7 +12,7 @@ from torch import nn
 
 from l2a.config import KDConfig, StudentConfig
 from l2a.data.encoding import encode
-from l2a.kd.data import DistillationSet
+from l2a.kd.data import DistillationSet, Renewal
 from l2a.kd.lelp import fit_subclasses
 from l2a.kd.losses import soft_label_loss
 from l2a.kd.trainer import (
@@ -28,6 +28,8 @@ from l2a.student.student import Student
 from l2a.teacher.labelling import TeacherOutputs
 from l2a.teacher.model import Teacher
 from l2a.util.errors import RunError, UsageError
+from l2a.util.files import Checkpoint
+from l2a.util.progress import Progress
 from tests.conftest import LABELS, NEGATIVE, POSITIVE, make_examples
 
 CONFIG = KDConfig(warmup_steps=20, rounds=1, round_steps=20, batch_size=8, learning_rate=3e-3, evaluate_every=5)
@@ -111,6 +113,57 @@ def test_two_runs_with_one_seed_are_identical(teacher):
         trainer.train([make_set(student, 40)], [1.0], 10)
         scores.append(trainer.evaluate().log_likelihood)
     assert scores[0] == scores[1]
+
+
+class Told(Progress):
+    """A progress that remembers events and keeps states in a folder."""
+
+    def __init__(self, folder):
+        super().__init__(verbosity=-1)
+        self.checkpoint, self.events = Checkpoint(folder, {}), []
+
+    def event(self, name, **values):
+        self.events += [values] if name == "validation" else []
+
+
+@pytest.mark.parametrize(("killed_at", "embedding_rate"), [(9, 1.0), (13, 0.0), (21, 1.0)])
+def test_a_killed_training_goes_on_to_the_same_student(
+    teacher, tmp_path, monkeypatch, saved_after_every_step, killed_at, embedding_rate
+):
+    config = dataclasses.replace(CONFIG, warmup_steps=8, round_steps=14, embedding_rate=embedding_rate)
+    steps, real = [], KDTrainer._step
+
+    def step(trainer, *batch):
+        steps.append(trainer.steps_done)
+        if len(steps) == killed_at + 1 and killing:
+            raise KeyboardInterrupt
+        real(trainer, *batch)
+
+    def run(folder):
+        student = build_student(StudentConfig(max_share=0.9), teacher, LABELS, (), seed=0)
+        student.model.dropout = nn.Dropout(0.3)
+        trainer, told, chosen = make_trainer(student, config), Told(folder), []
+        trainer.follow(make_set(student, 8, seed=3))
+        sets, shares, pool = [make_set(student, 12, seed=1), make_set(student, 16, seed=2)], [0.5, 0.5], None
+        trainer.train(sets, shares, config.warmup_steps, told)
+        pool = Renewal(sets[1], np.arange(8), 6, lambda logits: chosen.append(logits) or np.argsort(logits[:, 0])[:8])
+        trainer.train(sets, shares, config.round_steps, told, renewal=pool)
+        trainer.restore_best()
+        return student.snapshot(), told.events, np.stack(chosen), trainer._rng.bit_generator.state
+
+    monkeypatch.setattr(KDTrainer, "_step", step)
+    killing = False
+    whole = run(tmp_path / "whole")
+    steps.clear()
+    killing = True
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "killed")
+    assert steps.pop() == killed_at, "the training was killed there"
+    killing = False
+    again = run(tmp_path / "killed")
+    assert steps == list(range(22)), "no step is lost and none is repeated"
+    assert all(torch.equal(again[0][name], value) for name, value in whole[0].items())
+    assert again[1] == whole[1] and (again[2] == whole[2]).all() and again[3] == whole[3]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(student):

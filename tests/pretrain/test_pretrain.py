@@ -16,8 +16,8 @@ from l2a.cli.app import app
 from l2a.pretrain import trainer
 from l2a.pretrain.trainer import PretrainConfig, cosine_distance, pretrain, similarity_loss
 from l2a.teacher.model import load_encoder
+from l2a.util import files
 from l2a.util.errors import RunError, UsageError
-from l2a.util.files import NEW
 from tests.conftest import write_domain
 
 MakeConfig = Callable[..., PretrainConfig]
@@ -53,10 +53,7 @@ def equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bo
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_the_student_is_an_ordinary_classifier_folder(
-    make_config: MakeConfig, private_cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(trainer, "SAVE_EVERY", 2)
+def test_the_student_is_an_ordinary_classifier_folder(make_config: MakeConfig, saved_after_every_step: None) -> None:
     folder = pretrain(make_config())
     model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=3)
     inputs = AutoTokenizer.from_pretrained(folder)("a good film", return_tensors="pt")
@@ -68,7 +65,7 @@ def test_the_student_is_an_ordinary_classifier_folder(
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     assert (tokenizer["truncation"], tokenizer["padding"]) == (None, None)
     assert AutoTokenizer.from_pretrained(folder).model_max_length == model.config.max_position_embeddings == 256
-    assert not list((private_cache / "checkpoints").iterdir())
+    assert not (folder / files.CHECKPOINT).exists()
 
 
 def test_equal_settings_give_equal_students_and_another_seed_another(make_config: MakeConfig, tmp_path: Path) -> None:
@@ -79,12 +76,12 @@ def test_equal_settings_give_equal_students_and_another_seed_another(make_config
     assert equal(first, again) and not equal(first, other)
 
 
-@pytest.mark.parametrize("kill_after", [1, 2, 5])
+@pytest.mark.parametrize("kill_after", [0, 2, 5])
 def test_a_killed_run_resumes_to_the_same_student(
-    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill_after: int
-) -> None:
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saved_after_every_step: None,
+    kill_after: int,
+) -> None:  # fmt: skip
     whole = weights(pretrain(make_config(output_dir=tmp_path / "whole")))
-    monkeypatch.setattr(trainer, "SAVE_EVERY", 2)
     losses, done = trainer.distillation_losses, []
 
     def dying(*arguments: object) -> object:
@@ -98,37 +95,25 @@ def test_a_killed_run_resumes_to_the_same_student(
         pretrain(make_config())
     done.clear()
     monkeypatch.setattr(trainer, "distillation_losses", lambda *arguments: done.append(1) or losses(*arguments))
-    assert equal(weights(pretrain(make_config())), whole)
-    assert len(done) == 6 - 2 * (kill_after // 2)
+    if kill_after:
+        with pytest.raises(UsageError, match=r"\"seed\": 0 there, \"seed\": 1 here"):
+            pretrain(make_config(seed=1))
+    assert equal(weights(pretrain(make_config(overwrite=True))), whole)
+    assert len(done) == 6 - kill_after
 
 
 def test_a_run_killed_at_its_end_writes_the_student_alone(
-    make_config: MakeConfig, private_cache: Path, monkeypatch: pytest.MonkeyPatch
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, saved_after_every_step: None
 ) -> None:
-    monkeypatch.setattr(trainer, "SAVE_EVERY", 6)
     with monkeypatch.context() as broken, pytest.raises(ZeroDivisionError):
         broken.setattr(trainer, "_card", lambda *_: 1 / 0)
         pretrain(make_config())
-    (path,) = (private_cache / "checkpoints").rglob("*.*")
-    assert path.suffix == ".safetensors" and load_file(path)["steps_done"] == 6, "one file without pickle"
-    (path.parent / f".{path.name}{NEW}moved").write_bytes(b"half")
+    folder = make_config().output_dir / files.CHECKPOINT
+    assert sorted(path.suffix for path in folder.iterdir()) == [".json", ".safetensors"], "nothing is pickled"
+    (folder / f".x{files.NEW}moved").write_bytes(b"half")
     monkeypatch.setattr(trainer, "distillation_losses", lambda *_: pytest.fail("trained again"))
     pretrain(make_config())
-    assert not list((private_cache / "checkpoints").iterdir())
-
-
-def test_other_settings_start_anew(make_config: MakeConfig) -> None:
-    config = make_config()
-    teacher = load_encoder(config.teacher, ("0", "1"), seed=0)
-
-    def path(**changes: object) -> Path:
-        changed = dataclasses.replace(config, **changes)
-        encoded = trainer.encode_texts(trainer.read_texts(changed), teacher.tokenizer, changed)
-        return trainer.checkpoint_path(changed, teacher, encoded)
-
-    assert path(overwrite=True) == path()
-    different = [path(learning_rate=1e-4), path(seed=1), path(output_dir=Path("elsewhere")), path(max_length=8)]
-    assert len({path(), *different}) == 5
+    assert not folder.exists()
 
 
 def test_a_finished_student_is_replaced_only_when_asked(make_config: MakeConfig) -> None:
@@ -138,7 +123,7 @@ def test_a_finished_student_is_replaced_only_when_asked(make_config: MakeConfig)
     assert "--steps 2" in (pretrain(make_config(steps=2, overwrite=True)) / "README.md").read_text()
 
 
-def test_training_brings_the_student_nearer_to_the_teacher(make_config: MakeConfig, tmp_path: Path) -> None:
+def test_training_brings_the_student_nearer_to_the_teacher(make_config: MakeConfig) -> None:
     config = make_config(steps=60, learning_rate=3e-3)
     teacher = load_encoder(config.teacher, ("0", "1"), seed=0)
     encoded = trainer.encode_texts(trainer.read_texts(config), teacher.tokenizer, config)
@@ -150,7 +135,7 @@ def test_training_brings_the_student_nearer_to_the_teacher(make_config: MakeConf
             return trainer.distillation_losses(model, teacher, batch)["total"].item()
 
     before = mean_loss()
-    trainer.train(model, teacher, encoded, config, tmp_path / "checkpoint")
+    trainer.train(model, teacher, encoded, config)
     assert mean_loss() < 0.6 * before
 
 

@@ -9,6 +9,8 @@ from l2a.teacher.finetune import fine_tune, fine_tuned, refuse_useless_teacher
 from l2a.teacher.labelling import TeacherOutputs, predict
 from l2a.teacher.model import load_encoder, load_fine_tuned, locate
 from l2a.util.errors import RunError, UsageError
+from l2a.util.files import Checkpoint
+from l2a.util.progress import SILENT
 from tests.conftest import LABELS, make_examples
 
 CONFIG = TeacherConfig(learning_rate=2e-3, head_learning_rate=5e-3, batch_size=16, frozen_layers=0)
@@ -18,6 +20,33 @@ def test_a_teacher_learns_the_task(teacher, examples):
     fine_tune(teacher, examples, CONFIG, 12, 24, 0, "train")
     fresh = make_examples(60, seed=9)
     assert (predict(teacher, fresh.inputs, 24).logits.argmax(1) == fresh.labels).mean() > 0.8
+
+
+def test_a_killed_fine_tuning_goes_on_to_the_same_teacher(
+    encoder_folder, examples, tmp_path, monkeypatch, saved_after_every_step
+):
+    config, real, steps = TeacherConfig(frozen_layers=1), torch.optim.AdamW.step, []
+
+    def run(name, killed_at=None):
+        def step(optimizer):
+            steps.append(1)
+            if len(steps) == killed_at:
+                raise KeyboardInterrupt
+            return real(optimizer)
+
+        monkeypatch.setattr(torch.optim.AdamW, "step", step)
+        monkeypatch.setenv("L2A_CACHE", str(tmp_path / f"cache of {name}"))
+        base = load_encoder(str(encoder_folder), LABELS, seed=0)
+        progress = SILENT.keeping(Checkpoint(tmp_path / name, {}))
+        return fine_tuned(base, examples, config, 4, 24, 0, "teacher", progress).state_dict()
+
+    whole = run("whole")
+    total, steps[:] = len(steps), []
+    with pytest.raises(KeyboardInterrupt):
+        run("killed", killed_at=7)
+    steps.pop()
+    again = run("killed")
+    assert len(steps) == total and all(torch.equal(again[name], value) for name, value in whole.items())
 
 
 @pytest.mark.parametrize("count", [1, 2, 17])

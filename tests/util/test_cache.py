@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 
@@ -35,6 +37,23 @@ def test_an_entry_is_built_once_also_by_two_threads(entry):
     with ThreadPoolExecutor(2) as pool:
         (one, built), (other, _) = pool.map(lambda _: entry(), range(2))
     assert one == other and built == ["key"] and json.loads((one / "manifest.json").read_text()).keys() == {"x"}
+
+
+def test_processes_share_one_cache(tmp_path, private_cache):
+    code = """
+import sys, time
+from pathlib import Path
+from l2a.util.files import cached_folder
+def build(folder):
+    time.sleep(0.2)
+    (folder / "x").write_text("right")
+    print("built", file=open(sys.argv[1], "a"))
+assert (cached_folder("kind", "key", build) / "x").read_text() == "right"
+"""
+    command = [sys.executable, "-c", code, str(tmp_path / "builds")]
+    started = [subprocess.Popen(command) for _ in range(4)]
+    assert [process.wait() for process in started] == [0] * 4
+    assert (tmp_path / "builds").read_text() == "built\n"
 
 
 def test_a_damaged_entry_is_noticed_and_built_again(entry, caplog):

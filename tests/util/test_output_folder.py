@@ -2,13 +2,18 @@
 
 import contextlib
 import json
+import os
 import stat
+import tempfile
+from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from l2a.util import files
 from l2a.util.errors import RunError, UsageError
-from l2a.util.files import MARK, output_folder, read_mark
+from l2a.util.files import MARK, Checkpoint, output_folder, read_mark
 
 
 def write(path, content, overwrite=False):
@@ -100,6 +105,74 @@ def test_a_kill_at_any_step_leaves_the_old_run_or_the_new_one(tmp_path, monkeypa
     assert content_of(path) == (OLD_RUN if step < 3 else NEW_RUN)
     assert set(read_mark(path / MARK)["files"]) == set(content_of(path))
     assert not [child for child in path.iterdir() if child.name.startswith(".l2a-")]
+
+
+def keep(folder, *states, settings=None):
+    checkpoint = Checkpoint(folder, settings or {"seed": 0})
+    for state in states:
+        checkpoint.save("stage", state)
+    return checkpoint
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.binary(min_size=1, max_size=50), st.booleans(), st.integers(0, 10**6))
+def test_a_damaged_state_is_never_taken_for_a_whole_one(caplog, state, cut, place):
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = keep(Path(folder) / "kept", state)
+        (file,) = Path(folder).glob("kept/stage.*")
+        place %= 8 * len(state)
+        flipped = bytes(byte ^ (1 << place % 8 if i == place // 8 else 0) for i, byte in enumerate(state))
+        file.write_bytes(state[: place // 8] if cut else flipped)
+        assert checkpoint.load("stage") is None and "older state" in caplog.text
+        (older := file.with_name(file.name)).unlink()
+        checkpoint.save("stage", b"before")
+        older.write_bytes(flipped)
+        assert checkpoint.load("stage") == b"before", "the older file is still whole"
+
+
+@pytest.mark.parametrize("damage", [lambda text: text[:40], lambda text: text.replace('"seed": 0', '"seed": 4')])
+def test_a_state_of_other_settings_or_with_a_damaged_mark_is_refused(tmp_path, damage):
+    keep(tmp_path / "kept", b"state")
+    assert keep(tmp_path / "kept").load("stage") == b"state"
+    with pytest.raises(UsageError, match=r'"seed": 0 there, "seed": 1 here.*delete the folder'):
+        keep(tmp_path / "kept", settings={"seed": 1})
+    mark = tmp_path / "kept" / MARK
+    mark.write_text(damage(mark.read_text()))
+    with pytest.raises(UsageError, match="delete the folder"):
+        keep(tmp_path / "kept")
+    mark.unlink()
+    assert keep(tmp_path / "kept", settings={"seed": 1}).load("stage") is None
+
+
+@pytest.mark.parametrize(
+    ("call", "number", "said"), [("write", 28, "full"), ("fsync", 28, "full"), ("replace", 30, "read")]
+)
+def test_a_write_that_fails_leaves_the_last_state(tmp_path, monkeypatch, call, number, said):
+    checkpoint = keep(tmp_path / "kept", b"first", b"second")
+
+    def fail(*_):
+        raise OSError(number, "no")
+
+    with monkeypatch.context() as patch:
+        if call == "write":
+            patch.setattr(files.os, "fdopen", lambda handle, mode: os.close(handle) or fail())
+        else:
+            patch.setattr(files.os, call, fail)
+        with pytest.raises(RunError, match=said):
+            checkpoint.save("stage", b"third")
+    assert checkpoint.load("stage") == b"second"
+    assert sorted(path.suffix for path in (tmp_path / "kept").iterdir()) == [".json", ".safetensors"]
+
+
+def test_the_state_of_a_run_goes_when_the_run_is_finished(tmp_path):
+    path = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt), output_folder(path, "run"):
+        keep(path / files.CHECKPOINT, b"state")
+        raise KeyboardInterrupt
+    with output_folder(path, "run") as folder:
+        assert keep(path / files.CHECKPOINT).load("stage") == b"state"
+        (folder / "model").write_text("done")
+    assert content_of(path) == {"model": "done"} and not (path / files.CHECKPOINT).exists()
 
 
 def test_two_runs_cannot_write_one_folder(tmp_path):
