@@ -307,9 +307,8 @@ def _run_or_find(planned: PlannedCell, folder: Path, run_method: RunMethod) -> O
     if known is not None:
         save_result(folder, replace(known, **cell.place._asdict()))
         return Outcome(cell, "found")
-    # Another version of the package starts a cell anew.
-    checkpoint = Checkpoint(folder / ".locks" / f"{key}-{code_fingerprint()[:12]}", {"cell": key})
-    try:
+    try:  # another version of the package starts a cell anew
+        checkpoint = Checkpoint(folder / ".locks" / f"{key}-{code_fingerprint()[:12]}", {"cell": key})
         save_result(folder, _measure(planned, run_method, SILENT.keeping(checkpoint)))
     except (UsageError, RunError) as error:
         return Outcome(cell, "failed", str(error))

@@ -203,12 +203,13 @@ def adamw_update_derivative(optimizer: torch.optim.Optimizer) -> dict[nn.Paramet
 
 def remembered(checkpoint: Checkpoint | None, key: str, measure: Callable[[], NDArray[Number]]) -> NDArray[Number]:
     """Measure something that takes long, or take it from a checkpoint, where it stays until the run is finished."""
-    if checkpoint is not None and (data := checkpoint.load(key)) is not None:
-        kept: NDArray[Number] = load(data)["values"].numpy()
-        return kept
-    values = measure()
-    if checkpoint is not None and checkpoint.is_due(is_last=True):
-        checkpoint.save(key, save({"values": torch.from_numpy(values)}))
+    if checkpoint is None:
+        return measure()
+    if (data := checkpoint.load(key)) is None:
+        data = save({"values": torch.from_numpy(measure())})
+        if checkpoint.is_due(is_last=True):
+            checkpoint.save(key, data)
+    values: NDArray[Number] = load(data)["values"].numpy()
     return values
 
 
