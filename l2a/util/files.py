@@ -317,11 +317,13 @@ class Checkpoint:
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
             with FileLock(self.folder / LOCK, timeout=0):
-                yield
+                try:
+                    yield
+                finally:
+                    if not (self.folder / MARK).exists():
+                        shutil.rmtree(self.folder, ignore_errors=True)
         except Timeout as error:
             raise RunError(f"{self.folder}: another run is writing there; wait for it and try again") from error
-        if not (self.folder / MARK).exists():
-            shutil.rmtree(self.folder, ignore_errors=True)
 
     def load(self, key: str) -> bytes | None:
         """Read the newest undamaged file of a key, whose stage begins now; None where there is none."""

@@ -9,6 +9,8 @@ from transformers import BertForMaskedLM
 import l2a.generator.words as words_module
 import l2a.pipeline.augment as augment_file_module
 from l2a.pipeline.augment import AugmentJob, augment_file
+from l2a.util import files
+from l2a.util.errors import UsageError
 from tests.conftest import make_examples, tiny_bert_config
 
 OPERATORS = ["augpro_mix", "knn", "target_only", "source"]
@@ -79,11 +81,27 @@ def test_an_interrupted_job_leaves_what_was_there(texts, encoder_folder, tmp_pat
 
         return lines
 
-    monkeypatch.setattr(augment_file_module, "_line_maker", dying)
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(augment_file_module, "_line_maker", dying)
         augment_file(job(texts, out, encoder_folder, overwrite=True))
     assert out.read_text() == "old"
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([out.name, texts.name])
+    names, kept = sorted([out.name, texts.name]), tmp_path / f".{out.name}{files.CHECKPOINT}"
+    assert sorted(path.name for path in tmp_path.iterdir()) == names, "nothing was due to be kept"
+    batches.clear()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(files, "SAVE_SECONDS", 0.0)
+        patch.setattr(files, "SAVE_COST", float("inf"))
+        patch.setattr(augment_file_module, "_line_maker", dying)
+        augment_file(job(texts, out, encoder_folder, overwrite=True))
+    with pytest.raises(UsageError, match='"seed": "0" there, "seed": "1" here'):
+        augment_file(job(texts, out, encoder_folder, overwrite=True, seed=1))
+    with (kept / "lines.jsonl").open("ab") as lines:
+        lines.write(b"torn")  # written after the last state
+    assert out.read_text() == "old" and json.loads(next(kept.glob("written.*")).read_text())["texts"] == 8
+    augment_file(job(texts, out, encoder_folder, overwrite=True))
+    whole = tmp_path / f"whole{suffix}"
+    augment_file(job(texts, whole, encoder_folder))
+    assert out.read_bytes() == whole.read_bytes() and not kept.exists()
 
 
 def test_an_output_that_is_read_is_refused(run, texts, source, tmp_path):
