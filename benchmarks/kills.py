@@ -65,6 +65,9 @@ COMMANDS = {
     "pretrain": "pretrain --text texts.txt --teacher encoder --output-dir out --steps 24 --max-length 24 "
     "--embedding-size 8 --hidden-size 16 --layers 1",
     "experiment run": "experiment run grid --data-root . --results out --workers 1",
+    "larger pretrain": "pretrain --text source.jsonl --teacher encoder --output-dir out --steps 6 --max-length 24",
+    "two workers": "experiment run two --data-root . --results out --workers 2",
+    "one worker": "experiment run two --data-root . --results out --workers 1",
     "selector train": "selector train --config run.yaml --output-dir out --agent quick --steps 64",
 }
 SHARES = {"distill": 3, "augment": 1, "pretrain": 1, "experiment run": 1, "selector train": 1}
@@ -73,7 +76,8 @@ MAY_DIFFER = ("seconds", "second", "latency_ms", "seconds_by_stage", "peak_memor
 
 
 def make_inputs(folder: Path) -> None:
-    """Write a tiny encoder, two domains, a file of texts, a configuration and a card."""
+    """Write a tiny encoder, two domains, a file of texts, a configuration and cards."""
+    folder.mkdir()
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *POSITIVE, *NEGATIVE, *NEUTRAL]
     pieces = [*"abcdefghijklmnopqrstuvwxyz.,!", *(f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz")]
     (folder / "vocab.txt").write_text("\n".join(dict.fromkeys([*words, *pieces])) + "\n")
@@ -87,12 +91,13 @@ def make_inputs(folder: Path) -> None:
     (folder / "texts.txt").write_text("\n".join(texts[:40]) + "\n")
     (folder / "run.yaml").write_text(yaml.safe_dump(RUN))
     cards = {"configs/tiny.yaml": RUN, "configs/experiments/grid.yaml": CARD, "agents/quick.yaml": AGENT}
+    cards["configs/experiments/two.yaml"] = CARD | {"seeds": [0, 1]}
     for path, content in cards.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_text(yaml.safe_dump(content))
 
 
-def start(command: str, folder: Path) -> int:
+def start(command: str, folder: Path, threads: int = 1) -> int:
     """Run a command in a fork, in a folder with a cache of its own; return the process id."""
     if process := os.fork():
         return process
@@ -103,8 +108,9 @@ def start(command: str, folder: Path) -> int:
         log = os.open("log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(log, 1)
         os.dup2(log, 2)
-        torch.set_num_threads(1)
-        files.SAVE_SECONDS, files.SAVE_COST, trainer.BATCH_SIZE = 0.0, float("inf"), 8
+        torch.set_num_threads(threads)
+        files.SAVE_SECONDS, files.SAVE_COST = 0.0, float("inf")
+        trainer.BATCH_SIZE = 128 if command == "larger pretrain" else 8
         times = dict.fromkeys(("batch_1", "batch_1_spread", "batch_32", "batch_32_spread"), 0.0)
         methods.measure_latency = lambda *_: times  # it takes seconds, and times are not compared
         sys.argv = ["l2a", *COMMANDS[command].split()]
@@ -164,6 +170,21 @@ def run_until_done(command: str, folder: Path, moments: Sequence[float]) -> tupl
     return hit, code, (folder / "log.txt").read_text()
 
 
+def compare_runs(place: Path) -> dict[str, bool]:
+    """Say whether the number of workers, and of threads in torch, leaves all bytes as they are."""
+    make_inputs(place / "inputs")
+    found = {}
+    for name, command, threads in (
+        ("a", "one worker", 1), ("b", "two workers", 1), ("c", "larger pretrain", 1), ("d", "larger pretrain", 2),
+    ):  # fmt: skip
+        shutil.copytree(place / "inputs", place / name)
+        process = start(command, place / name, threads)
+        if os.waitpid(process, 0)[1]:
+            raise SystemExit(f"{command} fails: {(place / name / 'log.txt').read_text()}")
+        found[name] = digest(place / name)
+    return {"same_with_two_workers": found["a"] == found["b"], "same_with_two_threads": found["c"] == found["d"]}
+
+
 ENDED = os.WEXITED | os.WNOHANG | os.WNOWAIT
 
 
@@ -171,16 +192,20 @@ def main() -> None:
     """Kill until there are so many kills."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=200, help="kills in all, those of earlier calls included")
-    parser.add_argument("--commands", nargs="*", default=list(COMMANDS), choices=list(COMMANDS))
+    parser.add_argument("--commands", nargs="*", default=list(SHARES), choices=list(SHARES))
+    parser.add_argument("--compare", action="store_true", help="only compare one with two workers, and threads")
     wanted = parser.parse_args()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     assert augment and distill and policies and runner  # imported for the forks
+    if wanted.compare:
+        with tempfile.TemporaryDirectory() as place:
+            trust.record(**compare_runs(Path(place)))
+        return
     known = json.loads(trust.RESULT.read_text()) if trust.RESULT.exists() else {}
     counts = Counter(known.get("kills_by_command", {}) if known.get("kills_code") == files.code_fingerprint() else {})
     lost, identical = (known.get(name, 0) if counts else 0 for name in ("lost", "resumed_identical_kills"))
     with tempfile.TemporaryDirectory() as place:
         inputs, whole, seconds = Path(place) / "inputs", {}, {}
-        inputs.mkdir()
         make_inputs(inputs)
         while sum(counts.values()) < wanted.kills:
             rng = random.Random(sum(counts.values()))

@@ -1,13 +1,16 @@
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
+from benchmarks import kills
 from l2a.cli.app import print_result
 from l2a.config import as_yaml, override
 from l2a.data.examples import HeldOut, normalised_hash
@@ -16,6 +19,7 @@ from l2a.pipeline.distill import distill
 from l2a.pipeline.methods import METHODS, compared_methods, run_method
 from l2a.pipeline.session import RunContext
 from l2a.selector.algorithms import load_facts
+from l2a.util import files
 from l2a.util.errors import RunError, UsageError
 
 
@@ -119,6 +123,25 @@ def test_a_second_run_trains_no_teacher(config, result, monkeypatch, tmp_path):
 def test_every_kind_of_selector_runs(config, agent):
     changed = override(config, {"selector.agent": agent, "kd.rounds": 1, "kd.warmup_steps": 5})
     assert len(run_method(changed, "l2a_student").predictions) == 30
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_again_and_again_leaves_the_same_bytes(tmp_path):
+    kills.make_inputs(tmp_path / "inputs")
+    shutil.copytree(tmp_path / "inputs", tmp_path / "whole")
+    started = time.monotonic()
+    assert kills.run_until_done("distill", tmp_path / "whole", [])[:2] == (0, 0)
+    seconds = time.monotonic() - started
+    shutil.copytree(tmp_path / "inputs", tmp_path / "killed")
+    hit, code, said = kills.run_until_done("distill", tmp_path / "killed", [0.7 * seconds, 0.2 * seconds])
+    assert hit and not code, said
+    assert kills.digest(tmp_path / "killed") == kills.digest(tmp_path / "whole")
+    assert not (tmp_path / "killed" / "out" / files.CHECKPOINT).exists()
+
+
+@pytest.mark.slow
+def test_the_number_of_workers_leaves_the_cells_of_the_whole_command_as_they_are(tmp_path):
+    assert kills.compare_runs(tmp_path)["same_with_two_workers"]
 
 
 @pytest.mark.slow
