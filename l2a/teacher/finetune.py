@@ -67,6 +67,8 @@ def fine_tuned(
         save_file(changed, folder / "trained.safetensors")
 
     folder = cached_folder("teachers", key, build)
+    if progress.checkpoint is not None:
+        progress.checkpoint.drop(key)
     base.load_state_dict(load_file(folder / "trained.safetensors"), strict=False)
     return base.eval()
 

@@ -193,6 +193,8 @@ def lower_states(
         np.save(folder / "offsets.npy", encoded.offsets)
 
     folder = cached_folder("states", key, build)
+    if progress.checkpoint is not None:
+        progress.checkpoint.drop(f"{key}-*")
     states = np.load(folder / "states.npy", mmap_mode="r", allow_pickle=False)
     offsets, order = np.load(folder / "offsets.npy", allow_pickle=False), [places[text] for text in inputs]
     kept = LowerStates(states, offsets[:-1][order], np.diff(offsets)[order])

@@ -299,9 +299,9 @@ class Checkpoint:
         self.folder, self._saved, self._cost = folder, time.monotonic(), 0.0
         self._mark = to_json({"l2a": f"{__version__} {code_fingerprint()[:12]}", **settings}, indent=1) + "\n"
         old = (folder / MARK).read_text("utf-8", "replace") if (folder / MARK).exists() else self._mark
-        if old != self._mark:
-            lines = itertools.zip_longest(old.splitlines(), self._mark.splitlines(), fillvalue="nothing")
-            there, here = next((one.strip(" ,"), other.strip(" ,")) for one, other in lines if one != other)
+        lines = itertools.zip_longest(old.splitlines(), self._mark.splitlines(), fillvalue="nothing")
+        if different := [(one.strip(" ,"), other.strip(" ,")) for one, other in lines if one != other]:
+            there, here = different[0]
             raise UsageError(
                 f"{folder} keeps an interrupted run with another setting ({there} there, {here} here); repeat the "
                 "command of that run to finish it, or delete the folder to start anew"
@@ -350,11 +350,15 @@ class Checkpoint:
         if not (self.folder / MARK).exists():
             atomic_write_text(self.folder / MARK, self._mark)
         atomic_write_bytes(self.folder / name, data)
-        for path in (*self.folder.glob(f"{key}.*"), *self.folder.glob(f".*{NEW}*")):  # what a kill left, too
-            if path.name != name:
-                path.unlink()
+        self.drop(key, name)
         self._saved = time.monotonic()
         self._cost = self._saved - started
+
+    def drop(self, keys: str, but: str = "") -> None:
+        """Remove the files of keys, a pattern, but for one of a name; and what a kill left half written."""
+        for path in (*self.folder.glob(f"{keys}.*"), *self.folder.glob(f".*{NEW}*")):
+            if path.name != but:
+                path.unlink()
 
     def _stem(self, key: str, data: bytes) -> str:
         return f"{key}.{fingerprint(self._mark, data)}"
