@@ -96,7 +96,7 @@ def test_a_failed_cell_is_reported_and_stops_no_other(
 
 
 def test_an_unexpected_error_is_a_failed_cell_too(workspace: Path, caplog: pytest.LogCaptureFixture) -> None:
-    def broken(config: Any, row: str) -> Any:
+    def broken(config: Any, row: str, *_: Any) -> Any:
         raise ZeroDivisionError("one over nothing")
 
     outcomes = run_tiny(workspace, broken)
@@ -148,7 +148,7 @@ def test_a_group_that_another_runner_holds_is_left_to_it_and_found_finished(
     held = runner.lock_for(workspace / "results", fingerprint("sea_sky", 4, 0))
     seen: list[str] = []
 
-    def run_and_release(config: Any, row: str) -> Any:
+    def run_and_release(config: Any, row: str, *_: Any) -> Any:
         seen.append(f"{config.source} {config.seed}")
         if len(seen) == 9:  # every cell of the three other groups
             held.release()
@@ -214,7 +214,7 @@ def test_a_result_does_not_depend_on_what_is_cached(workspace: Path, encoder_fol
 
 @pytest.mark.slow
 def test_a_worker_that_dies_is_a_clear_error_and_the_rest_is_kept(workspace: Path, fake_run_method: RunMethod) -> None:
-    def deadly(config: Any, row: str) -> Any:
+    def deadly(config: Any, row: str, *_: Any) -> Any:
         import os
         import signal
         import time
