@@ -107,6 +107,6 @@ def trust(session: nox.Session) -> None:
 
 @nox.session
 def mutation(session: nox.Session) -> None:
-    """Share of small faults in kd/, generator/ and selector/ that their fast tests notice; `-- --sample 200`."""
-    session.install(*CONSTRAINTS, "-e", ".[dev]")
+    """Share of small faults in kd/, generator/ and selector/ that their fast tests notice; `-- --sample 400`."""
+    session.install(*CONSTRAINTS, "-e", ".[dev]", "mutmut")
     session.run("python", "benchmarks/mutation.py", *session.posargs)
