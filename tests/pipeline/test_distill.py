@@ -140,11 +140,6 @@ def test_a_run_that_is_killed_again_and_again_leaves_the_same_bytes(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_number_of_workers_leaves_the_cells_of_the_whole_command_as_they_are(tmp_path):
-    assert kills.compare_runs(tmp_path)["same_with_two_workers"]
-
-
-@pytest.mark.slow
 def test_plain_distillation_makes_as_many_updates(config, monkeypatch):
     steps = []
     from l2a.kd.trainer import KDTrainer
