@@ -1,6 +1,6 @@
 """Mutation check: ``nox -s mutation -- --sample 400`` writes benchmarks/results/mutation.json.
 
-mutmut makes the mutants of ``l2a/kd``, ``l2a/generator`` and ``l2a/selector`` (its settings stand in pyproject.toml) and
+mutmut makes the mutants of ``l2a/kd``, ``l2a/generator`` and ``l2a/selector`` (its settings are in pyproject.toml) and
 runs on each the fast tests that reach the changed function, until one fails. A sample is drawn by a seed, since all of
 them would take a day. Outcomes are kept in ``mutants/`` and in the result under a hash of the function, so that the
 command goes on where it was stopped and only changed functions are tried again.
