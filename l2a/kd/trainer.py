@@ -15,7 +15,7 @@ from scipy.special import log_softmax
 from torch import Tensor, nn
 
 from l2a.config import KDConfig
-from l2a.data.encoding import EncodedTexts, encode, inference_batches
+from l2a.data.encoding import EncodedTexts, encode, first_texts, inference_batches
 from l2a.data.examples import Examples, TextInput
 from l2a.kd import data as kd_data
 from l2a.kd.lelp import FoldParity, LELPSubclasses, refit_output_layer, subclass_head, subclass_targets
@@ -311,15 +311,9 @@ class KDTrainer:
         return trial
 
     def train(
-        self,
-        sets: Sets,
-        shares: Sequence[float],
-        steps: int,
-        progress: Progress = SILENT,
-        stage: str = "distil",
-        renewal: kd_data.Renewal | None = None,
-        evaluate: bool = True,
-    ) -> None:
+        self, sets: Sets, shares: Sequence[float], steps: int, progress: Progress = SILENT, stage: str = "distil",
+        renewal: kd_data.Renewal | None = None, evaluate: bool = True,
+    ) -> None:  # fmt: skip
         """Update the student on a mixture of sets.
 
         Args:
@@ -394,13 +388,9 @@ class KDTrainer:
             progress.event("validation", **told)
 
     def _batches(
-        self,
-        data: kd_data.DistillationSet,
-        sets: Sets,
-        shares: Sequence[float],
-        steps: int,
+        self, data: kd_data.DistillationSet, sets: Sets, shares: Sequence[float], steps: int,
         renewal: kd_data.Renewal | None,
-    ) -> Iterator[kd_data.Indices]:
+    ) -> Iterator[kd_data.Indices]:  # fmt: skip
         parts = np.split(np.arange(len(data)), np.cumsum([len(part) for part in sets])[:-1])
         cycles, used = [kd_data.cycle(part, self._rng) for part in parts], list(parts)
         uses, lengths = np.zeros(len(data), np.int64), data.encoded.lengths
@@ -472,11 +462,12 @@ class KDTrainer:
             states = torch.from_numpy(taught.embeddings).to(device)
             loss = loss + config.hidden_weight * hidden_state_loss(features, states, self._projection, reduction)
         if not torch.isfinite(loss).all():
-            ids = data.take(indices[:1]).encoded.ids
-            text = self.student.tokenizer.decode(ids if self._table is None else self._table[0].cpu()[ids])
+            ids = data.encoded.padded(indices[:3])["input_ids"]
+            ids = ids if self._table is None else self._table[0].cpu()[ids]
+            texts = first_texts(self.student.tokenizer, ids)
             raise RunError(
                 f"kd: the loss is {loss.mean().item()} at step {self.steps_done}, in the batch that begins with "
-                f"{text[:80]!r}; lower kd.learning_rate, or check that the teacher's outputs for these texts are finite"
+                f"{texts}; lower kd.learning_rate, or check that the teacher's outputs for these texts are finite"
             )
         return loss
 

@@ -34,7 +34,8 @@ from tests.conftest import LABELS, make_examples, plain_tokenizer, save_tiny, ti
 
 TEXTS, PAIRS = make_examples(6).inputs, make_examples(6, pairs=True).inputs
 METRICS = {"labels_used": 128, "parameter_share": 0.127, "seed": 4, "command": "l2a distill --seed 4",
-           "student": "l2a_student", "validation_log_likelihood": {"plain_kd_student": -0.42, "l2a_student": -0.4},
+           "warnings": ["source: no example of joy; add some"], "student": "l2a_student",
+           "validation_log_likelihood": {"plain_kd_student": -0.42, "l2a_student": -0.4},
            "versions": {"python": "3.11.9", "torch": "2.13.0"}}  # fmt: skip
 STATUS = Path("/proc/self/status")
 
@@ -125,7 +126,7 @@ def test_rows_that_beat_the_student_are_named(rows):
 def test_card_tells_how_to_repeat_the_run(rows):
     text = card(rows)
     facts = ("l2a distill --seed 4", "128 labelled", "12.7%", "torch 2.13.0", "negative, positive")
-    assert all(fact in text for fact in facts)
+    assert all(fact in text for fact in facts) and "## Warnings of the run\n\n- source: no example of joy" in text
     assert "split: `plain_kd_student` -0.420, `l2a_student` -0.400.\n" in text
     table = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")]
     assert [cells[0].removeprefix("| ") for cells in table] == ["classifier", "---", *(row.name for row in rows)]
