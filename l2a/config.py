@@ -173,9 +173,8 @@ class DistillConfig(Checked):
     target: str = "tweets"  # likewise
     unlabelled: tuple[str, ...] = ()  # text of any origin for the generator: files, folders, domains, Hub ids
     shots: Count | None = None  # labelled target texts per class to train on; None: 32 for a shipped target, or all
-    dev_shots: CountFromZero = (
-        16  # labelled target examples per class that judge the teacher, and as many for validation
-    )
+    # Labelled target examples per class that judge the teacher, and as many for validation.
+    dev_shots: CountFromZero = 16
     source_size: AtLeastTwo | None = 3000  # source examples used at most, drawn by the seed; None for all
     seed: Seed = 0  # decides the few labelled examples and every random draw
     max_length: Length = 128  # longest sequence in tokens
