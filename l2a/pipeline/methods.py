@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from l2a.config import DistillConfig, as_yaml, override
+from l2a.data.domains import provenance
 from l2a.data.encoding import encode
 from l2a.data.examples import Examples, TextInput
 from l2a.evaluation.baselines import frozen_teacher_logreg, tfidf_logreg, vector_sum_logreg
@@ -28,14 +29,15 @@ from l2a.pipeline.students import (
     train_plain_student,
     train_unlabelled_student,
 )
-from l2a.report import page, run_folder
+from l2a.report import page, publish, run_folder
 from l2a.selector.algorithms import save_policy
 from l2a.selector.problem import Selection
 from l2a.selector.select import inspect_policy
 from l2a.serving.classifier import fit_temperature, write_temperature
+from l2a.student.presets import resolve_preset
 from l2a.student.student import Student
 from l2a.teacher.labelling import predict, token_vectors
-from l2a.teacher.model import Teacher
+from l2a.teacher.model import PACKAGED, Teacher
 from l2a.util.errors import UsageError, did_you_mean
 from l2a.util.files import atomic_write_text, to_json
 from l2a.util.progress import SILENT, Progress
@@ -448,6 +450,9 @@ def write_run(
     config, data, rounds = context.config, context.data, students["l2a_student"].rounds
     student = students[facts["student"]].student
     student.model.to("cpu")
+    preset = resolve_preset(config.student, context.teacher).preset
+    sides = {"target": [config.target], "source": [config.source], "unlabelled": config.unlabelled}
+    start = config.student.model or (preset if preset in PACKAGED else config.teacher.model)
     known = {
         "validation_log_likelihood": {name: trained.score.log_likelihood for name, trained in students.items()},
         "divergence": {name: trained.score.divergence for name, trained in students.items()},
@@ -460,15 +465,17 @@ def write_run(
             for done in rounds
         ],
         "files": data.files,
+        "data": {side: [provenance(name) for name in names] for side, names in sides.items()},
+        "models": {"teacher": run_folder.model_facts(config.teacher.model), "start": run_folder.model_facts(start)},
     }
     metrics = run_folder.metrics_content(rows, {**facts, **known})
-    card, own_card = (
-        run_folder.model_card(config, data.label_names, data.target.is_pair, rows, metrics, place)
-        for place in ("student", ".")
-    )
-    run_folder.export_student(student.model, student.tokenizer, folder / "student", own_card, config.max_length)
+    temperature = 1.0
     if len(held_out := data.held_out_labels) >= FEWEST_TO_CHOOSE:
         temperature = fit_temperature(_student_logits(context, student, held_out.inputs), held_out.labels)
+    evidence = _evidence(context, results["cross_domain_teacher"], results[facts["student"]], rounds, temperature)
+    own_card, card = (publish.model_card(metrics, evidence, {}, place) for place in (".", "student"))
+    run_folder.export_student(student.model, student.tokenizer, folder / "student", own_card, config.max_length)
+    if temperature != 1:
         write_temperature(folder / "student", temperature)
     probe = data.target_labels.inputs[:32]
     parity = run_folder.check_parity(student.model, student.tokenizer, folder / "student", probe, config.max_length)
@@ -478,7 +485,6 @@ def write_run(
     _write_selector(folder / "selector", config, [done.selection for done in rounds])
     atomic_write_text(folder / "metrics.json", to_json(metrics, indent=1) + "\n")
     atomic_write_text(folder / "config.yaml", as_yaml(config))
-    evidence = _evidence(context, results["cross_domain_teacher"], results[facts["student"]], rounds)
     atomic_write_text(folder / page.EVIDENCE, to_json(evidence) + "\n")
     if config.report:
         atomic_write_text(folder / page.PAGE, page.render_page(folder))
@@ -486,7 +492,7 @@ def write_run(
 
 
 def _evidence(
-    context: RunContext, teacher: MethodResult, student: MethodResult, rounds: Sequence[Round]
+    context: RunContext, teacher: MethodResult, student: MethodResult, rounds: Sequence[Round], temperature: float
 ) -> dict[str, Any]:
     """What the page shows and no other file has."""
     config, data = context.config, context.data
@@ -500,11 +506,12 @@ def _evidence(
     tested = Examples(student.inputs, student.labels, student.label_names)
     assert teacher.logits is not None and student.logits is not None
     return {
-        "format": 1,
+        "format": page.FORMAT,
         **names,
+        "is_pair": data.target.is_pair,
         "teacher": config.teacher.model,
         "label_names": data.label_names,
-        "test": page.compare_on_test(tested, teacher.logits, student.logits),
+        "test": page.compare_on_test(tested, teacher.logits, student.logits, temperature),
         "policy": _explained(config, rounds[-1]),
         "map": page.map_texts(kinds, context.labeller, data.label_names, np.random.default_rng([config.seed, 9])),
     }
