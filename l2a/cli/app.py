@@ -178,9 +178,8 @@ def push_command(
     from l2a.report.publish import files_to_push, push
 
     files = files_to_push(run, repo)
-    sizes = {name: path.stat().st_size for name, path in files.items()}
-    print_table(("file", "MB"), [(name, f"{size / 1e6:.3f}") for name, size in sizes.items()], justify="right")
-    typer.echo(f"{len(sizes)} files, {sum(sizes.values()) / 1e6:.1f} MB")
+    sizes = [(name, f"{path.stat().st_size / 1e6:.3f}") for name, path in files.items()]
+    print_table(("file", "MB"), sizes, f"{len(sizes)} files", justify="right")
     typer.echo(f"not uploaded (--dry-run): {repo}" if dry_run else f"uploaded: {push(files, repo, private)}")
 
 

@@ -18,17 +18,10 @@ from l2a.data.examples import Examples, TextInput
 from l2a.evaluation.baselines import frozen_teacher_logreg, tfidf_logreg, vector_sum_logreg
 from l2a.evaluation.metrics import classification_metrics, measure_latency
 from l2a.kd.trainer import run_student
+from l2a.pipeline import students as training
 from l2a.pipeline.policies import open_policy, training_facts
 from l2a.pipeline.session import FEWEST_TO_CHOOSE, RunContext
-from l2a.pipeline.students import (
-    Round,
-    TrainedStudent,
-    train_augmented_student,
-    train_fine_tuned_student,
-    train_l2a_student,
-    train_plain_student,
-    train_unlabelled_student,
-)
+from l2a.pipeline.students import Round, TrainedStudent
 from l2a.report import page, publish, run_folder
 from l2a.selector.algorithms import save_policy
 from l2a.selector.problem import Selection
@@ -239,29 +232,29 @@ METHODS: Mapping[str, Method] = {
         ),
         Method(
             "plain_kd_student", "the student, distilled without augmentation and without unlabelled text",
-            _student(train_plain_student), LABELLED, PLAIN,
+            _student(training.train_plain_student), LABELLED, PLAIN,
         ),
         Method(
             "plain_kd_unlabelled_student", "the student, distilled on unlabelled texts too, as they are",
-            _student(train_unlabelled_student, with_unlabelled=True), (*LABELLED, "unlabelled"),
+            _student(training.train_unlabelled_student, with_unlabelled=True), (*LABELLED, "unlabelled"),
             (*AUGMENTED, "unlabelled"),
         ),
         Method(
             "l2a_without_unlabelled_student", "the l2a_student without the unlabelled text",
-            _student(train_l2a_student), (*LABELLED, "unlabelled"), (*AUGMENTED, "selector"),
+            _student(training.train_l2a_student), (*LABELLED, "unlabelled"), (*AUGMENTED, "selector"),
         ),
         Method(
             "augmented_kd_student", "the student, distilled on every text that one operator, or the chain, makes",
-            _student(train_augmented_student), LABELLED, AUGMENTED, "operator",
+            _student(training.train_augmented_student), LABELLED, AUGMENTED, "operator",
         ),
         Method(
             "augmented_fine_tuned_student", "the student, fine-tuned on real and inherited labels without a teacher",
-            _student(train_fine_tuned_student), ("pretrained",), AUGMENTED, "experiments",
+            _student(training.train_fine_tuned_student), ("pretrained",), AUGMENTED, "experiments",
         ),
         Method(
             "l2a_student", "the student, distilled on candidates that the generator draws and the selector keeps",
-            _student(train_l2a_student, with_unlabelled=True), LABELLED, (*AUGMENTED, "selector", "unlabelled"),
-            "always",
+            _student(training.train_l2a_student, with_unlabelled=True), LABELLED,
+            (*AUGMENTED, "selector", "unlabelled"), "always",
         ),
     )
 }  # fmt: skip
@@ -350,18 +343,11 @@ def evaluate_method(context: RunContext, name: str, fitted: FittedMethod, second
     """
     test = context.data.target.test.reveal()
     logits = None if fitted.logits is None else fitted.logits(test.inputs)
+    predictions = fitted.predict(test.inputs) if logits is None else logits.argmax(axis=1)
     return MethodResult(
-        name=name,
-        predictions=fitted.predict(test.inputs) if logits is None else logits.argmax(axis=1),
-        labels=test.labels,
-        label_names=test.label_names,
-        parameters=fitted.parameters,
-        labels_used=context.data.splits.labels_used,
-        seconds=seconds,
-        diagnostics=fitted.diagnostics,
-        inputs=test.inputs,
-        logits=logits,
-    )
+        name, predictions, test.labels, test.label_names, fitted.parameters, context.data.splits.labels_used, seconds,
+        fitted.diagnostics, test.inputs, logits,
+    )  # fmt: skip
 
 
 Comparison = tuple[dict[str, TrainedStudent], tuple[run_folder.MethodReport, ...], dict[str, MethodResult]]
@@ -391,9 +377,8 @@ def compare_methods(context: RunContext) -> Comparison:
             result, rng = evaluate_method(context, name, one, 0.0), np.random.default_rng([context.config.seed, 3])
             results[name] = result
             metrics = classification_metrics(result.labels, result.predictions, len(result.label_names), rng)
-            rows.append(
-                run_folder.MethodReport(name, metrics, one.parameters, measure_latency(one.predict, few, one.module))
-            )
+            latency = measure_latency(one.predict, few, one.module)
+            rows.append(run_folder.MethodReport(name, metrics, one.parameters, latency))
             advance(1)
     students = {name: one.trained for name, one in fitted.items() if one.trained is not None}
     return students, tuple(rows), results
@@ -424,13 +409,9 @@ def linear_model_ahead(context: RunContext, student: TrainedStudent) -> str | No
 
 
 def write_run(
-    context: RunContext,
-    facts: Mapping[str, Any],
-    folder: Path,
-    students: Mapping[str, TrainedStudent],
-    rows: tuple[run_folder.MethodReport, ...],
-    results: Mapping[str, MethodResult],
-) -> dict[str, Any]:
+    context: RunContext, facts: Mapping[str, Any], folder: Path, students: Mapping[str, TrainedStudent],
+    rows: tuple[run_folder.MethodReport, ...], results: Mapping[str, MethodResult],
+) -> dict[str, Any]:  # fmt: skip
     """Write student, selector, candidates, metrics, model card and page.
 
     Args:
@@ -451,6 +432,7 @@ def write_run(
     student = students[facts["student"]].student
     student.model.to("cpu")
     preset = resolve_preset(config.student, context.teacher).preset
+    sides: dict[str, Sequence[str]]
     sides = {"target": [config.target], "source": [config.source], "unlabelled": config.unlabelled}
     start = config.student.model or (preset if preset in PACKAGED else config.teacher.model)
     known = {
@@ -460,14 +442,12 @@ def write_run(
         "labels_used": data.splits.labels_used,
         "labels_ignored": data.splits.labels_ignored,
         "seed": config.seed,
-        "rounds": [
-            {"generator": dataclasses.asdict(done.chains), "selector": dict(done.selection.diagnostics)}
-            for done in rounds
-        ],
+        "rounds": [{"generator": dataclasses.asdict(done.chains), "selector": dict(done.selection.diagnostics)}
+                   for done in rounds],
         "files": data.files,
         "data": {side: [provenance(name) for name in names] for side, names in sides.items()},
         "models": {"teacher": run_folder.model_facts(config.teacher.model), "start": run_folder.model_facts(start)},
-    }
+    }  # fmt: skip
     metrics = run_folder.metrics_content(rows, {**facts, **known})
     temperature = 1.0
     if len(held_out := data.held_out_labels) >= FEWEST_TO_CHOOSE:
@@ -506,15 +486,12 @@ def _evidence(
     tested = Examples(student.inputs, student.labels, student.label_names)
     assert teacher.logits is not None and student.logits is not None
     return {
-        "format": page.FORMAT,
-        **names,
-        "is_pair": data.target.is_pair,
-        "teacher": config.teacher.model,
+        "format": page.FORMAT, **names, "is_pair": data.target.is_pair, "teacher": config.teacher.model,
         "label_names": data.label_names,
         "test": page.compare_on_test(tested, teacher.logits, student.logits, temperature),
         "policy": _explained(config, rounds[-1]),
         "map": page.map_texts(kinds, context.labeller, data.label_names, np.random.default_rng([config.seed, 9])),
-    }
+    }  # fmt: skip
 
 
 def _explained(config: DistillConfig, last: Round) -> list[dict[str, Any]]:
@@ -524,14 +501,10 @@ def _explained(config: DistillConfig, last: Round) -> list[dict[str, Any]]:
     rng = np.random.default_rng([config.seed, 10])
     found = inspect_policy(last.problem, last.selection.policy, config.selector, rng)
     return [
-        {
-            "feature": name,
-            "loss": loss,
-            "changed": changed,
-            "quartiles": [side.tolist() for side in found.quartiles.get(name, ())],
-        }
+        {"feature": name, "loss": loss, "changed": changed,
+         "quartiles": [side.tolist() for side in found.quartiles.get(name, ())]}
         for name, (loss, changed) in found.importances.items()
-    ]
+    ]  # fmt: skip
 
 
 def _write_selector(folder: Path, config: DistillConfig, selections: Sequence[Selection]) -> None:

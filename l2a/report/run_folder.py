@@ -78,15 +78,15 @@ def metrics_content(rows: Sequence[MethodReport], facts: Mapping[str, Any]) -> d
     Raises:
         RunError: If a number of a row is not finite.
     """
-    contents: list[dict[str, Any]] = []
-    for row in rows:
-        shown = {**asdict(row.metrics), "parameters": row.parameters, "latency_ms": dict(row.latency_ms)}
-        numbers = [*shown["accuracy"].values(), *shown["macro_f1"].values(), *row.latency_ms.values()]
+    contents: list[dict[str, Any]] = [
+        {"name": row.name, **asdict(row.metrics), "parameters": row.parameters, "latency_ms": dict(row.latency_ms)}
+        for row in rows
+    ]
+    for shown in contents:
+        numbers = [*shown["accuracy"].values(), *shown["macro_f1"].values(), *shown["latency_ms"].values()]
         if not math.isfinite(sum(numbers)):
-            raise RunError(
-                f"rows: a number of {row.name} is not finite ({numbers}); see log.jsonl for the stage that produced it"
-            )
-        contents.append({"name": row.name, **shown})
+            what = f"a number of {shown['name']} is not finite ({numbers})"
+            raise RunError(f"rows: {what}; see log.jsonl for the stage that produced it")
     measured = {"peak_memory_mb": round(peak_memory_mb(), 1), "versions": versions(), "date": f"{date.today()}"}
     return {"rows": contents, **facts, **measured, "threads": torch.get_num_threads()}
 
