@@ -273,14 +273,12 @@ def compared_methods(config: DistillConfig) -> tuple[Method, ...]:
     shown = {"always", *(("compare",) if config.compare else ())}
     shown |= {"operator"} if config.compare and config.generator.operator is not None else set()
     return tuple(
-        method
-        for method in METHODS.values()
-        if method.shown in shown
+        method for method in METHODS.values() if method.shown in shown
         and not ("unlabelled" in method.needs and not config.unlabelled)
         and not ("small" in method.needs and config.teacher.model == SMALL_TEACHER)
         # It would be unfair with a teacher that was fine-tuned elsewhere, perhaps on this very target.
         and not (config.teacher.fine_tuned and {"pretrained", "target_only_teacher"} & set(method.needs))
-    )
+    )  # fmt: skip
 
 
 def run_method(config: DistillConfig, name: str, progress: Progress = SILENT) -> MethodResult:

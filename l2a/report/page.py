@@ -324,8 +324,7 @@ def check_run(folder: Path, names: Iterable[str] = SOURCES) -> dict[str, str]:
     """
     mark = read_mark(folder / MARK)
     if mark["kind"] != "run":
-        hint = "give what --output-dir of l2a distill named"
-        raise UsageError(f"{folder}: it is not the folder of a finished run; {hint}")
+        raise UsageError(f"{folder} is not the folder of a finished run; give what --output-dir of l2a distill named")
     for name in names:
         if name == EVIDENCE and name not in mark["files"]:
             raise UsageError(f"{folder}: its run kept no {EVIDENCE}; run l2a distill again with --overwrite")
