@@ -430,8 +430,7 @@ def write_run(
     student = students[facts["student"]].student
     student.model.to("cpu")
     preset = resolve_preset(config.student, context.teacher).preset
-    sides: dict[str, Sequence[str]]
-    sides = {"target": [config.target], "source": [config.source], "unlabelled": config.unlabelled}
+    sides = {"target": [config.target], "source": [str(config.source)], "unlabelled": list(config.unlabelled)}
     start = config.student.model or (preset if preset in PACKAGED else config.teacher.model)
     known = {
         "validation_log_likelihood": {name: trained.score.log_likelihood for name, trained in students.items()},
