@@ -155,13 +155,9 @@ def export_command(
 
     report = export_onnx(run, *comparison_texts(run, texts))
     rows = [
-        (
-            model["file"], f"{model['bytes'] / 1e6:.2f}", f"{100 * model['label_agreement']:.1f}",
-            f"{model['largest_probability_difference']:.2g}",
-            f"{100 * model['accuracy']:.1f}" if "accuracy" in model else "",
-            f"{model['latency_ms']['batch_1']:.2f}", f"{model['latency_ms']['batch_32']:.2f}",
-        )
-        for model in report["models"]
+        (one["file"], f"{one['bytes'] / 1e6:.2f}", f"{100 * one['label_agreement']:.1f}",
+         f"{one['largest_probability_difference']:.2g}", f"{100 * one['accuracy']:.1f}" if "accuracy" in one else "",
+         *(f"{one['latency_ms'][size]:.2f}" for size in ("batch_1", "batch_32"))) for one in report["models"]
     ]  # fmt: skip
     print_table(("model", "MB", "labels %", "difference", "accuracy %", "ms", "ms/32"), rows, justify="right")
     typer.echo(f"ONNX opset {report['opset']}, compared on {report['texts']:,} texts: {Path(run) / 'onnx'}")

@@ -38,14 +38,9 @@ class DistillResult:
 
 
 def distill(
-    config: DistillConfig | None = None,
-    *,
-    target: Any = None,
-    source: Any = None,
-    unlabelled: Any = None,
-    verbosity: int = -1,
-    **settings: Any,
-) -> DistillResult:
+    config: DistillConfig | None = None, *, target: Any = None, source: Any = None, unlabelled: Any = None,
+    verbosity: int = -1, **settings: Any,
+) -> DistillResult:  # fmt: skip
     """Run the whole job and write the output folder in one step at the end.
 
     Args:

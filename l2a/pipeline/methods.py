@@ -378,8 +378,7 @@ def compare_methods(context: RunContext) -> Comparison:
             latency = measure_latency(one.predict, few, one.module)
             rows.append(run_folder.MethodReport(name, metrics, one.parameters, latency))
             advance(1)
-    students = {name: one.trained for name, one in fitted.items() if one.trained is not None}
-    return students, tuple(rows), results
+    return {name: one.trained for name, one in fitted.items() if one.trained is not None}, tuple(rows), results
 
 
 def linear_model_ahead(context: RunContext, student: TrainedStudent) -> str | None:

@@ -166,12 +166,9 @@ def draw_candidates(session: TrainingSession, rng: np.random.Generator) -> Drawn
 
 
 def _distil_kept(
-    session: TrainingSession,
-    candidates: kd_data.DistillationSet,
-    problem: SelectionProblem,
-    selection: Selection,
+    session: TrainingSession, candidates: kd_data.DistillationSet, problem: SelectionProblem, selection: Selection,
     rng: np.random.Generator,
-) -> Selection:
+) -> Selection:  # fmt: skip
     """Distil on the kept candidates; an agent that says so keeps others as the student changes."""
     steps, config = session.context.config.kd.round_steps, session.context.config.selector
     every, kept = load_agent(config.agent).rescore_every, np.flatnonzero(selection.kept)

@@ -47,10 +47,9 @@ def model_card(metrics: Mapping[str, Any], facts: Mapping[str, Any], export: Any
         library_name="transformers", pipeline_tag="text-classification", base_model=models["start"]["hub"],
         tags=["l2a", "knowledge-distillation", "few-shot"], metrics=["accuracy", "f1"],
     )  # fmt: skip
-    cited = dict.fromkeys(part["citation"] for parts in data.values() for part in parts if part["citation"])
     return page.render(
         Path(__file__).with_name("card.md.jinja"), header=header.to_yaml(), metrics=metrics, facts=facts, data=data,
-        models=models, export=export, place=place, reason=reason, citations=list(cited), rows=rows,
+        models=models, export=export, place=place, reason=reason, rows=rows,
         verdict=page.verdict(metrics), scores=page.class_scores(facts["test"]["student"]["confusion"]),
     )  # fmt: skip
 
@@ -114,8 +113,7 @@ def files_to_push(run: Path, repo: str) -> dict[str, Path]:
     try:
         ModelCard.load(card)
     except (OSError, ValueError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UsageError(f"{card}: its header cannot be read ({reason}); correct it") from error
+        raise UsageError(f"{card}: its header cannot be read ({' '.join(str(error).split())}); correct it") from error
     return {name.removeprefix("student/"): run / name for name in wanted}
 
 
@@ -158,9 +156,9 @@ def push(files: Mapping[str, Path], repo: str, private: bool = False, endpoint: 
         code = error.response.status_code
         reason = {401: "the token is not valid; log in again by `hf auth login`",
                   403: "the token may not write there; give one that may, or another repository"}  # fmt: skip
-        said = reason.get(code, " ".join((error.server_message or str(error)).split())[:200])
-        raise RunError(f"{repo}: the Hub answers {code}: {said}") from error
+        said = reason.get(code, error.server_message or str(error))
+        raise RunError(f"{repo}: the Hub answers {code}: {' '.join(said.split())[:200]}") from error
     except (httpx2.HTTPError, OSError, RuntimeError, ValueError) as error:
-        said = " ".join(str(error).split())[:200]
-        raise RunError(f"{repo}: the upload broke off ({said}); run the same command again to go on") from error
+        why = f"({' '.join(str(error).split())}); run the same command again to go on"
+        raise RunError(f"{repo}: the upload broke off {why}") from error
     return str(place)
