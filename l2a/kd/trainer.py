@@ -311,15 +311,9 @@ class KDTrainer:
         return trial
 
     def train(
-        self,
-        sets: Sets,
-        shares: Sequence[float],
-        steps: int,
-        progress: Progress = SILENT,
-        stage: str = "distil",
-        renewal: kd_data.Renewal | None = None,
-        evaluate: bool = True,
-    ) -> None:
+        self, sets: Sets, shares: Sequence[float], steps: int, progress: Progress = SILENT, stage: str = "distil",
+        renewal: kd_data.Renewal | None = None, evaluate: bool = True,
+    ) -> None:  # fmt: skip
         """Update the student on a mixture of sets.
 
         Args:
@@ -394,13 +388,9 @@ class KDTrainer:
             progress.event("validation", **told)
 
     def _batches(
-        self,
-        data: kd_data.DistillationSet,
-        sets: Sets,
-        shares: Sequence[float],
-        steps: int,
+        self, data: kd_data.DistillationSet, sets: Sets, shares: Sequence[float], steps: int,
         renewal: kd_data.Renewal | None,
-    ) -> Iterator[kd_data.Indices]:
+    ) -> Iterator[kd_data.Indices]:  # fmt: skip
         parts = np.split(np.arange(len(data)), np.cumsum([len(part) for part in sets])[:-1])
         cycles, used = [kd_data.cycle(part, self._rng) for part in parts], list(parts)
         uses, lengths = np.zeros(len(data), np.int64), data.encoded.lengths

@@ -56,13 +56,9 @@ class CandidateNetwork(nn.Module):
     """
 
     def __init__(
-        self,
-        candidate_width: int,
-        state_width: int,
-        hidden: Sequence[int],
-        keep_rate: float = 0.5,
+        self, candidate_width: int, state_width: int, hidden: Sequence[int], keep_rate: float = 0.5,
         activation: Activation = "tanh",
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Make the layers.
 
         Args:
@@ -242,14 +238,9 @@ class CandidatePolicy(ActorCriticPolicy):
     mlp_extractor: Any  # a module with the two latent widths
 
     def __init__(
-        self,
-        observation_space: spaces.Space[Any],
-        action_space: spaces.Space[Any],
-        lr_schedule: Schedule,
-        *,
-        network: CandidateNetwork,
-        **options: Any,
-    ) -> None:
+        self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], lr_schedule: Schedule, *,
+        network: CandidateNetwork, **options: Any,
+    ) -> None:  # fmt: skip
         """Make the policy around a network, which is trained in place; the rest is ActorCriticPolicy's."""
         self._parts = (network, spaces.flatdim(action_space))  # in a tuple: torch forbids modules before its __init__
         super().__init__(observation_space, action_space, lr_schedule, ortho_init=False, **options)
@@ -317,15 +308,9 @@ class _Recorder(BaseCallback):
 
 
 def train_agent(
-    tasks: Sequence[SelectionTask],
-    name: str,
-    card: AgentCard,
-    config: SelectorConfig,
-    seed: int,
-    start_from: TrainedPolicy | None = None,
-    progress: Progress = SILENT,
-    callbacks: Sequence[BaseCallback] = (),
-) -> Training:
+    tasks: Sequence[SelectionTask], name: str, card: AgentCard, config: SelectorConfig, seed: int,
+    start_from: TrainedPolicy | None = None, progress: Progress = SILENT, callbacks: Sequence[BaseCallback] = (),
+) -> Training:  # fmt: skip
     """Train a policy to choose candidates.
 
     Args:
