@@ -1,5 +1,8 @@
 """Checks and demonstrations; `nox` alone runs what a change must pass."""
 
+import re
+from pathlib import Path
+
 import nox
 
 nox.options.sessions = ["lint", "types", "docs", "tests"]
@@ -110,3 +113,63 @@ def mutation(session: nox.Session) -> None:
     """Share of small faults in kd/, generator/ and selector/ that their fast tests notice; `-- --sample 400`."""
     session.install(*CONSTRAINTS, "-e", ".[dev]", "mutmut")
     session.run("python", "benchmarks/mutation.py", *session.posargs)
+
+
+EXTRAS = ("experiments", "export", "tensorboard")
+LOCK = "requirements.lock"
+
+
+@nox.session
+def lock(session: nox.Session) -> None:
+    """Write requirements.lock anew, after a change of pyproject.toml or constraints.txt."""
+    session.install("uv==0.13.9")
+    extras = [word for extra in EXTRAS for word in ("--extra", extra)]
+    session.run("uv", "pip", "compile", "--universal", "--python-version", "3.11", "--generate-hashes", "--no-annotate",
+                "--no-header", *extras, *CONSTRAINTS, "-q", "-o", LOCK, "pyproject.toml")  # fmt: skip
+    text = Path(LOCK).read_text("utf-8").replace(" ; sys_platform == 'darwin' or sys_platform == 'linux' \\", " \\")
+    Path(LOCK).write_text(
+        "# Every package that l2a and its extras need to run, with the hashes of its files, for Linux and macOS; made "
+        "from\n# pyproject.toml and constraints.txt by `nox -s lock`. How to install from it: docs/supply_chain.md.\n"
+        + text
+    )
+
+
+@nox.session
+def audit(session: nox.Session) -> None:
+    """Known vulnerabilities of what requirements.lock names; a package that cannot be looked up fails the session."""
+    session.install(*CONSTRAINTS, "-e", ".", "pip-audit==2.10.1")
+    session.run("python", "benchmarks/supply_chain.py", "audit")
+
+
+@nox.session
+def sbom(session: nox.Session) -> None:
+    """The software bill of materials of requirements.lock, in CycloneDX's JSON: build/sbom.json."""
+    session.install("cyclonedx-bom==7.5.0")
+    Path("build").mkdir(exist_ok=True)
+    session.run("cyclonedx-py", "requirements", LOCK, "--pyproject", "pyproject.toml", "--output-reproducible",
+                "-o", "build/sbom.json")  # fmt: skip
+
+
+@nox.session
+def licences(session: nox.Session) -> None:
+    """The licences of all packages that l2a needs to run, as docs/licences.md."""
+    session.install(*CONSTRAINTS, f".[{','.join(EXTRAS)}]", "pip-licenses==5.5.5")
+    session.run("python", "benchmarks/supply_chain.py", "licences")
+
+
+@nox.session(venv_backend="venv")
+@nox.parametrize("end", ["lowest", "highest"])
+def versions(session: nox.Session, end: str) -> None:
+    """The fast suite on the lowest and on the highest versions that pyproject.toml allows, torch as pinned."""
+    session.install("uv==0.13.9")
+    chosen = Path(session.create_tmp()) / f"{end}.txt"
+    resolution = "lowest-direct" if end == "lowest" else "highest"
+    session.run("uv", "pip", "compile", "--resolution", resolution, "--extra", "dev", "-q", "-o", str(chosen),
+                "pyproject.toml")  # fmt: skip
+    # torch's own requirements are those of its build, such as CUDA's, which a CPU build does without.
+    others = re.sub(r"^(torch|triton|nvidia-|cuda-).*\n", "", chosen.read_text("utf-8"), flags=re.MULTILINE)
+    chosen.write_text(others)
+    session.install("-c", str(chosen), "torch==2.13.0")
+    session.install("--no-deps", "-r", str(chosen))
+    session.install("--no-deps", "-e", ".")
+    session.run("pytest", "-n", "2", "-m", "not slow", *session.posargs)

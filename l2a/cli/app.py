@@ -1,5 +1,9 @@
 """The command line: runs and their students, the cache, the other groups of commands, and how errors are shown."""
 
+import importlib.metadata
+import os
+import platform
+import re
 import shlex
 import signal
 import sys
@@ -14,7 +18,7 @@ from l2a.cli.options import Overwrite, Quiet, TextColumn, TextPairColumn, Verbos
 from l2a.cli.research import experiment_app, selector_app
 from l2a.config import Columns, DistillConfig, as_yaml
 from l2a.util.errors import RunError, UsageError, os_error_sentence
-from l2a.util.files import cache_root, cache_sizes, clear_cache
+from l2a.util.files import cache_root, cache_sizes, clear_cache, to_json
 from l2a.util.progress import Progress, process_rank
 
 app = typer.Typer(
@@ -29,6 +33,8 @@ app.add_typer(experiment_app, name="experiment")
 app.add_typer(selector_app, name="selector")
 cache_app = typer.Typer(help="Show or clear the cache.", no_args_is_help=True)
 app.add_typer(cache_app, name="cache")
+VARIABLES = ("L2A_CACHE", "HF_HOME", "HF_HUB_", "OMP_", "MKL_", "CUDA_VISIBLE", "ACCELERATE_", "WORLD_SIZE", "RANK")
+"""Beginnings of the environment variables that change what l2a does."""
 Student = Annotated[str, typer.Argument(metavar="STUDENT", help="A student, run or ONNX folder, or an .onnx file.")]
 
 
@@ -181,6 +187,53 @@ def push_command(
 
 app.command("augment")(augment_command)
 app.command("pretrain")(pretrain_command)
+
+
+@app.command("env")
+def env_command(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Print what a bug report needs: versions, processor, memory, CUDA, cache and extras."""
+    facts = _environment()
+    if json:
+        typer.echo(to_json(facts, indent=1))
+        return
+    for name, value in facts.items():
+        listed = value.items() if isinstance(value, dict) else [("", value)]
+        typer.echo(f"{name:<12}{', '.join(f'{part} {found}'.strip() for part, found in listed)}")
+
+
+def _environment() -> dict[str, Any]:
+    import psutil
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name as plain
+
+    installed = importlib.metadata.distributions()
+    versions: dict[str, str] = {plain(each.metadata["Name"]): each.version for each in installed}
+    needed, memory = map(Requirement, importlib.metadata.requires("l2a") or ()), psutil.virtual_memory()
+    described = Path("/proc/cpuinfo").read_text("utf-8") if Path("/proc/cpuinfo").exists() else ""
+    models = re.findall(r"^model name\s*: (.*)", described, re.MULTILINE)
+    facts = {
+        "l2a": f"{__version__} in {Path(__file__).parents[1]}",
+        "python": f"{platform.python_version()}, {sys.executable}",
+        "system": platform.platform(),
+        "processor": f"{(*models, platform.processor())[0]}, {os.cpu_count()} cores",
+        "memory": f"{memory.total / 1e9:.1f} GB, {memory.available / 1e9:.1f} GB free",
+        "packages": {  # those of the extras too, but for the tools of developers
+            each.name: versions.get(plain(each.name), "absent") for each in needed if "dev" not in str(each.marker)
+        },
+        "cache": f"{cache_root()}, {sum(size for _, size in cache_sizes().values()) / 1e6:,.1f} MB",
+        "variables": {name: value for name, value in os.environ.items() if name.startswith(VARIABLES)},
+    }
+    try:
+        import torch
+
+        from l2a.util.training import arithmetic, best_device
+    except (ImportError, OSError) as error:  # a broken installation is a reason to ask
+        return facts | {"torch": f"cannot be imported: {error}"}
+    device = best_device()
+    graphics = torch.cuda.get_device_name(device) if device.type == "cuda" else "no usable GPU"
+    kernels = f"{torch.backends.cpu.get_cpu_capability()}, threads {torch.get_num_threads()}"
+    cuda = f"{torch.version.cuda or 'none in this torch'}, {graphics}"
+    return facts | {"arithmetic": f"{arithmetic(device)}, {kernels}", "cuda": cuda}
 
 
 @app.callback()

@@ -66,6 +66,11 @@ class EncodedTexts:
         return {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
 
 
+def first_texts(tokenizer: Any, ids: torch.Tensor) -> str:
+    """Quote the texts of some rows of token ids, int64 (B, L), for a message."""
+    return ", ".join(repr(text[:80]) for text in tokenizer.batch_decode(ids, skip_special_tokens=True))
+
+
 def reads_types(config: Any) -> bool:
     """Tell whether a model tells the texts of a pair apart by token types; those of one type, as RoBERTa, do not."""
     return (getattr(config, "type_vocab_size", None) or 0) > 1

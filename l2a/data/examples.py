@@ -1,9 +1,10 @@
 """Labelled texts, domains of them, the few labels that a run may use, and labels matched by name."""
 
 import hashlib
+import logging
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -13,6 +14,7 @@ from l2a.util.errors import UsageError, did_you_mean
 
 HELD_OUT_PART = 4  # reward and validation get at most a quarter of a class each when all labels are used
 WORD = re.compile(r"[^\W_]+")
+logger = logging.getLogger(__name__)
 
 TextInput = tuple[str, ...]  # one input of a classifier: (sentence,) or (first, second) in tasks on pairs
 
@@ -77,6 +79,27 @@ def words_key(text: str) -> str:
 def held_out_words(texts: Iterable[TextInput]) -> frozenset[str]:
     """Give the keys by which near copies of texts are found: the words of each, and those of both sides of a pair."""
     return frozenset(words_key(part) for text in texts for part in {" ".join(text), *text}) - {""}
+
+
+def seen_in(texts: Sequence[TextInput], hashes: Set[str], words: Set[str]) -> NDArray[np.bool_]:
+    """Find copies of held-out texts, and near copies: those with the same words in the same order.
+
+    Args:
+        texts: N texts.
+        hashes: Normalised hashes of the held-out texts.
+        words: ``held_out_words`` of the held-out texts.
+
+    Returns:
+        bool (N,).
+    """
+    found = (normalised_hash(text) in hashes or words_key(" ".join(text)) in words for text in texts)
+    return np.fromiter(found, np.bool_, len(texts))
+
+
+def warn_of_absent_classes(where: str, found: Examples) -> None:
+    """Name the classes of which there is no example."""
+    if absent := [name for i, name in enumerate(found.label_names) if i not in found.labels]:
+        logger.warning("%s: no example of %s; add some, or leave the class out everywhere", where, ", ".join(absent))
 
 
 @dataclass(frozen=True)
@@ -181,7 +204,13 @@ def few_shot_splits(target: Domain, shots: int | None, dev_shots: int, rng: np.r
         raise UsageError(f"{target.name}: the domain has no test split, {fix}")
     pool = concatenate(target.train, target.dev)
     first = {normalised_hash(text): i for i, text in reversed(list(enumerate(pool.inputs)))}
-    kept = np.sort([i for key, i in first.items() if key not in target.test.hashes])  # no copies, no test texts
+    tested = seen_in(pool.inputs, target.test.hashes, target.test.words)
+    if tested.any():
+        logger.warning(
+            "target: %d of its %d training and validation texts, or near copies of them, are also in its test split "
+            "and are left out; take them out of one of the splits", tested.sum(), len(pool)
+        )  # fmt: skip
+    kept = np.sort([i for i in first.values() if not tested[i]])  # no copies, no test texts
     pool, train_size = pool.take(kept), int(np.sum(kept < len(target.train)))
     drawn: list[list[NDArray[np.int64]]] = []
     for index, name in enumerate(pool.label_names):

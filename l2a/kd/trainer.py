@@ -15,7 +15,7 @@ from scipy.special import log_softmax
 from torch import Tensor, nn
 
 from l2a.config import KDConfig
-from l2a.data.encoding import EncodedTexts, encode, inference_batches
+from l2a.data.encoding import EncodedTexts, encode, first_texts, inference_batches
 from l2a.data.examples import Examples, TextInput
 from l2a.kd import data as kd_data
 from l2a.kd.lelp import FoldParity, LELPSubclasses, refit_output_layer, subclass_head, subclass_targets
@@ -462,11 +462,12 @@ class KDTrainer:
             states = torch.from_numpy(taught.embeddings).to(device)
             loss = loss + config.hidden_weight * hidden_state_loss(features, states, self._projection, reduction)
         if not torch.isfinite(loss).all():
-            ids = data.take(indices[:1]).encoded.ids
-            text = self.student.tokenizer.decode(ids if self._table is None else self._table[0].cpu()[ids])
+            ids = data.encoded.padded(indices[:3])["input_ids"]
+            ids = ids if self._table is None else self._table[0].cpu()[ids]
+            texts = first_texts(self.student.tokenizer, ids)
             raise RunError(
                 f"kd: the loss is {loss.mean().item()} at step {self.steps_done}, in the batch that begins with "
-                f"{text[:80]!r}; lower kd.learning_rate, or check that the teacher's outputs for these texts are finite"
+                f"{texts}; lower kd.learning_rate, or check that the teacher's outputs for these texts are finite"
             )
         return loss
 

@@ -1,5 +1,6 @@
 """The data of one run: both domains with their labels matched, and the labelled part of the target; without torch."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -9,11 +10,13 @@ import numpy as np
 
 from l2a.config import DistillConfig, settle
 from l2a.data import examples
-from l2a.data.bank import read_bank
+from l2a.data.bank import HELD_OUT, read_bank
 from l2a.data.domains import as_domain, load_domain
 from l2a.data.examples import Domain, Examples, TargetSplits, TextInput, held_out_words, normalised_hash
 from l2a.util.errors import UsageError
 from l2a.util.progress import SILENT, Progress
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -76,18 +79,27 @@ def load_run_data(
     held_out = (*splits.reward.inputs, *splits.validation.inputs)
     forbidden = target.test.hashes | {normalised_hash(text) for text in held_out}
     _refuse_same_texts(source, target)
-    allowed = [i for i, text in enumerate(source.train.inputs) if normalised_hash(text) not in forbidden]
+    words = target.test.words | held_out_words(held_out)
+    tested = examples.seen_in(source.train.inputs, forbidden, words)
+    if tested.any():
+        logger.warning(
+            "source: %d of its %d texts are %s and are left out; look where they come from",
+            tested.sum(), len(tested), HELD_OUT,
+        )  # fmt: skip
+    learned = source.train.take(_few_enough(np.flatnonzero(~tested).tolist(), config))
+    examples.warn_of_absent_classes("source", learned)
     sides = [("source", source.files), ("target", target.files)]
     unlabelled: Sequence[TextInput] = ()
     if references := [in_memory["unlabelled"]] if "unlabelled" in in_memory else config.unlabelled:
-        words = target.test.words | held_out_words(held_out)
         bank = read_bank(references, target.is_pair, frozenset(forbidden), config.data_folder, progress, words)
-        progress.say(bank.summary)
+        if HELD_OUT in bank.summary:
+            logger.warning(bank.summary)
+        else:
+            progress.say(bank.summary)
         sides.append(("unlabelled", bank.files))
         unlabelled = bank
     files = {f"{side}: {name}": digest for side, files in sides for name, digest in files.items()}
-    few = source.train.take(_few_enough(allowed, config))
-    return RunData(few, target, splits, unlabelled, frozenset(forbidden), files)
+    return RunData(learned, target, splits, unlabelled, frozenset(forbidden), files)
 
 
 def _domain(side: str, config: DistillConfig, in_memory: Mapping[str, Any], progress: Progress) -> Domain:

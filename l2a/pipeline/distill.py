@@ -91,7 +91,7 @@ def _run(config: DistillConfig, in_memory: Mapping[str, Any], folder: Path, prog
         f"{splits.labels_used:,} target labels are used: {len(splits.train):,} to train, {len(splits.reward):,} to "
         f"judge the teacher, {len(splits.validation):,} to choose the model; {ignored}, {tested:,} others test it"
     )
-    from l2a.pipeline.methods import compare_methods, linear_model_ahead, write_run
+    from l2a.pipeline.methods import compare_methods, warn_of_student, write_run
     from l2a.pipeline.session import RunContext
 
     context = RunContext(config, progress, data)
@@ -108,8 +108,7 @@ def _run(config: DistillConfig, in_memory: Mapping[str, Any], folder: Path, prog
     if len(students) > 1:
         scores = ", ".join(f"{name} {trained.score}" for name, trained in students.items() if name != best)
         progress.say(f"{best} is saved: it follows the teacher best, {students[best].score} ({scores})")
-    if warning := linear_model_ahead(context, students[best]):
-        progress.say(f"note: {warning}")
+    warn_of_student(context, students[best], results[best])
     # Of several processes the first one writes; transformers saves no model in the others.
     seconds = {name: round(value, 3) for name, value in progress.seconds_by_stage.items()}
     facts = {"student": best, "seconds_by_stage": seconds, "command": _command()}

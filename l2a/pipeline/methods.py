@@ -1,6 +1,7 @@
 """The registry of methods: each is trained without a look at the test split, then evaluated on it once."""
 
 import dataclasses
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,13 +13,14 @@ from numpy.typing import NDArray
 from torch import nn
 
 from l2a.config import DistillConfig, as_yaml, override
+from l2a.data import examples
 from l2a.data.domains import provenance
 from l2a.data.encoding import encode
 from l2a.data.examples import Examples, TextInput
 from l2a.evaluation.baselines import frozen_teacher_logreg, tfidf_logreg, vector_sum_logreg
 from l2a.evaluation.metrics import classification_metrics, measure_latency
 from l2a.kd.trainer import run_student
-from l2a.pipeline import students as training
+from l2a.pipeline import students as student_training
 from l2a.pipeline.policies import open_policy, training_facts
 from l2a.pipeline.session import FEWEST_TO_CHOOSE, RunContext
 from l2a.pipeline.students import Round, TrainedStudent
@@ -35,6 +37,7 @@ from l2a.util.errors import UsageError, did_you_mean
 from l2a.util.files import atomic_write_text, to_json
 from l2a.util.progress import SILENT, Progress
 
+logger = logging.getLogger(__name__)
 Predict = Callable[[Sequence[TextInput]], NDArray[np.int64]]
 Logits = Callable[[Sequence[TextInput]], NDArray[np.float32]]
 Part = Literal["pretrained", "small", "target_only_teacher", "cross_domain_teacher", "labels", "unlabelled"]
@@ -232,28 +235,28 @@ METHODS: Mapping[str, Method] = {
         ),
         Method(
             "plain_kd_student", "the student, distilled without augmentation and without unlabelled text",
-            _student(training.train_plain_student), LABELLED, PLAIN,
+            _student(student_training.train_plain_student), LABELLED, PLAIN,
         ),
         Method(
             "plain_kd_unlabelled_student", "the student, distilled on unlabelled texts too, as they are",
-            _student(training.train_unlabelled_student, with_unlabelled=True), (*LABELLED, "unlabelled"),
+            _student(student_training.train_unlabelled_student, with_unlabelled=True), (*LABELLED, "unlabelled"),
             (*AUGMENTED, "unlabelled"),
         ),
         Method(
             "l2a_without_unlabelled_student", "the l2a_student without the unlabelled text",
-            _student(training.train_l2a_student), (*LABELLED, "unlabelled"), (*AUGMENTED, "selector"),
+            _student(student_training.train_l2a_student), (*LABELLED, "unlabelled"), (*AUGMENTED, "selector"),
         ),
         Method(
             "augmented_kd_student", "the student, distilled on every text that one operator, or the chain, makes",
-            _student(training.train_augmented_student), LABELLED, AUGMENTED, "operator",
+            _student(student_training.train_augmented_student), LABELLED, AUGMENTED, "operator",
         ),
         Method(
             "augmented_fine_tuned_student", "the student, fine-tuned on real and inherited labels without a teacher",
-            _student(training.train_fine_tuned_student), ("pretrained",), AUGMENTED, "experiments",
+            _student(student_training.train_fine_tuned_student), ("pretrained",), AUGMENTED, "experiments",
         ),
         Method(
             "l2a_student", "the student, distilled on candidates that the generator draws and the selector keeps",
-            _student(training.train_l2a_student, with_unlabelled=True), LABELLED,
+            _student(student_training.train_l2a_student, with_unlabelled=True), LABELLED,
             (*AUGMENTED, "selector", "unlabelled"), "always",
         ),
     )
@@ -381,28 +384,34 @@ def compare_methods(context: RunContext) -> Comparison:
     return {name: one.trained for name, one in fitted.items() if one.trained is not None}, tuple(rows), results
 
 
-def linear_model_ahead(context: RunContext, student: TrainedStudent) -> str | None:
-    """Compare the student with a linear model on the labels that neither was trained on.
+def warn_of_student(context: RunContext, student: TrainedStudent, result: MethodResult) -> None:
+    """Warn where a linear model is right more often on the held-out labels, or a constant answer on the test split.
 
     Args:
         context: The run.
-        student: The one to save.
-
-    Returns:
-        What to say where the linear model is right more often; None elsewhere, and where too few labels are held out.
+        student: The one to save; too few held-out labels do not judge it.
+        result: The same on the test split.
     """
+    examples.warn_of_absent_classes("test split", Examples(result.inputs, result.labels, result.label_names))
+    counts = np.bincount(result.labels, minlength=len(result.label_names)) / len(result.labels)
+    if (right := float((result.predictions == result.labels).mean())) <= counts.max():
+        logger.warning(
+            "%s: right on %.1f%% of the test split, where the answer %r to every text is on %.1f%%, so it learned "
+            "nothing of use; give more labels or another source, or raise kd.rounds",
+            result.name, 100 * right, result.label_names[counts.argmax()], 100 * counts.max(),
+        )  # fmt: skip
     data, held_out = context.data, context.data.held_out_labels
     if len(held_out) < FEWEST_TO_CHOOSE:
-        return None
+        return
     linear = tfidf_logreg(data.source, data.splits.train, context.config.seed).predict(held_out.inputs)
     own = _student_logits(context, student.student, held_out.inputs)
     accuracies = [float((found == held_out.labels).mean()) for found in (linear, own.argmax(axis=1))]
-    if accuracies[0] <= accuracies[1]:
-        return None
-    return (
-        f"a linear model on words is right on {accuracies[0]:.0%} of the {len(held_out)} held-out target labels, the "
-        f"student on {accuracies[1]:.0%}: look at tfidf_logreg in the table before you ship the student"
-    )
+    if accuracies[0] > accuracies[1]:
+        logger.warning(
+            "a linear model on words is right on %.0f%% of the %d held-out target labels, the student on %.0f%%: look "
+            "at tfidf_logreg in the table before you ship the student",
+            100 * accuracies[0], len(held_out), 100 * accuracies[1],
+        )  # fmt: skip
 
 
 def write_run(
@@ -441,6 +450,7 @@ def write_run(
         "rounds": [{"generator": dataclasses.asdict(done.chains), "selector": dict(done.selection.diagnostics)}
                    for done in rounds],
         "files": data.files,
+        "warnings": context.progress.warnings,
         "data": {side: [provenance(name) for name in names] for side, names in sides.items()},
         "models": {"teacher": run_folder.model_facts(config.teacher.model), "start": run_folder.model_facts(start)},
     }  # fmt: skip

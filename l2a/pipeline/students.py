@@ -140,8 +140,12 @@ def _round(session: TrainingSession, number: int, policy: TrainedPolicy | None) 
     with context.progress.stage("select candidates"):
         problem = selection_problem(session, drawn)
         selection = select(problem, context.config.selector, rng, policy, context.progress)
+    kept, rule = int(selection.kept.sum()), load_agent(context.config.selector.agent).rule
+    if kept in (0, len(drawn.pool)) and rule != "all":
+        message = "selector: it keeps %d of %d candidates, so it chooses nothing; change selector.keep_rate"
+        logger.warning(message, kept, len(drawn.pool))
     facts = {name: value for name, value in selection.diagnostics.items() if not isinstance(value, list)}
-    context.progress.event("round", number=number, kept=int(selection.kept.sum()), **facts)
+    context.progress.event("round", number=number, kept=kept, **facts)
     explained = None
     if selection.policy is not None and not selection.fell_back and problem.influences is not None:
         measured = problem.influences()  # they alone are kept, not the trainer that they were measured with

@@ -217,7 +217,9 @@ def train(
             losses = distillation_losses(model, teacher, encoded.padded(batch, words.device))
             if not losses["total"].isfinite():
                 values = ", ".join(f"{name} {value.item():.4g}" for name, value in losses.items())
-                raise RunError(f"the loss of step {step} is not finite ({values}); lower --learning-rate")
+                few = encoding.first_texts(teacher.tokenizer, encoded.padded(batch[:3])["input_ids"])
+                where = f"in the batch that begins with {few}"
+                raise RunError(f"the loss of step {step} is not finite ({values}), {where}; lower --learning-rate")
             optimizer.zero_grad()
             losses["total"].backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)

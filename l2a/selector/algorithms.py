@@ -5,6 +5,7 @@ import copy
 import importlib.util
 import itertools
 import json
+import logging
 import math
 import random
 import time
@@ -29,15 +30,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from l2a.config import SelectorConfig
+from l2a.selector import environment
 from l2a.selector.agents import DESCRIPTION, WEIGHTS, AgentCard, algorithm_class
-from l2a.selector.environment import (
-    CHANGING_FEATURES,
-    STATE_FEATURES,
-    SelectionTask,
-    SelectionVecEnv,
-    SpreadByPool,
-    gain_of_everything,
-)
+from l2a.selector.environment import CHANGING_FEATURES, STATE_FEATURES, SelectionTask
 from l2a.selector.problem import Floats
 from l2a.util.errors import RunError, UsageError
 from l2a.util.files import atomic_write_bytes, atomic_write_text, to_json
@@ -46,6 +41,7 @@ from l2a.util.training import seeded
 
 FORMAT = 1
 Activation = Literal["tanh", "relu"]
+logger = logging.getLogger(__name__)
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "relu": torch.relu}
 
 
@@ -349,7 +345,17 @@ def train_agent(
         raise RunError(f"agent {name}: the policy's weights are not finite; lower learning_rate in its card")
     policies = (TrainedPolicy(copy, tasks[0].features.names, name) for copy in [*recorder.copies, snapshot(network)])
     curve = tuple(float(np.mean(part)) for part in np.array_split(recorder.returns, LOOKS) if len(part))
+    warn_if_constant("reward in training", curve)
     return Training(tuple(policies), curve, algorithm.num_timesteps, algorithm.num_timesteps / seconds)
+
+
+def warn_if_constant(reward: str, values: Sequence[float]) -> bool:
+    """Warn of a reward that never changes, from which nothing can be learned; say whether it does change."""
+    varies = len(values) < 2 or min(values) < max(values)
+    if not varies:
+        message = "selector: the %s is %.4g in all %d cases, so it teaches nothing; raise kd.divergence_size"
+        logger.warning(message, reward, values[0], len(values))
+    return varies
 
 
 @contextlib.contextmanager
@@ -372,11 +378,11 @@ def _algorithm(
     tasks: Sequence[SelectionTask], card: AgentCard, network: CandidateNetwork, seed: int, tensorboard: str | None
 ) -> OnPolicyAlgorithm:
     options, kind = dict(card.hyperparameters), algorithm_class(card)
-    environments: VecEnv = VecMonitor(SelectionVecEnv(tasks, card.environments, seed))
+    environments: VecEnv = VecMonitor(environment.SelectionVecEnv(tasks, card.environments, seed))
     options |= {"policy_kwargs": {"network": network}, "tensorboard_log": tensorboard}
     try:
         if card.scale_rewards:  # log-likelihood gains are thousandths, and differ from pool to pool
-            spread = SpreadByPool(environments.get_attr("task"))
+            spread = environment.SpreadByPool(environments.get_attr("task"))
             environments = VecNormalize(environments, norm_obs=False, gamma=float(options.get("gamma", 0.99)))
             environments.ret_rms = spread
         algorithm: OnPolicyAlgorithm = kind(CandidatePolicy, environments, seed=seed, device="cpu", **options)
@@ -482,7 +488,7 @@ class DVRL(WholeEpisodes):
     def __init__(self, policy: Any, env: VecEnv, **options: Any) -> None:
         """Make the algorithm (see ``WholeEpisodes``), and measure its baseline."""
         rng, tasks = np.random.default_rng(0), env.get_attr("task")  # of its own: the episodes stay as they are
-        gains = {task: gain_of_everything(task, rng) for task in dict.fromkeys(tasks)}
+        gains = {task: environment.gain_of_everything(task, rng) for task in dict.fromkeys(tasks)}
         self.gains_of_everything = np.array([gains[task] for task in tasks], np.float32)
         super().__init__(policy, env, **options)
 

@@ -12,20 +12,11 @@ from scipy.stats import spearmanr
 
 from l2a.config import SelectorConfig
 from l2a.data.examples import TextInput
+from l2a.selector import problem as problems
 from l2a.selector.agents import load_agent
-from l2a.selector.algorithms import TrainedPolicy, load_policy, train_agent
+from l2a.selector.algorithms import TrainedPolicy, load_policy, train_agent, warn_if_constant
 from l2a.selector.environment import Episodes, SelectionTask, build_task
-from l2a.selector.problem import (
-    OPERATOR_PREFIX,
-    RULES,
-    Fact,
-    Floats,
-    RealReward,
-    Selection,
-    SelectionProblem,
-    keep_best,
-    measurements,
-)
+from l2a.selector.problem import Fact, Floats, RealReward, Selection, SelectionProblem, keep_best
 from l2a.selector.reward import surrogate_reward
 from l2a.util.progress import SILENT, Progress
 
@@ -34,12 +25,9 @@ logger = logging.getLogger(__name__)
 
 
 def select(
-    problem: SelectionProblem,
-    config: SelectorConfig,
-    rng: np.random.Generator,
-    start_from: TrainedPolicy | None = None,
-    progress: Progress = SILENT,
-) -> Selection:
+    problem: SelectionProblem, config: SelectorConfig, rng: np.random.Generator,
+    start_from: TrainedPolicy | None = None, progress: Progress = SILENT,
+) -> Selection:  # fmt: skip
     """Choose the candidates that the student learns from.
 
     Args:
@@ -58,7 +46,7 @@ def select(
     """
     card = load_agent(config.agent)
     if card.rule is not None:
-        scores = RULES[card.rule](problem, rng)
+        scores = problems.RULES[card.rule](problem, rng)
         rate = 1.0 if card.rule == "all" else config.keep_rate
         return Selection(keep_best(scores, rate, problem.classes), scores, config.agent, {})
     others: tuple[Floats, ...] = ()
@@ -158,13 +146,9 @@ class Tiers:
 
 
 def rerank(
-    policy_scores: Sequence[Floats],
-    task: SelectionTask,
-    real_reward: RealReward,
-    config: SelectorConfig,
-    rng: np.random.Generator,
-    others: Sequence[Floats] = (),
-) -> tuple[Tiers, list[Floats]]:
+    policy_scores: Sequence[Floats], task: SelectionTask, real_reward: RealReward, config: SelectorConfig,
+    rng: np.random.Generator, others: Sequence[Floats] = (),
+) -> tuple[Tiers, list[Floats]]:  # fmt: skip
     """Choose among policies by real reward, and measure how far the surrogate can be trusted.
 
     Besides the policies' selections, random ones are judged: one drawn without regard to the candidates, and those of
@@ -191,7 +175,8 @@ def rerank(
     second = tuple(float(real_reward(mask)) for mask in kept)
     correlation = rank_correlation(first, second)
     trusted = bool(correlation >= config.tier_correlation)
-    if not trusted:
+    varies = [warn_if_constant(name, values) for name, values in (("fast reward", first), ("real reward", second))]
+    if not trusted and all(varies):
         logger.warning(
             "selector: the surrogate reward and real distillation rank selections differently (Spearman %.2f, below "
             "%.2f); the selection with the best real reward is used, random ones included",
@@ -280,7 +265,7 @@ def inspect_policy(
     scores, kept = choose(matrix)
     groups: dict[str, list[int]] = {}
     for column, name in enumerate(task.features.names):
-        groups.setdefault("operator" if name.startswith(OPERATOR_PREFIX) else name, []).append(column)
+        groups.setdefault("operator" if name.startswith(problems.OPERATOR_PREFIX) else name, []).append(column)
     importances = {}
     for name, columns in groups.items():
         others = [choose(_shuffled(matrix, columns, rng))[1] for _ in range(4)]
@@ -295,7 +280,7 @@ def inspect_policy(
     return Inspection(
         Selection(kept, scores, policy.agent, {}, policy),
         dict(sorted(importances.items(), key=lambda item: (-item[1][0], item[0]))),
-        {name: (_quartiles(v[kept]), _quartiles(v[~kept])) for name, v in measurements(problem).items()},
+        {name: (_quartiles(v[kept]), _quartiles(v[~kept])) for name, v in problems.measurements(problem).items()},
         {str(name): (of_kept, of_dropped) for name, of_kept, of_dropped in both.itertuples(name=None)},
         best,
         worst,

@@ -68,8 +68,8 @@ def fine_tuned(
 
 
 def fine_tune(
-    teacher: Teacher, examples: Examples, config: TeacherConfig, epochs: float, max_length: int, seed: int, stage: str,
-    progress: Progress = SILENT, key: str = "",
+    teacher: Teacher, examples: Examples, config: TeacherConfig, epochs: float, max_length: int, seed: int,
+    stage: str, progress: Progress = SILENT, key: str = "",
 ) -> Teacher:  # fmt: skip
     """Train encoder and head in place with cross-entropy; the arguments are those of ``fine_tuned``, and its key.
 
@@ -102,8 +102,9 @@ def fine_tune(
                 logits = model(read.padded(indices, device))[0]
             loss = functional.cross_entropy(logits.float(), labels[indices].to(device))
             if not torch.isfinite(loss):
-                first = f"batch starting with {examples.inputs[indices[0]][0][:60]!r}"
-                raise RunError(f"{stage}: the loss is {loss.item()} at step {step}, {first}; lower the learning rate")
+                texts = ", ".join(repr(examples.inputs[i][0][:80]) for i in indices[:3])
+                where = f"at step {step}, in the batch that begins with {texts}"
+                raise RunError(f"{stage}: the loss is {loss.item()} {where}; lower teacher.learning_rate")
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_([p for p in teacher.parameters() if p.grad is not None], 1.0)
@@ -138,6 +139,9 @@ def refuse_useless_teacher(labeller: Labeller, reward: Examples, progress: Progr
         RunError: If it is below chance by more than a standard error; near chance it is a warning.
     """
     if not len(reward):
+        logger.warning(
+            "teacher: no label is held out, so nothing tells whether it knows the target; give --dev-shots 8"
+        )
         return float("nan")
     chance = 1 / len(reward.label_names)
     accuracy = float(np.mean(labeller(reward.inputs).logits.argmax(axis=1) == reward.labels))

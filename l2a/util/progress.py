@@ -1,7 +1,8 @@
-"""Progress of a run: rich bars on a terminal, silence elsewhere, and a JSON line for every event."""
+"""Progress of a run: rich bars on a terminal, silence elsewhere, a JSON line for every event, and its warnings."""
 
 import contextlib
 import copy
+import logging
 import os
 import sys
 import time
@@ -27,10 +28,14 @@ def process_rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
-class Progress:
+class Progress(logging.Handler):
     """Progress of one run: bars on stderr when it is a terminal, JSON lines in a log file, seconds by stage.
 
+    Inside its ``with`` block it takes every warning that a module of l2a logs: all go to the screen, even of a quiet
+    run, to the log file and to ``warnings``, once each.
+
     Attributes:
+        warnings: What was warned of so far.
         seconds_by_stage: Wall seconds spent in each outermost stage.
         checkpoint: Where long stages keep what they need to go on; None where nothing is kept.
     """
@@ -44,17 +49,21 @@ class Progress:
             log_file: JSON lines go here; None for no log.
             verbosity: -1 shows nothing, 0 stages, 1 also events.
         """
+        super().__init__(logging.WARNING)
+        self.warnings: list[str] = []
         self.seconds_by_stage: dict[str, float] = {}
         self._started, self._depth, self._verbosity = time.monotonic(), 0, verbosity
         self._log = log_file.open("a", encoding="utf-8") if log_file else None
         self._bars = _make_bars() if verbosity >= 0 and sys.stderr.isatty() else None
 
     def __enter__(self) -> Self:
-        """Return the progress itself, whose bars and log the end of the block closes."""
+        """Start to take warnings; the end of the block closes bars and log."""
+        logging.getLogger("l2a").addHandler(self)
         return self
 
     def __exit__(self, *_: object) -> None:
         """Stop the bars and close the log."""
+        logging.getLogger("l2a").removeHandler(self)
         if self._bars:
             self._bars.stop()
         if self._log:
@@ -95,20 +104,32 @@ class Progress:
         task = self._bars.add_task(name, total=total) if self._bars else None
         return lambda amount: self._bars.advance(task, amount) if self._bars else None
 
+    def emit(self, record: logging.LogRecord) -> None:
+        """Take a warning, unless it was given before."""
+        sentence = record.getMessage()
+        if sentence not in self.warnings:
+            self.warnings.append(sentence)
+            self.event("warning", sentence=sentence)
+            self._show(f"warning: {sentence}")
+
     def event(self, name: str, **values: Any) -> None:
         """Append one JSON line to the log, and show it when verbose."""
         if self._log:
             line = {"seconds": round(time.monotonic() - self._started, 3), "event": name, **values}
             self._log.write(to_json(line) + "\n")
             self._log.flush()
-        if self._verbosity > 0 and name != "stage":
+        if self._verbosity > 0 and name not in ("stage", "warning"):
             self.say(f"{name}: {' '.join(f'{key}={value}' for key, value in values.items())}")
 
     def say(self, sentence: str) -> None:
         """Show a sentence on the console that the bars are on, unless the run is quiet."""
+        if self._verbosity >= 0:
+            self._show(sentence)
+
+    def _show(self, sentence: str) -> None:
         if self._bars:
             self._bars.console.print(sentence, markup=False, highlight=False, soft_wrap=True)
-        elif self._verbosity >= 0:
+        else:
             sys.stderr.write(f"{sentence}\n")
 
 

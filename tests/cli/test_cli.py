@@ -1,6 +1,9 @@
+import json
+import platform
 import resource
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
 import yaml
@@ -73,3 +76,15 @@ def test_an_error_is_one_line_and_moves_no_cursor(run):
     _, _, errors = run("cache", "clear", "a\x1b[31mb\nerror: c\r\udce9")
     assert errors.count("\n") == 1 and errors.startswith("error: ") and "\x1b" not in errors and "\r" not in errors
     assert "a\\x1b[31mb" in errors
+
+
+def test_a_bug_report_has_versions_machine_and_cache_and_survives_a_broken_torch(run, monkeypatch, tmp_path):
+    monkeypatch.setenv("L2A_CACHE", str(tmp_path))
+    facts = json.loads(run("env", "--json")[1])
+    assert facts["packages"]["stable-baselines3"] == version("stable-baselines3") and None not in facts.values()
+    assert facts["python"].startswith(platform.python_version()) and facts["cache"] == f"{tmp_path}, 0.0 MB"
+    assert {"tensorboard", "onnx"} <= set(facts["packages"]) and "threads" in facts["arithmetic"]
+    assert facts["variables"]["L2A_CACHE"] == str(tmp_path)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    code, out, _ = run("env")
+    assert code == 0 and "cannot be imported" in out and "arithmetic" not in out

@@ -2,13 +2,14 @@
 forbidden hashes that the code makes of them."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from l2a.config import override
-from l2a.data.examples import normalised_hash
+from l2a.data.examples import held_out_words, normalised_hash
 from l2a.pipeline.data import load_run_data
 from l2a.pipeline.session import RunContext, open_session
 from l2a.pipeline.students import draw_candidates, generator_inputs
@@ -19,7 +20,9 @@ def leaking(config, tmp_path_factory):
     """A run whose source and unlabelled text hold every text of the target."""
     folder = tmp_path_factory.mktemp("leaking")
     target = [json.loads(line) for line in Path(config.target).read_text().splitlines()]
-    copies = [{**row, "text": row["text"].upper(), "split": "train"} for row in target if row["split"] != "train"]
+    copies = [
+        {**row, "text": f"{row['text'].upper()} !!", "split": "train"} for row in target if row["split"] != "train"
+    ]
     few = load_run_data(config).splits
     copies += [
         {"text": text, "label": "negative", "split": "train"}
@@ -41,12 +44,15 @@ def held_out(data):
     return [hashes(part.inputs) for part in parts]
 
 
-def test_training_texts_hold_no_text_of_reward_validation_or_test(leaking):
+def test_training_texts_hold_no_text_of_reward_validation_or_test(leaking, caplog):
     data = leaking.data
+    said = r"(?s)source: \d+ of its \d+ texts are held out or near copies.*unlabelled: .*\d+ held out"
+    assert re.search(said, caplog.text)
     trained_on = hashes((*data.source.inputs, *data.unlabelled, *data.splits.train.inputs))
     assert len(data.unlabelled) > 20
     for split in held_out(data):
         assert split and not trained_on & split
+    assert not held_out_words((*data.source.inputs, *data.splits.train.inputs)) & data.target.test.words
 
 
 def test_drawn_texts_hold_no_text_of_reward_validation_or_test(leaking):

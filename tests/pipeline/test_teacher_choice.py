@@ -1,5 +1,6 @@
 """The teacher learns from the source too, unless the target's held-out labels speak against it."""
 
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 
 from l2a.config import override
 from l2a.pipeline import methods, session
-from l2a.pipeline.methods import METHODS, linear_model_ahead
+from l2a.pipeline.methods import METHODS, MethodResult
 from l2a.pipeline.session import RunContext
 from l2a.teacher.labelling import TeacherOutputs
 
@@ -61,7 +62,9 @@ def test_the_choice_can_be_made_beforehand(config, stages, monkeypatch, learns_f
 
 
 @pytest.mark.parametrize("student_is_right", [True, False])
-def test_a_linear_model_that_is_ahead_on_held_out_labels_is_named(config, monkeypatch, student_is_right):
+def test_a_student_that_a_linear_model_or_a_constant_answer_beats_is_warned_of(
+    config, monkeypatch, caplog, student_is_right
+):
     context = RunContext(override(config, {"dev_shots": 8}))
     labels = context.data.held_out_labels.labels
     logits = np.eye(2, dtype=np.float32)[labels if student_is_right else 1 - labels]
@@ -69,8 +72,19 @@ def test_a_linear_model_that_is_ahead_on_held_out_labels_is_named(config, monkey
     monkeypatch.setattr(methods, "encode", lambda *_: None)
 
     trained = SimpleNamespace(student=SimpleNamespace(tokenizer=None))
-    found = linear_model_ahead(context, trained)
-    assert found is None if student_is_right else "tfidf_logreg" in found and "the student on 0%" in found
+    tested = np.array([0, 0, 1])
+    said = tested if student_is_right else 0 * tested
+    inputs = tuple((f"text {i}",) for i in tested)
+    methods.warn_of_student(
+        context, trained, MethodResult("l2a_student", said, tested, ("bad", "good", "so so"), 1, 1, 0.0, {}, inputs)
+    )
+    absent, *others = caplog.messages
+    assert absent == "test split: no example of so so; add some, or leave the class out everywhere"
+    if student_is_right:
+        assert not others
+    else:
+        assert re.search(r"right on 66\.7%.*'bad' to every text is on 66\.7%.*give more", others[0])
+        assert "tfidf_logreg" in others[1] and "the student on 0%" in others[1]
 
 
 def test_rows_of_the_small_encoder_are_left_out_where_it_is_the_teacher(config):

@@ -52,7 +52,8 @@ def metrics(names, **changes):
         "parameter_share": 0.13, "labels_used": 128, "seconds_by_stage": {"teacher: source": 25.3, "evaluate": 5.0},
         "command": f"l2a distill --target {HOSTILE[:60]}", "seed": 0, "rounds": [{"selector": selector}] * 2,
         "files": {f"target: {HOSTILE[:40]}.csv": "d5bb07" * 10}, "peak_memory_mb": 1361.8, "threads": 1,
-        "versions": {"l2a": "0.1.0"}, "date": "2026-01-02", "data": DATA, "models": MODELS, **changes,
+        "versions": {"l2a": "0.1.0"}, "warnings": [f"{HOSTILE[:60]} is odd"], "date": "2026-01-02", "data": DATA,
+        "models": MODELS, **changes,
     }  # fmt: skip
 
 

@@ -67,10 +67,13 @@ def test_tiers_that_disagree_warn_and_let_random_policies_compete(problem, polic
     assert "Spearman" in caplog.text
 
 
-def test_a_constant_real_reward_is_not_trusted(problem, policy_scores):
+def test_a_constant_real_reward_is_not_trusted_and_warned_of(problem, policy_scores, caplog):
     tiers, _ = judge(problem, policy_scores, lambda kept: 0.0)
     assert np.isnan(tiers.correlation)
     assert not tiers.trusted
+    assert [message.split(", so")[0] for message in caplog.messages] == [
+        "selector: the real reward is 0 in all 8 cases"
+    ]
 
 
 def test_the_number_of_real_rewards_is_what_was_asked_for(problem, policy_scores):

@@ -74,7 +74,7 @@ def test_everything_is_trained_where_nothing_is_frozen(teacher, examples):
 
 def test_a_diverged_loss_names_its_batch(teacher, examples):
     teacher.head.weight.data[:] = float("nan")
-    with pytest.raises(RunError, match="loss is nan at step 0, batch starting with"):
+    with pytest.raises(RunError, match=r"loss is nan at step 0, in the batch that begins with '.+', '.+', '.+'; lower"):
         fine_tune(teacher, examples, CONFIG, 1, 24, 0, "train")
 
 
@@ -113,13 +113,15 @@ def test_a_missing_folder_is_named():
         locate("minilml6")
 
 
-def test_a_teacher_below_chance_is_refused(examples):
+def test_a_teacher_below_chance_is_refused_and_one_that_no_label_judges_is_warned_of(examples, caplog):
     def wrong(inputs):
         logits = np.eye(2, dtype=np.float32)[1 - examples.labels]
         return TeacherOutputs(logits, np.zeros((len(inputs), 2), np.float32))
 
     with pytest.raises(RunError, match="right on 0% of 96"):
         refuse_useless_teacher(wrong, examples)
+    assert not caplog.messages and np.isnan(refuse_useless_teacher(wrong, examples.take([])))
+    assert "no label is held out" in caplog.text
 
 
 def test_pairs_use_both_sides(teacher):

@@ -1,4 +1,6 @@
 import dataclasses
+import json
+import logging
 import math
 import re
 import shutil
@@ -111,6 +113,19 @@ def test_yaml_is_read_strictly_and_exponents_without_a_dot_are_numbers(tmp_path)
         load(tmp_path, "kd:\n  rounds: 1\n  alpha: 0.5\n  rounds: 2\n")
     with pytest.raises(UsageError, match="not YAML"):
         load(tmp_path, yaml.dump(DistillConfig))
+
+
+def test_a_warning_is_shown_once_even_by_a_quiet_run_and_is_kept(tmp_path, capsys):
+    logger = logging.getLogger("l2a.data.readers")
+    with Progress(tmp_path / "log.jsonl", -1) as progress:
+        for _ in range(2):
+            logger.warning("%d texts are odd; mend them", 3)
+        logger.info("all is well")
+        progress.say("all is well")
+    logger.warning("too late")
+    assert progress.warnings == ["3 texts are odd; mend them"]
+    assert capsys.readouterr().err.count("warning: 3 texts are odd; mend them\n") == 1
+    assert [json.loads(line)["event"] for line in (tmp_path / "log.jsonl").read_text().splitlines()] == ["warning"]
 
 
 def test_a_terminal_shows_a_bar_of_the_whole_run_with_the_time_left(monkeypatch, capsys):
