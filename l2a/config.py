@@ -118,7 +118,7 @@ class KDConfig(Checked, section="kd."):
     objective: Literal["soft_labels", "lelp", "lelp_random_directions"] = "soft_labels"
     subclasses: Count = 4  # pseudo-subclasses of each class, S
     subclass_temperature: Positive = 1.0  # beta, the softness inside a class
-    learning_rate: Literal["auto"] | Positive = "auto"  # peak; "auto": 1e-4 from a whole pretrained encoder, else 8e-4
+    learning_rate: Literal["auto"] | Positive = "auto"  # peak; "auto": 1e-4 for wide pretrained students, else 8e-4
     embedding_rate: NotNegative = 1.0  # of the word embeddings, as a share of it; 0 keeps them as they are
     average: Decay = 0.98  # decay of the running average of the weights that is judged and kept; 0 for none
     batch_size: Count = 32  # texts in a step, over all processes
@@ -173,9 +173,8 @@ class DistillConfig(Checked):
     target: str = "tweets"  # likewise
     unlabelled: tuple[str, ...] = ()  # text of any origin for the generator: files, folders, domains, Hub ids
     shots: Count | None = None  # labelled target texts per class to train on; None: 32 for a shipped target, or all
-    dev_shots: CountFromZero = (
-        16  # labelled target examples per class that judge the teacher, and as many for validation
-    )
+    # Labelled target examples per class that judge the teacher, and as many for validation.
+    dev_shots: CountFromZero = 16
     source_size: AtLeastTwo | None = 3000  # source examples used at most, drawn by the seed; None for all
     seed: Seed = 0  # decides the few labelled examples and every random draw
     max_length: Length = 128  # longest sequence in tokens

@@ -16,7 +16,7 @@ from l2a.kd.data import DistillationSet, Renewal, join, refuse_constant_targets
 from l2a.kd.lelp import fit_subclasses, teacher_output_weight
 from l2a.kd.trainer import KDTrainer, calibrated_log_likelihoods, fit_output_layer
 from l2a.pipeline.data import RunData, load_run_data
-from l2a.student.presets import build_student, check_student, starts_from_pretrained
+from l2a.student.presets import build_student, check_student, wants_small_rate
 from l2a.student.student import Student
 from l2a.teacher.finetune import fine_tuned, refuse_useless_teacher
 from l2a.teacher.labelling import Labeller, cached_labeller, predict
@@ -295,7 +295,7 @@ def open_session(context: RunContext) -> TrainingSession:
     student, config = context.new_student(), context.config
     validation, width = context.data.splits.validation, context.teacher.hidden_size
     kd = config.kd
-    if kd.learning_rate == "auto" and starts_from_pretrained(config.student, context.teacher):
+    if kd.learning_rate == "auto" and wants_small_rate(config.student, context.teacher, student.output.in_features):
         kd = replace(kd, learning_rate=1e-4)
     trainer = KDTrainer(student, kd, validation, width, config.max_length, config.seed)
     session = TrainingSession(context, student, trainer)

@@ -232,6 +232,8 @@ def _pruned(
 
 ROOM_FOR_MINILM = 12_300_000
 """Parameters of MiniLM-L6 over 4,000 tokens, about the fewest with which its words are not cut into small pieces."""
+WIDE = 256
+"""Width from which a pretrained student wants a small learning rate: BERT-tiny, of 128, learns little at 1e-4."""
 PRESETS = {"narrow": _narrow, "scratch": _narrow, "pruned": _pruned, "minilm-l6": _pruned, "bert-tiny": _pruned}
 """How each preset is built; without weights for checks."""
 
@@ -244,9 +246,10 @@ def resolve_preset(config: StudentConfig, teacher: Teacher) -> StudentConfig:
     return dataclasses.replace(config, preset="minilm-l6" if roomy else "narrow")
 
 
-def starts_from_pretrained(config: StudentConfig, teacher: Teacher) -> bool:
-    """Tell whether a student starts from a whole pretrained encoder, which wants a smaller rate than a fresh one."""
-    return config.model is None and resolve_preset(config, teacher).preset in PACKAGED
+def wants_small_rate(config: StudentConfig, teacher: Teacher, width: int) -> bool:
+    """Tell whether a student of a width starts from a pretrained encoder that large updates would spoil."""
+    pretrained = config.model is not None or resolve_preset(config, teacher).preset in PACKAGED
+    return pretrained and width >= WIDE
 
 
 def check_student(

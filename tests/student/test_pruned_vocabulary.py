@@ -251,4 +251,7 @@ def test_a_packaged_encoder_is_kept_whole_over_the_tokens_that_fit(
 def test_auto_is_minilm_where_its_layers_fit_and_narrow_elsewhere(room, preset, large_teacher, monkeypatch):
     monkeypatch.setattr(presets, "ROOM_FOR_MINILM", room)
     assert presets.resolve_preset(StudentConfig(), large_teacher).preset == preset
-    assert presets.starts_from_pretrained(StudentConfig(), large_teacher) == (preset == "minilm-l6")
+    for width in (128, 384):
+        small = presets.wants_small_rate(StudentConfig(), large_teacher, width)
+        assert small == (preset == "minilm-l6" and width == 384)
+    assert presets.wants_small_rate(StudentConfig(model="a checkpoint of the user"), large_teacher, 384)
