@@ -65,14 +65,15 @@ def distill_command(
 
 def print_result(result: Any) -> None:
     """Print the comparison and where everything is."""
-    from l2a.report.run_folder import SHORT_HEADERS, short_cells, verdict
+    from l2a.report.page import verdict
+    from l2a.report.run_folder import SHORT_HEADERS, short_cells
 
     print_table(SHORT_HEADERS, short_cells(result.rows), justify="right")
     typer.echo(
         "95 % bootstrap intervals over the test examples; ms: CPU time a text on one thread, alone and in batches of "
         "32, median ± half the interquartile range"
     )
-    typer.echo(verdict(result.rows, result.student))
+    typer.echo(verdict(result.metrics))
     agreement = [facts["selector"].get("tier_correlation") for facts in result.metrics.get("rounds", [])]
     if agreement and None not in agreement:
         values = ", ".join(f"{value:.2f}" for value in agreement)
@@ -160,16 +161,28 @@ def export_command(
 
     report = export_onnx(run, *comparison_texts(run, texts))
     rows = [
-        (
-            model["file"], f"{model['bytes'] / 1e6:.2f}", f"{100 * model['label_agreement']:.1f}",
-            f"{model['largest_probability_difference']:.2g}",
-            f"{100 * model['accuracy']:.1f}" if "accuracy" in model else "",
-            f"{model['latency_ms']['batch_1']:.2f}", f"{model['latency_ms']['batch_32']:.2f}",
-        )
-        for model in report["models"]
+        (one["file"], f"{one['bytes'] / 1e6:.2f}", f"{100 * one['label_agreement']:.1f}",
+         f"{one['largest_probability_difference']:.2g}", f"{100 * one['accuracy']:.1f}" if "accuracy" in one else "",
+         *(f"{one['latency_ms'][size]:.2f}" for size in ("batch_1", "batch_32"))) for one in report["models"]
     ]  # fmt: skip
     print_table(("model", "MB", "labels %", "difference", "accuracy %", "ms", "ms/32"), rows, justify="right")
     typer.echo(f"ONNX opset {report['opset']}, compared on {report['texts']:,} texts: {Path(run) / 'onnx'}")
+
+
+@app.command("push")
+def push_command(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Output folder of a finished l2a distill.")],
+    repo: Annotated[str, typer.Argument(metavar="REPO", help="Repository of the Hub, OWNER/NAME.")],
+    private: Annotated[bool, typer.Option("--private", help="Make a repository that nobody else can see.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the folder and show what would go.")] = False,
+) -> None:
+    """Upload the student of a run, its card and its ONNX models, if any, to the Hub; none of the run's data."""
+    from l2a.report.publish import files_to_push, push
+
+    files = files_to_push(run, repo)
+    sizes = [(name, f"{path.stat().st_size / 1e6:.3f}") for name, path in files.items()]
+    print_table(("file", "MB"), sizes, f"{len(sizes)} files", justify="right")
+    typer.echo(f"not uploaded (--dry-run): {repo}" if dry_run else f"uploaded: {push(files, repo, private)}")
 
 
 app.command("augment")(augment_command)

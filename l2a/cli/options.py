@@ -27,11 +27,7 @@ RUN_OPTIONS: dict[str, tuple[Any, str, tuple[str, ...]]] = {
     "source": (str, "Source domain, likewise; movies if the target is shipped.", ("source",)),
     "unlabelled": (list[str], "Unlabelled text: file, folder, domain or Hub id; may be repeated.", ("unlabelled",)),
     "shots": (int, "Labelled target examples per class to train on; by default all (32 if shipped).", ("shots",)),
-    "dev_shots": (
-        int,
-        "Labelled target examples per class that judge the teacher, and for validation.",
-        ("dev_shots",),
-    ),
+    "dev_shots": (int, "Target labels per class that judge the teacher, and for validation.", ("dev_shots",)),
     "teacher": (str, MODELS, ("teacher.model",)),
     "fine_tuned_teacher": (bool, "Use the teacher as it is: it already classifies.", ("teacher.fine_tuned",)),
     "student": (str, "Model folder or Hub id to start the student from.", ("student.model",)),

@@ -207,6 +207,7 @@ class DomainCard:
         labels: The class names; none for text without labels.
         licence: Licence of the data.
         citation: Whom to cite.
+        language: ISO 639 code of the texts' language.
         data: A file, folder or Hub id; relative paths start at the card's folder.
         columns: Columns of ``data``.
         artifact: The package that holds the data.
@@ -221,6 +222,7 @@ class DomainCard:
     licence: str
     labels: tuple[str, ...] = ()
     citation: str = ""
+    language: str = ""
     data: str | None = None
     columns: Columns = USUAL_COLUMNS
     artifact: Artifact | None = None
@@ -245,6 +247,21 @@ def load_card(name: str) -> DomainCard:
         fix = f"give labels, or the task {UNLABELLED!r} with an artifact and ratings (a file of text needs no card)"
         raise UsageError(f"domain card {path}: the task is {card.task!r} and labels are {list(card.labels)}; {fix}")
     return card
+
+
+def provenance(reference: str) -> dict[str, str]:
+    """Say what a card tells of a domain's data: name, description, licence, citation, language, origin and sha256.
+
+    Args:
+        reference: As in ``load_domain``; of what has no card only the name, without its folder, is known.
+    """
+    known = ("name", "description", "licence", "citation", "language")
+    if reference not in list_cards("domains"):
+        name = Path(reference).name if Path(reference).expanduser().exists() else reference
+        return dict.fromkeys((*known, "origin", "sha256"), "") | {"name": name}
+    card = load_card(reference)
+    origin = {"origin": str(card.artifact or card.data), "sha256": card.artifact.sha256 if card.artifact else ""}
+    return {name: getattr(card, name) for name in known} | origin
 
 
 def rows_sha256(rows: Sequence[Row]) -> str:

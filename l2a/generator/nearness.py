@@ -148,14 +148,9 @@ def fit_target_density(source: NDArray[np.float32], target: NDArray[np.float32])
 
 
 def choose_texts(
-    bank: Sequence[TextInput],
-    target: Sequence[TextInput],
-    count: int,
-    choice: Choice,
-    embed: Embed,
-    rng: np.random.Generator,
-    progress: Progress = SILENT,
-) -> tuple[TextInput, ...]:
+    bank: Sequence[TextInput], target: Sequence[TextInput], count: int, choice: Choice, embed: Embed,
+    rng: np.random.Generator, progress: Progress = SILENT,
+) -> tuple[TextInput, ...]:  # fmt: skip
     """Choose texts of a bank by their nearness to the target.
 
     Args:

@@ -37,13 +37,9 @@ def soft_label_loss(
 
 
 def distillation_loss(
-    student_logits: Tensor,
-    teacher_logits: Tensor,
-    labels: Tensor,
-    temperature: float,
-    alpha: float,
+    student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, temperature: float, alpha: float,
     reduction: Reduction = "mean",
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """Soft labels everywhere, cross-entropy where a real label exists.
 
     L_i = alpha T^2 KL_i + (1 - alpha) CE_i with a real label, L_i = T^2 KL_i without one. Source: Hinton et al. (2015),
@@ -88,13 +84,9 @@ def hidden_state_loss(
 
 
 def subclass_loss(
-    features: Tensor,
-    head: nn.Linear,
-    output: nn.Linear,
-    targets: Tensor,
-    counts: tuple[int, ...],
+    features: Tensor, head: nn.Linear, output: nn.Linear, targets: Tensor, counts: tuple[int, ...],
     reduction: Reduction = "mean",
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """-sum t(c, s) log p(c, s), and a term that teaches the output layer alone what the head says of the classes.
 
     The second term is KL(folded head || output(features)) with the gradient stopped at both; the body never feels it,

@@ -98,14 +98,8 @@ def load_run_data(
             progress.say(bank.summary)
         sides.append(("unlabelled", bank.files))
         unlabelled = bank
-    return RunData(
-        source=learned,
-        target=target,
-        splits=splits,
-        unlabelled=unlabelled,
-        forbidden=frozenset(forbidden),
-        files={f"{side}: {name}": digest for side, files in sides for name, digest in files.items()},
-    )
+    files = {f"{side}: {name}": digest for side, files in sides for name, digest in files.items()}
+    return RunData(learned, target, splits, unlabelled, frozenset(forbidden), files)
 
 
 def _domain(side: str, config: DistillConfig, in_memory: Mapping[str, Any], progress: Progress) -> Domain:

@@ -14,6 +14,7 @@ from torch import nn
 
 from l2a.config import DistillConfig, as_yaml, override
 from l2a.data import examples
+from l2a.data.domains import provenance
 from l2a.data.encoding import encode
 from l2a.data.examples import Examples, TextInput
 from l2a.evaluation.baselines import frozen_teacher_logreg, tfidf_logreg, vector_sum_logreg
@@ -23,14 +24,15 @@ from l2a.pipeline import students as student_training
 from l2a.pipeline.policies import open_policy, training_facts
 from l2a.pipeline.session import FEWEST_TO_CHOOSE, RunContext
 from l2a.pipeline.students import Round, TrainedStudent
-from l2a.report import page, run_folder
+from l2a.report import page, publish, run_folder
 from l2a.selector.algorithms import save_policy
 from l2a.selector.problem import Selection
 from l2a.selector.select import inspect_policy
 from l2a.serving.classifier import fit_temperature, write_temperature
+from l2a.student.presets import resolve_preset
 from l2a.student.student import Student
 from l2a.teacher.labelling import predict, token_vectors
-from l2a.teacher.model import Teacher
+from l2a.teacher.model import PACKAGED, Teacher
 from l2a.util.errors import UsageError, did_you_mean
 from l2a.util.files import atomic_write_text, to_json
 from l2a.util.progress import SILENT, Progress
@@ -274,14 +276,12 @@ def compared_methods(config: DistillConfig) -> tuple[Method, ...]:
     shown = {"always", *(("compare",) if config.compare else ())}
     shown |= {"operator"} if config.compare and config.generator.operator is not None else set()
     return tuple(
-        method
-        for method in METHODS.values()
-        if method.shown in shown
+        method for method in METHODS.values() if method.shown in shown
         and not ("unlabelled" in method.needs and not config.unlabelled)
         and not ("small" in method.needs and config.teacher.model == SMALL_TEACHER)
         # It would be unfair with a teacher that was fine-tuned elsewhere, perhaps on this very target.
         and not (config.teacher.fine_tuned and {"pretrained", "target_only_teacher"} & set(method.needs))
-    )
+    )  # fmt: skip
 
 
 def run_method(config: DistillConfig, name: str, progress: Progress = SILENT) -> MethodResult:
@@ -344,18 +344,11 @@ def evaluate_method(context: RunContext, name: str, fitted: FittedMethod, second
     """
     test = context.data.target.test.reveal()
     logits = None if fitted.logits is None else fitted.logits(test.inputs)
+    predictions = fitted.predict(test.inputs) if logits is None else logits.argmax(axis=1)
     return MethodResult(
-        name=name,
-        predictions=fitted.predict(test.inputs) if logits is None else logits.argmax(axis=1),
-        labels=test.labels,
-        label_names=test.label_names,
-        parameters=fitted.parameters,
-        labels_used=context.data.splits.labels_used,
-        seconds=seconds,
-        diagnostics=fitted.diagnostics,
-        inputs=test.inputs,
-        logits=logits,
-    )
+        name, predictions, test.labels, test.label_names, fitted.parameters, context.data.splits.labels_used, seconds,
+        fitted.diagnostics, test.inputs, logits,
+    )  # fmt: skip
 
 
 Comparison = tuple[dict[str, TrainedStudent], tuple[run_folder.MethodReport, ...], dict[str, MethodResult]]
@@ -385,12 +378,10 @@ def compare_methods(context: RunContext) -> Comparison:
             result, rng = evaluate_method(context, name, one, 0.0), np.random.default_rng([context.config.seed, 3])
             results[name] = result
             metrics = classification_metrics(result.labels, result.predictions, len(result.label_names), rng)
-            rows.append(
-                run_folder.MethodReport(name, metrics, one.parameters, measure_latency(one.predict, few, one.module))
-            )
+            latency = measure_latency(one.predict, few, one.module)
+            rows.append(run_folder.MethodReport(name, metrics, one.parameters, latency))
             advance(1)
-    students = {name: one.trained for name, one in fitted.items() if one.trained is not None}
-    return students, tuple(rows), results
+    return {name: one.trained for name, one in fitted.items() if one.trained is not None}, tuple(rows), results
 
 
 def warn_of_student(context: RunContext, student: TrainedStudent, result: MethodResult) -> None:
@@ -446,6 +437,9 @@ def write_run(
     config, data, rounds = context.config, context.data, students["l2a_student"].rounds
     student = students[facts["student"]].student
     student.model.to("cpu")
+    preset = resolve_preset(config.student, context.teacher).preset
+    sides = {"target": [config.target], "source": [str(config.source)], "unlabelled": list(config.unlabelled)}
+    start = config.student.model or (preset if preset in PACKAGED else config.teacher.model)
     known = {
         "validation_log_likelihood": {name: trained.score.log_likelihood for name, trained in students.items()},
         "divergence": {name: trained.score.divergence for name, trained in students.items()},
@@ -453,21 +447,21 @@ def write_run(
         "labels_used": data.splits.labels_used,
         "labels_ignored": data.splits.labels_ignored,
         "seed": config.seed,
-        "rounds": [
-            {"generator": dataclasses.asdict(done.chains), "selector": dict(done.selection.diagnostics)}
-            for done in rounds
-        ],
+        "rounds": [{"generator": dataclasses.asdict(done.chains), "selector": dict(done.selection.diagnostics)}
+                   for done in rounds],
         "files": data.files,
         "warnings": context.progress.warnings,
-    }
+        "data": {side: [provenance(name) for name in names] for side, names in sides.items()},
+        "models": {"teacher": run_folder.model_facts(config.teacher.model), "start": run_folder.model_facts(start)},
+    }  # fmt: skip
     metrics = run_folder.metrics_content(rows, {**facts, **known})
-    card, own_card = (
-        run_folder.model_card(config, data.label_names, data.target.is_pair, rows, metrics, place)
-        for place in ("student", ".")
-    )
-    run_folder.export_student(student.model, student.tokenizer, folder / "student", own_card, config.max_length)
+    temperature = 1.0
     if len(held_out := data.held_out_labels) >= FEWEST_TO_CHOOSE:
         temperature = fit_temperature(_student_logits(context, student, held_out.inputs), held_out.labels)
+    evidence = _evidence(context, results["cross_domain_teacher"], results[facts["student"]], rounds, temperature)
+    own_card, card = (publish.model_card(metrics, evidence, {}, place) for place in (".", "student"))
+    run_folder.export_student(student.model, student.tokenizer, folder / "student", own_card, config.max_length)
+    if temperature != 1:
         write_temperature(folder / "student", temperature)
     probe = data.target_labels.inputs[:32]
     parity = run_folder.check_parity(student.model, student.tokenizer, folder / "student", probe, config.max_length)
@@ -477,7 +471,6 @@ def write_run(
     _write_selector(folder / "selector", config, [done.selection for done in rounds])
     atomic_write_text(folder / "metrics.json", to_json(metrics, indent=1) + "\n")
     atomic_write_text(folder / "config.yaml", as_yaml(config))
-    evidence = _evidence(context, results["cross_domain_teacher"], results[facts["student"]], rounds)
     atomic_write_text(folder / page.EVIDENCE, to_json(evidence) + "\n")
     if config.report:
         atomic_write_text(folder / page.PAGE, page.render_page(folder))
@@ -485,7 +478,7 @@ def write_run(
 
 
 def _evidence(
-    context: RunContext, teacher: MethodResult, student: MethodResult, rounds: Sequence[Round]
+    context: RunContext, teacher: MethodResult, student: MethodResult, rounds: Sequence[Round], temperature: float
 ) -> dict[str, Any]:
     """What the page shows and no other file has."""
     config, data = context.config, context.data
@@ -499,14 +492,12 @@ def _evidence(
     tested = Examples(student.inputs, student.labels, student.label_names)
     assert teacher.logits is not None and student.logits is not None
     return {
-        "format": 1,
-        **names,
-        "teacher": config.teacher.model,
+        "format": page.FORMAT, **names, "is_pair": data.target.is_pair, "teacher": config.teacher.model,
         "label_names": data.label_names,
-        "test": page.compare_on_test(tested, teacher.logits, student.logits),
+        "test": page.compare_on_test(tested, teacher.logits, student.logits, temperature),
         "policy": _explained(config, rounds[-1]),
         "map": page.map_texts(kinds, context.labeller, data.label_names, np.random.default_rng([config.seed, 9])),
-    }
+    }  # fmt: skip
 
 
 def _explained(config: DistillConfig, last: Round) -> list[dict[str, Any]]:
@@ -516,14 +507,10 @@ def _explained(config: DistillConfig, last: Round) -> list[dict[str, Any]]:
     rng = np.random.default_rng([config.seed, 10])
     found = inspect_policy(last.problem, last.selection.policy, config.selector, rng)
     return [
-        {
-            "feature": name,
-            "loss": loss,
-            "changed": changed,
-            "quartiles": [side.tolist() for side in found.quartiles.get(name, ())],
-        }
+        {"feature": name, "loss": loss, "changed": changed,
+         "quartiles": [side.tolist() for side in found.quartiles.get(name, ())]}
         for name, (loss, changed) in found.importances.items()
-    ]
+    ]  # fmt: skip
 
 
 def _write_selector(folder: Path, config: DistillConfig, selections: Sequence[Selection]) -> None:

@@ -92,15 +92,10 @@ def training_facts(
     """
     return {
         "pairs": list(dict.fromkeys(pair_name(config) for config in configs)),
-        "seeds": sorted({config.seed for config in configs}),
-        "shots": configs[0].shots,
-        "dev_shots": configs[0].dev_shots,
-        "keep_rate": configs[0].selector.keep_rate,
-        "steps": steps,
-        "steps_per_second": round(steps_per_second, 1),
-        "reward_curve": list(reward_curve),
-        "versions": versions(),
-    }
+        "seeds": sorted({config.seed for config in configs}), "shots": configs[0].shots,
+        "dev_shots": configs[0].dev_shots, "keep_rate": configs[0].selector.keep_rate, "steps": steps,
+        "steps_per_second": round(steps_per_second, 1), "reward_curve": list(reward_curve), "versions": versions(),
+    }  # fmt: skip
 
 
 def prepare_pair(config: DistillConfig, progress: Progress = SILENT) -> PreparedPair:

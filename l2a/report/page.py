@@ -12,13 +12,14 @@ from typing import Any, NamedTuple
 import jinja2
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import softmax
+from scipy.special import log_softmax, softmax
 
 from l2a.data.examples import Examples, TextInput
 from l2a.util.errors import RunError, UsageError
 from l2a.util.files import MARK, add_to_folder, read_mark, sha256_file
 
-PAGE, EVIDENCE = "report.html", "report.json"
+PAGE, EVIDENCE, EXPORT = "report.html", "report.json", "onnx/export.json"
+FORMAT = 2  # of the evidence
 SOURCES = (EVIDENCE, "metrics.json", "log.jsonl", "augmentations.parquet")
 """What the page is drawn from."""
 BINS, MOST_ERRORS, MOST_POINTS = 10, 50, 1500
@@ -33,17 +34,21 @@ def shown_text(text: TextInput, longest: int) -> str:
     return joined if len(joined) <= longest else f"{joined[: longest - 1]}…"
 
 
-def compare_on_test(test: Examples, teacher: NDArray[np.float32], student: NDArray[np.float32]) -> dict[str, Any]:
+def compare_on_test(
+    test: Examples, teacher: NDArray[np.float32], student: NDArray[np.float32], temperature: float = 1.0
+) -> dict[str, Any]:
     """Compare what teacher and student say of the test split.
 
     Args:
         test: N examples.
         teacher: float32 (N, C), the teacher's logits.
         student: float32 (N, C), the student's logits.
+        temperature: What the student's logits are to be divided by for its probabilities.
 
     Returns:
-        Confusion counts (true class first), calibration by confidence, how often each is right, and the texts on which
-        the two differ and the student errs, those that it is surest of first; values that JSON can hold.
+        Confusion counts (true class first), calibration by confidence, how often each is right, the "calibrated"
+        student, and the texts on which the two differ and the student errs, those that it is surest of first; values
+        that JSON can hold.
     """
     names, labels = test.label_names, test.labels
     probabilities = {"teacher": softmax(teacher, axis=1), "student": softmax(student, axis=1)}
@@ -51,9 +56,10 @@ def compare_on_test(test: Examples, teacher: NDArray[np.float32], student: NDArr
     sure = {side: values.max(axis=1) for side, values in probabilities.items()}
     right = {side: values == labels for side, values in said.items()}
     facts: dict[str, Any] = {"tested": len(test), "agreement": float((said["teacher"] == said["student"]).mean())}
-    for side in probabilities:
+    for side, logits in (("teacher", teacher), ("student", student)):
         counts = np.bincount(labels * len(names) + said[side], minlength=len(names) ** 2)
-        facts[side] = {"confusion": counts.reshape(len(names), -1).tolist(), **_calibration(sure[side], right[side])}
+        facts[side] = {"confusion": counts.reshape(len(names), -1).tolist(), **_calibration(logits, labels)}
+    facts["calibrated"] = {"temperature": temperature, **_calibration(student / np.float32(temperature), labels)}
     outcomes = Counter(zip(right["teacher"].tolist(), right["student"].tolist(), strict=True))
     facts["outcomes"] = [[outcomes[teacher, student] for student in (True, False)] for teacher in (True, False)]
     errors = np.flatnonzero(~right["student"] & (said["teacher"] != said["student"]))
@@ -65,13 +71,25 @@ def compare_on_test(test: Examples, teacher: NDArray[np.float32], student: NDArr
     return facts
 
 
-def _calibration(sure: NDArray[np.float32], right: NDArray[np.bool_]) -> dict[str, Any]:
-    """Texts, mean confidence and accuracy of each tenth of confidence, and the expected calibration error."""
+def _calibration(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> dict[str, Any]:
+    """Texts, mean confidence and accuracy of each tenth of confidence, expected calibration error, log-likelihood."""
+    known = log_softmax(logits.astype(np.float64), axis=1)
+    sure, right = np.exp(known.max(axis=1)), known.argmax(axis=1) == labels
     place = np.minimum((sure * BINS).astype(np.int64), BINS - 1)
     bins = [(int(n), float(sure[place == i].mean()), float(right[place == i].mean()))
             for i, n in enumerate(np.bincount(place, minlength=BINS)) if n]  # fmt: skip
     error = sum(count * abs(confidence - accuracy) for count, confidence, accuracy in bins) / len(sure)
-    return {"bins": bins, "calibration_error": error}
+    likelihood = float(known[np.arange(len(labels)), labels].mean())
+    return {"bins": bins, "calibration_error": error, "log_likelihood": likelihood}
+
+
+def class_scores(confusion: Sequence[Sequence[int]]) -> list[tuple[float, float, float, int]]:
+    """Compute precision, recall, F1 and the number of texts of each class from counts, true class first."""
+    counts = np.array(confusion)
+    right, true, said = np.diagonal(counts), counts.sum(axis=1), counts.sum(axis=0)
+    precision, recall = right / np.maximum(1, said), right / np.maximum(1, true)
+    columns = (precision, recall, 2 * right / np.maximum(1, true + said), true)
+    return list(zip(*(column.tolist() for column in columns), strict=True))
 
 
 def map_texts(
@@ -214,11 +232,28 @@ def reward_figures(rounds: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return figures
 
 
+def verdict(metrics: Mapping[str, Any]) -> str:
+    """Name, in a sentence, the rows that were more accurate than the saved student, however many there are."""
+    accuracies, student = {row["name"]: row["accuracy"]["value"] for row in metrics["rows"]}, metrics["student"]
+    ahead = [f"{name} ({value:.1%})" for name, value in accuracies.items() if value > accuracies[student]]
+    if not ahead:
+        return f"No row was more accurate than {student} on this test split."
+    return f"More accurate than {student} on this test split: {', '.join(ahead)}."
+
+
+def read_evidence(folder: Path) -> tuple[Any, Any, Any]:
+    """Read ``metrics.json``, ``report.json`` and ``export.json``, which is empty before an export, of a run."""
+    exists = (folder / EXPORT).is_file()
+    names = ("metrics.json", EVIDENCE, *([EXPORT] if exists else []))
+    metrics, facts, *export = (json.loads((folder / name).read_text("utf-8")) for name in names)
+    return metrics, facts, export[0] if export else {}
+
+
 def render_page(folder: Path) -> str:
     """Draw the page of a run from the files of its folder, as HTML that loads nothing."""
     from pyarrow.parquet import read_table
 
-    facts, metrics = (json.loads((folder / name).read_text("utf-8")) for name in SOURCES[:2])
+    metrics, facts, export = read_evidence(folder)
     events = [json.loads(line) for line in (folder / "log.jsonl").read_text("utf-8").splitlines()]
     candidates = read_table(folder / "augmentations.parquet").to_pylist()
     drawn = Counter(sorted(row["operator"] for row in candidates))
@@ -232,7 +267,9 @@ def render_page(folder: Path) -> str:
         map_axes[name] = Axis(label, (min(at), max(max(at), min(at) + 1e-9)), places)
     ends = [100 * row["accuracy"][end] for row in metrics["rows"] for end in ("low", "high")]
     return render(
-        Path(__file__).with_name("page.html.jinja"), facts=facts, metrics=metrics, wide=WIDE, high=HIGH,
+        Path(__file__).with_name("page.html.jinja"), facts=facts, metrics=metrics, export=export, wide=WIDE, high=HIGH,
+        verdict=verdict(metrics),
+        scores={side: class_scores(facts["test"][side]["confusion"]) for side in ("teacher", "student")},
         events=events, map_axes=map_axes, by_name={row["name"]: row for row in metrics["rows"]},
         accuracy=make_axis("accuracy on the test split", ends, (16, WIDE - 16), " %"),
         reliability=[reliability(side, facts["test"][side]) for side in ("teacher", "student")],
@@ -266,14 +303,33 @@ def renew_page(folder: Path) -> Path:
         UsageError: If the folder is not that of a finished run, or of one that kept too little for a page.
         RunError: If its files are not as the run left them, or the page cannot be written.
     """
-    mark = read_mark(folder / MARK)
-    if mark["kind"] != "run":
-        hint = "give what --output-dir of l2a distill named"
-        raise UsageError(f"{folder}: it is not the folder of a finished run; {hint}")
-    if EVIDENCE not in mark["files"]:
-        raise UsageError(f"{folder}: its run kept no {EVIDENCE}; run l2a distill again with --overwrite")
-    for name in SOURCES:
-        if not (folder / name).is_file() or sha256_file(folder / name) != mark["files"][name]:
-            raise RunError(f"{folder / name} was changed after the run; restore it, or run l2a distill again")
+    check_run(folder)
     add_to_folder(folder, PAGE, render_page(folder).encode("utf-8"))
     return folder / PAGE
+
+
+def check_run(folder: Path, names: Iterable[str] = SOURCES) -> dict[str, str]:
+    """Check that a folder is that of a finished run whose files are as it left them.
+
+    Args:
+        folder: The run's output folder.
+        names: The files to check.
+
+    Returns:
+        All files of the run, with their sha256.
+
+    Raises:
+        UsageError: If it is not the folder of a finished run, or of one that kept too little for a page.
+        RunError: If a file is not as the run left it.
+    """
+    mark = read_mark(folder / MARK)
+    if mark["kind"] != "run":
+        raise UsageError(f"{folder} is not the folder of a finished run; give what --output-dir of l2a distill named")
+    for name in names:
+        if name == EVIDENCE and name not in mark["files"]:
+            raise UsageError(f"{folder}: its run kept no {EVIDENCE}; run l2a distill again with --overwrite")
+        if not (folder / name).is_file() or sha256_file(folder / name) != mark["files"][name]:
+            raise RunError(f"{folder / name} was changed after the run; restore it, or run l2a distill again")
+        if name == EVIDENCE and json.loads((folder / name).read_text("utf-8")).get("format") != FORMAT:
+            raise UsageError(f"{folder}: it is of another version of l2a; run l2a distill again with --overwrite")
+    return dict(mark["files"])

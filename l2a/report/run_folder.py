@@ -1,11 +1,12 @@
-"""What a run leaves behind: table, metrics file, model card, augmentations, and the student as a transformers model."""
+"""What a run leaves behind: table, metrics file, augmentations, and the student as a transformers model."""
 
 import math
 import platform
 import resource
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
+from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,19 +16,16 @@ import pyarrow as pa
 import torch
 from pyarrow.parquet import write_table
 
-from l2a.config import DistillConfig
 from l2a.data.encoding import encode, fit_tokenizer, model_inputs
 from l2a.data.examples import TextInput
-from l2a.evaluation.metrics import ClassificationMetrics, Interval
+from l2a.evaluation.metrics import ClassificationMetrics
 from l2a.generator.chain import CandidatePool
-from l2a.report.page import render
 from l2a.selector.problem import Selection
 from l2a.teacher.model import PACKAGED, usable_positions
 from l2a.util.errors import RunError
 from l2a.util.files import atomic_file, atomic_folder, atomic_write_text
 from l2a.util.training import evaluating
 
-HEADERS = ("classifier", "accuracy %", "macro-F1 %", "parameters", "ms", "ms in 32")
 SHORT_HEADERS = ("classifier", "accuracy %", "F1 %", "size", "ms", "ms/32")
 
 
@@ -48,63 +46,48 @@ class MethodReport:
     latency_ms: Mapping[str, float]
 
 
-def table_cells(rows: Sequence[MethodReport]) -> list[tuple[str, ...]]:
-    """Format rows in their order, one string for each of ``HEADERS``."""
-
-    def percent(interval: Interval) -> str:
-        return f"{100 * interval.value:.1f} ({100 * interval.low:.1f}-{100 * interval.high:.1f})"
+def short_cells(rows: Sequence[MethodReport]) -> list[tuple[str, ...]]:
+    """Format rows for a terminal of 80 columns, one string for each of ``SHORT_HEADERS``."""
 
     def milliseconds(row: MethodReport, name: str) -> str:
         median, spread = row.latency_ms[name], row.latency_ms[f"{name}_spread"]
-        digits = 2 if median < 10 else 1  # the table fits a terminal of 80 columns
+        digits = 2 if median < 10 else 1
         return f"{median:.{digits}f}±{spread:.{digits}f}"
 
     return [
         (
-            row.name, percent(row.metrics.accuracy), percent(row.metrics.macro_f1), f"{row.parameters / 1e6:.2f} M",
+            row.name,
+            "{:.1f} ({:.1f}-{:.1f})".format(*(100 * value for value in astuple(row.metrics.accuracy))),
+            f"{100 * row.metrics.macro_f1.value:.1f}", f"{row.parameters / 1e6:.2f} M",
             milliseconds(row, "batch_1"), milliseconds(row, "batch_32"),
         )
         for row in rows
     ]  # fmt: skip
 
 
-def short_cells(rows: Sequence[MethodReport]) -> list[tuple[str, ...]]:
-    """Format rows for a terminal of 80 columns, one string for each of ``SHORT_HEADERS``."""
-    return [(*cells[:2], cells[2].split()[0], *cells[3:]) for cells in table_cells(rows)]
-
-
-def verdict(rows: Sequence[MethodReport], student: str) -> str:
-    """Name, in a sentence, the rows that were more accurate than the saved student, however many there are."""
-    accuracies = {row.name: row.metrics.accuracy.value for row in rows}
-    ahead = [f"{name} ({value:.1%})" for name, value in accuracies.items() if value > accuracies[student]]
-    if not ahead:
-        return f"No row was more accurate than {student} on this test split."
-    return f"More accurate than {student} on this test split: {', '.join(ahead)}."
-
-
 def metrics_content(rows: Sequence[MethodReport], facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Collect what a run measured; memory, versions and threads are read here.
+    """Collect what a run measured; memory, versions, the day and threads are read here.
 
     Args:
         rows: The comparison.
         facts: What the run knows of itself.
 
     Returns:
-        The facts with ``rows``, ``peak_memory_mb``, ``versions`` and ``threads``.
+        The facts with ``rows``, ``peak_memory_mb``, ``versions``, ``date`` and ``threads``.
 
     Raises:
         RunError: If a number of a row is not finite.
     """
-    contents: list[dict[str, Any]] = []
-    for row in rows:
-        shown = {**asdict(row.metrics), "parameters": row.parameters, "latency_ms": dict(row.latency_ms)}
-        numbers = [*shown["accuracy"].values(), *shown["macro_f1"].values(), *row.latency_ms.values()]
+    contents: list[dict[str, Any]] = [
+        {"name": row.name, **asdict(row.metrics), "parameters": row.parameters, "latency_ms": dict(row.latency_ms)}
+        for row in rows
+    ]
+    for shown in contents:
+        numbers = [*shown["accuracy"].values(), *shown["macro_f1"].values(), *shown["latency_ms"].values()]
         if not math.isfinite(sum(numbers)):
-            raise RunError(
-                f"rows: a number of {row.name} is not finite ({numbers}); see log.jsonl for the stage that produced it"
-            )
-        contents.append({"name": row.name, **shown})
-    measured = {"peak_memory_mb": round(peak_memory_mb(), 1), "versions": versions()}
+            what = f"a number of {shown['name']} is not finite ({numbers})"
+            raise RunError(f"rows: {what}; see log.jsonl for the stage that produced it")
+    measured = {"peak_memory_mb": round(peak_memory_mb(), 1), "versions": versions(), "date": f"{date.today()}"}
     return {"rows": contents, **facts, **measured, "threads": torch.get_num_threads()}
 
 
@@ -120,35 +103,13 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: version(name) for name in packages}
 
 
-def model_card(
-    config: DistillConfig, label_names: Sequence[str], is_pair: bool, rows: Sequence[MethodReport],
-    metrics: Mapping[str, Any], model: str,
-) -> str:  # fmt: skip
-    """Write the card of a distilled student.
-
-    The header names no licence: it follows from the teacher's and the data's, which are the user's to state.
-
-    Args:
-        config: The run.
-        label_names: The C class names.
-        is_pair: Whether the student reads pairs of texts.
-        rows: The comparison on the target's test split, the student's among them.
-        metrics: The content of ``metrics.json``.
-        model: Where the student lies, seen from the card's folder.
-
-    Returns:
-        Markdown with a YAML header that a model hub reads.
-    """
-    teacher = config.teacher.model
-    base = PACKAGED[teacher].hub if teacher in PACKAGED else teacher
-    is_folder = base.startswith((".", "/", "~")) or Path(base).exists()
-    return render(
-        Path(__file__).with_name("card.md.jinja"),
-        base_model=base if base.count("/") == 1 and not is_folder else None,  # hubs accept nothing but an id here
-        config=config, label_names=label_names, is_pair=is_pair, metrics=metrics, model=model,
-        table=[HEADERS, ("---", *["---:"] * (len(HEADERS) - 1)), *table_cells(rows)],
-        verdict=verdict(rows, metrics["student"]),
-    )  # fmt: skip
+def model_facts(name: str) -> dict[str, str | None]:
+    """Say of a model that a setting names what it is called, its id on the Hub and its licence, each where known."""
+    if name in PACKAGED:
+        return {"name": name, "hub": PACKAGED[name].hub, "licence": PACKAGED[name].licence}
+    is_folder = name.startswith((".", "/", "~")) or Path(name).exists()
+    is_id = name.count("/") == 1 and not is_folder  # hubs accept nothing but an id
+    return {"name": Path(name).name if is_folder else name, "hub": name if is_id else None, "licence": None}
 
 
 def export_student(model: Any, tokenizer: Any, folder: Path, card: str, max_length: int) -> None:

@@ -12,6 +12,7 @@ import torch
 
 from l2a.data.examples import TextInput
 from l2a.evaluation.metrics import measure_latency
+from l2a.report.publish import refresh
 from l2a.serving.classifier import Classifier, run, write_temperature
 from l2a.serving.predict import labelled_texts
 from l2a.util.errors import RunError, UsageError
@@ -71,8 +72,10 @@ def export_onnx(student: str, inputs: Sequence[TextInput], labels: Sequence[str]
         atomic_write_text(temporary / REPORT, to_json(report, indent=1) + "\n")
     mark = read_mark(folder.parent / MARK)
     if mark["kind"]:  # so that a later run in this folder removes what was exported of this one
-        mark["files"] |= {f"onnx/{path.name}": sha256_file(path) for path in folder.iterdir()}
+        others = {name: digest for name, digest in mark["files"].items() if not name.startswith("onnx/")}
+        mark["files"] = others | {f"onnx/{path.name}": sha256_file(path) for path in folder.iterdir()}
         atomic_write_text(folder.parent / MARK, to_json({"format": 1, **mark}, indent=1) + "\n")
+        refresh(folder.parent)
     if refused:
         raise RunError(f"{refused[0]}; the other model is in {folder}")
     return report

@@ -127,6 +127,7 @@ class Packaged:
 
     Attributes:
         hub: Its name on the Hub.
+        licence: Of its weights.
         folder: Where the model lies among the members.
         parts: The packages.
         members: The model's files in the zip file, where there are several parts.
@@ -134,6 +135,7 @@ class Packaged:
     """
 
     hub: str
+    licence: str
     folder: str
     parts: tuple[Artifact, ...]
     members: tuple[str, ...] = ()

@@ -17,6 +17,14 @@ HOSTILE = (
     "</script><script>window.hacked = 1</script><img src=http://evil.test/x onerror='window.hacked = 2'>\ud83d\x00"
 )
 METHODS = ("target_only_teacher", "cross_domain_teacher", "l2a_without_unlabelled_student", "l2a_student")
+PART = {"name": HOSTILE[:40], "description": "Texts.", "licence": "MIT", "citation": "A. Author (2020).",
+        "language": "en", "origin": "package==1.0", "sha256": "ab" * 32}  # fmt: skip
+DATA = {"target": [PART], "source": [PART], "unlabelled": []}
+MODELS = {role: {"name": "minilm-l6", "hub": "owner/model", "licence": "Apache-2.0"} for role in ("teacher", "start")}
+LATENCY = {"batch_1": 13.6, "batch_1_spread": 1.2, "batch_32": 7.0, "batch_32_spread": 0.1}
+EXPORT = {"texts": 1600, "models": [
+    {"file": name, "bytes": 11_700_000, "label_agreement": 0.978, "latency_ms": LATENCY}
+    for name in ("model.safetensors", "model.onnx", "model_int8.onnx")]}  # fmt: skip
 
 
 def label(texts, classes=3):
@@ -32,10 +40,9 @@ def interval(value):
 
 
 def metrics(names, **changes):
-    latency = {"batch_1": 13.6, "batch_1_spread": 1.2, "batch_32": 7.0, "batch_32_spread": 0.1}
     rows = [
         {"name": name, "accuracy": interval(0.8 + i / 100), "macro_f1": interval(0.7),
-         "parameters": 22_566_146 // (i + 1), "latency_ms": latency}
+         "parameters": 22_566_146 // (i + 1), "latency_ms": LATENCY}
         for i, name in enumerate(names)
     ]  # fmt: skip
     selector = {"tier_correlation": 0.94, "surrogate_rewards": [0.03, 0.09, -0.06],
@@ -45,7 +52,8 @@ def metrics(names, **changes):
         "parameter_share": 0.13, "labels_used": 128, "seconds_by_stage": {"teacher: source": 25.3, "evaluate": 5.0},
         "command": f"l2a distill --target {HOSTILE[:60]}", "seed": 0, "rounds": [{"selector": selector}] * 2,
         "files": {f"target: {HOSTILE[:40]}.csv": "d5bb07" * 10}, "peak_memory_mb": 1361.8, "threads": 1,
-        "versions": {"l2a": "0.1.0"}, "warnings": [f"{HOSTILE[:60]} is odd"], **changes,
+        "versions": {"l2a": "0.1.0"}, "warnings": [f"{HOSTILE[:60]} is odd"], "date": "2026-01-02", "data": DATA,
+        "models": MODELS, **changes,
     }  # fmt: skip
 
 
@@ -58,8 +66,9 @@ def fill(folder, classes=3, is_pair=False, **changes):
     kinds = {"source": texts, "unlabelled": [], "target": texts[:20]}
     kinds |= {"dropped candidate": texts[:9], "kept candidate": texts[9:]}
     evidence = {
+        "format": page.FORMAT, "is_pair": is_pair,
         "target": HOSTILE[:50], "source": "movies", "unlabelled": None, "teacher": "minilm-l6", "label_names": names,
-        "test": page.compare_on_test(test, teacher, student),
+        "test": page.compare_on_test(test, teacher, student, 1.5),
         "policy": [{"feature": "degree", "loss": 0.012, "changed": 0.3, "quartiles": [[0, 0.1, 0.2], [None] * 3]},
                    {"feature": "operator", "loss": -0.001, "changed": 0.1, "quartiles": []}],
         "map": page.map_texts(kinds, lambda some: label(some, classes), names, rng),
