@@ -19,6 +19,8 @@ Encoder = Annotated[str, Option(help=MODELS)]
 TextColumn = Annotated[str | None, Option(help="Column of the (first) text.")]
 TextPairColumn = Annotated[str | None, Option(help="Column of the second text of a pair.")]
 Overwrite = Annotated[bool, Option("--overwrite", help="Replace an older result.")]
+Workers = Annotated[int | None, Option(min=1, help="Processes of a Dask cluster to start on this machine.")]
+Address = Annotated[str | None, Option(help="Scheduler of a running Dask cluster, such as tcp://10.0.0.1:8786.")]
 Verbose = Annotated[bool, Option("-v", "--verbose", help="Show every event.")]
 Quiet = Annotated[bool, Option("-q", "--quiet", help="Show errors only.")]
 
@@ -27,11 +29,7 @@ RUN_OPTIONS: dict[str, tuple[Any, str, tuple[str, ...]]] = {
     "source": (str, "Source domain, likewise; movies if the target is shipped.", ("source",)),
     "unlabelled": (list[str], "Unlabelled text: file, folder, domain or Hub id; may be repeated.", ("unlabelled",)),
     "shots": (int, "Labelled target examples per class to train on; by default all (32 if shipped).", ("shots",)),
-    "dev_shots": (
-        int,
-        "Labelled target examples per class that judge the teacher, and for validation.",
-        ("dev_shots",),
-    ),
+    "dev_shots": (int, "Labelled target examples per class to judge the teacher and validate.", ("dev_shots",)),
     "teacher": (str, MODELS, ("teacher.model",)),
     "fine_tuned_teacher": (bool, "Use the teacher as it is: it already classifies.", ("teacher.fine_tuned",)),
     "student": (str, "Model folder or Hub id to start the student from.", ("student.model",)),

@@ -28,15 +28,9 @@ logger = logging.getLogger(__name__)
 
 
 def fine_tuned(
-    base: Teacher,
-    examples: Examples,
-    config: TeacherConfig,
-    epochs: float,
-    max_length: int,
-    seed: int,
-    stage: str,
-    progress: Progress = SILENT,
-) -> Teacher:
+    base: Teacher, examples: Examples, config: TeacherConfig, epochs: float, max_length: int, seed: int,
+    stage: str, progress: Progress = SILENT,
+) -> Teacher:  # fmt: skip
     """Fine-tune a teacher by ``fine_tune``, or read the result of the same training from the cache.
 
     Args:
@@ -74,16 +68,9 @@ def fine_tuned(
 
 
 def fine_tune(
-    teacher: Teacher,
-    examples: Examples,
-    config: TeacherConfig,
-    epochs: float,
-    max_length: int,
-    seed: int,
-    stage: str,
-    progress: Progress = SILENT,
-    key: str = "",
-) -> Teacher:
+    teacher: Teacher, examples: Examples, config: TeacherConfig, epochs: float, max_length: int, seed: int,
+    stage: str, progress: Progress = SILENT, key: str = "",
+) -> Teacher:  # fmt: skip
     """Train encoder and head in place with cross-entropy; the arguments are those of ``fine_tuned``, and its key.
 
     Bias-corrected AdamW, a linear schedule with warm-up and enough steps are what make few-shot fine-tuning stable

@@ -250,12 +250,9 @@ LABELLED_AT_ONCE = 16_384
 
 
 def predict(
-    teacher: Teacher,
-    inputs: Sequence[TextInput],
-    max_length: int,
-    progress: Progress = SILENT,
-    frozen: int | None = None,
-) -> TeacherOutputs:
+    teacher: Teacher, inputs: Sequence[TextInput], max_length: int,
+    progress: Progress = SILENT, frozen: int | None = None,
+) -> TeacherOutputs:  # fmt: skip
     """Run the teacher once over N texts of at most ``max_length`` tokens.
 
     Args:

@@ -143,13 +143,9 @@ def _shallow(module: nn.Module) -> nn.Module:
 
 
 def lower_states(
-    teacher: Teacher,
-    frozen: int,
-    inputs: Sequence[TextInput],
-    max_length: int,
-    progress: Progress = SILENT,
-    only_kept: bool = False,
-) -> LowerStates | None:
+    teacher: Teacher, frozen: int, inputs: Sequence[TextInput], max_length: int,
+    progress: Progress = SILENT, only_kept: bool = False,
+) -> LowerStates | None:  # fmt: skip
     """Run the frozen layers over texts, or read what they gave from the cache.
 
     Args:
