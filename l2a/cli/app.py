@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from l2a import __version__
+from l2a.cli import options
 from l2a.cli.data import augment_command, domains_app, pretrain_command
 from l2a.cli.options import Overwrite, Quiet, TextColumn, TextPairColumn, Verbose, print_table, with_run_options
 from l2a.cli.research import experiment_app, selector_app
@@ -101,6 +102,8 @@ def predict_command(
     text_column: TextColumn = None,
     text_pair_column: TextPairColumn = None,
     format: Annotated[str, typer.Option(help="Of standard input: csv, tsv, jsonl or txt.")] = "txt",
+    workers: options.Workers = None,
+    address: options.Address = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
@@ -110,11 +113,12 @@ def predict_command(
         raise UsageError(f"--output {output} exists; name another file, or add --overwrite if it is not the input")
     from l2a.serving.classifier import Classifier
     from l2a.serving.predict import predict_file
+    from l2a.util.cluster import open_client
 
-    with Progress(verbosity=-1 if quiet else 0) as progress:
+    with Progress(verbosity=-1 if quiet else 0) as progress, open_client(workers, address) as client:
         columns = Columns(text_column, text_pair_column)
         classifier = Classifier.from_pretrained(student)
-        done = predict_file(classifier, source, output, columns, threshold, f".{format}", progress)
+        done = predict_file(classifier, source, output, columns, threshold, f".{format}", progress, client)
         left = f", {done.abstained:,} left without a label" if threshold else ""
         progress.say(f"{done.lines:,} lines, {done.broken:,} broken ones kept{left}: {output or 'standard output'}")
 

@@ -19,6 +19,8 @@ Encoder = Annotated[str, Option(help=MODELS)]
 TextColumn = Annotated[str | None, Option(help="Column of the (first) text.")]
 TextPairColumn = Annotated[str | None, Option(help="Column of the second text of a pair.")]
 Overwrite = Annotated[bool, Option("--overwrite", help="Replace an older result.")]
+Workers = Annotated[int | None, Option(min=1, help="Processes of a Dask cluster to start on this machine.")]
+Address = Annotated[str | None, Option(help="Scheduler of a running Dask cluster, such as tcp://10.0.0.1:8786.")]
 Verbose = Annotated[bool, Option("-v", "--verbose", help="Show every event.")]
 Quiet = Annotated[bool, Option("-q", "--quiet", help="Show errors only.")]
 

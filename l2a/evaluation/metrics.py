@@ -80,11 +80,9 @@ def one_thread() -> Iterator[None]:
 
 
 def measure_latency(
-    predict: Callable[[Sequence[TextInput]], Ints],
-    inputs: Sequence[TextInput],
-    module: torch.nn.Module | None = None,
-    seconds: float = 1.2,
-) -> Mapping[str, float]:
+    predict: Callable[[Sequence[TextInput]], Ints], inputs: Sequence[TextInput],
+    module: torch.nn.Module | None = None, seconds: float = 1.2,
+) -> Mapping[str, float]:  # fmt: skip
     """Measure the processor time that a text takes on one thread of the CPU, tokenisation included, after a warm-up.
 
     Args:

@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import importlib
 import json
 import logging
 import platform
@@ -26,6 +25,7 @@ from l2a.config import DistillConfig
 from l2a.evaluation.metrics import accuracy_and_macro_f1, one_thread
 from l2a.experiments.card import Cell, DataFiles, Group, Place, cell_files, cell_key
 from l2a.pipeline.methods import METHODS, MethodResult
+from l2a.util import cluster
 from l2a.util.errors import RunError, UsageError
 from l2a.util.files import Checkpoint, atomic_write_text, cache_root, code_fingerprint, fingerprint
 from l2a.util.progress import SILENT, Progress
@@ -217,27 +217,16 @@ def parallel(workers: Workers) -> Iterator[joblib.Parallel]:
     Raises:
         RunError: If no cluster answers, or a worker process dies.
     """
-    deaths: tuple[type[Exception], ...] = (BrokenProcessPool,)
+    count = workers.count if workers.address is None else None
     with contextlib.ExitStack() as stack:
-        if workers.backend == "dask":
-            distributed = importlib.import_module("distributed")
-            # One thread a process, since a cell seeds the generators of its whole process.
-            local = {"n_workers": workers.count, "threads_per_worker": 1, "dashboard_address": None}
-            at = workers.address or stack.enter_context(distributed.LocalCluster(**local))
-            try:
-                stack.enter_context(distributed.Client(at, timeout="10s"))
-            except (OSError, ValueError) as error:
-                raise RunError(f"--address: no Dask scheduler answers at {at}; start one, or leave it out") from error
-            deaths = (distributed.KilledWorker,)
-        count = workers.count if workers.address is None else -1
-        stack.enter_context(joblib.parallel_config(backend=workers.backend, n_jobs=count))
+        if workers.backend == "dask":  # one thread a process, since a cell seeds the generators of its whole process
+            stack.enter_context(cluster.open_client(count, workers.address))
+        stack.enter_context(joblib.parallel_config(backend=workers.backend, n_jobs=count or -1))
         try:
             yield joblib.Parallel(batch_size=1, return_as="generator_unordered")
-        except deaths as error:
-            raise RunError(
-                "a worker process was killed, most often because memory ran out; finished cells are kept, "
-                "so run the command again, with fewer --workers if it happens again"
-            ) from error
+        except BrokenProcessPool as error:
+            again = "finished cells are kept, so run the command again, with fewer --workers if it happens again"
+            raise RunError(f"{cluster.WORKER_DIED}; {again}") from error
 
 
 class Outcome(NamedTuple):

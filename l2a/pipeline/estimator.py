@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 from sklearn.exceptions import NotFittedError
 
 from l2a.pipeline.distill import distill
@@ -41,6 +42,7 @@ class L2AClassifier(Classifier):
             UsageError: If the request or the data are wrong.
             RunError: If the run fails.
         """
+        labels = np.asarray(labels)
         pairs = zip(as_inputs(texts), labels, strict=True)
         target = [(text if len(text) == 2 else text[0], str(label)) for text, label in pairs]
         teacher = self.settings.get("teacher")
@@ -49,7 +51,15 @@ class L2AClassifier(Classifier):
             folder = str(self.output_dir or Path(temporary) / "run")
             result = distill(target=target, source=self.source, output_dir=folder, **settings)
             self.engine, self.result_ = open_student(folder), result
+        self.__dict__.pop("classes_", None)  # of an earlier fit
+        classes = np.unique(labels)  # of the type that they came in, such as int
+        if sorted(map(str, classes)) == sorted(self.engine.names):
+            self.classes_ = classes
         return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle the student too: its folder may be gone."""
+        return dict(self.__dict__)
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """Return the arguments that made this classifier."""

@@ -89,11 +89,12 @@ def _open_torch(folder: Path) -> Engine:
     tokenizer.enable_truncation(min(fitted.model_max_length, usable_positions(model) or fitted.model_max_length))
     tokenizer.enable_padding(pad_id=fitted.pad_token_id, pad_token=fitted.pad_token)
     read = [name for name in FIELDS if name in fitted.model_input_names]
-    run = partial(_run_torch, model)
+    run = partial(run_torch, model)
     return Engine(folder, model, checkpoint.label_names, read_temperature(folder), tokenizer, read, run)
 
 
-def _run_torch(model: Any, batch: Mapping[str, NDArray[np.int64]]) -> Sequence[NDArray[np.float32]]:
+def run_torch(model: Any, batch: Mapping[str, NDArray[np.int64]]) -> Sequence[NDArray[np.float32]]:
+    """Run a model of transformers as ``Engine.run`` says."""
     import torch
 
     with torch.inference_mode():
@@ -139,8 +140,8 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """The model."""
         return open_student(self.student, self.threads)
 
-    @property
-    def classes_(self) -> NDArray[np.str_]:
+    @cached_property
+    def classes_(self) -> NDArray[Any]:
         """The C class names, sorted."""
         return np.array(sorted(self.engine.names))
 
@@ -148,19 +149,25 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Return itself: it is trained already, and pipelines ask for this method."""
         return self
 
-    def predict(self, texts: Iterable[Any]) -> list[str]:
-        """Classify texts, strings or pairs of them."""
-        return [str(name) for name in self.classes_[self.predict_proba(texts).argmax(axis=1)]]
+    def predict(self, texts: Iterable[Any]) -> NDArray[Any]:
+        """Classify texts, strings or pairs of them; gives one of ``classes_`` for each."""
+        classes: NDArray[Any] = self.classes_[self.predict_proba(texts).argmax(axis=1)]
+        return classes
 
     def predict_proba(self, texts: Iterable[Any]) -> NDArray[np.float64]:
         """Compute calibrated probabilities, float64 (N, C), in the order of ``classes_``."""
-        logits = run(self.engine, as_inputs(texts)).astype(np.float64)[:, np.argsort(self.engine.names)]
+        logits = run(self.engine, as_inputs(texts)).astype(np.float64)
+        logits = logits[:, [self.engine.names.index(str(name)) for name in self.classes_]]
         probabilities: NDArray[np.float64] = special.softmax(logits / self.engine.temperature, axis=1)
         return probabilities
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle the path instead of the model, which ONNX does not let be pickled."""
+        return {"student": Path(self.student).expanduser().resolve(), "threads": self.threads}
+
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
-        tags.requires_fit = False
+        tags.requires_fit = not hasattr(self, "student")  # one that distils its student has to
         tags.input_tags.string, tags.input_tags.two_d_array = True, False
         return tags
 

@@ -20,6 +20,7 @@ from l2a.data import domains, readers
 from l2a.data.examples import TextInput, concatenate
 from l2a.evaluation.metrics import ClassificationMetrics, classification_metrics
 from l2a.serving.classifier import Classifier
+from l2a.util.cluster import spread
 from l2a.util.errors import UsageError, did_you_mean
 from l2a.util.files import atomic_file
 from l2a.util.progress import SILENT, Progress
@@ -40,7 +41,7 @@ class Counts(NamedTuple):
 
 def predict_file(
     classifier: Classifier, source: Path | None, output: Path | None = None, columns: Columns = readers.USUAL_COLUMNS,
-    threshold: float = 0.0, source_format: str = ".txt", progress: Progress = SILENT,
+    threshold: float = 0.0, source_format: str = ".txt", progress: Progress = SILENT, client: Any = None,
 ) -> Counts:  # fmt: skip
     """Classify a file: every line, in order and with its columns, gets a label, its confidence and all probabilities.
 
@@ -52,6 +53,7 @@ def predict_file(
         threshold: Labels of a lower probability stay empty.
         source_format: Of standard input.
         progress: Shows how far it is, and names broken lines, which are kept without a label.
+        client: Of Dask, whose workers classify; each opens the student by its path. None for this process.
 
     Raises:
         UsageError: If the input cannot be read or has no column of texts, or a format is not known.
@@ -74,10 +76,10 @@ def predict_file(
         for new in added:
             schema = schema.append(pyarrow.field(new, "string" if new == added[0] else "double"))
         with open_writer(output, written, schema) as write:
-            for window in chain([first], windows):
-                records = [_checked(record, sides) for record in window]
-                inputs = [tuple(one.values[side] for side in sides) for one in records if not one.problem]
-                found, rows = iter(classifier.predict_proba(inputs).round(6).tolist()), []
+            checked = ([_checked(record, sides) for record in window] for window in chain([first], windows))
+            pieces = ((records, _inputs(records, sides)) for records in checked)
+            for records, probabilities in spread(client, Classifier.predict_proba, classifier, pieces):
+                found, rows = iter(probabilities.round(6).tolist()), []
                 for number, values, problem in records:
                     shares = [] if problem else next(found)
                     best = max(shares, default=0.0)
@@ -88,7 +90,7 @@ def predict_file(
                     if problem:
                         progress.say(f"warning: {name}, line {number}: {problem}")
                 write(rows)
-                lines, broken = lines + len(records), broken + len(records) - len(inputs)
+                lines, broken = lines + len(records), broken + len(records) - len(probabilities)
                 advance(len(records))
     return Counts(lines, broken, abstained)
 
@@ -112,6 +114,10 @@ def _checked(record: readers.Record, sides: Sequence[str]) -> readers.Record:
     except UsageError as error:
         return record._replace(problem=str(error))
     return record
+
+
+def _inputs(records: Sequence[readers.Record], sides: Sequence[str]) -> list[TextInput]:
+    return [tuple(one.values[side] for side in sides) for one in records if not one.problem]
 
 
 @contextmanager

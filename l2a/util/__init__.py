@@ -1,1 +1,1 @@
-"""Helpers that know nothing of texts or models: errors, files, cache, cards, progress, training."""
+"""Helpers that know nothing of texts or models: errors, files, cache, cards, progress, training, clusters."""

@@ -1,25 +1,32 @@
 """A student in Python: the numbers of transformers, the habits of scikit-learn, temperatures and refusals."""
 
+import pickle
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy.special import softmax
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
+from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
-from transformers import pipeline
+from sklearn.utils.estimator_checks import parametrize_with_checks
+from transformers import BertForSequenceClassification, BertTokenizerFast, pipeline
 
 import l2a
+from l2a.report.run_folder import export_student
 from l2a.serving.classifier import as_inputs, fit_temperature, write_temperature
+from l2a.student.student import class_names
 from l2a.util.errors import UsageError
-from tests.conftest import LABELS, make_examples
+from tests.conftest import LABELS, make_examples, tiny_bert_config
 
 TEXTS = [text for (text,) in make_examples(40).inputs] + ["good " * 60]
 PAIRS = list(make_examples(12, pairs=True).inputs)
@@ -40,16 +47,17 @@ def test_probabilities_are_those_of_transformers(classifier, student, texts):
     names = classifier.classes_.tolist()
     assert names == ["mixed", "negative", "positive"]
     assert np.allclose(found, [[answer[name] for name in names] for answer in expected], atol=1e-5)
-    assert classifier.predict(texts) == [max(answer, key=answer.get) for answer in expected]
-    assert classifier.predict([]) == [] and classifier.predict_proba([]).shape == (0, 3)
+    assert list(classifier.predict(texts)) == [max(answer, key=answer.get) for answer in expected]
+    assert len(classifier.predict([])) == 0 and classifier.predict_proba([]).shape == (0, 3)
 
 
 def test_works_inside_scikit_learn(classifier):
     steps = make_pipeline(FunctionTransformer(lambda texts: [text.upper() for text in texts]), classifier)
-    assert steps.fit(TEXTS, ["mixed"] * 41).predict(TEXTS) == classifier.predict(TEXTS)
-    labels = np.array(classifier.predict(TEXTS))
+    labels = classifier.predict(TEXTS)
+    assert np.array_equal(steps.fit(TEXTS, ["mixed"] * 41).predict(TEXTS), labels)
     assert classifier.score(TEXTS, labels) == 1.0
-    assert clone(classifier).predict(TEXTS[:3]) == classifier.predict(TEXTS[:3])
+    for copied in (clone(classifier), pickle.loads(pickle.dumps(classifier))):
+        assert np.array_equal(copied.predict(TEXTS[:3]), labels[:3])
     texts = TEXTS * 3
     calibrated = CalibratedClassifierCV(FrozenEstimator(classifier)).fit(texts, np.tile(labels, 3))
     assert calibrated.predict_proba(texts).shape == (len(texts), len(set(labels)))
@@ -83,7 +91,9 @@ def test_a_kept_temperature_is_used(classifier, student, tmp_path):
     write_temperature(tmp_path / "warm", 2.0)
     warm = l2a.Classifier.from_pretrained(tmp_path / "warm")
     halved = softmax(np.log(classifier.predict_proba(TEXTS)) / 2, axis=1)
-    assert np.allclose(warm.predict_proba(TEXTS), halved) and warm.predict(TEXTS) == classifier.predict(TEXTS)
+    assert np.allclose(warm.predict_proba(TEXTS), halved) and np.array_equal(
+        warm.predict(TEXTS), classifier.predict(TEXTS)
+    )
 
 
 @pytest.mark.parametrize("content", ['{"temperature": 0}', "{}", "no JSON", '{"temperature": NaN}'])
@@ -115,6 +125,59 @@ def test_an_estimator_is_cloned_with_its_settings_and_must_be_fitted():
     assert made.get_params() == {"source": "movies", "output_dir": None, "teacher": "minilm-l6", "shots": 5}
     with pytest.raises(NotFittedError):
         made.predict(["good"])
+
+
+class OfNumbers(l2a.L2AClassifier):
+    """Reads rows of numbers as texts and has an untrained student: the checks of scikit-learn know no texts."""
+
+    def fit(self, X, y):  # noqa: N803
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("l2a.pipeline.estimator.distill", self.untrained)
+            return super().fit(list(map(str, np.asarray(X).tolist())), y)
+
+    def untrained(self, target, output_dir, **_):
+        torch.manual_seed(0)
+        words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"0123456789.-e", *(f"##{i}" for i in range(10))]
+        vocabulary = Path(output_dir).parent / "vocab.txt"
+        vocabulary.write_text("\n".join(words))
+        tokenizer = BertTokenizerFast(vocab=str(vocabulary))
+        config = tiny_bert_config(tokenizer, **class_names(tuple(sorted({label for _, label in target}))))
+        student = BertForSequenceClassification(config).eval()
+        export_student(student, tokenizer, Path(output_dir) / "student", "a card", 24)
+
+    def predict_proba(self, X):  # noqa: N803
+        return super().predict_proba(list(map(str, np.asarray(X).tolist())))
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array = tags.no_validation = True
+        return tags
+
+
+EXPECTED_FAILURES = {
+    "check_no_attributes_set_in_init": "settings of l2a.distill are taken as they come, and kept together",
+    "check_dont_overwrite_parameters": "the student is public, as engine",
+    "check_estimator_sparse_tag": "texts are never sparse",
+    "check_estimator_sparse_array": "texts are never sparse",
+    "check_estimator_sparse_matrix": "texts are never sparse",
+    "check_classifiers_train": "the student of this test is not trained",
+    "check_fit2d_1sample": "l2a.distill refuses a single class in its own words",
+}
+
+
+@pytest.mark.slow
+@parametrize_with_checks([OfNumbers()], expected_failed_checks=lambda _: EXPECTED_FAILURES)
+def test_an_estimator_passes_the_checks_of_scikit_learn(estimator, check):
+    check(estimator)
+
+
+@pytest.mark.slow
+def test_numbers_as_labels_come_back_as_numbers_from_cross_validation_and_calibration():
+    rows, labels = np.arange(24).reshape(12, 2), np.array([9, 10] * 6)
+    assert OfNumbers().fit(rows, labels).predict(rows).dtype == labels.dtype
+    assert np.isfinite(cross_val_score(OfNumbers(), rows, labels, cv=2, error_score="raise")).all()
+    calibrated = CalibratedClassifierCV(OfNumbers(), cv=2).fit(rows, labels)
+    assert calibrated.classes_.tolist() == [9, 10] and calibrated.predict_proba(rows).shape == (12, 2)
 
 
 @pytest.mark.slow

@@ -3,6 +3,9 @@
 import csv
 import gzip
 import json
+import os
+import signal
+from contextlib import contextmanager
 
 import numpy as np
 import pandas as pd
@@ -12,6 +15,7 @@ from l2a.config import Columns
 from l2a.data import readers
 from l2a.serving.classifier import Classifier
 from l2a.serving.predict import predict_file
+from l2a.util.cluster import open_client
 from l2a.util.errors import RunError, UsageError
 from l2a.util.progress import Progress
 from tests.conftest import make_examples, save_frame
@@ -50,7 +54,7 @@ def test_every_format_gives_every_other_in_order(classifier, tmp_path, monkeypat
     assert (done.lines, done.broken, done.abstained) == (30, 0, 0)
     assert list(found["text"]) == TEXTS
     assert ".txt" in read_as or list(found["number"].astype(int)) == list(range(30))
-    assert list(found["label"]) == classifier.predict(TEXTS)
+    assert list(found["label"]) == list(classifier.predict(TEXTS))
     expected = classifier.predict_proba(TEXTS)
     names = [f"p_{name}" for name in ("mixed", "negative", "positive")]
     assert np.allclose(found[names].to_numpy(), expected, atol=1e-4)
@@ -166,3 +170,39 @@ def test_an_output_that_cannot_be_written_is_a_failed_run(classifier, tmp_path):
     source = write(tmp_path / "in.txt", [{"text": "good"}])
     with pytest.raises(RunError, match="cannot write"):
         predict_file(classifier, source, source / "out.csv")
+
+
+def test_a_cluster_both_started_and_named_is_refused():
+    with pytest.raises(UsageError, match="give only one"), open_client(1, "tcp://127.0.0.1:9"):
+        pass
+
+
+class Killing(Progress):
+    """Kills a worker process that is at work, once, when lines are written."""
+
+    def __init__(self, client):
+        super().__init__(verbosity=-1)
+        self.client, self.killed, self.pids = client, None, client.run(os.getpid)
+
+    @contextmanager
+    def stage(self, name, total=None):
+        yield self.kill
+
+    def kill(self, _):
+        busy = [worker for worker, pieces in self.client.processing().items() if pieces]
+        if self.killed is None and busy:
+            self.killed = self.pids[busy[0]]
+            os.kill(self.killed, signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_a_cluster_gives_every_line_once_and_in_order_though_a_worker_is_killed(classifier, tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "WINDOW", 256)
+    rows = [{"number": i, "text": TEXTS[i * 7 % 30] if i % 100 else ""} for i in range(5_000)]
+    source = write(tmp_path / "in.jsonl", rows)
+    here = predict_file(classifier, source, tmp_path / "here.jsonl")
+    with open_client(2) as client:
+        progress = Killing(client)
+        there = predict_file(classifier, source, tmp_path / "there.jsonl", progress=progress, client=client)
+    assert progress.killed and here == there == (5_000, 50, 0)
+    assert (tmp_path / "there.jsonl").read_bytes() == (tmp_path / "here.jsonl").read_bytes()
