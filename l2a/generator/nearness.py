@@ -155,7 +155,7 @@ def choose_texts(
     embed: Embed,
     rng: np.random.Generator,
     progress: Progress = SILENT,
-) -> tuple[TextInput, ...]:
+) -> NDArray[np.int64]:
     """Choose texts of a bank by their nearness to the target.
 
     Args:
@@ -168,10 +168,10 @@ def choose_texts(
         progress: Shows the texts judged.
 
     Returns:
-        Texts in the order of the bank.
+        int64, the places of the texts in the bank, in order.
     """
     if count >= len(bank):
-        return tuple(bank)
+        return np.arange(len(bank))
     if choice == "random":
         chosen = rng.choice(len(bank), count, replace=False)
     else:
@@ -180,7 +180,7 @@ def choose_texts(
         with progress.stage("texts near the target", len(bank)) as advance:
             odds = np.concatenate([density.log_odds(embed(some)) for some in _parts(bank, advance)])
         chosen = np.argpartition(-odds if choice == "near" else odds, count - 1)[:count]
-    return tuple(bank[i] for i in np.sort(chosen))
+    return np.sort(chosen)
 
 
 def _parts(bank: Sequence[TextInput], advance: Callable[[int], None]) -> Iterator[list[TextInput]]:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import softmax
 from torch import nn
 
 from l2a.config import DistillConfig, as_yaml, override
@@ -30,7 +31,7 @@ from l2a.pipeline.students import (
 )
 from l2a.report import page, run_folder
 from l2a.selector.algorithms import save_policy
-from l2a.selector.problem import Selection
+from l2a.selector.problem import Selection, kl_divergence
 from l2a.selector.select import inspect_policy
 from l2a.serving.classifier import fit_temperature, write_temperature
 from l2a.student.student import Student
@@ -346,8 +347,11 @@ def evaluate_method(context: RunContext, name: str, fitted: FittedMethod, second
     Returns:
         Predictions and labels.
     """
-    test = context.data.target.test.reveal()
+    test, diagnostics = context.data.target.test.reveal(), dict(fitted.diagnostics)
     logits = None if fitted.logits is None else fitted.logits(test.inputs)
+    if fitted.trained is not None and logits is not None and "labels" in METHODS[name].needs:
+        teacher, student = (softmax(values, axis=1) for values in (context.labeller(test.inputs).logits, logits))
+        diagnostics["test_divergence"] = float(kl_divergence(teacher, student).mean())
     return MethodResult(
         name=name,
         predictions=fitted.predict(test.inputs) if logits is None else logits.argmax(axis=1),
@@ -356,7 +360,7 @@ def evaluate_method(context: RunContext, name: str, fitted: FittedMethod, second
         parameters=fitted.parameters,
         labels_used=context.data.splits.labels_used,
         seconds=seconds,
-        diagnostics=fitted.diagnostics,
+        diagnostics=diagnostics,
         inputs=test.inputs,
         logits=logits,
     )
