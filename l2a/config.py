@@ -76,9 +76,12 @@ class GeneratorConfig(Checked, section="generator."):
     tau: Temperature = 1.0  # temperature of the target density; small seeks its modes, infinity gives plain proposals
     beta: NotNegative = 10.0  # cost of each unit of degree beyond ``max_degree``
     degree: Literal["auto"] | Share = 0.15  # share of the tokens that an operator changes; "auto": see resolve_degree
+    degrees: tuple[Share, ...] = ()  # several such shares, one drawn for each text, in place of ``degree``
     max_degree: Weight = 0.5  # realised share of changed tokens up to which ``beta`` costs nothing
     # How often each operator of the chains is proposed: 0 never, 1 where it is not named; only the proportions count.
     operators: Mapping[str, NotNegative] = field(default_factory=dict)
+    # Texts that word operators, such as eda or damaged, add to what the chains start from, as shares of it.
+    mixture: Mapping[str, Weight] = field(default_factory=dict)
     target_share: Weight = 0.5  # probability that an operator starts from a target text rather than a source text
     chains: Count = 256  # chains that run side by side
     burn_in: CountFromZero = 5  # first steps of each chain that give no candidates

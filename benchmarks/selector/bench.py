@@ -22,8 +22,8 @@ from l2a.generator.chain import CandidatePool
 from l2a.pipeline.policies import prepare_pair
 from l2a.report.run_folder import versions
 from l2a.selector.environment import SelectionVecEnv, build_task
-from l2a.selector.problem import SelectionProblem
-from l2a.selector.select import rerank
+from l2a.selector.problem import SelectionProblem, keep_best
+from l2a.selector.select import rerank, retest
 from l2a.teacher.labelling import TeacherOutputs
 from l2a.util.files import atomic_write_text, to_json
 
@@ -32,8 +32,8 @@ CORES = 2
 ENVIRONMENTS = 32
 
 
-def invented_problem(size: int = 1600) -> SelectionProblem:
-    """Make a pool of the default size, of noise: speed does not depend on it."""
+def invented_problem(size: int = 10_000) -> SelectionProblem:
+    """Make a large pool, of noise."""
     rng = np.random.default_rng(0)
     values = {name: rng.normal(size=shape).astype(np.float32) for name, shape in (
         ("logits", (size, 2)), ("influences", (size,)), ("embeddings", (size, 384)),
@@ -77,22 +77,20 @@ def steps_per_second(seconds: float) -> dict[str, int]:
 
 
 def share_of_run(run: Path) -> float:
-    """Read which share of a run's time its selector trained.
+    """Read which share of a run's time its selector took, the judging of selections included.
 
     Args:
         run: Output folder of ``l2a distill``.
 
     Returns:
-        Seconds in the stages "measure influences" and "selector training" over those from the first line of the log to
-        the last event.
+        Seconds in the stage "select candidates" over those from the first line of the log to the last event.
     """
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text("utf-8").splitlines()]
-    stages = ("measure influences", "selector training")
-    trained = sum(line["seconds"] for line in lines if line.get("stage") in stages)
-    return float(trained / max(line["seconds"] for line in lines if line["event"] != "stage"))
+    selected = sum(line["seconds"] for line in lines if line.get("stage") == "select candidates")
+    return float(selected / max(line["seconds"] for line in lines if line["event"] != "stage"))
 
 
-def tier_correlation(source: str, target: str, data_root: str | None, selections: int, preset: str) -> float:
+def tiers_of(source: str, target: str, data_root: str | None, selections: int, preset: str) -> dict[str, Any]:
     """Judge random selections of one pair's first pool by both rewards, as a run does that distrusts its policies.
 
     Args:
@@ -100,17 +98,19 @@ def tier_correlation(source: str, target: str, data_root: str | None, selections
         target: Target domain.
         data_root: Folder that relative paths start from.
         selections: How many.
-        preset: Budget of the warm-up and size of the pool.
+        preset: Budget of the warm-up, size of the pool and share that is kept.
 
     Returns:
-        Spearman correlation.
+        Rank correlation of the two rewards, and of each with a second measurement of itself.
     """
     config = load_config(preset, None, {"source": source, "target": target, "data_root": data_root})
     problem = prepare_pair(config).problem
     selector = replace(config.selector, real_evaluations=selections)
     assert problem.real_reward is not None
-    tiers, _ = rerank([], build_task(problem, selector), problem.real_reward, selector, np.random.default_rng(0))
-    return tiers.correlation
+    task, rng = build_task(problem, selector), np.random.default_rng(0)
+    tiers, scores = rerank([], task, problem.real_reward, selector, rng)
+    kept = [keep_best(values, selector.keep_rate, task.classes) for values in scores]
+    return {"tier_correlation": tiers.correlation, **retest(kept, tiers, problem)}
 
 
 def parsed() -> argparse.Namespace:
@@ -119,6 +119,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--run", type=Path, help="output folder of a finished run, for the share of its time")
     parser.add_argument("--data-root", help="folder that the pairs' paths start from")
     parser.add_argument("--pair", action="append", default=[], metavar="SOURCE:TARGET", help="may be repeated")
+    parser.add_argument("--preset", default="screening", help="card in configs/ with the budget of the pairs")
     parser.add_argument("--selections", type=int, default=16, help="selections judged by both rewards, a pair")
     parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--smoke", action="store_true", help="seconds: a short count of steps and nothing trained")
@@ -137,12 +138,12 @@ def main() -> None:
         found["share_of_run"] = round(share_of_run(options.run), 4)
     pairs = [] if options.smoke else [pair.split(":") for pair in options.pair]
     by_pair = {
-        f"{source}:{target}": tier_correlation(source, target, options.data_root, options.selections, "screening")
+        f"{source}:{target}": tiers_of(source, target, options.data_root, options.selections, options.preset)
         for source, target in pairs
     }
     if by_pair:
-        found["tier_correlation"] = float(np.mean(list(by_pair.values())))
-        found["tier_correlation_by_pair"] = by_pair
+        found |= {"preset": options.preset, "by_pair": by_pair}
+        found["tier_correlation"] = float(np.mean([one["tier_correlation"] for one in by_pair.values()]))
     atomic_write_text(options.output, to_json(found, indent=1) + "\n")
     print(to_json(found, indent=1))
 

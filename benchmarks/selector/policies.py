@@ -1,4 +1,4 @@
-"""Trains the agent `pretrained` and the policies of the card `selectors`, each on all its pairs but one.
+"""Trains the agent `pretrained` and the policies of a card of selectors, each on all its pairs but one.
 
     python benchmarks/selector/policies.py --data-root DATA
 
@@ -25,7 +25,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data-root", required=True, help="folder of the card's domain files")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "policies")
-    parser.add_argument("--card", default="selectors")
+    parser.add_argument("--card", default="selectors_whole_source", help="its row `ppo` gives pairs and budget")
     parser.add_argument("--seeds", type=int, default=2, help="pools of each pair")
     parser.add_argument("--dev-shots", type=int, default=128, help="labels a class in the reward split")
     options = parser.parse_args()
@@ -50,7 +50,8 @@ def main() -> None:
 
 def config_of(card: ExperimentCard, pair: Pair, data_root: str, dev_shots: int, seed: int) -> DistillConfig:
     """Configure the card's own PPO row for one pair."""
-    places = {"source": pair.source, "target": pair.target, "data_root": data_root}
+    texts = pair.unlabelled if card.variants["ppo"].unlabelled else ()
+    places = {"source": pair.source, "target": pair.target, "unlabelled": texts, "data_root": data_root}
     numbers = {"shots": card.shots[0], "dev_shots": dev_shots, "seed": seed}
     return override(variant_config(card, card.students[0], "ppo", pair.name), {**places, **numbers})
 

@@ -81,6 +81,23 @@ def evaluate(
         typer.echo(f"note: the policy was trained on {pair_name(config)}")
 
 
+@selector_app.command("headroom")
+@with_run_options([*PAIR_OPTIONS, "unlabelled"])
+def headroom(config: DistillConfig, verbose: Verbose = False) -> None:
+    """Measure what a perfect choice would bring over a random one; reads target labels that no run reads."""
+    from l2a.pipeline.policies import headroom_note, measure_headroom
+
+    with Progress(verbosity=int(verbose)) as progress:
+        found = measure_headroom(config, progress)
+    best_first = sorted(found["verdicts"], key=lambda verdict: -verdict["accuracy"])
+    rows = [(row["name"], f"{row['kept']:,}", f"{row['real']:+.4f}", f"{row['accuracy']:.1%}") for row in best_first]
+    print_table(("candidates", "kept", "gain, nats", "accuracy"), rows, f"of {found['pool']:,} candidates")
+    typer.echo(
+        f"the oracles read {found['labels']:,} target labels and {found['judged_on']:,} others judged, for this "
+        f"diagnosis alone: no run reads them\n{headroom_note(found)}"
+    )
+
+
 @selector_app.command("show")
 @with_run_options(PAIR_OPTIONS)
 def show(config: DistillConfig, context: typer.Context, policy: Policy, verbose: Verbose = False) -> None:

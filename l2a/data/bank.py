@@ -27,7 +27,7 @@ from l2a.util.errors import UsageError, os_error_sentence
 from l2a.util.files import cached_folder, fingerprint, sha256_file
 from l2a.util.progress import SILENT, Progress
 
-RECIPE = 1  # to be raised whenever the same files would give another bank: part of the cache's key
+RECIPE = 2  # to be raised whenever the same files would give another bank: part of the cache's key
 UNCUT, LEAST, MOST = 40, 3, 60  # words: of a text that is left whole, and of a piece of one that is cut
 SHINGLE = 6  # words in a row; of texts with fewer, a near copy has the same words
 ENDS, CLOSERS = ".!?\u2026", "\"')]\u201d\u2019"
@@ -46,10 +46,14 @@ class Bank(Sequence[TextInput]):
     Attributes:
         files: Names of what was read, with the sha256 of the content.
         summary: One sentence on what was read and what was left out.
+        names: What was read, by its file's name.
+        first_of: int64, the place of the first text of each of these.
     """
 
     files: Mapping[str, str]
     summary: str
+    names: tuple[str, ...]
+    first_of: NDArray[np.int64]
     _data: mmap.mmap = field(repr=False)
     _spans: NDArray[np.int64] = field(repr=False)
 
@@ -63,6 +67,10 @@ class Bank(Sequence[TextInput]):
             return [self[i] for i in range(*index.indices(len(self)))]
         start, end = self._spans[index].tolist()
         return tuple(self._data[start:end].decode("utf-8").split("\0"))
+
+    def origin_of(self, place: int) -> str:
+        """Say what a text was read from, and its place: "reviews.txt:17"."""
+        return f"{self.names[int(np.searchsorted(self.first_of, place, 'right')) - 1]}:{place}"
 
 
 class _Source(NamedTuple):
@@ -109,8 +117,9 @@ def read_bank(
     folder = cached_folder("banks", key, write)
     with (folder / "texts").open("rb") as file:
         data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    spans = np.load(folder / "spans.npy", mmap_mode="r").view(np.ndarray)
-    return Bank(_files(sources), (folder / "summary.txt").read_text("utf-8"), data, spans)
+    spans, first_of = (np.load(folder / f"{name}.npy", mmap_mode="r").view(np.ndarray) for name in ("spans", "first"))
+    names, summary = tuple(Path(source.name).name for source in sources), (folder / "summary.txt").read_text("utf-8")
+    return Bank(_files(sources), summary, names, first_of, data, spans)
 
 
 def unlabelled_files(
@@ -194,9 +203,9 @@ def _texts(source: _Source, counts: Counter[str]) -> Iterator[TextInput]:
 def _write(folder: Path, sources: Sequence[_Source], is_pair: bool, is_held_out: IsHeldOut) -> str:
     """Write the distinct texts, and say what was read."""
     counts: Counter[str] = Counter()
-    hashes, ends = array("Q"), array("q", [0])
+    hashes, ends, firsts = array("Q"), array("q", [0]), list[int]()
     with (folder / "texts").open("wb", 1 << 17) as out:
-        for text in chain.from_iterable(_texts(source, counts) for source in sources):
+        for text in chain.from_iterable(_marked(firsts, hashes, _texts(source, counts)) for source in sources):
             if (len(text) == 2) != is_pair:
                 counts["single texts" if is_pair else "pairs"] += 1
                 continue
@@ -220,8 +229,15 @@ def _write(folder: Path, sources: Sequence[_Source], is_pair: bool, is_held_out:
         raise UsageError(f"unlabelled: no text can be used ({left_out} left out); give {kind}, as the target's")
     bounds = np.frombuffer(ends, np.int64)
     np.save(folder / "spans.npy", np.stack([bounds[:-1][kept], bounds[1:][kept]], axis=1))
+    np.save(folder / "first.npy", np.searchsorted(kept, firsts))
     files = f"{len(sources)} file{'s' * (len(sources) > 1)}"
     return f"unlabelled: {len(kept):,} texts of {files} ({left_out} left out)"
+
+
+def _marked(firsts: list[int], hashes: "array[int]", texts: Iterator[TextInput]) -> Iterator[TextInput]:
+    """Note how many texts were written before a source's first, when it comes to that."""
+    firsts.append(len(hashes))
+    yield from texts
 
 
 def sentences(text: str) -> list[str]:

@@ -163,7 +163,8 @@ class GeneratorInputs:
 
     Attributes:
         source_inputs: S texts of the source domain.
-        unlabelled_inputs: U texts of any origin, near the target.
+        unlabelled_inputs: U texts of any origin.
+        unlabelled_origins: Where each of them comes from, such as "reviews.txt:17".
         target_inputs: The n labelled texts of the target domain.
         embed: Embeds texts, cheaply: the chains' density is of these embeddings.
         space: Tokens, neighbours and gradient; without a gradient augpro_fgsm is left out.
@@ -178,6 +179,7 @@ class GeneratorInputs:
     space: TokenSpace
     labeller: Labeller
     forbidden_hashes: AbstractSet[str]
+    unlabelled_origins: tuple[str, ...] = ()
 
 
 class AugmentationSpace:
@@ -185,7 +187,7 @@ class AugmentationSpace:
 
     Attributes:
         density: How near a text is to the target.
-        degree: Probability that an operator changes an open token.
+        degree: Probability that an operator changes an open token, the mean where there are several.
         visited: What the chains came to.
     """
 
@@ -202,7 +204,9 @@ class AugmentationSpace:
         self._store = inputs.space.tokenize(others + inputs.target_inputs)
         self._longest = int(self._store.lengths.max())
         self._source_count, self._other_count = len(inputs.source_inputs), len(others)
-        self.degree = resolve_degree(config.degree, self._source_count + len(inputs.target_inputs))
+        usual = resolve_degree(config.degree, self._source_count + len(inputs.target_inputs))
+        self._degrees = np.array(config.degrees or (usual,))
+        self.degree = float(self._degrees.mean())
         self._operator_law = operator_law(config, has_gradient=inputs.space.gradient is not None)
 
     def draw(self, count: int, rng: np.random.Generator) -> AugmentationState:
@@ -262,7 +266,9 @@ class AugmentationSpace:
             if code == SOURCE or not len(chains):
                 continue
             base, partner, u = states.base[chains], states.partner[chains], states.u[chains]
-            slots = choose_slots(self._store, base, partner, u, self.degree)
+            # The place of a text's first token, which is special and stays, is free to draw the degree.
+            degrees = self._degrees[(u[:, 0, 1] * np.float32(len(self._degrees))).astype(np.int64)]
+            slots = choose_slots(self._store, base, partner, u, degrees)
             for chain, made in zip(chains, write_texts(slots, OPERATORS[name].rewrite(slots)), strict=True):
                 texts[chain], degree[chain] = made
         return texts, degree
@@ -278,7 +284,7 @@ class CandidatePool:
     Attributes:
         inputs: The texts.
         origins: The text that each was made from, such as "source:17" or "target:3".
-        operators: The operator that made it; a source text that came through unchanged counts as "source".
+        operators: The operator that made it; a text that came through unchanged counts as "source".
         degrees: float32 (N,), realised share of changed tokens.
         teacher: The teacher's outputs.
         log_density: float32 (N,), standardised log target density.
@@ -437,9 +443,10 @@ def _finite_mean(values: NDArray[np.float64]) -> float:
 
 def _assemble(columns: Sequence[Ints], inputs: GeneratorInputs, space: AugmentationSpace) -> CandidatePool:
     (rows, bases, operators, degrees), visited = columns, space.visited
-    counts = {"source": len(inputs.source_inputs), "unlabelled": len(inputs.unlabelled_inputs)}
-    others, texts = sum(counts.values()), tuple(visited.inputs[row] for row in rows)
-    origins = [f"{side}:{number}" for side, count in counts.items() for number in range(count)]
+    texts, sources = tuple(visited.inputs[row] for row in rows), len(inputs.source_inputs)
+    unlabelled = inputs.unlabelled_origins or [f"unlabelled:{i}" for i in range(len(inputs.unlabelled_inputs))]
+    origins = [*(f"source:{i}" for i in range(sources)), *unlabelled]
+    others = len(origins)
     operators = np.where((degrees == 0) & (bases < others), SOURCE, operators)
     outputs, density = inputs.labeller(texts), visited.densities(rows)
     return CandidatePool(

@@ -150,7 +150,7 @@ def fit_target_density(source: NDArray[np.float32], target: NDArray[np.float32])
 def choose_texts(
     bank: Sequence[TextInput], target: Sequence[TextInput], count: int, choice: Choice, embed: Embed,
     rng: np.random.Generator, progress: Progress = SILENT,
-) -> tuple[TextInput, ...]:  # fmt: skip
+) -> NDArray[np.int64]:  # fmt: skip
     """Choose texts of a bank by their nearness to the target.
 
     Args:
@@ -163,10 +163,10 @@ def choose_texts(
         progress: Shows the texts judged.
 
     Returns:
-        Texts in the order of the bank.
+        int64, the places of the texts in the bank, in order.
     """
     if count >= len(bank):
-        return tuple(bank)
+        return np.arange(len(bank))
     if choice == "random":
         chosen = rng.choice(len(bank), count, replace=False)
     else:
@@ -175,7 +175,7 @@ def choose_texts(
         with progress.stage("texts near the target", len(bank)) as advance:
             odds = np.concatenate([density.log_odds(embed(some)) for some in _parts(bank, advance)])
         chosen = np.argpartition(-odds if choice == "near" else odds, count - 1)[:count]
-    return tuple(bank[i] for i in np.sort(chosen))
+    return np.sort(chosen)
 
 
 def _parts(bank: Sequence[TextInput], advance: Callable[[int], None]) -> Iterator[list[TextInput]]:

@@ -98,6 +98,18 @@ def copy_bases(sources: WordSources, bases: Texts, *_: Any) -> list[Rewrite]:
     return [Rewrite(base, 0.0) for base in bases]
 
 
+def damage(
+    sources: WordSources, bases: Texts, partners: Texts, degree: float, rng: np.random.Generator
+) -> list[Rewrite]:
+    """Drop a share of each side's words and shuffle the rest, as a control of selectors; see ``TextOperator``."""
+
+    def damaged(side: str) -> str:
+        words = rng.permutation(side.split())
+        return " ".join(words[round(degree * len(words)) :] if len(words) > 1 else words)
+
+    return [Rewrite(tuple(map(damaged, base)), 1.0) for base in bases]
+
+
 @dataclass(frozen=True)
 class Operator:
     """One way to make new examples.
@@ -137,6 +149,7 @@ OPERATORS = {
         Operator("knn", "random near tokens", "tokens", knn, reads_neighbours=True),
         Operator("eda", "synonyms, insertions, swaps, deletions", "words", eda, default_degree=0.1),
         Operator("tinybert", "words that fit in their place", "words", tinybert, default_degree=0.4),
+        Operator("damaged", "some words dropped, the others shuffled", "words", damage),
         Operator("target_only", "an unchanged text of the target domain", "copies", copy_bases),
         Operator("mixkd", "interpolated word embeddings", "embeddings", None, reads_partner=True),
         Operator("unprojected_fgsm", "word embeddings along the gradient", "embeddings", None, needs_gradient=True),
@@ -161,11 +174,12 @@ def check_operators(config: GeneratorConfig) -> None:
     if config.operator is not None and config.operator not in OPERATORS:
         hint = did_you_mean(config.operator, OPERATORS)
         raise UsageError(f"generator.operator is {config.operator!r}{hint}; give one of {', '.join(OPERATORS)}")
-    for name in config.operators:
-        if name in CHAIN_OPERATORS:
-            continue
-        hint = did_you_mean(name, CHAIN_OPERATORS)
-        raise UsageError(f"generator.operators names {name!r}{hint}; weigh {', '.join(CHAIN_OPERATORS)}")
+    words = [name for name, operator in OPERATORS.items() if operator.works_on == "words"]
+    for field, names, known in (("operators", config.operators, CHAIN_OPERATORS), ("mixture", config.mixture, words)):
+        for name in names:
+            if name not in known:
+                hint = did_you_mean(name, known)
+                raise UsageError(f"generator.{field} names {name!r}{hint}; weigh {', '.join(known)}")
     operator_law(config, has_gradient=True)
 
 

@@ -266,7 +266,9 @@ class Slots:
     choice: NDArray[np.float32]
 
 
-def choose_slots(store: TokenStore, rows: Ints, partners: Ints, u: NDArray[np.float32], degree: float) -> Slots:
+def choose_slots(
+    store: TokenStore, rows: Ints, partners: Ints, u: NDArray[np.float32], degree: float | NDArray[np.float64]
+) -> Slots:
     """Choose the tokens to change: each open one with probability ``degree``, in (0, 1].
 
     Args:
@@ -274,12 +276,12 @@ def choose_slots(store: TokenStore, rows: Ints, partners: Ints, u: NDArray[np.fl
         rows: int64 (B,), numbers of the texts.
         partners: int64 (B,), numbers of their partners.
         u: float32 (B, L, 2), uniform in [0, 1): whether a token changes, and to what; L is no less than any length.
-        degree: The probability.
+        degree: The probability, one for all or float64 (B,).
 
     Returns:
         The slots.
     """
-    owners, positions = np.divmod(np.flatnonzero(u[..., 0] < degree), u.shape[1])
+    owners, positions = np.divmod(np.flatnonzero(u[..., 0] < np.asarray(degree)[..., None]), u.shape[1])
     places = np.minimum(store.starts[rows[owners]] + positions, len(store.ids) - 1)
     is_open = (positions < store.lengths[rows[owners]]) & (store.slots[places] != FROZEN)
     owners, positions, places = owners[is_open], positions[is_open], places[is_open]

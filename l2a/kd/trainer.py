@@ -285,7 +285,9 @@ class KDTrainer:
         """Choose states by how they follow the teacher on texts that are not trained on; none leaves the labels."""
         self._apart = apart if len(apart) else None
 
-    def on_trial(self, config: KDConfig, validation: kd_data.DistillationSet, order: int = 0) -> "KDTrainer":
+    def on_trial(
+        self, config: KDConfig, validation: kd_data.DistillationSet | None = None, order: int = 0
+    ) -> "KDTrainer":
         """Make a trainer for steps that will be taken back: the same student and terms of the loss, another budget.
 
         It knows each weight's second moment from the run, so that its first steps are those of an optimiser under way;
@@ -293,7 +295,7 @@ class KDTrainer:
 
         Args:
             config: Rates and budget; a larger batch than the run's is computed in parts of the run's size.
-            validation: The split that its evaluations score.
+            validation: The split that its evaluations score; None for that of the run.
             order: Another number gives another order of the texts.
 
         Returns:
@@ -303,7 +305,8 @@ class KDTrainer:
         trial.steps_done, trial.best, trial._apart, trial.read_batch = 0, None, None, kd_data.read_tokens
         trial.config, trial._seed = config, self._seed + 1000 * order
         trial._rng = np.random.default_rng(trial._seed)
-        trial._validation = (validation.encoded, validation.labels)
+        if validation is not None:
+            trial._validation = (validation.encoded, validation.labels)
         trial._projection, trial._head = copy.deepcopy((self._projection, self._head))
         trial._best_state = []
         trial._start_optimizer()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from l2a.config import DistillConfig, as_yaml, override, settle
 from l2a.pipeline.data import load_run_data
-from l2a.selector.agents import check_agent
+from l2a.selector.agents import check_agent, load_agent
 from l2a.util.errors import RunError
 from l2a.util.files import CHECKPOINT, FAILED_LOG, Checkpoint, output_folder
 from l2a.util.progress import Progress, process_rank
@@ -92,11 +92,15 @@ def _run(config: DistillConfig, in_memory: Mapping[str, Any], folder: Path, prog
         f"judge the teacher, {len(splits.validation):,} to choose the model; {ignored}, {tested:,} others test it"
     )
     from l2a.pipeline.methods import compare_methods, warn_of_student, write_run
+    from l2a.pipeline.policies import headroom_note, known_headroom
     from l2a.pipeline.session import RunContext
 
     context = RunContext(config, progress, data)
     with progress.stage("check the models"):
         context.check_models()
+    headroom = known_headroom(context) if load_agent(config.selector.agent).rule is None else {}
+    if headroom:
+        progress.say(f"note: {headroom_note(headroom)} (l2a selector headroom)")
     students, rows, results = compare_methods(context)
     best = next(iter(students))
     for name, trained in students.items():
@@ -111,7 +115,7 @@ def _run(config: DistillConfig, in_memory: Mapping[str, Any], folder: Path, prog
     warn_of_student(context, students[best], results[best])
     # Of several processes the first one writes; transformers saves no model in the others.
     seconds = {name: round(value, 3) for name, value in progress.seconds_by_stage.items()}
-    facts = {"student": best, "seconds_by_stage": seconds, "command": _command()}
+    facts = {"student": best, "seconds_by_stage": seconds, "command": _command(), "headroom": headroom or None}
     metrics = {} if process_rank() else write_run(context, facts, folder, students, rows, results)
     return DistillResult(Path(config.output_dir).expanduser(), best, rows, metrics)
 

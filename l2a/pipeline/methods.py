@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import softmax
 from torch import nn
 
 from l2a.config import DistillConfig, as_yaml, override
@@ -26,7 +27,7 @@ from l2a.pipeline.session import FEWEST_TO_CHOOSE, RunContext
 from l2a.pipeline.students import Round, TrainedStudent
 from l2a.report import page, publish, run_folder
 from l2a.selector.algorithms import save_policy
-from l2a.selector.problem import Selection
+from l2a.selector.problem import Selection, kl_divergence
 from l2a.selector.select import inspect_policy
 from l2a.serving.classifier import fit_temperature, write_temperature
 from l2a.student.presets import resolve_preset
@@ -342,12 +343,15 @@ def evaluate_method(context: RunContext, name: str, fitted: FittedMethod, second
     Returns:
         Predictions and labels.
     """
-    test = context.data.target.test.reveal()
+    test, diagnostics = context.data.target.test.reveal(), dict(fitted.diagnostics)
     logits = None if fitted.logits is None else fitted.logits(test.inputs)
+    if fitted.trained is not None and logits is not None and "labels" in METHODS[name].needs:
+        teacher, student = (softmax(values, axis=1) for values in (context.labeller(test.inputs).logits, logits))
+        diagnostics["test_divergence"] = float(kl_divergence(teacher, student).mean())
     predictions = fitted.predict(test.inputs) if logits is None else logits.argmax(axis=1)
     return MethodResult(
         name, predictions, test.labels, test.label_names, fitted.parameters, context.data.splits.labels_used, seconds,
-        fitted.diagnostics, test.inputs, logits,
+        diagnostics, test.inputs, logits,
     )  # fmt: skip
 
 

@@ -1,27 +1,38 @@
 """Selection policies on their own: trained on pairs of domains, compared with the rules, explained."""
 
-from collections.abc import Sequence
+import contextlib
+import json
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from l2a.config import DistillConfig
-from l2a.kd.data import DistillationSet
-from l2a.kd.trainer import KDTrainer
+from l2a.data.encoding import encode
+from l2a.data.examples import Examples, normalised_hash
+from l2a.generator.nearness import fit_target_density
+from l2a.kd.trainer import KDTrainer, run_student
 from l2a.pipeline.session import RunContext, TrainingSession, mixture, open_session
-from l2a.pipeline.students import Drawn, draw_candidates, selection_problem
+from l2a.pipeline.students import Drawn, draw_candidates, oracle_influences, selection_problem, spare_labels
 from l2a.report.run_folder import versions
 from l2a.selector.agents import AgentCard, check_agent, load_agent
 from l2a.selector.algorithms import TrainedPolicy, Training, load_facts, load_policy, save_policy, train_agent
 from l2a.selector.environment import build_task
-from l2a.selector.problem import RULES, SelectionProblem, candidate_features
+from l2a.selector.problem import RULES, SelectionProblem, candidate_features, keep_best
 from l2a.selector.reward import build_surrogate, reward_score, score_after, surrogate_reward
 from l2a.selector.select import Inspection, apply_policy, inspect_policy, rank_correlation, select
+from l2a.student.student import Student
 from l2a.util.errors import UsageError
-from l2a.util.files import CHECKPOINT, Checkpoint, output_folder
+from l2a.util.files import CHECKPOINT, Checkpoint, atomic_write_text, cache_root, fingerprint, output_folder, to_json
 from l2a.util.progress import SILENT, Progress
+
+ORACLES = ("near and clean", "greedy by labels")
+SMALLEST_HEADROOM = 1.0  # points
+RANDOM_CHOICES = 3
 
 
 @dataclass(frozen=True)
@@ -44,16 +55,19 @@ class Verdict:
     """What a selection is worth.
 
     Attributes:
-        name: "policy" or the rule.
+        name: "policy", a rule, an oracle or another choice.
         kept: Candidates kept.
-        surrogate: Mean influence of the kept candidates, in nats: against steps on texts without influence.
-        real: Gain of the student's score on the reward split after real updates, in nats.
+        real: Gain of the student's score on the reward texts after real updates, in nats.
+        surrogate: Mean influence of the kept candidates, in nats: against steps on texts without influence; not a
+            number where none was measured.
+        accuracy: After these updates, on target labels that no run reads; not a number where there are none.
     """
 
     name: str
     kept: int
-    surrogate: float
     real: float
+    surrogate: float = math.nan
+    accuracy: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -126,7 +140,7 @@ def surrogate_problem(config: DistillConfig, progress: Progress = SILENT) -> Sel
     """
     problem = prepare_pair(config, progress).problem
     influences = build_surrogate(problem).influences
-    return replace(problem, influences=lambda: influences, real_reward=None)
+    return SelectionProblem(problem.pool, problem.student_logits, influences=lambda: influences)
 
 
 def train_selector(
@@ -226,30 +240,120 @@ def evaluate_policy(
         Both rewards of every selection.
     """
     pair, steps = prepare_pair(config, progress), updates or config.kd.round_steps
-    surrogate, verdicts = build_surrogate(pair.problem), []
-    with progress.stage("real updates", 1 + len(RULES)) as advance:
-        for name in ("policy", *RULES):
-            rng = np.random.default_rng([config.seed, 6])
-            if name == "policy":
-                selection = apply_policy(pair.problem, policy, config.selector, rng)
-            else:
-                selection = select(pair.problem, replace(config.selector, agent=name), rng)
-            kept = np.flatnonzero(selection.kept)
-            real = _gain(pair.session, pair.drawn.candidates.take(kept), steps)
-            verdicts.append(Verdict(name, len(kept), surrogate_reward(surrogate, selection.kept), real))
+    surrogate, before = build_surrogate(pair.problem), reward_score(pair.session.student, pair.session.reward)
+    kept = {"policy": apply_policy(pair.problem, policy, config.selector, np.random.default_rng([config.seed, 6])).kept}
+    for name in RULES:
+        if name != "oracle":  # it reads labels that the others do not
+            agent, rng = replace(config.selector, agent=name), np.random.default_rng([config.seed, 6])
+            kept[name] = select(pair.problem, agent, rng).kept
+    with progress.stage("real updates", len(kept)) as advance:
+        real = []
+        for mask in kept.values():
+            real.append(_after_updates(pair, mask, steps, None)[0] - before)
             advance(1)
-    correlation = rank_correlation([one.surrogate for one in verdicts], [one.real for one in verdicts])
-    return Evaluation(tuple(verdicts), steps, correlation)
+    first = [surrogate_reward(surrogate, mask) for mask in kept.values()]
+    counts = [int(mask.sum()) for mask in kept.values()]
+    verdicts = tuple(map(Verdict, kept, counts, real, first))
+    return Evaluation(verdicts, steps, rank_correlation(first, real))
 
 
-def _gain(session: TrainingSession, kept: DistillationSet, steps: int) -> float:
-    """Distil as a round does, on the whole mixture, and take the steps back."""
+def _after_updates(
+    pair: PreparedPair, kept: NDArray[np.bool_] | None, steps: int, judges: Examples | None
+) -> tuple[float, NDArray[np.bool_]]:
+    """Distil as a round does, on the whole mixture, and take the steps back: the score, and which judges are right."""
+    session, tokenizer = pair.session, pair.session.student.tokenizer
+    candidates = None if kept is None else pair.drawn.candidates.take(np.flatnonzero(kept))
 
-    def whole_mixture(trial: KDTrainer) -> None:
-        trial.train(*mixture(session, kept), steps, evaluate=False)
+    def distil(trial: KDTrainer) -> None:
+        trial.train(*mixture(session, candidates), steps, evaluate=False)
 
-    before, kd = reward_score(session.student, session.reward), session.context.config.kd
-    return score_after(session.trainer, kd, steps, session.reward, whole_mixture) - before
+    def score(student: Student) -> tuple[float, NDArray[np.bool_]]:
+        right = np.zeros(0, np.bool_)
+        if judges is not None:
+            texts = encode(tokenizer, judges.inputs, session.context.config.max_length)
+            right = run_student(student, texts)[0].argmax(axis=1) == judges.labels
+        return reward_score(student, session.reward), right
+
+    return score_after(session.trainer, session.trainer.config, steps, distil, score)
+
+
+def measure_headroom(config: DistillConfig, progress: Progress = SILENT) -> dict[str, Any]:
+    """Distil a whole round on what oracles choose from a pair's first pool, and on random choices.
+
+    The oracles read labels that no run reads (``spare_labels``), and so do the judges, others of them. "Near and clean"
+    keeps unchanged candidates, those nearest to all the oracle's texts; "greedy by labels" keeps those whose influence
+    on the oracle's labels is best. The better of the two is taken by what the judges say, which flatters it a little.
+    The result goes to the cache, where a run on the same data, pool and budget finds it (``known_headroom``).
+
+    Args:
+        config: The pair and the budget.
+        progress: Shows how far it is.
+
+    Returns:
+        "points", by which the better oracle's accuracy exceeds that of a random choice, with their standard error
+        ("noise"); "verdicts", by selection its facts, the mean of several for "random"; candidates in the "pool";
+        target "labels" that the oracles read, and labels "judged_on".
+
+    Raises:
+        UsageError: If the target has too few labels beside those of the run.
+    """
+    pair, rng = prepare_pair(config, progress), np.random.default_rng([config.seed, 9])
+    context, pool = pair.session.context, pair.drawn.pool
+    (seen, others), drawn = spare_labels(context), set(map(normalised_hash, pool.inputs))
+    judges = others.take(np.flatnonzero([normalised_hash(text) not in drawn for text in others.inputs]))
+    places, made = context.embed(pool.inputs), tuple(config.generator.mixture)
+    by_origin = zip(pool.operators, pool.origins, strict=True)
+    unchanged = [operator == "source" and not origin.startswith(made) for operator, origin in by_origin]
+    nearness = fit_target_density(places, context.embed(seen.inputs)).log_odds(places)
+    scores = [
+        np.where(unchanged, nearness, -np.inf).astype(np.float32), oracle_influences(pair.session, pair.drawn),
+        *rng.random((RANDOM_CHOICES, len(pool)), np.float32)
+    ]  # fmt: skip
+    share, before = config.selector.keep_rate, reward_score(pair.session.student, pair.session.reward)
+    masks = [keep_best(one, share, pair.problem.classes) for one in scores]
+    names, judged = [*ORACLES, *["random"] * RANDOM_CHOICES, "all", "none"], dict[str, list[tuple[float, Any]]]()
+    with progress.stage("rounds", len(names)) as advance:
+        for name, mask in zip(names, [*masks, np.ones(len(pool), bool), None], strict=True):
+            judged.setdefault(name, []).append(_after_updates(pair, mask, config.kd.round_steps, judges))
+            advance(1)
+    right = {name: np.mean([one for _, one in several], axis=0) for name, several in judged.items()}
+    gains = {name: float(np.mean([score for score, _ in several])) - before for name, several in judged.items()}
+    kept, best = {"all": len(pool), "none": 0}, max((right[name] - right["random"] for name in ORACLES), key=np.mean)
+    verdicts = [
+        Verdict(one, kept.get(one, round(share * len(pool))), gains[one], accuracy=float(right[one].mean()))
+        for one in judged
+    ]
+    facts: dict[str, Any] = {
+        "points": 100 * float(best.mean()), "noise": 100 * float(best.std()) / len(best) ** 0.5,
+        "verdicts": [asdict(verdict) for verdict in verdicts],
+        "pool": len(pool), "labels": len(seen), "judged_on": len(judges)
+    }  # fmt: skip
+    atomic_write_text(_headroom_file(context), to_json(facts, indent=1) + "\n")
+    return facts
+
+
+def _headroom_file(context: RunContext) -> Path:
+    """Where the headroom of a pair, its pool and its budget is kept; the seed and the agent play no part in it."""
+    config, files = context.config, tuple(sorted(context.data.files.items()))
+    parts = [asdict(part) for part in (config.teacher, config.student, config.generator, config.kd)]
+    key = fingerprint(files, config.shots, config.source_size, config.max_length, config.selector.keep_rate, parts)
+    return cache_root() / "headroom" / f"{key}.json"
+
+
+def known_headroom(context: RunContext) -> dict[str, Any]:
+    """Look up what ``measure_headroom`` found for a pair, a pool and a budget, whatever the seed; {} if nothing."""
+    with contextlib.suppress(OSError, ValueError):
+        return dict(json.loads(_headroom_file(context).read_text("utf-8")))
+    return {}
+
+
+def headroom_note(found: Mapping[str, Any]) -> str:
+    """Say in words what a headroom means, from the facts of ``measure_headroom``."""
+    points, noise = found["points"], found["noise"]
+    gain = f"a perfect choice brings {points:+.1f} points (standard error {noise:.1f}) over a random one"
+    if points < SMALLEST_HEADROOM:
+        return f"{gain}: under {SMALLEST_HEADROOM:g} point, so no selector can win here; use --selector all or random"
+    return f"{gain}: that is the most that a selector can bring here"
 
 
 def explain_policy(config: DistillConfig, policy: TrainedPolicy, progress: Progress = SILENT) -> Inspection:

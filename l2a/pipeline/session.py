@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from l2a.config import DistillConfig
+from l2a.data.bank import Bank
 from l2a.data.encoding import encode, refuse_long_sequences
 from l2a.data.examples import Examples, TextInput, normalised_hash
 from l2a.generator.nearness import BACKGROUND, WordAverage, choose_texts, fit_word_average
@@ -90,15 +91,21 @@ class RunContext:
         texts = (*self.data.source.inputs, *self.data.splits.train.inputs, *few)
         return fit_word_average(self.teacher.tokenizer, self.teacher.word_embeddings(), texts, self.config.max_length)
 
-    @cached_property
+    @property
     def near_texts(self) -> tuple[TextInput, ...]:
         """The unlabelled texts that are used, by their nearness to the target: those set apart too, its shots not."""
+        return tuple(self.near_origins)
+
+    @cached_property
+    def near_origins(self) -> dict[TextInput, str]:
+        """Where each of these texts comes from, such as "reviews.txt:17"."""
         config, rng = self.config.generator, np.random.default_rng([self.config.seed, 5])
         target, many = self.data.splits.train.inputs, self.data.unlabelled
         size, choice = config.unlabelled_size, config.unlabelled_choice
-        chosen = choose_texts(many, target, size, choice, self.embed, rng, self.progress)
+        chosen = choose_texts(many, target, size, choice, self.embed, rng, self.progress).tolist()
         shots = set(map(normalised_hash, target))
-        return tuple(text for text in chosen if normalised_hash(text) not in shots)
+        origin_of = many.origin_of if isinstance(many, Bank) else "unlabelled:{}".format
+        return {text: origin_of(i) for i in chosen if normalised_hash(text := many[i]) not in shots}
 
     @cached_property
     def set_apart(self) -> tuple[tuple[TextInput, ...], tuple[TextInput, ...]]:
@@ -110,7 +117,8 @@ class RunContext:
         rng, near = np.random.default_rng([self.config.seed, 7]), self.near_texts
         if len(near) < 4 * wanted:
             target, half = self.data.splits.train.inputs, len(source) // 2
-            near, wanted = choose_texts(source, target, half, "near", self.embed, rng), min(wanted, len(source) // 5)
+            nearest = choose_texts(source, target, half, "near", self.embed, rng)
+            near, wanted = tuple(source[i] for i in nearest), min(wanted, len(source) // 5)
         drawn = rng.choice(len(near), wanted, replace=False)
         choice, reward = (tuple(near[i] for i in np.sort(part)) for part in np.array_split(drawn, 2))
         return choice, reward
@@ -256,6 +264,12 @@ class TrainingSession:
         """
         sets, shares = mixture(self, kept)
         self.trainer.train(sets, shares, steps, self.context.progress, stage, renewal)
+
+    @cached_property
+    def judges(self) -> DistillationSet:
+        """The labelled reward split, which can refuse a selection; no student is trained on it, and it chooses none."""
+        examples = self.context.data.splits.reward
+        return self.labelled(examples.inputs, examples.labels)
 
     @cached_property
     def reward(self) -> DistillationSet:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from l2a.config import resolve_degree
 from l2a.data.encoding import encode
-from l2a.data.examples import TextInput, normalised_hash
+from l2a.data.examples import Examples, TextInput, concatenate, normalised_hash
 from l2a.generator.chain import CandidatePool, ChainDiagnostics, GeneratorInputs, draw_pool
 from l2a.generator.operators import OPERATORS, TEXT_OPERATORS, build_operator
 from l2a.generator.tokens import TokenSpace, build_neighbour_table, vocabulary
@@ -18,10 +18,10 @@ from l2a.kd import data as kd_data
 from l2a.kd.trainer import Score, embedding_gradients, run_student
 from l2a.pipeline.augment import masked_language_model
 from l2a.pipeline.session import RunContext, TrainingSession, mixture, open_session
+from l2a.selector import reward
 from l2a.selector.agents import load_agent
 from l2a.selector.algorithms import TrainedPolicy
 from l2a.selector.problem import Selection, SelectionProblem
-from l2a.selector.reward import REAL_POOL, candidate_influences, real_reward
 from l2a.selector.select import apply_policy, select
 from l2a.student.student import Student
 from l2a.teacher.labelling import Labeller, TeacherOutputs
@@ -144,12 +144,12 @@ def _round(session: TrainingSession, number: int, policy: TrainedPolicy | None) 
     if kept in (0, len(drawn.pool)) and rule != "all":
         message = "selector: it keeps %d of %d candidates, so it chooses nothing; change selector.keep_rate"
         logger.warning(message, kept, len(drawn.pool))
-    facts = {name: value for name, value in selection.diagnostics.items() if not isinstance(value, list)}
+    facts = {name: value for name, value in selection.diagnostics.items() if not isinstance(value, list | dict)}
     context.progress.event("round", number=number, kept=kept, **facts)
     explained = None
     if selection.policy is not None and not selection.fell_back and problem.influences is not None:
         measured = problem.influences()  # they alone are kept, not the trainer that they were measured with
-        explained = replace(problem, influences=lambda: measured, real_reward=None)
+        explained = SelectionProblem(problem.pool, problem.student_logits, influences=lambda: measured)
     return Round(drawn.pool, _distil_kept(session, drawn.candidates, problem, selection, rng), drawn.chains, explained)
 
 
@@ -167,6 +167,20 @@ def draw_candidates(session: TrainingSession, rng: np.random.Generator) -> Drawn
     with context.progress.stage("draw candidates"):
         pool, chains = draw_pool(generator_inputs(session), context.config.generator, size, rng, context.progress)
     return Drawn(pool, session.labelled(pool.inputs), chains)
+
+
+def _made_texts(session: TrainingSession) -> dict[TextInput, str]:
+    """Make more bases for the chains by word operators, a part of them at every degree, and say what made them."""
+    context, config, made = session.context, session.context.config.generator, dict[TextInput, str]()
+    rng, texts = np.random.default_rng([context.config.seed, 12]), (*context.source.inputs, *session.unlabelled)
+    for name, share in config.mixture.items():
+        operator = build_operator(name, lambda: generator_inputs(session).space, lambda: None, context.progress)
+        degrees = config.degrees or (resolve_degree(config.degree, len(session.known)),)
+        for degree, places in zip(degrees, np.array_split(rng.permutation(len(texts)), len(degrees)), strict=True):
+            bases = [texts[i] for i in places[: round(share * len(places))]]
+            new = operator(bases, bases, degree, rng)
+            made |= {one.text: f"{name} {degree:g}:{i}" for i, one in enumerate(new)}
+    return made
 
 
 def _distil_kept(
@@ -226,10 +240,12 @@ def generator_inputs(session: TrainingSession) -> GeneratorInputs:
     # The teacher's embeddings know better which words are near; the gradient lives in the student's.
     geometry = context.teacher.word_embeddings().cpu()[:size] if shared else embeddings
     words, length = vocabulary(student.tokenizer), context.config.max_length
+    others = {text: context.near_origins[text] for text in session.unlabelled}
+    others |= {text: origin for text, origin in _made_texts(session).items() if text not in others}
     neighbours = build_neighbour_table(geometry, words, context.config.generator.neighbours, context.progress)
     return GeneratorInputs(
         source_inputs=context.source.inputs,
-        unlabelled_inputs=session.unlabelled,
+        unlabelled_inputs=tuple(others),
         target_inputs=context.data.splits.train.inputs,
         embed=context.embed,
         space=TokenSpace(
@@ -241,6 +257,7 @@ def generator_inputs(session: TrainingSession) -> GeneratorInputs:
         ),
         labeller=context.labeller,
         forbidden_hashes=context.data.forbidden | context.never_trained_on,
+        unlabelled_origins=tuple(others.values()),
     )
 
 
@@ -252,33 +269,103 @@ def selection_problem(session: TrainingSession, drawn: Drawn) -> SelectionProble
         drawn: The pool.
 
     Returns:
-        The problem; influences are measured when a policy first asks for them, and then kept.
+        The problem, with rewards that are measured when a policy first asks for them, and then kept; and that problem
+        once more, with rewards from other draws.
     """
-    candidates, trainer, kd = drawn.candidates, session.trainer, session.trainer.config
-    judged = np.random.default_rng([session.context.config.seed, 8]).permutation(len(candidates)) < REAL_POOL
-
     logits = np.zeros_like(drawn.pool.teacher.logits)
     if load_agent(session.context.config.selector.agent).sees_student:
-        logits = broadcast(run_student(session.student, candidates.encoded, precise=False)[0])
+        logits = broadcast(run_student(session.student, drawn.candidates.encoded, precise=False)[0])
+    problem = SelectionProblem(drawn.pool, logits, oracle=cache(lambda: oracle_influences(session, drawn)))
+    return _with_rewards(problem, session, drawn, 0, _with_rewards(problem, session, drawn, 1, None))
+
+
+def _with_rewards(
+    problem: SelectionProblem, session: TrainingSession, drawn: Drawn, draw: int, repeated: SelectionProblem | None
+) -> SelectionProblem:
+    context, candidates, trainer, kd = session.context, drawn.candidates, session.trainer, session.trainer.config
+    rng, judges = np.random.default_rng([context.config.seed, 8, draw]), session.reward
+    order = rng.permutation(len(candidates))
+    if draw:  # the reward texts are a draw too
+        judges = judges.take(rng.integers(len(judges), size=len(judges)))
 
     @cache
     def influences() -> NDArray[np.float32]:
-        few, progress = candidates.take(np.flatnonzero(judged)), session.context.progress
+        measured, few = (np.sort(order[:count]) for count in (reward.MEASURED, reward.REAL_POOL))
+        some, judged, progress = candidates.take(measured), candidates.take(few), context.progress
         weights = [value.detach().cpu().numpy() for value in session.student.model.parameters()]
-        key = fingerprint([candidates.encoded.ids, candidates.teacher.logits, session.context.config.seed, weights])
-        return remembered(
+        key = fingerprint([candidates.encoded.ids, candidates.teacher.logits, context.config.seed, draw, weights])
+        found = remembered(
             progress.checkpoint, key,
-            lambda: candidate_influences(trainer, candidates, few, session.reward, kd, progress),
+            lambda: reward.candidate_influences(trainer, some, judged, judges, kd, progress, draw),
         )  # fmt: skip
+        return reward.fitted_influences(problem, measured, found, progress)
 
-    return SelectionProblem(
-        pool=drawn.pool,
-        student_logits=logits,
-        influences=influences,
-        real_reward=lambda kept: real_reward(
-            trainer, candidates.take(np.flatnonzero(kept & judged)), session.reward, kd
-        ),
+    @cache
+    def judge(kept: bytes) -> tuple[float, NDArray[np.float64]]:
+        first = order[np.frombuffer(kept, np.bool_)[order]][: reward.REAL_KEPT]
+
+        def score(student: Student) -> tuple[float, NDArray[np.float64]]:
+            labels = reward.label_scores(student, session.judges) if len(session.judges) else np.zeros(0)
+            return reward.reward_score(student, judges), labels
+
+        return reward.real_reward(trainer, candidates.take(np.sort(first)), score, kd, draw)
+
+    return replace(
+        problem, influences=influences, real_reward=lambda kept: judge(kept.tobytes())[0],
+        veto=lambda kept: judge(kept.tobytes())[1], repeated=repeated
+    )  # fmt: skip
+
+
+def spare_labels(context: RunContext) -> tuple[Examples, Examples]:
+    """Give target labels that no run reads, for diagnoses and upper bounds alone.
+
+    Args:
+        context: The run.
+
+    Returns:
+        Up to 1,000 of the train split for an oracle, at most half of what there is, and the rest, with those of the dev
+        split, to judge by. They are neither texts of the run's splits nor set apart.
+
+    Raises:
+        UsageError: If there are fewer than 50 for the oracle.
+    """
+    data, rng = context.data, np.random.default_rng([context.config.seed, 11])
+    read = data.forbidden | context.never_trained_on | set(map(normalised_hash, data.splits.train.inputs))
+    train, dev = (
+        part.take(rng.permutation([i for i, text in enumerate(part.inputs) if normalised_hash(text) not in read]))
+        for part in (data.target.train, data.target.dev)
     )
+    half = min(1000, len(train) // 2)
+    if half < 50:
+        raise UsageError(
+            f"{data.target.name} has {len(train)} labels in train that no run reads, and an oracle needs 100; lower "
+            "--shots or --dev-shots, or give a target with more labels"
+        )
+    return train.take(np.arange(half)), concatenate(train.take(np.arange(half, len(train))), dev)
+
+
+def oracle_influences(session: TrainingSession, drawn: Drawn) -> NDArray[np.float32]:
+    """Say what each candidate adds to the likelihood of spare labels: an upper bound, never part of a run's method.
+
+    Args:
+        session: The student and its texts.
+        drawn: The pool of N candidates.
+
+    Returns:
+        float32 (N,), nats, to first order.
+
+    Raises:
+        UsageError: If the target has no spare labels.
+    """
+    context, candidates, trainer = session.context, drawn.candidates, session.trainer
+    seen, rng = spare_labels(context)[0], np.random.default_rng([context.config.seed, 8])
+    context.progress.say(f"the oracle reads {len(seen):,} target labels that no other method sees")
+    few = candidates.take(np.sort(rng.permutation(len(candidates))[: reward.REAL_POOL]))
+    certain = CERTAIN * (seen.labels[:, None] == np.arange(len(seen.label_names))).astype(np.float32)
+    outputs = TeacherOutputs(certain, np.zeros((len(seen), context.teacher.hidden_size), np.float32))
+    encoded = encode(session.student.tokenizer, seen.inputs, context.config.max_length)
+    judges = kd_data.DistillationSet(encoded, outputs, seen.labels)
+    return reward.candidate_influences(trainer, candidates, few, judges, trainer.config, context.progress)
 
 
 def train_augmented_student(context: RunContext) -> TrainedStudent:

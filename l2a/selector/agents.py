@@ -18,7 +18,10 @@ CARD_FILES = (".yaml", ".yml")
 # Where a card that is found by its name may take its algorithm from: a folder ``agents`` that happens to lie in the
 # working directory shall not run code of its own. A card that is given by its path may name any module.
 PACKAGES = ("stable_baselines3", "sb3_contrib", "l2a")
-RULE_NAMES = ("all", "random", "nearest", "confidence", "glitter", "llkd", "low_variance")
+RULE_NAMES = (
+    "all", "random", "random_per_origin", "nearest", "domain_ratio", "confidence", "glitter", "llkd", "low_variance",
+    "oracle"
+)  # fmt: skip
 """Rules without learning, here because cards are checked before torch is loaded; ``problem`` holds what they do."""
 
 
@@ -36,7 +39,6 @@ class AgentCard:
         activation: Of those layers.
         hyperparameters: Keyword arguments of the class.
         scale_rewards: Divide rewards by their running spread; off for an algorithm that needs them in nats.
-        patience: Looks, twenty in a training, without a better mean return after which it ends early; None never does.
         rescore_every: Updates of the student after which the pool is scored again in a round, by the rule or by the
             policy as it is then; None for once a round.
     """
@@ -49,13 +51,12 @@ class AgentCard:
     activation: Literal["tanh", "relu"] = "tanh"
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
     scale_rewards: bool = True
-    patience: int | None = None
     rescore_every: int | None = None
 
     def __post_init__(self) -> None:
         """Check the numbers once."""
         object.__setattr__(self, "hyperparameters", {k: _as_number(v) for k, v in self.hyperparameters.items()})
-        for name in ("environments", "patience", "rescore_every"):
+        for name in ("environments", "rescore_every"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{name} is {value}; give at least 1")

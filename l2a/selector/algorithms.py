@@ -251,7 +251,7 @@ class CandidatePolicy(ActorCriticPolicy):
         self.optimizer = self.optimizer_class(self.parameters(), **rate, **self.optimizer_kwargs)
 
 
-LOOKS = 20  # points of the reward curve, and looks at it for early stopping, in a whole training
+LOOKS = 20  # points of the reward curve of a whole training
 HIGHEST_MEAN = 0.9
 PENALTY = 1000.0
 
@@ -263,7 +263,7 @@ class Training:
     Attributes:
         snapshots: Policies at equal distances of the training, the last one fully trained.
         reward_curve: Mean gain of each twentieth of the episodes, in nats, in the order in which they ended.
-        steps: Environment steps taken, fewer than requested where patience ran out.
+        steps: Environment steps taken.
         steps_per_second: Environment steps a second, the policy's updates included.
     """
 
@@ -274,33 +274,24 @@ class Training:
 
 
 class _Recorder(BaseCallback):
-    """Keeps copies of the network and the returns of episodes, moves the progress bar, and ends a stalled training."""
+    """Keeps copies of the network and the returns of episodes, and moves the progress bar."""
 
-    def __init__(self, network: CandidateNetwork, config: SelectorConfig, card: AgentCard, advance: Advance) -> None:
+    def __init__(self, network: CandidateNetwork, config: SelectorConfig, advance: Advance) -> None:
         super().__init__()
-        self.network, self.patience, self.advance = network, card.patience, advance
+        self.network, self.advance = network, advance
         steps, copies = config.training_steps, config.snapshots
         self.copy_at = [round(steps * (i + 1) / copies) for i in range(copies - 1)]
         self.copies: list[CandidateNetwork] = []
         self.returns: list[float] = []
-        self.look_every, self.looks, self.seen, self.best, self.stale = steps / LOOKS, 1, 0, -np.inf, 0
 
     def _on_step(self) -> bool:
         self.returns += [float(info["episode"]["r"]) for info in self.locals["infos"] if "episode" in info]
         self.advance(self.training_env.num_envs)
-        return self.patience is None or self.stale < self.patience
+        return True
 
     def _on_rollout_start(self) -> None:
         if len(self.copies) < len(self.copy_at) and self.num_timesteps >= self.copy_at[len(self.copies)]:
             self.copies.append(snapshot(self.network))
-
-    def _on_rollout_end(self) -> None:
-        if self.num_timesteps < self.looks * self.look_every or self.seen == len(self.returns):
-            return
-        mean = float(np.mean(self.returns[self.seen :]))
-        self.looks, self.seen = int(self.num_timesteps // self.look_every) + 1, len(self.returns)
-        self.stale = 0 if mean > self.best else self.stale + 1
-        self.best = max(self.best, mean)
 
 
 def train_agent(
@@ -329,13 +320,13 @@ def train_agent(
     """
     if config.tensorboard is not None and importlib.util.find_spec("tensorboard") is None:
         raise UsageError(f"selector.tensorboard: {config.tensorboard!r} needs pip install 'l2a[tensorboard]'")
-    with _isolated_randomness(seed), progress.stage("selector training", config.training_steps) as advance:
+    with isolated_randomness(seed), progress.stage("selector training", config.training_steps) as advance:
         if start_from is None:
             widths = tasks[0].candidate_width, len(STATE_FEATURES)
             network = CandidateNetwork(*widths, card.hidden, config.keep_rate, card.activation)
         else:
             network = snapshot(start_from.network).train().requires_grad_(True)
-        recorder = _Recorder(network, config, card, advance)
+        recorder = _Recorder(network, config, advance)
         algorithm = _algorithm(tasks, card, network, seed, config.tensorboard)
         started = time.perf_counter()
         every = 1 if config.tensorboard else LOOKS
@@ -359,9 +350,11 @@ def warn_if_constant(reward: str, values: Sequence[float]) -> bool:
 
 
 @contextlib.contextmanager
-def _isolated_randomness(seed: int) -> Iterator[None]:
-    # Stable-Baselines3 seeds and draws from the global generators: give them back as they were. One thread is faster
-    # than several on matrices this small, and its sums come in a fixed order.
+def isolated_randomness(seed: int) -> Iterator[None]:
+    """Seed the global generators inside, with one thread, and give them back as they were."""
+    """Seed the global generators inside, with one thread, and give them back as they were."""
+    # Stable-Baselines3 seeds and draws from the global generators. One thread is faster than several on matrices this
+    # small, and its sums come in a fixed order.
     numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002
     threads = torch.get_num_threads()
     try:
@@ -392,73 +385,6 @@ def _algorithm(
     return algorithm
 
 
-class WholeEpisodes(OnPolicyAlgorithm):
-    """Plays every environment from its start in each rollout and learns from its first episode, so none is cut."""
-
-    def __init__(self, policy: Any, env: VecEnv, learning_rate: float = 0.01, **options: Any) -> None:
-        """Make the algorithm; the length of a rollout is that of an episode, and returns are not discounted.
-
-        Args:
-            policy: Class of the policy.
-            env: Many ``SelectionVecEnv`` environments, monitored.
-            learning_rate: Of Adam.
-            **options: Further arguments of OnPolicyAlgorithm, such as seed and policy_kwargs.
-
-        Raises:
-            ValueError: If a discount is given.
-        """
-        for name in ("gamma", "gae_lambda"):
-            if options.get(name, 1.0) != 1.0:
-                raise ValueError(f"{name} is {options[name]}, but whole episodes are not discounted; leave it out")
-        defaults = {"ent_coef": 0.0, "vf_coef": 0.5, "max_grad_norm": 1.0}
-        fixed: dict[str, Any] = {"gamma": 1.0, "gae_lambda": 1.0, "use_sde": False, "sde_sample_freq": -1}
-        fixed |= {"supported_action_spaces": (spaces.MultiBinary,)}
-        steps = max(task.steps for task in env.get_attr("task"))
-        super().__init__(policy, env, learning_rate, n_steps=steps, **{**defaults, **options, **fixed})
-
-    def collect_rollouts(
-        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
-    ) -> bool:
-        """Reset every environment and play, so that each gives one whole episode; False if the callback ended it."""
-        self._last_obs = np.asarray(env.reset())
-        self._last_episode_starts = np.ones(env.num_envs, bool)
-        return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
-
-    def in_first_episode(self) -> NDArray[np.bool_]:
-        """Say which steps of the rollout belong to the first episode of their environment, bool (T, E)."""
-        return np.asarray(np.cumsum(self.rollout_buffer.episode_starts, axis=0) == 1)
-
-    def _update(self, loss: Tensor, largest_norm: float = np.inf) -> None:
-        """Take one step of the optimiser."""
-        self._update_learning_rate(self.policy.optimizer)
-        self.policy.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.policy.parameters(), largest_norm)
-        self.policy.optimizer.step()
-        self.logger.record("train/loss", loss.item())
-
-
-class REINFORCE(WholeEpisodes):
-    """Advantage actor-critic whose returns are those of whole episodes, so that no value is bootstrapped."""
-
-    def train(self) -> None:
-        """Take one step on the first episode of each environment."""
-        self.policy.set_training_mode(True)
-        buffer, counted = self.rollout_buffer, self.in_first_episode()
-        rewards, seen = buffer.rewards * counted, torch.from_numpy(counted)
-        returns = torch.from_numpy(np.cumsum(rewards[::-1], axis=0)[::-1][counted]).float()
-        observations, actions = torch.from_numpy(buffer.observations), torch.from_numpy(buffer.actions).float()
-        values, log_probability, entropy = self.policy.evaluate_actions(observations[seen], actions[seen])
-        self._update(self._loss(values.flatten(), log_probability, entropy, returns), self.max_grad_norm)
-
-    def _loss(self, values: Tensor, log_probability: Tensor, entropy: Tensor | None, returns: Tensor) -> Tensor:
-        advantages = returns - values.detach()
-        advantages = (advantages - advantages.mean()) / (advantages.std(correction=0) + 1e-8)
-        bonus = -log_probability if entropy is None else entropy
-        policy_loss = -(advantages * log_probability).mean() - self.ent_coef * bonus.mean()
-        return policy_loss + self.vf_coef * F.mse_loss(values, returns)
-
-
 def dvrl_loss(logits: Tensor, kept: Tensor, counts: Tensor, advantages: Tensor) -> Tensor:
     """Loss of the data value estimator for whole episodes, averaged over them (Yoon et al., equation 8 and code).
 
@@ -477,20 +403,48 @@ def dvrl_loss(logits: Tensor, kept: Tensor, counts: Tensor, advantages: Tensor) 
     return ((entropies * counts).sum(dim=0) * advantages).mean() + PENALTY * outside
 
 
-class DVRL(WholeEpisodes):
+class DVRL(OnPolicyAlgorithm):
     """REINFORCE over one whole episode of each environment an update, against a fixed baseline.
 
-    The baseline is what keeping everything gains. The paper's estimator also reads |y - y_val|; here
-    the candidates' features hold KL(p_T || p_S) in its place (our adaptation), and an episode stands for the paper's
-    batch. There is no critic; rewards must come in nats.
+    Each rollout plays every environment from its start. The baseline is what keeping everything gains. The paper's
+    estimator also reads |y - y_val|; here the candidates' features hold KL(p_T || p_S) in its place (our adaptation),
+    and an episode stands for the paper's batch. There is no critic; rewards must come in nats.
     """
 
-    def __init__(self, policy: Any, env: VecEnv, **options: Any) -> None:
-        """Make the algorithm (see ``WholeEpisodes``), and measure its baseline."""
+    def __init__(self, policy: Any, env: VecEnv, learning_rate: float = 0.01, **options: Any) -> None:
+        """Make the algorithm, and measure its baseline; a rollout is as long as an episode, nothing is discounted.
+
+        Args:
+            policy: Class of the policy.
+            env: Many ``SelectionVecEnv`` environments, monitored.
+            learning_rate: Of Adam.
+            **options: Further arguments of OnPolicyAlgorithm, such as seed and policy_kwargs.
+
+        Raises:
+            ValueError: If a discount is given.
+        """
+        for name in ("gamma", "gae_lambda"):
+            if options.get(name, 1.0) != 1.0:
+                raise ValueError(f"{name} is {options[name]}, but whole episodes are not discounted; leave it out")
         rng, tasks = np.random.default_rng(0), env.get_attr("task")  # of its own: the episodes stay as they are
         gains = {task: environment.gain_of_everything(task, rng) for task in dict.fromkeys(tasks)}
         self.gains_of_everything = np.array([gains[task] for task in tasks], np.float32)
-        super().__init__(policy, env, **options)
+        fixed: dict[str, Any] = {"gamma": 1.0, "gae_lambda": 1.0, "use_sde": False, "sde_sample_freq": -1}
+        fixed |= {"supported_action_spaces": (spaces.MultiBinary,), "n_steps": max(task.steps for task in tasks)}
+        unused = {"ent_coef": 0.0, "vf_coef": 0.0, "max_grad_norm": np.inf}
+        super().__init__(policy, env, learning_rate, **{**unused, **options, **fixed})
+
+    def collect_rollouts(
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
+    ) -> bool:
+        """Reset every environment and play, so that each gives one whole episode; False if the callback ended it."""
+        self._last_obs = np.asarray(env.reset())
+        self._last_episode_starts = np.ones(env.num_envs, bool)
+        return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
+
+    def in_first_episode(self) -> NDArray[np.bool_]:
+        """Say which steps of the rollout belong to the first episode of their environment, bool (T, E)."""
+        return np.asarray(np.cumsum(self.rollout_buffer.episode_starts, axis=0) == 1)
 
     def train(self) -> None:
         """Take one step on the loss of the first episode of each environment."""
@@ -500,5 +454,10 @@ class DVRL(WholeEpisodes):
         seen = torch.from_numpy(buffer.observations).flatten(0, 1)
         logits = self.policy.mlp_extractor.forward_actor(seen).reshape(buffer.actions.shape)
         kept, counts = torch.from_numpy(buffer.actions).float(), torch.from_numpy(in_first).float()
-        self._update(dvrl_loss(logits, kept, counts, torch.from_numpy(gains).float()))
+        loss = dvrl_loss(logits, kept, counts, torch.from_numpy(gains).float())
+        self._update_learning_rate(self.policy.optimizer)
+        self.policy.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.policy.optimizer.step()
+        self.logger.record("train/loss", loss.item())
         self.logger.record("train/gain_over_everything", float(gains.mean()))

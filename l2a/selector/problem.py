@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import softmax
+from scipy.special import logit, softmax
 from scipy.stats import rankdata
 
 from l2a.generator.chain import CandidatePool
@@ -18,10 +18,9 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float32]
 RealReward = Callable[[NDArray[np.bool_]], float]
-Fact = float | int | str | list[float]
+Fact = float | int | str | list[float] | dict[str, float]
 
 SMALLEST_PROBABILITY = 1e-7
-OPERATOR_PREFIX = "operator="
 CLIP = 5.0
 RANGE_OF_NORMAL_QUARTILES = 1.349
 GLITTER_TEMPERATURE = 5.0
@@ -31,8 +30,9 @@ GLITTER_TEMPERATURE = 5.0
 class SelectionProblem:
     """One pool of candidates and the state of the student that is to learn from some of them.
 
-    There are no labels in here, and none behind ``influences`` and ``real_reward``; neither the reward split, the
-    validation split nor the test split can reach an environment, a rule or a policy.
+    There are no labels in here, and none behind ``influences`` and ``real_reward``, the rewards: neither the reward
+    split, the validation split nor the test split can reach an environment or a policy. ``veto`` reads the reward
+    split's labels, and ``oracle`` labels that no run has.
 
     Attributes:
         pool: N labelled candidates.
@@ -41,12 +41,19 @@ class SelectionProblem:
             first order, float32 (N,), in nats. Only policies ask for it; None where only rules choose.
         real_reward: Distils the student for a few steps on the kept candidates (bool (N,)), from a saved state, and
             returns its score on the reward texts (``l2a.selector.reward``), in nats; None for no second tier.
+        veto: Log-likelihoods, float64 (M,), of the reward split's labels after the same steps; they reward nothing, but
+            can refuse a selection.
+        repeated: The same problem, whose rewards are measured again with other draws; None where that is not asked for.
+        oracle: What labels of the target say of each candidate, float32 (N,), for the rule "oracle" alone.
     """
 
     pool: CandidatePool
     student_logits: Floats
     influences: Callable[[], Floats] | None = None
     real_reward: RealReward | None = None
+    veto: Callable[[NDArray[np.bool_]], NDArray[np.float64]] | None = None
+    repeated: "SelectionProblem | None" = None
+    oracle: Callable[[], Floats] | None = None
 
     def __post_init__(self) -> None:
         """Check that the student's view is of this pool."""
@@ -79,7 +86,8 @@ class Selection:
         agent: Name of the agent or rule.
         diagnostics: Facts of the run, such as steps per second and tier correlation; values that JSON can hold.
         policy: The learned policy; None for a rule.
-        fell_back: Whether other scores were used in place of the policy's, which the real reward found worse.
+        fell_back: Whether other scores were used in place of the policy's, which the real reward found worse, or which
+            the labels refused.
     """
 
     kept: NDArray[np.bool_]
@@ -144,8 +152,8 @@ def candidate_features(problem: SelectionProblem, names: tuple[str, ...] | None 
 
     Args:
         problem: The pool, the teacher's and the student's view of it.
-        names: Columns wanted, such as those of a saved policy: operators that this pool lacks become zeros and those
-            that the policy does not know are left out. None for all columns of this pool.
+        names: Columns wanted, such as those of a saved policy: operators and origins that this pool lacks become zeros,
+            and those that the policy does not know are left out. None for all columns of this pool.
 
     Returns:
         The features in the order of ``names``.
@@ -154,15 +162,22 @@ def candidate_features(problem: SelectionProblem, names: tuple[str, ...] | None 
         RunError: If a policy wants a column that is not measured, as one of another version may.
     """
     columns = {name: _standardise(values) for name, values in measurements(problem).items()}
-    operators: NDArray[np.str_] = np.array(problem.pool.operators)
-    columns |= {f"{OPERATOR_PREFIX}{name}": (operators == name).astype(np.float32) for name in np.unique(operators)}
+    sides = [name if name in ("source", "target") else "unlabelled" for name in origin_names(problem.pool)]
+    for kind, values in (("operator", problem.pool.operators), ("origin", sides)):
+        of: NDArray[np.str_] = np.array(values)
+        columns |= {f"{kind}={name}": (of == name).astype(np.float32) for name in np.unique(of)}
     wanted = tuple(columns) if names is None else names
-    unknown = [name for name in wanted if name not in columns and not name.startswith(OPERATOR_PREFIX)]
+    unknown = [name for name in wanted if name not in columns and "=" not in name]
     if unknown:
         raise RunError(f"the policy reads {', '.join(unknown)}, which this version does not measure; train it again")
     absent = np.zeros(len(problem), np.float32)
     matrix = np.stack([columns.get(name, absent) for name in wanted], axis=1)
     return CandidateFeatures(np.ascontiguousarray(matrix, np.float32), wanted)
+
+
+def origin_names(pool: CandidatePool) -> list[str]:
+    """Say where each candidate comes from: "source", "target" or the name of a file."""
+    return [origin.rpartition(":")[0] for origin in pool.origins]
 
 
 def measurements(problem: SelectionProblem) -> dict[str, Floats]:
@@ -172,7 +187,7 @@ def measurements(problem: SelectionProblem) -> dict[str, Floats]:
         problem: The pool, the teacher's and the student's view of it.
 
     Returns:
-        float32 (N,) by name; operators apart.
+        float32 (N,) by name; operators and origins apart.
     """
     pool = problem.pool
     teacher, student = pool.teacher.probabilities(), softmax(problem.student_logits, axis=1)
@@ -220,9 +235,44 @@ def _random(problem: SelectionProblem, rng: np.random.Generator) -> Floats:
     return rng.random(len(problem), np.float32)
 
 
+def _random_per_origin(problem: SelectionProblem, rng: np.random.Generator) -> Floats:
+    """Take as many from every origin: source, target and each file of unlabelled text."""
+    names, arms = np.unique(origin_names(problem.pool), return_inverse=True)
+    return in_shares(np.ones(len(names), np.float32), arms.astype(np.int64), problem.classes, rng)
+
+
+def in_shares(shares: Floats, arms: NDArray[np.int64], classes: NDArray[np.int64], rng: np.random.Generator) -> Floats:
+    """Score candidates at random, so that the best-scored of each class hold the arms in given shares.
+
+    Args:
+        shares: float32 (A,), how much of each arm is wanted; only the proportions count. Where an arm is used up, the
+            others go on in theirs.
+        arms: int64 (N,), the arm of each candidate.
+        classes: int64 (N,), the class that the teacher predicts.
+        rng: Draws the order inside an arm.
+
+    Returns:
+        float32 (N,).
+    """
+    cells = arms * (classes.max() + 1) + classes
+    places = quantiles(rng.random(len(arms), np.float32), cells) * np.bincount(cells)[cells]
+    scores: Floats = (-places / np.maximum(shares, 1e-6)[arms]).astype(np.float32)
+    return scores
+
+
 def _nearest(problem: SelectionProblem, rng: np.random.Generator) -> Floats:
     """Prefer candidates where the target's density is high."""
     return np.asarray(problem.pool.log_density, np.float32)
+
+
+def _domain_ratio(problem: SelectionProblem, rng: np.random.Generator) -> Floats:
+    """Draw candidates in proportion to the target's density over theirs, by the domain classifier.
+
+    That is importance resampling without replacement (Xie et al., NeurIPS 2023, arXiv 2302.03169), by Gumbel's noise.
+    """
+    odds = logit(np.clip(problem.pool.domain_probability.astype(np.float64), 1e-6, 1 - 1e-6))
+    scores: Floats = (odds + rng.gumbel(size=len(odds))).astype(np.float32)
+    return scores
 
 
 def _confidence(problem: SelectionProblem, rng: np.random.Generator) -> Floats:
@@ -267,6 +317,13 @@ def _low_variance(problem: SelectionProblem, rng: np.random.Generator) -> Floats
     return -distances
 
 
+def _oracle(problem: SelectionProblem, rng: np.random.Generator) -> Floats:
+    """Prefer what labels of the target favour that no run has: an upper bound for experiments."""
+    if problem.oracle is None:
+        raise UsageError("selector.agent: the rule 'oracle' needs spare labels of the target, and there are none here")
+    return problem.oracle()
+
+
 def quantiles(values: Floats, groups: NDArray[np.int64]) -> Floats:
     """Rank values, float32 (N,), inside each group, as shares in (0, 1]; 1 marks a group's largest."""
     ranks = np.empty(len(values), np.float32)
@@ -277,5 +334,12 @@ def quantiles(values: Floats, groups: NDArray[np.int64]) -> Floats:
 
 
 RULES: dict[str, Callable[[SelectionProblem, np.random.Generator], Floats]] = dict(
-    zip(RULE_NAMES, (_all, _random, _nearest, _confidence, _glitter, _llkd, _low_variance), strict=True)
-)
+    zip(
+        RULE_NAMES,
+        (
+            _all, _random, _random_per_origin, _nearest, _domain_ratio, _confidence, _glitter, _llkd, _low_variance,
+            _oracle
+        ),
+        strict=True
+    )
+)  # fmt: skip

@@ -2,81 +2,104 @@
 
 1. What a selection is worth is how near a few real updates on it bring the student to the teacher, on texts near the
    target that nothing is trained on: ``real_reward``. That needs no labels. It takes a second or so, and judges the few
-   selections that a policy ends up with.
+   selections that a policy ends up with. ``label_scores`` are those of the reward split's labels after the same
+   updates: too few to reward anything, they can only refuse a selection.
 2. A policy tries thousands of selections. A few updates are nearly linear in the gradients of the texts that they are
    taken on (influence functions: Koh and Liang, ICML 2017), so that one number a text says what it adds:
-   ``candidate_influences``, two passes over the pool.
+   ``candidate_influences``, two passes over texts. Of a large pool, 1,000 are measured, and a regression on what is
+   known of every candidate carries their influences over to the rest: ``fitted_influences``.
 3. The surrogate reward of a selection is the mean influence of what it keeps: ``surrogate_reward``, and ``Gains`` while
    selections grow step by step.
 
-How far 3 foretells 1 is measured in every run (``l2a.selector.select``).
+How far 3 foretells 1, and how far each of them repeats itself, is measured in every run (``l2a.selector.select``).
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import softmax
+from scipy.stats import spearmanr
+from sklearn.decomposition import PCA
+from sklearn.linear_model import RidgeCV
+from sklearn.model_selection import cross_val_predict
 
 from l2a.config import KDConfig
 from l2a.data.encoding import inference_batches
 from l2a.kd.data import DistillationSet
 from l2a.kd.losses import soft_label_loss
-from l2a.kd.trainer import KDTrainer, run_student
-from l2a.selector.problem import Floats, SelectionProblem
+from l2a.kd.trainer import KDTrainer, calibrated_log_likelihoods, run_student
+from l2a.selector.problem import Floats, SelectionProblem, candidate_features
 from l2a.student.student import Student
 from l2a.util.errors import RunError, UsageError
 from l2a.util.progress import SILENT, Progress
 from l2a.util.training import broadcast, evaluating, process_count
 
 REAL_STEPS = 4  # updates, each on all the candidates judged, that judge one selection
-REAL_POOL = 600  # candidates of the pool, the same for all selections, among which a selection is judged
+REAL_KEPT = 160  # kept candidates that a selection is judged by; two selections share those that both keep
+REAL_POOL = 400  # candidates of the pool that stand for all where influences are measured
+MEASURED = 1000  # candidates whose influences are measured
+COMPONENTS = 48  # of the teacher's embeddings, in the regression that carries them over
 TRAVELLED = 0.585  # updates at the full rate that REAL_STEPS amount to: their rate falls, their momentum starts at 0
 PART_OF_THE_WAY = 0.25  # share of the rate for the steps on all candidates that lead to where influences are measured
 REACH = 1e-3  # how far influences look ahead, as a share of the weights' length: enough for float32, short for linear
 PRIOR = 16  # candidates without influence that every selection is thought to hold
+Judged = TypeVar("Judged")
 
 # 1. The real reward
 
 
-def real_reward(trainer: KDTrainer, kept: DistillationSet, reward: DistillationSet, kd: KDConfig) -> float:
-    """Distil for some real steps on the kept candidates, score the reward texts, and take the steps back.
+def real_reward(
+    trainer: KDTrainer, kept: DistillationSet, score: Callable[[Student], Judged], kd: KDConfig, order: int = 0
+) -> Judged:
+    """Distil for some real steps on the kept candidates, score the student, and take the steps back.
 
     Each step is taken on all of them at once: in small batches their order would decide more than the selection.
 
     Args:
         trainer: The student's; both are left as they came.
         kept: Candidates.
-        reward: The reward texts.
+        score: What the student is then worth, such as ``reward_score``.
         kd: The run's loss and rates.
+        order: Another number gives another dropout.
 
     Returns:
-        See ``reward_score``.
+        The score.
     """
-    return score_after(trainer, _whole_batch(kd, kept), REAL_STEPS, reward, lambda trial: _real_steps(trial, kept))
+    return score_after(
+        trainer, _whole_batch(kd, kept), REAL_STEPS, lambda trial: _real_steps(trial, kept), score, order
+    )
 
 
 def score_after(
-    trainer: KDTrainer, kd: KDConfig, steps: int, reward: DistillationSet, distil: Callable[[KDTrainer], None]
-) -> float:
-    """Distil for some steps on trial, score the reward texts, and take the steps back.
+    trainer: KDTrainer,
+    kd: KDConfig,
+    steps: int,
+    distil: Callable[[KDTrainer], None],
+    score: Callable[[Student], Judged],
+    order: int = 0,
+) -> Judged:
+    """Distil for some steps on trial, score the student, and take the steps back.
 
     Args:
         trainer: The student's; both are left as they came.
         kd: Of the distillation.
         steps: Updates that will be made.
-        reward: The reward texts.
         distil: Makes them.
+        score: What the student is then worth.
+        order: Another number gives another order of the texts and another dropout.
 
     Returns:
-        See ``reward_score``.
+        The score.
     """
     weights = trainer.student.snapshot()
-    distil(_trial(trainer, kd, steps, reward))
-    score = reward_score(trainer.student, reward)
+    distil(_trial(trainer, kd, steps, order))
+    found = score(trainer.student)
     trainer.student.restore(weights)
-    return score
+    return found
 
 
 def reward_score(student: Student, reward: DistillationSet) -> float:
@@ -85,13 +108,18 @@ def reward_score(student: Student, reward: DistillationSet) -> float:
     return -float(soft_label_loss(logits, torch.from_numpy(reward.teacher.logits), 1.0))
 
 
+def label_scores(student: Student, labelled: DistillationSet) -> NDArray[np.float64]:
+    """Log-likelihood of each of M labels under a student, float64 (M,), at the temperature that suits them best."""
+    return calibrated_log_likelihoods(broadcast(run_student(student, labelled.encoded)[0]), labelled.labels)
+
+
 def _whole_batch(kd: KDConfig, kept: DistillationSet, share_of_rate: float = 1.0) -> KDConfig:
     rate = share_of_rate * kd.peak_rate
     return replace(kd, learning_rate=rate, batch_size=max(process_count(), len(kept)))
 
 
-def _trial(trainer: KDTrainer, kd: KDConfig, steps: int, reward: DistillationSet) -> KDTrainer:
-    return trainer.on_trial(replace(kd, warmup_steps=0, rounds=1, round_steps=steps), reward)
+def _trial(trainer: KDTrainer, kd: KDConfig, steps: int, order: int = 0) -> KDTrainer:
+    return trainer.on_trial(replace(kd, warmup_steps=0, rounds=1, round_steps=steps), order=order)
 
 
 def _real_steps(trial: KDTrainer, kept: DistillationSet) -> None:
@@ -109,6 +137,7 @@ def candidate_influences(
     reward: DistillationSet,
     kd: KDConfig,
     progress: Progress = SILENT,
+    order: int = 0,
 ) -> Floats:
     """Say what each candidate adds to the real reward, to first order.
 
@@ -118,10 +147,11 @@ def candidate_influences(
     Args:
         trainer: The student's; both are left as they came.
         candidates: N candidates.
-        judged: Those of them that the real reward takes steps on.
+        judged: Some that stand for the pool.
         reward: The reward texts.
         kd: The run's loss and rates.
         progress: Shows the stage.
+        order: Another number gives another dropout.
 
     Returns:
         float32 (N,), nats; the mean over a selection stands for its real reward, but for a constant.
@@ -129,11 +159,43 @@ def candidate_influences(
     weights = trainer.student.snapshot()
     with progress.stage("measure influences"):
         moves = trainer.moves_per_gradient(judged)
-        trial = _trial(trainer, _whole_batch(kd, judged, PART_OF_THE_WAY), REAL_STEPS, reward)
+        trial = _trial(trainer, _whole_batch(kd, judged, PART_OF_THE_WAY), REAL_STEPS, order)
         _real_steps(trial, judged)
         found = influences(trial, candidates, moves, reward)
     trainer.student.restore(weights)
     return broadcast((TRAVELLED * found).astype(np.float32))
+
+
+def fitted_influences(
+    problem: SelectionProblem, measured: NDArray[np.int64], values: Floats, progress: Progress = SILENT
+) -> Floats:
+    """Carry influences over from some candidates to all of a pool.
+
+    The gradient of the output layer is what parts student from teacher times a representation of the text, so a ridge
+    regression reads these products, the teacher's embedding in place of the student's, beside the features.
+
+    Args:
+        problem: The pool and the student's view of it.
+        measured: int64 (K,), positions of the candidates whose influences are known.
+        values: float32 (K,), these.
+        progress: Gets the rank correlation of the regression with influences that it was not fitted on.
+
+    Returns:
+        float32 (N,); the known ones as they are.
+    """
+    if len(measured) == len(problem):
+        return values
+    outputs = problem.pool.teacher
+    gaps = outputs.probabilities() - softmax(problem.student_logits, axis=1)
+    places = PCA(min(COMPONENTS, len(measured), outputs.embeddings.shape[1]), whiten=True, random_state=0)
+    places = places.fit(outputs.embeddings[measured]).transform(outputs.embeddings)
+    columns = [candidate_features(problem).matrix, gaps, *(gap[:, None] * places for gap in gaps.T)]
+    read, model = np.concatenate(columns, axis=1), RidgeCV(np.geomspace(1, 1e4, 9))
+    agree = spearmanr(cross_val_predict(model, read[measured], values, cv=5), values).statistic
+    progress.event("influences", measured=len(measured), candidates=len(problem), fit=round(float(agree), 3))
+    found: Floats = model.fit(read[measured], values).predict(read).astype(np.float32)
+    found[measured] = values
+    return found
 
 
 def influences(

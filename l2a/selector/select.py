@@ -12,14 +12,16 @@ from scipy.stats import spearmanr
 
 from l2a.config import SelectorConfig
 from l2a.data.examples import TextInput
-from l2a.selector import problem as problems
+from l2a.selector import problem as pools
 from l2a.selector.agents import load_agent
 from l2a.selector.algorithms import TrainedPolicy, load_policy, train_agent, warn_if_constant
 from l2a.selector.environment import Episodes, SelectionTask, build_task
-from l2a.selector.problem import Fact, Floats, RealReward, Selection, SelectionProblem, keep_best
-from l2a.selector.reward import surrogate_reward
+from l2a.selector.problem import Fact, Floats, Selection, SelectionProblem, keep_best
+from l2a.selector.reward import build_surrogate, surrogate_reward
 from l2a.util.progress import SILENT, Progress
 
+CLEARLY = 2.0  # standard errors below a random selection at which the labels refuse one
+RETESTED = 3  # selections whose real reward is measured twice
 PASSES = 4  # times that a pool is shown to a policy, each in another order
 logger = logging.getLogger(__name__)
 
@@ -46,32 +48,72 @@ def select(
     """
     card = load_agent(config.agent)
     if card.rule is not None:
-        scores = problems.RULES[card.rule](problem, rng)
+        scores = pools.RULES[card.rule](problem, rng)
         rate = 1.0 if card.rule == "all" else config.keep_rate
         return Selection(keep_best(scores, rate, problem.classes), scores, config.agent, {})
+    policies: tuple[TrainedPolicy, ...] = (load_policy(Path(card.policy)),) if card.policy else ()
+    start = policies[0] if policies else start_from
+    task, facts = build_task(problem, config, start.feature_names if start else None), dict[str, Fact]()
     others: tuple[Floats, ...] = ()
-    facts: dict[str, Fact] = {}
-    if card.policy is not None:
-        policies: tuple[TrainedPolicy, ...] = (load_policy(Path(card.policy)),)
-        task = build_task(problem, config, policies[0].feature_names)
+    if policies:
         # It has not seen these influences. Random halves are worth much the same, and the two rewards of eight of them
         # would correlate by chance; policies that are trained in the run come near the best half of themselves.
         others = (task.surrogate.influences, -task.surrogate.influences)
     else:
-        task = build_task(problem, config, None if start_from is None else start_from.feature_names)
         training = train_agent([task], config.agent, card, config, int(rng.integers(2**31)), start_from, progress)
         policies, facts["training_steps"] = training.snapshots, training.steps
         facts |= {"steps_per_second": training.steps_per_second, "reward_curve": list(training.reward_curve)}
     judged = [score_pool(policy, task, config.keep_rate, rng) for policy in policies]
-    best = last = len(policies) - 1
+    best = last = len(judged) - 1
     if problem.real_reward is not None and config.real_evaluations > 0:
         tiers, judged = rerank(judged, task, problem.real_reward, config, rng, others)
         best = tiers.chosen
         facts |= {"tier_correlation": tiers.correlation, "tiers_agree": tiers.trusted}
         facts |= {"surrogate_rewards": list(tiers.surrogate), "real_rewards": list(tiers.real)}
         facts["chosen"] = "learned policy" if best <= last else "another selection"
+        facts |= retest([keep_best(values, config.keep_rate, task.classes) for values in judged], tiers, problem)
+        judged.append(rng.random(len(problem), np.float32))
+        facts |= _label_gain(problem, *(keep_best(judged[i], config.keep_rate, task.classes) for i in (best, -1)))
+        if facts.get("vetoed"):
+            best, facts["chosen"] = len(judged) - 1, "random: the labels refuse the selection"
+            logger.warning("selector: labels of the reward split refuse %s; a random choice is used", config.agent)
     kept = keep_best(judged[best], config.keep_rate, task.classes)
     return Selection(kept, judged[best], config.agent, facts, policies[min(best, last)], fell_back=best > last)
+
+
+def _label_gain(problem: SelectionProblem, kept: NDArray[np.bool_], plain: NDArray[np.bool_]) -> dict[str, Fact]:
+    """Compare a selection with a random one on the few labels of the reward split, text by text."""
+    gains = problem.veto(kept) - problem.veto(plain) if problem.veto is not None else np.zeros(0)
+    if len(gains) < 2:
+        return {}
+    gain, noise = float(gains.mean()), float(gains.std(ddof=1)) / len(gains) ** 0.5
+    return {"label_gain": gain, "label_noise": noise, "vetoed": gain < -CLEARLY * noise}
+
+
+def retest(kept: Sequence[NDArray[np.bool_]], tiers: "Tiers", problem: SelectionProblem) -> dict[str, Fact]:
+    """Measure both rewards of selections again, with other draws of candidates, reward texts and dropout.
+
+    Args:
+        kept: bool (N,) of each selection that both tiers judged.
+        tiers: What they said.
+        problem: Knows the same problem with other draws; without it there is nothing to say.
+
+    Returns:
+        Of each reward, the rank correlation of its two measurements and its noise: the standard deviation of one, in
+        nats, estimated from their differences. The real reward is measured again for few of the selections.
+    """
+    if problem.repeated is None or problem.repeated.real_reward is None:
+        return {}
+    surrogate, real, facts = build_surrogate(problem.repeated), problem.repeated.real_reward, dict[str, Fact]()
+    again = {
+        "surrogate": (tiers.surrogate, [surrogate_reward(surrogate, mask) for mask in kept]),
+        "real": (tiers.real, [real(mask) for mask in kept[:RETESTED]]),
+    }
+    for name, (first, second) in again.items():
+        before = np.array(first[: len(second)])
+        facts[f"{name}_retest"] = rank_correlation(before.tolist(), second)
+        facts[f"{name}_noise"] = float(np.std(before - second) / 2**0.5)
+    return facts
 
 
 def apply_policy(
@@ -146,7 +188,7 @@ class Tiers:
 
 
 def rerank(
-    policy_scores: Sequence[Floats], task: SelectionTask, real_reward: RealReward, config: SelectorConfig,
+    policy_scores: Sequence[Floats], task: SelectionTask, real_reward: pools.RealReward, config: SelectorConfig,
     rng: np.random.Generator, others: Sequence[Floats] = (),
 ) -> tuple[Tiers, list[Floats]]:  # fmt: skip
     """Choose among policies by real reward, and measure how far the surrogate can be trusted.
@@ -225,7 +267,7 @@ class Inspection:
         selection: The choice.
         importances: By feature, what shuffling it over the candidates costs on the mean (permutation importance:
             Breiman, 2001): surrogate reward in nats, and the share of candidates then decided on otherwise. The most
-            important comes first; all operators together count as one.
+            important comes first; all operators together count as one, and all origins.
         quartiles: By feature, the quartiles among the kept and among the dropped candidates, in its own units.
         operators: By operator, its share of the kept and of the dropped candidates.
         kept_texts: Up to ten kept candidates with their scores, the best first.
@@ -265,7 +307,7 @@ def inspect_policy(
     scores, kept = choose(matrix)
     groups: dict[str, list[int]] = {}
     for column, name in enumerate(task.features.names):
-        groups.setdefault("operator" if name.startswith(problems.OPERATOR_PREFIX) else name, []).append(column)
+        groups.setdefault(name.partition("=")[0], []).append(column)
     importances = {}
     for name, columns in groups.items():
         others = [choose(_shuffled(matrix, columns, rng))[1] for _ in range(4)]
@@ -280,7 +322,7 @@ def inspect_policy(
     return Inspection(
         Selection(kept, scores, policy.agent, {}, policy),
         dict(sorted(importances.items(), key=lambda item: (-item[1][0], item[0]))),
-        {name: (_quartiles(v[kept]), _quartiles(v[~kept])) for name, v in problems.measurements(problem).items()},
+        {name: (_quartiles(v[kept]), _quartiles(v[~kept])) for name, v in pools.measurements(problem).items()},
         {str(name): (of_kept, of_dropped) for name, of_kept, of_dropped in both.itertuples(name=None)},
         best,
         worst,

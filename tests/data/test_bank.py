@@ -259,3 +259,12 @@ def test_memory_does_not_grow_with_the_files(tmp_path, suffix, monkeypatch):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 2_000_000  # the texts have 4,000,000 characters
+
+
+def test_texts_know_the_file_they_were_read_from_first(tmp_path):
+    (tmp_path / "one.txt").write_text("a fine film\na poor film\na fine film\n")
+    (tmp_path / "two.txt").write_text("a poor film\na loud phone\n")
+    (tmp_path / "three.txt").write_text("a fine film\n")  # nothing of its own
+    (tmp_path / "four.txt").write_text("a kettle\n")
+    bank = read_bank([str(tmp_path / f"{name}.txt") for name in ("one", "two", "three", "four")], False)
+    assert [bank.origin_of(i) for i in range(len(bank))] == ["one.txt:0", "one.txt:1", "two.txt:2", "four.txt:3"]

@@ -139,3 +139,9 @@ def test_unlabelled_texts_are_bases_too_but_not_of_the_operator_that_reads_their
     assert len(of) > 50 and asked and not set(asked) & set(more)
     unchanged = [i for i in range(len(pool)) if pool.operators[i] == "source" and "unlabelled" in pool.origins[i]]
     assert unchanged and all(pool.inputs[i] == more[int(pool.origins[i].split(":")[1])] for i in unchanged)
+
+
+def test_one_pool_has_texts_of_several_degrees(problem):
+    config = replace(CONFIG, degrees=(0.1, 0.9), operators={"source": 0, "augpro_fgsm": 0, "augpro_mix": 0})
+    degrees = draw(problem, replace(config, tau=float("inf"), beta=0.0), size=150)[0].degrees
+    assert (degrees < 0.35).mean() > 0.3 and (degrees > 0.65).mean() > 0.3

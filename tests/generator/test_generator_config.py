@@ -25,6 +25,8 @@ def test_operators_are_checked_by_name():
         check_operators(GeneratorConfig(operators={"kn": 1.0}))
     with pytest.raises(UsageError, match="weight above 0"):
         check_operators(GeneratorConfig(operators=dict.fromkeys(CHAIN_OPERATORS, 0.0)))
+    with pytest.raises(UsageError, match="mixture names 'knn'"):
+        check_operators(GeneratorConfig(mixture={"knn": 0.1}))
     for name in OPERATORS:
         check_operators(GeneratorConfig(operator=name))
 

@@ -177,3 +177,11 @@ def test_what_is_no_plain_word_stays(side):
 
 def test_words_are_counted_over_both_sides():
     assert words_module.count_words(("one two", "three")) == 3 and words_module.count_words(("",)) == 1
+
+
+def test_damaged_texts_have_fewer_of_the_same_words_in_another_order():
+    text = ("one two three four five six seven eight nine ten", "single")
+    (made,) = build_operator("damaged", None, None)([text], [text], 0.3, np.random.default_rng(0))
+    words = made.text[0].split()
+    assert len(words) == 7 and set(words) < set(text[0].split()) and words != sorted(words, key=text[0].split().index)
+    assert made.text[1] == "single"

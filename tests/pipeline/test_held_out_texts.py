@@ -32,6 +32,7 @@ def leaking(config, tmp_path_factory):
     (folder / "source.jsonl").write_text(own + "\n".join(map(json.dumps, copies)) + "\n")
     (folder / "more.txt").write_text("\n".join(row["text"] for row in target) + "\n")
     changes = {"source": str(folder / "source.jsonl"), "unlabelled": [str(folder / "more.txt")]}
+    changes |= {"generator.mixture": {"damaged": 0.8}, "generator.degrees": [0.2, 0.6]}
     return RunContext(override(config, {**changes, "output_dir": str(folder / "run")}))
 
 
@@ -57,8 +58,10 @@ def test_training_texts_hold_no_text_of_reward_validation_or_test(leaking, caplo
 
 def test_drawn_texts_hold_no_text_of_reward_validation_or_test(leaking):
     session = open_session(leaking)
-    drawn = draw_candidates(session, np.random.default_rng(0)).pool.inputs
-    inputs = generator_inputs(session)
+    pool = draw_candidates(session, np.random.default_rng(0)).pool
+    drawn, inputs = pool.inputs, generator_inputs(session)
+    origins = {origin.rpartition(":")[0] for origin in pool.origins}
+    assert origins >= {"source", "target", "more.txt", "damaged 0.2", "damaged 0.6"}
     for split in held_out(leaking.data):
         assert split <= inputs.forbidden_hashes
         for texts in (drawn, inputs.source_inputs, inputs.target_inputs):

@@ -10,15 +10,26 @@ import yaml
 from scipy.stats import spearmanr
 
 from l2a.config import override
-from l2a.data.examples import HeldOut
+from l2a.data.examples import HeldOut, normalised_hash
 from l2a.pipeline.data import load_run_data
 from l2a.pipeline.methods import run_method
-from l2a.pipeline.policies import evaluate_policy, explain_policy, open_policy, pair_name, prepare_pair, train_selector
+from l2a.pipeline.policies import (
+    ORACLES,
+    evaluate_policy,
+    explain_policy,
+    headroom_note,
+    known_headroom,
+    measure_headroom,
+    open_policy,
+    pair_name,
+    prepare_pair,
+    train_selector,
+)
 from l2a.pipeline.session import RunContext
-from l2a.pipeline.students import train_l2a_student
+from l2a.pipeline.students import spare_labels, train_l2a_student
 from l2a.selector.environment import build_task
 from l2a.selector.problem import RULES, keep_best
-from l2a.selector.reward import real_reward, surrogate_reward
+from l2a.selector.reward import real_reward, reward_score, surrogate_reward
 from l2a.selector.select import select
 from l2a.util.errors import UsageError
 from tests.conftest import write_domain
@@ -57,7 +68,7 @@ def test_the_same_seed_trains_the_same_policy(pairs, policy_folder, tmp_path):
 def test_a_policy_is_compared_with_every_rule(config, policy_folder):
     result = evaluate_policy(config, open_policy(str(policy_folder))[0], updates=3)
     kept = {verdict.name: verdict.kept for verdict in result.verdicts}
-    assert list(kept) == ["policy", *RULES] and result.updates == 3
+    assert list(kept) == ["policy", *(name for name in RULES if name != "oracle")] and result.updates == 3
     assert {count for name, count in kept.items() if name != "all"} == {kept["all"] // 2}
     assert len({verdict.real for verdict in result.verdicts}) > 1
     assert np.isfinite([(verdict.surrogate, verdict.real) for verdict in result.verdicts]).all()
@@ -88,6 +99,35 @@ def test_a_run_uses_a_saved_policy_without_training(config, policy_folder, monke
         assert all((saved[name] == value).all() for name, value in done.selection.policy.network.state_dict().items())
 
 
+def test_headroom_reads_labels_that_no_run_reads_and_is_known_to_later_runs(config, tmp_path):
+    target = write_domain(tmp_path / "target.jsonl", 400, seed=2, prefix="this phone ")
+    changed = override(config, {"target": str(target), "selector.keep_rate": 0.25, "kd.warmup_steps": 5})
+    context = RunContext(changed)
+    assert known_headroom(context) == {}
+    found, splits = measure_headroom(changed), context.data.splits
+    rows = {row["name"]: row for row in found["verdicts"]}
+    assert {name: row["kept"] for name, row in rows.items()} == {
+        **dict.fromkeys((*ORACLES, "random"), 12), "all": 48, "none": 0,
+    }  # fmt: skip
+    best = max(rows[name]["accuracy"] for name in ORACLES)
+    assert found["points"] == pytest.approx(100 * (best - rows["random"]["accuracy"]), abs=1e-4) and found["noise"] >= 0
+    seen, unseen = spare_labels(context)
+    assert len(seen) == found["labels"] and found["judged_on"] <= len(unseen)
+    parts = [splits.train, splits.reward, splits.validation, context.data.target.test.reveal()]
+    used = [{normalised_hash(text) for text in part.inputs} for part in (*parts, seen, unseen)]
+    used += [set(map(normalised_hash, part)) for part in context.set_apart]
+    assert sum(map(len, used)) == len(set().union(*used)), "no text is in two of them"
+    known = known_headroom(RunContext(override(changed, {"seed": 5, "selector.agent": "dvrl"})))
+    assert known["points"] == found["points"] and "can" in headroom_note(known)
+    assert "no selector can win" in headroom_note({**known, "points": 0.9})
+    assert known_headroom(RunContext(override(changed, {"kd.pool_size": 49}))) == {}
+
+
+def test_an_oracle_without_spare_labels_is_refused(config):
+    with pytest.raises(UsageError, match="labels in train that no run reads"):
+        spare_labels(RunContext(config))
+
+
 def test_neither_test_nor_model_choice_labels_reach_a_selector(config, monkeypatch):
     """What an environment is made of stays the same to the bit when those labels are flipped, and the test is shut."""
     config = override(config, {"teacher.learns_from": "both"})  # the choice of the teacher may read validation labels
@@ -111,9 +151,8 @@ def test_the_real_reward_judges_candidates_and_not_their_order(config):
     candidates, kept = pair.drawn.candidates, np.arange(len(pair.problem)) % 2 == 0
     chosen = np.flatnonzero(kept)
     before = pair.session.student.snapshot()
-    judge = functools.partial(
-        real_reward, pair.session.trainer, reward=pair.session.reward, kd=pair.session.context.config.kd
-    )
+    score = functools.partial(reward_score, reward=pair.session.reward)
+    judge = functools.partial(real_reward, pair.session.trainer, score=score, kd=pair.session.context.config.kd)
     reward = judge(candidates.take(chosen))
     assert reward == pair.problem.real_reward(kept)
     assert reward == pytest.approx(judge(candidates.take(chosen[::-1])), abs=0.02)

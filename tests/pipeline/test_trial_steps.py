@@ -1,3 +1,5 @@
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -5,7 +7,7 @@ import torch
 import l2a.kd.trainer
 from l2a.config import override
 from l2a.pipeline.session import RunContext, open_session
-from l2a.selector.reward import candidate_influences, real_reward
+from l2a.selector.reward import candidate_influences, real_reward, reward_score
 
 
 @pytest.mark.parametrize(
@@ -19,7 +21,8 @@ def test_steps_on_trial_have_the_loss_of_the_run_and_leave_no_trace(config, monk
     monkeypatch.setattr(l2a.kd.trainer, term, lambda *arguments: used.append(term) or original(*arguments))
     kept = [session.student.model.state_dict()] + ([trainer._head.state_dict()] if trainer._head else [])
     before = [{name: value.clone() for name, value in state.items()} for state in kept]
-    real_reward(session.trainer, session.target, session.reward, session.context.config.kd)
+    score = partial(reward_score, reward=session.reward)
+    real_reward(session.trainer, session.target, score, session.context.config.kd)
     assert used
     for state, earlier in zip(kept, before, strict=True):
         assert all(torch.equal(state[name], earlier[name]) for name in earlier)

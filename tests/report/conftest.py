@@ -46,7 +46,8 @@ def metrics(names, **changes):
         for i, name in enumerate(names)
     ]  # fmt: skip
     selector = {"tier_correlation": 0.94, "surrogate_rewards": [0.03, 0.09, -0.06],
-                "real_rewards": [-0.29, -0.23, -0.36], "reward_curve": [0.001, 0.002, 0.004]}  # fmt: skip
+                "real_rewards": [-0.29, -0.23, -0.36], "reward_curve": [0.001, 0.002, 0.004],
+                "surrogate_noise": 0.0123, "real_noise": 0.0456, "vetoed": True}  # fmt: skip
     return {
         "rows": rows, "student": "l2a_student", "validation_log_likelihood": {"l2a_student": -0.36},
         "parameter_share": 0.13, "labels_used": 128, "seconds_by_stage": {"teacher: source": 25.3, "evaluate": 5.0},

@@ -116,6 +116,7 @@ def test_texts_of_data_stay_texts(finished):
     parsed = Page(shown)
     assert len(parsed.all("script")) == 1 and not parsed.all("img")
     cells = "".join(parsed.texts)
+    assert "0.0456 nats (real distillation)" in cells and "a random one was used" in cells
     assert HOSTILE[:90] in cells and "window.hacked = 2'>? | " not in shown
     (script,) = re.findall(r"<script>(.*?)</script>", shown, re.DOTALL)
     policy = next(meta["content"] for meta in parsed.all("meta") if meta.get("http-equiv"))

@@ -35,7 +35,8 @@ def synthetic_problem(size=512, classes=2, seed=0, width=16, **changes):
     )
     start = (0.1 * rng.normal(size=(width, classes))).astype(np.float32)
     influences = (np.where(is_bad, -0.1, 0.1) + 0.1 * rng.normal(size=size)).astype(np.float32)
-    problem = SelectionProblem(pool=pool, student_logits=features @ start, influences=lambda: influences, **changes)
+    changes = {"influences": lambda: influences, "oracle": lambda: influences, **changes}
+    problem = SelectionProblem(pool=pool, student_logits=features @ start, **changes)
     return problem, ~is_bad
 
 

@@ -95,7 +95,6 @@ def test_a_card_whose_policy_is_missing_is_refused(tmp_path, monkeypatch):
     ("changes", "message"),
     [
         ({"environments": 0}, "environments is 0"),
-        ({"patience": 0}, "patience is 0"),
         ({"hidden": ()}, "hidden"),
         ({"rescore_every": 0}, "rescore_every is 0"),
     ],

@@ -12,8 +12,16 @@ from scipy.special import softmax
 
 from l2a.config import SelectorConfig
 from l2a.selector.agents import algorithm_class, load_agent
-from l2a.selector.problem import RULES, SelectionProblem, candidate_features, keep_best, kl_divergence, quantiles
-from l2a.selector.reward import PRIOR, Gains, build_surrogate, surrogate_reward
+from l2a.selector.problem import (
+    RULES,
+    SelectionProblem,
+    candidate_features,
+    in_shares,
+    keep_best,
+    kl_divergence,
+    quantiles,
+)
+from l2a.selector.reward import PRIOR, Gains, build_surrogate, fitted_influences, surrogate_reward
 from l2a.selector.select import select
 from l2a.util.cards import list_cards
 from l2a.util.errors import RunError, UsageError
@@ -104,13 +112,50 @@ def test_the_trained_policy_beats_random_selection(make_problem):
 def test_the_problem_holds_no_labels(problem):
     assert not any(isinstance(v, np.ndarray) and np.issubdtype(v.dtype, np.integer) for v in vars(problem).values())
     fields = {field.name for field in dataclasses.fields(SelectionProblem)}
-    assert fields == {"pool", "student_logits", "influences", "real_reward"}
+    assert fields == {"pool", "student_logits", "influences", "real_reward", "veto", "repeated", "oracle"}
 
 
 def test_rules_do_not_depend_on_the_reward_split(problem):
     other = dataclasses.replace(problem, influences=lambda: -problem.influences())
     for rule in RULES.values():
         assert np.array_equal(rule(problem, rng()), rule(other, rng()))
+
+
+def test_arms_get_the_shares_that_are_asked_for(problem):
+    arms = np.arange(len(problem)) % 3
+    scores = in_shares(np.array([0.7, 0.3, 0.0], np.float32), arms, problem.classes, rng())
+    kept = keep_best(scores, 0.25, problem.classes)
+    assert np.bincount(arms[kept], minlength=3) / kept.sum() == pytest.approx([0.7, 0.3, 0.0], abs=0.02)
+
+
+def test_every_origin_is_kept_alike_and_the_ratio_of_densities_weighs(problem):
+    origins = tuple(f"{'source' if i % 8 else 'far.txt'}:{i}" for i in range(len(problem)))
+    mixed = dataclasses.replace(problem, pool=dataclasses.replace(problem.pool, origins=origins))
+    kept = {name: keep_best(RULES[name](mixed, rng()), 0.2, mixed.classes) for name in RULES}
+    far = np.arange(len(problem)) % 8 == 0
+    assert far[kept["random_per_origin"]].mean() == pytest.approx(0.5, abs=0.03)
+    assert far[kept["random"]].mean() < 0.3
+    probability = mixed.pool.domain_probability
+    drawn, nearest = probability[kept["domain_ratio"]], np.sort(probability)[-int(kept["random"].sum()) :]
+    assert probability.mean() + 0.15 < drawn.mean() < nearest.mean()
+
+
+def test_without_spare_labels_there_is_no_oracle(problem):
+    with pytest.raises(UsageError, match="spare labels"):
+        RULES["oracle"](dataclasses.replace(problem, oracle=None), rng())
+
+
+def test_influences_of_some_foretell_those_of_the_others(make_problem):
+    """Each is what parts student from teacher times a direction of the text; half of the pool is measured."""
+    problem = make_problem(size=1200)[0]
+    gaps = problem.pool.teacher.probabilities() - softmax(problem.student_logits, axis=1)
+    embeddings = problem.pool.teacher.embeddings
+    values = (gaps[:, 0] * embeddings[:, 3] + 0.1 * rng().normal(size=1200)).astype(np.float32)
+    measured = np.arange(0, 1200, 2)
+    found = fitted_influences(problem, measured, values[measured])
+    assert np.array_equal(found[measured], values[measured])
+    assert np.corrcoef(found[1::2], values[1::2])[0, 1] > 0.8
+    assert np.array_equal(fitted_influences(problem, np.arange(1200), values), values)
 
 
 def test_rules_prefer_what_they_say(problem):

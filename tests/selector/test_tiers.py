@@ -14,6 +14,9 @@ from l2a.selector.select import rerank, select
 CONFIG = SelectorConfig(agent="ppo", batch=16, episode_steps=4, training_steps=256, snapshots=2, real_evaluations=8)
 
 
+LONGER = dataclasses.replace(CONFIG, training_steps=4000)
+
+
 def rng():
     return np.random.default_rng(0)
 
@@ -94,6 +97,42 @@ def test_select_reports_the_tiers(problem_and_good):
     assert float(good[selection.kept].mean()) in facts["real_rewards"]
     assert facts["steps_per_second"] > 0
     assert len(facts["reward_curve"]) > 0
+
+
+@pytest.mark.parametrize(("fall", "vetoed"), [(0.0, False), (0.05, False), (1.0, True)])
+def test_labels_refuse_a_selection_under_which_they_clearly_fall(problem_and_good, caplog, fall, vetoed):
+    """They fall by so much for each good candidate that is kept beyond half; the noise of 32 of them is 0.1."""
+    problem, good = problem_and_good
+    noise = rng().normal(size=32)
+
+    def labels(kept):
+        return (good[kept].mean() > 0.55) * (noise * 0.5 - fall)
+
+    def real_reward(kept):
+        return float(good[kept].mean())
+
+    found = select(dataclasses.replace(problem, real_reward=real_reward, veto=labels), LONGER, rng())
+    facts = found.diagnostics
+    assert facts["vetoed"] is vetoed is found.fell_back
+    assert facts["label_gain"] == pytest.approx(noise.mean() / 2 - fall) and facts["label_noise"] > 0.05
+    assert (good[found.kept].mean() > 0.55) is not vetoed and ("refuse" in caplog.text) is vetoed
+    assert ("labels refuse" in facts["chosen"]) is vetoed
+
+
+def test_both_rewards_are_measured_again(problem_and_good):
+    problem, good = problem_and_good
+    values, other = problem.influences(), rng().normal(size=len(problem)).astype(np.float32)
+
+    def real_reward(kept):
+        return float(good[kept].mean())
+
+    judged = dataclasses.replace(problem, real_reward=real_reward)
+    same = select(dataclasses.replace(judged, repeated=judged), CONFIG, rng()).diagnostics
+    assert same["surrogate_retest"] == pytest.approx(1) and same["real_retest"] == pytest.approx(1)
+    assert same["surrogate_noise"] == same["real_noise"] == 0
+    again = dataclasses.replace(judged, influences=lambda: values + other, real_reward=lambda kept: other[kept].mean())
+    facts = select(dataclasses.replace(judged, repeated=again), CONFIG, rng()).diagnostics
+    assert facts["surrogate_retest"] < 1 and facts["surrogate_noise"] > 0 and facts["real_noise"] > 0
 
 
 def test_the_second_tier_can_be_switched_off(problem):

@@ -7,12 +7,11 @@ import pytest
 import torch
 import yaml
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.vec_env import VecMonitor
 
 from l2a.config import SelectorConfig
 from l2a.selector.agents import load_agent
-from l2a.selector.algorithms import REINFORCE, CandidateNetwork, CandidatePolicy, train_agent
-from l2a.selector.environment import STATE_FEATURES, Episodes, SelectionVecEnv, SpreadByPool, build_task
+from l2a.selector.algorithms import train_agent
+from l2a.selector.environment import Episodes, SelectionVecEnv, SpreadByPool, build_task
 from l2a.selector.problem import candidate_features
 from l2a.selector.select import select
 from l2a.util.errors import UsageError
@@ -74,19 +73,6 @@ def test_pools_that_differ_in_features_are_refused(make_problem):
     tasks = [build_task(problem, QUICK), build_task(make_problem(size=9)[0], QUICK)]
     with pytest.raises(UsageError, match=r"selector.batch: .*\[9, 16\]"):
         SelectionVecEnv(tasks, 2, seed=0)
-
-
-def test_training_without_progress_ends_early(task):
-    long = dataclasses.replace(QUICK, training_steps=20_000)
-    still = {"hyperparameters": {"learning_rate": 0.0, "n_steps": 4}}
-    assert train([task], long, patience=2, **still).steps < 20_000
-    assert train([task], QUICK, **still).steps == 256
-
-
-def test_patience_does_not_end_a_training_that_gains(task, monkeypatch):
-    gains, mean = iter(range(10**6)), np.mean
-    monkeypatch.setattr(np, "mean", lambda values, **options: mean(values, **options) if options else next(gains))
-    assert train([task], dataclasses.replace(QUICK, training_steps=1024), patience=1).steps == 1024
 
 
 def test_callbacks_of_the_user_run_and_can_end_the_training(task):
@@ -169,24 +155,6 @@ def test_a_card_in_the_working_directory_runs_no_module_that_lies_beside_it(prob
     if algorithm == "planted.Agent":
         select(problem, dataclasses.replace(QUICK, agent="agents/trap.yaml"), np.random.default_rng(0))
         assert (tmp_path / "ran").exists()
-
-
-def test_reinforce_learns_from_the_returns_of_whole_episodes(problem, monkeypatch):
-    """The returns that it learns from are those of the episodes that the monitor saw."""
-    task = build_task(problem, dataclasses.replace(QUICK, keep_rate=0.25))
-    environments = VecMonitor(SelectionVecEnv([task], 3, seed=0))
-    torch.manual_seed(0)
-    network = CandidateNetwork(task.candidate_width, len(STATE_FEATURES), (8,))
-    algorithm = REINFORCE(CandidatePolicy, environments, policy_kwargs={"network": network}, seed=0, device="cpu")
-    seen, loss = [], REINFORCE._loss
-    monkeypatch.setattr(REINFORCE, "_loss", lambda self, *values: seen.append(values) or loss(self, *values))
-    algorithm.learn(12)
-    mask = algorithm.in_first_episode()
-    returns = np.zeros(mask.shape, np.float32)
-    returns[mask] = seen[0][3].numpy()
-    monitored = [info["r"] for info in algorithm.ep_info_buffer]
-    assert len(seen) == 1 and not mask.all()  # the budget of a quarter is spent before the rollout ends
-    assert all(any(abs(first - other) < 1e-5 for other in monitored) for first in returns[0])
 
 
 def test_every_pool_has_its_own_scale_of_rewards(two_tasks):
