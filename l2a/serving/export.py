@@ -115,7 +115,7 @@ def _compared(
         "label_agreement": float((expected.argmax(axis=1) == found.argmax(axis=1)).mean()),
         "largest_probability_difference": float(np.abs(expected - found).max()),
     }  # fmt: skip
-    accuracy = {"accuracy": float((other.classes_[found.argmax(axis=1)] == labels).mean())} if labels else {}
+    accuracy = {"accuracy": float((other.classes_[found.argmax(axis=1)] == labels).mean())} if len(labels) else {}
     return facts | accuracy
 
 

@@ -11,7 +11,8 @@ from l2a.util.errors import RunError, UsageError
 AHEAD = 2  # pieces in hand for each thread of the cluster: none idles, and memory stays the same
 SECONDS_TO_ANSWER = 10
 WORKER_DIED = "a worker process was killed, most often because memory ran out"
-Kept, Found = TypeVar("Kept"), TypeVar("Found")
+Kept = TypeVar("Kept")
+Found = TypeVar("Found")
 
 
 @contextmanager
