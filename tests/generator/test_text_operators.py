@@ -181,7 +181,7 @@ def test_words_are_counted_over_both_sides():
 
 def test_damaged_texts_have_fewer_of_the_same_words_in_another_order():
     text = ("one two three four five six seven eight nine ten", "single")
-    (made,) = build_operator("damaged", None, None)([text], [text], 0.3, np.random.default_rng(0))
+    (made,) = build_operator("damaged", lambda: None, lambda: None)([text], [text], 0.3, np.random.default_rng(0))
     words = made.text[0].split()
     assert len(words) == 7 and set(words) < set(text[0].split()) and words != sorted(words, key=text[0].split().index)
     assert made.text[1] == "single"
