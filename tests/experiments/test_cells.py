@@ -125,7 +125,8 @@ def test_what_decides_the_agents_choices_decides_only_the_rows_that_select(works
     cells = [cell_of(name, **{"selector.agent": "mine"}) for name in ("random", "plain")]
     keys = []
     for description, more, policy_text in (
-        ("a", "", "{}"), ("b", "\nrescore_every: null", "{}"), ("b", "", '{"format": 1}'), ("b", "\nrescore_every: 5", "{}"),
+        ("a", "", "{}"), ("b", "\nrescore_every: null", "{}"), ("b", "", '{"format": 1}'),
+        ("b", "\nrescore_every: 5", "{}"),
     ):  # fmt: skip
         agent.write_text(f"description: {description}\nalgorithm: stable_baselines3.PPO\npolicy: trained{more}\n")
         policy.write_text(policy_text)
