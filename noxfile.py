@@ -109,6 +109,15 @@ def trust(session: nox.Session) -> None:
 
 
 @nox.session
+def coverage(session: nox.Session) -> None:
+    """Share of the branches of l2a/ that the fast suite takes, into benchmarks/results/trust.json."""
+    session.install(*CONSTRAINTS, "-e", ".[dev]", "coverage")
+    session.run("coverage", "run", "--branch", "--source=l2a", "-m", "pytest", "-m", "not slow", "-p", "no:xdist")
+    session.run("coverage", "json", "-o", f"{session.create_tmp()}/coverage.json")
+    session.run("python", "benchmarks/trust.py", "--coverage", f"{session.create_tmp()}/coverage.json")
+
+
+@nox.session
 def mutation(session: nox.Session) -> None:
     """Share of small faults in kd/, generator/ and selector/ that their fast tests notice; `-- --sample 400`."""
     session.install(*CONSTRAINTS, "-e", ".[dev]", "mutmut")

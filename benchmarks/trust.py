@@ -58,7 +58,12 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10.0, help="of atheris")
     parser.add_argument("--profile", default="nightly", help="of hypothesis: nightly, or quick")
     parser.add_argument("--also", type=Path, nargs="*", default=[], help="outputs of benchmarks/fuzz.py that count too")
+    parser.add_argument("--coverage", type=Path, help="record the branches of a report of `coverage json` alone")
     options = parser.parse_args()
+    if options.coverage:
+        totals = json.loads(options.coverage.read_text("utf-8"))["totals"]
+        record(branch_coverage=round(totals["covered_branches"] / totals["num_branches"], 4))
+        return
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         command = [sys.executable, str(ROOT / "benchmarks" / "fuzz.py"), "--minutes", str(options.minutes)]
