@@ -318,7 +318,7 @@ def _low_variance(problem: SelectionProblem, rng: np.random.Generator) -> Floats
 
 
 def _oracle(problem: SelectionProblem, rng: np.random.Generator) -> Floats:
-    """Prefer what labels of the target favour that no run has: an upper bound for experiments."""
+    """Prefer what labels of the target favour that no run has, greedily; for experiments, and no upper bound."""
     if problem.oracle is None:
         raise UsageError("selector.agent: the rule 'oracle' needs spare labels of the target, and there are none here")
     return problem.oracle()
