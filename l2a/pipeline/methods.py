@@ -307,7 +307,12 @@ def run_method(config: DistillConfig, name: str, progress: Progress = SILENT) ->
     prepare(context, method)
     started = time.monotonic()
     fitted = method.fit(context)
-    return evaluate_method(context, name, fitted, time.monotonic() - started)
+    result = evaluate_method(context, name, fitted, time.monotonic() - started)
+    if fitted.trained is None or result.logits is None or "labels" not in method.needs:
+        return result
+    teacher, student = (softmax(one, axis=1) for one in (context.labeller(result.inputs).logits, result.logits))
+    divergence = float(kl_divergence(teacher, student).mean())
+    return dataclasses.replace(result, diagnostics={**result.diagnostics, "test_divergence": divergence})
 
 
 def prepare(context: RunContext, method: Method) -> None:
@@ -343,15 +348,12 @@ def evaluate_method(context: RunContext, name: str, fitted: FittedMethod, second
     Returns:
         Predictions and labels.
     """
-    test, diagnostics = context.data.target.test.reveal(), dict(fitted.diagnostics)
+    test = context.data.target.test.reveal()
     logits = None if fitted.logits is None else fitted.logits(test.inputs)
-    if fitted.trained is not None and logits is not None and "labels" in METHODS[name].needs:
-        teacher, student = (softmax(values, axis=1) for values in (context.labeller(test.inputs).logits, logits))
-        diagnostics["test_divergence"] = float(kl_divergence(teacher, student).mean())
     predictions = fitted.predict(test.inputs) if logits is None else logits.argmax(axis=1)
     return MethodResult(
         name, predictions, test.labels, test.label_names, fitted.parameters, context.data.splits.labels_used, seconds,
-        diagnostics, test.inputs, logits,
+        fitted.diagnostics, test.inputs, logits,
     )  # fmt: skip
 
 

@@ -174,7 +174,7 @@ def _made_texts(session: TrainingSession) -> dict[TextInput, str]:
     context, config, made = session.context, session.context.config.generator, dict[TextInput, str]()
     rng, texts = np.random.default_rng([context.config.seed, 12]), (*context.source.inputs, *session.unlabelled)
     for name, share in config.mixture.items():
-        operator = build_operator(name, lambda: generator_inputs(session).space, lambda: None, context.progress)
+        operator = build_operator(name, lambda: _token_space(session), lambda: None, context.progress)
         degrees = config.degrees or (resolve_degree(config.degree, len(session.known)),)
         for degree, places in zip(degrees, np.array_split(rng.permutation(len(texts)), len(degrees)), strict=True):
             bases = [texts[i] for i in places[: round(share * len(places))]]
@@ -233,6 +233,23 @@ def generator_inputs(session: TrainingSession) -> GeneratorInputs:
     Returns:
         Texts, labels, tokens, neighbours and callables.
     """
+    context = session.context
+    others = {text: context.near_origins[text] for text in session.unlabelled}
+    others |= {text: origin for text, origin in _made_texts(session).items() if text not in others}
+    return GeneratorInputs(
+        source_inputs=context.source.inputs,
+        unlabelled_inputs=tuple(others),
+        target_inputs=context.data.splits.train.inputs,
+        embed=context.embed,
+        space=_token_space(session),
+        labeller=context.labeller,
+        forbidden_hashes=context.data.forbidden | context.never_trained_on,
+        unlabelled_origins=tuple(others.values()),
+    )
+
+
+def _token_space(session: TrainingSession) -> TokenSpace:
+    """Give token operators the student's words, their neighbours and its gradient as it is now."""
     context, student = session.context, session.student
     size = len(student.tokenizer)  # embedding matrices are often padded beyond the vocabulary
     embeddings = student.word_embeddings().cpu()[:size]
@@ -240,25 +257,12 @@ def generator_inputs(session: TrainingSession) -> GeneratorInputs:
     # The teacher's embeddings know better which words are near; the gradient lives in the student's.
     geometry = context.teacher.word_embeddings().cpu()[:size] if shared else embeddings
     words, length = vocabulary(student.tokenizer), context.config.max_length
-    others = {text: context.near_origins[text] for text in session.unlabelled}
-    others |= {text: origin for text, origin in _made_texts(session).items() if text not in others}
     neighbours = build_neighbour_table(geometry, words, context.config.generator.neighbours, context.progress)
-    return GeneratorInputs(
-        source_inputs=context.source.inputs,
-        unlabelled_inputs=tuple(others),
-        target_inputs=context.data.splits.train.inputs,
-        embed=context.embed,
-        space=TokenSpace(
-            student.tokenizer,
-            neighbours,
-            embeddings,
-            lambda inputs: embedding_gradients(student, context.labeller, inputs, length),
-            length,
-        ),
-        labeller=context.labeller,
-        forbidden_hashes=context.data.forbidden | context.never_trained_on,
-        unlabelled_origins=tuple(others.values()),
-    )
+
+    def gradients(inputs: Sequence[TextInput]) -> list[NDArray[np.float32]]:
+        return embedding_gradients(student, context.labeller, inputs, length)
+
+    return TokenSpace(student.tokenizer, neighbours, embeddings, gradients, length)
 
 
 def selection_problem(session: TrainingSession, drawn: Drawn) -> SelectionProblem:
@@ -317,7 +321,7 @@ def _with_rewards(
 
 
 def spare_labels(context: RunContext) -> tuple[Examples, Examples]:
-    """Give target labels that no run reads, for diagnoses and upper bounds alone.
+    """Give target labels that no run reads, for diagnoses and the rule "oracle" alone.
 
     Args:
         context: The run.
@@ -345,7 +349,7 @@ def spare_labels(context: RunContext) -> tuple[Examples, Examples]:
 
 
 def oracle_influences(session: TrainingSession, drawn: Drawn) -> NDArray[np.float32]:
-    """Say what each candidate adds to the likelihood of spare labels: an upper bound, never part of a run's method.
+    """Say what each candidate adds to the likelihood of spare labels, which is never part of a run's method.
 
     Args:
         session: The student and its texts.
@@ -459,7 +463,7 @@ def draw_texts(session: TrainingSession, rng: np.random.Generator) -> tuple[Text
         copies, _ = _draw_pairs(session, size, rng, 0.0 if OPERATORS[name].reads_partner else 1.0)
         return copies, copies
     operator = build_operator(
-        name, lambda: generator_inputs(session).space,
+        name, lambda: _token_space(session),
         lambda: masked_language_model(context.config.teacher.model, context.config.max_length, context.progress),
         context.progress,
     )  # fmt: skip

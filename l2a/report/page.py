@@ -83,7 +83,7 @@ def _calibration(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> dict
     return {"bins": bins, "calibration_error": error, "log_likelihood": likelihood}
 
 
-def class_scores(confusion: Sequence[Sequence[int]]) -> list[tuple[float, float, float, int]]:
+def class_scores(confusion: Sequence[Sequence[int]] | NDArray[np.int64]) -> list[tuple[float, float, float, int]]:
     """Compute precision, recall, F1 and the number of texts of each class from counts, true class first."""
     counts = np.array(confusion)
     right, true, said = np.diagonal(counts), counts.sum(axis=1), counts.sum(axis=0)

@@ -352,7 +352,6 @@ def warn_if_constant(reward: str, values: Sequence[float]) -> bool:
 @contextlib.contextmanager
 def isolated_randomness(seed: int) -> Iterator[None]:
     """Seed the global generators inside, with one thread, and give them back as they were."""
-    """Seed the global generators inside, with one thread, and give them back as they were."""
     # Stable-Baselines3 seeds and draws from the global generators. One thread is faster than several on matrices this
     # small, and its sums come in a fixed order.
     numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002

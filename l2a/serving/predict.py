@@ -13,12 +13,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow.parquet
 from numpy.typing import NDArray
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+from sklearn.metrics import confusion_matrix
 
 from l2a.config import Columns
 from l2a.data import domains, readers
 from l2a.data.examples import TextInput, concatenate
 from l2a.evaluation.metrics import ClassificationMetrics, classification_metrics
+from l2a.report.page import class_scores
 from l2a.serving.classifier import Classifier
 from l2a.util.cluster import spread
 from l2a.util.errors import UsageError, did_you_mean
@@ -203,10 +204,10 @@ def evaluate(classifier: Classifier, inputs: Sequence[TextInput], labels: Sequen
          "predicted": classes[predicted[i]], "confidence": round(float(confidence[i]), 6)}
         for i in map(int, wrong)
     ]  # fmt: skip
-    scores = precision_recall_fscore_support(true, predicted, labels=known, zero_division=0.0)[:3]
     metrics = classification_metrics(true, predicted, len(classes), np.random.default_rng(0))
     confusion = confusion_matrix(true, predicted, labels=known)
-    return Evaluation(metrics, tuple(classes), confusion, np.transpose(scores), tuple(errors))
+    scores = np.array([each[:3] for each in class_scores(confusion)])
+    return Evaluation(metrics, tuple(classes), confusion, scores, tuple(errors))
 
 
 def labelled_texts(
