@@ -8,6 +8,8 @@ import nox
 nox.options.sessions = ["lint", "types", "docs", "tests"]
 nox.options.reuse_existing_virtualenvs = True
 CONSTRAINTS = ("-c", "constraints.txt")
+DEVELOPMENT = ".nox/development"
+"""One environment for the sessions that need the package and all that checks it, since installing takes minutes."""
 
 
 @nox.session
@@ -18,7 +20,7 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "format", "--check", ".")
 
 
-@nox.session
+@nox.session(venv_location=DEVELOPMENT)
 def types(session: nox.Session) -> None:
     """Static types."""
     session.install(*CONSTRAINTS, "-e", ".[dev]")
@@ -32,7 +34,7 @@ def docs(session: nox.Session) -> None:
     session.run("mkdocs", "build", "--strict", "--site-dir", session.create_tmp())
 
 
-@nox.session
+@nox.session(venv_location=DEVELOPMENT)
 def tests(session: nox.Session) -> None:
     """The fast suite, then the slow one; `nox -s tests -- -m "not slow"` runs the fast one alone."""
     session.install(*CONSTRAINTS, "-e", ".[dev]")
@@ -40,7 +42,7 @@ def tests(session: nox.Session) -> None:
         session.run("pytest", *session.posargs)
     else:
         session.run("pytest", "-n", "2", "-m", "not slow", "--durations=5")
-        session.run("pytest", "-m", "slow", "--durations=5")
+        session.run("pytest", "-n", "2", "-m", "slow", "--durations=5")
 
 
 @nox.session
