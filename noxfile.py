@@ -5,11 +5,9 @@ from pathlib import Path
 
 import nox
 
-nox.options.sessions = ["lint", "types", "docs", "tests"]
+nox.options.sessions = ["lint", "docs", "tests"]
 nox.options.reuse_existing_virtualenvs = True
 CONSTRAINTS = ("-c", "constraints.txt")
-DEVELOPMENT = ".nox/development"
-"""One environment for the sessions that need the package and all that checks it, since installing takes minutes."""
 
 
 @nox.session
@@ -20,13 +18,6 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "format", "--check", ".")
 
 
-@nox.session(venv_location=DEVELOPMENT)
-def types(session: nox.Session) -> None:
-    """Static types."""
-    session.install(*CONSTRAINTS, "-e", ".[dev]")
-    session.run("mypy")
-
-
 @nox.session
 def docs(session: nox.Session) -> None:
     """The documentation, with broken links and missing pages as errors."""
@@ -34,13 +25,14 @@ def docs(session: nox.Session) -> None:
     session.run("mkdocs", "build", "--strict", "--site-dir", session.create_tmp())
 
 
-@nox.session(venv_location=DEVELOPMENT)
+@nox.session
 def tests(session: nox.Session) -> None:
-    """The fast suite, then the slow one; `nox -s tests -- -m "not slow"` runs the fast one alone."""
+    """Static types, the fast suite, then the slow one; `nox -s tests -- -m "not slow"` runs the fast one alone."""
     session.install(*CONSTRAINTS, "-e", ".[dev]")
     if session.posargs:
         session.run("pytest", *session.posargs)
     else:
+        session.run("mypy")
         session.run("pytest", "-n", "2", "-m", "not slow", "--durations=5")
         session.run("pytest", "-n", "2", "-m", "slow", "--durations=5")
 
