@@ -17,7 +17,7 @@ from l2a.generator.tokens import TokenSpace, build_neighbour_table, vocabulary
 from l2a.kd.data import DistillationSet
 from l2a.kd.trainer import KDTrainer, embedding_gradients
 from l2a.pipeline.distill import distill
-from l2a.student.presets import build_student
+from l2a.student.student import build_student
 from l2a.teacher.labelling import predict
 from l2a.teacher.model import load_encoder
 

@@ -12,7 +12,7 @@ from sklearn.metrics import roc_auc_score
 
 from l2a.data.domains import load_domain
 from l2a.data.examples import TextInput
-from l2a.generator.nearness import fit_target_density, fit_word_average
+from l2a.generator.chain import fit_target_density, fit_word_average
 from l2a.teacher.model import Teacher, load_encoder
 
 PAIRS = (("movies", "tweets"), ("movies", "products"), ("movies", "editorials"))

@@ -18,8 +18,7 @@ from l2a.config import GeneratorConfig
 from l2a.data.domains import load_domain
 from l2a.data.examples import normalised_hash
 from l2a.experiments.report import COLOURS, STYLE, save_figure
-from l2a.generator.chain import ChainDiagnostics, GeneratorInputs, draw_pool
-from l2a.generator.nearness import fit_word_average
+from l2a.generator.chain import ChainDiagnostics, GeneratorInputs, draw_pool, fit_word_average
 from l2a.generator.tokens import TokenSpace, build_neighbour_table, vocabulary
 from l2a.teacher.labelling import cached_labeller
 from l2a.teacher.model import load_encoder

@@ -17,7 +17,7 @@ from l2a.data.examples import Examples, TextInput
 from l2a.generator.operators import OPERATORS, TEXT_OPERATORS, build_operator
 from l2a.generator.tokens import TokenSpace, build_neighbour_table, vocabulary
 from l2a.kd.trainer import embedding_gradients
-from l2a.student.presets import build_student
+from l2a.student.student import build_student
 from l2a.teacher.labelling import predict
 from l2a.teacher.model import load_encoder
 from l2a.util.files import atomic_write_text

@@ -12,8 +12,7 @@ from l2a.data.domains import load_domain
 from l2a.data.encoding import EncodedTexts, encode
 from l2a.data.examples import Examples
 from l2a.kd.trainer import run_student
-from l2a.student.presets import build_student
-from l2a.student.student import Student
+from l2a.student.student import Student, build_student
 from l2a.teacher.finetune import fine_tuned
 from l2a.teacher.labelling import TeacherOutputs, predict
 from l2a.teacher.model import Teacher, load_encoder

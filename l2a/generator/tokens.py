@@ -318,3 +318,66 @@ def write_texts(slots: Slots, tokens: Ints) -> list[Rewrite]:
         old = sides[owner][side]
         sides[owner][side] = old[:start] + store.space.surfaces[token] + old[end:]
     return list(map(Rewrite, map(tuple, sides), changed_shares(slots, tokens).tolist()))
+
+
+POSITIONS_AT_ONCE = 32
+
+
+def augpro_mix(slots: Slots) -> Ints:
+    """Interpolate each token with one of the partner's and project back, in O(1) a token.
+
+    v = lambda E[x] + (1 - lambda) E[x'] is (1 - lambda) D away from E[x] and lambda D away from E[x'], so of the two
+    ends the nearest is x' iff lambda < 1/2, which the degree is the probability of; a third word is rarely nearer.
+    """
+    return slots.store.offered(slots.places, slots.partners[slots.owners])
+
+
+def knn(slots: Slots) -> Ints:
+    """Take a uniformly chosen near neighbour of each token."""
+    neighbours = slots.store.space.neighbours.ids.numpy()
+    k = neighbours.shape[1]
+    choice = np.minimum((slots.choice * np.float32(k)).astype(np.int64), k - 1)
+    found: Ints = neighbours[slots.store.ids[slots.places], choice].astype(np.int64)
+    return found
+
+
+def augpro_fgsm(slots: Slots) -> Ints:
+    """Take, for each token x, the neighbour w with the largest (E[w] - E[x]) . g.
+
+    To first order this neighbour raises KL(teacher, student) most; it is the projection of a step along the gradient
+    that is about as long as the way to the neighbours. Each text's gradient is computed once.
+
+    Raises:
+        ValueError: If a gradient has another shape than its text.
+    """
+    store, space = slots.store, slots.store.space
+    missing = [row for row in np.unique(slots.rows).tolist() if store.steepest[store.starts[row]] < 0]
+    if missing:
+        if space.gradient is None:
+            raise UsageError(
+                "operator 'augpro_fgsm' reads the gradient of a teacher and a student; name both, or use knn"
+            )
+        gradients = space.gradient([store.inputs[row] for row in missing])
+        for row, gradient in zip(missing, gradients, strict=True):
+            wanted = (store.lengths[row], space.word_embeddings.shape[1])
+            if gradient.shape != wanted:
+                raise ValueError(f"gradient has shape {gradient.shape}; give {wanted}, one row for each token")
+        places = np.concatenate([np.arange(store.starts[row], store.starts[row + 1]) for row in missing])
+        store.steepest[places] = store.ids[places]
+        is_open = store.slots[places] >= 0
+        ids, slopes = torch.from_numpy(store.ids[places[is_open]]), torch.from_numpy(np.concatenate(gradients)[is_open])
+        found = steepest_neighbours(ids, slopes, space.neighbours.ids, space.word_embeddings)
+        store.steepest[places[is_open]] = found.numpy()
+    return store.steepest[slots.places]
+
+
+def steepest_neighbours(ids: Tensor, gradients: Tensor, neighbours: Tensor, embeddings: Tensor) -> Tensor:
+    """Find the neighbour w of each token x with the largest (E[w] - E[x]) . g: ids int64 (P,), g float32 (P, d)."""
+    candidates = neighbours.index_select(0, ids).long()
+    scores = [gradients.new_empty(0, candidates.shape[1])]
+    for some, points in zip(*(torch.split(part, POSITIONS_AT_ONCE) for part in (candidates, gradients)), strict=True):
+        # index_select is many times as fast as embeddings[some] on the CPU
+        rows = embeddings.index_select(0, some.flatten()).view(*some.shape, embeddings.shape[1])
+        # The term E[x] . g is the same for all candidates of a position, so it cannot change the winner.
+        scores.append(torch.bmm(rows, points[:, :, None]).squeeze(2))
+    return candidates.gather(1, torch.cat(scores).argmax(dim=1, keepdim=True)).squeeze(1)

@@ -1,10 +1,27 @@
-"""Distillation losses: sums over classes; one loss an example, or their mean."""
+"""Distillation losses, one an example or their mean, and LELP's pseudo-subclasses.
 
+LELP splits each class along directions of the teacher's embedding that its head ignores. Source: Loo et al. (2024),
+"Linear projections of teacher embeddings for few-class distillation", arXiv 2409.20449. The outline (null space of the
+output weights, PCA in each class, random rotation, tempered softmax times the class probability, one cross-entropy) is
+the paper's as others report it; the exact formulas below are our derivation.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.random import Generator
+from numpy.typing import NDArray
+from scipy.linalg import eigh, lstsq, orth, qr
+from scipy.special import softmax
+from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 from torch.nn import functional
+
+from l2a.teacher.labelling import TeacherOutputs
+from l2a.teacher.model import Teacher
 
 Reduction = Literal["mean", "none"]
 """The mean over the examples, or one loss an example."""
@@ -123,3 +140,231 @@ def fold(subclass_logits: Tensor, counts: tuple[int, ...]) -> Tensor:
         float32 (B, C).
     """
     return torch.stack([part.logsumexp(dim=1) for part in torch.split(subclass_logits, list(counts), dim=1)], dim=1)
+
+
+TEXTS_PER_SUBCLASS = 4
+FIT_TEXTS = 20_000
+"""Texts of a class, at most, that its directions are fitted on; memory then does not grow with the data."""
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class LELPSubclasses:
+    """Directions that split C classes into K = S_1 + ... + S_C subclasses.
+
+    Attributes:
+        counts: S_c for each class; class c has the columns that follow those of the classes before it.
+        means: float64 (C, d), mu_c, the mean embedding of the texts that the teacher puts in class c.
+        directions: float64 (d, K), columns U, orthogonal to all output weights and orthonormal in a class (unless the
+            class has fewer dimensions than subclasses).
+        rms: float64 (C,), root mean square of U_c'(h - mu_c) over the texts of class c and its directions.
+    """
+
+    counts: tuple[int, ...]
+    means: Floats
+    directions: Floats
+    rms: Floats
+
+    def scores(self, embeddings: NDArray[np.float32]) -> Floats:
+        """Place texts along the directions: r = U_c'(h - mu_c) / rms_c, where U_c'P = U_c' spares the projection.
+
+        Args:
+            embeddings: float32 (N, d).
+
+        Returns:
+            float64 (N, K).
+        """
+        owner = owners(self.counts)
+        centres = (self.means[owner] * self.directions.T).sum(axis=1)
+        scores: Floats = (embeddings @ self.directions - centres) / self.rms[owner]
+        return scores
+
+
+def teacher_output_weight(teacher: Teacher, outputs: TeacherOutputs) -> Floats:
+    """Read the weight that turns embeddings into logits.
+
+    A teacher with a head of its own inside may read another state than the mean-pooled one; the linear map that fits
+    its logits best then stands in for the weight.
+
+    Args:
+        teacher: Any teacher.
+        outputs: What it says about N texts.
+
+    Returns:
+        float64 (C, d).
+    """
+    if teacher.head is not None:
+        weight: Floats = teacher.head.weight.detach().cpu().numpy().astype(np.float64)
+        return weight
+    few = outputs.take(_thinned(np.arange(len(outputs))))
+    centred = few.embeddings - few.embeddings.mean(axis=0, dtype=np.float64)
+    solution: Floats = lstsq(centred, few.logits - few.logits.mean(axis=0))[0].T
+    return solution
+
+
+def fit_subclasses(
+    outputs: TeacherOutputs, output_weight: Floats, objective: str, count: int, rng: Generator
+) -> LELPSubclasses:
+    """Fit the subclasses on all text that the teacher has embedded; classes are the teacher's own decisions.
+
+    With P the projection onto the null space of W and X_c = {P(h - mu_c)}, U_c is the top-S_c right singular vectors
+    of X_c times a random orthonormal Q, so that the directions have equal variance in expectation. "Random directions"
+    draws U_c uniformly in the null space instead.
+
+    Args:
+        outputs: The teacher's outputs for N texts.
+        output_weight: float64 (C, d), W.
+        objective: "lelp" or its control "lelp_random_directions".
+        count: S; S_c is at most a quarter of the texts of class c and the width of the null space, and at least 1.
+        rng: Draws Q or the random directions.
+
+    Returns:
+        The subclasses, of the same sizes for both objectives.
+    """
+    seen = orth(output_weight.T)  # (d, rank)
+    assigned = outputs.logits.argmax(axis=1)
+    sizes = np.bincount(assigned, minlength=outputs.logits.shape[1]) // TEXTS_PER_SUBCLASS
+    counts = tuple(int(size) for size in np.clip(sizes, 1, max(1, min(count, len(seen) - seen.shape[1]))))
+    rows = [outputs.take(_thinned(np.flatnonzero(assigned == c))).embeddings for c in range(len(counts))]
+    with threadpool_limits(limits=1, user_api="blas"):  # small problems: more threads only get in the way
+        fits = [_fit_class(part, seen, size, objective, rng) for part, size in zip(rows, counts, strict=True)]
+    means, directions, rms = zip(*fits, strict=True)
+    return LELPSubclasses(counts, np.stack(means), np.concatenate(directions, axis=1), np.array(rms))
+
+
+def _fit_class(
+    rows: NDArray[np.float32], seen: Floats, count: int, objective: str, rng: Generator
+) -> tuple[Floats, Floats, float]:
+    width = len(seen)
+    mean: Floats = rows.mean(axis=0, dtype=np.float64) if len(rows) else np.zeros(width)
+    unseen = rows - mean
+    unseen -= (unseen @ seen) @ seen.T
+    if objective == "lelp_random_directions":
+        drawn = rng.standard_normal((width, count))
+        directions = qr(drawn - seen @ (seen.T @ drawn), mode="economic")[0]
+    else:
+        _, vectors = eigh(unseen.T @ unseen, subset_by_index=[width - count, width - 1])
+        orthonormal, triangular = qr(rng.standard_normal((count, count)))
+        rotation = orthonormal * np.where(np.diag(triangular) < 0, -1.0, 1.0)  # uniform (Mezzadri, 2007)
+        directions = vectors @ rotation
+        directions -= seen @ (seen.T @ directions)  # a class of rank below S_c has directions outside the null space
+    rms = float(np.sqrt(np.mean((unseen @ directions) ** 2))) if len(rows) else 1.0
+    return mean, directions, max(rms, 1e-6)
+
+
+def _thinned(indices: NDArray[np.int64]) -> NDArray[np.int64]:
+    return indices[:: max(1, -(-len(indices) // FIT_TEXTS))]
+
+
+def owners(counts: Sequence[int]) -> NDArray[np.int64]:
+    """Name the class of each subclass.
+
+    Args:
+        counts: S_c for each class.
+
+    Returns:
+        int64 (K,), 0 to C - 1.
+    """
+    return np.repeat(np.arange(len(counts)), counts)
+
+
+def subclass_targets(
+    subclasses: LELPSubclasses, outputs: TeacherOutputs, temperature: float, subclass_temperature: float
+) -> NDArray[np.float32]:
+    """Soft labels over subclasses: t(c, s) = softmax(z_T / tau)_c softmax(r_c / beta)_s, for any text.
+
+    Args:
+        subclasses: As fitted.
+        outputs: The teacher's outputs for N texts.
+        temperature: tau, above 0.
+        subclass_temperature: beta, above 0; the higher, the more even the split.
+
+    Returns:
+        float32 (N, K); rows sum to 1, and the sum over a class's columns is its tempered probability.
+    """
+    scaled = subclasses.scores(outputs.embeddings) / subclass_temperature
+    parts = np.split(scaled, np.cumsum(subclasses.counts)[:-1], axis=1)
+    inside = np.concatenate([softmax(part, axis=1) for part in parts], axis=1)
+    return (inside * outputs.probabilities(temperature)[:, owners(subclasses.counts)]).astype(np.float32)
+
+
+def subclass_head(output: nn.Linear, counts: tuple[int, ...]) -> nn.Linear:
+    """Make the training head: every subclass starts as its class, so that folding gives the output layer exactly.
+
+    Args:
+        output: The student's output layer, (h) -> (C).
+        counts: S_c for each class.
+
+    Returns:
+        (h) -> (K), on the same device.
+    """
+    owner = torch.from_numpy(owners(counts)).to(output.weight.device)
+    sizes = torch.tensor(counts, dtype=output.weight.dtype, device=output.weight.device)
+    head = nn.Linear(output.in_features, len(owner)).to(output.weight.device)
+    with torch.no_grad():
+        head.weight.copy_(output.weight[owner])
+        head.bias.copy_((output.bias - sizes.log())[owner])
+    return head
+
+
+@dataclass(frozen=True)
+class FoldParity:
+    """How well an output layer of C classes stands in for a head of subclasses.
+
+    Attributes:
+        agreement: Share of texts with the same most probable class.
+        probability_difference: Mean absolute difference of the class probabilities.
+    """
+
+    agreement: float
+    probability_difference: float
+
+
+def fold_parity(class_logits: torch.Tensor, folded_logits: torch.Tensor) -> FoldParity:
+    """Compare an output layer with the folded head.
+
+    Args:
+        class_logits: float (N, C).
+        folded_logits: float (N, C).
+
+    Returns:
+        The parity on these texts.
+    """
+    agreement = (class_logits.argmax(dim=1) == folded_logits.argmax(dim=1)).double().mean()
+    difference = (class_logits.softmax(dim=1) - folded_logits.softmax(dim=1)).abs().mean()
+    return FoldParity(agreement.item(), difference.item())
+
+
+def refit_output_layer(
+    output: nn.Linear, head: nn.Linear, counts: tuple[int, ...], features: NDArray[np.float32]
+) -> FoldParity:
+    """Fit the output layer to the folded head on fixed features; logsumexp is not linear, so it is a best fit.
+
+    The cross-entropy against the folded probabilities is convex in the layer: L-BFGS from where it stands.
+
+    Args:
+        output: (h) -> (C), changed in place.
+        head: (h) -> (K), the trained head.
+        counts: S_c for each class.
+        features: float32 (N, h), of training texts.
+
+    Returns:
+        The parity on these texts.
+    """
+    inputs = torch.from_numpy(features).double()
+    weight, bias = (p.detach().cpu().double().requires_grad_() for p in (output.weight, output.bias))
+    with torch.no_grad():
+        folded = fold(functional.linear(inputs, head.weight.cpu().double(), head.bias.cpu().double()), counts)
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=200, line_search_fn="strong_wolfe")
+
+    def closure() -> float:
+        optimizer.zero_grad()
+        loss = functional.cross_entropy(functional.linear(inputs, weight, bias), folded.softmax(dim=1))
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.item()
+
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    with torch.no_grad():
+        output.weight.copy_(weight)
+        output.bias.copy_(bias)
+        return fold_parity(functional.linear(inputs, weight, bias), folded)

@@ -18,8 +18,18 @@ from l2a.config import KDConfig
 from l2a.data.encoding import EncodedTexts, encode, first_texts, inference_batches
 from l2a.data.examples import Examples, TextInput
 from l2a.kd import data as kd_data
-from l2a.kd.lelp import FoldParity, LELPSubclasses, refit_output_layer, subclass_head, subclass_targets
-from l2a.kd.losses import Reduction, distillation_loss, hidden_state_loss, soft_label_loss, subclass_loss
+from l2a.kd.losses import (
+    FoldParity,
+    LELPSubclasses,
+    Reduction,
+    distillation_loss,
+    hidden_state_loss,
+    refit_output_layer,
+    soft_label_loss,
+    subclass_head,
+    subclass_loss,
+    subclass_targets,
+)
 from l2a.student.student import Student
 from l2a.teacher.labelling import Labeller
 from l2a.util import training

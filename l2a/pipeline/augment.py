@@ -15,9 +15,8 @@ import numpy as np
 from l2a.config import Columns, GeneratorConfig, resolve_degree
 from l2a.data import domains, readers
 from l2a.data.examples import TextInput
-from l2a.generator.operators import OPERATORS, TEXT_OPERATORS, Operator, build_operator, draw_changes
+from l2a.generator.operators import OPERATORS, TEXT_OPERATORS, Operator, build_operator, draw_changes, masked_words
 from l2a.generator.tokens import FROZEN, Ints, TokenSpace, TokenStore, build_neighbour_table, changed_shares, vocabulary
-from l2a.generator.words import MaskedCandidates, MaskedLanguageModel
 from l2a.kd.trainer import embedding_gradients
 from l2a.student.student import load_checkpoint
 from l2a.teacher import labelling, model
@@ -185,7 +184,7 @@ def _line_maker(
         with progress.stage("tokenize"):
             store = space.tokenize(inputs if source is inputs else [*inputs, *source])
         return _token_lines(operator, store, 0 if source is inputs else len(inputs), degree, end)
-    masked = partial(masked_language_model, job.teacher, job.max_length, progress)
+    masked = partial(masked_words, job.teacher, job.max_length, progress)
     rewrite = build_operator(job.operator, partial(_token_space, job, progress), masked, progress)
 
     def lines(rows: Ints, partners: Ints, rng: np.random.Generator) -> bytes:
@@ -254,22 +253,3 @@ def _token_space(job: AugmentJob, progress: Progress) -> TokenSpace:
     count = GeneratorConfig().neighbours if operator.reads_neighbours else 0  # the search takes seconds
     neighbours = build_neighbour_table(embeddings, tokens, count, progress)
     return TokenSpace(reader.tokenizer, neighbours, embeddings, gradient, job.max_length)
-
-
-def masked_language_model(name: str, max_length: int, progress: Progress = SILENT) -> MaskedCandidates | None:
-    """Load a masked language model for TinyBERT's recipe.
-
-    Args:
-        name: "minilm-l6", a folder, or a Hub id.
-        max_length: Longest sequence in tokens.
-        progress: Shows the download.
-
-    Returns:
-        Its candidates; None when its weights have no masked-LM head.
-
-    Raises:
-        RunError: If the weights cannot be had.
-        UsageError: If the folder is not a model with a tokenizer, or its vocabulary is not WordPiece.
-    """
-    loaded = model.load_masked_language_model(name, progress)
-    return MaskedLanguageModel(*loaded, max_length) if loaded else None

@@ -30,8 +30,7 @@ from l2a.selector.algorithms import save_policy
 from l2a.selector.problem import Selection, kl_divergence
 from l2a.selector.select import inspect_policy
 from l2a.serving.classifier import fit_temperature, write_temperature
-from l2a.student.presets import resolve_preset
-from l2a.student.student import Student
+from l2a.student.student import Student, resolve_preset
 from l2a.teacher.labelling import predict, token_vectors
 from l2a.teacher.model import PACKAGED, Teacher
 from l2a.util.errors import UsageError, did_you_mean

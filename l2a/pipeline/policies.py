@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from l2a.config import DistillConfig
 from l2a.data.encoding import encode
 from l2a.data.examples import Examples, normalised_hash
-from l2a.generator.nearness import fit_target_density
+from l2a.generator.chain import fit_target_density
 from l2a.kd.trainer import KDTrainer, run_student
 from l2a.pipeline.session import RunContext, TrainingSession, mixture, open_session
 from l2a.pipeline.students import Drawn, draw_candidates, oracle_influences, selection_problem, spare_labels

@@ -11,18 +11,16 @@ from l2a.config import DistillConfig
 from l2a.data.bank import Bank
 from l2a.data.encoding import encode, refuse_long_sequences
 from l2a.data.examples import Examples, TextInput, normalised_hash
-from l2a.generator.nearness import BACKGROUND, WordAverage, choose_texts, fit_word_average
+from l2a.generator.chain import BACKGROUND, WordAverage, choose_texts, fit_word_average
 from l2a.generator.operators import check_operators
 from l2a.kd.data import DistillationSet, Renewal, join, refuse_constant_targets
-from l2a.kd.lelp import fit_subclasses, teacher_output_weight
+from l2a.kd.losses import fit_subclasses, teacher_output_weight
 from l2a.kd.trainer import KDTrainer, calibrated_log_likelihoods, fit_output_layer
 from l2a.pipeline.data import RunData, load_run_data
-from l2a.student.presets import build_student, check_student, wants_small_rate
-from l2a.student.student import Student
-from l2a.teacher.finetune import fine_tuned, refuse_useless_teacher
-from l2a.teacher.labelling import Labeller, cached_labeller, predict
+from l2a.student.student import Student, build_student, check_student, wants_small_rate
+from l2a.teacher.finetune import fine_tuned, frozen_layers
+from l2a.teacher.labelling import Labeller, cached_labeller, predict, refuse_useless_teacher
 from l2a.teacher.model import Teacher, check_teacher, load_encoder, load_fine_tuned
-from l2a.teacher.states import frozen_layers
 from l2a.util.progress import SILENT, Progress
 from l2a.util.training import best_device
 

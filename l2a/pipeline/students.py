@@ -12,11 +12,10 @@ from l2a.config import resolve_degree
 from l2a.data.encoding import encode
 from l2a.data.examples import Examples, TextInput, concatenate, normalised_hash
 from l2a.generator.chain import CandidatePool, ChainDiagnostics, GeneratorInputs, draw_pool
-from l2a.generator.operators import OPERATORS, TEXT_OPERATORS, build_operator
+from l2a.generator.operators import OPERATORS, TEXT_OPERATORS, build_operator, masked_words
 from l2a.generator.tokens import TokenSpace, build_neighbour_table, vocabulary
 from l2a.kd import data as kd_data
 from l2a.kd.trainer import Score, embedding_gradients, run_student
-from l2a.pipeline.augment import masked_language_model
 from l2a.pipeline.session import RunContext, TrainingSession, mixture, open_session
 from l2a.selector import reward
 from l2a.selector.agents import load_agent
@@ -464,7 +463,7 @@ def draw_texts(session: TrainingSession, rng: np.random.Generator) -> tuple[Text
         return copies, copies
     operator = build_operator(
         name, lambda: _token_space(session),
-        lambda: masked_language_model(context.config.teacher.model, context.config.max_length, context.progress),
+        lambda: masked_words(context.config.teacher.model, context.config.max_length, context.progress),
         context.progress,
     )  # fmt: skip
     excluded = data.forbidden | context.never_trained_on | set(map(normalised_hash, data.splits.train.inputs))

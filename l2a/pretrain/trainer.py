@@ -19,8 +19,7 @@ from l2a.data.bank import Bank, read_bank
 from l2a.data.domains import load_domain
 from l2a.data.examples import held_out_words
 from l2a.kd.data import Batch, join_encoded
-from l2a.student.presets import attention_heads, classifier_of
-from l2a.student.student import Student, start_from_words
+from l2a.student.student import Student, attention_heads, classifier_of, start_from_words
 from l2a.teacher.labelling import token_vectors
 from l2a.teacher.model import Teacher, load_encoder, mean_pool
 from l2a.util.cards import Allowed, Checked

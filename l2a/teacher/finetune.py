@@ -1,30 +1,36 @@
-"""Fine-tunes a teacher on labelled examples: full sentences, few shots, no tricks that need a validation split."""
+"""Fine-tunes a teacher, full sentences, few shots, no tricks that need a validation split; its frozen layers run once.
 
+Training that leaves the lower layers as they are reads only what these give out, so that the source stage, the target
+stages of all seeds and the labelling of the same texts pay for the upper layers alone.
+"""
+
+import contextlib
+import copy
 import itertools
-import logging
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import nn
-from torch.nn import functional
 
 from l2a.config import TeacherConfig
-from l2a.data.encoding import encode, training_batches
-from l2a.data.examples import Examples
-from l2a.teacher.labelling import Labeller
+from l2a.data.encoding import EncodedTexts, bucket_of, encode, inference_batches, training_batches
+from l2a.data.examples import Examples, TextInput
 from l2a.teacher.model import Teacher
-from l2a.teacher.states import encoder_layers, frozen_layers, lower_states, upper_layers
+from l2a.util import training
 from l2a.util.errors import RunError
-from l2a.util.files import cached_folder, fingerprint
+from l2a.util.files import cache_root, cached_folder, fingerprint
 from l2a.util.progress import SILENT, Progress
-from l2a.util.training import Loop, adamw, arithmetic, linear_schedule, mixed_precision, seeded
 
 RECIPE = 4
 """Raise it whenever ``fine_tune`` gives other weights than before: cached teachers are then trained again."""
-logger = logging.getLogger(__name__)
 
 
 def fine_tuned(
@@ -51,7 +57,7 @@ def fine_tuned(
     """
     settings = [config.frozen_layers, config.learning_rate, config.head_learning_rate, config.batch_size]
     texts, device = [list(text) for text in examples.inputs], next(base.parameters()).device
-    how = [RECIPE, arithmetic(device)]
+    how = [RECIPE, training.arithmetic(device)]
     key = fingerprint(base.fingerprint(), texts, examples.labels, settings, epochs, max_length, seed, how)
 
     def build(folder: Path) -> None:
@@ -87,20 +93,22 @@ def fine_tune(
     read = states or encode(teacher.tokenizer, examples.inputs, max_length)
     total = max(16, round(epochs * math.ceil(len(examples) / config.batch_size)))
     head = list(teacher.head.parameters()) if teacher.head is not None else []
-    optimizer = adamw([(list(teacher.encoder.parameters()), config.learning_rate), (head, config.head_learning_rate)])
-    schedule, rng = linear_schedule(optimizer, total), np.random.default_rng(seed)
+    optimizer = training.adamw(
+        [(list(teacher.encoder.parameters()), config.learning_rate), (head, config.head_learning_rate)]
+    )
+    schedule, rng = training.linear_schedule(optimizer, total), np.random.default_rng(seed)
     epoch_batches = (training_batches(read.lengths, config.batch_size, rng) for _ in itertools.count())
     batches = itertools.islice(itertools.chain.from_iterable(epoch_batches), total)
     labels, device = torch.from_numpy(examples.labels), next(teacher.parameters()).device
     teacher.train()
     model.train()
-    with seeded(seed), progress.stage(stage, total) as advance:  # dropout
-        loop = Loop(progress.checkpoint, key, schedule, total)
+    with training.seeded(seed), progress.stage(stage, total) as advance:  # dropout
+        loop = training.Loop(progress.checkpoint, key, schedule, total)
         advance(loop.done)
         for step, indices in enumerate(itertools.islice(batches, loop.done, None), loop.done):
-            with mixed_precision(device):
+            with training.mixed_precision(device):
                 logits = model(read.padded(indices, device))[0]
-            loss = functional.cross_entropy(logits.float(), labels[indices].to(device))
+            loss = nn.functional.cross_entropy(logits.float(), labels[indices].to(device))
             if not torch.isfinite(loss):
                 texts = ", ".join(repr(examples.inputs[i][0][:80]) for i in indices[:3])
                 where = f"at step {step}, in the batch that begins with {texts}"
@@ -127,32 +135,216 @@ def freeze_lower_layers(teacher: Teacher, layers: int) -> None:
     teacher.encoder.get_input_embeddings().requires_grad_(False)
 
 
-def refuse_useless_teacher(labeller: Labeller, reward: Examples, progress: Progress = SILENT) -> float:
-    """Stop before distilling a teacher that knows nothing of the target; return its accuracy, if it can be told.
+STATES_RECIPE = 1
+"""Raise it whenever ``lower_states`` gives other numbers than before."""
+TOGETHER = 16
+"""Batches between two looks at the checkpoint: seconds of a large teacher."""
+TOLERANCE = 0.02
+"""Of logits and embeddings computed from kept states, which are rounded to float16, beside the whole model's."""
+
+
+@dataclass(frozen=True)
+class LowerStates:
+    """What the frozen layers give out for N texts.
+
+    Attributes:
+        states: float16 (total, d), one row a token, mapped from the disk.
+        starts: int64 (N,), the row of each text's first token.
+        lengths: int64 (N,), tokens in each text.
+    """
+
+    states: NDArray[np.float16]
+    starts: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        """Return the number of texts."""
+        return len(self.lengths)
+
+    def padded(self, indices: NDArray[np.int64], device: torch.device = training.CPU) -> dict[str, torch.Tensor]:
+        """Build the inputs of the upper layers for a batch, padded to the nearest bucket.
+
+        Args:
+            indices: int64 (B,), positions of the texts.
+            device: Where the model is.
+
+        Returns:
+            inputs_embeds, float32 (B, L, d), and attention_mask, int64 (B, L), on the device.
+        """
+        lengths = self.lengths[indices]
+        mask = np.arange(bucket_of(int(lengths.max()))) < lengths[:, None]
+        states = np.zeros((*mask.shape, self.states.shape[1]), np.float32)
+        for row, index in enumerate(indices):
+            states[row, : lengths[row]] = self.states[self.starts[index] : self.starts[index] + lengths[row]]
+        arrays = {"inputs_embeds": states, "attention_mask": mask.astype(np.int64)}
+        return {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
+
+
+class _Given(nn.Module):
+    """Stands where the embeddings were and hands on the states of the frozen layers."""
+
+    def forward(self, *arguments: Any, **named: Any) -> torch.Tensor:
+        """Models name this argument alike, but some give it by its place."""
+        given = [
+            value for value in (*arguments, *named.values()) if isinstance(value, torch.Tensor) and value.ndim == 3
+        ]
+        return given[0]
+
+
+class _Reached(Exception):  # noqa: N818
+    """The last frozen layer has been run; the rest is not needed."""
+
+
+def encoder_layers(encoder: nn.Module) -> tuple[str, nn.ModuleList]:
+    """Find the stack of an encoder's layers and its name inside the encoder; an empty stack where there is none."""
+    for name, module in encoder.named_modules():
+        if isinstance(module, nn.ModuleList) and name.split(".")[-1] in ("layer", "layers"):
+            return name, module
+    return "", nn.ModuleList()
+
+
+def frozen_layers(teacher: Teacher, wanted: Literal["auto"] | int | None) -> int | None:
+    """Decide how many of the lowest layers keep their weights.
 
     Args:
-        labeller: The teacher.
-        reward: Labelled target examples that it was not trained on.
-        progress: Gets the accuracy.
+        teacher: The model.
+        wanted: A number; "auto" for two thirds of 12 layers or more and a third of fewer; None to train everything.
+
+    Returns:
+        The number, which leaves at least one layer to train; None for everything, embeddings included.
+    """
+    depth = len(encoder_layers(teacher.encoder)[1])
+    if wanted == "auto":
+        wanted = 2 * depth // 3 if depth >= 12 else depth // 3
+    return None if wanted is None else max(0, min(wanted, depth - 1))
+
+
+def upper_layers(teacher: Teacher, frozen: int) -> Teacher:
+    """View a teacher without its embeddings and lowest layers; the weights are the same, not copies.
+
+    Args:
+        teacher: A pretrained encoder with a head.
+        frozen: Number of lowest layers to leave out.
+
+    Returns:
+        A teacher that reads batches of ``LowerStates``.
+    """
+    name, layers = encoder_layers(teacher.encoder)
+    root = parent = _shallow(teacher.encoder)
+    *parts, last = name.split(".")
+    for part in parts:
+        parent._modules[part] = _shallow(getattr(parent, part))
+        parent = getattr(parent, part)
+    parent._modules[last] = nn.ModuleList(list(layers)[frozen:])
+    root._modules["embeddings"] = _Given()
+    if "embeddings_project" in root._modules:  # ELECTRA widens narrow embeddings
+        root._modules["embeddings_project"] = nn.Identity()
+    return Teacher(root, teacher.tokenizer, teacher.label_names, teacher.head).train(teacher.training)
+
+
+def _can_be_cut(teacher: Teacher, frozen: int) -> bool:
+    layers = encoder_layers(teacher.encoder)[1]
+    return teacher.head is not None and 0 < frozen < len(layers) and hasattr(teacher.encoder, "embeddings")
+
+
+def _shallow(module: nn.Module) -> nn.Module:
+    copied = copy.copy(module)
+    copied._modules = dict(module._modules)
+    return copied
+
+
+def lower_states(
+    teacher: Teacher, frozen: int, inputs: Sequence[TextInput], max_length: int, progress: Progress = SILENT,
+    only_kept: bool = False,
+) -> LowerStates | None:  # fmt: skip
+    """Run the frozen layers over texts, or read what they gave from the cache.
+
+    Args:
+        teacher: Before or after its upper layers were trained: the frozen ones are the same.
+        frozen: Number of lowest layers that keep their weights, as the embeddings do.
+        inputs: N texts.
+        max_length: Longest sequence in tokens.
+        progress: Shows how many texts are done.
+        only_kept: Run nothing; None where the cache has no states of these texts.
+
+    Returns:
+        The states; None where this model cannot be cut, or computes something else from them.
 
     Raises:
-        RunError: If it is below chance by more than a standard error; near chance it is a warning.
+        RunError: If the disk is full; nothing half-written stays.
     """
-    if not len(reward):
-        logger.warning(
-            "teacher: no label is held out, so nothing tells whether it knows the target; give --dev-shots 8"
-        )
-        return float("nan")
-    chance = 1 / len(reward.label_names)
-    accuracy = float(np.mean(labeller(reward.inputs).logits.argmax(axis=1) == reward.labels))
-    progress.event("teacher_on_reward_split", accuracy=accuracy, chance=chance)
-    message = (
-        f"teacher: it is right on {accuracy:.0%} of {len(reward)} held-out target examples, chance is {chance:.0%}; "
-        "check that the labels of source and target mean the same, give more --shots, or choose another --teacher"
-    )
-    standard_error = (chance * (1 - chance) / len(reward)) ** 0.5
-    if accuracy < chance - standard_error:
-        raise RunError(message)
-    if accuracy < chance + 2 * standard_error:
-        logger.warning(message)
-    return accuracy
+    if not inputs or not _can_be_cut(teacher, frozen):
+        return None
+    places = {text: place for place, text in enumerate(dict.fromkeys(inputs))}
+    how = [STATES_RECIPE, training.arithmetic(next(teacher.parameters()).device), max_length]
+    key = fingerprint(frozen_fingerprint(teacher, frozen), how, [list(text) for text in places])
+    if only_kept and not (cache_root() / "states" / key).exists():
+        return None
+
+    def build(folder: Path) -> None:
+        encoded = encode(teacher.tokenizer, list(places), max_length)
+        shape = int(encoded.offsets[-1]), teacher.hidden_size
+        states = np.lib.format.open_memmap(folder / "states.npy", "w+", np.float16, shape)
+        batches = list(inference_batches(encoded))
+        with progress.stage("frozen layers of the teacher", len(places)) as advance:
+            for number in range(0, len(batches), TOGETHER):
+                some = batches[number : number + TOGETHER]
+                run = partial(_run_frozen, teacher, frozen, encoded, some)
+                rows, texts = training.remembered(progress.checkpoint, f"{key}-{number}", run), np.concatenate(some)
+                ends = np.cumsum(encoded.lengths[texts])
+                for index, end in zip(texts, ends, strict=True):
+                    start, stop = encoded.offsets[index], encoded.offsets[index + 1]
+                    states[start:stop] = rows[end - (stop - start) : end]
+                advance(len(texts))
+        states.flush()
+        np.save(folder / "offsets.npy", encoded.offsets)
+
+    folder = cached_folder("states", key, build)
+    if progress.checkpoint is not None:
+        progress.checkpoint.drop(f"{key}-*")
+    states = np.load(folder / "states.npy", mmap_mode="r", allow_pickle=False)
+    offsets, order = np.load(folder / "offsets.npy", allow_pickle=False), [places[text] for text in inputs]
+    kept = LowerStates(states, offsets[:-1][order], np.diff(offsets)[order])
+    return kept if _agree(teacher, frozen, inputs[:8], max_length, kept) else None
+
+
+def frozen_fingerprint(teacher: Teacher, frozen: int) -> str:
+    """Hash what the frozen layers' states depend on: their weights, the embeddings, tokenizer and settings."""
+    name, layers = encoder_layers(teacher.encoder)
+    upper = tuple(f"{name}.{number}." for number in range(frozen, len(layers)))
+    return teacher.fingerprint(lambda weight: weight.startswith("encoder.") and not weight[8:].startswith(upper))
+
+
+def _run_frozen(
+    teacher: Teacher, frozen: int, encoded: EncodedTexts, batches: Sequence[NDArray[np.int64]]
+) -> NDArray[np.float16]:
+    """Give the states of some batches, a row a token, (total, d), one text behind another."""
+    layers, device = encoder_layers(teacher.encoder)[1], next(teacher.parameters()).device
+    reached: list[torch.Tensor] = []
+    rows: list[NDArray[np.float16]] = []
+
+    def stop(_: nn.Module, __: Any, output: Any) -> None:
+        reached.append(output[0] if isinstance(output, tuple) else output)
+        raise _Reached
+
+    hook = layers[frozen - 1].register_forward_hook(stop)
+    try:
+        with training.evaluating(teacher), torch.inference_mode(), training.mixed_precision(device):
+            for indices in batches:
+                with contextlib.suppress(_Reached):
+                    teacher(encoded.padded(indices, device))
+                hidden = reached.pop().to(torch.float16).cpu().numpy()
+                rows += [hidden[row, :length] for row, length in enumerate(encoded.lengths[indices])]
+    finally:
+        hook.remove()
+    return np.concatenate(rows)
+
+
+def _agree(teacher: Teacher, frozen: int, inputs: Sequence[TextInput], max_length: int, states: LowerStates) -> bool:
+    """Compare the upper layers over kept states with the whole model on a few texts."""
+    device, upper = next(teacher.parameters()).device, upper_layers(teacher, frozen)
+    indices = np.arange(len(inputs))
+    with training.evaluating(teacher), torch.inference_mode(), training.mixed_precision(device):
+        whole = teacher(encode(teacher.tokenizer, inputs, max_length).padded(indices, device))[1].float()
+        parts = upper(states.padded(indices, device))[1].float()
+    return bool((whole - parts).norm() <= TOLERANCE * whole.norm())

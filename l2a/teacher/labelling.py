@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 
 from l2a.data.encoding import EncodedTexts, encode, inference_batches
-from l2a.data.examples import TextInput
+from l2a.data.examples import Examples, TextInput
+from l2a.teacher.finetune import LowerStates, lower_states, upper_layers
 from l2a.teacher.model import Teacher
-from l2a.teacher.states import LowerStates, lower_states, upper_layers
 from l2a.util.errors import RunError, os_errors_as_run_error
 from l2a.util.files import cache_root, cached_folder, fingerprint
 from l2a.util.progress import SILENT, Progress
@@ -330,3 +330,34 @@ def cached_labeller(
         raise RunError(f"{folder}: what was just written there is gone or damaged; check the disk and run again")
 
     return label
+
+
+def refuse_useless_teacher(labeller: Labeller, reward: Examples, progress: Progress = SILENT) -> float:
+    """Stop before distilling a teacher that knows nothing of the target; return its accuracy, if it can be told.
+
+    Args:
+        labeller: The teacher.
+        reward: Labelled target examples that it was not trained on.
+        progress: Gets the accuracy.
+
+    Raises:
+        RunError: If it is below chance by more than a standard error; near chance it is a warning.
+    """
+    if not len(reward):
+        logger.warning(
+            "teacher: no label is held out, so nothing tells whether it knows the target; give --dev-shots 8"
+        )
+        return float("nan")
+    chance = 1 / len(reward.label_names)
+    accuracy = float(np.mean(labeller(reward.inputs).logits.argmax(axis=1) == reward.labels))
+    progress.event("teacher_on_reward_split", accuracy=accuracy, chance=chance)
+    message = (
+        f"teacher: it is right on {accuracy:.0%} of {len(reward)} held-out target examples, chance is {chance:.0%}; "
+        "check that the labels of source and target mean the same, give more --shots, or choose another --teacher"
+    )
+    standard_error = (chance * (1 - chance) / len(reward)) ** 0.5
+    if accuracy < chance - standard_error:
+        raise RunError(message)
+    if accuracy < chance + 2 * standard_error:
+        logger.warning(message)
+    return accuracy

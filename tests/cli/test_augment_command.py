@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import BertForMaskedLM
 
-import l2a.generator.words as words_module
+import l2a.generator.operators as words_module
 import l2a.pipeline.augment as augment_file_module
 from l2a.pipeline.augment import AugmentJob, augment_file
 from l2a.util import files

@@ -5,8 +5,7 @@ import pytest
 
 from l2a.config import GeneratorConfig
 from l2a.data.examples import normalised_hash
-from l2a.generator.chain import draw_pool
-from l2a.generator.nearness import max_cosine
+from l2a.generator.chain import draw_pool, max_cosine
 from l2a.generator.operators import CHAIN_OPERATORS
 from l2a.util.errors import RunError
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from l2a.generator.nearness import choose_texts, fit_word_average
+from l2a.generator.chain import choose_texts, fit_word_average
 
 from .conftest import COMMON, FILM, PHONE, sentences
 

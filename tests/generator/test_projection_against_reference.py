@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from l2a.generator import operators
+from l2a.generator import tokens as operators
 from l2a.generator.tokens import NeighbourTable, Slots, find_neighbours
 
 V, D, COUNT = 300, 48, 64

@@ -3,7 +3,7 @@ import pytest
 from scipy.special import expit
 from sklearn.metrics import roc_auc_score
 
-from l2a.generator.nearness import fit_target_density
+from l2a.generator.chain import fit_target_density
 from l2a.util.errors import UsageError
 
 

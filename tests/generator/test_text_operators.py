@@ -8,9 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import BertConfig, BertForMaskedLM
 
-from l2a.generator import words as words_module
-from l2a.generator.operators import build_operator
-from l2a.generator.words import MaskedLanguageModel, NearestWords, WordSources, eda, find_words, tinybert
+from l2a.generator import operators as words_module
+from l2a.generator.operators import (
+    MaskedLanguageModel,
+    NearestWords,
+    WordSources,
+    build_operator,
+    eda,
+    find_words,
+    tinybert,
+)
 from l2a.util.errors import UsageError
 
 from .conftest import COMMON, FILM, MARKS, PHONE, SPECIALS, WORDS

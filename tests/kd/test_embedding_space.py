@@ -16,7 +16,7 @@ from l2a.kd.data import (
     read_tokens,
 )
 from l2a.kd.losses import soft_label_loss
-from l2a.student.presets import build_student
+from l2a.student.student import build_student
 from l2a.teacher.labelling import run_teacher
 from tests.conftest import LABELS, make_examples
 

@@ -7,8 +7,7 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from l2a.kd.lelp import fit_subclasses
-from l2a.kd.losses import soft_label_loss
+from l2a.kd.losses import fit_subclasses, soft_label_loss
 from l2a.kd.trainer import run_student
 from l2a.selector.reward import influences, reward_gradient, reward_score
 from tests.kd.test_trainer import CONFIG, make_set, make_trainer, student

@@ -12,21 +12,21 @@ from torch import nn
 
 from l2a.config import StudentConfig
 from l2a.data.encoding import encode
-from l2a.kd.lelp import (
+from l2a.kd.losses import (
     LELPSubclasses,
     fit_subclasses,
+    fold,
     fold_parity,
     owners,
     refit_output_layer,
     subclass_head,
+    subclass_loss,
     subclass_targets,
     teacher_output_weight,
 )
-from l2a.kd.losses import fold, subclass_loss
 from l2a.kd.trainer import run_student
 from l2a.report.run_folder import check_parity, export_student
-from l2a.student.presets import build_student
-from l2a.student.student import Student
+from l2a.student.student import Student, build_student
 from l2a.teacher.labelling import TeacherOutputs
 from l2a.teacher.model import Teacher, load_fine_tuned
 from tests.conftest import LABELS, make_examples
@@ -146,7 +146,7 @@ def test_a_class_of_few_dimensions_still_has_directions_that_the_output_weights_
 
 
 def test_of_very_many_texts_some_are_fitted_on_and_all_are_counted(monkeypatch):
-    monkeypatch.setattr("l2a.kd.lelp.FIT_TEXTS", 20)
+    monkeypatch.setattr("l2a.kd.losses.FIT_TEXTS", 20)
     rng = np.random.default_rng(0)
     logits = np.tile(np.array([[1, 0]], np.float32), (80, 1))
     embeddings = rng.normal(size=(80, WIDTH)).astype(np.float32)

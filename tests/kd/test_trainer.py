@@ -13,8 +13,7 @@ from torch import nn
 from l2a.config import KDConfig, StudentConfig
 from l2a.data.encoding import encode
 from l2a.kd.data import DistillationSet, Renewal
-from l2a.kd.lelp import fit_subclasses
-from l2a.kd.losses import soft_label_loss
+from l2a.kd.losses import fit_subclasses, soft_label_loss
 from l2a.kd.trainer import (
     KDTrainer,
     Score,
@@ -23,8 +22,7 @@ from l2a.kd.trainer import (
     fit_output_layer,
     run_student,
 )
-from l2a.student.presets import build_student
-from l2a.student.student import Student
+from l2a.student.student import Student, build_student
 from l2a.teacher.labelling import TeacherOutputs
 from l2a.teacher.model import Teacher
 from l2a.util.errors import RunError, UsageError

@@ -12,7 +12,7 @@ from transformers import BertConfig, BertForSequenceClassification, BertTokenize
 from l2a.config import KDConfig
 from l2a.data.encoding import encode
 from l2a.kd.data import DistillationSet
-from l2a.kd.lelp import fit_subclasses
+from l2a.kd.losses import fit_subclasses
 from l2a.kd.trainer import KDTrainer, fit_output_layer
 from l2a.student.student import Student
 from l2a.teacher.labelling import TeacherOutputs

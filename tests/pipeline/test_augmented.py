@@ -8,7 +8,7 @@ import pytest
 import l2a.pipeline.students as augmented
 from l2a.config import override
 from l2a.data.examples import normalised_hash
-from l2a.generator.words import WordSources, eda
+from l2a.generator.operators import WordSources, eda
 from l2a.pipeline.methods import METHODS, prepare, run_method
 from l2a.pipeline.session import RunContext, TrainingSession
 from l2a.pipeline.students import train_augmented_student, train_fine_tuned_student

@@ -24,8 +24,7 @@ from l2a.generator.chain import CandidatePool
 from l2a.report import run_folder as report
 from l2a.report.run_folder import check_parity, export_student
 from l2a.selector.problem import Selection
-from l2a.student.presets import build_student
-from l2a.student.student import load_checkpoint
+from l2a.student.student import build_student, load_checkpoint
 from l2a.teacher.labelling import TeacherOutputs
 from l2a.teacher.model import load_encoder
 from l2a.util.errors import RunError

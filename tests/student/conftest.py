@@ -9,8 +9,7 @@ from transformers import BertModel, BertTokenizerFast
 
 from l2a.config import Preset, StudentConfig
 from l2a.data.examples import TextInput
-from l2a.student.presets import build_student
-from l2a.student.student import Student
+from l2a.student.student import Student, build_student
 from l2a.teacher.model import Teacher, load_encoder
 from tests.conftest import LABELS, tiny_bert_config
 

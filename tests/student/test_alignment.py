@@ -4,8 +4,7 @@ import torch
 
 from l2a.config import StudentConfig
 from l2a.data.encoding import encode
-from l2a.student.presets import build_student
-from l2a.student.student import aligned_size
+from l2a.student.student import aligned_size, build_student
 from tests.conftest import LABELS
 from tests.student.conftest import WORDS
 

@@ -6,8 +6,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from l2a.config import StudentConfig
-from l2a.student.presets import attention_heads, largest_fitting
-from l2a.student.student import principal_word_vectors
+from l2a.student.student import attention_heads, largest_fitting, principal_word_vectors
 from l2a.util.errors import UsageError
 
 
@@ -55,7 +54,7 @@ def test_heads_divide_every_width_into_even_parts(width):
 def test_the_largest_size_that_fits_is_found(budget):
     config = StudentConfig(max_share=budget / 10_000)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("l2a.student.presets.classifier_of", lambda size, weights: nn.Linear(10, size))
+        patch.setattr("l2a.student.student.classifier_of", lambda size, weights: nn.Linear(10, size))
         size = largest_fitting(config, _Teacher(10_000), range(1, 400), lambda size: size)
     assert 11 * size <= int(config.max_share * 10_000) < 11 * (size + 1)
 

@@ -14,7 +14,7 @@ from l2a.config import StudentConfig
 from l2a.data.encoding import encode
 from l2a.kd.trainer import embedding_gradients, run_student
 from l2a.report.run_folder import export_student
-from l2a.student.presets import build_student
+from l2a.student.student import build_student
 from l2a.teacher.labelling import predict
 from l2a.util.errors import UsageError
 from tests.conftest import LABELS

@@ -17,12 +17,11 @@ from transformers import (
 
 from l2a.config import GeneratorConfig, StudentConfig
 from l2a.data.encoding import encode
-from l2a.generator.chain import GeneratorInputs, draw_pool
-from l2a.generator.nearness import fit_word_average
+from l2a.generator.chain import GeneratorInputs, draw_pool, fit_word_average
 from l2a.generator.tokens import TokenSpace, build_neighbour_table, vocabulary
 from l2a.kd.trainer import embedding_gradients, run_student
-from l2a.student import presets
-from l2a.student.presets import build_student, choose_tokens, count_tokens, keep_tokens, needed_tokens
+from l2a.student import student as presets
+from l2a.student.student import build_student, choose_tokens, count_tokens, keep_tokens, needed_tokens
 from l2a.teacher import model
 from l2a.teacher.labelling import predict
 from l2a.teacher.model import load_encoder, load_fine_tuned

@@ -7,7 +7,7 @@ from l2a.config import StudentConfig
 from l2a.data.encoding import encode
 from l2a.kd.trainer import run_student
 from l2a.report.run_folder import check_parity, export_student
-from l2a.student.presets import build_student
+from l2a.student.student import build_student
 from l2a.teacher.model import Teacher, load_encoder
 from l2a.util.errors import UsageError
 from tests.conftest import LABELS, make_examples, tiny_bert_config

@@ -13,8 +13,7 @@ from transformers import AutoConfig, AutoModel, BertModel, PreTrainedModel, PreT
 from l2a.config import StudentConfig, TeacherConfig
 from l2a.data.encoding import encode
 from l2a.report.run_folder import check_parity, export_student
-from l2a.student.presets import build_student, check_student
-from l2a.student.student import load_checkpoint
+from l2a.student.student import build_student, check_student, load_checkpoint
 from l2a.teacher.finetune import fine_tune
 from l2a.teacher.labelling import predict, token_vectors
 from l2a.teacher.model import check_teacher, load_encoder, load_fine_tuned

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from l2a.config import TeacherConfig
-from l2a.teacher.finetune import fine_tune, fine_tuned, refuse_useless_teacher
-from l2a.teacher.labelling import TeacherOutputs, predict
+from l2a.teacher.finetune import fine_tune, fine_tuned
+from l2a.teacher.labelling import TeacherOutputs, predict, refuse_useless_teacher
 from l2a.teacher.model import load_encoder, load_fine_tuned, locate
 from l2a.util.errors import RunError, UsageError
 from l2a.util.files import Checkpoint

@@ -52,8 +52,15 @@ def test_another_length_or_other_weights_do_not_share_labels(teacher, calls):
     assert len(calls) == len(set(TEXTS))
 
 
-@pytest.mark.parametrize("changed", ["RECIPE", "arithmetic"])
-def test_other_code_or_arithmetic_labels_and_trains_anew(teacher, calls, monkeypatch, changed, encoder_folder):
+@pytest.mark.parametrize(
+    ("changed", "value"),
+    [
+        (("teacher.labelling.RECIPE", "teacher.finetune.RECIPE"), 99),
+        (("teacher.labelling.arithmetic", "util.training.arithmetic"), lambda device: "cuda bfloat16"),
+    ],
+    ids=["code", "arithmetic"],
+)
+def test_other_code_or_arithmetic_labels_and_trains_anew(teacher, calls, monkeypatch, changed, value, encoder_folder):
     def train():
         base = load_encoder(str(encoder_folder), teacher.label_names, 0)
         fine_tuned(base, make_examples(8), TeacherConfig(), 1, 24, 0, "train")
@@ -63,9 +70,8 @@ def test_other_code_or_arithmetic_labels_and_trains_anew(teacher, calls, monkeyp
     train()
     calls.clear()
     entries = {path.name for path in cache_root().glob("*/*") if path.is_dir()}
-    for module in ("labelling", "finetune"):
-        value = 99 if changed == "RECIPE" else lambda device: "cuda bfloat16"
-        monkeypatch.setattr(f"l2a.teacher.{module}.{changed}", value)
+    for name in changed:
+        monkeypatch.setattr(f"l2a.{name}", value)
     cached_labeller(teacher, 24)(TEXTS)
     token_vectors(teacher)
     train()

@@ -8,11 +8,10 @@ import pytest
 import torch
 
 from l2a.config import TeacherConfig
-from l2a.teacher import states
-from l2a.teacher.finetune import fine_tune
+from l2a.teacher import finetune as states
+from l2a.teacher.finetune import encoder_layers, fine_tune, frozen_layers, lower_states, upper_layers
 from l2a.teacher.labelling import cached_labeller, predict, run_teacher
 from l2a.teacher.model import PACKAGED, Teacher, check_teacher, load_encoder
-from l2a.teacher.states import encoder_layers, frozen_layers, lower_states, upper_layers
 from l2a.util.errors import RunError, UsageError
 from tests.conftest import ARCHITECTURES, LABELS, make_examples, plain_tokenizer, save_tiny
 
