@@ -1,11 +1,14 @@
 """The parts of one run: its data, its teachers and a student in training."""
 
 import itertools
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike
+from sklearn.model_selection import StratifiedKFold
 
 from l2a.config import DistillConfig
 from l2a.data.bank import Bank
@@ -18,18 +21,19 @@ from l2a.kd.losses import fit_subclasses, teacher_output_weight
 from l2a.kd.trainer import KDTrainer, calibrated_log_likelihoods, fit_output_layer
 from l2a.pipeline.data import RunData, load_run_data
 from l2a.student.student import Student, build_student, check_student, wants_small_rate
-from l2a.teacher.finetune import fine_tuned, frozen_layers
+from l2a.teacher.finetune import RECIPE, fine_tune, fine_tuned, frozen_layers
 from l2a.teacher.labelling import Labeller, cached_labeller, predict, refuse_useless_teacher
 from l2a.teacher.model import Teacher, check_teacher, load_encoder, load_fine_tuned
+from l2a.util.files import cached_folder, fingerprint
 from l2a.util.progress import SILENT, Progress
-from l2a.util.training import best_device
+from l2a.util.training import arithmetic, best_device
 
 MOST_TARGET_TEXTS = 32_000
 """Texts that a teacher reads in a stage on the target, repeated ones counted, unless one pass takes more."""
 
 
-FEWEST_TO_CHOOSE = 16
-"""Held-out labels below which the choice between teachers would be one by chance."""
+FEWEST_TO_CHOOSE, MOST_FOLDS = 16, 4
+"""Held-out labels below which the choice between teachers would be one by chance: it is cross-fitted then, so often."""
 
 
 def _passes(epochs: float, examples: Examples) -> float:
@@ -148,34 +152,53 @@ class RunContext:
             teacher = load_fine_tuned(config.model, self.data.label_names, self.progress)
             refuse_long_sequences("the teacher", teacher.positions, self.config.max_length)
             return teacher.to(best_device())
-        if config.learns_from == "target":
-            return self._target_teacher
-        source, few, held_out = self.data.source, self.data.splits.train, self.data.held_out_labels
-        first = self._fit(self.pretrained(), source, config.source_epochs, config.source_seed, "teacher: source")
-        both = self._fit(first, few, _passes(config.target_epochs, few), self.config.seed, "teacher: target")
-        if config.learns_from == "both" or len(held_out) < FEWEST_TO_CHOOSE:
-            return both
-        teachers, scores = {"both domains": both, "the target alone": self._target_teacher}, {}
-        for name, teacher in teachers.items():
-            logits = predict(teacher, held_out.inputs, self.config.max_length).logits
-            scores[name] = float(calibrated_log_likelihoods(logits, held_out.labels).mean())
-        better = max(scores, key=lambda name: scores[name])
-        found = ", ".join(f"{score:.3f} from {name}" for name, score in scores.items())
-        self.progress.say(f"the teacher learns from {better}: log-likelihood on held-out labels {found}")
-        return teachers[better]
+        ways, few = {"both": self._after_source, "target": self._without_source}, self.data.splits.train
+        if config.learns_from != "auto":
+            return ways[config.learns_from](few)
+        held_out, classes = self.data.held_out_labels, len(self.data.label_names)
+        folds = min(MOST_FOLDS, int(np.bincount(few.labels, minlength=classes).min()))
+        if len(held_out) >= FEWEST_TO_CHOOSE:
+            parts, judges = [(few, held_out)], "held-out labels"
+        elif folds < 2:
+            return self._after_source(few)
+        else:
+            split = StratifiedKFold(folds, shuffle=True, random_state=self.config.seed).split(few.labels, few.labels)
+            parts, judges = [(few.take(rest), few.take(out)) for rest, out in split], "each label, learned without it,"
+        scores = {name: self._judge(name, fit, parts) for name, fit in ways.items()}
+        both, alone = (f"{scores[name]:.3f}" for name in ways)
+        better = "target" if scores["target"] > scores["both"] else "both"
+        said = "both domains" if better == "both" else "the target alone"
+        found = f"log-likelihood on {judges} {both} from both domains, {alone} from the target alone"
+        self.progress.say(f"the teacher learns from {said}: {found}")
+        return ways[better](few)
 
-    @cached_property
-    def _target_teacher(self) -> Teacher:
-        few = self.data.splits.train
+    def _judge(self, name: str, fit: Callable[..., Teacher], parts: Sequence[tuple[Examples, Examples]]) -> float:
+        """Mean log-likelihood of labels under teachers that did not learn them; kept, since every method asks."""
+        config, length, device = self.config, self.config.max_length, best_device()
+        how = [name, asdict(config.teacher), length, config.seed, RECIPE, arithmetic(device)]
+        texts = [[each.inputs, each.labels] for each in (self.data.source, *itertools.chain(*parts))]
+        key = fingerprint(self.pretrained().fingerprint(), how, texts)
+
+        def build(folder: Path) -> None:
+            found = [predict(fit(learned, len(parts) == 1), asked.inputs, length).logits for learned, asked in parts]
+            np.save(folder / "logits.npy", np.concatenate(found))
+
+        logits = np.load(cached_folder("judged", key, build) / "logits.npy", allow_pickle=False)
+        return float(calibrated_log_likelihoods(logits, np.concatenate([asked.labels for _, asked in parts])).mean())
+
+    def _after_source(self, few: Examples, keep: bool = True) -> Teacher:
+        config, source = self.config.teacher, self.data.source
+        first = self._fit(self.pretrained(), source, config.source_epochs, config.source_seed, "teacher: source")
+        return self._fit(first, few, _passes(config.target_epochs, few), self.config.seed, "teacher: target", keep)
+
+    def _without_source(self, few: Examples, keep: bool = True) -> Teacher:
         epochs = _passes(self.config.teacher.target_only_epochs, few)
-        return self._fit(self.pretrained(), few, epochs, self.config.seed, "teacher: target alone")
+        return self._fit(self.pretrained(), few, epochs, self.config.seed, "teacher: target alone", keep)
 
     @cached_property
     def target_only_teacher(self) -> Teacher:
         """The yardstick: the same encoder on all target labels and nothing else."""
-        labels = self.data.target_labels
-        epochs = _passes(self.config.teacher.target_only_epochs, labels)
-        return self._fit(self.pretrained(), labels, epochs, self.config.seed, "teacher: target only")
+        return self._without_source(self.data.target_labels)
 
     @cached_property
     def labeller(self) -> Labeller:
@@ -195,9 +218,13 @@ class RunContext:
         student.model.to(best_device())
         return student
 
-    def _fit(self, base: Teacher, examples: Examples, epochs: float, seed: int, stage: str) -> Teacher:
+    def _fit(
+        self, base: Teacher, examples: Examples, epochs: float, seed: int, stage: str, keep: bool = True
+    ) -> Teacher:
         settings, length = self.config.teacher, self.config.max_length
-        return fine_tuned(base, examples, settings, epochs, length, seed, stage, self.progress)
+        if keep:
+            return fine_tuned(base, examples, settings, epochs, length, seed, stage, self.progress)
+        return fine_tune(base, examples, settings, epochs, length, seed, stage, self.progress.keeping(None))
 
 
 @dataclass(frozen=True)

@@ -69,8 +69,8 @@ class Progress(logging.Handler):
         if self._log:
             self._log.close()
 
-    def keeping(self, checkpoint: Checkpoint) -> "Progress":
-        """Return the same progress, whose stages keep their state in a checkpoint."""
+    def keeping(self, checkpoint: Checkpoint | None) -> "Progress":
+        """Return the same progress, whose stages keep their state in a checkpoint, or nothing."""
         copied = copy.copy(self)
         copied.checkpoint = checkpoint
         return copied

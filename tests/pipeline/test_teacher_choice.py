@@ -14,44 +14,53 @@ from l2a.teacher.labelling import TeacherOutputs
 
 
 @pytest.fixture
-def stages(monkeypatch):
+def stages(monkeypatch, tmp_path):
     """Stages that would be trained, and teachers that are told apart by the last of theirs."""
+    monkeypatch.setenv("L2A_CACHE", str(tmp_path))
     seen = []
 
-    def train(base, examples, config, epochs, length, seed, stage, progress):
+    def train(base, examples, config, epochs, length, seed, stage, progress=None):
         seen.append(stage)
-        base.stage = stage
+        base.stage, base.learned = stage, examples.inputs
         return base
 
     monkeypatch.setattr(session, "fine_tuned", train)
+    monkeypatch.setattr(session, "fine_tune", train)
     return seen
 
 
-def judged(monkeypatch, better):
-    """Let one of the two teachers be right on every held-out label, and the other wrong."""
+@pytest.mark.parametrize("dev_shots", [8, 3])
+@pytest.mark.parametrize("better", ["teacher: target", "teacher: target alone"])
+def test_the_teacher_is_the_one_under_which_labels_that_it_did_not_learn_are_likelier(
+    config, stages, monkeypatch, better, dev_shots
+):
+    context, asked = RunContext(override(config, {"dev_shots": dev_shots})), []
 
     def predict(teacher, inputs, length):
-        labels = np.array([held_out[text] for text in inputs])
-        right = np.eye(2, dtype=np.float32)[labels] * 4
+        asked.append((teacher.learned, inputs))
+        right = np.eye(2, dtype=np.float32)[[labels[text] for text in inputs]] * 4
         return TeacherOutputs(right if teacher.stage == better else -right, np.zeros((len(inputs), 2), np.float32))
 
-    held_out = {}
+    data = context.data
+    labels = dict(zip(data.target_labels.inputs, data.target_labels.labels.tolist(), strict=True))
     monkeypatch.setattr(session, "predict", predict)
-    return held_out
+    assert context.teacher.stage == better and context.teacher.learned == data.splits.train.inputs
+    judges = data.held_out_labels if dev_shots == 8 else data.splits.train
+    assert len(data.held_out_labels) == (32 if dev_shots == 8 else 12)
+    assert not any(set(learned) & set(inputs) for learned, inputs in asked)
+    of_one_teacher = [text for _, inputs in asked[: len(asked) // 2] for text in inputs]
+    assert sorted(of_one_teacher) == sorted(judges.inputs)
+
+    stages.clear()
+    assert RunContext(context.config).teacher.stage == better
+    assert (
+        stages == ["teacher: source", "teacher: target"] if better == "teacher: target" else ["teacher: target alone"]
+    )
 
 
-@pytest.mark.parametrize("better", ["teacher: target", "teacher: target alone"])
-def test_the_teacher_is_the_one_under_which_held_out_labels_are_likelier(config, stages, monkeypatch, better):
-    context, labels = RunContext(override(config, {"dev_shots": 8})), judged(monkeypatch, better)
-    examples = context.data.held_out_labels
-    labels |= dict(zip(examples.inputs, examples.labels.tolist(), strict=True))
-    assert len(examples) >= session.FEWEST_TO_CHOOSE and context.teacher.stage == better
-    assert stages == ["teacher: source", "teacher: target", "teacher: target alone"]
-
-
-def test_a_handful_of_held_out_labels_chooses_nothing(config, stages, monkeypatch):
+def test_one_label_of_a_class_chooses_nothing(config, stages, monkeypatch):
     monkeypatch.setattr(session, "predict", lambda *_: pytest.fail("asked"))
-    assert RunContext(override(config, {"dev_shots": 3})).teacher.stage == "teacher: target"
+    assert RunContext(override(config, {"shots": 1, "dev_shots": 0})).teacher.stage == "teacher: target"
 
 
 @pytest.mark.parametrize(("learns_from", "last"), [("both", "teacher: target"), ("target", "teacher: target alone")])
