@@ -26,9 +26,8 @@ from l2a.data.examples import TextInput
 from l2a.evaluation.metrics import measure_latency
 from l2a.report.run_folder import versions
 from l2a.serving import classifier
-from l2a.serving.classifier import Classifier, run
+from l2a.serving.classifier import Classifier, labelled_texts, run
 from l2a.serving.export import export_onnx
-from l2a.serving.predict import labelled_texts
 from l2a.util.files import atomic_write_text, to_json
 
 RESULT = Path(__file__).parent / "results" / "export.json"

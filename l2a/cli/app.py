@@ -1,4 +1,4 @@
-"""The command line: runs and their students, the cache, the other groups of commands, and how errors are shown."""
+"""The command line: runs, their students, texts, domains and the cache, and how errors are shown."""
 
 import importlib.metadata
 import os
@@ -7,55 +7,53 @@ import re
 import shlex
 import signal
 import sys
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from typer import Argument, Exit, Option, Typer, echo
 
 from l2a import __version__
 from l2a.cli import options
-from l2a.cli.data import augment_command, domains_app, pretrain_command
-from l2a.cli.options import Overwrite, Quiet, TextColumn, TextPairColumn, Verbose, print_table, with_run_options
+from l2a.cli.options import LabelColumn, Overwrite, Quiet, TextColumn, TextPairColumn, Verbose, print_table
 from l2a.cli.research import experiment_app, selector_app
 from l2a.config import Columns, DistillConfig, as_yaml
+from l2a.util.cards import find_card, list_cards
 from l2a.util.errors import RunError, UsageError, os_error_sentence
 from l2a.util.files import cache_root, cache_sizes, clear_cache, to_json
 from l2a.util.progress import Progress, process_rank
 
-app = typer.Typer(
+app = Typer(
     help="Distil a small text classifier for a domain with few labels.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # plain help: loading rich for it would double the start-up time
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+domains_app = Typer(help="List, show and check domains.", no_args_is_help=True)
+cache_app = Typer(help="Show or clear the cache.", no_args_is_help=True)
 app.add_typer(domains_app, name="domains")
 app.add_typer(experiment_app, name="experiment")
 app.add_typer(selector_app, name="selector")
-cache_app = typer.Typer(help="Show or clear the cache.", no_args_is_help=True)
 app.add_typer(cache_app, name="cache")
 VARIABLES = ("L2A_CACHE", "HF_HOME", "HF_HUB_", "OMP_", "MKL_", "CUDA_VISIBLE", "ACCELERATE_", "WORLD_SIZE", "RANK")
 """Beginnings of the environment variables that change what l2a does."""
-Student = Annotated[str, typer.Argument(metavar="STUDENT", help="A student, run or ONNX folder, or an .onnx file.")]
-
-
-def _show_version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"l2a {__version__}")
-        raise typer.Exit
+FinishedRun = Annotated[Path, Argument(metavar="RUN", help="Output folder of a finished l2a distill.")]
+Student = Annotated[str, Argument(metavar="STUDENT", help="A student, run or ONNX folder, or an .onnx file.")]
 
 
 @app.command("distill")
-@with_run_options()
+@options.with_run_options()
 def distill_command(
     config: DistillConfig,
-    print_config: Annotated[bool, typer.Option("--print-config", help="Print the configuration and stop.")] = False,
+    print_config: Annotated[bool, Option("--print-config", help="Print the configuration and stop.")] = False,
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
     """Distil a small student for the target domain and show how it compares."""
     if print_config:
-        typer.echo(as_yaml(config), nl=False)
+        echo(as_yaml(config), nl=False)
         return
     from l2a.pipeline.distill import distill
 
@@ -69,41 +67,41 @@ def print_result(result: Any) -> None:
     from l2a.report.page import verdict
     from l2a.report.run_folder import SHORT_HEADERS, short_cells
 
-    print_table(SHORT_HEADERS, short_cells(result.rows), justify="right")
-    typer.echo(
+    print_table(SHORT_HEADERS, short_cells(result.rows), are_numbers=True)
+    echo(
         "95 % bootstrap intervals over the test examples; ms: CPU time a text on one thread, alone and in batches of "
         "32, median ± half the interquartile range"
     )
-    typer.echo(verdict(result.metrics))
+    echo(verdict(result.metrics))
     agreement = [facts["selector"].get("tier_correlation") for facts in result.metrics.get("rounds", [])]
     if agreement and None not in agreement:
         values = ", ".join(f"{value:.2f}" for value in agreement)
-        typer.echo(f"selector: rank correlation of its fast reward with real distillation {values}, one a round")
-    student, metrics = result.output_dir / "student", result.output_dir / "metrics.json"
-    typer.echo(f"model ({result.student}): {student}    evidence: {metrics}")
-    if (result.output_dir / "report.html").exists():
-        typer.echo(f"page: {result.output_dir / 'report.html'}")
+        echo(f"selector: rank correlation of its fast reward with real distillation {values}, one a round")
+    folder = result.output_dir
+    echo(f"model ({result.student}): {folder / 'student'}    evidence: {folder / 'metrics.json'}")
+    if (folder / "report.html").exists():
+        echo(f"page: {folder / 'report.html'}")
 
 
 @app.command("report")
-def report_command(run: Annotated[Path, typer.Argument(help="Output folder of a finished l2a distill.")]) -> None:
+def report_command(run: FinishedRun) -> None:
     """Draw the page of a finished run again, as report.html in its folder."""
     from l2a.report.page import renew_page
 
-    typer.echo(f"page: {renew_page(run)}")
+    echo(f"page: {renew_page(run)}")
 
 
 @app.command("predict")
 def predict_command(
     student: Student,
-    file: Annotated[str, typer.Argument(help="A .csv, .tsv, .jsonl, .parquet or .txt file, also .gz or .xz; or -.")],
-    output: Annotated[Path | None, typer.Option(help="File to write; standard output by default.")] = None,
-    threshold: Annotated[float, typer.Option(min=0, max=1, help="Leave labels of a lower probability empty.")] = 0.0,
+    file: Annotated[str, Argument(help="A .csv, .tsv, .jsonl, .parquet or .txt file, also .gz or .xz; or -.")],
+    output: Annotated[Path | None, Option(help="File to write; standard output by default.")] = None,
+    threshold: Annotated[float, Option(min=0, max=1, help="Leave labels of a lower probability empty.")] = 0.0,
     text_column: TextColumn = None,
     text_pair_column: TextPairColumn = None,
-    format: Annotated[str, typer.Option(help="Of standard input: csv, tsv, jsonl or txt.")] = "txt",
-    workers: options.Workers = None,
-    address: options.Address = None,
+    format: Annotated[str, Option(help="Of standard input: csv, tsv, jsonl or txt.")] = "txt",
+    workers: Annotated[int | None, Option(min=1, help="Processes of a Dask cluster to start on this machine.")] = None,
+    address: Annotated[str | None, Option(help="Scheduler of a running Dask cluster: tcp://10.0.0.1:8786.")] = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
@@ -111,13 +109,11 @@ def predict_command(
     source = None if file == "-" else Path(file).expanduser()
     if output and output.exists() and (not overwrite or (source and source.exists() and output.samefile(source))):
         raise UsageError(f"--output {output} exists; name another file, or add --overwrite if it is not the input")
-    from l2a.serving.classifier import Classifier
-    from l2a.serving.predict import predict_file
+    from l2a.serving.classifier import Classifier, predict_file
     from l2a.util.cluster import open_client
 
     with Progress(verbosity=-1 if quiet else 0) as progress, open_client(workers, address) as client:
-        columns = Columns(text_column, text_pair_column)
-        classifier = Classifier.from_pretrained(student)
+        columns, classifier = Columns(text_column, text_pair_column), Classifier.from_pretrained(student)
         done = predict_file(classifier, source, output, columns, threshold, f".{format}", progress, client)
         left = f", {done.abstained:,} left without a label" if threshold else ""
         progress.say(f"{done.lines:,} lines, {done.broken:,} broken ones kept{left}: {output or 'standard output'}")
@@ -126,105 +122,233 @@ def predict_command(
 @app.command("evaluate")
 def evaluate_command(
     student: Student,
-    domain: Annotated[str, typer.Argument(help="A labelled file or any domain; its test split is used if it has one.")],
-    output: Annotated[Path | None, typer.Option(help="File for all errors, such as errors.csv.")] = None,
+    domain: Annotated[str, Argument(help="A labelled file or any domain; its test split is used if it has one.")],
+    output: Annotated[Path | None, Option(help="File for all errors, such as errors.csv.")] = None,
     text_column: TextColumn = None,
     text_pair_column: TextPairColumn = None,
-    label_column: Annotated[str | None, typer.Option(help="Column of the label.")] = None,
+    label_column: LabelColumn = None,
 ) -> None:
     """Show accuracy, macro-F1, the confusion matrix, each class's scores and the most confident errors."""
-    from l2a.serving.classifier import Classifier
-    from l2a.serving.predict import evaluate, labelled_texts, write_rows
+    from l2a.serving.classifier import Classifier, evaluate, labelled_texts, write_rows
 
     classifier = Classifier.from_pretrained(student)
     columns = Columns(text_column, text_pair_column, label_column)
-    inputs, labels = labelled_texts(domain, columns, classifier.engine.folder.parent)
-    found = evaluate(classifier, inputs, labels)
+    found = evaluate(classifier, *labelled_texts(domain, columns, classifier.engine.folder.parent))
     for name, value in (("accuracy", found.metrics.accuracy), ("macro-F1", found.metrics.macro_f1)):
-        typer.echo(f"{name} {value.value:.1%} ({value.low:.1%} to {value.high:.1%}) on {len(labels):,} texts")
+        total = found.confusion.sum()
+        echo(f"{name} {value.value:.1%} ({value.low:.1%} to {value.high:.1%}) on {total:,} texts")
     rows = [
         (name, *(f"{100 * score:.1f}" for score in scores), *map(str, counts))
         for name, scores, counts in zip(found.classes, found.scores, found.confusion, strict=True)
     ]
     headers = ("class", "precision %", "recall %", "F1 %", *(f"as {name}" for name in found.classes))
-    print_table(headers, rows, justify="right")
+    print_table(headers, rows, are_numbers=True)
     for error in found.errors[:5]:
         text = " | ".join(error[side] for side in ("text", "text_pair") if side in error)
-        typer.echo(f"{error['confidence']:.3f} {error['predicted']}, not {error['label']}: {text:.90}")
+        echo(f"{error['confidence']:.3f} {error['predicted']}, not {error['label']}: {text:.90}")
     if output:
         write_rows(found.errors, output)
 
 
 @app.command("export")
 def export_command(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder, or a student folder.")],
-    texts: Annotated[str | None, typer.Option(help="Texts to compare on; by default the run's candidates.")] = None,
+    run: Annotated[str, Argument(metavar="RUN", help="A run folder, or a student folder.")],
+    texts: Annotated[str | None, Option(help="Texts to compare on; by default the run's candidates.")] = None,
 ) -> None:
     """Write the student as ONNX, float32 and int8, into RUN/onnx, if both answer as the PyTorch student does."""
     from l2a.serving.export import comparison_texts, export_onnx
 
     report = export_onnx(run, *comparison_texts(run, texts))
-    rows = [
-        (one["file"], f"{one['bytes'] / 1e6:.2f}", f"{100 * one['label_agreement']:.1f}",
-         f"{one['largest_probability_difference']:.2g}", f"{100 * one['accuracy']:.1f}" if "accuracy" in one else "",
-         *(f"{one['latency_ms'][size]:.2f}" for size in ("batch_1", "batch_32"))) for one in report["models"]
-    ]  # fmt: skip
-    print_table(("model", "MB", "labels %", "difference", "accuracy %", "ms", "ms/32"), rows, justify="right")
-    typer.echo(f"ONNX opset {report['opset']}, compared on {report['texts']:,} texts: {Path(run) / 'onnx'}")
+    rows = []
+    for one in report["models"]:
+        size, labels = f"{one['bytes'] / 1e6:.2f}", f"{100 * one['label_agreement']:.1f}"
+        difference = f"{one['largest_probability_difference']:.2g}"
+        accuracy = f"{100 * one['accuracy']:.1f}" if "accuracy" in one else ""
+        times = [f"{one['latency_ms'][batch]:.2f}" for batch in ("batch_1", "batch_32")]
+        rows.append((one["file"], size, labels, difference, accuracy, *times))
+    print_table(("model", "MB", "labels %", "difference", "accuracy %", "ms", "ms/32"), rows, are_numbers=True)
+    echo(f"ONNX opset {report['opset']}, compared on {report['texts']:,} texts: {Path(run) / 'onnx'}")
 
 
 @app.command("push")
 def push_command(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Output folder of a finished l2a distill.")],
-    repo: Annotated[str, typer.Argument(metavar="REPO", help="Repository of the Hub, OWNER/NAME.")],
-    private: Annotated[bool, typer.Option("--private", help="Make a repository that nobody else can see.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the folder and show what would go.")] = False,
+    run: FinishedRun,
+    repo: Annotated[str, Argument(metavar="REPO", help="Repository of the Hub, OWNER/NAME.")],
+    private: Annotated[bool, Option("--private", help="Make a repository that nobody else can see.")] = False,
+    dry_run: Annotated[bool, Option("--dry-run", help="Check the folder and show what would go.")] = False,
 ) -> None:
     """Upload the student of a run, its card and its ONNX models, if any, to the Hub; none of the run's data."""
-    from l2a.report.publish import files_to_push, push
+    from l2a.report.run_folder import files_to_push, push
 
     files = files_to_push(run, repo)
     sizes = [(name, f"{path.stat().st_size / 1e6:.3f}") for name, path in files.items()]
-    print_table(("file", "MB"), sizes, f"{len(sizes)} files", justify="right")
-    typer.echo(f"not uploaded (--dry-run): {repo}" if dry_run else f"uploaded: {push(files, repo, private)}")
+    print_table(("file", "MB"), sizes, f"{len(sizes)} files", are_numbers=True)
+    echo(f"not uploaded (--dry-run): {repo}" if dry_run else f"uploaded: {push(files, repo, private)}")
 
 
-app.command("augment")(augment_command)
-app.command("pretrain")(pretrain_command)
+@app.command("augment")
+def augment_command(
+    input: Annotated[Path, Argument(help="Texts: .txt (one per line) or a table such as .csv, .jsonl or .parquet.")],
+    output: Annotated[Path, Argument(help="Where the new texts go: a .jsonl or .parquet file.")],
+    operator: Annotated[str, Option(help="Such as knn or eda; an unknown name lists all.")] = "augpro_mix",
+    degree: Annotated[str | None, Option(help='Share of tokens to change or "auto"; default: the operator\'s.')] = None,
+    copies: Annotated[int, Option(min=1, help="New texts per text.")] = 1,
+    seed: Annotated[int, Option(min=0, help="Seed of every random draw.")] = 0,
+    source: Annotated[str | None, Option(help="File or domain whose texts are mixed in; else the input's.")] = None,
+    teacher: options.Encoder = "minilm-l6",
+    student: Annotated[str | None, Option(help="For augpro_fgsm: a student with the teacher's labels.")] = None,
+    batch_size: Annotated[int, Option(min=1, help="Texts per step; it also changes the random draws.")] = 256,
+    max_length: Annotated[int, Option(min=8, help="Tokens read of each text.")] = 128,
+    text_column: TextColumn = None,
+    text_pair_column: TextPairColumn = None,
+    source_text_column: Annotated[str | None, Option(help="Column of the text in --source.")] = None,
+    source_text_pair_column: Annotated[str | None, Option(help="Column of its second text, for pairs.")] = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Make new texts from a file of texts; the output file appears when all are made."""
+    share: Any = degree
+    with suppress(ValueError):
+        share = degree and float(degree)
+    if degree not in (None, "auto") and not (isinstance(share, float) and 0 < share <= 1):
+        raise UsageError(f'--degree is {degree!r}; give "auto" or a share above 0 and at most 1')
+    from l2a.pipeline.augment import AugmentJob, augment_file
+
+    columns = Columns(text_column, text_pair_column)
+    source_columns = Columns(source_text_column or text_column, source_text_pair_column or text_pair_column)
+    files, texts = (input, output, operator, share, copies, seed, source), (batch_size, max_length, overwrite)
+    job = AugmentJob(*files, teacher, student, *texts, columns, source_columns)
+    with Progress(verbosity=-1 if quiet else 0) as progress:
+        written = augment_file(job, progress)
+    if not quiet:
+        echo(f"{written} texts are in {output}")
+
+
+@app.command("pretrain")
+def pretrain_command(
+    text: Annotated[list[str], Option(help="Text, labelled or not: file, folder, domain or Hub id; repeatable.")],
+    output_dir: Annotated[Path, Option(help="Folder of the student; the same command resumes a run.")],
+    protect: Annotated[list[str] | None, Option(help="Domain to keep out, such as a later target; repeatable.")] = None,
+    teacher: options.Encoder = "minilm-l6",
+    steps: Annotated[int, Option(help="Optimizer steps, of 128 texts each.")] = 4000,
+    seed: Annotated[int, Option(help="Seed of initial weights, texts and order.")] = 0,
+    max_length: Annotated[int, Option(help="Longest input in tokens.")] = 128,
+    learning_rate: Annotated[float, Option(help="Peak learning rate.")] = 8e-4,
+    embedding_size: Annotated[int, Option(help="Width of the student's word embeddings.")] = 80,
+    hidden_size: Annotated[int, Option(help="Width of its layers.")] = 128,
+    layers: Annotated[int, Option(help="Number of its layers.")] = 2,
+    overwrite: Overwrite = False,
+    verbose: Verbose = False,
+) -> None:
+    """Distil a small general student from a pretrained encoder, without labels."""
+    from l2a.pretrain.trainer import PretrainConfig, pretrain
+
+    numbers = (steps, seed, max_length, learning_rate, embedding_size, hidden_size, layers)
+    config = PretrainConfig(output_dir, tuple(text), tuple(protect or ()), teacher, *numbers, overwrite)
+    with Progress(verbosity=int(verbose)) as progress:
+        folder = pretrain(config, progress)
+    echo(f"the general student is in {folder}; use it with: l2a distill --student {folder}")
+
+
+@domains_app.command("list")
+def list_domains() -> None:
+    """List the domain cards: the shipped ones and those in ./domains."""
+    from l2a.data.domains import load_card
+
+    shown, skipped = [], []
+    for name in list_cards("domains"):
+        try:
+            card = load_card(name)
+        except UsageError as error:
+            skipped.append(f"note: skipped, because it is not a domain card: {error}")
+            continue
+        facts = (card.description, f"labels: {_labels(card.labels)}", _sizes(card), f"licence: {card.licence}")
+        shown.append((name, "\n".join(facts)))
+    options.print_facts(shown)
+    echo("".join(f"{note}\n" for note in skipped), nl=False)
+
+
+@domains_app.command("show")
+def show_domain(name: Annotated[str, Argument(help="Name of a domain card.")]) -> None:
+    """Show one domain card: task, labels, origin, licence, sizes."""
+    from l2a.data.domains import load_card
+
+    card = load_card(name)
+    origin = f"{card.artifact.package} {card.artifact.version} ({card.artifact.kind})" if card.artifact else card.data
+    facts = {"name": card.name, "description": card.description, "task": card.task, "labels": _labels(card.labels)}
+    facts |= {"sizes": _sizes(card), "licence": card.licence, "citation": card.citation or "none"}
+    facts |= {"origin": str(origin), "card": str(find_card("domains", name))}
+    options.print_facts(facts.items())
+
+
+def _labels(names: Iterable[str]) -> str:
+    return ", ".join(names) or "none, it is text for --unlabelled"
+
+
+def _sizes(card: Any) -> str:
+    return ", ".join(f"{split} {size}" for split, size in card.sizes.items()) or "sizes not given"
+
+
+@domains_app.command("check")
+def check(
+    path: Annotated[str, Argument(help="A card's name, a file, a folder of splits, or a Hub id name[:config].")],
+    text_column: TextColumn = None,
+    text_pair_column: TextPairColumn = None,
+    label_column: LabelColumn = None,
+) -> None:
+    """Print sizes, label balance, lengths, duplicates and overlaps, and what is wrong, by line."""
+    from l2a.data.domains import check_domain
+
+    with Progress() as progress:
+        found, counts, notes = check_domain(path, Columns(text_column, text_pair_column, label_column), None, progress)
+    if counts:
+        kind = "pairs of texts" if found.is_pair else "single texts"
+        echo(f"{found.name}: {kind}, labels: {_labels(sorted(found.label_names))}")
+        rows = []
+        for fact in next(iter(counts.values())):
+            cells = [(split[fact], f" ({split[fact] / split['examples']:.0%})") for split in counts.values()]
+            rows.append((fact, *(f"{count}{share if fact.startswith('label ') else ''}" for count, share in cells)))
+        print_table(("", *counts), rows)
+    lines = [f"note: {note}" for note in notes] + [f"wrong: {problem}" for problem in found.problems[:50]]
+    if len(found.problems) > 50:
+        lines.append(f"and {len(found.problems) - 50} more problems")
+    echo("\n".join(lines if found.problems else [*lines, "nothing is wrong"]))
+    if found.problems:
+        raise Exit(2)
 
 
 @app.command("env")
-def env_command(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+def env_command(json: Annotated[bool, Option("--json", help="Print JSON.")] = False) -> None:
     """Print what a bug report needs: versions, processor, memory, CUDA, cache and extras."""
     facts = _environment()
     if json:
-        typer.echo(to_json(facts, indent=1))
+        echo(to_json(facts, indent=1))
         return
     for name, value in facts.items():
         listed = value.items() if isinstance(value, dict) else [("", value)]
-        typer.echo(f"{name:<12}{', '.join(f'{part} {found}'.strip() for part, found in listed)}")
+        echo(f"{name:<12}{', '.join(f'{part} {found}'.strip() for part, found in listed)}")
 
 
 def _environment() -> dict[str, Any]:
     import psutil
     from packaging.requirements import Requirement
-    from packaging.utils import canonicalize_name as plain
 
-    installed = importlib.metadata.distributions()
-    versions: dict[str, str] = {plain(each.metadata["Name"]): each.version for each in installed}
-    needed, memory = map(Requirement, importlib.metadata.requires("l2a") or ()), psutil.virtual_memory()
+    packages = {}
+    for needed in map(Requirement, importlib.metadata.requires("l2a") or ()):
+        if "dev" not in str(needed.marker):  # those of the extras too, but for the tools of developers
+            found = importlib.metadata.distributions(name=needed.name)
+            packages[needed.name] = next((one.version for one in found), "absent")
     described = Path("/proc/cpuinfo").read_text("utf-8") if Path("/proc/cpuinfo").exists() else ""
     models = re.findall(r"^model name\s*: (.*)", described, re.MULTILINE)
+    memory, cached = psutil.virtual_memory(), sum(size for _, size in cache_sizes().values())
     facts = {
         "l2a": f"{__version__} in {Path(__file__).parents[1]}",
         "python": f"{platform.python_version()}, {sys.executable}",
         "system": platform.platform(),
         "processor": f"{(*models, platform.processor())[0]}, {os.cpu_count()} cores",
         "memory": f"{memory.total / 1e9:.1f} GB, {memory.available / 1e9:.1f} GB free",
-        "packages": {  # those of the extras too, but for the tools of developers
-            each.name: versions.get(plain(each.name), "absent") for each in needed if "dev" not in str(each.marker)
-        },
-        "cache": f"{cache_root()}, {sum(size for _, size in cache_sizes().values()) / 1e6:,.1f} MB",
+        "packages": packages,
+        "cache": f"{cache_root()}, {cached / 1e6:,.1f} MB",
         "variables": {name: value for name, value in os.environ.items() if name.startswith(VARIABLES)},
     }
     try:
@@ -240,29 +364,34 @@ def _environment() -> dict[str, Any]:
     return facts | {"arithmetic": f"{arithmetic(device)}, {kernels}", "cuda": cuda}
 
 
-@app.callback()
-def _options(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
-    ] = False,
-) -> None:
-    """Hold the options that come before a command."""
-
-
 @cache_app.command("list")
 def list_cache() -> None:
     """Show where the cache is and what it holds."""
-    typer.echo(f"{cache_root()}")
+    echo(f"{cache_root()}")
     for kind, (entries, size) in cache_sizes().items():
-        typer.echo(f"{kind:<16} {entries:>6} entries {size / 1e6:>10.1f} MB")
+        echo(f"{kind:<16} {entries:>6} entries {size / 1e6:>10.1f} MB")
 
 
 @cache_app.command("clear")
 def clear(
-    kinds: Annotated[list[str] | None, typer.Argument(help="Kinds, as `list` names them; all by default.")] = None,
+    kinds: Annotated[list[str] | None, Argument(help="Kinds, as `list` names them; all by default.")] = None,
 ) -> None:
     """Remove cache entries; what a later run needs is fetched or computed again."""
-    typer.echo(f"{clear_cache(tuple(kinds or ())) / 1e6:.1f} MB freed")
+    echo(f"{clear_cache(tuple(kinds or ())) / 1e6:.1f} MB freed")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        echo(f"l2a {__version__}")
+        raise Exit
+
+
+Version = Annotated[bool, Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")]
+
+
+@app.callback()
+def _options(version: Version = False) -> None:
+    """Hold the options that come before a command."""
 
 
 class _Interrupted(BaseException):
@@ -282,10 +411,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         app()
-    except UsageError as error:
-        _fail(str(error), 2)
-    except RunError as error:
-        _fail(str(error), 1)
+    except (UsageError, RunError) as error:
+        _fail(str(error), 2 if isinstance(error, UsageError) else 1)
     except (_Interrupted, KeyboardInterrupt) as error:
         kept = "trained teachers, labels, finished cells and the last state of what was in training are kept"
         again = shlex.join(["l2a", *sys.argv[1:]])
@@ -299,5 +426,5 @@ def main() -> None:
 def _fail(message: str, code: int) -> None:
     # One line whatever a file holds, and nothing in it that a terminal obeys.
     shown = "".join(char if char.isprintable() else repr(char)[1:-1] for char in message)
-    typer.echo(f"error: {shown}", err=True)
+    echo(f"error: {shown}", err=True)
     sys.exit(code)

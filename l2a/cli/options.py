@@ -4,11 +4,9 @@ import functools
 import inspect
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from rich.box import SIMPLE
-from rich.console import Console
-from rich.markup import escape
+from rich import box, console, markup
 from rich.table import Column, Table
 from typer import Option
 
@@ -18,9 +16,8 @@ MODELS = "minilm-l6, mpnet-base, a model folder or a Hub id."
 Encoder = Annotated[str, Option(help=MODELS)]
 TextColumn = Annotated[str | None, Option(help="Column of the (first) text.")]
 TextPairColumn = Annotated[str | None, Option(help="Column of the second text of a pair.")]
+LabelColumn = Annotated[str | None, Option(help="Column of the label.")]
 Overwrite = Annotated[bool, Option("--overwrite", help="Replace an older result.")]
-Workers = Annotated[int | None, Option(min=1, help="Processes of a Dask cluster to start on this machine.")]
-Address = Annotated[str | None, Option(help="Scheduler of a running Dask cluster, such as tcp://10.0.0.1:8786.")]
 Verbose = Annotated[bool, Option("-v", "--verbose", help="Show every event.")]
 Quiet = Annotated[bool, Option("-q", "--quiet", help="Show errors only.")]
 
@@ -51,11 +48,11 @@ for _name, _words in {"text": "(first) text", "text_pair": "second text of a pai
 
 def with_run_options(names: Iterable[str] = RUN_OPTIONS) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command these options, a preset and a file; it gets the configuration that they make as ``config``."""
-    shared: dict[str, tuple[Any, str, Any]] = {
-        "preset": (str, "fast, default, full, or any card in ./configs.", "default"),
-        "config": (Path | None, "YAML file that overrides the preset; options override it.", None),
+    shared: dict[str, Any] = {
+        "preset": Annotated[str, Option(help="fast, default, full, or any card in ./configs.")],
+        "config": Annotated[Path | None, Option(help="YAML file that overrides the preset; options override it.")],
     }
-    shared |= {name: (RUN_OPTIONS[name][0] | None, RUN_OPTIONS[name][1], None) for name in names}
+    shared |= {name: Annotated[RUN_OPTIONS[name][0] | None, Option(help=RUN_OPTIONS[name][1])] for name in names}
     keyword = inspect.Parameter.KEYWORD_ONLY
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -68,8 +65,8 @@ def with_run_options(names: Iterable[str] = RUN_OPTIONS) -> Callable[[Callable[.
             command(config=load_config(preset, file, flags), **given)
 
         parameters = []
-        for name, (kind, words, default) in shared.items():
-            annotation = Annotated[kind, Option(help=words)]  # type: ignore[valid-type]
+        for name, annotation in shared.items():
+            default = "default" if name == "preset" else None
             parameters.append(inspect.Parameter(name, keyword, default=default, annotation=annotation))
         own = [one for one in inspect.signature(command).parameters.values() if one.name != "config"]
         parameters += [one.replace(kind=keyword) for one in own]
@@ -80,20 +77,21 @@ def with_run_options(names: Iterable[str] = RUN_OPTIONS) -> Callable[[Callable[.
 
 
 def print_table(
-    headers: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None,
-    justify: Literal["left", "right"] = "left",
-) -> None:  # fmt: skip
-    """Print a table, whatever the terminal's width; all columns but the first are justified as told."""
-    columns = [Column(escape(name), justify=justify if number else "left") for number, name in enumerate(headers)]
-    table = Table(*columns, box=SIMPLE, padding=(0, 1, 0, 0), title=title)
+    headers: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None, are_numbers: bool = False
+) -> None:
+    """Print a table, whatever the terminal's width; columns of numbers, all but the first, are aligned to the right."""
+    columns = [
+        Column(markup.escape(name), justify="right" if i and are_numbers else "left") for i, name in enumerate(headers)
+    ]
+    table = Table(*columns, box=box.SIMPLE, padding=(0, 1, 0, 0), title=title)
     for row in rows:
-        table.add_row(*map(escape, row))
-    Console(highlight=False, soft_wrap=True).print(table)
+        table.add_row(*map(markup.escape, row))
+    console.Console(highlight=False, soft_wrap=True).print(table)
 
 
 def print_facts(facts: Iterable[tuple[str, str]]) -> None:
     """Print names with what is known of them beside, wrapped to the terminal."""
     table = Table.grid(Column(no_wrap=True), Column(), padding=(0, 2))
-    for name, text in facts:
-        table.add_row(escape(name), escape(text))
-    Console(highlight=False).print(table)
+    for fact in facts:
+        table.add_row(*map(markup.escape, fact))
+    console.Console(highlight=False).print(table)

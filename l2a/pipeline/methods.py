@@ -25,7 +25,7 @@ from l2a.pipeline import students as student_training
 from l2a.pipeline.policies import open_policy, training_facts
 from l2a.pipeline.session import FEWEST_TO_CHOOSE, RunContext
 from l2a.pipeline.students import Round, TrainedStudent
-from l2a.report import page, publish, run_folder
+from l2a.report import page, run_folder
 from l2a.selector.algorithms import save_policy
 from l2a.selector.problem import Selection, kl_divergence
 from l2a.selector.select import inspect_policy
@@ -464,7 +464,7 @@ def write_run(
     if len(held_out := data.held_out_labels) >= FEWEST_TO_CHOOSE:
         temperature = fit_temperature(_student_logits(context, student, held_out.inputs), held_out.labels)
     evidence = _evidence(context, results["cross_domain_teacher"], results[facts["student"]], rounds, temperature)
-    own_card, card = (publish.model_card(metrics, evidence, {}, place) for place in (".", "student"))
+    own_card, card = (run_folder.model_card(metrics, evidence, {}, place) for place in (".", "student"))
     run_folder.export_student(student.model, student.tokenizer, folder / "student", own_card, config.max_length)
     if temperature != 1:
         write_temperature(folder / "student", temperature)

