@@ -125,13 +125,7 @@ def test_columns_of_either_side_can_be_named(run, encoder_folder, tmp_path):
     assert [row["text"] for row in read(tmp_path / "o.jsonl")] == ["bad story"]
 
 
-ODD = [
-    'a "good" film \\ bad\tstory',
-    "café good – great\u2028bad \u0007",
-    "😀 lovely 😀 story",
-    "!!",
-    "Fine GOOD Story",
-]
+ODD = ['a "good" film \\ bad\tstory', "caf\u00e9 good\u2028bad \u0007", "\U0001f600 lovely", "!!", "Fine GOOD Story"]
 
 
 @pytest.mark.parametrize(("operator", "pairs"), [("augpro_mix", True), ("knn", False)])
