@@ -166,7 +166,7 @@ class CachedLogitsTrainer(Trainer):
     def compute_loss(self, model: Any, inputs: Mapping[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """Distil on cached logits."""
         labels, taught = inputs.pop("labels"), inputs.pop("teacher_logits")
-        return distillation_loss(model(**inputs).logits, taught, labels, self.kd.temperature, self.kd.alpha)
+        return distillation_loss(model(**inputs).logits, taught, labels, self.kd.temperature, self.kd.alpha).mean()
 
 
 class HuggingFace:

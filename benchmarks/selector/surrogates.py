@@ -84,7 +84,7 @@ def _ridge_head(pair: PreparedPair, texts: DistillationSet) -> Callable[[NDArray
         x, y = features[mask] - features[mask].mean(axis=0), targets[mask] - targets[mask].mean(axis=0)
         weight = np.linalg.solve(x.T @ x / len(x) + RIDGE * np.eye(x.shape[1]), x.T @ y / len(x))
         logits = torch.from_numpy((judged @ weight).astype(np.float32))
-        return -float(soft_label_loss(logits, torch.from_numpy(reward.teacher.logits), 1.0))
+        return -float(soft_label_loss(logits, torch.from_numpy(reward.teacher.logits), 1.0).mean())
 
     return gain
 

@@ -354,7 +354,7 @@ class PerturbedBatches:
             student_logits, _ = student(mine)
             with mixed_precision(device):
                 teacher_logits, _ = self.teacher(theirs)
-            loss = soft_label_loss(student_logits, teacher_logits.float(), 1.0, "none").sum()
+            loss = soft_label_loss(student_logits, teacher_logits.float(), 1.0).sum()
             ascent, teacher_ascent = torch.autograd.grad(loss, (mine["inputs_embeds"], theirs["inputs_embeds"]))
         shift = _step(ascent, self.student_open, chosen, self.student_step)
         teacher_shift = _step(teacher_ascent, self.teacher_open, chosen, self.teacher_step)

@@ -1,4 +1,4 @@
-"""Distillation losses, one an example or their mean, and LELP's pseudo-subclasses.
+"""Distillation losses, one for each example, and LELP's pseudo-subclasses.
 
 LELP splits each class along directions of the teacher's embedding that its head ignores. Source: Loo et al. (2024),
 "Linear projections of teacher embeddings for few-class distillation", arXiv 2409.20449. The outline (null space of the
@@ -8,7 +8,6 @@ the paper's as others report it; the exact formulas below are our derivation.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -23,17 +22,8 @@ from torch.nn import functional
 from l2a.teacher.labelling import TeacherOutputs
 from l2a.teacher.model import Teacher
 
-Reduction = Literal["mean", "none"]
-"""The mean over the examples, or one loss an example."""
 
-
-def _reduced(losses: Tensor, reduction: Reduction) -> Tensor:
-    return losses.mean() if reduction == "mean" else losses
-
-
-def soft_label_loss(
-    student_logits: Tensor, teacher_logits: Tensor, temperature: float, reduction: Reduction = "mean"
-) -> Tensor:
+def soft_label_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
     """T^2 KL(softmax(z_T / T) || softmax(z_S / T)), so that the gradient's size hardly depends on T.
 
     Source: Hinton, Vinyals and Dean (2015), equation 4 and the remark on T^2.
@@ -42,21 +32,18 @@ def soft_label_loss(
         student_logits: float32 (B, C).
         teacher_logits: float32 (B, C).
         temperature: T, above 0.
-        reduction: "mean" over the B examples, or "none".
 
     Returns:
-        float32 (), or (B,) without reduction; 0 iff the two distributions are equal.
+        float32 (B,); 0 iff the two distributions are equal.
     """
     student = functional.log_softmax(student_logits / temperature, dim=1)
     teacher = functional.log_softmax(teacher_logits / temperature, dim=1)
-    losses = temperature**2 * functional.kl_div(student, teacher, reduction="none", log_target=True).sum(1)
-    return _reduced(losses, reduction)
+    return temperature**2 * functional.kl_div(student, teacher, reduction="none", log_target=True).sum(1)
 
 
 def distillation_loss(
-    student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, temperature: float, alpha: float,
-    reduction: Reduction = "mean",
-) -> Tensor:  # fmt: skip
+    student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, temperature: float, alpha: float
+) -> Tensor:
     """Soft labels everywhere, cross-entropy where a real label exists.
 
     L_i = alpha T^2 KL_i + (1 - alpha) CE_i with a real label, L_i = T^2 KL_i without one. Source: Hinton et al. (2015),
@@ -68,20 +55,17 @@ def distillation_loss(
         labels: int64 (B,), -1 where only the teacher's label exists (augmented text).
         temperature: T, above 0.
         alpha: Weight of the soft-label term, 0 to 1.
-        reduction: "mean" over the B examples, or "none".
 
     Returns:
-        float32 (), or (B,) without reduction.
+        float32 (B,).
     """
-    soft = soft_label_loss(student_logits, teacher_logits, temperature, "none")
+    soft = soft_label_loss(student_logits, teacher_logits, temperature)
     hard = functional.cross_entropy(student_logits, labels.clamp(min=0), reduction="none")
     real = (labels >= 0).to(soft.dtype)
-    return _reduced(soft * (1 - real * (1 - alpha)) + hard * real * (1 - alpha), reduction)
+    return soft * (1 - real * (1 - alpha)) + hard * real * (1 - alpha)
 
 
-def hidden_state_loss(
-    student_states: Tensor, teacher_states: Tensor, projection: Tensor, reduction: Reduction = "mean"
-) -> Tensor:
+def hidden_state_loss(student_states: Tensor, teacher_states: Tensor, projection: Tensor) -> Tensor:
     """Mean squared distance of projected student states to teacher states, both on the unit sphere.
 
     Source: the hidden-state loss of TinyBERT (Jiao et al., 2020, equation 8) on pooled states; the normalisation,
@@ -91,19 +75,17 @@ def hidden_state_loss(
         student_states: float32 (B, h).
         teacher_states: float32 (B, d).
         projection: float32 (h, d), learned and dropped on export.
-        reduction: "mean" over the B examples, or "none".
 
     Returns:
-        float32 (), or (B,) without reduction, 0 to 4.
+        float32 (B,), 0 to 4.
     """
     projected = functional.normalize(student_states @ projection, dim=1)
-    return _reduced((projected - functional.normalize(teacher_states, dim=1)).pow(2).sum(1), reduction)
+    return (projected - functional.normalize(teacher_states, dim=1)).pow(2).sum(1)
 
 
 def subclass_loss(
-    features: Tensor, head: nn.Linear, output: nn.Linear, targets: Tensor, counts: tuple[int, ...],
-    reduction: Reduction = "mean",
-) -> Tensor:  # fmt: skip
+    features: Tensor, head: nn.Linear, output: nn.Linear, targets: Tensor, counts: tuple[int, ...]
+) -> Tensor:
     """-sum t(c, s) log p(c, s), and a term that teaches the output layer alone what the head says of the classes.
 
     The second term is KL(folded head || output(features)) with the gradient stopped at both; the body never feels it,
@@ -115,18 +97,17 @@ def subclass_loss(
         output: The student's output layer, (h) -> (C).
         targets: float32 (B, K).
         counts: S_c for each class.
-        reduction: "mean" over the B examples, or "none".
 
     Returns:
-        float32 (), or (B,) without reduction.
+        float32 (B,).
     """
     logits = head(features)
     followed = functional.linear(features.detach(), output.weight, output.bias)
     classes = fold(logits.detach(), counts).softmax(dim=1)
-    first = functional.cross_entropy(logits, targets, reduction=reduction)
-    second = functional.cross_entropy(followed, classes, reduction=reduction)
+    first = functional.cross_entropy(logits, targets, reduction="none")
+    second = functional.cross_entropy(followed, classes, reduction="none")
     # Less the entropy of the folded head, which has no gradient here: the term is 0 where the layer follows the head.
-    return first + second - _reduced(torch.special.entr(classes).sum(1), reduction)
+    return first + second - torch.special.entr(classes).sum(1)
 
 
 def fold(subclass_logits: Tensor, counts: tuple[int, ...]) -> Tensor:
@@ -307,37 +288,21 @@ def subclass_head(output: nn.Linear, counts: tuple[int, ...]) -> nn.Linear:
     return head
 
 
-@dataclass(frozen=True)
-class FoldParity:
-    """How well an output layer of C classes stands in for a head of subclasses.
-
-    Attributes:
-        agreement: Share of texts with the same most probable class.
-        probability_difference: Mean absolute difference of the class probabilities.
-    """
-
-    agreement: float
-    probability_difference: float
-
-
-def fold_parity(class_logits: torch.Tensor, folded_logits: torch.Tensor) -> FoldParity:
-    """Compare an output layer with the folded head.
-
-    Args:
-        class_logits: float (N, C).
-        folded_logits: float (N, C).
+def fold_parity(class_logits: Tensor, folded_logits: Tensor) -> dict[str, float]:
+    """Compare an output layer with the folded head, both float (N, C).
 
     Returns:
-        The parity on these texts.
+        "agreement", the share of texts with the same most probable class, and "probability_difference", the mean
+        absolute difference of the class probabilities.
     """
     agreement = (class_logits.argmax(dim=1) == folded_logits.argmax(dim=1)).double().mean()
     difference = (class_logits.softmax(dim=1) - folded_logits.softmax(dim=1)).abs().mean()
-    return FoldParity(agreement.item(), difference.item())
+    return {"agreement": agreement.item(), "probability_difference": difference.item()}
 
 
 def refit_output_layer(
     output: nn.Linear, head: nn.Linear, counts: tuple[int, ...], features: NDArray[np.float32]
-) -> FoldParity:
+) -> dict[str, float]:
     """Fit the output layer to the folded head on fixed features; logsumexp is not linear, so it is a best fit.
 
     The cross-entropy against the folded probabilities is convex in the layer: L-BFGS from where it stands.
@@ -349,7 +314,7 @@ def refit_output_layer(
         features: float32 (N, h), of training texts.
 
     Returns:
-        The parity on these texts.
+        The ``fold_parity`` on these texts.
     """
     inputs = torch.from_numpy(features).double()
     weight, bias = (p.detach().cpu().double().requires_grad_() for p in (output.weight, output.bias))

@@ -18,18 +18,8 @@ from l2a.config import KDConfig
 from l2a.data.encoding import EncodedTexts, encode, first_texts, inference_batches
 from l2a.data.examples import Examples, TextInput
 from l2a.kd import data as kd_data
-from l2a.kd.losses import (
-    FoldParity,
-    LELPSubclasses,
-    Reduction,
-    distillation_loss,
-    hidden_state_loss,
-    refit_output_layer,
-    soft_label_loss,
-    subclass_head,
-    subclass_loss,
-    subclass_targets,
-)
+from l2a.kd import losses as kd_losses
+from l2a.kd.losses import LELPSubclasses, soft_label_loss
 from l2a.student.student import Student
 from l2a.teacher.labelling import Labeller
 from l2a.util import training
@@ -170,7 +160,7 @@ def embedding_gradients(
             batch = encoded.padded(indices, device)
             embeds = table(batch.pop("input_ids")).detach().requires_grad_(True)
             logits, _ = student({**batch, "inputs_embeds": embeds})
-            losses = soft_label_loss(logits, torch.from_numpy(teacher_logits[indices]).to(device), 1.0, "none")
+            losses = soft_label_loss(logits, torch.from_numpy(teacher_logits[indices]).to(device), 1.0)
             # The sum, not the mean, so that a text's gradient does not depend on its batch.
             (gradient,) = torch.autograd.grad(losses.sum(), embeds)
             for row, index in enumerate(indices):
@@ -288,7 +278,7 @@ class KDTrainer:
         Args:
             subclasses: Fitted on the teacher's outputs.
         """
-        self._subclasses, self._head = subclasses, subclass_head(self.student.output, subclasses.counts)
+        self._subclasses, self._head = subclasses, kd_losses.subclass_head(self.student.output, subclasses.counts)
         self._start_optimizer()
 
     def follow(self, apart: kd_data.DistillationSet) -> None:
@@ -454,26 +444,24 @@ class KDTrainer:
         self._schedule.step()
         self.steps_done += 1
 
-    def _loss(self, data: kd_data.DistillationSet, indices: kd_data.Indices, reduction: Reduction = "mean") -> Tensor:
-        """Sum the weighted terms of the loss."""
-        config, device = self.config, self._device
+    def _loss(self, data: kd_data.DistillationSet, indices: kd_data.Indices, each: bool = False) -> Tensor:
+        """Sum the weighted terms of the loss: the mean over the texts, or that of each."""
+        config, device, model = self.config, self._device, self.student.model
         batch, taught = self.read_batch(self.student, data, indices)
-        with (
-            training.mixed_precision(device, self.student.model.config.hidden_size)
-            if self.student.model.training
-            else nullcontext()
-        ):
+        with training.mixed_precision(device, model.config.hidden_size) if model.training else nullcontext():
             logits, features = (part.float() for part in self.student(batch))
         if self._subclasses is not None and self._head is not None:
             softness, counts = (config.temperature, config.subclass_temperature), self._subclasses.counts
-            targets = torch.from_numpy(subclass_targets(self._subclasses, taught, *softness)).to(device)
-            loss = subclass_loss(features, self._head, self.student.output, targets, counts, reduction)
+            targets = torch.from_numpy(kd_losses.subclass_targets(self._subclasses, taught, *softness)).to(device)
+            loss = kd_losses.subclass_loss(features, self._head, self.student.output, targets, counts)
         else:
             soft, labels = (torch.from_numpy(part).to(device) for part in (taught.logits, data.labels[indices]))
-            loss = distillation_loss(logits, soft, labels, config.temperature, config.alpha, reduction)
+            loss = kd_losses.distillation_loss(logits, soft, labels, config.temperature, config.alpha)
+        loss = loss if each else loss.mean()
         if config.hidden_weight:
             states = torch.from_numpy(taught.embeddings).to(device)
-            loss = loss + config.hidden_weight * hidden_state_loss(features, states, self._projection, reduction)
+            hidden = kd_losses.hidden_state_loss(features, states, self._projection)
+            loss = loss + config.hidden_weight * (hidden if each else hidden.mean())
         if not torch.isfinite(loss).all():
             ids = data.encoded.padded(indices[:3])["input_ids"]
             ids = ids if self._table is None else self._table[0].cpu()[ids]
@@ -504,7 +492,7 @@ class KDTrainer:
         found = np.zeros(len(data), np.float32)
         with training.evaluating(self.student.model), torch.no_grad():
             for indices in inference_batches(data.encoded):
-                found[indices] = self._loss(data, indices, "none").cpu().numpy()
+                found[indices] = self._loss(data, indices, each=True).cpu().numpy()
         return found
 
     def moves_per_gradient(self, data: kd_data.DistillationSet) -> list[Tensor]:
@@ -558,7 +546,7 @@ class KDTrainer:
             return None
         logits = run_student(self.student, self._apart.encoded, precise=False)[0]
         losses = soft_label_loss(torch.from_numpy(logits), torch.from_numpy(self._apart.teacher.logits), 1.0)
-        return float(training.broadcast(losses.numpy()))
+        return float(training.broadcast(losses.mean().numpy()))
 
     @property
     def _modules(self) -> list[nn.Module]:
@@ -576,7 +564,7 @@ class KDTrainer:
         for module, state in zip(self._modules, self._best_state, strict=False):
             module.load_state_dict(state)
 
-    def refit_output_layer(self, encoded: EncodedTexts) -> FoldParity | None:
+    def refit_output_layer(self, encoded: EncodedTexts) -> dict[str, float] | None:
         """Turn the subclass head, where there is one, into the student's ordinary output layer.
 
         Args:
@@ -588,7 +576,7 @@ class KDTrainer:
         if self._head is None or self._subclasses is None:
             return None
         features, layer = run_student(self.student, encoded)[1], self.student.output
-        parity = refit_output_layer(layer, self._head, self._subclasses.counts, features)
+        parity = kd_losses.refit_output_layer(layer, self._head, self._subclasses.counts, features)
         training.broadcast_weights([layer.weight, layer.bias])
         return parity
 

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 
 import numpy as np
@@ -217,7 +217,7 @@ def finish(session: TrainingSession, rounds: tuple[Round, ...]) -> TrainedStuden
     session.trainer.restore_best()
     parity = session.trainer.refit_output_layer(session.known.encoded)
     if parity is not None:
-        session.context.progress.event("fold_parity", **asdict(parity))
+        session.context.progress.event("fold_parity", **parity)
     session.student.model.eval()
     assert session.trainer.best is not None
     return TrainedStudent(session.student, rounds, session.trainer.best)

@@ -105,7 +105,7 @@ def score_after(
 def reward_score(student: Student, reward: DistillationSet) -> float:
     """Say how well a student follows the teacher on the reward texts: -KL(teacher || student), in nats, at most 0."""
     logits = torch.from_numpy(broadcast(run_student(student, reward.encoded)[0]))
-    return -float(soft_label_loss(logits, torch.from_numpy(reward.teacher.logits), 1.0))
+    return -float(soft_label_loss(logits, torch.from_numpy(reward.teacher.logits), 1.0).mean())
 
 
 def label_scores(student: Student, labelled: DistillationSet) -> NDArray[np.float64]:
@@ -248,7 +248,7 @@ def reward_gradient(student: Student, reward: DistillationSet) -> list[torch.Ten
         for indices in inference_batches(reward.encoded):
             logits, _ = student(reward.encoded.padded(indices, device))
             taught = torch.from_numpy(reward.teacher.logits[indices]).to(device)
-            losses = soft_label_loss(logits.float(), taught, 1.0, "none")
+            losses = soft_label_loss(logits.float(), taught, 1.0)
             (-losses.sum() / len(reward)).backward()  # type: ignore[no-untyped-call]
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
     student.model.zero_grad(set_to_none=True)

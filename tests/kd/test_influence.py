@@ -17,7 +17,7 @@ __all__ = ["student"]
 
 def score(student, judge):
     logits = torch.from_numpy(run_student(student, judge.encoded)[0])
-    return -float(soft_label_loss(logits, torch.from_numpy(judge.teacher.logits), 1.0))
+    return -float(soft_label_loss(logits, torch.from_numpy(judge.teacher.logits), 1.0).mean())
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-import l2a.kd.trainer
+import l2a.kd.losses
 from l2a.config import override
 from l2a.pipeline.session import RunContext, open_session
 from l2a.selector.reward import candidate_influences, real_reward, reward_score
@@ -17,8 +17,8 @@ from l2a.selector.reward import candidate_influences, real_reward, reward_score
 def test_steps_on_trial_have_the_loss_of_the_run_and_leave_no_trace(config, monkeypatch, changes, term):
     session = open_session(RunContext(override(config, changes)))
     trainer, used = session.trainer, []
-    original = getattr(l2a.kd.trainer, term)
-    monkeypatch.setattr(l2a.kd.trainer, term, lambda *arguments: used.append(term) or original(*arguments))
+    original = getattr(l2a.kd.losses, term)
+    monkeypatch.setattr(l2a.kd.losses, term, lambda *arguments: used.append(term) or original(*arguments))
     kept = [session.student.model.state_dict()] + ([trainer._head.state_dict()] if trainer._head else [])
     before = [{name: value.clone() for name, value in state.items()} for state in kept]
     score = partial(reward_score, reward=session.reward)
