@@ -210,10 +210,8 @@ def settle(config: DistillConfig) -> DistillConfig:
         shots = 32 if config.shots is None else config.shots
         return dataclasses.replace(config, source=config.source or "movies", shots=shots)
     if config.source is None:
-        raise UsageError(
-            f"source is not given, and none can be assumed for {config.target!r}; give --source, a domain with the "
-            "same labels and plenty of texts (--unlabelled adds text without labels, but cannot replace it)"
-        )
+        fix = "give --source, a domain with the same labels and plenty of texts (--unlabelled cannot replace it)"
+        raise UsageError(f"source is not given, and none can be assumed for {config.target!r}; {fix}")
     return config
 
 

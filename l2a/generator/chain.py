@@ -187,25 +187,19 @@ def choose_texts(
         few = np.sort(rng.choice(len(bank), min(BACKGROUND, len(bank)), replace=False))
         density = fit_target_density(embed([bank[i] for i in few]), embed(target))
         with progress.stage("texts near the target", len(bank)) as advance:
-            odds = np.concatenate([density.log_odds(embed(some)) for some in _parts(bank, advance)])
+            odds = np.empty(len(bank))
+            for places in np.split(np.arange(len(bank)), range(EMBEDDED_AT_ONCE, len(bank), EMBEDDED_AT_ONCE)):
+                odds[places] = density.log_odds(embed([bank[i] for i in places]))
+                advance(len(places))
         chosen = np.argpartition(-odds if choice == "near" else odds, count - 1)[:count]
     return np.sort(chosen)
 
 
-def _parts(bank: Sequence[TextInput], advance: Callable[[int], None]) -> Iterator[list[TextInput]]:
-    for start in range(0, len(bank), EMBEDDED_AT_ONCE):
-        some = [bank[i] for i in range(start, min(start + EMBEDDED_AT_ONCE, len(bank)))]
-        yield some
-        advance(len(some))
-
-
 def max_cosine(embeddings: NDArray[np.float32], references: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return the cosine of each of N embeddings to the most similar reference, float32 (N,)."""
-    one, other = (
-        (rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)).astype(np.float32)
-        for rows in (embeddings, references)
-    )
-    nearest: NDArray[np.float32] = (one @ other.T).max(axis=1).astype(np.float32)
+    both = (embeddings, references)
+    one, other = ((rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)) for rows in both)
+    nearest: NDArray[np.float32] = (one.astype(np.float32) @ other.T.astype(np.float32)).max(axis=1)
     return nearest
 
 
@@ -216,44 +210,36 @@ States = TypeVar("States", bound=tuple[Any, ...])
 """The states of C chains: a named tuple of arrays whose first axis is the chain."""
 
 
-@dataclass(frozen=True)
-class Proposal(Generic[States]):
-    """One proposed move for each of C chains.
+class ChainStep(NamedTuple, Generic[States]):
+    """What one step did to C chains.
 
     Attributes:
-        states: The proposed states z'.
-        log_correction: float64 (C,), log q(z | z') - log q(z' | z), with any base law that the score leaves out:
-            0 for moves that are reversible with respect to that base law.
+        states: The states after it.
+        proposed: The states that were proposed.
         moves: int64 (C,), which kind of move each chain was offered.
+        accepted: bool (C,).
     """
 
     states: States
-    log_correction: Floats
+    proposed: States
     moves: Ints
-
-
-class ChainStep(NamedTuple, Generic[States]):
-    """What one step did: the states after it, what was proposed, and bool (C,), what was accepted."""
-
-    states: States
-    proposal: Proposal[States]
     accepted: NDArray[np.bool_]
 
 
 def metropolis_hastings(
     initial: States,
-    propose: Callable[[States, np.random.Generator], Proposal[States]],
+    propose: Callable[[States, np.random.Generator], tuple[States, Ints]],
     score: Callable[[States], Floats],
     rng: np.random.Generator,
 ) -> Iterator[ChainStep[States]]:
     """Run chains whose stationary density is proportional to exp(score) times the base law of the proposals.
 
-    A move is accepted with probability min(1, exp(score(z') - score(z) + log_correction)). A score of minus infinity
-    forbids a state; a chain that starts in a forbidden state leaves it with the first allowed proposal.
+    A move is accepted with probability min(1, exp(score(z') - score(z))). A score of minus infinity forbids a state; a
+    chain that starts in a forbidden state leaves it with the first allowed proposal.
 
     Args:
         initial: The starting states of C chains.
-        propose: Draws one move for each chain.
+        propose: Draws one move for each chain, reversible with respect to the base law, and says of which kind.
         score: float64 (C,) log densities of states.
         rng: Source of all randomness.
 
@@ -262,14 +248,14 @@ def metropolis_hastings(
     """
     states, scores = initial, score(initial)
     while True:
-        proposal = propose(states, rng)
-        proposed = score(proposal.states)
-        possible = np.isfinite(proposed)
-        gain = np.where(possible, proposed, 0.0) - scores + proposal.log_correction
-        accepted = possible & (rng.random(len(proposed)) < np.exp(np.minimum(gain, 0.0)))
-        states = choose_states(accepted, proposal.states, states)
-        scores = np.where(accepted, proposed, scores)
-        yield ChainStep(states, proposal, accepted)
+        proposed, moves = propose(states, rng)
+        offered = score(proposed)
+        possible = np.isfinite(offered)
+        gain = np.where(possible, offered, 0.0) - scores
+        accepted = possible & (rng.random(len(moves)) < np.exp(np.minimum(gain, 0.0)))
+        states = choose_states(accepted, proposed, states)
+        scores = np.where(accepted, offered, scores)
+        yield ChainStep(states, proposed, moves, accepted)
 
 
 def choose_states(condition: NDArray[np.bool_], first: States, second: States) -> States:
@@ -314,9 +300,7 @@ class VisitedTexts:
 
     def densities(self, rows: Ints) -> Floats:
         """Return the log densities of rows of any shape, minus infinity for forbidden texts."""
-        known = np.array([*self.log_density, -np.inf])  # FORBIDDEN is -1, the last place
-        found: Floats = known[rows]
-        return found
+        return np.array([*self.log_density, -np.inf])[rows]  # FORBIDDEN is -1, the last place
 
 
 class AugmentationState(NamedTuple):
@@ -395,11 +379,8 @@ class AugmentationSpace:
         """Draw independent states of ``count`` chains from the base law mu, with their texts labelled."""
         return self._with_texts(self._draw(count, rng))
 
-    def propose(self, states: AugmentationState, rng: np.random.Generator) -> Proposal[AugmentationState]:
-        """Propose a jump (all redrawn), a local move (u redrawn on a block) or a new partner, for each chain.
-
-        The texts are labelled; corrections are 0, see the module's text.
-        """
+    def propose(self, states: AugmentationState, rng: np.random.Generator) -> tuple[AugmentationState, Ints]:
+        """Propose a jump (all redrawn), a local move (u redrawn on a block) or a new partner, for each chain."""
         count = len(states.base)
         moves = rng.choice(len(MOVES), size=count, p=MOVE_PROBABILITIES)
         fresh = self._draw(count, rng)
@@ -410,7 +391,7 @@ class AugmentationSpace:
         local = states._replace(u=np.where(block[:, :, None], fresh.u, states.u))
         partner = states._replace(partner=self._draw_from(states.base < self._other_count, rng))
         moved = choose_states(moves == 0, fresh, choose_states(moves == 1, local, partner))
-        return Proposal(self._with_texts(moved), np.zeros(count), moves)
+        return self._with_texts(moved), moves
 
     def score(self, states: AugmentationState) -> Floats:
         """Return the log density of states with respect to mu, up to a constant; minus infinity for forbidden texts."""
@@ -548,10 +529,9 @@ def draw_pool(
     candidates: dict[str, tuple[Any, ...]] = {}
     history: list[tuple[NDArray[Any], ...]] = []
     with progress.stage("candidates", size) as advance:
-        for states, proposal, accepted in itertools.islice(
-            metropolis_hastings(initial, space.propose, space.score, rng), limit
-        ):
-            history.append((states.row, proposal.states.row, proposal.moves, accepted))
+        steps = metropolis_hastings(initial, space.propose, space.score, rng)
+        for states, proposed_states, kinds, accepted in itertools.islice(steps, limit):
+            history.append((states.row, proposed_states.row, kinds, accepted))
             if len(history) <= config.burn_in:
                 continue
             before, columns = len(candidates), (states.row, states.base, states.operator, states.degree)

@@ -22,7 +22,7 @@ from l2a.data.examples import TextInput
 from l2a.data.fetch import Artifact, fetch_artifact
 from l2a.generator import tokens
 from l2a.generator.tokens import Ints, Rewrite, Texts, TokenSpace
-from l2a.teacher.model import load_masked_language_model
+from l2a.teacher.model import PACKAGED, Checkpoint
 from l2a.util.errors import UsageError, did_you_mean
 from l2a.util.progress import SILENT, Progress
 
@@ -308,8 +308,14 @@ def masked_words(name: str, max_length: int, progress: Progress = SILENT) -> Mas
         RunError: If the weights cannot be had.
         UsageError: If the folder is not a model with a tokenizer, or its vocabulary is not WordPiece.
     """
-    loaded = load_masked_language_model(name, progress)
-    return MaskedLanguageModel(*loaded, max_length) if loaded else None
+    from transformers import AutoModelForMaskedLM
+
+    if name in PACKAGED and not PACKAGED[name].masked_words:  # so that it need not be fetched
+        return None
+    checkpoint = Checkpoint("teacher.model", name, progress)
+    if not any(kind.endswith(("ForMaskedLM", "ForPreTraining")) for kind in checkpoint.config.architectures or []):
+        return None
+    return MaskedLanguageModel(checkpoint.load(AutoModelForMaskedLM, fresh_head=True), checkpoint.tokenizer, max_length)
 
 
 TextOperator = Callable[[Texts, Texts, float, np.random.Generator], list[Rewrite]]

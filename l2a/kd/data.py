@@ -95,14 +95,7 @@ class Renewal:
 
 
 def join(sets: Sequence[DistillationSet]) -> DistillationSet:
-    """Concatenate sets.
-
-    Args:
-        sets: One or more sets of one tokenizer and one teacher.
-
-    Returns:
-        All examples, in order.
-    """
+    """Concatenate one or more sets of one tokenizer and one teacher."""
     encoded, teacher = join_encoded([part.encoded for part in sets]), join_outputs([part.teacher for part in sets])
     return DistillationSet(encoded, teacher, np.concatenate([part.labels for part in sets]))
 
@@ -116,13 +109,9 @@ def join_encoded(parts: Sequence[EncodedTexts]) -> EncodedTexts:
     Returns:
         All texts, in order.
     """
-    lengths = np.concatenate([part.lengths for part in parts])
-    return EncodedTexts(
-        ids=np.concatenate([part.ids for part in parts]),
-        types=np.concatenate([part.types for part in parts]),
-        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        pad_id=parts[0].pad_id,
-    )
+    ids, types = (np.concatenate([getattr(part, name) for part in parts]) for name in ("ids", "types"))
+    offsets = np.cumsum([0, *(length for part in parts for length in part.lengths)], dtype=np.int64)
+    return EncodedTexts(ids, types, offsets, parts[0].pad_id)
 
 
 def refuse_constant_targets(data: DistillationSet) -> None:
@@ -135,10 +124,8 @@ def refuse_constant_targets(data: DistillationSet) -> None:
         RunError: If more than one text came and all soft labels agree to 1e-6.
     """
     if len(data) > 1 and float(np.ptp(data.teacher.probabilities(), axis=0).max()) < 1e-6:
-        raise RunError(
-            "teacher: it gives every text the same probabilities, so there is nothing to distil; "
-            "fine-tune it (teacher.fine_tuned: false) or check the order of its labels"
-        )
+        fix = "fine-tune it (teacher.fine_tuned: false) or check the order of its labels"
+        raise RunError(f"teacher: it gives every text the same probabilities, so nothing can be distilled; {fix}")
 
 
 WINDOW = 16

@@ -38,7 +38,8 @@ def soft_label_loss(student_logits: Tensor, teacher_logits: Tensor, temperature:
     """
     student = functional.log_softmax(student_logits / temperature, dim=1)
     teacher = functional.log_softmax(teacher_logits / temperature, dim=1)
-    return temperature**2 * functional.kl_div(student, teacher, reduction="none", log_target=True).sum(1)
+    losses: Tensor = temperature**2 * functional.kl_div(student, teacher, reduction="none", log_target=True).sum(1)
+    return losses
 
 
 def distillation_loss(
@@ -107,7 +108,7 @@ def subclass_loss(
     first = functional.cross_entropy(logits, targets, reduction="none")
     second = functional.cross_entropy(followed, classes, reduction="none")
     # Less the entropy of the folded head, which has no gradient here: the term is 0 where the layer follows the head.
-    return first + second - torch.special.entr(classes).sum(1)
+    return first.add(second).sub(torch.special.entr(classes).sum(1))
 
 
 def fold(subclass_logits: Tensor, counts: tuple[int, ...]) -> Tensor:

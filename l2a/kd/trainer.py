@@ -236,11 +236,9 @@ class KDTrainer:
             UsageError: If there are more processes than texts in a batch.
         """
         training.join_processes()
-        if config.batch_size < training.process_count():
-            raise UsageError(
-                f"kd.batch_size is {config.batch_size}, which {training.process_count()} processes cannot share; "
-                f"give at least {training.process_count()}"
-            )
+        size, least = config.batch_size, training.process_count()
+        if size < least:
+            raise UsageError(f"kd.batch_size is {size}, which {least} processes cannot share; give at least {least}")
         self.student = student
         self.steps_done = 0
         self.best: Score | None = None
@@ -464,12 +462,10 @@ class KDTrainer:
             loss = loss + config.hidden_weight * (hidden if each else hidden.mean())
         if not torch.isfinite(loss).all():
             ids = data.encoded.padded(indices[:3])["input_ids"]
-            ids = ids if self._table is None else self._table[0].cpu()[ids]
-            texts = first_texts(self.student.tokenizer, ids)
-            raise RunError(
-                f"kd: the loss is {loss.mean().item()} at step {self.steps_done}, in the batch that begins with "
-                f"{texts}; lower kd.learning_rate, or check that the teacher's outputs for these texts are finite"
-            )
+            texts = first_texts(self.student.tokenizer, ids if self._table is None else self._table[0].cpu()[ids])
+            where = f"at step {self.steps_done}, in the batch that begins with {texts}"
+            fix = "lower kd.learning_rate, or check that the teacher's outputs for these texts are finite"
+            raise RunError(f"kd: the loss is {loss.mean().item()} {where}; {fix}")
         return loss
 
     def _clip_gradients(self) -> float:

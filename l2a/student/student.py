@@ -127,17 +127,14 @@ def principal_word_vectors(states: NDArray[np.float32], size: int) -> torch.Tens
         UsageError: If e exceeds d.
     """
     projected = _projected(states, size)
-    scale: torch.Tensor = 0.1 * size**0.5 / projected.norm(dim=1).mean()
-    return projected * scale
+    return projected.mul(0.1 * size**0.5 / projected.norm(dim=1).mean())
 
 
 def _even_word_vectors(states: NDArray[np.float32], size: int) -> torch.Tensor:
     """Likewise, whitened and every row's norm 0.1 sqrt(e): a word then matches itself or its like, none by chance."""
     projected = _projected(states, size)
     whitened = projected / projected.std(0).clamp_min(1e-6)
-    lengths = whitened.norm(dim=1, keepdim=True).clamp_min(1e-6)
-    even: torch.Tensor = 0.1 * size**0.5 * whitened / lengths
-    return even
+    return whitened.mul(0.1 * size**0.5).div(whitened.norm(dim=1, keepdim=True).clamp_min(1e-6))
 
 
 def _projected(states: NDArray[np.float32], size: int) -> torch.Tensor:
@@ -192,23 +189,13 @@ def _compare(inner: nn.Linear, outer: nn.Linear, size: int) -> None:
         outer.weight[size : 2 * size, places] = sign * torch.eye(size) / 2.0
 
 
-def start_by_averaging(body: Any) -> None:
-    """Let every attention block of a BERT body start as the mean over all tokens.
-
-    Small random queries and keys attend to all tokens alike; identity values and outputs pass the mean on. With the
-    usual small random values the first token, which the classifier reads, sees nothing of the text for long.
-    """
-    with torch.no_grad():
-        for layer in body.encoder.layer:
-            nn.init.eye_(layer.attention.self.value.weight)
-            nn.init.eye_(layer.attention.output.dense.weight)
-
-
 def start_from_words(student: Student, vectors: NDArray[np.float32], of_pairs: bool) -> None:
     """Let a fresh student start as a mean over words; over words and what sets them apart from their matches in a pair.
 
-    What the teacher makes of each token alone already holds much of the task, also for words that no text shows; the
-    principal directions keep most of that.
+    Every attention block starts as the mean over all tokens: small random queries and keys attend to all tokens alike,
+    identity values and outputs pass the mean on. With the usual small random values the first token, which the
+    classifier reads, sees nothing of the text for long. What the teacher makes of each token alone already holds much
+    of the task, also for words that no text shows; the principal directions keep most of that.
 
     Args:
         student: A BERT classifier, changed in place.
@@ -219,8 +206,10 @@ def start_from_words(student: Student, vectors: NDArray[np.float32], of_pairs: b
     body, table = student.model.base_model, student.model.get_input_embeddings()
     marks_sides = any(student.tokenizer("a", "a")["token_type_ids"])
     aligned = aligned_size(body) if of_pairs and marks_sides else 0
-    start_by_averaging(body)
     with torch.no_grad():
+        for layer in body.encoder.layer:
+            nn.init.eye_(layer.attention.self.value.weight)
+            nn.init.eye_(layer.attention.output.dense.weight)
         if aligned:
             table.weight.zero_()
             table.weight[:, : aligned - 1] = _even_word_vectors(vectors, aligned - 1)
@@ -298,6 +287,7 @@ def _inputs_of(layer: nn.Linear, student: Student, texts: Sequence[TextInput]) -
 
 DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout")
 """Zero in every student: with so few updates, dropout costs time and helps nothing."""
+BERT_FAMILY = "a model of the BERT family, such as BERT, MPNet, ELECTRA or DistilBERT"
 PIECE = "##"
 """Marks a token that continues a word."""
 
@@ -310,10 +300,8 @@ def refuse_other_tokenizers(tokenizer: Any, reader: str) -> None:
     """
     model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
     if model["type"] != "WordPiece" or model["continuing_subword_prefix"] != PIECE:
-        raise UsageError(
-            f"{reader} needs a WordPiece vocabulary, and this one is {model['type']}; give --teacher or --student a "
-            "model of the BERT family, such as BERT, MPNet, ELECTRA or DistilBERT"
-        )
+        needed = f"needs a WordPiece vocabulary, and this one is {model['type']}"
+        raise UsageError(f"{reader} {needed}; give --teacher or --student {BERT_FAMILY}")
 
 
 def count_tokens(tokenizer: Any, texts: Sequence[TextInput]) -> NDArray[np.int64]:
@@ -421,11 +409,9 @@ def largest_fitting(config: StudentConfig, teacher: Teacher, sizes: Sequence[int
     if not fitting:
         least = parameters_count(shape(sizes[0]))
         share = math.ceil(1000 * least / teacher.parameters_count) / 1000
-        raise UsageError(
-            f"student.max_share: {config.max_share} of the teacher are {budget:,} parameters, but the preset "
-            f"{config.preset!r} needs at least {least:,}; raise student.max_share to {share}, choose another "
-            "student.preset, or give --student a smaller checkpoint"
-        )
+        lack = f"{budget:,} parameters, but the preset {config.preset!r} needs at least {least:,}"
+        fix = f"raise student.max_share to {share}, choose another student.preset, or give --student a smaller model"
+        raise UsageError(f"student.max_share: {config.max_share} of the teacher are {lack}; {fix}")
     return shape(sizes[fitting - 1])
 
 
@@ -469,16 +455,13 @@ def _pruned(
     config: StudentConfig, teacher: Teacher, label_names: tuple[str, ...], texts: Sequence[TextInput], weights: bool
 ) -> Student:
     """Cut a student out of the teacher or a packaged encoder: as many layers as are allowed, then as many tokens."""
-    base = teacher
-    if config.preset in PACKAGED:
-        base = load_encoder(config.preset, label_names, 0, weights=weights)
+    packaged = config.preset in PACKAGED
+    base = load_encoder(config.preset, label_names, 0, weights=weights) if packaged else teacher
     tokenizer, original = base.tokenizer, base.encoder
     refuse_other_tokenizers(tokenizer, f"student.preset {config.preset!r}")
     if not queries_of(original):
-        raise UsageError(
-            f"student.preset {config.preset!r} cannot cut a {original.config.model_type}; choose another "
-            "student.preset or a teacher such as BERT, MPNet, ELECTRA or DistilBERT"
-        )
+        fix = f"choose another student.preset, or as the teacher {BERT_FAMILY}"
+        raise UsageError(f"student.preset {config.preset!r} cannot cut a {original.config.model_type}; {fix}")
 
     def shape(layers: int, vocabulary: int, pad_token_id: int = 0) -> Any:
         shaped = copy.deepcopy(original.config)
@@ -569,11 +552,9 @@ def build_student(
             chosen = resolve_preset(config, teacher)
             return PRESETS[chosen.preset](chosen, teacher, label_names, texts, weights)
         student = load_checkpoint(config.model, label_names, weights)
-    share = student.parameters_count / teacher.parameters_count
-    if share > config.max_share:
-        raise UsageError(
-            f"student.model {config.model!r}: its {student.parameters_count:,} parameters are {share:.1%} of the "
-            f"teacher's {teacher.parameters_count:,}, but at most {config.max_share:.1%} is allowed; raise "
-            "student.max_share or give a smaller checkpoint"
-        )
+    ours, theirs = student.parameters_count, teacher.parameters_count
+    if ours / theirs > config.max_share:
+        excess = f"its {ours:,} parameters are {ours / theirs:.1%} of the teacher's {theirs:,}"
+        fix = f"but at most {config.max_share:.1%} is allowed; raise student.max_share or give a smaller checkpoint"
+        raise UsageError(f"student.model {config.model!r}: {excess}, {fix}")
     return student

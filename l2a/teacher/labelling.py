@@ -344,20 +344,16 @@ def refuse_useless_teacher(labeller: Labeller, reward: Examples, progress: Progr
         RunError: If it is below chance by more than a standard error; near chance it is a warning.
     """
     if not len(reward):
-        logger.warning(
-            "teacher: no label is held out, so nothing tells whether it knows the target; give --dev-shots 8"
-        )
+        logger.warning("teacher: no label is held out to tell whether it knows the target; give --dev-shots 8")
         return float("nan")
     chance = 1 / len(reward.label_names)
     accuracy = float(np.mean(labeller(reward.inputs).logits.argmax(axis=1) == reward.labels))
     progress.event("teacher_on_reward_split", accuracy=accuracy, chance=chance)
-    message = (
-        f"teacher: it is right on {accuracy:.0%} of {len(reward)} held-out target examples, chance is {chance:.0%}; "
-        "check that the labels of source and target mean the same, give more --shots, or choose another --teacher"
-    )
+    fix = "check that the labels of source and target mean the same, give more --shots, or choose another --teacher"
+    found = f"it is right on {accuracy:.0%} of {len(reward)} held-out target examples, chance is {chance:.0%}"
     standard_error = (chance * (1 - chance) / len(reward)) ** 0.5
     if accuracy < chance - standard_error:
-        raise RunError(message)
+        raise RunError(f"teacher: {found}; {fix}")
     if accuracy < chance + 2 * standard_error:
-        logger.warning(message)
+        logger.warning("teacher: %s; %s", found, fix)
     return accuracy

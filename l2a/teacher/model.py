@@ -333,10 +333,8 @@ def load_fine_tuned(
     checkpoint = Checkpoint("teacher.model", model, progress)
     names = checkpoint.label_names
     if sorted(names) != sorted(label_names):
-        raise UsageError(
-            f"{checkpoint.name}: its labels are {', '.join(names)}, the target's are {', '.join(label_names)}; "
-            "rename the labels in one of the two, or set teacher.fine_tuned to false"
-        )
+        both = f"its labels are {', '.join(names)}, the target's are {', '.join(label_names)}"
+        raise UsageError(f"{checkpoint.name}: {both}; rename the labels of one, or set teacher.fine_tuned to false")
     classifier = checkpoint.load(AutoModelForSequenceClassification, weights)
     order, layer = [names.index(name) for name in label_names], output_layer(classifier)
     with torch.no_grad():
@@ -361,20 +359,3 @@ def check_teacher(
     teacher = load(config.model, label_names, progress=progress, weights=False)
     refuse_long_sequences(f"teacher.model {config.model!r}", teacher.positions, max_length)
     return teacher
-
-
-def load_masked_language_model(model: str, progress: Progress = SILENT) -> tuple[Any, Any] | None:
-    """Load a model with its masked-LM head, in eval mode, and its tokenizer; None where its weights have no such head.
-
-    Raises:
-        RunError: If the weights cannot be had.
-        UsageError: If the model is broken or no encoder with a fast tokenizer.
-    """
-    from transformers import AutoModelForMaskedLM
-
-    if model in PACKAGED and not PACKAGED[model].masked_words:  # so that it need not be fetched
-        return None
-    checkpoint = Checkpoint("teacher.model", model, progress)
-    if not any(name.endswith(("ForMaskedLM", "ForPreTraining")) for name in checkpoint.config.architectures or []):
-        return None
-    return checkpoint.load(AutoModelForMaskedLM, fresh_head=True), checkpoint.tokenizer
