@@ -18,6 +18,7 @@ CARD_FILES = (".yaml", ".yml")
 # Where a card that is found by its name may take its algorithm from: a folder ``agents`` that happens to lie in the
 # working directory shall not run code of its own. A card that is given by its path may name any module.
 PACKAGES = ("stable_baselines3", "sb3_contrib", "l2a")
+BANDIT = "l2a.selector.arms.thompson"  # the one algorithm that is no class of Stable-Baselines3
 RULE_NAMES = (
     "all", "random", "random_per_origin", "nearest", "domain_ratio", "confidence", "glitter", "llkd", "low_variance",
     "oracle"
@@ -41,6 +42,8 @@ class AgentCard:
         scale_rewards: Divide rewards by their running spread; off for an algorithm that needs them in nats.
         rescore_every: Updates of the student after which the pool is scored again in a round, by the rule or by the
             policy as it is then; None for once a round.
+        acts_on: What it chooses: each candidate, or the shares of arms (``l2a.selector.arms``), for which it is trained
+            in the run.
     """
 
     description: str
@@ -52,6 +55,7 @@ class AgentCard:
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
     scale_rewards: bool = True
     rescore_every: int | None = None
+    acts_on: Literal["candidates", "arms"] = "candidates"
 
     def __post_init__(self) -> None:
         """Check the numbers once."""
@@ -76,8 +80,8 @@ class AgentCard:
 
     @property
     def learns(self) -> bool:
-        """Whether a policy is trained."""
-        return self.rule is None and self.policy is None
+        """Whether a policy is trained that other pools can use."""
+        return self.rule is None and self.policy is None and self.acts_on == "candidates"
 
 
 def _as_number(value: Any) -> Any:
@@ -137,7 +141,7 @@ def check_agent(name: str) -> None:
         from l2a.selector.algorithms import load_policy  # here, as it imports torch, which rules can do without
 
         load_policy(Path(card.policy))
-    elif card.learns:
+    elif card.rule is None and card.algorithm != BANDIT:
         algorithm_class(card)
 
 

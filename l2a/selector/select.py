@@ -15,6 +15,7 @@ from l2a.data.examples import TextInput
 from l2a.selector import problem as pools
 from l2a.selector.agents import load_agent
 from l2a.selector.algorithms import TrainedPolicy, load_policy, train_agent, warn_if_constant
+from l2a.selector.arms import pool_arms, train_shares
 from l2a.selector.environment import Episodes, SelectionTask, build_task
 from l2a.selector.problem import Fact, Floats, Selection, SelectionProblem, keep_best
 from l2a.selector.reward import build_surrogate, surrogate_reward
@@ -60,10 +61,17 @@ def select(
         # would correlate by chance; policies that are trained in the run come near the best half of themselves.
         others = (task.surrogate.influences, -task.surrogate.influences)
     else:
-        training = train_agent([task], config.agent, card, config, int(rng.integers(2**31)), start_from, progress)
+        seed, judged = int(rng.integers(2**31)), []
+        if card.acts_on == "arms":
+            names, arms = pool_arms(problem.pool)
+            shares, training = train_shares(task, arms, card, config, seed, progress)
+            facts["arms"] = dict(zip(names, shares.tolist(), strict=True))
+            judged = [pools.in_shares(shares, arms, task.classes, rng)]
+        else:
+            training = train_agent([task], config.agent, card, config, seed, start_from, progress)
         policies, facts["training_steps"] = training.snapshots, training.steps
         facts |= {"steps_per_second": training.steps_per_second, "reward_curve": list(training.reward_curve)}
-    judged = [score_pool(policy, task, config.keep_rate, rng) for policy in policies]
+    judged = [score_pool(policy, task, config.keep_rate, rng) for policy in policies] or judged
     best = last = len(judged) - 1
     if problem.real_reward is not None and config.real_evaluations > 0:
         tiers, judged = rerank(judged, task, problem.real_reward, config, rng, others)
@@ -78,7 +86,8 @@ def select(
             best, facts["chosen"] = len(judged) - 1, "random: the labels refuse the selection"
             logger.warning("selector: labels of the reward split refuse %s; a random choice is used", config.agent)
     kept = keep_best(judged[best], config.keep_rate, task.classes)
-    return Selection(kept, judged[best], config.agent, facts, policies[min(best, last)], fell_back=best > last)
+    policy = policies[min(best, last)] if policies else None
+    return Selection(kept, judged[best], config.agent, facts, policy, fell_back=best > last)
 
 
 def _label_gain(problem: SelectionProblem, kept: NDArray[np.bool_], plain: NDArray[np.bool_]) -> dict[str, Fact]:

@@ -16,7 +16,9 @@ from stable_baselines3.common.env_checker import check_env as sb3_check_env
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
 from l2a.config import SelectorConfig
+from l2a.selector.arms import SharesEnvironment
 from l2a.selector.environment import ENVIRONMENT_ID, SelectionEnvironment, SelectionVecEnv, build_task
+from l2a.selector.reward import surrogate_reward
 
 SMALL = SelectorConfig(batch=8, episode_steps=4)
 
@@ -47,6 +49,23 @@ def test_both_checkers_pass_without_a_warning(task):
         warnings.simplefilter("error")
         sb3_check_env(SelectionEnvironment(task))
         gymnasium_check_env(gymnasium.make(ENVIRONMENT_ID, task=task).unwrapped)
+    shares = SharesEnvironment(task, np.arange(len(task)) % 5)
+    sb3_check_env(shares)
+    gymnasium_check_env(shares, skip_render_check=True)
+
+
+def test_shares_draw_each_candidate_once_and_earn_the_gain_of_what_they_drew(task):
+    environment, arms = SharesEnvironment(task, np.arange(len(task)) % 5), np.array([1, 1, 1, -1, -1], np.float32)
+    environment.reset(seed=1)
+    rewards, ended = [], False
+    while not ended:
+        _, reward, ended, _, _ = environment.step(arms)
+        rewards.append(reward)
+    drawn = [members[:count] for members, count in zip(environment._members, environment._drawn, strict=True)]
+    kept = np.zeros(len(task), bool)
+    kept[np.concatenate(drawn)] = True
+    assert kept.sum() == task.steps * task.batch and kept[3::5].sum() + kept[4::5].sum() <= 2
+    assert sum(rewards) == pytest.approx(surrogate_reward(task.surrogate, kept), abs=1e-6)
 
 
 @given(

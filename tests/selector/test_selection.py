@@ -12,6 +12,7 @@ from scipy.special import softmax
 
 from l2a.config import SelectorConfig
 from l2a.selector.agents import algorithm_class, load_agent
+from l2a.selector.arms import pool_arms
 from l2a.selector.problem import (
     RULES,
     SelectionProblem,
@@ -28,6 +29,7 @@ from l2a.util.errors import RunError, UsageError
 
 QUICK = SelectorConfig(agent="ppo", batch=16, episode_steps=4, training_steps=256, snapshots=2, real_evaluations=5)
 LEARNED = ("a2c", "dvrl", "ppo", "reinforce")
+OF_ARMS = ("bandit", "shares")
 
 
 def rng():
@@ -36,7 +38,7 @@ def rng():
 
 def test_every_shipped_card_is_valid():
     cards = {name: load_agent(name) for name in list_cards("agents")}
-    assert {name for name, card in cards.items() if card.rule is None} == {*LEARNED, "pretrained"}
+    assert {name for name, card in cards.items() if card.rule is None} == {*LEARNED, *OF_ARMS, "pretrained"}
     assert {card.rule for card in cards.values() if card.rule} == set(RULES)
     for name in LEARNED:
         algorithm_class(cards[name])
@@ -45,7 +47,7 @@ def test_every_shipped_card_is_valid():
 
 
 @pytest.mark.parametrize("keep_rate", [0.1, 0.5, 0.77])
-@pytest.mark.parametrize("agent", [*sorted(set(RULES) - {"all"}), "ppo", "pretrained"])
+@pytest.mark.parametrize("agent", [*sorted(set(RULES) - {"all"}), *OF_ARMS, "ppo", "pretrained"])
 def test_every_agent_keeps_exactly_the_asked_share(problem, agent, keep_rate):
     config = dataclasses.replace(QUICK, agent=agent, keep_rate=keep_rate)
     selection = select(problem, config, rng())
@@ -61,7 +63,7 @@ def test_all_keeps_everything(problem):
     assert select(problem, dataclasses.replace(QUICK, agent="all"), rng()).kept.all()
 
 
-@pytest.mark.parametrize("agent", LEARNED)
+@pytest.mark.parametrize("agent", [*LEARNED, *OF_ARMS])
 def test_learning_is_the_same_for_the_same_seed(problem, agent):
     config = dataclasses.replace(QUICK, agent=agent)
     first = select(problem, config, rng())
@@ -119,6 +121,27 @@ def test_rules_do_not_depend_on_the_reward_split(problem):
     other = dataclasses.replace(problem, influences=lambda: -problem.influences())
     for rule in RULES.values():
         assert np.array_equal(rule(problem, rng()), rule(other, rng()))
+
+
+def test_shares_are_found_that_favour_the_arms_that_help(problem_and_good):
+    """Good candidates are near, so the arms of near ones hold more of them; inside an arm nothing is known."""
+    problem, good = problem_and_good
+    near = problem.pool.log_density >= np.median(problem.pool.log_density)
+    for agent, steps in (("bandit", 400), ("shares", 6000)):
+        config = dataclasses.replace(QUICK, agent=agent, training_steps=steps, keep_rate=0.2)
+        found = select(problem, config, rng())
+        assert near[found.kept].mean() > 0.8 and good[found.kept].mean() > good.mean() + 0.2
+        assert sum(found.diagnostics["arms"].values()) == pytest.approx(1)
+        assert len(found.diagnostics["reward_curve"]) > 0 and found.policy is None
+
+
+def test_arms_are_what_the_pool_has_and_never_too_many(make_problem):
+    pool = make_problem(size=4000)[0].pool
+    names, arms = pool_arms(pool)
+    assert len(names) == 44 == len(np.unique(arms)) and names[0] == "source, knn, degree 0.0, far"
+    many = dataclasses.replace(pool, origins=tuple(f"file {i % 9}:{i}" for i in range(4000)))
+    names, arms = pool_arms(many)
+    assert len(names) == 48 == len(np.unique(arms)) and "others" in names
 
 
 def test_arms_get_the_shares_that_are_asked_for(problem):
