@@ -31,7 +31,7 @@ from transformers import BertModel, BertTokenizerFast
 from benchmarks import trust
 from l2a.cli import app
 from l2a.experiments import runner
-from l2a.pipeline import augment, distill, methods, policies
+from l2a.pipeline import augment, distill, policies, run
 from l2a.pretrain import trainer
 from l2a.util import files
 from tests.conftest import NEGATIVE, NEUTRAL, POSITIVE, tiny_bert_config, write_domain
@@ -114,7 +114,7 @@ def start(command: str, folder: Path, threads: int = 1) -> int:
         files.SAVE_SECONDS, files.SAVE_COST = 0.0, float("inf")
         trainer.BATCH_SIZE = 128 if command == "larger pretrain" else 8
         times = dict.fromkeys(("batch_1", "batch_1_spread", "batch_32", "batch_32_spread"), 0.0)
-        methods.measure_latency = lambda *_: times  # it takes seconds, and times are not compared
+        run.measure_latency = lambda *_: times  # it takes seconds, and times are not compared
         sys.argv = ["l2a", *COMMANDS[command].split()]
         app.main()
         code = 0

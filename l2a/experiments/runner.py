@@ -322,7 +322,7 @@ def _measure(planned: PlannedCell, run_method: RunMethod, progress: Progress) ->
     with one_thread():
         result = run_method(cell.config, cell.method, progress)
     wall_seconds = time.perf_counter() - started
-    accuracy, macro_f1 = accuracy_and_macro_f1(result.labels, result.predictions, len(result.label_names))
+    accuracy, macro_f1 = accuracy_and_macro_f1(result.test.labels, result.predictions, len(result.test.label_names))
     packages = ("torch", "transformers", "tokenizers", "stable-baselines3", "scikit-learn", "numpy")
     machine: dict[str, str | int | float] = {  # what bears on time and rounding; nothing names the machine
         "platform": f"{platform.system()} {platform.machine()}", "cores": psutil.cpu_count() or 1,
@@ -331,7 +331,7 @@ def _measure(planned: PlannedCell, run_method: RunMethod, progress: Progress) ->
     }  # fmt: skip
     return CellResult(
         **cell.place._asdict(), method=cell.method, key=planned.key, preset=cell.preset, accuracy=accuracy,
-        macro_f1=macro_f1, test_examples=len(result.labels), predictions=fingerprint(result.predictions),
+        macro_f1=macro_f1, test_examples=len(result.test), predictions=fingerprint(result.predictions),
         parameters=result.parameters, labels_used=result.labels_used, seconds=round(result.seconds, 2),
         wall_seconds=round(wall_seconds, 2), data=planned.files, machine=machine, code=code_fingerprint(),
         versions={"l2a": __version__, "python": platform.python_version(), **{it: version(it) for it in packages}},

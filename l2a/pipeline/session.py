@@ -19,7 +19,7 @@ from l2a.generator.operators import check_operators
 from l2a.kd.data import DistillationSet, Renewal, join, refuse_constant_targets
 from l2a.kd.losses import fit_subclasses, teacher_output_weight
 from l2a.kd.trainer import KDTrainer, calibrated_log_likelihoods, fit_output_layer
-from l2a.pipeline.data import RunData, load_run_data
+from l2a.pipeline.distill import RunData, load_run_data
 from l2a.student.student import Student, build_student, check_student, wants_small_rate
 from l2a.teacher.finetune import RECIPE, fine_tune, fine_tuned, frozen_layers
 from l2a.teacher.labelling import Labeller, cached_labeller, predict, refuse_useless_teacher
@@ -93,14 +93,12 @@ class RunContext:
         texts = (*self.data.source.inputs, *self.data.splits.train.inputs, *few)
         return fit_word_average(self.teacher.tokenizer, self.teacher.word_embeddings(), texts, self.config.max_length)
 
-    @property
-    def near_texts(self) -> tuple[TextInput, ...]:
-        """The unlabelled texts that are used, by their nearness to the target: those set apart too, its shots not."""
-        return tuple(self.near_origins)
-
     @cached_property
-    def near_origins(self) -> dict[TextInput, str]:
-        """Where each of these texts comes from, such as "reviews.txt:17"."""
+    def near_texts(self) -> dict[TextInput, str]:
+        """The unlabelled texts that are used, by their nearness to the target: those set apart too, its shots not.
+
+        Beside each stands where it comes from, such as "reviews.txt:17".
+        """
         config, rng = self.config.generator, np.random.default_rng([self.config.seed, 5])
         target, many = self.data.splits.train.inputs, self.data.unlabelled
         size, choice = config.unlabelled_size, config.unlabelled_choice
@@ -116,7 +114,7 @@ class RunContext:
         They are unlabelled texts where there are enough, else a fifth of the source at most, out of its nearest half.
         """
         wanted, source = 2 * self.config.kd.divergence_size, self.data.source.inputs
-        rng, near = np.random.default_rng([self.config.seed, 7]), self.near_texts
+        rng, near = np.random.default_rng([self.config.seed, 7]), tuple(self.near_texts)
         if len(near) < 4 * wanted:
             target, half = self.data.splits.train.inputs, len(source) // 2
             nearest = choose_texts(source, target, half, "near", self.embed, rng)

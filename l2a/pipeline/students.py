@@ -233,7 +233,7 @@ def generator_inputs(session: TrainingSession) -> GeneratorInputs:
         Texts, labels, tokens, neighbours and callables.
     """
     context = session.context
-    others = {text: context.near_origins[text] for text in session.unlabelled}
+    others = {text: context.near_texts[text] for text in session.unlabelled}
     others |= {text: origin for text, origin in _made_texts(session).items() if text not in others}
     return GeneratorInputs(
         source_inputs=context.source.inputs,

@@ -101,7 +101,7 @@ def fake_run_method(trace: Path) -> Callable[..., Any]:
 
         import torch
 
-        from l2a.pipeline.data import load_run_data
+        from l2a.pipeline.distill import load_run_data
         from l2a.util.errors import RunError
 
         with open(trace, "a") as file:
@@ -129,8 +129,8 @@ def fake_run_method(trace: Path) -> Callable[..., Any]:
         predictions = logits(test.inputs).argmax(1).numpy()
         facts = {"threads": torch.get_num_threads(), "weights": head[1].weight.sum().item()}
         return SimpleNamespace(
-            name=row, predictions=predictions, labels=test.labels, label_names=test.label_names, parameters=100,
-            labels_used=data.splits.labels_used, seconds=0.5, diagnostics=facts,
+            name=row, test=test, predictions=predictions, parameters=100, labels_used=data.splits.labels_used,
+            seconds=0.5, diagnostics=facts,
         )  # fmt: skip
 
     return run_method

@@ -89,7 +89,7 @@ def test_eda_reads_its_synonyms(context, monkeypatch):
 @pytest.mark.slow
 def test_the_row_runs_by_its_name(context):
     result = run_method(with_operator(context, "mixkd").config, "augmented_kd_student")
-    assert len(result.predictions) == len(result.labels)
+    assert len(result.predictions) == len(result.test.labels)
 
 
 def test_an_unknown_operator_is_refused(context):
@@ -137,7 +137,7 @@ def test_fine_tuning_learns_and_runs_by_its_name_without_any_teacher(context, mo
     for name in ("fine_tuned", "refuse_useless_teacher"):
         monkeypatch.setattr(f"l2a.pipeline.session.{name}", refuse)
     result = run_method(with_operator(context, "augpro_mix").config, "augmented_fine_tuned_student")
-    assert (result.predictions == result.labels).mean() > 0.8
+    assert (result.predictions == result.test.labels).mean() > 0.8
 
 
 @pytest.mark.parametrize("operator", [None, "augpro_fgsm", "mixkd"])

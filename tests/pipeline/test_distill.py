@@ -14,8 +14,7 @@ from benchmarks import kills
 from l2a.cli.app import print_result
 from l2a.config import as_yaml, override
 from l2a.data.examples import HeldOut, normalised_hash
-from l2a.pipeline.data import load_run_data
-from l2a.pipeline.distill import distill
+from l2a.pipeline.distill import distill, load_run_data
 from l2a.pipeline.methods import METHODS, compared_methods, run_method
 from l2a.pipeline.session import RunContext
 from l2a.selector.algorithms import load_facts
@@ -101,7 +100,7 @@ def test_a_failed_run_leaves_its_log_and_nothing_else(config, tmp_path, monkeypa
     def fail(*arguments, **options):
         raise RunError("the loss is nan")
 
-    monkeypatch.setattr("l2a.pipeline.methods.compared_methods", fail)
+    monkeypatch.setattr("l2a.pipeline.run.compared_methods", fail)
     with pytest.raises(RunError, match=r"nan; the log is .*failed\.log\.jsonl"):
         distill(override(config, {"compare": False, "output_dir": str(tmp_path / "run")}))
     left = {path.name for path in (tmp_path / "run").iterdir() if path.name != ".l2a.lock"}

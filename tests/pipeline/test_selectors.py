@@ -11,7 +11,7 @@ from scipy.stats import spearmanr
 
 from l2a.config import override
 from l2a.data.examples import HeldOut, normalised_hash
-from l2a.pipeline.data import load_run_data
+from l2a.pipeline.distill import load_run_data
 from l2a.pipeline.methods import run_method
 from l2a.pipeline.policies import (
     ORACLES,

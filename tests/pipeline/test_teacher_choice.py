@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from l2a.config import override
+from l2a.data.examples import Examples
 from l2a.pipeline import methods, session
 from l2a.pipeline.methods import METHODS, MethodResult
+from l2a.pipeline.run import warn_of_student
 from l2a.pipeline.session import RunContext
 from l2a.teacher.labelling import TeacherOutputs
 
@@ -83,10 +85,8 @@ def test_a_student_that_a_linear_model_or_a_constant_answer_beats_is_warned_of(
     trained = SimpleNamespace(student=SimpleNamespace(tokenizer=None))
     tested = np.array([0, 0, 1])
     said = tested if student_is_right else 0 * tested
-    inputs = tuple((f"text {i}",) for i in tested)
-    methods.warn_of_student(
-        context, trained, MethodResult("l2a_student", said, tested, ("bad", "good", "so so"), 1, 1, 0.0, {}, inputs)
-    )
+    test = Examples(tuple((f"text {i}",) for i in tested), tested, ("bad", "good", "so so"))
+    warn_of_student(context, trained, MethodResult("l2a_student", test, said, 1, 1, 0.0, {}))
     absent, *others = caplog.messages
     assert absent == "test split: no example of so so; add some, or leave the class out everywhere"
     if student_is_right:

@@ -1,0 +1,296 @@
+"""The second half of a run, from its data to its folder, and the whole run as a scikit-learn classifier."""
+
+import logging
+import tempfile
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from sklearn.exceptions import NotFittedError
+
+from l2a.config import DistillConfig, as_yaml
+from l2a.data import examples
+from l2a.data.domains import provenance
+from l2a.evaluation.baselines import tfidf_logreg
+from l2a.evaluation.metrics import classification_metrics, measure_latency
+from l2a.pipeline.distill import DistillResult, RunData, command, distill
+from l2a.pipeline.methods import MethodResult, compared_methods, evaluate_method, student_logits
+from l2a.pipeline.policies import headroom_note, known_headroom, open_policy, training_facts
+from l2a.pipeline.session import FEWEST_TO_CHOOSE, RunContext
+from l2a.pipeline.students import Round, TrainedStudent
+from l2a.report import page, run_folder
+from l2a.selector.agents import load_agent
+from l2a.selector.algorithms import save_policy
+from l2a.selector.problem import Selection
+from l2a.selector.select import inspect_policy
+from l2a.serving.classifier import Classifier, Engine, as_inputs, fit_temperature, open_student, write_temperature
+from l2a.student.student import resolve_preset
+from l2a.teacher.model import PACKAGED
+from l2a.util.files import atomic_write_text, to_json
+from l2a.util.progress import Progress, process_rank
+
+logger = logging.getLogger(__name__)
+
+
+def train_and_write(config: DistillConfig, progress: Progress, data: RunData, folder: Path) -> DistillResult:
+    """Train and evaluate every method of a run, choose a student and fill the folder.
+
+    Args:
+        config: The run.
+        progress: Shows how far it is.
+        data: Its data.
+        folder: Where to write; it takes its final name later.
+
+    Returns:
+        The rows of the comparison and everything measured.
+
+    Raises:
+        UsageError: If a model cannot be used.
+        RunError: If training fails, or the exported student does not reproduce the trained one.
+    """
+    context = RunContext(config, progress, data)
+    with progress.stage("check the models"):
+        context.check_models()
+    headroom = known_headroom(context) if load_agent(config.selector.agent).rule is None else {}
+    if headroom:
+        progress.say(f"note: {headroom_note(headroom)} (l2a selector headroom)")
+    students, rows, results = _compare(context)
+    best = next(iter(students))
+    for name, trained in students.items():
+        best = name if trained.score.beats(students[best].score) else best
+    count, teacher_count = students[best].student.parameters_count, context.teacher.parameters_count
+    progress.say(
+        f"the student has {count:,} parameters, {count / teacher_count:.1%} of the teacher's {teacher_count:,}"
+    )
+    if len(students) > 1:
+        scores = ", ".join(f"{name} {trained.score}" for name, trained in students.items() if name != best)
+        progress.say(f"{best} is saved: it follows the teacher best, {students[best].score} ({scores})")
+    warn_of_student(context, students[best], results[best])
+    # Of several processes the first one writes; transformers saves no model in the others.
+    seconds = {name: round(value, 3) for name, value in progress.seconds_by_stage.items()}
+    facts = {"student": best, "seconds_by_stage": seconds, "command": command(), "headroom": headroom or None}
+    metrics = {} if process_rank() else _write(context, facts, folder, students, rows, results)
+    return DistillResult(Path(config.output_dir).expanduser(), best, rows, metrics)
+
+
+Comparison = tuple[dict[str, TrainedStudent], tuple[run_folder.MethodReport, ...], dict[str, MethodResult]]
+
+
+def _compare(context: RunContext) -> Comparison:
+    """Train every method that a distillation shows, then evaluate each on the test split.
+
+    The students come by the name of their method, "l2a_student" among them.
+    """
+    methods, fitted = compared_methods(context.config), {}
+    advance_whole = context.progress.whole("methods", len(methods))
+    for number, method in enumerate(methods, 1):
+        context.progress.say(f"[{number}/{len(methods)}] {method.name}: {method.help}")
+        started = time.monotonic()
+        fitted[method.name] = method.fit(context)
+        context.progress.event("fitted", row=method.name, row_seconds=round(time.monotonic() - started, 3))
+        advance_whole(1)
+    few, rows, results = context.data.target_labels.inputs[:64], [], {}
+    with context.progress.stage("evaluate", len(fitted)) as advance:
+        for name, one in fitted.items():
+            result, rng = evaluate_method(context, name, one, 0.0), np.random.default_rng([context.config.seed, 3])
+            results[name] = result
+            metrics = classification_metrics(result.test.labels, result.predictions, len(result.test.label_names), rng)
+            latency = measure_latency(one.predict, few, one.module)
+            rows.append(run_folder.MethodReport(name, metrics, one.parameters, latency))
+            advance(1)
+    return {name: one.trained for name, one in fitted.items() if one.trained is not None}, tuple(rows), results
+
+
+def warn_of_student(context: RunContext, student: TrainedStudent, result: MethodResult) -> None:
+    """Warn where a linear model is right more often on the held-out labels, or a constant answer on the test split.
+
+    Args:
+        context: The run.
+        student: The one to save; too few held-out labels do not judge it.
+        result: The same on the test split.
+    """
+    test = result.test
+    examples.warn_of_absent_classes("test split", test)
+    counts = np.bincount(test.labels, minlength=len(test.label_names)) / len(test)
+    if (right := float((result.predictions == test.labels).mean())) <= counts.max():
+        logger.warning(
+            "%s: right on %.1f%% of the test split, where the answer %r to every text is on %.1f%%, so it learned "
+            "nothing of use; give more labels or another source, or raise kd.rounds",
+            result.name, 100 * right, test.label_names[counts.argmax()], 100 * counts.max(),
+        )  # fmt: skip
+    data, held_out = context.data, context.data.held_out_labels
+    if len(held_out) < FEWEST_TO_CHOOSE:
+        return
+    linear = tfidf_logreg(data.source, data.splits.train, context.config.seed).predict(held_out.inputs)
+    own = student_logits(context, student.student, held_out.inputs)
+    accuracies = [float((found == held_out.labels).mean()) for found in (linear, own.argmax(axis=1))]
+    if accuracies[0] > accuracies[1]:
+        logger.warning(
+            "a linear model on words is right on %.0f%% of the %d held-out target labels, the student on %.0f%%: look "
+            "at tfidf_logreg in the table before you ship the student",
+            100 * accuracies[0], len(held_out), 100 * accuracies[1],
+        )  # fmt: skip
+
+
+def _write(
+    context: RunContext, facts: Mapping[str, Any], folder: Path, students: Mapping[str, TrainedStudent],
+    rows: tuple[run_folder.MethodReport, ...], results: Mapping[str, MethodResult],
+) -> dict[str, Any]:  # fmt: skip
+    """Write student, selector, candidates, metrics, model card and page; the content of ``metrics.json`` comes back.
+
+    The facts are what that says beside what is known here; their "student" names the one to save.
+    """
+    config, data, rounds = context.config, context.data, students["l2a_student"].rounds
+    student = students[facts["student"]].student
+    student.model.to("cpu")
+    preset = resolve_preset(config.student, context.teacher).preset
+    sides = {"target": [config.target], "source": [str(config.source)], "unlabelled": list(config.unlabelled)}
+    start = config.student.model or (preset if preset in PACKAGED else config.teacher.model)
+    known = {
+        "validation_log_likelihood": {name: trained.score.log_likelihood for name, trained in students.items()},
+        "divergence": {name: trained.score.divergence for name, trained in students.items()},
+        "parameter_share": student.parameters_count / context.teacher.parameters_count,
+        "labels_used": data.splits.labels_used,
+        "labels_ignored": data.splits.labels_ignored,
+        "seed": config.seed,
+        "rounds": [{"generator": asdict(done.chains), "selector": dict(done.selection.diagnostics)}
+                   for done in rounds],
+        "files": data.files,
+        "warnings": context.progress.warnings,
+        "data": {side: [provenance(name) for name in names] for side, names in sides.items()},
+        "models": {"teacher": run_folder.model_facts(config.teacher.model), "start": run_folder.model_facts(start)},
+    }  # fmt: skip
+    metrics = run_folder.metrics_content(rows, {**facts, **known})
+    temperature = 1.0
+    if len(held_out := data.held_out_labels) >= FEWEST_TO_CHOOSE:
+        temperature = fit_temperature(student_logits(context, student, held_out.inputs), held_out.labels)
+    evidence = _evidence(context, results["cross_domain_teacher"], results[facts["student"]], rounds, temperature)
+    own_card, card = (run_folder.model_card(metrics, evidence, {}, place) for place in (".", "student"))
+    run_folder.export_student(student.model, student.tokenizer, folder / "student", own_card, config.max_length)
+    if temperature != 1:
+        write_temperature(folder / "student", temperature)
+    probe = data.target_labels.inputs[:32]
+    parity = run_folder.check_parity(student.model, student.tokenizer, folder / "student", probe, config.max_length)
+    metrics["export_logit_difference"] = parity
+    atomic_write_text(folder / "README.md", card)
+    run_folder.write_augmentations(folder / "augmentations.parquet", [(done.pool, done.selection) for done in rounds])
+    _write_selector(folder / "selector", config, [done.selection for done in rounds])
+    atomic_write_text(folder / "metrics.json", to_json(metrics, indent=1) + "\n")
+    atomic_write_text(folder / "config.yaml", as_yaml(config))
+    atomic_write_text(folder / page.EVIDENCE, to_json(evidence) + "\n")
+    if config.report:
+        atomic_write_text(folder / page.PAGE, page.render_page(folder))
+    return metrics
+
+
+def _evidence(
+    context: RunContext, teacher: MethodResult, student: MethodResult, rounds: Sequence[Round], temperature: float
+) -> dict[str, Any]:
+    """What the page shows and no other file has."""
+    config, data = context.config, context.data
+    names = {name: getattr(config, name) for name in ("target", "source", "unlabelled")}
+    drawn = [(text, kept) for done in rounds for text, kept in zip(done.pool.inputs, done.selection.kept, strict=True)]
+    kinds = {
+        "source": data.source.inputs, "unlabelled": data.unlabelled, "target": data.target_labels.inputs,
+        "dropped candidate": [text for text, kept in drawn if not kept],
+        "kept candidate": [text for text, kept in drawn if kept],
+    }  # fmt: skip
+    assert teacher.logits is not None and student.logits is not None
+    return {
+        "format": page.FORMAT, **names, "is_pair": data.target.is_pair, "teacher": config.teacher.model,
+        "label_names": data.label_names,
+        "test": page.compare_on_test(student.test, teacher.logits, student.logits, temperature),
+        "policy": _explained(config, rounds[-1]),
+        "map": page.map_texts(kinds, context.labeller, data.label_names, np.random.default_rng([config.seed, 9])),
+    }  # fmt: skip
+
+
+def _explained(config: DistillConfig, last: Round) -> list[dict[str, Any]]:
+    """What the policy of the last round looks at, the most important feature first; nothing where a rule chose."""
+    if last.problem is None or last.selection.policy is None:
+        return []
+    rng = np.random.default_rng([config.seed, 10])
+    found = inspect_policy(last.problem, last.selection.policy, config.selector, rng)
+    return [
+        {"feature": name, "loss": loss, "changed": changed,
+         "quartiles": [side.tolist() for side in found.quartiles.get(name, ())]}
+        for name, (loss, changed) in found.importances.items()
+    ]  # fmt: skip
+
+
+def _write_selector(folder: Path, config: DistillConfig, selections: Sequence[Selection]) -> None:
+    last = selections[-1]
+    diagnostics: list[dict[str, Any]] = [dict(selection.diagnostics) for selection in selections]
+    if last.policy is not None:  # it replaces the folder, so it comes first
+        if "reward_curve" in last.diagnostics:  # each round trains on where the one before it ended
+            curve = [value for known in diagnostics for value in known["reward_curve"]]
+            steps = sum(known["training_steps"] for known in diagnostics)
+            trained = training_facts([config], steps, diagnostics[-1]["steps_per_second"], curve)
+        else:  # it was trained elsewhere
+            trained = open_policy(config.selector.agent)[1]
+        used = last.diagnostics.get("chosen", "learned policy")
+        save_policy(last.policy, folder, {**trained, "used_in_the_last_round": used})
+    facts = {"agent": last.agent, "rounds": diagnostics}
+    atomic_write_text(folder / "selection.json", to_json(facts, indent=1) + "\n")
+
+
+class L2AClassifier(Classifier):
+    """Distils a student in ``fit`` and classifies with it."""
+
+    def __init__(self, source: Any = None, output_dir: str | Path | None = None, **settings: Any) -> None:
+        """Remember a request.
+
+        Args:
+            source: The source domain, as ``l2a.distill`` takes it.
+            output_dir: Folder of the run; None for one that is removed once the student is in memory.
+            **settings: Further arguments of ``l2a.distill``; a teacher may be given by its name alone.
+        """
+        self.source, self.output_dir, self.settings = source, output_dir, settings
+
+    @cached_property
+    def engine(self) -> Engine:
+        """The student, which ``fit`` puts here."""
+        raise NotFittedError("this L2AClassifier has no student yet; call fit first")
+
+    def fit(self, texts: Any, labels: Iterable[Any]) -> Self:  # type: ignore[override]
+        """Distil a student; a fifth of the texts, chosen by a hash, is held back to test it.
+
+        Args:
+            texts: Texts or pairs of the target domain.
+            labels: Their labels.
+
+        Raises:
+            UsageError: If the request or the data are wrong.
+            RunError: If the run fails.
+        """
+        labels = np.asarray(labels)
+        pairs = zip(as_inputs(texts), labels, strict=True)
+        target = [(text if len(text) == 2 else text[0], str(label)) for text, label in pairs]
+        teacher = self.settings.get("teacher")
+        settings = self.settings | ({"teacher": {"model": teacher}} if isinstance(teacher, str) else {})
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = str(self.output_dir or Path(temporary) / "run")
+            result = distill(target=target, source=self.source, output_dir=folder, **settings)
+            self.engine, self.result_ = open_student(folder), result
+        self.__dict__.pop("classes_", None)  # of an earlier fit
+        classes = np.unique(labels)  # of the type that they came in, such as int
+        if sorted(map(str, classes)) == sorted(self.engine.names):
+            self.classes_ = classes
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle the student too: its folder may be gone."""
+        return dict(self.__dict__)
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Return the arguments that made this classifier."""
+        return {"source": self.source, "output_dir": self.output_dir, **self.settings}
+
+    def set_params(self, **params: Any) -> Self:
+        """Change arguments that made this classifier."""
+        self.__init__(**{**self.get_params(), **params})  # type: ignore[misc]
+        return self
