@@ -13,7 +13,7 @@ from pathlib import Path
 
 from l2a.config import DistillConfig, override
 from l2a.experiments.card import ExperimentCard, Pair, load_experiment, variant_config
-from l2a.pipeline.policies import surrogate_problem, train_on
+from l2a.pipeline.policies import surrogate_problem, train_selector
 
 AGENT = Path(__file__).parents[2] / "agents" / "pretrained"
 SHIPPED = "sentiment_sentence/"
@@ -45,7 +45,8 @@ def main() -> None:
         # As many steps for each pool as a run takes for its own.
         steps = {"selector.training_steps": len(pools) * configs[pairs[0]][0].selector.training_steps}
         of_pools = [override(config, steps) for pair in pairs for config in configs[pair]]
-        print(f"{name}: {train_on(pools, of_pools, folders[name]).steps} steps", flush=True)
+        trained = train_selector(of_pools, folders[name], overwrite=True, problems=pools)
+        print(f"{name}: {trained.steps} steps", flush=True)
 
 
 def config_of(card: ExperimentCard, pair: Pair, data_root: str, dev_shots: int, seed: int) -> DistillConfig:

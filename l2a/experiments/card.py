@@ -4,7 +4,7 @@ import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,6 +62,11 @@ class ExperimentCard:
     students: tuple[str, ...] = ("auto",)
     name: str = ""  # by default its file's
 
+    @cached_property
+    def base(self) -> DistillConfig:
+        """The preset's configuration, from which that of every cell starts."""
+        return load_config(self.preset)
+
 
 def load_experiment(reference: str) -> ExperimentCard:
     """Read a card and check it whole, overrides included.
@@ -84,7 +89,7 @@ def variant_config(card: ExperimentCard, student: str, variant: str, pair: str) 
     """Build the configuration of a variant, without its place in the grid: the preset, the student, its overrides."""
     given = card.variants[variant].overrides
     named = {key: value.replace("{pair}", pair) if isinstance(value, str) else value for key, value in given.items()}
-    return override(load_config(card.preset), {"student.preset": student, **named})
+    return override(card.base, {"student.preset": student, **named})
 
 
 def _problems(card: ExperimentCard) -> Iterable[str]:
@@ -153,6 +158,10 @@ def expand(card: ExperimentCard, data_root: Path | None) -> tuple[Group, ...]:
         card: The card.
         data_root: Folder that relative data paths start from.
     """
+    settings = {
+        (student, variant, pair.name): variant_config(card, student, variant, pair.name)
+        for student, variant, pair in itertools.product(card.students, card.variants, card.pairs)
+    }
     by_source: dict[str, list[Group]] = {}
     for seed, shots, pair in itertools.product(card.seeds, card.shots, card.pairs):
         of_pair = {side: getattr(pair, side) for side in ("source", "target", "source_columns", "target_columns")}
@@ -160,7 +169,7 @@ def expand(card: ExperimentCard, data_root: Path | None) -> tuple[Group, ...]:
         cells = []
         for student, (name, variant) in itertools.product(card.students, card.variants.items()):
             texts = pair.unlabelled if variant.unlabelled else ()
-            config = replace(variant_config(card, student, name, pair.name), **of_pair, unlabelled=texts)
+            config = replace(settings[student, name, pair.name], **of_pair, unlabelled=texts)
             cells.append(Cell(Place(pair.name, shots, seed, student, name), variant.method, config, card.preset))
         by_source.setdefault(pair.source, []).append(tuple(cells))
     rounds = itertools.zip_longest(*by_source.values())

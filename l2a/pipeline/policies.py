@@ -19,7 +19,7 @@ from l2a.kd.trainer import KDTrainer, run_student
 from l2a.pipeline.session import RunContext, TrainingSession, mixture, open_session
 from l2a.pipeline.students import Drawn, draw_candidates, oracle_influences, selection_problem, spare_labels
 from l2a.report.run_folder import versions
-from l2a.selector.agents import AgentCard, check_agent, load_agent
+from l2a.selector.agents import check_agent, load_agent
 from l2a.selector.algorithms import TrainedPolicy, Training, load_facts, load_policy, save_policy, train_agent
 from l2a.selector.environment import build_task
 from l2a.selector.problem import RULES, SelectionProblem, candidate_features, keep_best
@@ -144,15 +144,17 @@ def surrogate_problem(config: DistillConfig, progress: Progress = SILENT) -> Sel
 
 
 def train_selector(
-    configs: Sequence[DistillConfig], folder: Path, overwrite: bool = False, progress: Progress = SILENT
-) -> Training:
+    configs: Sequence[DistillConfig], folder: Path, overwrite: bool = False, progress: Progress = SILENT,
+    problems: Sequence[SelectionProblem] | None = None,
+) -> Training:  # fmt: skip
     """Train one policy on the surrogate environments of one pair or several, side by side, and save it.
 
     Args:
-        configs: One a pair and seed; agent and training are those of the first.
+        configs: One a pair and seed; agent, training and seed are those of the first.
         folder: Gets the policy and how it was trained.
         overwrite: Replace a policy that is there.
         progress: Shows how far it is.
+        problems: Those of the configurations, where they are prepared already (``surrogate_problem``).
 
     Returns:
         The course of the training.
@@ -161,49 +163,23 @@ def train_selector(
         UsageError: If the agent does not learn, or the folder is in use.
         RunError: If the training diverges.
     """
-    _learning_card(configs[0])
+    config = configs[0].selector
+    check_agent(config.agent)
+    if not (card := load_agent(config.agent)).learns:
+        raise UsageError(
+            f"selector.agent is {config.agent!r}, which does not learn; give an algorithm's card, such as ppo"
+        )
     settings = {str(number): asdict(one) | {"output_dir": None} for number, one in enumerate(configs)}
     with output_folder(folder, "policy", overwrite) as unfinished:
         progress = progress.keeping(Checkpoint(folder / CHECKPOINT, settings))
-        return train_on([surrogate_problem(one, progress) for one in configs], configs, unfinished, progress)
-
-
-def train_on(
-    problems: Sequence[SelectionProblem], configs: Sequence[DistillConfig], folder: Path, progress: Progress = SILENT
-) -> Training:
-    """Train one policy on prepared pairs and save it.
-
-    Args:
-        problems: One a pair, at least one.
-        configs: What they were prepared with; agent, training and seed are those of the first.
-        folder: Gets the policy and how it was trained.
-        progress: Shows how far it is.
-
-    Returns:
-        The course of the training.
-
-    Raises:
-        UsageError: If the agent does not learn.
-        RunError: If the training diverges.
-    """
-    config, card = configs[0].selector, _learning_card(configs[0])
-    # One set of columns for all: a pool that lacks an operator has zeros there.
-    names = tuple(dict.fromkeys(name for problem in problems for name in candidate_features(problem).names))
-    tasks = [build_task(problem, one.selector, names) for problem, one in zip(problems, configs, strict=True)]
-    training = train_agent(tasks, config.agent, card, config, configs[0].seed, progress=progress)
-    facts = training_facts(configs, training.steps, training.steps_per_second, training.reward_curve)
-    save_policy(training.snapshots[-1], folder, facts)
+        problems = problems or [surrogate_problem(one, progress) for one in configs]
+        # One set of columns for all: a pool that lacks an operator has zeros there.
+        names = tuple(dict.fromkeys(name for problem in problems for name in candidate_features(problem).names))
+        tasks = [build_task(problem, one.selector, names) for problem, one in zip(problems, configs, strict=True)]
+        training = train_agent(tasks, config.agent, card, config, configs[0].seed, progress=progress)
+        facts = training_facts(configs, training.steps, training.steps_per_second, training.reward_curve)
+        save_policy(training.snapshots[-1], unfinished, facts)
     return training
-
-
-def _learning_card(config: DistillConfig) -> AgentCard:
-    card = load_agent(config.selector.agent)
-    check_agent(config.selector.agent)
-    if not card.learns:
-        raise UsageError(
-            f"selector.agent is {config.selector.agent!r}, which does not learn; give an algorithm's card, such as ppo"
-        )
-    return card
 
 
 def open_policy(name: str) -> tuple[TrainedPolicy, dict[str, Any]]:

@@ -364,11 +364,16 @@ def oracle_influences(session: TrainingSession, drawn: Drawn) -> NDArray[np.floa
     seen, rng = spare_labels(context)[0], np.random.default_rng([context.config.seed, 8])
     context.progress.say(f"the oracle reads {len(seen):,} target labels that no other method sees")
     few = candidates.take(np.sort(rng.permutation(len(candidates))[: reward.REAL_POOL]))
-    certain = CERTAIN * (seen.labels[:, None] == np.arange(len(seen.label_names))).astype(np.float32)
-    outputs = TeacherOutputs(certain, np.zeros((len(seen), context.teacher.hidden_size), np.float32))
+    outputs = _as_outputs(seen.labels, len(seen.label_names), context.teacher.hidden_size)
     encoded = encode(session.student.tokenizer, seen.inputs, context.config.max_length)
     judges = kd_data.DistillationSet(encoded, outputs, seen.labels)
     return reward.candidate_influences(trainer, candidates, few, judges, trainer.config, context.progress)
+
+
+def _as_outputs(labels: NDArray[np.int64], classes: int, width: int) -> TeacherOutputs:
+    """Give real labels the form of a teacher's outputs; -1 stands for none."""
+    certain = CERTAIN * (labels[:, None] == np.arange(classes)).astype(np.float32)
+    return TeacherOutputs(certain, np.zeros((len(labels), width), np.float32))
 
 
 def train_augmented_student(context: RunContext) -> TrainedStudent:
@@ -412,12 +417,11 @@ class WithoutTeacher(RunContext):
     @cached_property
     def labeller(self) -> Labeller:
         """Gives real labels the form of a teacher's outputs, where the output layer is fitted; other texts get none."""
-        classes, width = np.arange(len(self.data.label_names)), self.teacher.hidden_size
+        classes, width = len(self.data.label_names), self.teacher.hidden_size
 
         def label(inputs: Sequence[TextInput]) -> TeacherOutputs:
             numbers = np.array([self.real_labels.get(text, -1) for text in inputs], np.int64)
-            logits = (numbers[:, None] == classes).astype(np.float32) * CERTAIN
-            return TeacherOutputs(logits, np.zeros((len(inputs), width), np.float32))
+            return _as_outputs(numbers, classes, width)
 
         return label
 

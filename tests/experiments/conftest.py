@@ -1,9 +1,6 @@
 """A tiny workspace: two pairs of invented domains, a card, and a row runner that trains in milliseconds."""
 
 import json
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +8,7 @@ import yaml
 
 from l2a.experiments.runner import CellResult
 
-CARD: dict[str, Any] = {
+CARD = {
     "description": "A grid for tests.",
     "preset": "screening",
     "shots": [4],
@@ -28,7 +25,7 @@ CARD: dict[str, Any] = {
 }
 
 
-TINY_RUN: dict[str, Any] = {
+TINY_RUN = {
     "teacher.source_epochs": 1, "teacher.target_epochs": 1, "teacher.target_only_epochs": 1,
     "teacher.frozen_layers": 0, "dev_shots": 2, "student.max_share": 1.0, "kd.warmup_steps": 4, "kd.round_steps": 4,
     "kd.evaluate_every": 4, "kd.pool_size": 32, "selector.agent": "random", "selector.real_evaluations": 0,
@@ -37,7 +34,7 @@ TINY_RUN: dict[str, Any] = {
 
 
 @pytest.fixture
-def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def workspace(tmp_path, monkeypatch):
     """A working directory with cards, data and a cache of its own."""
     monkeypatch.chdir(tmp_path)
     for seed, name in enumerate(("sea", "land", "sky")):
@@ -47,20 +44,20 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _no_leftover_workers() -> Any:
+def _no_leftover_workers():
     yield
     from joblib.externals.loky import get_reusable_executor
 
     get_reusable_executor().shutdown(wait=True)
 
 
-def write_card(folder: Path, name: str = "tiny", **changes: Any) -> None:
+def write_card(folder, name="tiny", **changes):
     path = folder / "configs" / "experiments" / f"{name}.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(CARD | changes, sort_keys=False), "utf-8")
 
 
-def write_card_of_one_cell(folder: Path, row: str, encoder: Path) -> None:
+def write_card_of_one_cell(folder, row, encoder):
     """A card for the real pipeline with a tiny teacher."""
     one_pair = [{"name": "sea_sky", "source": "sea.jsonl", "target": "sky.jsonl", "unlabelled": ["more.txt"]}]
     (folder / "data" / "more.txt").write_text("calm day again\nwind and a rough night\nbright\n")
@@ -71,7 +68,7 @@ def write_card_of_one_cell(folder: Path, row: str, encoder: Path) -> None:
     write_card(folder, pairs=one_pair, seeds=[0], variants={"it": variant})
 
 
-def write_domain(path: Path, topic: str, seed: int) -> None:
+def write_domain(path, topic, seed):
     rng = np.random.default_rng(seed)
     words = {"good": ["fine", "bright", "calm", "warm"], "bad": ["grim", "dull", "rough", "cold"]}
     rows = []
@@ -85,16 +82,16 @@ def write_domain(path: Path, topic: str, seed: int) -> None:
 
 
 @pytest.fixture
-def trace(tmp_path: Path) -> Path:
+def trace(tmp_path):
     """A file that the fake rows write what they do to, from whatever process they run in."""
     return tmp_path / "trace.txt"
 
 
 @pytest.fixture
-def fake_run_method(trace: Path) -> Callable[..., Any]:
+def fake_run_method(trace):
     """A runner of rows that is nested, so that worker processes get it by value."""
 
-    def run_method(config: Any, row: str, *_: Any) -> Any:
+    def run_method(config, row, *_):
         import os
         import time
         from types import SimpleNamespace
@@ -114,7 +111,7 @@ def fake_run_method(trace: Path) -> Callable[..., Any]:
         head = torch.nn.Sequential(torch.nn.Dropout(0.2), torch.nn.Linear(8, len(data.label_names)))
         weights = [*features.parameters(), *head.parameters()]
 
-        def logits(inputs: Any) -> Any:
+        def logits(inputs):
             ids = [[sum(word.encode()) % 64 for word in text[0].split()] for text in inputs]
             return head(features(torch.tensor([line[:7] for line in ids])))
 
@@ -137,9 +134,9 @@ def fake_run_method(trace: Path) -> Callable[..., Any]:
 
 
 @pytest.fixture
-def make_result() -> Callable[..., CellResult]:
-    def make(**changes: Any) -> CellResult:
-        fields: dict[str, Any] = {
+def make_result():
+    def make(**changes):
+        fields = {
             "pair": "sea_sky", "shots": 4, "seed": 0, "student": "auto", "variant": "tfidf", "method": "tfidf_logreg",
             "key": "k", "preset": "screening", "accuracy": 0.5, "macro_f1": 0.5, "test_examples": 40,
             "predictions": "p", "parameters": 100, "labels_used": 72, "seconds": 0.5, "wall_seconds": 0.75,

@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import pytest
 
 from l2a.experiments.card import expand, load_experiment
@@ -8,7 +6,7 @@ from l2a.util.errors import UsageError
 from .conftest import CARD, write_card
 
 
-def test_a_card_becomes_a_grid(workspace: Path) -> None:
+def test_a_card_becomes_a_grid(workspace):
     card = load_experiment("tiny")
     cells = [cell for group in expand(card, workspace / "data") for cell in group]
     assert len(cells) == 2 * 2 * 3
@@ -17,11 +15,11 @@ def test_a_card_becomes_a_grid(workspace: Path) -> None:
     assert chosen.config.max_length == 64  # the preset's
 
 
-def test_a_card_may_be_a_path(workspace: Path) -> None:
+def test_a_card_may_be_a_path(workspace):
     assert load_experiment("configs/experiments/tiny.yaml") == load_experiment("tiny")
 
 
-def of_l2a(overrides: dict[str, object]) -> dict[str, object]:
+def of_l2a(overrides):
     return {"variants": {"a": {"method": "l2a_student", "overrides": overrides}}}
 
 
@@ -43,16 +41,14 @@ def of_l2a(overrides: dict[str, object]) -> dict[str, object]:
         ({"variants": {"a": {"method": "plain_kd_unlabelled_student"}}}, ["variants.a", "unlabelled: true"]),
     ],
 )
-def test_what_is_wrong_with_a_card_is_said_before_anything_runs(
-    workspace: Path, changes: dict[str, object], words: list[str]
-) -> None:
+def test_what_is_wrong_with_a_card_is_said_before_anything_runs(workspace, changes, words):
     write_card(workspace, **changes)
     with pytest.raises(UsageError) as caught:
         load_experiment("tiny")
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
-def test_a_wrong_override_is_said_once_for_all_students(workspace: Path) -> None:
+def test_a_wrong_override_is_said_once_for_all_students(workspace):
     variants = {"a": {"method": "l2a_student", "overrides": {"kd.alfa": 1}}}
     write_card(workspace, students=["auto", "narrow"], variants=variants)
     with pytest.raises(UsageError) as caught:
@@ -60,7 +56,7 @@ def test_a_wrong_override_is_said_once_for_all_students(workspace: Path) -> None
     assert str(caught.value).count("kd.alfa") == 1
 
 
-def test_an_override_may_hold_the_name_of_the_pair(workspace: Path) -> None:
+def test_an_override_may_hold_the_name_of_the_pair(workspace):
     variants = {"moved": {"method": "l2a_student", "overrides": {"selector.agent": "policies/without_{pair}"}}}
     write_card(workspace, variants=variants)
     cells = [cell for group in expand(load_experiment("tiny"), workspace / "data") for cell in group]
@@ -71,13 +67,13 @@ def test_an_override_may_hold_the_name_of_the_pair(workspace: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "cells"), [("baselines", 6 * 3 * 7), ("baselines_standard", 6 * 7), ("shipped", 3 * 3 * 7)]
 )
-def test_the_shipped_cards_are_right(name: str, cells: int) -> None:
+def test_the_shipped_cards_are_right(name, cells):
     card = load_experiment(name)
     assert sum(map(len, expand(card, None))) == cells
     assert set(card.variants) >= {"l2a", "plain_kd", "tfidf_logreg", "target_only_teacher", "cross_domain_teacher"}
 
 
-def test_the_two_budgets_of_the_baselines_have_the_same_variants() -> None:
+def test_the_two_budgets_of_the_baselines_have_the_same_variants():
     screening, standard = load_experiment("baselines"), load_experiment("baselines_standard")
     variants = [
         {name: (variant.method, {k: v for k, v in variant.overrides.items() if k != "kd.pool_size"})
@@ -88,5 +84,5 @@ def test_the_two_budgets_of_the_baselines_have_the_same_variants() -> None:
     assert screening.pairs == standard.pairs
 
 
-def test_the_order_of_keys_in_the_card_is_the_order_of_variants(workspace: Path) -> None:
+def test_the_order_of_keys_in_the_card_is_the_order_of_variants(workspace):
     assert tuple(load_experiment("tiny").variants) == tuple(CARD["variants"])

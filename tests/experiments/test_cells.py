@@ -7,13 +7,13 @@ import pytest
 
 from l2a.config import DistillConfig, override
 from l2a.experiments import card
-from l2a.experiments.card import Cell, cell_files, cell_key, choose, data_files, expand, load_experiment
+from l2a.experiments.card import cell_files, cell_key, choose, data_files, expand, load_experiment
 from l2a.util.errors import UsageError
 
 from .conftest import write_card, write_domain
 
 
-def cell_of(name: str, **change: object) -> Cell:
+def cell_of(name, **change):
     """A cell of the tiny card, or of a method that it does not have, with some settings changed."""
     variant, *method = name.split()
     cells = (cell for group in expand(load_experiment("tiny"), Path("data")) for cell in group)
@@ -21,26 +21,26 @@ def cell_of(name: str, **change: object) -> Cell:
     return replace(cell, method=(*method, cell.method)[0], config=override(cell.config, change))
 
 
-def test_a_missing_policy_is_refused_before_anything_runs(workspace: Path) -> None:
+def test_a_missing_policy_is_refused_before_anything_runs(workspace):
     variants = {"own": {"method": "l2a_student", "overrides": {"selector.agent": "policies/of_{pair}"}}}
     write_card(workspace, variants=variants)
     with pytest.raises(UsageError, match=r"policies/of_.* holds no policy\.json"):
         card.refuse_missing_agents(expand(load_experiment("tiny"), None))
 
 
-def test_neighbouring_groups_have_different_sources(workspace: Path) -> None:
+def test_neighbouring_groups_have_different_sources(workspace):
     sources = [group[0].config.source for group in expand(load_experiment("tiny"), None)]
     assert sources == ["sea.jsonl", "land.jsonl", "sea.jsonl", "land.jsonl"]
 
 
-def test_the_cells_of_a_group_share_pair_shots_and_seed(workspace: Path) -> None:
+def test_the_cells_of_a_group_share_pair_shots_and_seed(workspace):
     write_card(workspace, students=["auto", "narrow"], shots=[2, 4])
     for group in expand(load_experiment("tiny"), None):
         assert len({(cell.place.pair, cell.place.shots, cell.place.seed) for cell in group}) == 1
         assert len(group) == 2 * 3
 
 
-def test_cells_are_chosen_by_a_part_of_their_name(workspace: Path) -> None:
+def test_cells_are_chosen_by_a_part_of_their_name(workspace):
     groups = expand(load_experiment("tiny"), None)
     names = [[cell.place.name for cell in group] for group in choose(groups, ["land_sky 4 0 t", "sea_sky 4 1 "])]
     assert names == [["land_sky 4 0 tfidf"], ["sea_sky 4 1 tfidf", "sea_sky 4 1 plain", "sea_sky 4 1 random"]]
@@ -75,14 +75,12 @@ CHAIN, ONE_OPERATOR = "random augmented_kd_student", {"generator.operator": "eda
           for given in ({}, ONE_OPERATOR)),
     ],
 )  # fmt: skip
-def test_the_key_changes_with_what_decides_the_result(
-    workspace: Path, name: str, given: dict[str, object], change: dict[str, object], stays: bool
-) -> None:
+def test_the_key_changes_with_what_decides_the_result(workspace, name, given, change, stays):
     before, after = (cell_key(cell_of(name, **it), {"sea.jsonl": "a"}) for it in (given, given | change))
     assert (before == after) == stays
 
 
-def test_each_pair_names_the_files_of_both_domains_even_when_they_are_called_alike(workspace: Path) -> None:
+def test_each_pair_names_the_files_of_both_domains_even_when_they_are_called_alike(workspace):
     for seed, folder in enumerate(("one", "two")):
         write_domain(workspace / "data" / folder / "rows.jsonl", folder, seed)
         (workspace / "data" / folder / "rows.jsonl").rename(workspace / "data" / folder / "train.jsonl")
@@ -93,7 +91,7 @@ def test_each_pair_names_the_files_of_both_domains_even_when_they_are_called_ali
     assert len(set(files.values())) == 2
 
 
-def test_a_changed_file_changes_the_key(workspace: Path) -> None:
+def test_a_changed_file_changes_the_key(workspace):
     groups = expand(load_experiment("tiny"), workspace / "data")
     before = data_files(groups)["sea_sky"]
     shutil.copy(workspace / "data" / "land.jsonl", workspace / "data" / "sea.jsonl")
@@ -102,7 +100,7 @@ def test_a_changed_file_changes_the_key(workspace: Path) -> None:
     assert cell_key(cell, before) != cell_key(cell, after)
 
 
-def test_the_content_of_unlabelled_text_decides_the_rows_that_read_it(workspace: Path) -> None:
+def test_the_content_of_unlabelled_text_decides_the_rows_that_read_it(workspace):
     pair = {"name": "sea_sky", "source": "sea.jsonl", "target": "sky.jsonl", "unlabelled": ["more.txt"]}
     methods = ("l2a_student", "augmented_kd_student", "plain_kd_student")
     variants = {method: {"method": method, "unlabelled": True} for method in methods}
@@ -118,7 +116,7 @@ def test_the_content_of_unlabelled_text_decides_the_rows_that_read_it(workspace:
     assert [one == other for one, other in zip(*keys, strict=True)] == [False, True, True]
 
 
-def test_what_decides_the_agents_choices_decides_only_the_rows_that_select(workspace: Path) -> None:
+def test_what_decides_the_agents_choices_decides_only_the_rows_that_select(workspace):
     agent, policy = workspace / "agents" / "mine.yaml", workspace / "agents" / "trained" / "policy.json"
     policy.parent.mkdir(parents=True)
     policy.with_name("policy.safetensors").write_bytes(b"weights")
@@ -137,7 +135,7 @@ def test_what_decides_the_agents_choices_decides_only_the_rows_that_select(works
     assert len(set(selecting)) == 3
 
 
-def test_a_new_field_at_its_default_changes_no_key(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_field_at_its_default_changes_no_key(workspace, monkeypatch):
     cell, flat = cell_of("random"), card._flat
     before = cell_key(cell, {})
     for value, stays in ((0.0, True), (1.0, False)):
@@ -146,7 +144,7 @@ def test_a_new_field_at_its_default_changes_no_key(workspace: Path, monkeypatch:
         assert (cell_key(cell, {}) == before) == stays
 
 
-def test_a_changed_default_is_noted_so_that_old_keys_keep_their_meaning() -> None:
+def test_a_changed_default_is_noted_so_that_old_keys_keep_their_meaning():
     """A key leaves out fields at their default: enter the old value of a changed one in ``FORMER_DEFAULTS``."""
     kept = json.loads((Path(__file__).parent / "defaults.json").read_text())
     now = json.loads(json.dumps({**card._flat(DistillConfig()), **card.FORMER_DEFAULTS}))

@@ -2,13 +2,10 @@
 
 import json
 import sys
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 
-from l2a.data.examples import Examples, HeldOut
+from l2a.data.examples import HeldOut
 from l2a.experiments.card import data_files, expand, load_experiment
 from l2a.experiments.report import summarise
 from l2a.experiments.runner import Workers, plan, read_results, run_groups
@@ -18,12 +15,12 @@ from .conftest import write_card_of_one_cell
 
 
 @pytest.fixture
-def openings(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+def openings(monkeypatch):
     """Who was on the stack whenever a test split was opened."""
-    stacks: list[list[str]] = []
+    stacks = []
     reveal = HeldOut.reveal
 
-    def spy(self: HeldOut) -> Examples:
+    def spy(self):
         frame, names = sys._getframe(1), []
         while frame is not None:
             names.append(frame.f_code.co_name)
@@ -36,14 +33,14 @@ def openings(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     return stacks
 
 
-def run_card(workspace: Path, run_method: Callable[..., Any]) -> None:
+def run_card(workspace, run_method):
     groups = expand(load_experiment("tiny"), workspace / "data")
     data = data_files(groups)
     planned = plan(groups, data, read_results(workspace / "results"))
     assert {o.message for o in run_groups(planned, workspace / "results", run_method, Workers(1))} <= {""}
 
 
-def flip_test_labels(path: Path) -> None:
+def flip_test_labels(path):
     other = {"good": "bad", "bad": "good"}
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     for row in rows:
@@ -52,9 +49,7 @@ def flip_test_labels(path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_runner_opens_no_test_split_itself(
-    workspace: Path, fake_run_method: Callable[..., Any], openings: list[list[str]]
-) -> None:
+def test_the_runner_opens_no_test_split_itself(workspace, fake_run_method, openings):
     run_card(workspace, fake_run_method)
     assert len(openings) == 12  # once a cell
     assert all(names[0] == "run_method" for names in openings)
@@ -64,7 +59,7 @@ def test_the_runner_opens_no_test_split_itself(
     assert openings == []
 
 
-def test_the_spy_would_see_a_runner_that_looks(workspace: Path, openings: list[list[str]]) -> None:
+def test_the_spy_would_see_a_runner_that_looks(workspace, openings):
     from l2a.data.domains import load_domain
 
     load_domain("sea.jsonl", data_root=workspace / "data").test.reveal()
@@ -73,9 +68,7 @@ def test_the_spy_would_see_a_runner_that_looks(workspace: Path, openings: list[l
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
-def test_flipped_test_labels_change_no_prediction_of_any_method(
-    workspace: Path, encoder_folder: Path, openings: list[list[str]], method: str
-) -> None:
+def test_flipped_test_labels_change_no_prediction_of_any_method(workspace, encoder_folder, openings, method):
     write_card_of_one_cell(workspace, method, encoder_folder)
     results = []
     for _ in range(2):

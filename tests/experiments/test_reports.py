@@ -1,6 +1,6 @@
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +24,7 @@ COMPARISON = {
 LEVELS = {"tfidf": 0.6, "plain": 0.7, "random": 0.8}
 
 
-def simulate(make: Make, name: str, seed: int = 0) -> list[CellResult]:
+def simulate(make, name, seed=0):
     """Results as a finished run leaves them, their data long gone."""
     rng, results = np.random.default_rng(seed), []
     for group in expand(load_experiment(name), None):
@@ -40,20 +40,20 @@ def simulate(make: Make, name: str, seed: int = 0) -> list[CellResult]:
     return results
 
 
-def call(*arguments: str) -> str:
+def call(*arguments):
     outcome = CliRunner().invoke(experiment_app, arguments, catch_exceptions=False)
     assert outcome.exit_code == 0, outcome.output
     return outcome.output
 
 
 @pytest.fixture
-def simulated(workspace: Path, make_result: Make) -> Sequence[CellResult]:
+def simulated(workspace, make_result):
     write_card(workspace, shots=[4, 8])
     return simulate(make_result, "tiny")
 
 
 @pytest.mark.slow
-def test_the_summary_holds_cells_means_and_comparisons(workspace: Path, simulated: Sequence[CellResult]) -> None:
+def test_the_summary_holds_cells_means_and_comparisons(workspace, simulated):
     call("report", "tiny")
     summary = json.loads(Path("benchmarks/results/tiny.json").read_text())
     assert len(summary["cells"]) == len(simulated) == 24
@@ -70,7 +70,7 @@ def test_the_summary_holds_cells_means_and_comparisons(workspace: Path, simulate
     assert level["mean"] == pytest.approx(expected)
 
 
-def test_the_page_shows_the_numbers_of_the_summary(workspace: Path, simulated: Sequence[CellResult]) -> None:
+def test_the_page_shows_the_numbers_of_the_summary(workspace, simulated):
     call("report", "tiny")
     page = Path("docs/experiments/tiny.md").read_text()
     mean = 100 * np.mean([result.accuracy for result in simulated if result.variant == "random"])
@@ -84,8 +84,8 @@ def test_the_page_shows_the_numbers_of_the_summary(workspace: Path, simulated: S
 
 
 @pytest.mark.slow
-def test_the_same_results_give_the_same_files(workspace: Path, simulated: Sequence[CellResult]) -> None:
-    def files() -> dict[Path, bytes]:
+def test_the_same_results_give_the_same_files(workspace, simulated):
+    def files():
         call("report", "tiny")
         return {path: path.read_bytes() for path in [*Path("docs").rglob("*.*"), Path("benchmarks/results/tiny.json")]}
 
@@ -93,7 +93,7 @@ def test_the_same_results_give_the_same_files(workspace: Path, simulated: Sequen
 
 
 @pytest.mark.slow
-def test_missing_and_outdated_cells_are_said(workspace: Path, simulated: Sequence[CellResult]) -> None:
+def test_missing_and_outdated_cells_are_said(workspace, simulated):
     card = load_experiment("tiny")
     fewer = [replace(result, key="of old") if result.seed == 1 else result for result in simulated[3:]]
     summary = summarise(card, fewer)
@@ -102,7 +102,7 @@ def test_missing_and_outdated_cells_are_said(workspace: Path, simulated: Sequenc
     assert summarise(card, [*simulated, *strangers]).results == tuple(simulated)
 
 
-def test_a_report_says_which_cells_other_code_ran(workspace: Path, make_result: Make) -> None:
+def test_a_report_says_which_cells_other_code_ran(workspace, make_result):
     write_card(workspace, seeds=[0])
     old = simulate(make_result, "tiny")
     now = [replace(result, code=code_fingerprint()) for result in old]
@@ -117,12 +117,12 @@ def test_a_report_says_which_cells_other_code_ran(workspace: Path, make_result: 
         assert f"cells not run by the code that wrote this page: {other}." in page
 
 
-def test_a_card_without_results_says_how_to_get_them(workspace: Path) -> None:
+def test_a_card_without_results_says_how_to_get_them(workspace):
     with pytest.raises(UsageError, match="l2a experiment run tiny"):
         summarise(load_experiment("tiny"), ())
 
 
-def test_a_dry_run_tells_what_is_left_and_runs_nothing(workspace: Path, make_result: Make) -> None:
+def test_a_dry_run_tells_what_is_left_and_runs_nothing(workspace, make_result):
     output = call("run", "tiny", "--data-root", "data", "--dry-run", "--workers", "1")
     assert "12 cells, 12 to run: about 8.0 minutes on 1 workers" in output
     assert output.count("to run") == 13
@@ -131,9 +131,7 @@ def test_a_dry_run_tells_what_is_left_and_runs_nothing(workspace: Path, make_res
 
 
 @pytest.mark.slow
-def test_run_and_report_work_together(
-    workspace: Path, fake_run_method: Callable[..., object], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_run_and_report_work_together(workspace, fake_run_method, monkeypatch):
     monkeypatch.setattr("l2a.pipeline.methods.run_method", fake_run_method)
     only = call("run", "tiny", "--data-root", "data", "--workers", "1", "--only", "tfidf")
     assert "4 cells ran, 4 of 4 are finished" in only
@@ -146,12 +144,12 @@ def test_run_and_report_work_together(
     assert "12 cells, 0 missing" in call("report", "tiny")
 
 
-def test_missing_data_is_a_clear_error(workspace: Path) -> None:
+def test_missing_data_is_a_clear_error(workspace):
     with pytest.raises(UsageError, match=r"sea\.jsonl"):
         call("run", "tiny", "--data-root", "nowhere", "--workers", "1")
 
 
-def test_packages_that_are_missing_are_named(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_packages_that_are_missing_are_named(workspace, monkeypatch):
     monkeypatch.setattr("l2a.cli.research.EXTRA_PACKAGES", ("joblib", "no_such_package"))
     with pytest.raises(UsageError, match=r"need no_such_package; .*l2a\[experiments\]"):
         call("report", "tiny")

@@ -2,7 +2,6 @@ import contextlib
 import multiprocessing
 import shutil
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,19 +17,19 @@ as_fixture = settings(suppress_health_check=[HealthCheck.function_scoped_fixture
 
 @as_fixture
 @given(accuracy=st.floats(0, 1), pair=st.text(max_size=8), facts=st.dictionaries(st.text(max_size=4), st.integers()))
-def test_a_result_survives_its_line(make_result: Make, accuracy: float, pair: str, facts: dict[str, int]) -> None:
+def test_a_result_survives_its_line(make_result, accuracy, pair, facts):
     result = make_result(accuracy=accuracy, pair=pair, diagnostics=facts)
     assert from_line(to_line(result).encode("utf-8", "surrogatepass")) == result
 
 
-def test_numbers_of_numpy_and_torch_survive(make_result: Make) -> None:
+def test_numbers_of_numpy_and_torch_survive(make_result):
     facts = {"a": np.float32(0.5), "b": np.int64(3), "c": np.float64(0.1)}
     assert from_line(to_line(make_result(diagnostics=facts)).encode()).diagnostics == {"a": 0.5, "b": 3, "c": 0.1}
 
 
 @as_fixture
 @given(position=st.integers(0, 10_000), byte=st.integers(0, 255))
-def test_no_changed_byte_gives_a_wrong_result(make_result: Make, position: int, byte: int) -> None:
+def test_no_changed_byte_gives_a_wrong_result(make_result, position, byte):
     result = make_result(accuracy=0.8125)
     line = bytearray(to_line(result).encode())
     line[position % len(line)] = byte
@@ -41,9 +40,7 @@ def test_no_changed_byte_gives_a_wrong_result(make_result: Make, position: int, 
 @pytest.mark.parametrize(
     "damage", [lambda text: text[:-40], lambda text: text.replace("0.25", "0.95"), lambda text: ""]
 )
-def test_a_damaged_line_costs_its_own_cell_only(
-    tmp_path: Path, make_result: Make, caplog: pytest.LogCaptureFixture, damage: Callable[[str], str]
-) -> None:
+def test_a_damaged_line_costs_its_own_cell_only(tmp_path, make_result, caplog, damage):
     for seed in range(3):
         save_result(tmp_path, make_result(seed=seed, accuracy=0.25 * seed))
     lines = (tmp_path / RESULTS_FILE).read_text().split("\n")
@@ -53,18 +50,18 @@ def test_a_damaged_line_costs_its_own_cell_only(
     assert ("line 2 is damaged" in caplog.text) == bool(lines[1])
 
 
-def test_a_file_of_garbage_is_no_results(tmp_path: Path) -> None:
+def test_a_file_of_garbage_is_no_results(tmp_path):
     (tmp_path / RESULTS_FILE).write_bytes(bytes(range(256)) * 4)
     assert read_results(tmp_path) == ()
 
 
-def test_a_cell_that_ran_again_replaces_its_old_result(tmp_path: Path, make_result: Make) -> None:
+def test_a_cell_that_ran_again_replaces_its_old_result(tmp_path, make_result):
     save_result(tmp_path, make_result(accuracy=0.1, key="old"))
     save_result(tmp_path, make_result(accuracy=0.9, key="new"))
     assert [result.key for result in read_results(tmp_path)] == ["new"]
 
 
-def test_the_order_of_the_file_does_not_depend_on_the_order_of_the_run(tmp_path: Path, make_result: Make) -> None:
+def test_the_order_of_the_file_does_not_depend_on_the_order_of_the_run(tmp_path, make_result):
     results = [make_result(seed=seed, variant=variant) for seed in range(3) for variant in "ba"]
     for result in results:
         save_result(tmp_path / "one", result)
@@ -73,12 +70,12 @@ def test_the_order_of_the_file_does_not_depend_on_the_order_of_the_run(tmp_path:
     assert (tmp_path / "one" / RESULTS_FILE).read_bytes() == (tmp_path / "two" / RESULTS_FILE).read_bytes()
 
 
-def save_many(folder: Path, results: list[CellResult]) -> None:
+def save_many(folder, results):
     for result in results:
         save_result(folder, result)
 
 
-def test_two_writers_lose_nothing(tmp_path: Path, make_result: Make) -> None:
+def test_two_writers_lose_nothing(tmp_path, make_result):
     context = multiprocessing.get_context("fork")
     work = [[make_result(seed=seed, variant=variant) for seed in range(8)] for variant in "ab"]
     writers = [context.Process(target=save_many, args=(tmp_path, results)) for results in work]
@@ -89,14 +86,14 @@ def test_two_writers_lose_nothing(tmp_path: Path, make_result: Make) -> None:
     assert len(read_results(tmp_path)) == 16
 
 
-def test_locks_are_not_committed(tmp_path: Path, make_result: Make) -> None:
+def test_locks_are_not_committed(tmp_path, make_result):
     save_result(tmp_path, make_result())
     assert (tmp_path / ".locks" / ".gitignore").read_text() == "*\n"
     assert sorted(path.name for path in tmp_path.iterdir()) == [".locks", RESULTS_FILE]
 
 
-def test_any_changed_source_of_the_package_is_other_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def found() -> str:
+def test_any_changed_source_of_the_package_is_other_code(tmp_path, monkeypatch):
+    def found():
         files.code_fingerprint.cache_clear()
         return files.code_fingerprint()
 

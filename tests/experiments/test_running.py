@@ -1,110 +1,65 @@
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import pytest
+import torch
 
 from l2a.experiments import runner
 from l2a.experiments.card import data_files, expand, load_experiment
-from l2a.experiments.runner import CellResult, Outcome, Workers, cost_seconds, plan, read_results, run_groups
+from l2a.experiments.runner import Workers, cost_seconds, plan, read_results, run_groups
+from l2a.pipeline.methods import run_method
 from l2a.util.errors import RunError, UsageError
+from l2a.util.files import fingerprint
 
 from .conftest import write_card, write_card_of_one_cell
 
-RunMethod = Callable[..., Any]
 
-
-def planned(workspace: Path, finished: Sequence[CellResult] = ()) -> list[runner.PlannedGroup]:
+def planned(workspace, finished=()):
     groups = expand(load_experiment("tiny"), workspace / "data")
     return plan(groups, data_files(groups), finished)
 
 
-def run_tiny(
-    workspace: Path, run_method: RunMethod, folder: str = "results", workers: Workers | None = None
-) -> Sequence[Outcome]:
+def run_tiny(workspace, run_method, folder="results", workers=None):
     left = planned(workspace, read_results(workspace / folder))
     return run_groups(left, workspace / folder, run_method, workers or Workers(1))
 
 
-def without_times(folder: Path) -> list[CellResult]:
+def without_times(folder):
     return [replace(result, wall_seconds=0.0) for result in read_results(folder)]
 
 
-def rows_run(trace: Path) -> list[str]:
+def rows_run(trace):
     return [line.rsplit(" ", 1)[0] for line in trace.read_text().splitlines()] if trace.exists() else []
 
 
-def test_every_cell_runs_once_and_none_again(workspace: Path, fake_run_method: RunMethod, trace: Path) -> None:
-    outcomes = run_tiny(workspace, fake_run_method)
+def test_every_cell_runs_once_on_one_thread_and_none_again_for_whatever_card(workspace, fake_run_method, trace):
+    def teachers():
+        return [cell.teacher_mark and cell.teacher_mark.exists() for cell in planned(workspace)[0]]
+
+    assert teachers() == [None, False, False]
+    torch.set_num_threads(2)
+    outcomes = run_tiny(workspace, fake_run_method, "results/tiny")
     assert Counter(outcome.status for outcome in outcomes) == {"ran": 12}
-    assert run_tiny(workspace, fake_run_method) == []
-    assert set(Counter(rows_run(trace)).values()) == {1}
-    result = read_results(workspace / "results")[0]
-    assert sorted(result.data) == ["land.jsonl", "sky.jsonl"]
-    assert result.labels_used == (4 + 2 * 16) * 2
-    assert result.code == runner.code_fingerprint()
-
-
-def test_a_cell_that_another_card_has_finished_is_taken_over(
-    workspace: Path, fake_run_method: RunMethod, trace: Path
-) -> None:
-    run_tiny(workspace, fake_run_method, "results/tiny")
-    rows = rows_run(trace)
+    assert torch.get_num_threads() == 2 and teachers() == [None, True, True]
+    assert run_tiny(workspace, fake_run_method, "results/tiny") == []
+    results = read_results(workspace / "results/tiny")
+    assert {result.diagnostics["threads"] for result in results} == {1}
+    assert sorted(results[0].data) == ["land.jsonl", "sky.jsonl"]
+    assert results[0].labels_used == (4 + 2 * 16) * 2
+    assert results[0].code == runner.code_fingerprint()
     outcomes = run_tiny(workspace, fake_run_method, "results/other")
     assert Counter(outcome.status for outcome in outcomes) == {"found": 12}
-    assert rows_run(trace) == rows
-    assert read_results(workspace / "results/other") == read_results(workspace / "results/tiny")
+    assert read_results(workspace / "results/other") == results
+    assert set(Counter(rows_run(trace)).values()) == {1}
 
 
-@pytest.mark.slow
-def test_results_are_identical_with_one_and_with_two_workers(workspace: Path, fake_run_method: RunMethod) -> None:
-    run_tiny(workspace, fake_run_method, "one/tiny")
-    run_tiny(workspace, fake_run_method, "two/tiny", workers=Workers(2))
-    one, two = without_times(workspace / "one/tiny"), without_times(workspace / "two/tiny")
-    assert one == two
-    assert len({result.diagnostics["weights"] for result in one}) > 1
-
-
-def test_a_cell_runs_on_one_thread_and_leaves_the_process_as_it_was(
-    workspace: Path, fake_run_method: RunMethod
-) -> None:
-    import torch
-
-    torch.set_num_threads(2)
-    run_tiny(workspace, fake_run_method)
-    assert {result.diagnostics["threads"] for result in read_results(workspace / "results")} == {1}
-    assert torch.get_num_threads() == 2
-
-
-def test_a_failed_cell_is_reported_and_stops_no_other(
-    workspace: Path, fake_run_method: RunMethod, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("FAIL_METHOD", "plain_kd_student")
-    outcomes = run_tiny(workspace, fake_run_method)
-    assert Counter(outcome.status for outcome in outcomes) == {"ran": 8, "failed": 4}
-    assert "as it was told to" in next(outcome.message for outcome in outcomes if outcome.status == "failed")
-    monkeypatch.delenv("FAIL_METHOD")
-    assert len(run_tiny(workspace, fake_run_method)) == 4
-    assert len(read_results(workspace / "results")) == 12
-
-
-def test_an_unexpected_error_is_a_failed_cell_too(workspace: Path, caplog: pytest.LogCaptureFixture) -> None:
-    def broken(config: Any, row: str, *_: Any) -> Any:
-        raise ZeroDivisionError("one over nothing")
-
-    outcomes = run_tiny(workspace, broken)
-    assert {outcome.message for outcome in outcomes} == {"ZeroDivisionError: one over nothing"}
-    assert "Traceback" in caplog.text
-
-
-def test_a_cell_with_a_corrupted_result_runs_again(workspace: Path, fake_run_method: RunMethod, trace: Path) -> None:
+def test_cells_run_again_when_their_line_is_damaged_or_their_settings_change(workspace, fake_run_method, trace):
     run_tiny(workspace, fake_run_method)
     path, before = workspace / "results" / runner.RESULTS_FILE, without_times(workspace / "results")
     lines = path.read_text().splitlines()
@@ -114,24 +69,43 @@ def test_a_cell_with_a_corrupted_result_runs_again(workspace: Path, fake_run_met
     run_tiny(workspace, fake_run_method)
     assert len(rows_run(trace)) == 1
     assert without_times(workspace / "results") == before
-
-
-def test_cells_whose_settings_changed_run_again(workspace: Path, fake_run_method: RunMethod, trace: Path) -> None:
-    run_tiny(workspace, fake_run_method)
     trace.unlink()
-    changed = {
-        "tfidf": {"method": "tfidf_logreg"},
-        "plain": {"method": "plain_kd_student", "overrides": {"kd.alpha": 0.5}},
-    }
-    write_card(workspace, variants=changed)
+    plain = {"method": "plain_kd_student", "overrides": {"kd.alpha": 0.5}}
+    write_card(workspace, variants={"tfidf": {"method": "tfidf_logreg"}, "plain": plain})
     run_tiny(workspace, fake_run_method)
     assert {line.split()[2] for line in rows_run(trace)} == {"plain_kd_student"}
     assert len(read_results(workspace / "results")) == 12  # one line a cell: the old ones are replaced
 
 
-def test_a_method_without_a_student_runs_once_for_all_students(
-    workspace: Path, fake_run_method: RunMethod, trace: Path
-) -> None:
+@pytest.mark.slow
+def test_results_are_identical_with_one_and_with_two_workers(workspace, fake_run_method):
+    run_tiny(workspace, fake_run_method, "one/tiny")
+    run_tiny(workspace, fake_run_method, "two/tiny", workers=Workers(2))
+    one, two = without_times(workspace / "one/tiny"), without_times(workspace / "two/tiny")
+    assert one == two
+    assert len({result.diagnostics["weights"] for result in one}) > 1
+
+
+def test_a_failed_cell_is_reported_and_stops_no_other(workspace, fake_run_method, monkeypatch):
+    monkeypatch.setenv("FAIL_METHOD", "plain_kd_student")
+    outcomes = run_tiny(workspace, fake_run_method)
+    assert Counter(outcome.status for outcome in outcomes) == {"ran": 8, "failed": 4}
+    assert "as it was told to" in next(outcome.message for outcome in outcomes if outcome.status == "failed")
+    monkeypatch.delenv("FAIL_METHOD")
+    assert len(run_tiny(workspace, fake_run_method)) == 4
+    assert len(read_results(workspace / "results")) == 12
+
+
+def test_an_unexpected_error_is_a_failed_cell_too(workspace, caplog):
+    def broken(config, row, *_):
+        raise ZeroDivisionError("one over nothing")
+
+    outcomes = run_tiny(workspace, broken)
+    assert {outcome.message for outcome in outcomes} == {"ZeroDivisionError: one over nothing"}
+    assert "Traceback" in caplog.text
+
+
+def test_a_method_without_a_student_runs_once_for_all_students(workspace, fake_run_method, trace):
     write_card(workspace, students=["auto", "narrow"], seeds=[0])
     run_tiny(workspace, fake_run_method)
     counts = Counter(line.split()[2] for line in rows_run(trace))
@@ -140,15 +114,11 @@ def test_a_method_without_a_student_runs_once_for_all_students(
     assert {result.student for result in values} == {"auto", "narrow"}
 
 
-def test_a_group_that_another_runner_holds_is_left_to_it_and_found_finished(
-    workspace: Path, fake_run_method: RunMethod, trace: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from l2a.util.files import fingerprint
-
+def test_a_group_that_another_runner_holds_is_left_to_it(workspace, fake_run_method):
     held = runner.lock_for(workspace / "results", fingerprint("sea_sky", 4, 0))
-    seen: list[str] = []
+    seen = []
 
-    def run_and_release(config: Any, row: str, *_: Any) -> Any:
+    def run_and_release(config, row, *_):
         seen.append(f"{config.source} {config.seed}")
         if len(seen) == 9:  # every cell of the three other groups
             held.release()
@@ -161,11 +131,7 @@ def test_a_group_that_another_runner_holds_is_left_to_it_and_found_finished(
 
 
 @pytest.mark.slow
-def test_two_runners_at_once_run_every_cell_once(
-    workspace: Path, fake_run_method: RunMethod, trace: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import multiprocessing
-
+def test_two_runners_at_once_run_every_cell_once(workspace, fake_run_method, trace, monkeypatch):
     monkeypatch.setenv("METHOD_SECONDS", "0.02")
     context = multiprocessing.get_context("fork")
     runners = [context.Process(target=run_tiny, args=(workspace, fake_run_method)) for _ in range(2)]
@@ -178,11 +144,7 @@ def test_two_runners_at_once_run_every_cell_once(
 
 
 @pytest.mark.slow
-def test_a_killed_runner_loses_only_the_cell_it_was_running(
-    workspace: Path, fake_run_method: RunMethod, trace: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import multiprocessing
-
+def test_a_killed_runner_loses_only_the_cell_it_was_running(workspace, fake_run_method, trace, monkeypatch):
     monkeypatch.setenv("METHOD_SECONDS", "0.05")
     process = multiprocessing.get_context("fork").Process(target=run_tiny, args=(workspace, fake_run_method))
     process.start()
@@ -200,9 +162,7 @@ def test_a_killed_runner_loses_only_the_cell_it_was_running(
 
 
 @pytest.mark.slow
-def test_a_result_does_not_depend_on_what_is_cached(workspace: Path, encoder_folder: Path) -> None:
-    from l2a.pipeline.methods import run_method
-
+def test_a_result_does_not_depend_on_what_is_cached(workspace, encoder_folder):
     write_card_of_one_cell(workspace, "l2a_student", encoder_folder)
     run_tiny(workspace, run_method, "cold/tiny")
     run_tiny(workspace, run_method, "warm/tiny")
@@ -213,8 +173,8 @@ def test_a_result_does_not_depend_on_what_is_cached(workspace: Path, encoder_fol
 
 
 @pytest.mark.slow
-def test_a_worker_that_dies_is_a_clear_error_and_the_rest_is_kept(workspace: Path, fake_run_method: RunMethod) -> None:
-    def deadly(config: Any, row: str, *_: Any) -> Any:
+def test_a_worker_that_dies_is_a_clear_error_and_the_rest_is_kept(workspace, fake_run_method):
+    def deadly(config, row, *_):
         import os
         import signal
         import time
@@ -229,22 +189,13 @@ def test_a_worker_that_dies_is_a_clear_error_and_the_rest_is_kept(workspace: Pat
     assert {result.seed for result in read_results(workspace / "results")} == {0}
 
 
-def test_the_cost_is_learned_from_finished_cells(workspace: Path, make_result: Callable[..., CellResult]) -> None:
+def test_the_cost_is_learned_from_finished_cells(workspace, make_result):
     slow = [make_result(variant=name, seconds=100.0, wall_seconds=110.0) for name in ("tfidf", "plain", "random")]
     learned = planned(workspace, slow)
     assert cost_seconds(planned(workspace), 1) == 12 * 30 + 4 * 30  # a teacher for each pair and seed
     assert cost_seconds(learned, 1) == 12 * 100 + 4 * 10
     assert cost_seconds(learned, 2) == (12 * 100 + 4 * 10) / 2
     assert cost_seconds(learned, 100) == 3 * 100 + 10  # the cells of a group run one after another
-
-
-def test_the_plan_knows_which_teachers_are_cached(workspace: Path, fake_run_method: RunMethod) -> None:
-    def teachers() -> list[bool | None]:
-        return [cell.teacher_mark and cell.teacher_mark.exists() for cell in planned(workspace)[0]]
-
-    assert teachers() == [None, False, False]
-    run_tiny(workspace, fake_run_method)
-    assert teachers() == [None, True, True]
 
 
 @pytest.mark.parametrize(
@@ -255,24 +206,24 @@ def test_the_plan_knows_which_teachers_are_cached(workspace: Path, fake_run_meth
         ({"count": 1, "address": "tcp://somewhere:1"}, "add --backend dask"),
     ],
 )
-def test_wrong_workers_are_refused(fields: dict[str, Any], word: str) -> None:
+def test_wrong_workers_are_refused(fields, word):
     with pytest.raises(UsageError, match=word):
         Workers(**fields)
 
 
 @pytest.mark.slow
-def test_a_local_dask_cluster_gives_the_same_results(workspace: Path, fake_run_method: RunMethod) -> None:
+def test_a_local_dask_cluster_gives_the_same_results(workspace, fake_run_method):
     run_tiny(workspace, fake_run_method, "there/tiny", Workers(2, "dask"))
     run_tiny(workspace, fake_run_method, "here/tiny")
     assert without_times(workspace / "there/tiny") == without_times(workspace / "here/tiny") != []
 
 
 @pytest.mark.slow
-def test_no_scheduler_at_the_address_is_a_clear_error(workspace: Path, fake_run_method: RunMethod) -> None:
+def test_no_scheduler_at_the_address_is_a_clear_error(workspace, fake_run_method):
     with pytest.raises(RunError, match="no Dask scheduler answers"):
         run_tiny(workspace, fake_run_method, workers=Workers(1, "dask", "tcp://127.0.0.1:9"))
 
 
-def test_experiments_are_not_loaded_by_the_command_line() -> None:
+def test_experiments_are_not_loaded_by_the_command_line():
     code = "import l2a.cli.research, sys; print([m for m in ('numpy', 'torch', 'joblib', 'scipy') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

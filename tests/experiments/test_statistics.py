@@ -8,33 +8,33 @@ from hypothesis import strategies as st
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from l2a.experiments.report import Estimate, compare, estimate
+from l2a.experiments.report import compare, estimate
 
 
-def by_place(table: np.ndarray) -> pd.Series:
+def by_place(table):
     """A (pairs, seeds) table of accuracies as cells; NaN where one is missing."""
     places = [(f"pair{pair}", 32, seed, "auto") for pair, seed in np.ndindex(table.shape)]
     index = pd.MultiIndex.from_tuples(places, names=["pair", "shots", "seed", "student"])
     return pd.Series(table.ravel(), index)
 
 
-def level(table: np.ndarray) -> Estimate:
+def level(table):
     return estimate(by_place(table).dropna())
 
 
-def compared(**grid: np.ndarray) -> list[SimpleNamespace]:
+def compared(**grid):
     table = pd.DataFrame({name: by_place(values) for name, values in grid.items()})
     return [SimpleNamespace(**item) for item in compare(table, list(grid), "accuracy")]
 
 
-def test_means_are_those_of_numpy() -> None:
+def test_means_are_those_of_numpy():
     values = np.random.default_rng(0).uniform(size=(6, 3))
     found = level(values)
     assert (found.cells, found.mean) == (18, pytest.approx(values.mean()))
     assert found.low < found.mean < found.high
 
 
-def test_the_interval_is_as_wide_as_the_pairs_differ() -> None:
+def test_the_interval_is_as_wide_as_the_pairs_differ():
     rng = np.random.default_rng(0)
     values = rng.normal(0.7, 0.1, size=(6, 1)) + rng.normal(0, 0.001, size=(6, 3))
     found = level(values)
@@ -43,7 +43,7 @@ def test_the_interval_is_as_wide_as_the_pairs_differ() -> None:
     assert found.high - found.low > 1.4 * (one_level.high - one_level.low)  # cells taken as independent: too narrow
 
 
-def test_95_of_100_intervals_hold_the_truth() -> None:
+def test_95_of_100_intervals_hold_the_truth():
     rng, covered = np.random.default_rng(3), 0
     for _ in range(150):
         found = level(rng.normal(0.7, 0.05, size=(12, 1)) + rng.normal(0, 0.05, size=(12, 3)))
@@ -53,23 +53,23 @@ def test_95_of_100_intervals_hold_the_truth() -> None:
 
 @settings(max_examples=15)
 @given(shift=st.floats(-0.5, 0.5))
-def test_a_shift_of_all_cells_shifts_everything(shift: float) -> None:
+def test_a_shift_of_all_cells_shifts_everything(shift):
     table = np.array([[0.4, 0.5], [0.6, 0.55], [0.3, 0.7]])
     assert level(table + shift)[1:] == pytest.approx(np.array(level(table)[1:]) + shift)
 
 
-def test_missing_cells_leave_numbers_and_no_warning() -> None:
+def test_missing_cells_leave_numbers_and_no_warning():
     table = np.linspace(0.5, 0.9, 9).reshape(3, 3)
     table[[0, 2], [1, 2]] = np.nan
     found = level(table)
     assert found.cells == 7 and np.isfinite(found).all()
 
 
-def test_one_cell_is_its_own_interval() -> None:
+def test_one_cell_is_its_own_interval():
     assert level(np.array([[0.5]])) == (1, 0.5, 0.5, 0.5)
 
 
-def test_a_comparison_counts_and_tests_the_same_cells() -> None:
+def test_a_comparison_counts_and_tests_the_same_cells():
     rng = np.random.default_rng(0)
     base = rng.uniform(0.5, 0.9, size=(6, 3))
     better = base + rng.normal(0.02, 0.01, size=(6, 3))
@@ -84,14 +84,14 @@ def test_a_comparison_counts_and_tests_the_same_cells() -> None:
     assert (back.variant, back.wins, back.losses, back.p_value) == ("old", item.losses, item.wins, item.p_value)
 
 
-def test_pairing_removes_what_both_methods_share() -> None:
+def test_pairing_removes_what_both_methods_share():
     hard_and_easy = np.array([[0.3] * 3, [0.6] * 3, [0.9] * 3])
     noise = np.random.default_rng(0).normal(0, 0.002, size=(3, 3))
     item = compared(new=hard_and_easy + 0.02 + noise, old=hard_and_easy)[0]
     assert item.high - item.low < 0.01 < item.low
 
 
-def test_p_values_are_corrected_over_all_pairs_of_methods() -> None:
+def test_p_values_are_corrected_over_all_pairs_of_methods():
     rng = np.random.default_rng(1)
     grid = {name: rng.uniform(0.5, 0.9, size=(4, 3)) for name in "abc"}
     by_names = {item.variant + item.baseline: item.p_value for item in compared(**grid)}
@@ -102,7 +102,7 @@ def test_p_values_are_corrected_over_all_pairs_of_methods() -> None:
     assert max(expected) > max(raw)
 
 
-def test_only_cells_that_both_methods_have_are_compared() -> None:
+def test_only_cells_that_both_methods_have_are_compared():
     one, other = np.full((2, 3), 0.6), np.full((2, 3), 0.5)
     other[:, 2] = np.nan
     assert compared(a=one, b=other)[0].cells == 4
@@ -110,6 +110,6 @@ def test_only_cells_that_both_methods_have_are_compared() -> None:
     assert compared(a=one, b=other) == []
 
 
-def test_equal_methods_tie() -> None:
+def test_equal_methods_tie():
     item = compared(a=np.full((2, 2), 0.7), b=np.full((2, 2), 0.7))[0]
     assert (item.p_value, item.wins, item.ties, item.losses, item.mean_difference) == (1.0, 0, 4, 0, 0.0)

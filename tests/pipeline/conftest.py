@@ -1,18 +1,15 @@
 """One tiny whole run, shared by the tests that only read it."""
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 import torch
 
 from l2a.config import DistillConfig, override
-from l2a.pipeline.distill import DistillResult, distill
+from l2a.pipeline.distill import distill
 from tests.conftest import write_domain
 
 
 @pytest.fixture(scope="module")
-def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def shared_cache(tmp_path_factory):
     """A cache that the module's tests share, so that teachers are trained once."""
     folder = tmp_path_factory.mktemp("shared-cache")
     torch.set_num_threads(1)
@@ -22,12 +19,12 @@ def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(autouse=True)
-def use_shared_cache(private_cache: Path, shared_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def use_shared_cache(private_cache, shared_cache, monkeypatch):
     monkeypatch.setenv("L2A_CACHE", str(shared_cache))
 
 
 @pytest.fixture(scope="module")
-def config(shared_cache: Path, encoder_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> DistillConfig:
+def config(shared_cache, encoder_folder, tmp_path_factory):
     """A whole run on tiny data with tiny models: seconds, not minutes."""
     folder = tmp_path_factory.mktemp("data")
     source = write_domain(folder / "source.jsonl", 200, seed=1, prefix="the story ")
@@ -47,5 +44,5 @@ def config(shared_cache: Path, encoder_folder: Path, tmp_path_factory: pytest.Te
 
 
 @pytest.fixture(scope="module")
-def result(config: DistillConfig, shared_cache: Path) -> DistillResult:
+def result(config, shared_cache):
     return distill(config)

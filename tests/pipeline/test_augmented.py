@@ -18,11 +18,11 @@ OPERATORS = [None, "augpro_mix", "augpro_fgsm", "knn", "source", "target_only", 
 
 
 @pytest.fixture
-def context(config) -> RunContext:
+def context(config):
     return RunContext(override(config, {"generator.degree": 0.5}))
 
 
-def with_operator(context: RunContext, operator: str | None, copies: int = 1) -> RunContext:
+def with_operator(context, operator, copies=1):
     return RunContext(override(context.config, {"generator.operator": operator, "generator.copies": copies}))
 
 
@@ -39,7 +39,7 @@ def test_every_operator_trains_as_long_as_plain_distillation(context, monkeypatc
     assert np.isfinite(trained.score.log_likelihood) and not trained.student.model.training
 
 
-def drawn(context: RunContext, monkeypatch) -> list[tuple]:
+def drawn(context, monkeypatch):
     sets = []
     original = TrainingSession.distil
 

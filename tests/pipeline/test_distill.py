@@ -77,7 +77,7 @@ def test_one_seed_gives_one_result_and_another_seed_other_shots(config, result, 
 
 @pytest.mark.slow
 def test_the_test_split_stays_closed_until_the_final_evaluation(config, monkeypatch):
-    def refuse(held_out: HeldOut):
+    def refuse(held_out):
         raise AssertionError("the test split was opened")
 
     monkeypatch.setattr(HeldOut, "reveal", refuse)
