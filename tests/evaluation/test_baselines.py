@@ -8,15 +8,15 @@ from l2a.data.examples import Examples
 from l2a.evaluation import baselines
 from tests.conftest import LABELS, make_examples
 
-SOURCE, TARGET, TEST = make_examples(120, 1), make_examples(30, 2), make_examples(80, 3)
+SOURCE, TARGET, TEST = make_examples(80, 1), make_examples(30, 2), make_examples(60, 3)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def vectors(tokenizer):
     return np.random.default_rng(0).normal(size=(len(tokenizer), 24)).astype(np.float32)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def fit(tokenizer, vectors):
     """Every baseline by name: from source and target to the fitted baseline."""
 
@@ -31,24 +31,30 @@ def fit(tokenizer, vectors):
     }
 
 
+@pytest.fixture(scope="module")
+def fitted(fit):
+    """Each of them that reads whole texts, fitted on single ones."""
+    return {name: fit[name](SOURCE, TARGET) for name in ("tfidf", "frozen_teacher", "vector_sum")}
+
+
 def accuracy(baseline, examples):
     return float((baseline.predict(examples.inputs) == examples.labels).mean())
 
 
 @pytest.mark.parametrize("name", ["tfidf", "frozen_teacher", "vector_sum"])
-@pytest.mark.parametrize("pairs", [False, True])
-def test_every_baseline_learns_what_one_word_decides_and_repeats_it(fit, name, pairs):
-    source, target, test = (make_examples(n, seed, pairs) for n, seed in ((120, 1), (30, 2), (80, 3)))
-    baseline, again = (fit[name](source, target).predict(test.inputs) for _ in range(2))
-    assert (baseline == test.labels).mean() > 0.9
-    assert np.array_equal(baseline, again) and baseline.dtype == np.int64
+def test_every_baseline_learns_what_one_word_decides_and_repeats_it(fit, fitted, name):
+    source, target, test = (make_examples(n, seed, pairs=True) for n, seed in ((60, 1), (30, 2), (40, 3)))
+    assert accuracy(fitted[name], TEST) > 0.9
+    assert accuracy(fit[name](source, target), test) > 0.9
+    found, again = (each.predict(TEST.inputs) for each in (fitted[name], fit[name](SOURCE, TARGET)))
+    assert np.array_equal(found, again) and found.dtype == np.int64
 
 
-def test_parameters_count_what_prediction_needs(fit, vectors):
-    assert fit["frozen_teacher"](SOURCE, TARGET).parameters == 1000 + 24 + 1
-    assert fit["vector_sum"](SOURCE, TARGET).parameters == vectors.size + 24 + 1
+def test_parameters_count_what_prediction_needs(fitted, vectors):
     width = baselines.fit_tfidf((*SOURCE.inputs, *TARGET.inputs))(TARGET.inputs).shape[1]
-    assert fit["tfidf"](SOURCE, TARGET).parameters == width + 1
+    stored = {"tfidf": 0, "frozen_teacher": 1000, "vector_sum": vectors.size}
+    expected = {name: stored[name] + (width if name == "tfidf" else 24) + 1 for name in fitted}
+    assert {name: each.parameters for name, each in fitted.items()} == expected
 
 
 def test_labels_of_the_target_outweigh_a_source_that_contradicts_them(fit):
@@ -63,9 +69,8 @@ def test_a_source_of_the_same_law_is_used():
     scores = []
     for start in (0, 400):  # with the source, and without it
         rows = slice(start, 416)
-        fitted = baselines.tuned_logistic_regression(
-            features[rows], labels[rows], 400 - start, baselines.DENSE_PENALTIES, 0
-        )
+        penalties = baselines.DENSE_PENALTIES
+        fitted = baselines.tuned_logistic_regression(features[rows], labels[rows], 400 - start, penalties, 0)
         scores.append(fitted.score(features[416:], labels[416:]))
     assert scores[0] > 0.9 > scores[1]
 
@@ -82,8 +87,8 @@ def test_folds_hold_out_each_target_example_once_and_nothing_else(fit, monkeypat
     assert sum(judged) == len(TARGET) * (5 + 4)  # shares of the target, then penalties
 
 
-@pytest.mark.parametrize("copies", [1, 2, 3])
-def test_one_two_or_three_labels_per_class_are_enough(fit, copies):
+@pytest.mark.parametrize("copies", [1, 2])
+def test_one_or_two_labels_per_class_are_enough(fit, copies):
     target = Examples((("good film",), ("bad film",)) * copies, np.array([1, 0] * copies), LABELS)
     assert accuracy(fit["tfidf"](SOURCE, target), target) == 1.0
 
@@ -136,6 +141,6 @@ def test_pair_features_tell_shared_words_from_different_ones():
 
 
 @pytest.mark.parametrize("name", ["tfidf", "vector_sum"])
-def test_unusual_texts_are_classified(fit, name):
+def test_unusual_texts_are_classified(fitted, name):
     texts = [("",), ("   ",), ("\u2603",), ("x" * 20_000,)]
-    assert set(fit[name](SOURCE, TARGET).predict(texts).tolist()) <= {0, 1}
+    assert set(fitted[name].predict(texts).tolist()) <= {0, 1}

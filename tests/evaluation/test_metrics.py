@@ -60,7 +60,7 @@ def test_intervals_repeat_with_the_seed(labels):
     assert first == again != other
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=30))
 def test_intervals_are_ordered_and_within_range(cells):
     labels, predictions = np.array(cells, dtype=np.int64).T
@@ -72,12 +72,12 @@ def test_intervals_are_ordered_and_within_range(cells):
 
 def test_95_of_100_intervals_hold_the_truth():
     rng, covered = np.random.default_rng(0), np.zeros(2)
-    for _ in range(200):
+    for _ in range(100):
         labels = rng.integers(0, 2, 150)
         predictions = np.where(rng.random(150) < 0.8, labels, 1 - labels)
         found = classification_metrics(labels, predictions, 2, rng)
         covered += [it.low <= 0.8 <= it.high for it in (found.accuracy, found.macro_f1)]
-    assert (covered >= 180).all() and (covered <= 199).all()  # 190 are due; of 80 % intervals about 160
+    assert (covered >= 90).all() and (covered <= 99).all()  # 95 are due; of 80 % intervals about 80
 
 
 TEXTS = [(f"text {i}",) for i in range(5)]

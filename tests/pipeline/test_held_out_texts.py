@@ -20,14 +20,9 @@ def leaking(config, tmp_path_factory):
     """A run whose source and unlabelled text hold every text of the target."""
     folder = tmp_path_factory.mktemp("leaking")
     target = [json.loads(line) for line in Path(config.target).read_text().splitlines()]
-    copies = [
-        {**row, "text": f"{row['text'].upper()} !!", "split": "train"} for row in target if row["split"] != "train"
-    ]
-    few = load_run_data(config).splits
-    copies += [
-        {"text": text, "label": "negative", "split": "train"}
-        for (text,) in (*few.reward.inputs, *few.validation.inputs)
-    ]
+    few, copied = load_run_data(config).splits, {"label": "negative", "split": "train"}
+    copies = [{"text": f"{row['text'].upper()} !!", **copied} for row in target if row["split"] != "train"]
+    copies += [{"text": text, **copied} for (text,) in (*few.reward.inputs, *few.validation.inputs)]
     own = Path(config.source).read_text()
     (folder / "source.jsonl").write_text(own + "\n".join(map(json.dumps, copies)) + "\n")
     (folder / "more.txt").write_text("\n".join(row["text"] for row in target) + "\n")
@@ -56,28 +51,31 @@ def test_training_texts_hold_no_text_of_reward_validation_or_test(leaking, caplo
     assert not held_out_words((*data.source.inputs, *data.splits.train.inputs)) & data.target.test.words
 
 
-def test_drawn_texts_hold_no_text_of_reward_validation_or_test(leaking):
+@pytest.fixture(scope="module")
+def drawing(leaking):
+    """Its session, a pool of candidates and what they were drawn from."""
     session = open_session(leaking)
-    pool = draw_candidates(session, np.random.default_rng(0)).pool
-    drawn, inputs = pool.inputs, generator_inputs(session)
+    return session, draw_candidates(session, np.random.default_rng(0)).pool, generator_inputs(session)
+
+
+def test_drawn_texts_hold_no_text_of_reward_validation_or_test(leaking, drawing):
+    _, pool, inputs = drawing
     origins = {origin.rpartition(":")[0] for origin in pool.origins}
     assert origins >= {"source", "target", "more.txt"}
     assert origins & {"damaged 0.2", "damaged 0.6"}
     for split in held_out(leaking.data):
         assert split <= inputs.forbidden_hashes
-        for texts in (drawn, inputs.source_inputs, inputs.target_inputs):
+        for texts in (pool.inputs, inputs.source_inputs, inputs.target_inputs):
             assert not hashes(texts) & split
 
 
-def test_texts_that_judge_the_student_are_neither_trained_on_nor_held_out(leaking):
-    session = open_session(leaking)
+def test_texts_that_judge_the_student_are_neither_trained_on_nor_held_out(leaking, drawing):
+    session, pool, inputs = drawing
     choice, reward = map(hashes, leaking.set_apart)
     assert len(choice) > 5 and len(reward) > 5 and not choice & reward
-    drawn = draw_candidates(session, np.random.default_rng(0)).pool.inputs
-    inputs = generator_inputs(session)
     bases = (*inputs.source_inputs, *inputs.unlabelled_inputs, *inputs.target_inputs)
     assert len(session.source) == len(leaking.source) < len(leaking.data.source)
-    for texts in (drawn, bases, leaking.source.inputs, leaking.data.splits.train.inputs):
+    for texts in (pool.inputs, bases, leaking.source.inputs, leaking.data.splits.train.inputs):
         assert not hashes(texts) & (choice | reward)
     for split in held_out(leaking.data):
         assert not split & (choice | reward)

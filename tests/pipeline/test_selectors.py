@@ -11,20 +11,10 @@ from scipy.stats import spearmanr
 
 from l2a.config import override
 from l2a.data.examples import HeldOut, normalised_hash
+from l2a.pipeline import policies
 from l2a.pipeline.distill import load_run_data
 from l2a.pipeline.methods import run_method
-from l2a.pipeline.policies import (
-    ORACLES,
-    evaluate_policy,
-    explain_policy,
-    headroom_note,
-    known_headroom,
-    measure_headroom,
-    open_policy,
-    pair_name,
-    prepare_pair,
-    train_selector,
-)
+from l2a.pipeline.policies import ORACLES, open_policy, pair_name, prepare_pair, train_selector
 from l2a.pipeline.session import RunContext
 from l2a.pipeline.students import spare_labels, train_l2a_student
 from l2a.selector.environment import build_task
@@ -49,6 +39,11 @@ def policy_folder(pairs, tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def prepared(config):
+    return prepare_pair(config)
+
+
 def test_one_policy_is_trained_on_several_pairs(pairs, policy_folder):
     policy, facts = open_policy(str(policy_folder))
     assert facts["pairs"] == [pair_name(pair) for pair in pairs]
@@ -66,7 +61,7 @@ def test_the_same_seed_trains_the_same_policy(pairs, policy_folder, tmp_path):
 
 @pytest.mark.slow
 def test_a_policy_is_compared_with_every_rule(config, policy_folder):
-    result = evaluate_policy(config, open_policy(str(policy_folder))[0], updates=3)
+    result = policies.evaluate_policy(config, open_policy(str(policy_folder))[0], updates=3)
     kept = {verdict.name: verdict.kept for verdict in result.verdicts}
     assert list(kept) == ["policy", *(name for name in RULES if name != "oracle")] and result.updates == 3
     assert {count for name, count in kept.items() if name != "all"} == {kept["all"] // 2}
@@ -79,32 +74,25 @@ def test_a_policy_is_compared_with_every_rule(config, policy_folder):
 def test_evaluation_leaves_the_student_as_it_was(config, policy_folder):
     """Every selection starts from one state: the same selection twice gets the same real gain."""
     policy = open_policy(str(policy_folder))[0]
-    first, second = (evaluate_policy(config, policy, updates=3).verdicts for _ in range(2))
+    first, second = (policies.evaluate_policy(config, policy, updates=3).verdicts for _ in range(2))
     assert first == second
 
 
 @pytest.mark.slow
 def test_a_policy_is_explained_on_a_pair(config, policy_folder):
-    found = explain_policy(config, open_policy(str(policy_folder))[0])
+    found = policies.explain_policy(config, open_policy(str(policy_folder))[0])
     assert "teacher_student_kl" in found.importances and "operator" in found.importances
     assert len(found.kept_texts) == len(found.dropped_texts) == 10
 
 
-def test_a_run_uses_a_saved_policy_without_training(config, policy_folder, monkeypatch):
-    monkeypatch.setattr("l2a.selector.select.train_agent", lambda *_: pytest.fail("a trained policy was trained"))
-    changed = override(config, {"selector.agent": str(policy_folder), "kd.warmup_steps": 5})
-    trained = train_l2a_student(RunContext(changed))
-    saved = open_policy(str(policy_folder))[0].network.state_dict()
-    for done in trained.rounds:
-        assert all((saved[name] == value).all() for name, value in done.selection.policy.network.state_dict().items())
-
-
 def test_headroom_reads_labels_that_no_run_reads_and_is_known_to_later_runs(config, tmp_path):
-    target = write_domain(tmp_path / "target.jsonl", 400, seed=2, prefix="this phone ")
-    changed = override(config, {"target": str(target), "selector.keep_rate": 0.25, "kd.warmup_steps": 5})
+    target = write_domain(tmp_path / "target.jsonl", 260, seed=2, prefix="this phone ")
+    changed = override(
+        config, {"target": str(target), "selector.keep_rate": 0.25, "kd.warmup_steps": 5, "kd.round_steps": 4}
+    )
     context = RunContext(changed)
-    assert known_headroom(context) == {}
-    found, splits = measure_headroom(changed), context.data.splits
+    assert policies.known_headroom(context) == {}
+    found, splits = policies.measure_headroom(changed), context.data.splits
     rows = {row["name"]: row for row in found["verdicts"]}
     assert {name: row["kept"] for name, row in rows.items()} == {
         **dict.fromkeys((*ORACLES, "random"), 12), "all": 48, "none": 0,
@@ -117,10 +105,10 @@ def test_headroom_reads_labels_that_no_run_reads_and_is_known_to_later_runs(conf
     used = [{normalised_hash(text) for text in part.inputs} for part in (*parts, seen, unseen)]
     used += [set(map(normalised_hash, part)) for part in context.set_apart]
     assert sum(map(len, used)) == len(set().union(*used)), "no text is in two of them"
-    known = known_headroom(RunContext(override(changed, {"seed": 5, "selector.agent": "dvrl"})))
-    assert known["points"] == found["points"] and "can" in headroom_note(known)
-    assert "no selector can win" in headroom_note({**known, "points": 0.9})
-    assert known_headroom(RunContext(override(changed, {"kd.pool_size": 49}))) == {}
+    known = policies.known_headroom(RunContext(override(changed, {"seed": 5, "selector.agent": "dvrl"})))
+    assert known["points"] == found["points"] and "can" in policies.headroom_note(known)
+    assert "no selector can win" in policies.headroom_note({**known, "points": 0.9})
+    assert policies.known_headroom(RunContext(override(changed, {"kd.pool_size": 49}))) == {}
 
 
 def test_an_oracle_without_spare_labels_is_refused(config):
@@ -128,10 +116,10 @@ def test_an_oracle_without_spare_labels_is_refused(config):
         spare_labels(RunContext(config))
 
 
-def test_neither_test_nor_model_choice_labels_reach_a_selector(config, monkeypatch):
+def test_neither_test_nor_model_choice_labels_reach_a_selector(config, prepared, monkeypatch):
     """What an environment is made of stays the same to the bit when those labels are flipped, and the test is shut."""
-    config = override(config, {"teacher.learns_from": "both"})  # the choice of the teacher may read validation labels
-    plain = prepare_pair(config).problem
+    assert config.teacher.learns_from == "both"  # the choice of the teacher may read validation labels
+    plain = prepared.problem
     data = load_run_data(config)
     flipped = dataclasses.replace(data.splits.validation, labels=1 - data.splits.validation.labels)
     changed = dataclasses.replace(data, splits=dataclasses.replace(data.splits, validation=flipped))
@@ -145,9 +133,9 @@ def test_neither_test_nor_model_choice_labels_reach_a_selector(config, monkeypat
     assert other.real_reward(kept) == plain.real_reward(kept)
 
 
-def test_the_real_reward_judges_candidates_and_not_their_order(config):
+def test_the_real_reward_judges_candidates_and_not_their_order(prepared):
     """The same candidates in another order get the same reward; other candidates do not; the student is untouched."""
-    pair = prepare_pair(config)
+    pair = prepared
     candidates, kept = pair.drawn.candidates, np.arange(len(pair.problem)) % 2 == 0
     chosen = np.flatnonzero(kept)
     before = pair.session.student.snapshot()
@@ -190,30 +178,30 @@ def test_a_rule_that_says_so_scores_anew_inside_a_round(config, tmp_path, monkey
 @pytest.mark.parametrize(("agent", "times"), [("glitter", 1), ("llkd", 1), ("ppo", 1), ("confidence", None)])
 def test_agents_that_follow_the_student_score_anew_and_the_others_do_not(config, agent, times):
     changes = {"selector.agent": agent, "kd.rounds": 1, "kd.round_steps": 30, "selector.tier_correlation": -1.0}
-    changed = override(config, changes)
-    assert run_method(changed, "l2a_student").diagnostics.get("round_0_rescored") == times
+    assert run_method(override(config, changes), "l2a_student").diagnostics.get("round_0_rescored") == times
 
 
-def test_a_saved_policy_scores_anew_unless_other_scores_won(config, policy_folder, monkeypatch):
-    """As a policy does that is trained in the run; the run goes on to say who chose."""
+def test_a_run_trains_no_saved_policy_and_scores_anew_by_it_unless_other_scores_won(config, policy_folder, monkeypatch):
+    """The run goes on to say who chose."""
+    monkeypatch.setattr("l2a.selector.select.train_agent", lambda *_: pytest.fail("a trained policy was trained"))
     changes = {"selector.agent": str(policy_folder), "kd.rounds": 1, "kd.round_steps": 30, "kd.warmup_steps": 5}
-    context = RunContext(override(config, changes))
+    context = RunContext(override(config, {**changes, "kd.pool_size": 24}))
+    saved = open_policy(str(policy_folder))[0].network.state_dict()
     for fell_back in (False, True):
-        chosen = functools.partial(_select_and_say, fell_back)
-        monkeypatch.setattr("l2a.pipeline.students.select", chosen)
+        monkeypatch.setattr(
+            "l2a.pipeline.students.select",
+            lambda *arguments, to=fell_back: dataclasses.replace(select(*arguments), fell_back=to),
+        )
         (done,) = train_l2a_student(context).rounds
         assert done.selection.diagnostics.get("rescored") == (None if fell_back else 1)
         assert done.selection.agent == str(policy_folder)
-
-
-def _select_and_say(fell_back, *arguments):
-    return dataclasses.replace(select(*arguments), fell_back=fell_back)
+        assert all((saved[name] == value).all() for name, value in done.selection.policy.network.state_dict().items())
 
 
 def test_the_reward_split_does_not_choose_the_model(config, monkeypatch):
     """Without a policy those labels train and choose nothing: flipped, they give the same student to the bit."""
     monkeypatch.setattr("l2a.pipeline.session.refuse_useless_teacher", lambda *_: 1.0)
-    settings = {"selector.agent": "confidence", "kd.rounds": 1, "kd.warmup_steps": 5, "teacher.learns_from": "both"}
+    settings = {"selector.agent": "confidence", "kd.rounds": 1, "kd.warmup_steps": 5}
     changed = override(config, settings)
     plain, data = train_l2a_student(RunContext(changed)), load_run_data(changed)
     flipped = dataclasses.replace(data.splits.reward, labels=1 - data.splits.reward.labels)

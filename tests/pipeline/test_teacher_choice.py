@@ -36,7 +36,7 @@ def stages(monkeypatch, tmp_path):
 def test_the_teacher_is_the_one_under_which_labels_that_it_did_not_learn_are_likelier(
     config, stages, monkeypatch, better, dev_shots
 ):
-    context, asked = RunContext(override(config, {"dev_shots": dev_shots})), []
+    context, asked = RunContext(override(config, {"dev_shots": dev_shots, "teacher.learns_from": "auto"})), []
 
     def predict(teacher, inputs, length):
         asked.append((teacher.learned, inputs))
@@ -62,7 +62,10 @@ def test_the_teacher_is_the_one_under_which_labels_that_it_did_not_learn_are_lik
 
 def test_one_label_of_a_class_chooses_nothing(config, stages, monkeypatch):
     monkeypatch.setattr(session, "predict", lambda *_: pytest.fail("asked"))
-    assert RunContext(override(config, {"shots": 1, "dev_shots": 0})).teacher.stage == "teacher: target"
+    assert (
+        RunContext(override(config, {"shots": 1, "dev_shots": 0, "teacher.learns_from": "auto"})).teacher.stage
+        == "teacher: target"
+    )
 
 
 @pytest.mark.parametrize(("learns_from", "last"), [("both", "teacher: target"), ("target", "teacher: target alone")])

@@ -32,17 +32,13 @@ def test_steps_on_trial_start_from_copies_of_what_was_learned_so_far(config):
     session = open_session(RunContext(override(config, {"kd.objective": "lelp"})))
     session.distil(None, 3, "warm-up")
     trial = session.trainer.on_trial(session.context.config.kd, session.reward)
-    for copy, learned in (
-        (trial._head.weight, session.trainer._head.weight),
-        (trial._projection, session.trainer._projection),
-    ):
-        assert torch.equal(copy, learned)
-        assert copy is not learned
+    copies, learned = ([it._head.weight, it._projection] for it in (trial, session.trainer))
+    assert all(torch.equal(one, other) and one is not other for one, other in zip(copies, learned, strict=True))
 
 
 @pytest.mark.parametrize(
     "changes",
-    [{"kd.objective": "lelp"}, {"kd.embedding_rate": 0.0}, {"kd.embedding_rate": 0.5}, {"kd.hidden_weight": 1.0}],
+    [{"kd.objective": "lelp"}, {"kd.embedding_rate": 0.0}, {"kd.embedding_rate": 0.5, "kd.hidden_weight": 1.0}],
 )
 def test_measuring_influences_leaves_no_trace(config, changes):
     """Whatever is trained, and also where the real reward takes its steps on a part of the candidates."""
