@@ -318,14 +318,13 @@ def files_to_push(run: Path, repo: str) -> dict[str, Path]:
     return {name.removeprefix("student/"): run / name for name in wanted}
 
 
-def push(files: Mapping[str, Path], repo: str, private: bool = False, endpoint: str | None = None) -> str:
+def push(files: Mapping[str, Path], repo: str, private: bool = False) -> str:
     """Upload a student in one commit; what an interrupted push has uploaded is not sent again.
 
     Args:
         files: As ``files_to_push`` gives them.
         repo: "name" or "owner/name"; made where it does not exist.
         private: Whether nobody else may see it.
-        endpoint: Address of the Hub; by default what HF_ENDPOINT says.
 
     Returns:
         The address of the repository.
@@ -340,7 +339,7 @@ def push(files: Mapping[str, Path], repo: str, private: bool = False, endpoint: 
 
     if (token := get_token()) is None:
         raise UsageError("there is no token of the Hub; log in by `hf auth login`, or set HF_TOKEN")
-    api = HfApi(endpoint=endpoint, token=token)
+    api = HfApi(token=token)
     try:
         place = api.create_repo(repo, private=private or None, exist_ok=True)
         found = api.model_info(place.repo_id)

@@ -268,6 +268,7 @@ CASES: list[tuple[list[str], str]] = [
     (["predict", "{classifier}", "{words}", "--threshold", "2"], "--threshold"),
     (["predict", "{classifier}", "{row.csv}", "--text-column", "body"], "body"),
     (["predict", "{classifier}", "-", "--format", "pdf"], ".pdf"),
+    (["predict", "{classifier}", "{words}", "--workers", "1", "--address", "tcp://127.0.0.1:9"], "give only one"),
     *((["evaluate", "{classifier}", f"{{{name}}}"], word) for name, word in (
         ("missing", "missing"), ("empty.csv", "empty"), ("columns.csv", "--text-column"), ("row.csv", "--label-column"),
         ("nolabel.csv", "no label"), ("labels.csv", "'no'"), ("cut.arrow", "Arrow"), ("folder", "train"),

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from filelock import FileLock
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from l2a.cli.app import report_command
@@ -52,10 +52,8 @@ def test_teacher_and_student_are_compared_text_by_text():
     facts = page.compare_on_test(test, teacher, student)
     assert facts["teacher"]["confusion"] == [[2, 1], [0, 3]] and facts["student"]["confusion"] == [[1, 2], [1, 2]]
     assert facts["outcomes"] == [[3, 2], [0, 1]] and facts["agreement"] == pytest.approx(4 / 6)
-    assert [(it["text"], it["label"], it["student"][0]) for it in facts["texts"]] == [
-        ("e", "yes", "no"),
-        ("b", "no", "yes"),
-    ]
+    shown = [(it["text"], it["label"], it["student"][0]) for it in facts["texts"]]
+    assert shown == [("e", "yes", "no"), ("b", "no", "yes")]
     assert facts["texts"][0]["teacher"] == ["yes", pytest.approx(0.9)]
     assert facts["student"]["bins"] == [(2, pytest.approx(0.65), 0.5), (4, pytest.approx(0.95), 0.5)]
     assert facts["student"]["calibration_error"] == pytest.approx(2 / 6 * 0.15 + 4 / 6 * 0.45)
@@ -80,6 +78,7 @@ def test_the_map_has_as_many_texts_of_each_kind_and_at_most_1500():
 numbers = st.floats(-1e6, 1e6).filter(lambda value: value == 0 or abs(value) > 1e-6)
 
 
+@settings(max_examples=25)
 @given(st.lists(numbers, min_size=1, max_size=9))
 def test_an_axis_holds_its_values_between_ticks_that_differ(values):
     axis = page.make_axis("", values, (50, 350))
@@ -111,8 +110,14 @@ def test_rewards_are_drawn_where_there_are_some():
     assert page.reward_figures(rounds[:1]) == []
 
 
-def test_texts_of_data_stay_texts(finished):
-    shown = page.render_page(finished)
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shown")
+    fill(folder)
+    return page.render_page(folder)
+
+
+def test_texts_of_data_stay_texts(shown):
     parsed = Page(shown)
     assert len(parsed.all("script")) == 1 and not parsed.all("img")
     cells = "".join(parsed.texts)
@@ -121,14 +126,12 @@ def test_texts_of_data_stay_texts(finished):
     (script,) = re.findall(r"<script>(.*?)</script>", shown, re.DOTALL)
     policy = next(meta["content"] for meta in parsed.all("meta") if meta.get("http-equiv"))
     assert base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() in policy
-    addresses = [
-        value for _, attributes in parsed.elements for name, value in attributes.items() if name in ("src", "href")
-    ]
-    assert all(address.startswith(("#", "data:,")) for address in addresses)
+    for _, attributes in parsed.elements:
+        assert all(attributes.get(name, "#").startswith(("#", "data:,")) for name in ("src", "href"))
 
 
-def test_figures_and_tables_say_what_they_are(finished):
-    parsed = Page(page.render_page(finished))
+def test_figures_and_tables_say_what_they_are(shown):
+    parsed = Page(shown)
     ids = [attributes["id"] for _, attributes in parsed.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
     for drawing in parsed.all("svg"):
@@ -140,14 +143,10 @@ def test_figures_and_tables_say_what_they_are(finished):
     assert [point["tabindex"] for point in points].count("0") == 1
 
 
-@pytest.mark.parametrize(
-    ("classes", "is_pair", "changes"),
-    [
-        (2, True, {}),
-        (20, False, {}),
-        (3, False, {"rounds": [{"selector": {}}], "student": "l2a_without_unlabelled_student"}),
-    ],
-)
+OTHERS = [(20, True, {}), (3, False, {"rounds": [{"selector": {}}], "student": "l2a_without_unlabelled_student"})]
+
+
+@pytest.mark.parametrize(("classes", "is_pair", "changes"), OTHERS)
 def test_other_runs_have_a_page_too(tmp_path, classes, is_pair, changes):
     fill(tmp_path, classes, is_pair, **changes)
     shown = page.render_page(tmp_path)
@@ -177,9 +176,6 @@ def test_what_has_no_page_is_refused_in_a_sentence(finished, tmp_path):
     with FileLock(finished / ".l2a.lock"), pytest.raises(RunError, match="a run is writing there"):
         page.renew_page(finished)
     (finished / "metrics.json").write_text("{}")
-    with pytest.raises(RunError, match=r"metrics\.json was changed after the run"):
-        page.renew_page(finished)
-    (finished / "metrics.json").unlink()
     with pytest.raises(RunError, match=r"metrics\.json was changed after the run"):
         page.renew_page(finished)
     assert not (finished / "report.html").exists()

@@ -1,18 +1,14 @@
 """The model card as a hub and a reader have it, and the way of a student to a stand-in of the Hub."""
 
-import hashlib
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
+import httpx2
 import pytest
 import torch
-from huggingface_hub import ModelCard, constants
+from huggingface_hub import CommitOperationAdd, ModelCard, RepoUrl
+from huggingface_hub.errors import HfHubHTTPError
 from transformers import BertForSequenceClassification
 
 from l2a.cli.app import push_command
@@ -111,11 +107,6 @@ def test_the_card_tells_what_was_measured_and_how_to_repeat_it(finished):
         assert f"{100 * before_or_after['calibration_error']:.1f} | {before_or_after['log_likelihood']:.3f}" in text
 
 
-def test_class_scores_are_those_of_the_counts():
-    scores = page.class_scores([[8, 2, 0], [4, 6, 0], [0, 0, 0]])
-    assert scores[0] == pytest.approx((8 / 12, 0.8, 16 / 22, 10)) and scores[2] == (0, 0, 0, 0)
-
-
 @pytest.mark.parametrize("is_pair", [False, True])
 def test_the_snippets_run_where_the_card_lies(student, tmp_path, monkeypatch, capsys, is_pair):
     fill(tmp_path, classes=2, is_pair=is_pair)
@@ -145,143 +136,73 @@ def test_an_export_is_shown_on_the_page_and_on_cards_that_nobody_edited(run):
 
 
 class Hub:
-    """What the Hub answers to a push: repositories, blobs of large files and commits, all in memory."""
+    """Stands in for the client of the Hub: repositories with their files, in memory."""
 
     def __init__(self):
-        self.repos, self.blobs, self.uploads = {}, {}, []
-        self.status, self.hold, self.holding = None, threading.Event(), threading.Event()
-        self.hold.set()
-        hub = self
+        self.repos, self.error = {}, None
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
+    def create_repo(self, repo, private, exist_ok):
+        if self.error:
+            raise self.error
+        self.repos.setdefault(f"me/{repo}", SimpleNamespace(private=bool(private), files={}))
+        return RepoUrl(f"https://huggingface.co/me/{repo}")
 
-            def log_message(self, *_):
-                pass
+    def model_info(self, name):
+        siblings = [SimpleNamespace(rfilename=path) for path in self.repos[name].files]
+        return SimpleNamespace(private=self.repos[name].private, siblings=siblings)
 
-            def answer(self, content, status=200):
-                body = json.dumps(content).encode()
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def handle_any(self):
-                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-                if hub.status:
-                    return self.answer({"error": "no"}, hub.status)
-                self.answer(*hub.respond(self.command, self.path, body))
-
-            do_GET = do_POST = do_PUT = handle_any  # noqa: N815
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
-        self.address = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
-
-    def respond(self, method, path, body):
-        kind = path.split("?")[0].split("/")
-        if path.startswith("/api/repos/create"):
-            asked = json.loads(body)
-            name = f"me/{asked['name']}"
-            status = 409 if name in self.repos else 200
-            self.repos.setdefault(name, {"private": asked.get("visibility") == "private", "files": {}})
-            return {"url": f"{self.address}/{name}"}, status
-        if path.startswith("/api/validate-yaml"):
-            return {"errors": [], "warnings": []}, 200
-        if method == "PUT":
-            self.uploads.append(kind[-1])
-            self.holding.set()
-            self.hold.wait(60)
-            assert hashlib.sha256(body).hexdigest() == kind[-1]
-            self.blobs[kind[-1]] = body
-            return {}, 200
-        if path.endswith("/info/lfs/objects/batch"):
-            objects = json.loads(body)["objects"]
-            for one in objects:
-                if one["oid"] not in self.blobs:
-                    one["actions"] = {"upload": {"href": f"{self.address}/blob/{one['oid']}"}}
-            return {"transfer": "basic", "objects": objects}, 200
-        repo = self.repos["/".join(kind[3:5])]
-        if "/preupload/" in path:
-            files = [{"path": one["path"], "shouldIgnore": False,
-                      "uploadMode": "lfs" if one["path"].endswith((".safetensors", ".onnx")) else "regular"}
-                     for one in json.loads(body)["files"]]  # fmt: skip
-            return {"files": files}, 200
-        if "/commit/" in path:
-            for line in map(json.loads, body.splitlines()):
-                value = line["value"]
-                if line["key"] in ("file", "lfsFile"):
-                    repo["files"][value["path"]] = value.get("oid") or value["content"]
-                elif line["key"] == "deletedFile":
-                    del repo["files"][value["path"]]
-            return {"commitUrl": f"{self.address}/me/x/commit/{'a' * 40}", "commitOid": "a" * 40}, 200
-        siblings = [{"rfilename": name} for name in repo["files"]]
-        return {"id": "/".join(kind[3:5]), "private": repo["private"], "siblings": siblings}, 200
+    def create_commit(self, name, operations, commit_message):
+        for operation in operations:
+            if isinstance(operation, CommitOperationAdd):
+                self.repos[name].files[operation.path_in_repo] = operation.path_or_fileobj
+            else:
+                del self.repos[name].files[operation.path_in_repo]
 
 
 @pytest.fixture
 def hub(monkeypatch):
-    monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     hub = Hub()
-    yield hub
-    hub.hold.set()
-    hub.server.shutdown()
-    hub.server.server_close()
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    monkeypatch.setattr("huggingface_hub.HfApi", lambda token: hub)
+    return hub
 
 
-def upload(run, hub, private=False):
-    return run_folder.push(run_folder.files_to_push(run, "student"), "student", private, hub.address)
+def upload(run, private=False):
+    return run_folder.push(run_folder.files_to_push(run, "student"), "student", private)
 
 
 def test_a_push_uploads_the_student_and_its_export_and_none_of_the_data(run, hub):
     (run / "student" / "notes.txt").write_text("not of the run")
-    assert upload(run, hub, private=True) == f"{hub.address}/me/student"
+    assert upload(run, private=True) == "https://huggingface.co/me/student"
     repo = hub.repos["me/student"]
     expected = {"README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
-    assert repo["private"] and repo["files"].keys() == {*expected, "onnx/model.onnx", "onnx/export.json"}
-    digest = hashlib.sha256((run / "student" / "model.safetensors").read_bytes()).hexdigest()
-    assert repo["files"]["model.safetensors"] == digest and len(hub.uploads) == 2
+    assert repo.private and repo.files.keys() == {*expected, "onnx/model.onnx", "onnx/export.json"}
+    assert repo.files["model.safetensors"] == str(run / "student" / "model.safetensors")
     files = {name: path for name, path in run_folder.files_to_push(run, "student").items() if "onnx" not in name}
-    run_folder.push(files, "student", False, hub.address)
-    assert repo["files"].keys() == expected and len(hub.uploads) == 2
-    repo["private"] = False
+    run_folder.push(files, "student")
+    assert repo.files.keys() == expected
+    repo.private = False
     with pytest.raises(UsageError, match="me/student exists and is public"):
-        upload(run, hub, private=True)
+        upload(run, private=True)
 
 
-@pytest.mark.parametrize(
-    ("status", "said"), [(401, "401: the token is not valid"), (403, "403: the token may not write"), (418, "418: ")]
-)
-def test_a_refusal_of_the_hub_is_one_sentence(run, hub, status, said):
-    hub.status = status
-    with pytest.raises(RunError, match=f"student: the Hub answers {said}") as caught:
-        upload(run, hub)
-    assert "\n" not in str(caught.value) and "hf_secret" not in str(caught.value)
+REQUEST = httpx2.Request("POST", "https://huggingface.co")
+REFUSALS = {
+    401: "the Hub answers 401: the token is not valid",
+    403: "the Hub answers 403: the token may not write",
+    418: "the Hub answers 418: ",
+    None: "the upload broke off .*efused.; run the same command again",
+}
 
 
-def test_a_hub_that_is_away_is_one_sentence(run, hub):
-    hub.server.shutdown()
-    hub.server.server_close()
-    with pytest.raises(RunError, match=r"broke off \(.*efused\); run the same command again"):
-        upload(run, hub)
-
-
-@pytest.mark.slow
-def test_a_push_after_a_killed_one_goes_on(run, hub):
-    hub.hold.clear()
-    address = {**os.environ, "HF_ENDPOINT": hub.address, "HF_HUB_DISABLE_XET": "1"}
-    command = [sys.executable, "-c", "from l2a.cli.app import main; main()", "push", str(run), "student"]
-    with subprocess.Popen(command, env=address, stdout=subprocess.DEVNULL) as killed:
-        assert hub.holding.wait(120)
-        killed.send_signal(signal.SIGKILL)
-    assert hub.repos["me/student"]["files"] == {}
-    hub.hold.set()
-    upload(run, hub)
-    assert {"README.md", "model.safetensors", "onnx/model.onnx"} <= hub.repos["me/student"]["files"].keys()
-    shown = subprocess.run(command, env=address, capture_output=True, text=True, check=True).stdout
-    assert f"uploaded: {hub.address}/me/student" in shown and set(hub.blobs) == set(hub.uploads)
+def test_a_refusal_of_the_hub_or_none_is_one_sentence(run, hub):
+    for status, said in REFUSALS.items():
+        hub.error = httpx2.ConnectError("Connection\nrefused")
+        if status:
+            hub.error = HfHubHTTPError("no\nmore", response=httpx2.Response(status, request=REQUEST))
+        with pytest.raises(RunError, match=f"student: {said}") as caught:
+            upload(run)
+        assert "\n" not in str(caught.value)
 
 
 def test_what_cannot_be_pushed_is_refused_before_anything_is_sent(run, tmp_path, monkeypatch, capsys):

@@ -7,8 +7,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoTokenizer,
@@ -24,7 +22,7 @@ from l2a.generator.chain import CandidatePool
 from l2a.report import run_folder as report
 from l2a.report.run_folder import check_parity, export_student
 from l2a.selector.problem import Selection
-from l2a.student.student import build_student, load_checkpoint
+from l2a.student.student import build_student, class_names, load_checkpoint
 from l2a.teacher.labelling import TeacherOutputs
 from l2a.teacher.model import load_encoder
 from l2a.util.errors import RunError
@@ -43,25 +41,19 @@ def make_row(name, accuracy, **changes):
 
 
 @pytest.fixture
-def rows():
-    return (make_row("tfidf_logreg", 0.7), make_row("plain_kd_student", 0.8), make_row("l2a_student", 0.75))
-
-
-@pytest.fixture
 def student(tokenizer):
     torch.manual_seed(0)
-    names = dict(enumerate(LABELS))
-    config = tiny_bert_config(tokenizer, id2label=names, label2id={name: i for i, name in names.items()})
-    return BertForSequenceClassification(config).train()
+    return BertForSequenceClassification(tiny_bert_config(tokenizer, **class_names(LABELS))).train()
 
 
-def test_cells_are_percentages_with_intervals(rows):
+def test_cells_are_percentages_with_intervals():
     expected = ("tfidf_logreg", "70.0 (65.0-75.0)", "69.0", "1.23 M", "1.23±0.10", "0.50±0.02")
-    assert report.short_cells(rows)[0] == expected and len(expected) == len(report.SHORT_HEADERS)
+    assert report.short_cells([make_row("tfidf_logreg", 0.7)]) == [expected]
+    assert len(expected) == len(report.SHORT_HEADERS)
 
 
-def test_metrics_have_the_promised_fields(rows):
-    metrics = json.loads(json.dumps(report.metrics_content(rows, {"rounds": [1]})))
+def test_metrics_have_the_promised_fields():
+    metrics = json.loads(json.dumps(report.metrics_content([make_row("tfidf_logreg", 0.7)], {"rounds": [1]})))
     assert metrics.keys() == {"rows", "peak_memory_mb", "versions", "date", "threads", "rounds"}
     assert metrics["rows"][0] == {
         "name": "tfidf_logreg",
@@ -74,10 +66,9 @@ def test_metrics_have_the_promised_fields(rows):
     assert metrics["threads"] == 1
 
 
-@pytest.mark.parametrize("wrong", [math.nan, math.inf])
-def test_a_number_that_is_not_finite_is_refused_with_its_row(wrong):
+def test_a_number_that_is_not_finite_is_refused_with_its_row():
     with pytest.raises(RunError, match=r"tfidf_logreg is not finite"):
-        report.metrics_content([make_row("tfidf_logreg", 0.7, latency_ms={"batch_1": wrong, "batch_32": 1.0})], {})
+        report.metrics_content([make_row("tfidf_logreg", math.nan)], {})
 
 
 @pytest.mark.skipif(not STATUS.exists(), reason="the reference is Linux's own record")
@@ -114,15 +105,10 @@ def test_every_candidate_of_every_round_is_written(tmp_path):
     assert list(empty.columns) == list(expected) and empty.empty
 
 
-@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.tuples(st.text(), st.text()), max_size=8))
-def test_any_pair_is_read_back(tmp_path, inputs):
-    frame = written(tmp_path / "any.parquet", tuple(inputs))
-    assert list(zip(frame["text"], frame["text_pair"], strict=True)) == inputs
-
-
-def test_a_lone_surrogate_does_not_stop_the_run(tmp_path):
-    assert written(tmp_path / "odd.parquet", (("bad \ud83d end",),))["text"].tolist() == ["bad ? end"]
+def test_any_text_is_read_back_but_for_lone_surrogates(tmp_path):
+    inputs = (("\ud800 end", "bad \ud83d"), ('\x00\r\n,"', ""), ("", "\U0001f600\u2028"))
+    frame = written(tmp_path / "odd.parquet", inputs)
+    assert list(zip(frame["text"], frame["text_pair"], strict=True)) == [("? end", "bad ?"), *inputs[1:]]
 
 
 @pytest.fixture
@@ -146,26 +132,13 @@ def test_saved_model_gives_the_same_logits_and_keeps_its_mode(student, tokenizer
         assert student.training == training
 
 
-def test_pipeline_names_the_classes(student, tokenizer, folder):
-    classify = pipeline("text-classification", model=str(folder))
-    answer = classify(TEXTS[0][0], top_k=None)
-    expected = student.eval()(**tokenizer(TEXTS[0][0], return_tensors="pt")).logits.softmax(-1)[0]
-    scores = {each["label"]: each["score"] for each in answer}
-    assert scores == {name: pytest.approx(expected[i].item(), abs=1e-5) for i, name in enumerate(LABELS)}
-
-
-@pytest.mark.parametrize(
-    "damage", [lambda weight: weight + 0.1, lambda weight: weight * torch.nan], ids=["moved", "nan"]
-)
-def test_damaged_weights_are_refused(student, tokenizer, folder, damage):
-    weights = load_file(folder / "model.safetensors")
-    weights["classifier.weight"] = damage(weights["classifier.weight"])
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(RunError, match="logits differ"):
-        check_parity(student, tokenizer, folder, TEXTS, 32)
-
-
-def test_swapped_class_names_are_refused(student, tokenizer, folder):
+def test_a_folder_with_other_weights_or_names_is_refused(student, tokenizer, folder):
+    kept = load_file(folder / "model.safetensors")
+    for change in (0.1, torch.nan):
+        weights = kept | {"classifier.weight": kept["classifier.weight"] + change}
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(RunError, match="logits differ"):
+            check_parity(student, tokenizer, folder, TEXTS, 32)
     student.config.id2label = {0: LABELS[1], 1: LABELS[0]}
     with pytest.raises(RunError, match="saved with the classes"):
         check_parity(student, tokenizer, folder, TEXTS, 32)
@@ -181,10 +154,11 @@ def test_an_architecture_with_narrow_embeddings_is_kept_whole(tokenizer, tmp_pat
     assert check_parity(model, tokenizer, tmp_path / "electra", TEXTS, 32) <= 1e-6
 
 
-@pytest.fixture
-def of_pairs(tokenizer, tmp_path):
+@pytest.fixture(scope="module")
+def of_pairs(tokenizer, tmp_path_factory):
     """A student of pairs whose teacher's tokenizer gives no token types and cuts nothing."""
-    teacher = load_encoder(str(save_tiny("distilbert", tmp_path / "teacher", plain_tokenizer(tokenizer))), LABELS, 0)
+    folder = tmp_path_factory.mktemp("teacher")
+    teacher = load_encoder(str(save_tiny("distilbert", folder, plain_tokenizer(tokenizer))), LABELS, 0)
     student = build_student(StudentConfig(max_share=0.9), teacher, LABELS, PAIRS, 0)
     for parameter in student.model.parameters():  # far from its start, so that nothing is read in vain
         torch.nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(1))
@@ -222,20 +196,22 @@ def test_a_saved_student_cuts_texts_where_it_was_trained_to(of_pairs, tmp_path):
     assert sum(scores(tmp_path / "student", "good " * 999).values()) == pytest.approx(1)
 
 
-@pytest.mark.parametrize(
-    ("file", "setting"),
-    [
-        ("tokenizer_config.json", {"model_max_length": 40}),
-        ("tokenizer_config.json", {"model_input_names": ["input_ids", "attention_mask"]}),
-        ("config.json", {"problem_type": "multi_label_classification"}),
-    ],
-)
-def test_a_folder_that_scores_otherwise_when_used_is_refused(of_pairs, tmp_path, file, setting):
+SETTINGS = [
+    ("tokenizer_config.json", {"model_max_length": 40}),
+    ("tokenizer_config.json", {"model_input_names": ["input_ids", "attention_mask"]}),
+    ("config.json", {"problem_type": "multi_label_classification"}),
+]
+
+
+def test_a_folder_that_scores_otherwise_when_used_is_refused(of_pairs, tmp_path):
     export_student(of_pairs.model, of_pairs.tokenizer, tmp_path / "student", "", 24)
-    path = tmp_path / "student" / file
-    path.write_text(json.dumps(json.loads(path.read_text()) | setting))
-    with pytest.raises(RunError, match="scores and logits differ"):
-        check_parity(of_pairs.model, of_pairs.tokenizer, tmp_path / "student", PAIRS, 24)
+    for file, setting in SETTINGS:
+        path = tmp_path / "student" / file
+        kept = path.read_text()
+        path.write_text(json.dumps(json.loads(kept) | setting))
+        with pytest.raises(RunError, match="scores and logits differ"):
+            check_parity(of_pairs.model, of_pairs.tokenizer, tmp_path / "student", PAIRS, 24)
+        path.write_text(kept)
 
 
 def test_settings_of_the_base_checkpoints_task_stay_behind(tokenizer, tmp_path):

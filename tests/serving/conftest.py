@@ -5,6 +5,7 @@ import torch
 from transformers import BertForSequenceClassification
 
 from l2a.report.run_folder import export_student
+from l2a.serving.classifier import Classifier
 from l2a.student.student import class_names
 from tests.conftest import tiny_bert_config
 
@@ -25,3 +26,8 @@ def run_folder(tokenizer, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def student(run_folder) -> Path:
     return run_folder / "student"
+
+
+@pytest.fixture(scope="session")
+def classifier(student) -> Classifier:
+    return Classifier.from_pretrained(student)

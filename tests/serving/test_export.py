@@ -12,11 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
-from tokenizers import Tokenizer
 
 import l2a
+from l2a.cli.app import export_command
 from l2a.serving import export as module
 from l2a.serving.classifier import write_temperature
 from l2a.serving.export import Tolerance, comparison_texts, export_onnx
@@ -68,9 +67,6 @@ def test_the_report_holds_what_was_measured(run):
     assert small["bytes"] == (run / "onnx" / "model_int8.onnx").stat().st_size < 0.6 * original["bytes"]
     assert whole["latency_ms"] == LATENCY
     assert onnx.load(run / "onnx" / "model.onnx").opset_import[0].version == 17
-
-
-def test_the_run_owns_its_export(run):
     assert {"onnx/model.onnx", "onnx/export.json", "student/config.json"} <= read_mark(run / "l2a.json")["files"].keys()
 
 
@@ -81,16 +77,29 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("name", "tolerance", "reason"), WRONG)
-def test_a_model_beyond_its_tolerance_is_not_kept(run_folder, tmp_path, monkeypatch, name, tolerance, reason):
-    shutil.copytree(run_folder / "student", tmp_path / "student")
+@pytest.fixture
+def again(run, tmp_path, monkeypatch):
+    """The student of the run, whose next export has the models of the last one."""
+    monkeypatch.setattr(module, "_write", lambda _, folder: shutil.copytree(run / "onnx", folder, dirs_exist_ok=True))
     monkeypatch.setitem(module.TOLERANCES, "model_int8.onnx", LOOSE)
+    shutil.copytree(run / "student", tmp_path / "student")
+    return tmp_path
+
+
+@pytest.mark.parametrize(("name", "tolerance", "reason"), WRONG)
+def test_a_model_beyond_its_tolerance_is_not_kept(again, monkeypatch, name, tolerance, reason):
     monkeypatch.setitem(module.TOLERANCES, name, tolerance)
-    labels = l2a.Classifier(tmp_path).predict(INPUTS)
     with pytest.raises(RunError, match=f"{name} is refused, on 40 texts .*{reason}"):
-        export_onnx(str(tmp_path), INPUTS, labels)
-    kept = {path.name for path in (tmp_path / "onnx").glob("*.onnx")}
+        export_onnx(str(again), INPUTS, l2a.Classifier(again).predict(INPUTS))
+    kept = {path.name for path in (again / "onnx").glob("*.onnx")}
     assert kept == {"model.onnx", "model_int8.onnx"} - {name}
+
+
+def test_the_export_command_shows_what_it_measured(again, capsys):
+    (again / "texts.txt").write_text("".join(f"{text}\n" for (text,) in INPUTS))
+    export_command(str(again), str(again / "texts.txt"))
+    shown = capsys.readouterr().out
+    assert "model_int8.onnx" in shown and "opset 17, compared on 40 texts" in shown
 
 
 def test_other_files_and_exports_are_not_replaced_or_exported(run_folder, run, tmp_path):
@@ -109,19 +118,6 @@ def test_texts_to_compare_on_come_with_labels_or_without(tmp_path):
     (tmp_path / "labelled.csv").write_text("text,label\ngood,positive\nbad,negative\n")
     assert comparison_texts("", str(tmp_path / "plain.txt")) == ([("good",), ("bad",)], [])
     assert comparison_texts("", str(tmp_path / "labelled.csv"))[1] == ["positive", "negative"]
-
-
-def test_onnxruntime_and_tokenizers_alone_are_enough(run):
-    tokenizer = Tokenizer.from_file(str(run / "onnx" / "tokenizer.json"))
-    session = onnxruntime.InferenceSession(str(run / "onnx" / "model.onnx"))
-    encoded = tokenizer.encode_batch(["good film", "a very poor story and " * 30])
-    assert {len(one.ids) for one in encoded} == {24}
-    fields = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
-    batch = {name: np.array([getattr(one, field) for one in encoded]) for name, field in fields.items()}
-    (logits,) = session.run(["logits"], batch)
-    names = json.loads((run / "onnx" / "config.json").read_text())["id2label"]
-    found = [names[str(i)] for i in logits.argmax(axis=1)]
-    assert found == list(l2a.Classifier(run).predict(["good film", "a very poor story and " * 30]))
 
 
 def test_the_server_of_the_documentation_answers_without_torch(run, tmp_path):
@@ -147,9 +143,3 @@ def test_the_server_of_the_documentation_answers_without_torch(run, tmp_path):
     expected = l2a.Classifier(run / "onnx" / "model_int8.onnx").predict_proba(["good film", "a bad story"])
     found = [[one[name] for name in ("mixed", "negative", "positive")] for one in answer]
     assert np.allclose(found, expected, atol=1e-6)
-
-
-def test_optimum_reads_the_folder(run):
-    optimum = pytest.importorskip("optimum.onnxruntime")
-    model = optimum.ORTModelForSequenceClassification.from_pretrained(run / "onnx", file_name="model_int8.onnx")
-    assert model.config.id2label[0] == "positive"

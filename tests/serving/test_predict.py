@@ -1,30 +1,31 @@
-"""Files are classified line by line: order, columns, formats, broken lines and memory."""
+"""Files are classified line by line, and a student is measured on labelled texts."""
 
 import csv
 import gzip
+import io
 import json
 import os
 import signal
+import sys
 from contextlib import contextmanager
 
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.metrics import accuracy_score, f1_score, precision_recall_fscore_support
 
 from l2a.config import Columns
 from l2a.data import readers
-from l2a.serving.classifier import Classifier, predict_file
+from l2a.data.domains import load_domain
+from l2a.serving.classifier import evaluate, labelled_texts, predict_file
 from l2a.util.cluster import open_client
-from l2a.util.errors import RunError, UsageError
+from l2a.util.errors import UsageError
 from l2a.util.progress import Progress
-from tests.conftest import make_examples, save_frame
+from tests.cli.conftest import run as run
+from tests.conftest import make_examples, save_frame, write_domain
 
 TEXTS = [text for (text,) in make_examples(30).inputs]
-
-
-@pytest.fixture(scope="session")
-def classifier(student):
-    return Classifier.from_pretrained(student)
+SENTENCES = list(make_examples(60).inputs)
 
 
 def write(path, rows):
@@ -40,12 +41,14 @@ def read(path):
     return pd.read_csv(path, sep="\t" if ".tsv" in path.name else ",")
 
 
-ENDINGS = (".csv", ".tsv", ".jsonl", ".parquet", ".csv.gz", ".jsonl.xz")
+FORMATS = [
+    (".csv", ".jsonl"), (".tsv", ".csv.gz"), (".jsonl", ".parquet"), (".parquet", ".tsv"), (".csv.gz", ".jsonl.xz"),
+    (".jsonl.xz", ".csv"), (".txt", ".csv"), (".txt.gz", ".jsonl"),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("read_as", [*ENDINGS, ".txt", ".txt.gz"])
-@pytest.mark.parametrize("written_as", ENDINGS)
-def test_every_format_gives_every_other_in_order(classifier, tmp_path, monkeypatch, read_as, written_as):
+@pytest.mark.parametrize(("read_as", "written_as"), FORMATS)
+def test_every_format_is_read_and_written_in_order(classifier, tmp_path, monkeypatch, read_as, written_as):
     monkeypatch.setattr(readers, "WINDOW", 7)  # several windows, the last not full
     source = write(tmp_path / f"in{read_as}", [{"number": i, "text": text} for i, text in enumerate(TEXTS)])
     done = predict_file(classifier, source, tmp_path / f"out{written_as}")
@@ -90,20 +93,13 @@ def test_a_broken_line_is_named_and_kept_and_costs_no_other(classifier, tmp_path
 
 
 def test_broken_json_and_values_that_are_no_text_are_kept(classifier, tmp_path):
-    lines = [
-        '{"text": "good film", "n": 1}',
-        '{"text": "bad',
-        "[1]",
-        '{"text": 5}',
-        '{"text": "\\ud800 fine"}',
-        '{"n": 2}',
-    ]
+    lines = ['{"text": "good", "n": 1}', '{"text": "bad', "[1]", '{"text": 5}', '{"text": "\\ud800 x"}', '{"n": 2}']
     (tmp_path / "in.jsonl").write_text("\n\n".join(lines))
     done = predict_file(classifier, tmp_path / "in.jsonl", tmp_path / "out.jsonl")
     found = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text("utf-8").splitlines()]
     assert (done.lines, done.broken) == (6, 5)
     assert [row["label"] is None for row in found] == [False, True, True, True, True, True]
-    assert [row.get("text") for row in found] == ["good film", '{"text": "bad', "[1]", 5, "\ud800 fine", None]
+    assert [row.get("text") for row in found] == ["good", '{"text": "bad', "[1]", 5, "\ud800 x", None]
     assert found[0]["n"] == 1 and found[5]["n"] == 2
 
 
@@ -147,12 +143,8 @@ def test_pairs_are_read_from_columns_and_from_tabs(classifier, tmp_path):
 
 REFUSED = {
     "no column of texts": ("in.csv", b"a,b\n1,2\n", "no text column"),
-    "an unknown format": ("in.docx", b"text\n", "files that end in '.docx' are not read here"),
-    "another separator": ("in.csv", b"text;b\n1;2\n", "separated by ';'"),
-    "nothing in it": ("in.jsonl", b"", "the file is empty"),
     "UTF-16": ("in.txt", "good\n".encode("utf-16"), "UTF-16"),
     "a damaged archive": ("in.csv.gz", gzip.compress(b"text\ngood\n" * 9)[:-9], "cannot be read"),
-    "a damaged Parquet file": ("in.parquet", b"PAR1", "cannot be read"),
 }
 
 
@@ -165,15 +157,77 @@ def test_what_cannot_be_read_is_refused_and_leaves_nothing(classifier, tmp_path,
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
-def test_an_output_that_cannot_be_written_is_a_failed_run(classifier, tmp_path):
-    source = write(tmp_path / "in.txt", [{"text": "good"}])
-    with pytest.raises(RunError, match="cannot write"):
-        predict_file(classifier, source, source / "out.csv")
+@pytest.fixture(scope="session")
+def labels(classifier):
+    """What the student says, but for every fourth text."""
+    names = classifier.classes_.tolist()
+    found = classifier.predict(SENTENCES)
+    return [names[(names.index(name) + (i % 4 == 0)) % 3] for i, name in enumerate(found)]
 
 
-def test_a_cluster_both_started_and_named_is_refused():
-    with pytest.raises(UsageError, match="give only one"), open_client(1, "tcp://127.0.0.1:9"):
-        pass
+def test_numbers_are_those_of_scikit_learn(classifier, labels):
+    found, predicted = evaluate(classifier, SENTENCES, labels), classifier.predict(SENTENCES)
+    assert found.metrics.accuracy.value == accuracy_score(labels, predicted) == 0.75
+    assert found.metrics.macro_f1.value == pytest.approx(f1_score(labels, predicted, average="macro"))
+    assert found.confusion.sum() == 60 and np.trace(found.confusion) == 45
+    first = [name == found.classes[0] for name in labels]
+    assert found.confusion[0].sum() == sum(first)
+    assert np.allclose(found.scores.T, precision_recall_fscore_support(labels, predicted)[:3])
+
+
+def test_the_most_confident_errors_come_first(classifier, labels):
+    errors = evaluate(classifier, SENTENCES, labels).errors
+    confidences = [error["confidence"] for error in errors]
+    assert len(errors) == 15 and confidences == sorted(confidences, reverse=True)
+    assert all(error["predicted"] == classifier.predict([error["text"]])[0] != error["label"] for error in errors)
+
+
+def test_a_label_that_the_student_does_not_know_is_refused(classifier):
+    with pytest.raises(UsageError, match=r"'postive' is not a class .*did you mean 'positive'"):
+        evaluate(classifier, SENTENCES[:1], ["postive"])
+
+
+def test_the_test_split_is_used_where_there_is_one(tmp_path):
+    path = write_domain(tmp_path / "domain.jsonl", 20, seed=1)
+    assert labelled_texts(str(path))[0] == list(load_domain(path).test.reveal().inputs)
+    frame = pd.read_json(path, lines=True)
+    frame.drop(columns="split").to_csv(tmp_path / "plain.csv", index=False)
+    texts, labels = labelled_texts(str(tmp_path / "plain.csv"))
+    assert [text for (text,) in texts] == list(frame["text"]) and labels == list(frame["label"])
+
+
+def test_a_file_that_the_run_trained_on_is_read_as_the_run_tested_on_it(tmp_path):
+    frame = pd.read_json(write_domain(tmp_path / "domain.jsonl", 60, seed=1), lines=True)
+    frame.drop(columns="split").to_csv(tmp_path / "mine.csv", index=False)
+    mine, digest = str(tmp_path / "mine.csv"), readers.read_table(tmp_path / "mine.csv").digest
+    (tmp_path / "metrics.json").write_text(json.dumps({"files": {"mine.csv": digest}}))
+    assert labelled_texts(mine, run=tmp_path)[0] == list(load_domain(mine).test.reveal().inputs)
+    assert len(labelled_texts(mine, run=tmp_path)[0]) < 60 == len(labelled_texts(mine)[0])
+
+
+def test_commands_predict_and_evaluate(run, run_folder, labels, tmp_path, monkeypatch):
+    frame = pd.DataFrame({"text": [text for (text,) in SENTENCES], "label": labels})
+    source, output = tmp_path / "in.csv", tmp_path / "out.jsonl"
+    frame.to_csv(source, index=False)
+    code, out, err = run("predict", str(run_folder), str(source), "--output", str(output))
+    assert code == 0 and "60 lines, 0 broken ones kept" in err and len(output.read_text().splitlines()) == 60
+    code, _, err = run("predict", str(run_folder), str(source), "--output", str(output))
+    assert code == 2 and "add --overwrite" in err
+    code, _, err = run("predict", str(run_folder), str(source), "--output", str(source), "--overwrite")
+    assert code == 2 and source.read_text().startswith("text,label\n")
+    code, out, _ = run("evaluate", str(run_folder), str(source), "--output", str(tmp_path / "errors.csv"))
+    assert code == 0 and "accuracy 75.0%" in out and "as mixed" in out
+    assert len(pd.read_csv(tmp_path / "errors.csv")) == 15
+    assert run("evaluate", str(tmp_path), str(source))[0] == 2
+
+
+def test_standard_input_and_output_are_text_lines(run, run_folder, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"good film\nbad story\n")))
+    code, out, _ = run("predict", str(run_folder), "-")
+    header, first, _ = out.splitlines()
+    assert code == 0 and header.split("\t")[:3] == ["text", "label", "confidence"] and first.startswith("good film\t")
+    assert run("predict", str(run_folder), "-", "--format", "parquet")[0] == 2
+    assert run("predict", str(run_folder), "-", "--threshold", "2")[0] == 2
 
 
 class Killing(Progress):
