@@ -80,15 +80,13 @@ def from_line(line: bytes) -> CellResult:
     """Read one line, checking that it is what was written.
 
     Raises:
-        ValueError: If the line is damaged, or of another version of this file.
+        ValueError: If the line is damaged.
+        TypeError: If it is of another version of this file.
     """
     end = len(line) - len(_last_field(b""))
     if line[end:] != _last_field(line[:end]).encode():
         raise ValueError("the checksum does not match")
-    try:
-        return CellResult(**json.loads(line[:end] + b"}"))
-    except TypeError as error:
-        raise ValueError(f"the fields do not match: {error}") from error
+    return CellResult(**json.loads(line[:end] + b"}"))
 
 
 def _last_field(body: bytes) -> str:
@@ -106,7 +104,7 @@ def read_results(folder: Path) -> tuple[CellResult, ...]:
         try:
             if line.strip():
                 results.append(from_line(line))
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
             logger.warning("%s line %d is damaged (%s); its cell will run again", path, number, error)
     return tuple(sorted(results, key=lambda result: result.place))
 

@@ -52,9 +52,17 @@ def simulated(workspace, make_result):
     return simulate(make_result, "tiny")
 
 
-@pytest.mark.slow
-def test_the_summary_holds_cells_means_and_comparisons(workspace, simulated):
+def test_a_report_says_what_was_measured_in_page_figures_and_summary(workspace, simulated):
     call("report", "tiny")
+    page = Path("docs/experiments/tiny.md").read_text()
+    mean = 100 * np.mean([result.accuracy for result in simulated if result.variant == "random"])
+    assert f"| `random` | {mean:.1f} [" in page
+    assert page.index("`random`") < page.index("`plain`") < page.index("`tfidf`")  # the best first
+    assert "| `sky.jsonl` | `" + "1" * 64 + "` |" in page
+    assert "have not run" not in page and "other settings" not in page
+    figures = re.findall(r"\]\((.+?\.svg)\)", page)
+    assert figures == ["tiny/methods.svg", "tiny/pairs.svg", "tiny/shots.svg"]
+    assert all((Path("docs/experiments") / figure).stat().st_size > 1000 for figure in figures)
     summary = json.loads(Path("benchmarks/results/tiny.json").read_text())
     assert len(summary["cells"]) == len(simulated) == 24
     assert {cell["variant"] for cell in summary["cells"]} == set(LEVELS)
@@ -68,19 +76,6 @@ def test_the_summary_holds_cells_means_and_comparisons(workspace, simulated):
     expected = np.mean([result.accuracy for result in simulated if result.variant == "plain"])
     level = next(m for m in overall if (m["variant"], m["metric"]) == ("plain", "accuracy"))
     assert level["mean"] == pytest.approx(expected)
-
-
-def test_the_page_shows_the_numbers_of_the_summary(workspace, simulated):
-    call("report", "tiny")
-    page = Path("docs/experiments/tiny.md").read_text()
-    mean = 100 * np.mean([result.accuracy for result in simulated if result.variant == "random"])
-    assert f"| `random` | {mean:.1f} [" in page
-    assert page.index("`random`") < page.index("`plain`") < page.index("`tfidf`")  # the best first
-    assert "| `sky.jsonl` | `" + "1" * 64 + "` |" in page
-    assert "have not run" not in page and "other settings" not in page
-    figures = re.findall(r"\]\((.+?\.svg)\)", page)
-    assert figures == ["tiny/methods.svg", "tiny/pairs.svg", "tiny/shots.svg"]
-    assert all((Path("docs/experiments") / figure).stat().st_size > 1000 for figure in figures)
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from l2a.experiments.runner import RESULTS_FILE, CellResult, from_line, read_res
 from l2a.util import files
 
 Make = Callable[..., CellResult]
-as_fixture = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+as_fixture = settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @as_fixture
@@ -20,11 +20,8 @@ as_fixture = settings(suppress_health_check=[HealthCheck.function_scoped_fixture
 def test_a_result_survives_its_line(make_result, accuracy, pair, facts):
     result = make_result(accuracy=accuracy, pair=pair, diagnostics=facts)
     assert from_line(to_line(result).encode("utf-8", "surrogatepass")) == result
-
-
-def test_numbers_of_numpy_and_torch_survive(make_result):
-    facts = {"a": np.float32(0.5), "b": np.int64(3), "c": np.float64(0.1)}
-    assert from_line(to_line(make_result(diagnostics=facts)).encode()).diagnostics == {"a": 0.5, "b": 3, "c": 0.1}
+    numbers = {"a": np.float32(0.5), "b": np.int64(3), "c": np.float64(0.1)}
+    assert from_line(to_line(make_result(diagnostics=numbers)).encode()).diagnostics == {"a": 0.5, "b": 3, "c": 0.1}
 
 
 @as_fixture
@@ -48,9 +45,6 @@ def test_a_damaged_line_costs_its_own_cell_only(tmp_path, make_result, caplog, d
     (tmp_path / RESULTS_FILE).write_text("\n".join(lines))
     assert [result.seed for result in read_results(tmp_path)] == [0, 2]
     assert ("line 2 is damaged" in caplog.text) == bool(lines[1])
-
-
-def test_a_file_of_garbage_is_no_results(tmp_path):
     (tmp_path / RESULTS_FILE).write_bytes(bytes(range(256)) * 4)
     assert read_results(tmp_path) == ()
 
@@ -59,6 +53,8 @@ def test_a_cell_that_ran_again_replaces_its_old_result(tmp_path, make_result):
     save_result(tmp_path, make_result(accuracy=0.1, key="old"))
     save_result(tmp_path, make_result(accuracy=0.9, key="new"))
     assert [result.key for result in read_results(tmp_path)] == ["new"]
+    assert (tmp_path / ".locks" / ".gitignore").read_text() == "*\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".locks", RESULTS_FILE]
 
 
 def test_the_order_of_the_file_does_not_depend_on_the_order_of_the_run(tmp_path, make_result):
@@ -84,12 +80,6 @@ def test_two_writers_lose_nothing(tmp_path, make_result):
     for writer in writers:
         writer.join()
     assert len(read_results(tmp_path)) == 16
-
-
-def test_locks_are_not_committed(tmp_path, make_result):
-    save_result(tmp_path, make_result())
-    assert (tmp_path / ".locks" / ".gitignore").read_text() == "*\n"
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".locks", RESULTS_FILE]
 
 
 def test_any_changed_source_of_the_package_is_other_code(tmp_path, monkeypatch):

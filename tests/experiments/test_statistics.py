@@ -27,17 +27,12 @@ def compared(**grid):
     return [SimpleNamespace(**item) for item in compare(table, list(grid), "accuracy")]
 
 
-def test_means_are_those_of_numpy():
-    values = np.random.default_rng(0).uniform(size=(6, 3))
-    found = level(values)
-    assert (found.cells, found.mean) == (18, pytest.approx(values.mean()))
-    assert found.low < found.mean < found.high
-
-
 def test_the_interval_is_as_wide_as_the_pairs_differ():
     rng = np.random.default_rng(0)
     values = rng.normal(0.7, 0.1, size=(6, 1)) + rng.normal(0, 0.001, size=(6, 3))
     found = level(values)
+    assert (found.cells, found.mean) == (18, pytest.approx(values.mean()))
+    assert level(np.array([[0.5]])) == (1, 0.5, 0.5, 0.5)
     one_level = stats.bootstrap((values.ravel(),), np.mean, rng=1, method="percentile").confidence_interval
     assert found.high - found.low == pytest.approx(values.mean(axis=1).std() / np.sqrt(6) * 1.96 * 2, rel=0.25)
     assert found.high - found.low > 1.4 * (one_level.high - one_level.low)  # cells taken as independent: too narrow
@@ -45,13 +40,13 @@ def test_the_interval_is_as_wide_as_the_pairs_differ():
 
 def test_95_of_100_intervals_hold_the_truth():
     rng, covered = np.random.default_rng(3), 0
-    for _ in range(150):
+    for _ in range(80):
         found = level(rng.normal(0.7, 0.05, size=(12, 1)) + rng.normal(0, 0.05, size=(12, 3)))
         covered += found.low <= 0.7 <= found.high
-    assert 0.88 <= covered / 150 <= 0.99  # of 80 % intervals about 0.77
+    assert 0.88 <= covered / 80 <= 0.99  # of 80 % intervals about 0.77
 
 
-@settings(max_examples=15)
+@settings(max_examples=10)
 @given(shift=st.floats(-0.5, 0.5))
 def test_a_shift_of_all_cells_shifts_everything(shift):
     table = np.array([[0.4, 0.5], [0.6, 0.55], [0.3, 0.7]])
@@ -63,10 +58,6 @@ def test_missing_cells_leave_numbers_and_no_warning():
     table[[0, 2], [1, 2]] = np.nan
     found = level(table)
     assert found.cells == 7 and np.isfinite(found).all()
-
-
-def test_one_cell_is_its_own_interval():
-    assert level(np.array([[0.5]])) == (1, 0.5, 0.5, 0.5)
 
 
 def test_a_comparison_counts_and_tests_the_same_cells():
@@ -108,8 +99,5 @@ def test_only_cells_that_both_methods_have_are_compared():
     assert compared(a=one, b=other)[0].cells == 4
     one[:, :2] = np.nan
     assert compared(a=one, b=other) == []
-
-
-def test_equal_methods_tie():
     item = compared(a=np.full((2, 2), 0.7), b=np.full((2, 2), 0.7))[0]
     assert (item.p_value, item.wins, item.ties, item.losses, item.mean_difference) == (1.0, 0, 4, 0, 0.0)

@@ -30,7 +30,7 @@ def use_shared_cache(private_cache, shared_cache, monkeypatch):
 def config(shared_cache, encoder_folder, tmp_path_factory):
     """A whole run on tiny data with tiny models: seconds, not minutes."""
     folder = tmp_path_factory.mktemp("data")
-    source = write_domain(folder / "source.jsonl", 200, seed=1, prefix="the story ")
+    source = write_domain(folder / "source.jsonl", 140, seed=1, prefix="the story ")
     target = write_domain(folder / "target.jsonl", 150, seed=2, prefix="this phone ")
     return override(
         DistillConfig(),
@@ -38,7 +38,7 @@ def config(shared_cache, encoder_folder, tmp_path_factory):
             "source": str(source), "target": str(target), "shots": 8, "dev_shots": 6, "max_length": 24,
             "output_dir": str(folder / "run"), "teacher.model": str(encoder_folder), "teacher.learning_rate": 1e-3,
             "teacher.frozen_layers": 0, "teacher.source_epochs": 4, "teacher.learns_from": "both",
-            "student.max_share": 0.9, "kd.warmup_steps": 20, "kd.rounds": 2, "kd.round_steps": 10, "kd.pool_size": 48,
+            "student.max_share": 0.9, "kd.warmup_steps": 20, "kd.rounds": 2, "kd.round_steps": 10, "kd.pool_size": 32,
             "kd.learning_rate": 2e-3, "generator.chains": 8, "selector.agent": "ppo", "selector.training_steps": 64,
             "selector.real_evaluations": 3, "selector.batch": 8, "selector.episode_steps": 4,
         },

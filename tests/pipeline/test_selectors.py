@@ -95,7 +95,7 @@ def test_headroom_reads_labels_that_no_run_reads_and_is_known_to_later_runs(conf
     found, splits = policies.measure_headroom(changed), context.data.splits
     rows = {row["name"]: row for row in found["verdicts"]}
     assert {name: row["kept"] for name, row in rows.items()} == {
-        **dict.fromkeys((*ORACLES, "random"), 12), "all": 48, "none": 0,
+        **dict.fromkeys((*ORACLES, "random"), 8), "all": 32, "none": 0,
     }  # fmt: skip
     best = max(rows[name]["accuracy"] for name in ORACLES)
     assert found["points"] == pytest.approx(100 * (best - rows["random"]["accuracy"]), abs=1e-4) and found["noise"] >= 0
@@ -108,7 +108,7 @@ def test_headroom_reads_labels_that_no_run_reads_and_is_known_to_later_runs(conf
     known = policies.known_headroom(RunContext(override(changed, {"seed": 5, "selector.agent": "dvrl"})))
     assert known["points"] == found["points"] and "can" in policies.headroom_note(known)
     assert "no selector can win" in policies.headroom_note({**known, "points": 0.9})
-    assert policies.known_headroom(RunContext(override(changed, {"kd.pool_size": 49}))) == {}
+    assert policies.known_headroom(RunContext(override(changed, {"kd.pool_size": 33}))) == {}
 
 
 def test_an_oracle_without_spare_labels_is_refused(config):
