@@ -1,6 +1,7 @@
 """Any encoder is a teacher; a checkpoint that is none is refused in one sentence before anything is trained."""
 
 import io
+import itertools
 import json
 import shutil
 
@@ -81,26 +82,31 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("fault", list(FAULTS))
-@pytest.mark.parametrize("field", [r"teacher\.model", r"student\.model"])
-def test_a_checkpoint_that_cannot_be_used_is_refused_in_one_sentence(fault, field, tokenizer, tmp_path):
-    save_tiny("bert", tmp_path, plain_tokenizer(tokenizer))
-    FAULTS[fault](tmp_path)
-    with pytest.raises(UsageError, match=f"^{field} '{tmp_path}': .*{fault}") as caught:
-        if field == r"teacher\.model":
-            check_teacher(TeacherConfig(str(tmp_path)), LABELS, 16)
+@pytest.fixture(scope="module")
+def whole(tokenizer, tmp_path_factory):
+    return save_tiny("bert", tmp_path_factory.mktemp("whole"), plain_tokenizer(tokenizer))
+
+
+@pytest.mark.parametrize(("fault", "field"), zip(FAULTS, itertools.cycle(["teacher", "student"])))
+def test_a_checkpoint_that_cannot_be_used_is_refused_in_one_sentence(fault, field, whole, tmp_path):
+    folder = shutil.copytree(whole, tmp_path / "model")
+    FAULTS[fault](folder)
+    with pytest.raises(UsageError, match=rf"^{field}\.model '{folder}': .*{fault}") as caught:
+        if field == "teacher":
+            check_teacher(TeacherConfig(str(folder)), LABELS, 16)
         else:
-            load_checkpoint(str(tmp_path), LABELS, weights=False)
+            load_checkpoint(str(folder), LABELS, weights=False)
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("load", [lambda folder: load_encoder(folder, LABELS, 0), lambda f: load_checkpoint(f, LABELS)])
-@pytest.mark.parametrize("changes", [{"num_hidden_layers": 3}, {"intermediate_size": 48}])
-def test_weights_that_do_not_belong_to_the_config_are_refused(load, changes, tokenizer, tmp_path):
-    save_tiny("bert", tmp_path, plain_tokenizer(tokenizer))
-    change(tmp_path, "config.json", **changes)
-    with pytest.raises(UsageError, match=r"model .*: its weights"):
-        load(str(tmp_path))
+def test_weights_that_do_not_belong_to_the_config_are_refused(whole, tmp_path):
+    for number, changes in enumerate(({"num_hidden_layers": 3}, {"intermediate_size": 48})):
+        folder = shutil.copytree(whole, tmp_path / str(number))
+        change(folder, "config.json", **changes)
+        with pytest.raises(UsageError, match=r"model .*: its weights"):
+            load_encoder(str(folder), LABELS, 0)
+        with pytest.raises(UsageError, match=r"model .*: its weights"):
+            load_checkpoint(str(folder), LABELS)
 
 
 def test_a_model_without_its_head_is_no_fine_tuned_teacher(tokenizer, tmp_path):

@@ -38,7 +38,7 @@ def test_a_killed_fine_tuning_goes_on_to_the_same_teacher(
         monkeypatch.setenv("L2A_CACHE", str(tmp_path / f"cache of {name}"))
         base = load_encoder(str(encoder_folder), LABELS, seed=0)
         progress = SILENT.keeping(Checkpoint(tmp_path / name, {}))
-        return fine_tuned(base, examples, config, 4, 24, 0, "teacher", progress).state_dict()
+        return fine_tuned(base, examples.take(range(48)), config, 4, 24, 0, "teacher", progress).state_dict()
 
     whole = run("whole")
     total, steps[:] = len(steps), []
@@ -49,7 +49,7 @@ def test_a_killed_fine_tuning_goes_on_to_the_same_teacher(
     assert len(steps) == total and all(torch.equal(again[name], value) for name, value in whole.items())
 
 
-@pytest.mark.parametrize("count", [1, 2, 17])
+@pytest.mark.parametrize("count", [1, 17])
 def test_fewer_examples_than_a_batch_train(teacher, examples, count):
     before = teacher.head.weight.clone()
     fine_tune(teacher, examples.take(range(count)), CONFIG, 1, 24, 0, "train")
@@ -57,19 +57,13 @@ def test_fewer_examples_than_a_batch_train(teacher, examples, count):
     assert not teacher.training
 
 
-def test_frozen_parts_keep_their_weights(teacher, examples):
+@pytest.mark.parametrize("frozen", [1, None])
+def test_frozen_parts_keep_their_weights_and_all_others_are_trained(teacher, examples, frozen):
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
-    fine_tune(teacher, examples, dataclasses.replace(CONFIG, frozen_layers=1), 1, 24, 0, "train")
+    fine_tune(teacher, examples.take(range(32)), dataclasses.replace(CONFIG, frozen_layers=frozen), 1, 24, 0, "train")
     changed = {name for name, value in teacher.state_dict().items() if not torch.equal(value, before[name])}
-    assert not [name for name in changed if "embeddings" in name or "layer.0." in name]
-    assert [name for name in changed if "layer.1." in name]
-
-
-def test_everything_is_trained_where_nothing_is_frozen(teacher, examples):
-    before = {name: value.clone() for name, value in teacher.state_dict().items()}
-    fine_tune(teacher, examples, dataclasses.replace(CONFIG, frozen_layers=None), 1, 24, 0, "train")
-    changed = {name for name, value in teacher.state_dict().items() if not torch.equal(value, before[name])}
-    assert {name for name, _ in teacher.named_parameters()} <= changed
+    lower = {name for name in before if frozen and ("embeddings" in name or "layer.0." in name)}
+    assert not changed & lower and {name for name, _ in teacher.named_parameters()} - lower <= changed
 
 
 def test_a_diverged_loss_names_its_batch(teacher, examples):
@@ -78,20 +72,16 @@ def test_a_diverged_loss_names_its_batch(teacher, examples):
         fine_tune(teacher, examples, CONFIG, 1, 24, 0, "train")
 
 
-def test_the_same_training_is_read_from_the_cache(encoder_folder, examples, monkeypatch):
-    arguments = (examples, CONFIG, 2, 24, 0, "train")
-    first = fine_tuned(load_encoder(str(encoder_folder), LABELS, 0), *arguments)
+def test_the_same_training_is_read_from_the_cache_and_other_settings_train_again(encoder_folder, monkeypatch):
+    def train(config):
+        base = load_encoder(str(encoder_folder), LABELS, 0)
+        return fine_tuned(base, make_examples(32), config, 1, 24, 0, "train").fingerprint()
+
+    first = train(CONFIG)
+    others = [train(dataclasses.replace(CONFIG, **change)) for change in ({"learning_rate": 1e-3}, {"batch_size": 8})]
+    assert len({first, *others}) == 3
     monkeypatch.setattr("l2a.teacher.finetune.fine_tune", lambda *rest: pytest.fail("trained again"))
-    second = fine_tuned(load_encoder(str(encoder_folder), LABELS, 0), *arguments)
-    assert first.fingerprint() == second.fingerprint()
-
-
-@pytest.mark.parametrize("change", [{"learning_rate": 1e-3}, {"batch_size": 8}])
-def test_another_setting_trains_again(encoder_folder, examples, change):
-    first = fine_tuned(load_encoder(str(encoder_folder), LABELS, 0), examples, CONFIG, 1, 24, 0, "train")
-    other = dataclasses.replace(CONFIG, **change)
-    second = fine_tuned(load_encoder(str(encoder_folder), LABELS, 0), examples, other, 1, 24, 0, "train")
-    assert first.fingerprint() != second.fingerprint()
+    assert train(CONFIG) == first
 
 
 def test_a_fine_tuned_model_is_brought_into_our_label_order(classifier_folder):
@@ -101,16 +91,9 @@ def test_a_fine_tuned_model_is_brought_into_our_label_order(classifier_folder):
     assert np.allclose(predict(ours, texts, 24).logits, predict(as_saved, texts, 24).logits[:, ::-1], atol=1e-5)
 
 
-def test_other_label_names_are_refused(classifier_folder):
-    with pytest.raises(UsageError, match="its labels are positive, negative"):
-        load_fine_tuned(str(classifier_folder), ("good", "bad"))
-
-
 def test_a_missing_folder_is_named():
     with pytest.raises(UsageError, match="no such folder"):
         locate("./nowhere")
-    with pytest.raises(UsageError, match="did you mean 'minilm-l6'"):
-        locate("minilml6")
 
 
 def test_a_teacher_below_chance_is_refused_and_one_that_no_label_judges_is_warned_of(examples, caplog):

@@ -79,12 +79,6 @@ def test_other_code_or_arithmetic_labels_and_trains_anew(teacher, calls, monkeyp
     assert len({path.name for path in cache_root().glob("*/*") if path.is_dir()} - entries) == len(entries) == 3
 
 
-def test_batching_does_not_change_a_label(teacher):
-    together = predict(teacher, TEXTS, 24).logits
-    alone = np.concatenate([predict(teacher, [text], 24).logits for text in TEXTS])
-    assert np.allclose(together, alone, atol=2e-2)
-
-
 def test_the_teacher_keeps_its_mode(teacher):
     teacher.train()
     predict(teacher, TEXTS[:2], 24)

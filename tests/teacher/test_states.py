@@ -28,22 +28,17 @@ def runs(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", [kind for kind in ARCHITECTURES if kind != "albert"])  # whose layers are one
-def test_the_upper_layers_over_kept_states_are_the_whole_model(kind, tokenizer, tmp_path):
+def test_the_upper_layers_over_kept_states_are_the_whole_model_and_alone_are_trained(kind, tokenizer, tmp_path):
+    """All that the kept states depend on stays, also what all layers share, such as MPNet's relative positions."""
     teacher = load_encoder(str(save_tiny(kind, tmp_path / kind, plain_tokenizer(tokenizer))), LABELS, seed=0)
     kept = lower_states(teacher, 1, PAIRS.inputs, 32)
     parts = run_teacher(upper_layers(teacher, 1), kept)
     whole = predict(teacher, PAIRS.inputs, 32)
     assert np.allclose(parts.logits, whole.logits, atol=2e-2)
     assert np.allclose(parts.embeddings, whole.embeddings, atol=2e-2)
-
-
-@pytest.mark.parametrize("kind", [kind for kind in ARCHITECTURES if kind != "albert"])
-def test_training_leaves_all_that_the_kept_states_depend_on(kind, tokenizer, tmp_path):
-    """Also what all layers share, such as MPNet's table of relative positions."""
-    teacher = load_encoder(str(save_tiny(kind, tmp_path / kind, plain_tokenizer(tokenizer))), LABELS, seed=0)
-    before, whole = states.frozen_fingerprint(teacher, 1), teacher.fingerprint()
-    fine_tune(teacher, EXAMPLES, TeacherConfig(frozen_layers=1), 1, 32, 0, "train")
-    assert states.frozen_fingerprint(teacher, 1) == before and teacher.fingerprint() != whole
+    lower, before = states.frozen_fingerprint(teacher, 1), teacher.fingerprint()
+    fine_tune(teacher, PAIRS, TeacherConfig(frozen_layers=1), 1, 32, 0, "train")
+    assert states.frozen_fingerprint(teacher, 1) == lower and teacher.fingerprint() != before
 
 
 def test_states_are_computed_once_and_serve_repeated_and_reordered_texts(teacher: Teacher, runs):

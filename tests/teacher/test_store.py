@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import softmax
 
@@ -20,7 +20,7 @@ from l2a.util.errors import RunError
 
 CLASSES, WIDTH = 3, 5
 KEYS = [content_key((str(i),)) for i in range(40)]
-PROCESSES = multiprocessing.get_context("spawn")
+PROCESSES = multiprocessing.get_context("fork")  # a fresh interpreter would load torch for seconds
 
 
 def open_store(folder: Path) -> OutputStore:
@@ -55,6 +55,7 @@ def change(path: Path, row: int, column: str, value: object) -> None:
     connection.close()
 
 
+@settings(max_examples=12)
 @given(st.lists(st.lists(st.integers(0, 20), max_size=8), max_size=6))
 def test_every_text_gives_back_exactly_what_was_stored_for_it_last(tmp_path_factory, batches):
     folder, last = tmp_path_factory.mktemp("store"), {}
@@ -73,6 +74,7 @@ def test_every_text_gives_back_exactly_what_was_stored_for_it_last(tmp_path_fact
     assert not store.read([content_key(("never",))])[1].any()
 
 
+@settings(max_examples=12)
 @given(st.integers(0, 2**20), st.integers(0, 7), st.integers(0, 1))
 def test_no_changed_bit_of_the_file_gives_wrong_outputs_or_stops_labelling(tmp_path_factory, place, bit, header):
     folder = tmp_path_factory.mktemp("store")
@@ -100,6 +102,7 @@ def test_a_file_that_is_no_store_is_put_aside_with_one_warning(tmp_path, caplog,
     assert len(caplog.records) == (1 if content else 0)  # an empty file is a new one
 
 
+@settings(max_examples=12)
 @given(st.floats(0, 0.999))
 def test_a_file_cut_anywhere_is_filled_again(tmp_path_factory, share):
     folder = tmp_path_factory.mktemp("store")
@@ -216,6 +219,7 @@ def test_threads_read_on(tmp_path):
         assert all(threads.map(lambda _: holds(store), range(20)))
 
 
+@settings(max_examples=12)
 @given(st.data())
 def test_stored_embeddings_are_joined_and_taken_as_arrays_are(tmp_path_factory, data):
     rows = [np.array(part, int) for part in data.draw(st.lists(st.lists(st.integers(0, 39)), min_size=1, max_size=4))]
