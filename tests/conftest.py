@@ -1,5 +1,6 @@
 """Tiny models and tokenizers, built on the spot: no test needs the network."""
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,7 +31,7 @@ NEUTRAL = ("the", "film", "was", "a", "phone", "it", "is", "and", "very", "story
 LABELS = ("negative", "positive")
 
 # A busy machine is no reason to fail. `pytest --hypothesis-profile nightly` tries many more cases.
-settings.register_profile("quick", deadline=None, max_examples=40)
+settings.register_profile("quick", deadline=None, max_examples=25)
 settings.register_profile("nightly", deadline=None, max_examples=1000)
 settings.load_profile("quick")
 
@@ -123,9 +124,14 @@ def saved_after_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "SAVE_COST", float("inf"))
 
 
-@pytest.fixture
-def teacher(encoder_folder: Path) -> Teacher:
+@pytest.fixture(scope="session")
+def loaded_teacher(encoder_folder: Path) -> Teacher:
     return load_encoder(str(encoder_folder), LABELS, seed=0)
+
+
+@pytest.fixture
+def teacher(loaded_teacher: Teacher) -> Teacher:
+    return copy.deepcopy(loaded_teacher)
 
 
 def make_examples(count: int, seed: int = 0, pairs: bool = False) -> Examples:

@@ -4,7 +4,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import BertConfig, BertForMaskedLM
 
@@ -62,6 +62,7 @@ def closed_words(side, name):
 
 
 @pytest.mark.parametrize("name", OPERATORS)
+@settings(max_examples=25)
 @given(batch=batches, seed=st.integers(0, 10_000), degree=st.floats(0.05, 1.0))
 def test_guards(operators, name, batch, seed, degree):
     partners = batch[::-1]
@@ -74,16 +75,10 @@ def test_guards(operators, name, batch, seed, degree):
         assert len(rewrite.text) == len(base), "a side came or went"
         assert (rewrite.changed_share == 0) >= (rewrite.text == kept), "a changed share of an unchanged text"
         for old, new in zip(kept, rewrite.text, strict=True):
+            assert name == "eda" or len(new.split()) == len(old.split()), "a word came or went"
             assert closed_words(new, name) == closed_words(old, name), (
                 "a special token, number or mark changed or was emitted"
             )
-
-
-@pytest.mark.parametrize("name", ["augpro_mix", "augpro_fgsm", "knn", "tinybert", "masked"])
-@given(batch=batches, seed=st.integers(0, 10_000))
-def test_replacements_keep_the_number_of_words(operators, name, batch, seed):
-    for base, rewrite in zip(batch, operators[name](batch, batch, 0.7, np.random.default_rng(seed)), strict=True):
-        assert [len(side.split()) for side in rewrite.text] == [len(side.split()) for side in base]
 
 
 @given(text=st.lists(st.sampled_from([*FILM, *PHONE, *COMMON]), min_size=1, max_size=30), seed=st.integers(0, 10_000))

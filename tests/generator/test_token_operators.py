@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from l2a.generator.operators import OPERATORS
@@ -31,6 +31,7 @@ def drawn(batch, seed):
 
 
 @pytest.mark.parametrize("name", TOKEN_OPERATORS)
+@settings(max_examples=25)
 @given(batch=batches, seed=st.integers(0, 10_000), degree=st.floats(0.05, 1.0))
 def test_guards(space, table, name, batch, seed, degree):
     u = drawn(batch, seed)

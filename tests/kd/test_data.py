@@ -24,9 +24,7 @@ from l2a.teacher.labelling import TeacherOutputs
 from l2a.util.errors import RunError
 from l2a.util.progress import Progress
 from l2a.util.training import adamw
-from tests.kd.test_trainer import make_set, make_trainer, student
-
-__all__ = ["student"]
+from tests.kd.test_trainer import make_set, make_trainer
 
 
 def weights_after(student, train):

@@ -1,8 +1,9 @@
+import copy
+
 import numpy as np
 import pytest
 import torch
 
-from l2a.config import StudentConfig
 from l2a.data.encoding import encode
 from l2a.generator.tokens import vocabulary
 from l2a.kd.data import (
@@ -16,16 +17,10 @@ from l2a.kd.data import (
     read_tokens,
 )
 from l2a.kd.losses import soft_label_loss
-from l2a.student.student import build_student
 from l2a.teacher.labelling import run_teacher
-from tests.conftest import LABELS, make_examples
+from tests.conftest import make_examples
 
 from .test_trainer import CONFIG, make_set, make_trainer
-
-
-@pytest.fixture
-def student(teacher):
-    return build_student(StudentConfig(max_share=0.9), teacher, LABELS, (), seed=0)
 
 
 def texts(count, seed):
@@ -110,21 +105,20 @@ def test_a_batch_without_augmented_examples_is_read_plainly(student, teacher):
     assert "input_ids" in batch
 
 
-@pytest.mark.parametrize("kind", ["mixed", "perturbed"])
-@pytest.mark.parametrize("rate", [0.0, 1.0])
-def test_students_train_on_augmented_embeddings_and_repeat(teacher, kind, rate):
+@pytest.mark.parametrize(("kind", "rate"), [("mixed", 0.0), ("perturbed", 1.0)])
+def test_students_train_on_augmented_embeddings_and_repeat(teacher, built_student, kind, rate):
     from dataclasses import replace
 
     scores = []
     for _ in range(2):
-        student = build_student(StudentConfig(max_share=0.9), teacher, LABELS, (), seed=0)
+        student = copy.deepcopy(built_student)
         trainer = make_trainer(student, replace(CONFIG, embedding_rate=rate))
         sets = [make_set(student, 5), make_set(student, 8, 1), make_set(student, 8, 2)]
         mixed = MixedBatches(5, 13, np.linspace(0, 1, 8, dtype=np.float32))
         trainer.read_batch = mixed if kind == "mixed" else perturbed(teacher, student, texts(8, 1))
-        trainer.train(sets, [0.5, 0.5, 0.0], 10)
+        trainer.train(sets, [0.5, 0.5, 0.0], 5)
         scores.append(trainer.best.log_likelihood)
-    assert trainer.steps_done == 10 and np.isfinite(scores[0])
+    assert trainer.steps_done == 5 and np.isfinite(scores[0])
     assert scores[0] == scores[1]
 
 

@@ -10,9 +10,7 @@ from scipy.stats import spearmanr
 from l2a.kd.losses import fit_subclasses, soft_label_loss
 from l2a.kd.trainer import run_student
 from l2a.selector.reward import influences, reward_gradient, reward_score
-from tests.kd.test_trainer import CONFIG, make_set, make_trainer, student
-
-__all__ = ["student"]
+from tests.kd.test_trainer import CONFIG, make_set, make_trainer
 
 
 def score(student, judge):
@@ -113,7 +111,7 @@ def test_slopes_foretell_real_steps_on_halves_of_the_texts(student, trainer, jud
     one_batch = replace(CONFIG, batch_size=32, learning_rate=3e-4, round_steps=2, warmup_steps=0)
     found = influences(trainer, texts, trainer.moves_per_gradient(texts), judge)
     foretold, real, before = [], [], student.snapshot()
-    for _ in range(12):
+    for _ in range(10):
         half = rng.permutation(64)[:32]
         trial = trainer.on_trial(one_batch, judge)
         trial.train([texts.take(half)], [1.0], 2)

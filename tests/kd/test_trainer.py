@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 import os
 import subprocess
@@ -10,10 +11,10 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from l2a.config import KDConfig, StudentConfig
+from l2a.config import KDConfig
 from l2a.data.encoding import encode
 from l2a.kd.data import DistillationSet, Renewal
-from l2a.kd.losses import fit_subclasses, soft_label_loss
+from l2a.kd.losses import soft_label_loss
 from l2a.kd.trainer import (
     KDTrainer,
     Score,
@@ -22,20 +23,14 @@ from l2a.kd.trainer import (
     fit_output_layer,
     run_student,
 )
-from l2a.student.student import Student, build_student
+from l2a.student.student import Student
 from l2a.teacher.labelling import TeacherOutputs
-from l2a.teacher.model import Teacher
 from l2a.util.errors import RunError, UsageError
 from l2a.util.files import Checkpoint
 from l2a.util.progress import Progress
-from tests.conftest import LABELS, NEGATIVE, POSITIVE, make_examples
+from tests.conftest import NEGATIVE, POSITIVE, make_examples
 
 CONFIG = KDConfig(warmup_steps=20, rounds=1, round_steps=20, batch_size=8, learning_rate=3e-3, evaluate_every=5)
-
-
-@pytest.fixture
-def student(teacher: Teacher) -> Student:
-    return build_student(StudentConfig(max_share=0.9), teacher, LABELS, (), seed=0)
 
 
 def make_set(student: Student, count: int, seed: int = 0) -> DistillationSet:
@@ -50,7 +45,7 @@ def make_trainer(student: Student, config: KDConfig = CONFIG) -> KDTrainer:
     return KDTrainer(student, config, make_examples(16, seed=5), 64, 16, seed=0)
 
 
-@pytest.mark.parametrize("count", [1, 2, 31])
+@pytest.mark.parametrize("count", [1, 31])
 def test_few_examples_train(student, count):
     trainer, data = make_trainer(student), make_set(student, count)
     before = student.snapshot()
@@ -103,16 +98,6 @@ def test_trials_neither_score_nor_copy_the_student(student, monkeypatch):
     )
 
 
-def test_two_runs_with_one_seed_are_identical(teacher):
-    scores = []
-    for _ in range(2):
-        student = build_student(StudentConfig(max_share=0.9), teacher, LABELS, (), seed=0)
-        trainer = make_trainer(student)
-        trainer.train([make_set(student, 40)], [1.0], 10)
-        scores.append(trainer.evaluate().log_likelihood)
-    assert scores[0] == scores[1]
-
-
 class Told(Progress):
     """A progress that remembers events and keeps states in a folder."""
 
@@ -124,9 +109,9 @@ class Told(Progress):
         self.events += [values] if name == "validation" else []
 
 
-@pytest.mark.parametrize(("killed_at", "embedding_rate"), [(9, 1.0), (13, 0.0), (21, 1.0)])
+@pytest.mark.parametrize(("killed_at", "embedding_rate"), [(9, 0.0), (21, 1.0)])
 def test_a_killed_training_goes_on_to_the_same_student(
-    teacher, tmp_path, monkeypatch, saved_after_every_step, killed_at, embedding_rate
+    built_student, tmp_path, monkeypatch, saved_after_every_step, killed_at, embedding_rate
 ):
     config = dataclasses.replace(CONFIG, warmup_steps=8, round_steps=14, embedding_rate=embedding_rate)
     steps, real = [], KDTrainer._step
@@ -138,7 +123,7 @@ def test_a_killed_training_goes_on_to_the_same_student(
         real(trainer, *batch)
 
     def run(folder):
-        student = build_student(StudentConfig(max_share=0.9), teacher, LABELS, (), seed=0)
+        student = copy.deepcopy(built_student)
         student.model.dropout = nn.Dropout(0.3)
         trainer, told, chosen = make_trainer(student, config), Told(folder), []
         trainer.follow(make_set(student, 8, seed=3))
@@ -206,10 +191,10 @@ def test_the_score_of_a_state_rewards_ranking_not_confidence():
 
 
 @pytest.mark.parametrize("embedding_rate", [0.0, 1.0])
-def test_a_large_batch_is_computed_in_parts_without_a_change_of_the_result(teacher, embedding_rate):
+def test_a_large_batch_is_computed_in_parts_without_a_change_of_the_result(built_student, embedding_rate):
     ends = []
     for part in (8, 24):
-        student = without_dropout(build_student(StudentConfig(max_share=0.9), teacher, LABELS, (), seed=0))
+        student = without_dropout(copy.deepcopy(built_student))
         config = dataclasses.replace(CONFIG, batch_size=24, embedding_rate=embedding_rate)
         run = make_trainer(student, dataclasses.replace(config, batch_size=part))
         run.on_trial(config, make_set(student, 16, 5)).train([make_set(student, 40)], [1.0], 6)
@@ -253,20 +238,6 @@ def test_the_judged_state_is_the_average_of_the_steps(student):
     last = student.snapshot()
     trainer.restore_best()
     assert not torch.equal(last["classifier.weight"], student.snapshot()["classifier.weight"])
-
-
-@pytest.mark.slow
-def test_a_student_of_subclasses_becomes_an_ordinary_one(student):
-    data = make_set(student, 96)
-    trainer = make_trainer(student, dataclasses.replace(CONFIG, warmup_steps=60, round_steps=60, objective="lelp"))
-    weight = np.random.default_rng(2).normal(size=(2, 64)).astype(np.float32)
-    trainer.learn_subclasses(fit_subclasses(data.teacher, weight, "lelp", 4, np.random.default_rng(0)))
-    trainer.train([data], [1.0], 120)
-    trainer.restore_best()
-    parity = trainer.refit_output_layer(data.encoded)
-    assert parity is not None and parity["agreement"] > 0.95
-    assert student.output.out_features == len(LABELS)
-    assert (run_student(student, data.encoded)[0].argmax(1) == data.teacher.logits.argmax(1)).mean() > 0.9
 
 
 @pytest.mark.slow

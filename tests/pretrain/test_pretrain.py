@@ -68,24 +68,15 @@ def test_the_student_is_an_ordinary_classifier_folder(make_config: MakeConfig, s
     assert not (folder / files.CHECKPOINT).exists()
 
 
-def test_equal_settings_give_equal_students_and_another_seed_another(make_config: MakeConfig, tmp_path: Path) -> None:
-    first, again, other = (
-        weights(pretrain(make_config(output_dir=tmp_path / name, seed=seed)))
-        for name, seed in (("a", 0), ("b", 0), ("c", 1))
-    )
-    assert equal(first, again) and not equal(first, other)
-
-
-@pytest.mark.parametrize("kill_after", [0, 2, 5])
-def test_a_killed_run_resumes_to_the_same_student(
-    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saved_after_every_step: None,
-    kill_after: int,
-) -> None:  # fmt: skip
+def test_a_killed_run_resumes_to_the_same_student_and_another_seed_gives_another(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saved_after_every_step: None
+) -> None:
     whole = weights(pretrain(make_config(output_dir=tmp_path / "whole")))
+    assert not equal(weights(pretrain(make_config(output_dir=tmp_path / "other", seed=1))), whole)
     losses, done = trainer.distillation_losses, []
 
     def dying(*arguments: object) -> object:
-        if len(done) == kill_after:
+        if len(done) == 4:
             raise KeyboardInterrupt
         done.append(1)
         return losses(*arguments)  # type: ignore[arg-type]
@@ -95,11 +86,10 @@ def test_a_killed_run_resumes_to_the_same_student(
         pretrain(make_config())
     done.clear()
     monkeypatch.setattr(trainer, "distillation_losses", lambda *arguments: done.append(1) or losses(*arguments))
-    if kill_after:
-        with pytest.raises(UsageError, match=r"\"seed\": 0 there, \"seed\": 1 here"):
-            pretrain(make_config(seed=1))
+    with pytest.raises(UsageError, match=r"\"seed\": 0 there, \"seed\": 1 here"):
+        pretrain(make_config(seed=1))
     assert equal(weights(pretrain(make_config(overwrite=True))), whole)
-    assert len(done) == 6 - kill_after
+    assert len(done) == 2
 
 
 def test_a_run_killed_at_its_end_writes_the_student_alone(
@@ -124,7 +114,7 @@ def test_a_finished_student_is_replaced_only_when_asked(make_config: MakeConfig)
 
 
 def test_training_brings_the_student_nearer_to_the_teacher(make_config: MakeConfig) -> None:
-    config = make_config(steps=60, learning_rate=3e-3)
+    config = make_config(steps=40, learning_rate=3e-3)
     teacher = load_encoder(config.teacher, ("0", "1"), seed=0)
     encoded = trainer.encode_texts(trainer.read_texts(config), teacher.tokenizer, config)
     model = trainer.GeneralStudent(trainer.make_classifier(teacher, config), teacher.hidden_size)
@@ -136,7 +126,7 @@ def test_training_brings_the_student_nearer_to_the_teacher(make_config: MakeConf
 
     before = mean_loss()
     trainer.train(model, teacher, encoded, config)
-    assert mean_loss() < 0.6 * before
+    assert mean_loss() < 0.7 * before
 
 
 def test_a_diverged_loss_ends_the_run(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """A teacher with a vocabulary that is worth pruning, and texts of two domains."""
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -42,9 +43,14 @@ def large_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def large_teacher(large_folder: Path) -> Teacher:
+@pytest.fixture(scope="session")
+def loaded_large_teacher(large_folder: Path) -> Teacher:
     return load_encoder(str(large_folder), LABELS, seed=0)
+
+
+@pytest.fixture
+def large_teacher(loaded_large_teacher: Teacher) -> Teacher:
+    return copy.deepcopy(loaded_large_teacher)
 
 
 @pytest.fixture(scope="session")

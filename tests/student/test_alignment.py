@@ -20,10 +20,12 @@ def word_pairs():
     return same, tuple((" ".join(words[:6]), " ".join(words[6:])) for words in drawn)
 
 
-@pytest.fixture
-def of_pairs(large_teacher, domain_texts):
+@pytest.fixture(scope="module")
+def of_pairs(loaded_large_teacher, domain_texts, tmp_path_factory):
     pairs = tuple(first + second for first, second in zip(domain_texts[::2], domain_texts[1::2], strict=True))
-    return build_student(WIDE, large_teacher, LABELS, pairs, seed=0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("L2A_CACHE", str(tmp_path_factory.mktemp("cache")))
+        return build_student(WIDE, loaded_large_teacher, LABELS, pairs, seed=0)
 
 
 def mismatches(student, pairs):

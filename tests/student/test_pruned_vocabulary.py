@@ -1,12 +1,10 @@
 import copy
-from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoTokenizer,
     BertForSequenceClassification,
@@ -15,17 +13,14 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from l2a.config import GeneratorConfig, StudentConfig
+from l2a.config import StudentConfig
 from l2a.data.encoding import encode
-from l2a.generator.chain import GeneratorInputs, draw_pool, fit_word_average
-from l2a.generator.tokens import TokenSpace, build_neighbour_table, vocabulary
-from l2a.kd.trainer import embedding_gradients, run_student
+from l2a.generator.tokens import vocabulary
+from l2a.kd.trainer import run_student
 from l2a.student import student as presets
 from l2a.student.student import build_student, choose_tokens, count_tokens, keep_tokens, needed_tokens
 from l2a.teacher import model
-from l2a.teacher.labelling import predict
 from l2a.teacher.model import load_encoder, load_fine_tuned
-from l2a.util.errors import UsageError
 from tests.conftest import LABELS, tiny_bert_config
 from tests.student.conftest import CHARACTERS, SPECIALS, WORDS, make_student
 
@@ -119,14 +114,6 @@ def test_tokens_that_were_added_to_the_vocabulary_stay(full, domain_texts):
     assert pruned.convert_tokens_to_ids("<user>") == 199
 
 
-def test_the_saved_tokenizer_gives_the_same_numbers(pruned, domain_texts, tmp_path):
-    pruned.save_pretrained(tmp_path)
-    loaded, texts = AutoTokenizer.from_pretrained(tmp_path), [text for (text,) in domain_texts]
-    assert loaded.get_vocab() == pruned.get_vocab()
-    assert loaded(texts)["input_ids"] == pruned(texts)["input_ids"]
-    assert loaded.pad_token_id == pruned.pad_token_id == vocabulary(loaded).index("[PAD]")
-
-
 def test_texts_count_both_sides_of_pairs(full):
     counts = count_tokens(full, [("kada baba", "kada"), ("zuba zuba !", "ж")])
     found = {full.convert_ids_to_tokens(int(index)): int(counts[index]) for index in np.flatnonzero(counts)}
@@ -189,39 +176,6 @@ def test_other_teachers_of_the_family_are_cut_too(kind, full, domain_texts, tmp_
     expected = teacher.encoder.get_input_embeddings().weight[ids]
     assert torch.equal(student.word_embeddings(), expected)
     assert run_student(student, encode(student.tokenizer, domain_texts[:4], 32))[1].std(axis=0).mean() > 0
-
-
-def test_a_vocabulary_that_is_not_wordpiece_is_refused(large_teacher, domain_texts):
-    words = Tokenizer(models.WordLevel({"[UNK]": 0, "[CLS]": 1, "[SEP]": 2, "[PAD]": 3}, unk_token="[UNK]"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    large_teacher.tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", cls_token="[CLS]")
-    with pytest.raises(UsageError, match=r"student\.preset 'pruned' .* WordLevel; give"):
-        make_student("pruned", large_teacher, domain_texts)
-
-
-@pytest.mark.slow
-def test_the_generator_draws_from_a_pruned_vocabulary(large_teacher, domain_texts):
-    student, label = make_student("pruned", large_teacher, domain_texts), partial(predict, large_teacher, max_length=32)
-    source, target = domain_texts[:120], domain_texts[120:140]
-    problem = GeneratorInputs(
-        source_inputs=source,
-        unlabelled_inputs=(),
-        target_inputs=target,
-        embed=fit_word_average(student.tokenizer, student.word_embeddings(), source, 32),
-        space=TokenSpace(
-            student.tokenizer,
-            build_neighbour_table(student.word_embeddings(), vocabulary(student.tokenizer)),
-            student.word_embeddings(),
-            lambda inputs: embedding_gradients(student, lambda texts: label(inputs=texts), inputs, 32),
-            32,
-        ),
-        labeller=lambda inputs: label(inputs=inputs),
-        forbidden_hashes=frozenset(),
-    )
-    pool, _ = draw_pool(problem, GeneratorConfig(chains=8), 48, np.random.default_rng(0))
-    assert len(pool) == 48
-    assert "augpro_fgsm" in pool.operators
-    assert not any(unknown(student.tokenizer, text) for (text,) in pool.inputs)
 
 
 @pytest.fixture

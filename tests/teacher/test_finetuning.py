@@ -17,7 +17,7 @@ CONFIG = TeacherConfig(learning_rate=2e-3, head_learning_rate=5e-3, batch_size=1
 
 
 def test_a_teacher_learns_the_task(teacher, examples):
-    fine_tune(teacher, examples, CONFIG, 12, 24, 0, "train")
+    fine_tune(teacher, examples, CONFIG, 8, 24, 0, "train")
     fresh = make_examples(60, seed=9)
     assert (predict(teacher, fresh.inputs, 24).logits.argmax(1) == fresh.labels).mean() > 0.8
 
