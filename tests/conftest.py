@@ -1,7 +1,10 @@
 """Tiny models and tokenizers, built on the spot: no test needs the network."""
 
 import copy
+import os
+import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +27,7 @@ from transformers import (
 from l2a.data.examples import Examples
 from l2a.teacher.model import Teacher, load_encoder
 from l2a.util import files
+from l2a.util.progress import Progress
 
 POSITIVE = ("good", "great", "fine", "lovely")
 NEGATIVE = ("bad", "awful", "poor", "nasty")
@@ -178,3 +182,21 @@ def write_domain(path: Path, count: int, seed: int, prefix: str = "") -> Path:
         rows.append({"text": f"{prefix}{text[0]} {tag}", "label": LABELS[label], "split": split})
     path.write_text("\n".join(json.dumps(row) for row in rows) + "\n")
     return path
+
+
+class Killing(Progress):
+    """Kills a worker process that is at work, once, when lines are written."""
+
+    def __init__(self, client):
+        super().__init__(verbosity=-1)
+        self.client, self.killed, self.pids = client, None, client.run(os.getpid)
+
+    @contextmanager
+    def stage(self, name, total=None):
+        yield self.kill
+
+    def kill(self, _):
+        busy = [worker for worker, pieces in self.client.processing().items() if pieces]
+        if self.killed is None and busy:
+            self.killed = self.pids[busy[0]]
+            os.kill(self.killed, signal.SIGKILL)

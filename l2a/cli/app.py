@@ -40,6 +40,8 @@ app.add_typer(cache_app, name="cache")
 VARIABLES = ("L2A_CACHE", "HF_HOME", "HF_HUB_", "OMP_", "MKL_", "CUDA_VISIBLE", "ACCELERATE_", "WORLD_SIZE", "RANK")
 """Beginnings of the environment variables that change what l2a does."""
 FinishedRun = Annotated[Path, Argument(metavar="RUN", help="Output folder of a finished l2a distill.")]
+Workers = Annotated[int | None, Option(min=1, help="Processes of a Dask cluster to start on this machine.")]
+Address = Annotated[str | None, Option(help="Scheduler of a running Dask cluster: tcp://10.0.0.1:8786.")]
 Student = Annotated[str, Argument(metavar="STUDENT", help="A student, run or ONNX folder, or an .onnx file.")]
 
 
@@ -48,6 +50,8 @@ Student = Annotated[str, Argument(metavar="STUDENT", help="A student, run or ONN
 def distill_command(
     config: DistillConfig,
     print_config: Annotated[bool, Option("--print-config", help="Print the configuration and stop.")] = False,
+    workers: Workers = None,
+    address: Address = None,
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
@@ -57,7 +61,7 @@ def distill_command(
         return
     from l2a.pipeline.distill import distill
 
-    result = distill(config, verbosity=-1 if quiet else int(verbose))
+    result = distill(config, verbosity=-1 if quiet else int(verbose), workers=workers, address=address)
     if not quiet and process_rank() == 0:
         print_result(result)
 
@@ -100,8 +104,8 @@ def predict_command(
     text_column: TextColumn = None,
     text_pair_column: TextPairColumn = None,
     format: Annotated[str, Option(help="Of standard input: csv, tsv, jsonl or txt.")] = "txt",
-    workers: Annotated[int | None, Option(min=1, help="Processes of a Dask cluster to start on this machine.")] = None,
-    address: Annotated[str | None, Option(help="Scheduler of a running Dask cluster: tcp://10.0.0.1:8786.")] = None,
+    workers: Workers = None,
+    address: Address = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:

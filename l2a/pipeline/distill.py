@@ -18,6 +18,7 @@ from l2a.data.bank import HELD_OUT, read_bank
 from l2a.data.domains import as_domain, load_domain
 from l2a.data.examples import Domain, Examples, TargetSplits, TextInput, held_out_words, normalised_hash
 from l2a.selector.agents import check_agent
+from l2a.util.cluster import open_client
 from l2a.util.errors import RunError, UsageError
 from l2a.util.files import CHECKPOINT, FAILED_LOG, Checkpoint, output_folder
 from l2a.util.progress import SILENT, Progress, process_rank
@@ -152,7 +153,7 @@ class DistillResult:
 
 def distill(
     config: DistillConfig | None = None, *, target: Any = None, source: Any = None, unlabelled: Any = None,
-    verbosity: int = -1, **settings: Any,
+    verbosity: int = -1, workers: int | None = None, address: str | None = None, **settings: Any,
 ) -> DistillResult:  # fmt: skip
     """Run the whole job and write the output folder in one step at the end.
 
@@ -163,6 +164,8 @@ def distill(
         source: The source domain, likewise.
         unlabelled: Text without labels: a name or a path, or in memory a list of texts or pairs, a frame or a dataset.
         verbosity: -1 shows nothing, 0 progress bars on a terminal and what is decided, 1 also every event.
+        workers: Processes of a Dask cluster to start on this machine, which label texts with the teacher.
+        address: The scheduler of a Dask cluster that runs already, for the same.
         **settings: Fields of ``DistillConfig`` to change, such as ``shots=16`` or ``kd={"rounds": 1}``.
 
     Returns:
@@ -190,12 +193,15 @@ def distill(
                 if process_rank() == 0:
                     settings = asdict(config) | {"output_dir": None, "overwrite": None}
                     progress = progress.keeping(Checkpoint(path / CHECKPOINT, settings))
-                return _run(config, in_memory, folder, progress)
+                with open_client(workers, address) as client:
+                    return _run(config, in_memory, folder, progress, client)
             except RunError as error:
                 raise RunError(f"{error}; the log is {Path(config.output_dir) / FAILED_LOG}") from error
 
 
-def _run(config: DistillConfig, in_memory: Mapping[str, Any], folder: Path, progress: Progress) -> DistillResult:
+def _run(
+    config: DistillConfig, in_memory: Mapping[str, Any], folder: Path, progress: Progress, client: Any
+) -> DistillResult:
     progress.event("start", command=command(), config=as_yaml(config))
     with progress.stage("read the domains"):
         data = load_run_data(config, progress, in_memory)
@@ -207,7 +213,7 @@ def _run(config: DistillConfig, in_memory: Mapping[str, Any], folder: Path, prog
     )
     from l2a.pipeline.run import train_and_write
 
-    return train_and_write(config, progress, data, folder)
+    return train_and_write(config, progress, data, folder, client)
 
 
 def command() -> str:

@@ -135,7 +135,8 @@ SMALL_TEACHER = "minilm-l6"
 
 
 def _with_small_teacher(context: RunContext) -> RunContext:
-    return RunContext(override(context.config, {"teacher.model": SMALL_TEACHER}), context.progress, context.data)
+    config = override(context.config, {"teacher.model": SMALL_TEACHER})
+    return replace(context, config=config, loaded=context.data)
 
 
 def _fit_small_encoder(context: RunContext) -> FittedMethod:

@@ -36,7 +36,9 @@ from l2a.util.progress import Progress, process_rank
 logger = logging.getLogger(__name__)
 
 
-def train_and_write(config: DistillConfig, progress: Progress, data: RunData, folder: Path) -> DistillResult:
+def train_and_write(
+    config: DistillConfig, progress: Progress, data: RunData, folder: Path, client: Any
+) -> DistillResult:
     """Train and evaluate every method of a run, choose a student and fill the folder.
 
     Args:
@@ -44,6 +46,7 @@ def train_and_write(config: DistillConfig, progress: Progress, data: RunData, fo
         progress: Shows how far it is.
         data: Its data.
         folder: Where to write; it takes its final name later.
+        client: Of a Dask cluster that labels texts; None for this process.
 
     Returns:
         The rows of the comparison and everything measured.
@@ -52,7 +55,7 @@ def train_and_write(config: DistillConfig, progress: Progress, data: RunData, fo
         UsageError: If a model cannot be used.
         RunError: If training fails, or the exported student does not reproduce the trained one.
     """
-    context = RunContext(config, progress, data)
+    context = RunContext(config, progress, data, client)
     with progress.stage("check the models"):
         context.check_models()
     headroom = known_headroom(context) if load_agent(config.selector.agent).rule is None else {}

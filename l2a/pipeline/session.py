@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -49,11 +50,13 @@ class RunContext:
         config: The settings.
         progress: Shows how far the run is.
         loaded: Its data where they are already read; else they are read when they are needed.
+        client: Of a Dask cluster, which labels texts with the teacher; None for this process.
     """
 
     config: DistillConfig
     progress: Progress = field(default=SILENT)
     loaded: RunData | None = None
+    client: Any = None
 
     def __post_init__(self) -> None:
         check_operators(self.config.generator)
@@ -71,7 +74,7 @@ class RunContext:
         if not self.data.unlabelled:
             return self
         without = replace(self.data, unlabelled=())
-        return RunContext(replace(self.config, unlabelled=()), self.progress, without)
+        return replace(self, config=replace(self.config, unlabelled=()), loaded=without)
 
     def check_models(self) -> None:
         """Refuse models that cannot be used, before anything is trained.
@@ -202,7 +205,7 @@ class RunContext:
     def labeller(self) -> Labeller:
         """The teacher's soft labels, cached by content."""
         frozen = frozen_layers(self.teacher, self.config.teacher.frozen_layers)
-        labeller = cached_labeller(self.teacher, self.config.max_length, self.progress, frozen)
+        labeller = cached_labeller(self.teacher, self.config.max_length, self.progress, frozen, self.client)
         refuse_useless_teacher(labeller, self.data.splits.reward, self.progress)
         labeller(self.data.source.inputs)  # in one call, whose frozen states are kept; parts of it are known then
         return labeller

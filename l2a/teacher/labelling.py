@@ -4,6 +4,7 @@ A row is a checksum and one record (16 bytes of key, 4 a class, 2 a dimension). 
 and is written again; a file that is damaged is set aside and replaced.
 """
 
+import copy
 import hashlib
 import json
 import logging
@@ -25,10 +26,11 @@ from l2a.data.encoding import EncodedTexts, encode, inference_batches
 from l2a.data.examples import Examples, TextInput
 from l2a.teacher.finetune import LowerStates, lower_states, upper_layers
 from l2a.teacher.model import Teacher
+from l2a.util.cluster import spread
 from l2a.util.errors import RunError, os_errors_as_run_error
 from l2a.util.files import cache_root, cached_folder, fingerprint
 from l2a.util.progress import SILENT, Progress
-from l2a.util.training import arithmetic, evaluating, mixed_precision
+from l2a.util.training import arithmetic, best_device, evaluating, mixed_precision
 
 SECONDS_TO_WAIT = 300.0
 """A writer holds the file for less than a second: after this long it hangs."""
@@ -246,6 +248,7 @@ def join_outputs(parts: Sequence[TeacherOutputs]) -> TeacherOutputs:
 RECIPE = 2
 """Raise it whenever ``run_teacher`` gives other numbers than before: cached labels and vectors are then made again."""
 LABELLED_AT_ONCE = 16_384
+SENT_AT_ONCE = 256  # texts of a piece of work on a cluster
 """Texts after which labels are written down: memory stays the same however many there are, and little work is lost."""
 
 
@@ -311,9 +314,20 @@ def _key(teacher: Teacher, *more: int) -> str:
 
 
 def cached_labeller(
-    teacher: Teacher, max_length: int, progress: Progress = SILENT, frozen: int | None = None
+    teacher: Teacher, max_length: int, progress: Progress = SILENT, frozen: int | None = None, client: Any = None
 ) -> Labeller:
-    """Make a labeller that asks the fine-tuned teacher only about texts that it has never seen."""
+    """Make a labeller that asks the fine-tuned teacher only about texts that it has never seen.
+
+    Args:
+        teacher: The teacher.
+        max_length: Longest sequence in tokens.
+        progress: Shows how many texts are done.
+        frozen: Lowest layers that no training changed, whose states may be kept.
+        client: Of Dask, whose workers get the teacher and label; None for this process.
+
+    Returns:
+        The labeller.
+    """
     folder = cache_root() / "predictions" / _key(teacher, max_length)
     store = OutputStore(folder, len(teacher.label_names), teacher.hidden_size)
 
@@ -324,12 +338,27 @@ def cached_labeller(
             if known.all():
                 return outputs
             new = list({keys[place]: inputs[place] for place in map(int, np.flatnonzero(~known))}.items())
-            for start in range(0, len(new), LABELLED_AT_ONCE):
-                some_keys, texts = zip(*new[start : start + LABELLED_AT_ONCE], strict=True)
-                store.append(some_keys, predict(teacher, texts, max_length, progress, frozen))
+            count = LABELLED_AT_ONCE if client is None else SENT_AT_ONCE
+            blocks = [new[start : start + count] for start in range(0, len(new), count)]
+            pieces = [([key for key, _ in block], [text for _, text in block]) for block in blocks]
+            if client is None:
+                for some_keys, texts in pieces:
+                    store.append(some_keys, predict(teacher, texts, max_length, progress, frozen))
+                continue
+            sent = copy.deepcopy(teacher).cpu(), max_length
+            with progress.stage("label with the teacher", len(new)) as advance:
+                for some_keys, found in spread(client, _predict_there, sent, pieces):
+                    store.append(some_keys, found)
+                    advance(len(some_keys))
         raise RunError(f"{folder}: what was just written there is gone or damaged; check the disk and run again")
 
     return label
+
+
+def _predict_there(sent: tuple[Teacher, int], texts: Sequence[TextInput]) -> TeacherOutputs:
+    """Label in a process of a cluster, on the device that it has."""
+    teacher, max_length = sent
+    return predict(teacher.to(best_device()), texts, max_length)
 
 
 def refuse_useless_teacher(labeller: Labeller, reward: Examples, progress: Progress = SILENT) -> float:

@@ -4,10 +4,7 @@ import csv
 import gzip
 import io
 import json
-import os
-import signal
 import sys
-from contextlib import contextmanager
 
 import numpy as np
 import pandas as pd
@@ -22,7 +19,7 @@ from l2a.util.cluster import open_client
 from l2a.util.errors import UsageError
 from l2a.util.progress import Progress
 from tests.cli.conftest import run as run
-from tests.conftest import make_examples, save_frame, write_domain
+from tests.conftest import Killing, make_examples, save_frame, write_domain
 
 TEXTS = [text for (text,) in make_examples(30).inputs]
 SENTENCES = list(make_examples(60).inputs)
@@ -228,24 +225,6 @@ def test_standard_input_and_output_are_text_lines(run, run_folder, monkeypatch):
     assert code == 0 and header.split("\t")[:3] == ["text", "label", "confidence"] and first.startswith("good film\t")
     assert run("predict", str(run_folder), "-", "--format", "parquet")[0] == 2
     assert run("predict", str(run_folder), "-", "--threshold", "2")[0] == 2
-
-
-class Killing(Progress):
-    """Kills a worker process that is at work, once, when lines are written."""
-
-    def __init__(self, client):
-        super().__init__(verbosity=-1)
-        self.client, self.killed, self.pids = client, None, client.run(os.getpid)
-
-    @contextmanager
-    def stage(self, name, total=None):
-        yield self.kill
-
-    def kill(self, _):
-        busy = [worker for worker, pieces in self.client.processing().items() if pieces]
-        if self.killed is None and busy:
-            self.killed = self.pids[busy[0]]
-            os.kill(self.killed, signal.SIGKILL)
 
 
 @pytest.mark.slow

@@ -3,10 +3,11 @@ import pytest
 
 from l2a.config import TeacherConfig
 from l2a.teacher.finetune import fine_tuned
-from l2a.teacher.labelling import cached_labeller, predict, run_teacher, token_vectors
+from l2a.teacher.labelling import OutputStore, cached_labeller, predict, run_teacher, token_vectors
 from l2a.teacher.model import load_encoder
+from l2a.util.cluster import open_client
 from l2a.util.files import cache_root
-from tests.conftest import make_examples
+from tests.conftest import Killing, make_examples
 
 TEXTS = make_examples(20).inputs
 
@@ -108,3 +109,17 @@ def test_an_interrupted_labelling_keeps_the_blocks_that_were_done(teacher, calls
     outputs = cached_labeller(teacher, 24)(TEXTS)
     assert len(calls) == len(set(TEXTS)) - 2 * 4
     assert np.allclose(outputs.logits, predict(teacher, TEXTS, 24).logits, atol=2e-2)
+
+
+@pytest.mark.slow
+def test_a_cluster_labels_every_text_once_though_a_worker_is_killed(teacher, monkeypatch):
+    monkeypatch.setattr("l2a.teacher.labelling.SENT_AT_ONCE", 8)
+    texts, written = make_examples(600, seed=3).inputs, []
+    append = OutputStore.append
+    note = lambda store, keys, *rest: (written.extend(keys), append(store, keys, *rest))  # noqa: E731
+    monkeypatch.setattr(OutputStore, "append", note)
+    with open_client(2) as client:
+        progress = Killing(client)
+        labelled = cached_labeller(teacher, 24, progress, client=client)(texts)
+    assert progress.killed and len(written) == len(set(written)) == len(set(texts))
+    assert np.allclose(labelled.logits, predict(teacher, texts, 24).logits, atol=2e-2)
