@@ -259,7 +259,7 @@ def list_domains() -> None:
     """List the domain cards: the shipped ones and those in ./domains."""
     from l2a.data.domains import load_card
 
-    shown, skipped = [], []
+    shown, skipped = {}, []
     for name in list_cards("domains"):
         try:
             card = load_card(name)
@@ -267,7 +267,7 @@ def list_domains() -> None:
             skipped.append(f"note: skipped, because it is not a domain card: {error}")
             continue
         facts = (card.description, f"labels: {_labels(card.labels)}", _sizes(card), f"licence: {card.licence}")
-        shown.append((name, "\n".join(facts)))
+        shown[name] = "\n".join(facts)
     options.print_facts(shown)
     echo("".join(f"{note}\n" for note in skipped), nl=False)
 
@@ -281,8 +281,7 @@ def show_domain(name: Annotated[str, Argument(help="Name of a domain card.")]) -
     origin = f"{card.artifact.package} {card.artifact.version} ({card.artifact.kind})" if card.artifact else card.data
     facts = {"name": card.name, "description": card.description, "task": card.task, "labels": _labels(card.labels)}
     facts |= {"sizes": _sizes(card), "licence": card.licence, "citation": card.citation or "none"}
-    facts |= {"origin": str(origin), "card": str(find_card("domains", name))}
-    options.print_facts(facts.items())
+    options.print_facts(facts | {"origin": origin, "card": find_card("domains", name)})
 
 
 def _labels(names: Iterable[str]) -> str:
@@ -324,13 +323,10 @@ def check(
 @app.command("env")
 def env_command(json: Annotated[bool, Option("--json", help="Print JSON.")] = False) -> None:
     """Print what a bug report needs: versions, processor, memory, CUDA, cache and extras."""
-    facts = _environment()
     if json:
-        echo(to_json(facts, indent=1))
-        return
-    for name, value in facts.items():
-        listed = value.items() if isinstance(value, dict) else [("", value)]
-        echo(f"{name:<12}{', '.join(f'{part} {found}'.strip() for part, found in listed)}")
+        echo(to_json(_environment(), indent=1))
+    else:
+        options.print_facts(_environment())
 
 
 def _environment() -> dict[str, Any]:

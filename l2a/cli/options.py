@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -89,9 +89,11 @@ def print_table(
     console.Console(highlight=False, soft_wrap=True).print(table)
 
 
-def print_facts(facts: Iterable[tuple[str, str]]) -> None:
-    """Print names with what is known of them beside, wrapped to the terminal."""
+def print_facts(facts: Mapping[str, Any]) -> None:
+    """Print names with what is known of them beside, wrapped to the terminal; lists and mappings come in one piece."""
     table = Table.grid(Column(no_wrap=True), Column(), padding=(0, 2))
-    for fact in facts:
-        table.add_row(*map(markup.escape, fact))
+    for name, value in facts.items():
+        listed = [f"{key} {item}" for key, item in value.items()] if isinstance(value, Mapping) else value
+        text = ", ".join(map(str, listed)) if isinstance(listed, list) else str(listed)
+        table.add_row(markup.escape(name), markup.escape(text))
     console.Console(highlight=False).print(table)

@@ -2,14 +2,14 @@
 
 import importlib.util
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from textwrap import shorten
 from typing import Annotated, Any
 
 from typer import Argument, Context, Option, Typer, echo
 
-from l2a.cli.options import RUN_OPTIONS, Overwrite, Verbose, print_table, with_run_options
+from l2a.cli.options import RUN_OPTIONS, Overwrite, Verbose, print_facts, print_table, with_run_options
 from l2a.config import DistillConfig, SelectorConfig, override
 from l2a.util.errors import RunError, UsageError
 from l2a.util.progress import Progress
@@ -111,21 +111,14 @@ def show(config: DistillConfig, context: Context, policy: Policy, verbose: Verbo
     from l2a.pipeline.policies import explain_policy, open_policy
 
     trained, facts = open_policy(policy)
-    for name, value in {"agent": trained.agent, **facts}.items():
-        if name != "reward_curve":
-            echo(f"{name:<18} {_flat(value)}")
-    _print_curve(facts.get("reward_curve", []))
+    curve = facts.pop("reward_curve", [])
+    print_facts({"agent": trained.agent, **facts})
+    _print_curve(curve)
     if context.params["source"] is None and context.params["target"] is None:
         echo("give --source and --target to see what it keeps there")
         return
     with Progress(verbosity=int(verbose)) as progress:
         _print_inspection(explain_policy(config, trained, progress))
-
-
-def _flat(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{name} {item}" for name, item in value.items())
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _print_curve(curve: Sequence[float]) -> None:

@@ -62,6 +62,7 @@ def job(texts: Path, out: Path, encoder_folder: Path, **changes: object) -> Augm
     return AugmentJob(texts, out, **{**settings, **changes})
 
 
+@pytest.mark.usefixtures("saved_after_every_step")
 def test_an_interrupted_job_leaves_what_was_there(texts, encoder_folder, tmp_path, monkeypatch):
     out, original, batches = tmp_path / "out.parquet", augment_file_module._line_maker, []
     out.write_text("old")
@@ -77,16 +78,8 @@ def test_an_interrupted_job_leaves_what_was_there(texts, encoder_folder, tmp_pat
 
         return lines
 
+    kept = tmp_path / f".{out.name}{files.CHECKPOINT}"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(augment_file_module, "_line_maker", dying)
-        augment_file(job(texts, out, encoder_folder, overwrite=True))
-    assert out.read_text() == "old"
-    names, kept = sorted([out.name, texts.name]), tmp_path / f".{out.name}{files.CHECKPOINT}"
-    assert sorted(path.name for path in tmp_path.iterdir()) == names, "nothing was due to be kept"
-    batches.clear()
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(files, "SAVE_SECONDS", 0.0)
-        patch.setattr(files, "SAVE_COST", float("inf"))
         patch.setattr(augment_file_module, "_line_maker", dying)
         augment_file(job(texts, out, encoder_folder, overwrite=True))
     with pytest.raises(UsageError, match='"seed": "0" there, "seed": "1" here'):
@@ -100,11 +93,13 @@ def test_an_interrupted_job_leaves_what_was_there(texts, encoder_folder, tmp_pat
     assert out.read_bytes() == whole.read_bytes() and not kept.exists()
 
 
-def test_an_output_that_is_read_is_refused(run, texts, source, tmp_path):
-    rows = tmp_path / "rows.jsonl"
+def test_an_output_that_is_read_or_there_is_refused(run, texts, tmp_path):
+    rows, link = tmp_path / "rows.jsonl", tmp_path / "link.jsonl"
     rows.write_text('{"text": "a good film"}\n')
-    before, link = rows.read_bytes(), tmp_path / "link.jsonl"
     link.symlink_to(rows)
+    before = rows.read_bytes()
+    code, _, err = run("augment", str(texts), str(rows))
+    assert code == 2 and "--overwrite" in err and rows.read_bytes() == before
     for arguments in ((rows, rows), (rows, link), (texts, rows, "--source", str(rows))):
         code, _, err = run("augment", *map(str, arguments), "--overwrite")
         assert code == 2 and "read by the same command" in err
@@ -185,12 +180,3 @@ def test_augpro_fgsm_reads_two_classifiers(texts, classifier_folder, tmp_path):
     folder = str(classifier_folder)
     augment_file(job(texts, out, classifier_folder, operator="augpro_fgsm", student=folder, copies=1))
     assert any(row["changed_share"] > 0 for row in read(out))
-
-
-def test_outputs_are_not_overwritten_unasked(run, texts, encoder_folder, tmp_path):
-    out = tmp_path / "out.jsonl"
-    out.write_text("precious")
-    arguments = ("augment", str(texts), str(out), "--teacher", str(encoder_folder))
-    code, _, err = run(*arguments)
-    assert code == 2 and "--overwrite" in err and out.read_text() == "precious"
-    assert run(*arguments, "--overwrite")[0] == 0 and len(read(out)) == 25

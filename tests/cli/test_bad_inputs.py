@@ -1,7 +1,7 @@
 """Wrong requests over all commands: each is refused in one clear sentence that names what is wrong, no traceback.
 
-A case is a command line, in which ``{name}`` stands for a planted file, after variables of the environment, and what
-the sentence must mention. `benchmarks/trust.py` counts the cases and those that fail.
+A case of ``wrong_requests.txt`` is a command line, in which ``{name}`` stands for a planted file, after variables of
+the environment, and what the sentence must mention. `benchmarks/trust.py` counts the cases and those that fail.
 """
 
 import bz2
@@ -11,6 +11,7 @@ import json
 import lzma
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -24,11 +25,13 @@ from tests.conftest import write_domain
 
 ROW = '{"text": "good film", "label": "a", "split": "train"}\n'
 CSV = "text,label,split\ngood film,a,train\nbad film,b,train\nfine film,a,test\n"
-PAIR = ["--source", "{source}", "--target", "{target}"]
-SHOTS = ["--shots", "4", "--dev-shots", "4"]
-DISTILL = ["distill", *PAIR, *SHOTS, "--output-dir", "{out}", "--teacher", "{encoder}", "--preset", "fast"]
-PRETRAIN = ["pretrain", "--output-dir", "{out}", "--teacher", "{encoder}"]
-TRAIN = ["selector", "train", "--output-dir", "{out}", "--max-length", "32", *PAIR, *SHOTS, "--teacher", "{encoder}"]
+PAIR = "--source {source} --target {target} --shots 4 --dev-shots 4 --teacher {encoder}"
+COMMANDS = {
+    "DISTILL": f"distill {PAIR} --output-dir {{out}} --preset fast",
+    "PRETRAIN": "pretrain --output-dir {out} --teacher {encoder}",
+    "TRAIN": f"selector train {PAIR} --output-dir {{out}} --max-length 32",
+}
+"""Beginnings of requests that are right so far."""
 FILES = {
     "empty.csv": b"",
     "header.csv": b"text,label\n",
@@ -194,186 +197,9 @@ def planted(encoder_folder, classifier_folder, tmp_path_factory):
     return names | {"missing": str(root / "missing")}
 
 
-CASES: list[tuple[list[str], str]] = [
-    # options and configuration
-    (["distil"], "distil"),
-    (["distill", "--bogus", "1"], "--bogus"),
-    (["distill", "--shots", "few"], "--shots"),
-    ([*DISTILL, "--shots", "0"], "shots is 0; give a whole number of at least 1"),
-    ([*DISTILL, "--seed", "99999999999999999999"], "seed"),
-    ([*DISTILL, "--seed", "-1"], "seed"),
-    ([*DISTILL, "--max-length", "5000"], "5000"),
-    ([*DISTILL, "--preset", "fsat"], "did you mean 'fast'"),
-    ([*DISTILL, "--preset", ""], "default, fast"),
-    ([*DISTILL, "--config", "{missing}"], "missing: no such file"),
-    ([*DISTILL, "--config", "{folder}"], "folder"),
-    *(([*DISTILL, "--config", f"{{{name}.yaml}}"], word) for name, word in (
-        ("key", "temperature"), ("twice", "shots"), ("list", "list"), ("broken", "broken.yaml"),
-        ("object", "object.yaml"), ("nan", "learning_rate"), ("infinite", "learning_rate"), ("type", "rounds"),
-        ("binary", "binary.yaml"), ("shares", "share"),
-    )),
-    # data
-    *((["distill", "--source", "{source}", "--target", f"{{{name}}}"], word) for name, word in (
-        ("empty.csv", "empty"), ("header.csv", "rows"), ("semicolon.csv", "semicolon"), ("ragged.csv", "line 5"),
-        ("quote.csv", "quote"), ("twice.csv", "twice"), ("nan.csv", "label"), ("split.csv", "trian"),
-        ("nolabel.csv", "label"), ("columns.csv", "body"), ("latin.csv", "UTF-8"), ("utf16.csv", "UTF-16"),
-        ("nul.jsonl", "NUL"), ("broken.jsonl", "line 2"), ("list.jsonl", "object"), ("list.json", "one class"),
-        ("surrogate.jsonl", "surrogate"), ("number.jsonl", "text"), ("blank.jsonl", "empty"),
-        ("oneclass.jsonl", "class"), ("notest.csv", "test"), ("labels.csv", "yes"), ("broken.parquet", "Parquet"),
-        ("empty.parquet", "empty"), ("book.xlsx", ".xlsx"), ("missing", "missing"), ("folder", "train"),
-    )),
-    (["distill", "--target", "{target}", "--output-dir", "{out}"], "source"),
-    (["distill", "--source", "{source}", "--target", "twets"], "did you mean 'tweets'"),
-    (["distill", "--source", "{source}", "--target", "{target}", "--shots", "500"], "500"),
-    ([*DISTILL, "--label-column", "verdict"], "verdict"),
-    ([*DISTILL, "--source", "{target}"], "source"),
-    *(([*DISTILL, "--unlabelled", f"{{{name}}}"], word) for name, word in (
-        ("empty.txt", "empty"), ("binary.txt", "NUL"), ("missing", "missing"), ("folder", "folder"),
-    )),
-    # models and agents
-    *(([*DISTILL, "--teacher", f"{{{name}}}"], word) for name, word in (
-        ("missing", "missing"), ("folder", "folder"), ("words", "words"), ("no_padding", "padding"),
-        ("added_tokens", "embedding"), ("remote_code", "remote_code"), ("no_weights", "no_weights"),
-        ("torn_weights", "torn_weights"), ("garbage_weights", "garbage_weights"), ("broken_config", "broken_config"),
-        ("no_config", "no_config"), ("no_tokenizer", "tokenizer"), ("broken_tokenizer", "tokenizer"),
-    )),
-    ([*DISTILL, "--fine-tuned-teacher", "--teacher", "{encoder}"], "label"),
-    ([*DISTILL, "--teacher", "mpnetbase"], "did you mean 'mpnet-base'"),
-    *(([*DISTILL, "--student", f"{{{name}}}"], word) for name, word in (
-        ("missing", "missing"), ("encoder", "max_share"), ("no_padding", "padding"), ("added_tokens", "embedding"),
-        ("torn_weights", "torn_weights"), ("no_tokenizer", "tokenizer"),
-    )),
-    ([*DISTILL, "--selector", "pppo"], "ppo"),
-    ([*DISTILL, "--selector", "{folder}"], "policy.json"),
-    # output
-    ([*DISTILL, "--output-dir", "/dev/null/x"], "/dev/null"),
-    ([*DISTILL, "--output-dir", "{words}"], "words.txt"),
-    ([*DISTILL, "--output-dir", "{below_file}"], "words.txt"),
-    ([*DISTILL, "--output-dir", "{full}", "--overwrite"], "other files"),
-    # students: predict, evaluate, export and report
-    (["evaluate", "{missing}", "{words}"], "missing"),
-    *((["predict", f"{{{name}}}", "{words}"], word) for name, word in (
-        ("missing", "missing"), ("folder", "config.json"), ("words", "words.txt"), ("onnx", "onnx"),
-        ("torn_weights", "torn_weights"), ("no_weights", "config.json"), ("remote_code", "own code"),
-        ("encoder", "classifier"), ("temperature", "temperature"), ("panic", "tokenizer"), ("pickles", "index.json"),
-    )),
-    *((["predict", "{classifier}", f"{{{name}}}"], word) for name, word in (
-        ("missing", "missing"), ("empty.csv", "empty"), ("columns.csv", "--text-column"), ("binary.csv", "NUL"),
-        ("semicolon.csv", "';'"), ("data.pkl", ".pkl"), ("folder", "folder"), ("cut.csv.gz", "cut.csv.gz"),
-        ("cut.csv.xz", "cut.csv.xz"), ("cut.csv.bz2", "cut.csv.bz2"),
-    )),
-    (["predict", "{classifier}", "{words}", "--output", "{words}"], "--overwrite"),
-    (["predict", "{classifier}", "{words}", "--output", "{words}", "--overwrite"], "words.txt"),
-    (["predict", "{classifier}", "{words}", "--output", "{out}.xml"], ".xml"),
-    (["predict", "{classifier}", "{words}", "--threshold", "2"], "--threshold"),
-    (["predict", "{classifier}", "{row.csv}", "--text-column", "body"], "body"),
-    (["predict", "{classifier}", "-", "--format", "pdf"], ".pdf"),
-    (["predict", "{classifier}", "{words}", "--workers", "1", "--address", "tcp://127.0.0.1:9"], "give only one"),
-    *((["evaluate", "{classifier}", f"{{{name}}}"], word) for name, word in (
-        ("missing", "missing"), ("empty.csv", "empty"), ("columns.csv", "--text-column"), ("row.csv", "--label-column"),
-        ("nolabel.csv", "no label"), ("labels.csv", "'no'"), ("cut.arrow", "Arrow"), ("folder", "train"),
-    )),
-    (["evaluate", "{run}", "{notest.csv}"], "metrics.json"),
-    (["evaluate", "{classifier}", "{notest.csv}", "--label-column", "verdict"], "verdict"),
-    *((["export", f"{{{name}}}", "--texts", "{words}"], word) for name, word in (
-        ("missing", "missing"), ("folder", "config.json"), ("words", "words.txt"), ("encoder", "classifier"),
-        ("onnx", "onnx"), ("broken_config", "broken_config"),
-    )),
-    (["export", "{classifier}"], "--texts"),
-    (["export", "{classifier}", "--texts", "{empty.csv}"], "empty"),
-    (["report", "{run}"], "run"),
-    # cards of the working directory
-    ([*DISTILL, "--selector", "stranger"], "--selector"),
-    ([*DISTILL[:-1], "mine"], "kd.alpha"),
-    (["domains", "check", "address"], "address"),
-    (["domains", "show", "outside"], "sha256"),
-    (["domains", "show", "other"], "movies"),
-    ([*DISTILL, "--selector", "{import.yaml}"], "os.system"),
-    *(([*TRAIN, "--agent", f"{{{name}.yaml}}"], word) for name, word in (
-        ("import", "os.system"), ("module", "no.such"), ("rule", "random"), ("width", "hidden"),
-    )),
-    (["experiment", "run", "{escape.yaml}"], "name"),
-    (["experiment", "run", "{twice.yaml}"], "shots"),
-    (["experiment", "run", "nowhere.yaml"], "nowhere.yaml"),
-    # other commands
-    (["domains", "chekc", "x"], "chekc"),
-    *((["domains", "check", f"{{{name}}}"], word) for name, word in (
-        ("empty.csv", "empty"), ("binary.csv", "NUL"), ("cut.csv.gz", "cut.csv.gz"), ("huge.jsonl", "1000000"),
-        ("oneclass.jsonl", "one class"), ("ragged.csv", "line 5"),
-    )),
-    (["cache", "list", "all"], "all"),
-    (["L2A_CACHE={words}", "cache", "list"], "L2A_CACHE"),
-    (["L2A_CACHE={words}", *DISTILL, "--config", "{roomy.yaml}"], "L2A_CACHE"),
-    *(([*PRETRAIN, "--text", "{words}", *more], word) for more, word in (
-        (["--seed", "-1"], "seed"), (["--learning-rate", "nan"], "learning"), (["--max-length", "5000"], "5000"),
-        (["--layers", "0"], "layers"), (["--protect", "{missing}"], "missing"),
-    )),
-    (["pretrain", "--text", "{binary.txt}", "--output-dir", "{out}", "--teacher", "{encoder}"], "NUL"),
-    (["pretrain", "--text", "{words}", "--output-dir", "{words}", "--teacher", "{encoder}"], "words.txt"),
-    (["augment", "{words}", "{out}.jsonl", "--teacher", "{bomb}"], "parameters"),
-    (["augment", "{words}", "{out}.jsonl", "--teacher", "{layers}"], "10000000 layers"),
-    (["augment", "{words}", "{out}.jsonl", "--teacher", "{negative}"], "negative"),
-    (["augment", "{words}", "{out}.jsonl", "--teacher", "{decoder}"], "encoder"),
-    (["selector", "train", "--output-dir", "{words}", *PAIR], "words.txt"),
-    (["augment", "{missing}.txt", "{out}.jsonl"], "missing.txt: cannot be read"),
-    (["augment", "{empty.txt}", "{out}.jsonl"], "the file is empty"),
-    (["augment", "{mixed.txt}", "{out}.jsonl"], "mixed"),
-    (["augment", "{row.csv}", "{out}.jsonl"], "line 3"),
-    (["augment", "{rows.xml}", "{out}.jsonl"], ".xml"),
-    (["augment", "{folder}", "{out}.jsonl"], "folder"),
-    (["augment", "{words}", "{out}.csv"], ".jsonl"),
-    (["augment", "{words}", "{words}", "--overwrite"], "words.txt"),
-    (["augment", "{words}", "{out}.jsonl", "--operator", "augpro_mx"], "did you mean 'augpro_mix'"),
-    (["augment", "{words}", "{out}.jsonl", "--operator", "mixkd"], "makes no texts"),
-    (["augment", "{words}", "{out}.jsonl", "--operator", "source"], "--source"),
-    (["augment", "{words}", "{out}.jsonl", "--operator", "augpro_fgsm", "--teacher", "{encoder}"], "--student"),
-    (["augment", "{words}", "{out}.jsonl", "--degree", "most"], "--degree"),
-    (["augment", "{words}", "{out}.jsonl", "--degree", "2"], "--degree"),
-    (["augment", "{words}", "{out}.jsonl", "--copies", "0"], "--copies"),
-    (["augment", "{words}", "{out}.jsonl", "--batch-size", "0"], "--batch-size"),
-    (["augment", "{words}", "{out}.jsonl", "--source", "nowhere.csv"], "nowhere.csv"),
-    (["augment", "{columns.csv}", "{out}.jsonl", "--teacher", "{encoder}"], "--text-column"),
-    (["pretrain", "--text", "{words}", "--output-dir", "{out}", "--steps", "0"], "steps"),
-    (["pretrain", "--text", "{words}", "--output-dir", "{full}"], "full"),
-    (["pretrain", "--text", "{words}", "--output-dir", "{out}", "--hidden-size", "7"], "hidden_size"),
-    (["pretrain", "--output-dir", "{out}"], "--text"),
-    (["domains", "show", "twets"], "tweets"),
-    (["domains", "check", "{broken.jsonl}"], "line 2"),
-    (["selector", "train", "--output-dir", "{out}", "--pair", "onlyone"], "onlyone; give SOURCE:TARGET"),
-    (["selector", "train", "--output-dir", "{out}", "--pair", "a:b:c"], "one colon"),
-    (["selector", "train", "--output-dir", "{out}", "--source", "{source}"], "give the missing one"),
-    (["selector", "train", "--output-dir", "{out}", "--agent", "random", *PAIR], "does not learn"),
-    (["selector", "train", "--output-dir", "{out}", "--agent", "pppo"], "did you mean 'ppo'"),
-    (["selector", "train", "--output-dir", "{out}", "--steps", "0"], "selector.training_steps"),
-    (["selector", "train", "--output-dir", "{full}", "--source", "{source}", "--target", "{target}"], "other files"),
-    (["selector", "evaluate", "{folder}"], "holds no policy.json"),
-    (["selector", "evaluate", "ppo"], "without a trained policy"),
-    (["selector", "show", "{missing}"], "missing"),
-    (["selector", "show", "nothing"], "no card 'nothing'"),
-    (["experiment", "run", "shiped"], "shipped"),
-    (["experiment", "run", "shipped", "--workers", "0"], "workers"),
-    (["experiment", "run", "shipped", "--backend", "spark"], "spark"),
-    (["experiment", "run", "shipped", "--only", "movies 32"], "pair shots seed variant"),
-    (["report", "{missing}"], "finished run"),
-    (["cache", "clear", "teecher"], "teecher"),
-    (["experiment", "report", "shipped", "--results", "{folder}"], "shipped"),
-]  # fmt: skip
-FAILED: list[tuple[list[str], str]] = [
-    *((["selector", "show", f"{{{name}}}"], name) for name in POLICY_FAULTS),
-    (["selector", "evaluate", "{policy_json}"], "policy_json"),
-    ([*DISTILL, "--selector", "{policy_torn}"], "policy_torn"),
-    (["augment", "{words}", "/dev/null/x.jsonl", "--teacher", "{encoder}"], "/dev/null"),
-    (["predict", "{classifier}", "{words}", "--output", "/dev/null/x.csv"], "/dev/null"),
-    (["predict", "{classifier}", "{words}", "--output", "{below_file}.csv"], "words.txt"),
-    (["evaluate", "{classifier}", "{notest.csv}", "--output", "{below_file}.csv"], "words.txt"),
-    (["L2A_CACHE=/dev/null/x", "cache", "list"], "L2A_CACHE"),
-    (["DISK=full", "predict", "{classifier}", "{words}", "--output", "{out}.csv"], "disk is full"),
-    (["DISK=full", "evaluate", "{classifier}", "{notest.csv}", "--output", "{out}.csv"], "disk is full"),
-    (["DISK=full", "augment", "{words}", "{out}.jsonl", "--teacher", "{encoder}"], "disk is full"),
-    (["DISK=full", "export", "{classifier}", "--texts", "{words}"], "disk is full"),
-]  # fmt: skip
-"""What is asked for rightly and cannot be done."""
-TABLE = [*((2, *case) for case in CASES), *((1, *case) for case in FAILED)]
+CASES = Path(__file__).with_name("wrong_requests.txt").read_text("utf-8").splitlines()
+IMPOSSIBLE = CASES.index("# What is asked for rightly and cannot be done.")
+TABLE = [(1 if i > IMPOSSIBLE else 2, *case.split(" | ")) for i, case in enumerate(CASES) if " | " in case]
 FIX = (
     "add|call|check|choose|clear|convert|correct|did you mean|fetch|free|give|install|known:|label|lower|make|move|"
     "name|point|quote|remove|rename|run|save|see|set|shorten|train|try|use|wait|write"
@@ -381,21 +207,20 @@ FIX = (
 """What a sentence tells the user to do."""
 
 
-@pytest.mark.parametrize(
-    ("code", "arguments", "word"), TABLE, ids=[f"{i}-{word}" for i, (_, _, word) in enumerate(TABLE)]
-)
-def test_a_wrong_request_is_one_clear_sentence(code, arguments, word, planted, run, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("code", "line", "word"), TABLE)
+def test_a_wrong_request_is_one_clear_sentence(code, line, word, planted, run, tmp_path, monkeypatch):
     names = planted | {"out": str(tmp_path / "out")}
     here = tmp_path / "here"
     shutil.copytree(names["here"], here)
     monkeypatch.chdir(here)
-    line = [re.sub(r"{([^}]+)}", lambda found: names[found[1]], one) for one in arguments]
-    while "=" in line[0]:
-        name, _, value = line.pop(0).partition("=")
+    written = re.sub(r"\b[A-Z]{4,}\b(?!=)", lambda found: COMMANDS[found[0]], line)
+    asked = [re.sub(r"{([^}]+)}", lambda found: names[found[1]], one) for one in shlex.split(written)]
+    while "=" in asked[0]:
+        name, _, value = asked.pop(0).partition("=")
         monkeypatch.setenv(name, value)
     if os.environ.get("DISK") == "full":
         monkeypatch.setattr(os, "fsync", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
-    found, shown, errors = run(*line)
+    found, shown, errors = run(*asked)
     said = errors + shown
     assert found == code, said
     assert word.lower() in said.lower() and "Traceback" not in said, said

@@ -11,12 +11,6 @@ import yaml
 from tests.conftest import write_domain
 
 
-@pytest.fixture
-def domains(tmp_path):
-    source = write_domain(tmp_path / "source.jsonl", 60, seed=1)
-    return str(source), str(write_domain(tmp_path / "target.jsonl", 60, seed=2, prefix="this "))
-
-
 def test_help_loads_nothing_heavy():
     code = (
         "import sys\nsys.argv = ['l2a', '--help']\nfrom l2a.cli.app import main\n"
@@ -39,35 +33,23 @@ def test_help_is_quick():
     assert min(seconds() for _ in range(7)) < 0.3
 
 
-def test_the_configuration_is_printed_and_nothing_runs(run):
-    code, out, _ = run("distill", "--print-config", "--shots", "7", "--preset", "fast")
-    assert code == 0
-    assert "shots: 7" in out and "compare: false" in out
-
-
-def test_a_very_long_text_is_not_refused(run, domains):
-    with open(domains[0], "a") as file:
-        file.write('{"text": "' + "good film " * 10_000 + '", "label": "positive", "split": "train"}\n')
-    code, out, _ = run("domains", "check", domains[0])
-    assert code == 0 and "20000" in out and "nothing is wrong" in out
-
-
-def test_no_network_and_nothing_cached_is_a_failed_run(run, domains, tmp_path, monkeypatch):
+def test_no_network_and_nothing_cached_is_a_failed_run(run, tmp_path, monkeypatch):
+    write_domain(tmp_path / "source.jsonl", 60, seed=1)
+    write_domain(tmp_path / "target.jsonl", 60, seed=2, prefix="this ")
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
-    code, _, err = run(
-        "distill", "--source", domains[0], "--target", domains[1], "--output-dir", str(tmp_path / "run"),
-        "--shots", "4", "--dev-shots", "4",
-    )  # fmt: skip
+    request = "distill --source source.jsonl --target target.jsonl --output-dir run --shots 4 --dev-shots 4"
+    code, _, err = run(*request.split())
     assert code == 1 and "all-mpnet-base-v2" in err and "Traceback" not in err
     assert "failed.log.jsonl" in err and (tmp_path / "run" / "failed.log.jsonl").read_text()
 
 
-def test_columns_are_named_for_both_sides_or_for_one(run):
-    arguments = ["--source-text-column", "review", "--target-text-column", "tweet", "--label-column", "stars"]
-    code, out, _ = run("distill", "--print-config", *arguments)
+def test_the_configuration_is_printed_and_columns_are_named_for_both_sides_or_for_one(run):
+    columns = "--source-text-column review --target-text-column tweet --label-column stars"
+    code, out, _ = run("distill", "--print-config", "--shots", "7", "--preset", "fast", *columns.split())
     config = yaml.safe_load(out)
-    assert code == 0
+    assert code == 0 and config["shots"] == 7 and config["compare"] is False
     assert config["source_columns"] == {"text": "review", "text_pair": None, "label": "stars"}
     assert config["target_columns"] == {"text": "tweet", "text_pair": None, "label": "stars"}
 

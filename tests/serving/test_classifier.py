@@ -24,7 +24,7 @@ from l2a.report.run_folder import export_student
 from l2a.serving.classifier import as_inputs, fit_temperature, write_temperature
 from l2a.student.student import class_names
 from l2a.util.errors import UsageError
-from tests.conftest import LABELS, make_examples, tiny_bert_config
+from tests.conftest import LABELS, make_examples, tiny_bert_config, write_domain
 
 TEXTS = [text for (text,) in make_examples(40).inputs] + ["good " * 60]
 PAIRS = list(make_examples(12, pairs=True).inputs)
@@ -169,15 +169,13 @@ def test_numbers_as_labels_come_back_as_numbers_from_cross_validation_and_calibr
 
 @pytest.mark.slow
 def test_an_estimator_distils_and_classifies(encoder_folder, tmp_path):
-    def labelled(count, seed, prefix):
-        examples = make_examples(count, seed)
-        tags = ["".join("abcdefghij"[int(digit)] for digit in str(i)) for i in range(count)]
-        texts = [f"{prefix} {text} {tag}" for (text,), tag in zip(examples.inputs, tags, strict=True)]
-        return texts, [LABELS[label] for label in examples.labels]
-
-    texts, labels = labelled(120, 2, "this")
+    source, target = (
+        pd.read_json(write_domain(tmp_path / "x.jsonl", count, seed, prefix), lines=True)
+        for count, seed, prefix in ((150, 1, "the "), (120, 2, "this "))
+    )
+    texts, labels = target["text"].tolist(), target["label"].tolist()
     made = l2a.L2AClassifier(
-        source=list(zip(*labelled(150, 1, "the"), strict=True)),
+        source=list(zip(source["text"], source["label"], strict=True)),
         teacher={"model": str(encoder_folder), "learning_rate": 1e-3, "frozen_layers": 0}, student={"max_share": 0.9},
         generator={"chains": 8}, selector={"agent": "random"}, max_length=32, dev_shots=6, compare=False,
         kd={"warmup_steps": 40, "rounds": 1, "round_steps": 10, "pool_size": 48},
