@@ -1,19 +1,22 @@
-"""The registry of methods: each is trained without a look at the test split, then evaluated on it once."""
+"""The registry of methods, linear ones among them: each is trained, then evaluated once on the test split."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import sparse
 from scipy.special import softmax
+from sklearn import model_selection, pipeline, preprocessing
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from l2a.config import DistillConfig, override
 from l2a.data.encoding import encode
 from l2a.data.examples import Examples, TextInput
-from l2a.evaluation.baselines import frozen_teacher_logreg, tfidf_logreg, vector_sum_logreg
 from l2a.kd.trainer import run_student
 from l2a.pipeline import students as student_training
 from l2a.pipeline.session import RunContext
@@ -25,8 +28,12 @@ from l2a.teacher.model import Teacher
 from l2a.util.errors import UsageError, did_you_mean
 from l2a.util.progress import SILENT, Progress
 
-Predict = Callable[[Sequence[TextInput]], NDArray[np.int64]]
-Logits = Callable[[Sequence[TextInput]], NDArray[np.float32]]
+Floats: TypeAlias = NDArray[np.float32]
+Ints: TypeAlias = NDArray[np.int64]
+EmbedTexts = Callable[[Sequence[str]], Floats]
+"""Embeds N strings as float32 (N, d)."""
+Predict = Callable[[Sequence[TextInput]], Ints]
+Logits = Callable[[Sequence[TextInput]], Floats]
 Part = Literal["pretrained", "small", "target_only_teacher", "cross_domain_teacher", "labels", "unlabelled"]
 """What methods share: the encoder as it was pretrained, two fine-tuned teachers, the labels that one of them gives to
 the source, and text without labels."""
@@ -101,34 +108,180 @@ class MethodResult:
 
     name: str
     test: Examples
-    predictions: NDArray[np.int64]
+    predictions: Ints
     parameters: int
     labels_used: int
     seconds: float
     diagnostics: Mapping[str, float | int | str]
-    logits: NDArray[np.float32] | None = None
+    logits: Floats | None = None
+
+
+DENSE_PENALTIES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+
+
+def fit_tfidf(inputs: Sequence[TextInput]) -> Callable[[Sequence[TextInput]], sparse.csr_matrix]:
+    """Weigh words, word pairs and character n-grams inside words by training texts; of over 200, those in two or more.
+
+    Returns:
+        Features of N texts, float32 (N, F), sparse; for pairs, the words of both sides, the words that they share, and
+        their cosine similarities by words and by characters.
+    """
+    texts = [side for text in inputs for side in text]
+    how = {"sublinear_tf": True, "min_df": 2 if len(texts) > 200 else 1, "dtype": np.float32}
+    by_word = TfidfVectorizer(ngram_range=(1, 2), **how).fit(texts)
+    by_character = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), **how).fit(texts)
+
+    def features(inputs: Sequence[TextInput]) -> sparse.csr_matrix:
+        sides = list(zip(*inputs, strict=True))
+        words, characters = ([each.transform(side) for side in sides] for each in (by_word, by_character))
+        if len(sides) == 1:
+            return sparse.hstack([*words, *characters], format="csr")
+        # What the sides share tells more than what they are, and all character n-grams of both would cost too much.
+        shared = [first.multiply(second) for first, second in (words, characters)]
+        cosines = [sparse.csr_matrix(block.sum(axis=1)) for block in shared]
+        return sparse.hstack([*words, shared[0], *cosines], format="csr", dtype=np.float32)
+
+    return features
+
+
+def pair_features(inputs: Sequence[TextInput], embed: EmbedTexts) -> Floats:
+    """Embed N texts as float32 (N, d), or pairs (u, v) as [u; v; |u - v|; u * v], (N, 4 d) (Conneau et al., 2017)."""
+    first, *second = (embed(list(side)) for side in zip(*inputs, strict=True))
+    return np.concatenate([first, *(part for v in second for part in (v, np.abs(first - v), first * v))], axis=1)
+
+
+def tuned_logistic_regression(
+    features: Any, labels: Ints, source_size: int, penalties: tuple[float, ...], seed: int
+) -> LogisticRegression:
+    """Choose the weight of the target and then the penalty by the target's held-out log-likelihood, and fit on all.
+
+    Args:
+        features: float32 (N, F), dense or sparse: first the source, then the target, the only one that is held out.
+        labels: int64 (N,), the classes.
+        source_size: Rows of the source; 0 uses the target alone.
+        penalties: Values of C to try, for a total weight of 1000; the middle one is used while the weight is chosen.
+        seed: Order of the folds.
+    """
+    source, target = np.split(np.arange(len(labels)), [source_size])
+    few = np.sort(np.random.default_rng(seed).permutation(source_size)[:2000])  # enough: weights are relative
+    shares = (0.1, 0.3, 0.6, 0.9, 1.0) if source_size else (1.0,)
+    share, penalty = shares[len(shares) // 2], penalties[(len(penalties) - 1) // 2]
+
+    def fit(classifier: LogisticRegression, source: Ints, target: Ints, share: float, penalty: float) -> Any:
+        rows = target if share == 1.0 else np.concatenate([source, target])
+        weights = np.full(len(rows), share * 1000.0 / len(target), np.float32)
+        weights[: -len(target)] = (1.0 - share) * 1000.0 / max(1, len(source))
+        return classifier.set_params(C=penalty).fit(features[rows], labels[rows], sample_weight=weights)
+
+    def best(settings: list[tuple[float, float]]) -> tuple[float, float]:
+        losses = np.zeros(len(settings))
+        for train, held_out in folds.split(target, labels[target]):
+            classifier, judged = _new_classifier(), target[held_out]  # warm: a fit starts from the one before
+            for number, setting in enumerate(settings):
+                probabilities = fit(classifier, few, target[train], *setting).predict_proba(features[judged])
+                right = probabilities[labels[judged, None] == classifier.classes_]
+                losses[number] -= np.log(np.maximum(right, 1e-12)).sum()
+        return settings[int(losses.argmin())]
+
+    rarest = int(np.unique(labels[target], return_counts=True)[1].min())
+    if rarest > 1:  # else nothing can be held out
+        folds = model_selection.StratifiedKFold(min(5, rarest), shuffle=True, random_state=seed)
+        share, _ = best([(share, penalty) for share in shares])
+        share, penalty = best([(share, penalty) for penalty in penalties])
+    return fit(_new_classifier(), source, target, share, penalty)
+
+
+def _new_classifier() -> LogisticRegression:
+    # Newton-CG needs a handful of passes where L-BFGS needs dozens, on sparse and on dense features.
+    return LogisticRegression(solver="newton-cg", tol=3e-4, max_iter=100, warm_start=True)
+
+
+def _fitted(
+    source: Examples | None, target: Examples, features: Any, penalties: tuple[float, ...], stored: int, seed: int
+) -> FittedMethod:
+    """Fit on what a transformer of scikit-learn makes of texts; ``stored`` numbers are needed for that."""
+    parts = [part for part in (source, target) if part is not None]
+    rows = features.fit_transform([text for part in parts for text in part.inputs])
+    labels = np.concatenate([part.labels for part in parts])
+    classifier = tuned_logistic_regression(rows, labels, len(labels) - len(target), penalties, seed)
+    parameters = stored + int(classifier.coef_.size + classifier.intercept_.size)
+    return FittedMethod(lambda inputs: classifier.predict(features.transform(inputs)), parameters)
+
+
+def tfidf_logreg(source: Examples, target: Examples, seed: int) -> FittedMethod:
+    """Fit logistic regression on tf-idf of words and character n-grams; its parameters are the coefficients.
+
+    The target, here and below, is all labelled examples but the test split; weight and penalty are tuned on it, in
+    folds whose order the seed decides.
+    """
+    features = preprocessing.FunctionTransformer(fit_tfidf((*source.inputs, *target.inputs)))
+    return _fitted(source, target, features, (3.0, 10.0, 30.0, 100.0), 0, seed)
+
+
+def frozen_teacher_logreg(target: Examples, embed: EmbedTexts, encoder_parameters: int, seed: int) -> FittedMethod:
+    """Fit logistic regression on a frozen encoder's embeddings; its parameters are the encoder's and the coefficients.
+
+    The sides of a pair are embedded one by one.
+    """
+    return _fitted(None, target, _standardised(embed), DENSE_PENALTIES, encoder_parameters, seed)
+
+
+def vector_sum_logreg(
+    source: Examples, target: Examples, token_vectors: Floats, tokenizer: Any, seed: int, longest: int | None = None
+) -> FittedMethod:
+    """Fit logistic regression on sums of token vectors; its parameters are the whole table and the coefficients.
+
+    Args:
+        source: Labelled source examples.
+        target: All labelled target examples but the test split.
+        token_vectors: float32 (V, d), one vector for each token of the tokenizer.
+        tokenizer: A fast tokenizer of transformers.
+        seed: Order of the folds.
+        longest: Tokens read of each text, or side of a pair; None reads all.
+    """
+
+    def embed(texts: Sequence[str]) -> Any:
+        return bag_of_tokens(tokenizer, texts, len(token_vectors), longest) @ token_vectors
+
+    return _fitted(source, target, _standardised(embed), DENSE_PENALTIES, token_vectors.size, seed)
+
+
+def _standardised(embed: EmbedTexts) -> Any:
+    features = preprocessing.FunctionTransformer(pair_features, kw_args={"embed": embed})
+    return pipeline.make_pipeline(features, preprocessing.StandardScaler())
+
+
+def bag_of_tokens(
+    tokenizer: Any, texts: Sequence[str], vocabulary: int, longest: int | None = None
+) -> sparse.csr_matrix:
+    """Count the tokens of N texts, of each the first ``longest`` or all, none special, as float32 (N, V), sparse."""
+    cut = {"truncation": longest is not None, "max_length": longest}
+    ids = tokenizer(list(texts), add_special_tokens=False, verbose=False, **cut)["input_ids"]
+    offsets = np.cumsum([0, *map(len, ids)])
+    columns = np.array([token for row in ids for token in row], dtype=np.int64)
+    return sparse.csr_matrix((np.ones(len(columns), np.float32), columns, offsets), shape=(len(ids), vocabulary))
 
 
 def _fitted_teacher(context: RunContext, teacher: Teacher) -> FittedMethod:
-    def score(inputs: Sequence[TextInput]) -> NDArray[np.float32]:
+    def score(inputs: Sequence[TextInput]) -> Floats:
         return predict(teacher, inputs, context.config.max_length).logits
 
     return FittedMethod(_likeliest(score), teacher.parameters_count, logits=score, module=teacher)
 
 
 def _fit_tfidf_logreg(context: RunContext) -> FittedMethod:
-    return FittedMethod(*tfidf_logreg(context.data.source, context.data.target_labels, context.config.seed))
+    return tfidf_logreg(context.data.source, context.data.target_labels, context.config.seed)
 
 
 def _fit_frozen_teacher_logreg(context: RunContext) -> FittedMethod:
     encoder, length = context.pretrained(), context.config.max_length
 
-    def embed(texts: Sequence[str]) -> NDArray[np.float32]:
+    def embed(texts: Sequence[str]) -> Floats:
         return predict(encoder, [(text,) for text in texts], length).embeddings
 
     labels = context.data.target_labels
     baseline = frozen_teacher_logreg(labels, embed, encoder.parameters_count, context.config.seed)
-    return FittedMethod(*baseline, module=encoder)
+    return replace(baseline, module=encoder)
 
 
 SMALL_TEACHER = "minilm-l6"
@@ -147,10 +300,10 @@ def _fit_small_encoder(context: RunContext) -> FittedMethod:
 def _fit_vector_sum_logreg(context: RunContext, longest: int | None = None) -> FittedMethod:
     data, teacher, seed = context.data, context.teacher, context.config.seed
     vectors = token_vectors(teacher, context.progress)
-    return FittedMethod(*vector_sum_logreg(data.source, data.target_labels, vectors, teacher.tokenizer, seed, longest))
+    return vector_sum_logreg(data.source, data.target_labels, vectors, teacher.tokenizer, seed, longest)
 
 
-def student_logits(context: RunContext, student: Student, inputs: Sequence[TextInput]) -> NDArray[np.float32]:
+def student_logits(context: RunContext, student: Student, inputs: Sequence[TextInput]) -> Floats:
     """Score N texts by a student of a run, as float32 (N, C)."""
     return run_student(student, encode(student.tokenizer, inputs, context.config.max_length))[0]
 
@@ -164,7 +317,7 @@ def _student(
         trained = train(context if with_unlabelled else context.without_unlabelled())
         student = trained.student
 
-        def score(inputs: Sequence[TextInput]) -> NDArray[np.float32]:
+        def score(inputs: Sequence[TextInput]) -> Floats:
             return student_logits(context, student, inputs)
 
         facts: dict[str, float | int | str] = {"validation_log_likelihood": trained.score.log_likelihood}

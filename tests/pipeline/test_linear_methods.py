@@ -5,7 +5,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from l2a.data.examples import Examples
-from l2a.evaluation import baselines
+from l2a.pipeline import methods
 from tests.conftest import LABELS, make_examples
 
 SOURCE, TARGET, TEST = make_examples(80, 1), make_examples(30, 2), make_examples(60, 3)
@@ -21,13 +21,13 @@ def fit(tokenizer, vectors):
     """Every baseline by name: from source and target to the fitted baseline."""
 
     def embed(texts):
-        return np.asarray(baselines.bag_of_tokens(tokenizer, texts, len(vectors)) @ vectors, np.float32)
+        return np.asarray(methods.bag_of_tokens(tokenizer, texts, len(vectors)) @ vectors, np.float32)
 
     return {
-        "tfidf": lambda source, target: baselines.tfidf_logreg(source, target, 0),
-        "frozen_teacher": lambda source, _: baselines.frozen_teacher_logreg(source, embed, 1000, 0),
-        "vector_sum": lambda *sets: baselines.vector_sum_logreg(*sets, vectors, tokenizer, 0),
-        "cut_vector_sum": lambda *sets: baselines.vector_sum_logreg(*sets, vectors, tokenizer, 0, 5),
+        "tfidf": lambda source, target: methods.tfidf_logreg(source, target, 0),
+        "frozen_teacher": lambda source, _: methods.frozen_teacher_logreg(source, embed, 1000, 0),
+        "vector_sum": lambda *sets: methods.vector_sum_logreg(*sets, vectors, tokenizer, 0),
+        "cut_vector_sum": lambda *sets: methods.vector_sum_logreg(*sets, vectors, tokenizer, 0, 5),
     }
 
 
@@ -51,7 +51,7 @@ def test_every_baseline_learns_what_one_word_decides_and_repeats_it(fit, fitted,
 
 
 def test_parameters_count_what_prediction_needs(fitted, vectors):
-    width = baselines.fit_tfidf((*SOURCE.inputs, *TARGET.inputs))(TARGET.inputs).shape[1]
+    width = methods.fit_tfidf((*SOURCE.inputs, *TARGET.inputs))(TARGET.inputs).shape[1]
     stored = {"tfidf": 0, "frozen_teacher": 1000, "vector_sum": vectors.size}
     expected = {name: stored[name] + (width if name == "tfidf" else 24) + 1 for name in fitted}
     assert {name: each.parameters for name, each in fitted.items()} == expected
@@ -69,8 +69,8 @@ def test_a_source_of_the_same_law_is_used():
     scores = []
     for start in (0, 400):  # with the source, and without it
         rows = slice(start, 416)
-        penalties = baselines.DENSE_PENALTIES
-        fitted = baselines.tuned_logistic_regression(features[rows], labels[rows], 400 - start, penalties, 0)
+        penalties = methods.DENSE_PENALTIES
+        fitted = methods.tuned_logistic_regression(features[rows], labels[rows], 400 - start, penalties, 0)
         scores.append(fitted.score(features[416:], labels[416:]))
     assert scores[0] > 0.9 > scores[1]
 
@@ -107,7 +107,7 @@ def test_three_classes(fit, vectors):
 
 def test_a_bag_counts_tokens_without_special_ones_up_to_a_length(tokenizer):
     def count(texts, longest=None):
-        return baselines.bag_of_tokens(tokenizer, texts, len(tokenizer), longest).toarray()
+        return methods.bag_of_tokens(tokenizer, texts, len(tokenizer), longest).toarray()
 
     counts = count(["good good film", "bad story", ""])
     assert counts[0, tokenizer.convert_tokens_to_ids(["good", "film"])].tolist() == [2, 1]
@@ -127,7 +127,7 @@ def test_a_vector_sum_that_stops_early_misses_what_comes_late(fit):
 
 
 def test_sides_of_a_pair_are_embedded_apart():
-    features = baselines.pair_features(
+    features = methods.pair_features(
         [("abc", "abcd"), ("a", "a")], lambda texts: np.array([[len(text), 1.0] for text in texts], np.float32)
     )
     assert features.tolist() == [[3, 1, 4, 1, 1, 0, 12, 1], [1, 1, 1, 1, 0, 0, 1, 1]]
@@ -135,7 +135,7 @@ def test_sides_of_a_pair_are_embedded_apart():
 
 def test_pair_features_tell_shared_words_from_different_ones():
     pairs = (("good film", "good film"), ("good film", "bad story"), ("bad story", "good film"))
-    cosines = baselines.fit_tfidf(pairs)(pairs).toarray()[:, -2:]
+    cosines = methods.fit_tfidf(pairs)(pairs).toarray()[:, -2:]
     assert cosines[0] == pytest.approx([1.0, 1.0], abs=1e-5)
     assert (cosines[1:] < 0.2).all()
 
