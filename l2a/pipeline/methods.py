@@ -467,8 +467,9 @@ def prepare(context: RunContext, method: Method) -> None:
     """
     if "unlabelled" in method.needs and not context.config.unlabelled:
         raise UsageError(f"unlabelled: {method.name} needs a file, a folder or a domain; give one by --unlabelled")
-    for part in method.needs:
-        getattr(context, SHARED.get(part, "data"))
+    for part, made in SHARED.items():
+        if part in method.needs:
+            getattr(context, made)
 
 
 def evaluate_method(context: RunContext, name: str, fitted: FittedMethod, seconds: float) -> MethodResult:

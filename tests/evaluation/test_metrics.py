@@ -6,7 +6,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
 from sklearn.metrics import accuracy_score, f1_score
 
 from l2a.evaluation import metrics as module
@@ -30,26 +29,6 @@ def test_values_are_those_of_scikit_learn_and_a_class_that_nobody_names_counts_a
     metrics = classification_metrics(labels, predictions, classes, np.random.default_rng(0))
     assert metrics.accuracy.value == accuracy_score(labels, predictions)
     assert metrics.macro_f1.value == pytest.approx(f1_score(labels, predictions, average="macro") * 3 / classes)
-
-
-@pytest.mark.slow
-def test_intervals_agree_with_scipy_on_resampled_examples(labels):
-    predictions = noisy(labels, 0.7, 1)
-    metrics = classification_metrics(labels, predictions, 3, np.random.default_rng(0))
-    right = ((labels == predictions).astype(float),)
-    reference = stats.bootstrap(right, np.mean, n_resamples=2000, method="percentile", rng=0).confidence_interval
-    assert metrics.accuracy.low == pytest.approx(reference.low, abs=0.012)
-    assert metrics.accuracy.high == pytest.approx(reference.high, abs=0.012)
-
-    def macro_f1(truth, guesses):
-        return f1_score(truth, guesses, average="macro")
-
-    columns = (labels, predictions)
-    reference = stats.bootstrap(
-        columns, macro_f1, n_resamples=200, method="percentile", paired=True, vectorized=False, rng=0
-    ).confidence_interval
-    assert metrics.macro_f1.low == pytest.approx(reference.low, abs=0.03)
-    assert metrics.macro_f1.high == pytest.approx(reference.high, abs=0.03)
 
 
 def test_intervals_repeat_with_the_seed(labels):

@@ -78,9 +78,10 @@ def test_cells_run_again_when_their_line_is_damaged_or_their_settings_change(wor
 
 
 @pytest.mark.slow
-def test_results_are_identical_with_one_and_with_two_workers(workspace, fake_run_method):
+@pytest.mark.parametrize("backend", ["loky", "dask"])
+def test_results_are_identical_with_one_and_with_two_workers(workspace, fake_run_method, backend):
     run_tiny(workspace, fake_run_method, "one/tiny")
-    run_tiny(workspace, fake_run_method, "two/tiny", workers=Workers(2))
+    run_tiny(workspace, fake_run_method, "two/tiny", workers=Workers(2, backend))
     one, two = without_times(workspace / "one/tiny"), without_times(workspace / "two/tiny")
     assert one == two
     assert len({result.diagnostics["weights"] for result in one}) > 1
@@ -209,13 +210,6 @@ def test_the_cost_is_learned_from_finished_cells(workspace, make_result):
 def test_wrong_workers_are_refused(fields, word):
     with pytest.raises(UsageError, match=word):
         Workers(**fields)
-
-
-@pytest.mark.slow
-def test_a_local_dask_cluster_gives_the_same_results(workspace, fake_run_method):
-    run_tiny(workspace, fake_run_method, "there/tiny", Workers(2, "dask"))
-    run_tiny(workspace, fake_run_method, "here/tiny")
-    assert without_times(workspace / "there/tiny") == without_times(workspace / "here/tiny") != []
 
 
 @pytest.mark.slow

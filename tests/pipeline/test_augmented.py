@@ -23,6 +23,15 @@ def with_operator(context, operator, copies=1):
     return RunContext(override(context.config, {"generator.operator": operator, "generator.copies": copies}))
 
 
+@pytest.fixture
+def no_teacher(monkeypatch):
+    def refuse(*_):
+        raise AssertionError("a teacher was trained or checked")
+
+    for name in ("fine_tuned", "cached_labeller", "refuse_useless_teacher"):
+        monkeypatch.setattr(f"l2a.pipeline.session.{name}", refuse)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_every_operator_trains_as_long_as_plain_distillation(context, monkeypatch, operator):
@@ -75,20 +84,16 @@ def test_copies_come_from_the_domain_that_the_operator_names(context, monkeypatc
 
 
 @pytest.mark.slow
-def test_fine_tuning_inherits_labels_and_asks_no_teacher(context, monkeypatch):
+def test_fine_tuning_inherits_labels_and_asks_no_teacher(context, no_teacher, monkeypatch):
     context = with_operator(context, "augpro_mix")
     texts, sets = [], []
     draw, distil = augmented.draw_texts, TrainingSession.distil
-
-    def no_teacher(*_):
-        raise AssertionError("a teacher was trained")
 
     def spy(session, kept, steps, stage):
         sets.extend([] if kept is None else [kept])
         assert (session.trainer.config.alpha, session.trainer.config.hidden_weight) == (0, 0)
         distil(session, kept, steps, stage)
 
-    monkeypatch.setattr("l2a.pipeline.session.fine_tuned", no_teacher)
     monkeypatch.setattr(augmented, "draw_texts", lambda *a: texts.append(draw(*a)) or texts[-1])
     monkeypatch.setattr(TrainingSession, "distil", spy)
     trained = train_fine_tuned_student(context)
@@ -103,12 +108,7 @@ def test_fine_tuning_inherits_labels_and_asks_no_teacher(context, monkeypatch):
 
 
 @pytest.mark.slow
-def test_fine_tuning_learns_and_runs_by_its_name_without_any_teacher(context, monkeypatch):
-    def refuse(*_):
-        raise AssertionError("a teacher was trained or checked")
-
-    for name in ("fine_tuned", "refuse_useless_teacher"):
-        monkeypatch.setattr(f"l2a.pipeline.session.{name}", refuse)
+def test_fine_tuning_learns_and_runs_by_its_name_without_any_teacher(context, no_teacher):
     result = run_method(with_operator(context, "augpro_mix").config, "augmented_fine_tuned_student")
     assert (result.predictions == result.test.labels).mean() > 0.8
 
@@ -129,12 +129,7 @@ def test_the_source_can_be_cut_to_a_size(context):
         override(context.config, {"source_size": 1})
 
 
-def test_nothing_of_a_teacher_is_prepared_for_fine_tuning_alone(context, monkeypatch):
-    def refuse(*_):
-        raise AssertionError("a teacher was trained or checked")
-
-    for name in ("fine_tuned", "cached_labeller", "refuse_useless_teacher"):
-        monkeypatch.setattr(f"l2a.pipeline.session.{name}", refuse)
+def test_nothing_of_a_teacher_is_prepared_for_fine_tuning_alone(context, no_teacher):
     prepare(context, METHODS["augmented_fine_tuned_student"])
     with pytest.raises(AssertionError, match="a teacher"):
         prepare(RunContext(context.config), METHODS["augmented_kd_student"])

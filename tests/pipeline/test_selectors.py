@@ -61,21 +61,15 @@ def test_the_same_seed_trains_the_same_policy(pairs, policy_folder, tmp_path):
 
 @pytest.mark.slow
 def test_a_policy_is_compared_with_every_rule(config, policy_folder):
-    result = policies.evaluate_policy(config, open_policy(str(policy_folder))[0], updates=3)
+    policy = open_policy(str(policy_folder))[0]
+    result, again = (policies.evaluate_policy(config, policy, updates=3) for _ in range(2))
+    assert result == again  # every selection starts from one state
     kept = {verdict.name: verdict.kept for verdict in result.verdicts}
     assert list(kept) == ["policy", *(name for name in RULES if name != "oracle")] and result.updates == 3
     assert {count for name, count in kept.items() if name != "all"} == {kept["all"] // 2}
     assert len({verdict.real for verdict in result.verdicts}) > 1
     assert np.isfinite([(verdict.surrogate, verdict.real) for verdict in result.verdicts]).all()
     assert -1 <= result.correlation <= 1
-
-
-@pytest.mark.slow
-def test_evaluation_leaves_the_student_as_it_was(config, policy_folder):
-    """Every selection starts from one state: the same selection twice gets the same real gain."""
-    policy = open_policy(str(policy_folder))[0]
-    first, second = (policies.evaluate_policy(config, policy, updates=3).verdicts for _ in range(2))
-    assert first == second
 
 
 @pytest.mark.slow
@@ -175,7 +169,7 @@ def test_a_rule_that_says_so_scores_anew_inside_a_round(config, tmp_path, monkey
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("agent", "times"), [("glitter", 1), ("llkd", 1), ("ppo", 1), ("confidence", None)])
+@pytest.mark.parametrize(("agent", "times"), [("llkd", 1), ("ppo", 1), ("confidence", None)])
 def test_agents_that_follow_the_student_score_anew_and_the_others_do_not(config, agent, times):
     changes = {"selector.agent": agent, "kd.rounds": 1, "kd.round_steps": 30, "selector.tier_correlation": -1.0}
     assert run_method(override(config, changes), "l2a_student").diagnostics.get("round_0_rescored") == times
