@@ -261,9 +261,8 @@ def metropolis_hastings(
 def choose_states(condition: NDArray[np.bool_], first: States, second: States) -> States:
     """Choose between the states of two sets, chain by chain: the first where the condition, bool (C,), holds."""
     pairs = zip(first, second, strict=True)
-    arrays = [np.where(condition.reshape(-1, *[1] * (one.ndim - 1)), one, other) for one, other in pairs]
-    chosen: States = type(first)(*arrays)
-    return chosen
+    chosen = (np.where(condition.reshape(-1, *[1] * (one.ndim - 1)), one, other) for one, other in pairs)
+    return type(first)(*chosen)
 
 
 FORBIDDEN = -1

@@ -428,9 +428,8 @@ def operator_law(config: GeneratorConfig, has_gradient: bool) -> NDArray[np.floa
     Raises:
         UsageError: If no operator is left.
     """
-    weights = np.array([config.operators.get(name, 1.0) for name in CHAIN_OPERATORS])
-    if not has_gradient:
-        weights[[OPERATORS[name].needs_gradient for name in CHAIN_OPERATORS]] = 0.0
+    usable = [has_gradient or not OPERATORS[name].needs_gradient for name in CHAIN_OPERATORS]
+    weights = np.array([config.operators.get(name, 1.0) for name in CHAIN_OPERATORS]) * usable
     if weights.sum() == 0:
         can = "can run" if has_gradient else "can run without a student's gradient"
         names = ", ".join(CHAIN_OPERATORS)

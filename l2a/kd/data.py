@@ -44,14 +44,7 @@ class DistillationSet:
         return len(self.labels)
 
     def take(self, indices: Indices) -> "DistillationSet":
-        """Select examples by position.
-
-        Args:
-            indices: int64 positions.
-
-        Returns:
-            The selected examples.
-        """
+        """Select examples by position, int64."""
         starts, lengths = self.encoded.offsets[indices], self.encoded.lengths[indices]
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         tokens = np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1])

@@ -121,11 +121,9 @@ def fit_output_layer(student: Student, data: kd_data.DistillationSet) -> None:
     """
     layer = student.output
     if process_rank() == 0:
-        inputs, goals = (
-            torch.from_numpy(part) for part in (run_student(student, data.encoded)[1], data.teacher.probabilities())
-        )
-        weight = torch.zeros(layer.weight.shape, requires_grad=True)
-        bias = torch.zeros(layer.bias.shape, requires_grad=True)
+        inputs = torch.from_numpy(run_student(student, data.encoded)[1])
+        goals = torch.from_numpy(data.teacher.probabilities())
+        weight, bias = (torch.zeros(part.shape, requires_grad=True) for part in (layer.weight, layer.bias))
         optimizer = torch.optim.Adam([weight, bias], lr=0.05)
         for _ in range(300):
             loss = nn.functional.cross_entropy(inputs @ weight.T + bias, goals) + 1e-3 * weight.pow(2).sum()
@@ -239,8 +237,7 @@ class KDTrainer:
         size, least = config.batch_size, training.process_count()
         if size < least:
             raise UsageError(f"kd.batch_size is {size}, which {least} processes cannot share; give at least {least}")
-        self.student = student
-        self.steps_done = 0
+        self.student, self.steps_done = student, 0
         self.best: Score | None = None
         self._apart: kd_data.DistillationSet | None = None
         self.read_batch: kd_data.BatchReader = kd_data.read_tokens
@@ -301,12 +298,11 @@ class KDTrainer:
         """
         trial = copy.copy(self)
         trial.steps_done, trial.best, trial._apart, trial.read_batch = 0, None, None, kd_data.read_tokens
-        trial.config, trial._seed = config, self._seed + 1000 * order
+        trial.config, trial._seed, trial._best_state = config, self._seed + 1000 * order, []
         trial._rng = np.random.default_rng(trial._seed)
         if validation is not None:
             trial._validation = (validation.encoded, validation.labels)
         trial._projection, trial._head = copy.deepcopy((self._projection, self._head))
-        trial._best_state = []
         trial._start_optimizer()
         training.carry_second_moments(self._optimizer, trial._optimizer)
         return trial
@@ -540,8 +536,8 @@ class KDTrainer:
     def _divergence(self) -> float | None:
         if self._apart is None:
             return None
-        logits = run_student(self.student, self._apart.encoded, precise=False)[0]
-        losses = soft_label_loss(torch.from_numpy(logits), torch.from_numpy(self._apart.teacher.logits), 1.0)
+        logits = torch.from_numpy(run_student(self.student, self._apart.encoded, precise=False)[0])
+        losses = soft_label_loss(logits, torch.from_numpy(self._apart.teacher.logits), 1.0)
         return float(training.broadcast(losses.mean().numpy()))
 
     @property

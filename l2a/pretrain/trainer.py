@@ -202,8 +202,8 @@ def train(
     words = model.body.get_input_embeddings().weight
     others = [parameter for parameter in model.parameters() if parameter is not words]
     # Most words are seen in few steps, so their vectors move faster.
-    optimizer = adamw([([words], 3 * config.learning_rate), (others, config.learning_rate)])
-    schedule = linear_schedule(optimizer, config.steps, warmup_share=0.05)
+    groups = [([words], 3 * config.learning_rate), (others, config.learning_rate)]
+    schedule = linear_schedule(adamw(groups), config.steps, warmup_share=0.05)
     key = fingerprint(teacher.fingerprint(), arithmetic(words.device), encoded.ids, encoded.types, encoded.offsets)
     loop = Loop(progress.checkpoint, key, schedule, config.steps)
     # The order of an epoch is drawn from its number, so that a resumed run reads what a whole one reads.
@@ -219,15 +219,10 @@ def train(
                 few = encoding.first_texts(teacher.tokenizer, encoded.padded(batch[:3])["input_ids"])
                 where = f"in the batch that begins with {few}"
                 raise RunError(f"the loss of step {step} is not finite ({values}), {where}; lower --learning-rate")
-            optimizer.zero_grad()
-            losses["total"].backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
+            loop.update(losses["total"], model.parameters())
             advance(1)
             if step % 50 == 0:
                 progress.event("general stage", step=step, **{name: value.item() for name, value in losses.items()})
-            loop.update_done()
 
 
 def pretrain(config: PretrainConfig, progress: Progress = SILENT) -> Path:

@@ -93,10 +93,8 @@ def fine_tune(
     read = states or encode(teacher.tokenizer, examples.inputs, max_length)
     total = max(16, round(epochs * math.ceil(len(examples) / config.batch_size)))
     head = list(teacher.head.parameters()) if teacher.head is not None else []
-    optimizer = training.adamw(
-        [(list(teacher.encoder.parameters()), config.learning_rate), (head, config.head_learning_rate)]
-    )
-    schedule, rng = training.linear_schedule(optimizer, total), np.random.default_rng(seed)
+    groups = [(list(teacher.encoder.parameters()), config.learning_rate), (head, config.head_learning_rate)]
+    schedule, rng = training.linear_schedule(training.adamw(groups), total), np.random.default_rng(seed)
     epoch_batches = (training_batches(read.lengths, config.batch_size, rng) for _ in itertools.count())
     batches = itertools.islice(itertools.chain.from_iterable(epoch_batches), total)
     labels, device = torch.from_numpy(examples.labels), next(teacher.parameters()).device
@@ -113,12 +111,7 @@ def fine_tune(
                 texts = ", ".join(repr(examples.inputs[i][0][:80]) for i in indices[:3])
                 where = f"at step {step}, in the batch that begins with {texts}"
                 raise RunError(f"{stage}: the loss is {loss.item()} {where}; lower teacher.learning_rate")
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_([p for p in teacher.parameters() if p.grad is not None], 1.0)
-            optimizer.step()
-            schedule.step()
-            loop.update_done()
+            loop.update(loss, teacher.parameters())
             advance(1)
     return teacher.eval()
 
@@ -185,10 +178,8 @@ class _Given(nn.Module):
 
     def forward(self, *arguments: Any, **named: Any) -> torch.Tensor:
         """Models name this argument alike, but some give it by its place."""
-        given = [
-            value for value in (*arguments, *named.values()) if isinstance(value, torch.Tensor) and value.ndim == 3
-        ]
-        return given[0]
+        given = (value for value in (*arguments, *named.values()) if isinstance(value, torch.Tensor))
+        return next(value for value in given if value.ndim == 3)
 
 
 class _Reached(Exception):  # noqa: N818

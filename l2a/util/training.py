@@ -258,6 +258,15 @@ class Loop:
     def _parameters(self) -> list[nn.Parameter]:
         return [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
 
+    def update(self, loss: torch.Tensor, clipped: Iterable[nn.Parameter]) -> None:
+        """Go one step down a loss, with the gradients of some parameters clipped to a norm of 1, and count it."""
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_([parameter for parameter in clipped if parameter.grad is not None], 1.0)
+        self._optimizer.step()
+        self._schedule.step()
+        self.update_done()
+
     def update_done(self, beside: Callable[[], tuple[Tensors, Mapping[str, Any]]] = lambda: ({}, {})) -> None:
         """Count an update and, when it is time, keep the state.
 

@@ -77,13 +77,6 @@ def test_directions_are_orthonormal_and_unseen_by_the_output_weights(objective, 
         assert np.allclose(own.T @ own, np.eye(own.shape[1]), atol=1e-9)
 
 
-def test_what_moves_only_the_logits_does_not_move_the_split():
-    outputs, weight = make_outputs(100, 2)
-    subclasses = fit(outputs, weight)
-    moved = outputs.embeddings + (np.random.default_rng(1).normal(size=(100, 2)) @ weight).astype(np.float32)
-    assert np.allclose(subclasses.scores(moved), subclasses.scores(outputs.embeddings), atol=1e-4)
-
-
 def test_the_directions_span_the_leading_components_of_each_class():
     outputs, weight = make_outputs(300, 2)
     subclasses = fit(outputs, weight, count=3)
@@ -288,9 +281,8 @@ def train_on_subclasses(student: Student, objective: str) -> tuple[nn.Linear, tu
     return head, subclasses.counts, run_student(student, encode(student.tokenizer, fresh.inputs, 16))[1]
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
-def test_a_student_trained_on_subclasses_decides_alike_without_them(student, objective):
-    head, counts, features = train_on_subclasses(student, objective)
+def test_a_student_trained_on_subclasses_decides_alike_without_them(student):
+    head, counts, features = train_on_subclasses(student, "lelp")
     states = torch.from_numpy(features)
     with torch.no_grad():
         folded, classes = fold(head(states), counts), student.output(states)

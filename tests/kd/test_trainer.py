@@ -74,22 +74,6 @@ def test_evaluations_leave_the_student_in_training(student, monkeypatch):
     assert not student.model.training
 
 
-def test_the_state_that_scored_best_is_restored_not_the_last_or_the_worst(student, monkeypatch):
-    scores, states = iter([-0.5, -0.2, -0.9, -0.3]), []
-
-    def score(logits, labels):
-        states.append(student.snapshot())
-        return np.full(len(labels), next(scores))
-
-    monkeypatch.setattr("l2a.kd.trainer.calibrated_log_likelihoods", score)
-    trainer = make_trainer(student, dataclasses.replace(CONFIG, embedding_rate=0.0))
-    trainer.train([make_set(student, 32)], [1.0], 20)
-    trainer.restore_best()
-    assert (trainer.best.log_likelihood, len(states)) == (pytest.approx(-0.2), 4)
-    kept = [all(torch.equal(state[name], value) for name, value in student.snapshot().items()) for state in states]
-    assert kept == [False, True, False, False]
-
-
 def test_trials_neither_score_nor_copy_the_student(student, monkeypatch):
     monkeypatch.setattr(KDTrainer, "evaluate", lambda self: pytest.fail("scored"))
     monkeypatch.setattr(KDTrainer, "_keep", lambda self: pytest.fail("copied"))
