@@ -14,16 +14,23 @@ from numpy.typing import NDArray
 from l2a.config import DistillConfig
 from l2a.data.encoding import encode
 from l2a.data.examples import Examples, normalised_hash
-from l2a.generator.chain import fit_target_density
+from l2a.kd.data import DistillationSet
 from l2a.kd.trainer import KDTrainer, run_student
 from l2a.pipeline.session import RunContext, TrainingSession, mixture, open_session
-from l2a.pipeline.students import Drawn, draw_candidates, oracle_influences, selection_problem, spare_labels
+from l2a.pipeline.students import Drawn, as_outputs, draw_candidates, near_and_clean, selection_problem, spare_labels
 from l2a.report.run_folder import versions
 from l2a.selector.agents import check_agent, load_agent
 from l2a.selector.algorithms import TrainedPolicy, Training, load_facts, load_policy, save_policy, train_agent
 from l2a.selector.environment import build_task
 from l2a.selector.problem import RULES, SelectionProblem, candidate_features, keep_best
-from l2a.selector.reward import build_surrogate, reward_score, score_after, surrogate_reward
+from l2a.selector.reward import (
+    REAL_POOL,
+    build_surrogate,
+    candidate_influences,
+    reward_score,
+    score_after,
+    surrogate_reward,
+)
 from l2a.selector.select import Inspection, apply_policy, inspect_policy, rank_correlation, select
 from l2a.student.student import Student
 from l2a.util.errors import UsageError
@@ -257,8 +264,8 @@ def measure_headroom(config: DistillConfig, progress: Progress = SILENT) -> dict
     """Distil a whole round on what oracles choose from a pair's first pool, and on random choices.
 
     The oracles read labels that no run reads (``spare_labels``), and so do the judges, others of them. "Near and clean"
-    keeps unchanged candidates, those nearest to all the oracle's texts; "greedy by labels" keeps those whose influence
-    on the oracle's labels is best. The better of the two is taken by what the judges say, which flatters it a little.
+    is the rule "oracle" (``near_and_clean``); "greedy by labels" keeps those whose influence on the labels is best. The
+    better of the two is taken by what the judges say, which flatters it a little.
     The result goes to the cache, where a run on the same data, pool and budget finds it (``known_headroom``).
 
     Args:
@@ -277,14 +284,8 @@ def measure_headroom(config: DistillConfig, progress: Progress = SILENT) -> dict
     context, pool = pair.session.context, pair.drawn.pool
     (seen, others), drawn = spare_labels(context), set(map(normalised_hash, pool.inputs))
     judges = others.take(np.flatnonzero([normalised_hash(text) not in drawn for text in others.inputs]))
-    places, made = context.embed(pool.inputs), tuple(config.generator.mixture)
-    by_origin = zip(pool.operators, pool.origins, strict=True)
-    unchanged = [operator == "source" and not origin.startswith(made) for operator, origin in by_origin]
-    nearness = fit_target_density(places, context.embed(seen.inputs)).log_odds(places)
-    scores = [
-        np.where(unchanged, nearness, -np.inf).astype(np.float32), oracle_influences(pair.session, pair.drawn),
-        *rng.random((RANDOM_CHOICES, len(pool)), np.float32)
-    ]  # fmt: skip
+    by_chance = rng.random((RANDOM_CHOICES, len(pool)), np.float32)
+    scores = [near_and_clean(context, pair.drawn), _greedy_by_labels(pair, seen), *by_chance]
     share, before = config.selector.keep_rate, reward_score(pair.session.student, pair.session.reward)
     masks = [keep_best(one, share, pair.problem.classes) for one in scores]
     names, judged = [*ORACLES, *["random"] * RANDOM_CHOICES, "all", "none"], dict[str, list[tuple[float, Any]]]()
@@ -306,6 +307,17 @@ def measure_headroom(config: DistillConfig, progress: Progress = SILENT) -> dict
     }  # fmt: skip
     atomic_write_text(_headroom_file(context), to_json(facts, indent=1) + "\n")
     return facts
+
+
+def _greedy_by_labels(pair: PreparedPair, seen: Examples) -> NDArray[np.float32]:
+    """What each candidate adds to the likelihood of labels that no method reads, float32 (N,), nats, to first order."""
+    session, candidates = pair.session, pair.drawn.candidates
+    context, rng = session.context, np.random.default_rng([session.context.config.seed, 8])
+    few = candidates.take(np.sort(rng.permutation(len(candidates))[:REAL_POOL]))
+    outputs = as_outputs(seen.labels, len(seen.label_names), context.teacher.hidden_size)
+    encoded = encode(session.student.tokenizer, seen.inputs, context.config.max_length)
+    judges = DistillationSet(encoded, outputs, seen.labels)
+    return candidate_influences(session.trainer, candidates, few, judges, session.trainer.config, context.progress)
 
 
 def _headroom_file(context: RunContext) -> Path:

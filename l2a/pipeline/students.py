@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from l2a.config import resolve_degree
 from l2a.data.encoding import encode
 from l2a.data.examples import Examples, TextInput, concatenate, normalised_hash
-from l2a.generator.chain import CandidatePool, ChainDiagnostics, GeneratorInputs, draw_pool
+from l2a.generator.chain import CandidatePool, ChainDiagnostics, GeneratorInputs, draw_pool, fit_target_density
 from l2a.generator.operators import OPERATORS, TEXT_OPERATORS, build_operator, masked_words
 from l2a.generator.tokens import TokenSpace, build_neighbour_table, vocabulary
 from l2a.kd import data as kd_data
@@ -278,7 +278,7 @@ def selection_problem(session: TrainingSession, drawn: Drawn) -> SelectionProble
     logits = np.zeros_like(drawn.pool.teacher.logits)
     if load_agent(session.context.config.selector.agent).sees_student:
         logits = broadcast(run_student(session.student, drawn.candidates.encoded, precise=False)[0])
-    problem = SelectionProblem(drawn.pool, logits, oracle=cache(lambda: oracle_influences(session, drawn)))
+    problem = SelectionProblem(drawn.pool, logits, oracle=cache(lambda: near_and_clean(session.context, drawn)))
     return _with_rewards(problem, session, drawn, 0, _with_rewards(problem, session, drawn, 1, None))
 
 
@@ -347,33 +347,32 @@ def spare_labels(context: RunContext) -> tuple[Examples, Examples]:
     return train.take(np.arange(half)), concatenate(train.take(np.arange(half, len(train))), dev)
 
 
-def oracle_influences(session: TrainingSession, drawn: Drawn) -> NDArray[np.float32]:
-    """Say what each candidate adds to the likelihood of spare labels, which is never part of a run's method.
+def as_outputs(labels: NDArray[np.int64], classes: int, width: int) -> TeacherOutputs:
+    """Give real labels, int64 (N,), the form of a teacher's outputs, with embeddings of 0; -1 stands for none."""
+    certain = CERTAIN * (labels[:, None] == np.arange(classes)).astype(np.float32)
+    return TeacherOutputs(certain, np.zeros((len(labels), width), np.float32))
+
+
+def near_and_clean(context: RunContext, drawn: Drawn) -> NDArray[np.float32]:
+    """Score a pool by what no run knows: unchanged texts first, those nearest to a thousand spare texts of the target.
 
     Args:
-        session: The student and its texts.
+        context: The run.
         drawn: The pool of N candidates.
 
     Returns:
-        float32 (N,), nats, to first order.
+        float32 (N,); minus infinity for candidates that an operator made.
 
     Raises:
-        UsageError: If the target has no spare labels.
+        UsageError: If the target has no spare texts.
     """
-    context, candidates, trainer = session.context, drawn.candidates, session.trainer
-    seen, rng = spare_labels(context)[0], np.random.default_rng([context.config.seed, 8])
-    context.progress.say(f"the oracle reads {len(seen):,} target labels that no other method sees")
-    few = candidates.take(np.sort(rng.permutation(len(candidates))[: reward.REAL_POOL]))
-    outputs = _as_outputs(seen.labels, len(seen.label_names), context.teacher.hidden_size)
-    encoded = encode(session.student.tokenizer, seen.inputs, context.config.max_length)
-    judges = kd_data.DistillationSet(encoded, outputs, seen.labels)
-    return reward.candidate_influences(trainer, candidates, few, judges, trainer.config, context.progress)
-
-
-def _as_outputs(labels: NDArray[np.int64], classes: int, width: int) -> TeacherOutputs:
-    """Give real labels the form of a teacher's outputs; -1 stands for none."""
-    certain = CERTAIN * (labels[:, None] == np.arange(classes)).astype(np.float32)
-    return TeacherOutputs(certain, np.zeros((len(labels), width), np.float32))
+    pool, seen = drawn.pool, spare_labels(context)[0]
+    context.progress.say(f"the oracle reads {len(seen):,} texts of the target that no other method sees")
+    made, places = tuple(context.config.generator.mixture), context.embed(pool.inputs)
+    by_origin = zip(pool.operators, pool.origins, strict=True)
+    unchanged = [operator == "source" and not origin.startswith(made) for operator, origin in by_origin]
+    nearness = fit_target_density(places, context.embed(seen.inputs)).log_odds(places)
+    return np.where(unchanged, nearness, -np.inf).astype(np.float32)
 
 
 def train_augmented_student(context: RunContext) -> TrainedStudent:
@@ -421,7 +420,7 @@ class WithoutTeacher(RunContext):
 
         def label(inputs: Sequence[TextInput]) -> TeacherOutputs:
             numbers = np.array([self.real_labels.get(text, -1) for text in inputs], np.int64)
-            return _as_outputs(numbers, classes, width)
+            return as_outputs(numbers, classes, width)
 
         return label
 

@@ -32,7 +32,7 @@ class SelectionProblem:
 
     There are no labels in here, and none behind ``influences`` and ``real_reward``, the rewards: neither the reward
     split, the validation split nor the test split can reach an environment or a policy. ``veto`` reads the reward
-    split's labels, and ``oracle`` labels that no run has.
+    split's labels, and ``oracle`` texts of the target that no run has.
 
     Attributes:
         pool: N labelled candidates.
@@ -44,7 +44,7 @@ class SelectionProblem:
         veto: Log-likelihoods, float64 (M,), of the reward split's labels after the same steps; they reward nothing, but
             can refuse a selection.
         repeated: The same problem, whose rewards are measured again with other draws; None where that is not asked for.
-        oracle: What labels of the target say of each candidate, float32 (N,), for the rule "oracle" alone.
+        oracle: What spare texts of the target say of each candidate, float32 (N,), for the rule "oracle" alone.
     """
 
     pool: CandidatePool
@@ -318,9 +318,9 @@ def _low_variance(problem: SelectionProblem, rng: np.random.Generator) -> Floats
 
 
 def _oracle(problem: SelectionProblem, rng: np.random.Generator) -> Floats:
-    """Prefer what labels of the target favour that no run has, greedily; for experiments, and no upper bound."""
+    """Prefer unchanged candidates near a thousand texts of the target that no run has; for experiments."""
     if problem.oracle is None:
-        raise UsageError("selector.agent: the rule 'oracle' needs spare labels of the target, and there are none here")
+        raise UsageError("selector.agent: the rule 'oracle' needs spare texts of the target, and there are none here")
     return problem.oracle()
 
 

@@ -10,19 +10,19 @@ import yaml
 from scipy.stats import spearmanr
 
 from l2a.config import override
-from l2a.data.examples import HeldOut, normalised_hash
+from l2a.data.examples import Examples, HeldOut, normalised_hash
 from l2a.pipeline import policies
 from l2a.pipeline.distill import load_run_data
 from l2a.pipeline.methods import run_method
 from l2a.pipeline.policies import ORACLES, open_policy, pair_name, prepare_pair, train_selector
 from l2a.pipeline.session import RunContext
-from l2a.pipeline.students import spare_labels, train_l2a_student
+from l2a.pipeline.students import near_and_clean, spare_labels, train_l2a_student
 from l2a.selector.environment import build_task
 from l2a.selector.problem import RULES, keep_best
 from l2a.selector.reward import real_reward, reward_score, surrogate_reward
 from l2a.selector.select import select
 from l2a.util.errors import UsageError
-from tests.conftest import write_domain
+from tests.conftest import LABELS, write_domain
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +108,16 @@ def test_headroom_reads_labels_that_no_run_reads_and_is_known_to_later_runs(conf
 def test_an_oracle_without_spare_labels_is_refused(config):
     with pytest.raises(UsageError, match="labels in train that no run reads"):
         spare_labels(RunContext(config))
+
+
+def test_the_oracle_keeps_unchanged_texts_near_the_target(prepared, monkeypatch):
+    drawn, context = prepared.drawn, prepared.session.context
+    near = drawn.pool.inputs[int(np.flatnonzero(np.array(drawn.pool.operators) == "source")[0])]
+    seen = Examples((near,) * 8, np.zeros(8, np.int64), LABELS)
+    monkeypatch.setattr("l2a.pipeline.students.spare_labels", lambda _: (seen, seen))
+    scores = near_and_clean(context, drawn)
+    assert np.array_equal(np.isfinite(scores), np.array(drawn.pool.operators) == "source")
+    assert drawn.pool.inputs[int(scores.argmax())] == near
 
 
 def test_neither_test_nor_model_choice_labels_reach_a_selector(config, prepared, monkeypatch):

@@ -164,7 +164,7 @@ def test_every_origin_is_kept_alike_and_the_ratio_of_densities_weighs(problem):
 
 
 def test_without_spare_labels_there_is_no_oracle(problem):
-    with pytest.raises(UsageError, match="spare labels"):
+    with pytest.raises(UsageError, match="spare texts"):
         RULES["oracle"](dataclasses.replace(problem, oracle=None), rng())
 
 
