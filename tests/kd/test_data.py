@@ -82,12 +82,6 @@ def test_looks_at_the_choice_split_do_not_grow_in_number(student, tmp_path):
     assert looks("often", often) == looks("never", None) == 4
 
 
-def test_no_updates_are_no_updates(student):
-    trainer = make_trainer(student)
-    trainer.train([make_set(student, 8)], [1.0], 0)
-    assert trainer.steps_done == 0
-
-
 def test_the_other_sets_go_on_where_they_were(student, monkeypatch):
     known, pool = make_set(student, 96), make_set(student, 16, seed=3)
     trainer, batches = make_trainer(student), []

@@ -136,16 +136,6 @@ def test_kept_tokens_and_layers_are_the_teachers(large_teacher, domain_texts):
     assert torch.equal(ours.attention.self.value.weight, theirs.attention.self.value.weight)
 
 
-@pytest.mark.slow
-def test_a_larger_share_keeps_more_layers(large_teacher, domain_texts):
-    layers = []
-    for share in (0.2, 0.4, 1.0):
-        config = StudentConfig("pruned", max_share=share)
-        student = build_student(config, large_teacher, LABELS, domain_texts, seed=0)
-        layers.append(student.model.config.num_hidden_layers)
-    assert layers == [1, 2, 6]
-
-
 def test_the_first_token_of_a_cut_teacher_sees_every_word(large_teacher, domain_texts):
     with torch.no_grad():  # real encoders' states are small, and far from 0 in some entries
         large_teacher.encoder.encoder.layer[0].output.LayerNorm.weight.mul_(0.05)
