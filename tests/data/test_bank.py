@@ -1,6 +1,5 @@
 import bz2
 import gzip
-import json
 import lzma
 import os
 import tracemalloc
@@ -243,15 +242,14 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(write, cache, monkeypatc
     assert not [entry for entry in cache.glob("banks/*") if entry.is_dir()]
 
 
-@pytest.mark.parametrize("suffix", [".txt.gz", ".csv", ".jsonl", ".parquet"])
+@pytest.mark.parametrize("suffix", [".txt.gz", ".csv", ".parquet"])
 def test_memory_does_not_grow_with_the_files(tmp_path, suffix, monkeypatch):
     monkeypatch.setattr(readers, "WINDOW", 100)
     path, texts = tmp_path / f"x{suffix}", [f"{i} {'w' * 2000}" for i in range(2000)]
     if suffix == ".parquet":
         pyarrow.parquet.write_table(pyarrow.table({"text": texts}), path, row_group_size=50)
     else:
-        lines = (json.dumps({"text": text}) for text in texts) if suffix == ".jsonl" else texts
-        content = "\n".join([*(["text"] if suffix == ".csv" else []), *lines]).encode()
+        content = "\n".join([*(["text"] if suffix == ".csv" else []), *texts]).encode()
         path.write_bytes(gzip.compress(content, 1) if suffix == ".txt.gz" else content)
     read_bank([["warm"]], False)
     tracemalloc.start()

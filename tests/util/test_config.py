@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from l2a.config import DistillConfig, GeneratorConfig, as_yaml, load_config, override, settle
@@ -151,6 +151,7 @@ FIELDS = [*DistillConfig.__dataclass_fields__, *(f"{one}.{field}" for one in ("t
           for field in getattr(DistillConfig(), one).__dataclass_fields__)]  # fmt: skip
 
 
+@settings(max_examples=15)
 @given(st.dictionaries(st.sampled_from(FIELDS) | st.text(max_size=9), PLAIN, max_size=3))
 def test_any_settings_are_refused_or_come_back_from_their_file(tmp_path_factory, changes):
     try:

@@ -114,7 +114,7 @@ def keep(folder, *states, settings=None):
     return checkpoint
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(min_size=1, max_size=50), st.booleans(), st.integers(0, 10**6))
 def test_a_damaged_state_is_never_taken_for_a_whole_one(caplog, state, cut, place):
     with tempfile.TemporaryDirectory() as folder:
