@@ -361,7 +361,7 @@ def near_and_clean(context: RunContext, drawn: Drawn) -> NDArray[np.float32]:
         drawn: The pool of N candidates.
 
     Returns:
-        float32 (N,); minus infinity for candidates that an operator made.
+        float32 (N,); lower than all others for candidates that an operator made.
 
     Raises:
         UsageError: If the target has no spare texts.
@@ -372,7 +372,7 @@ def near_and_clean(context: RunContext, drawn: Drawn) -> NDArray[np.float32]:
     by_origin = zip(pool.operators, pool.origins, strict=True)
     unchanged = [operator == "source" and not origin.startswith(made) for operator, origin in by_origin]
     nearness = fit_target_density(places, context.embed(seen.inputs)).log_odds(places)
-    return np.where(unchanged, nearness, -np.inf).astype(np.float32)
+    return np.where(unchanged, nearness, nearness.min() - 1).astype(np.float32)
 
 
 def train_augmented_student(context: RunContext) -> TrainedStudent:
