@@ -109,10 +109,17 @@ def own_seconds(student: Classifier, inputs: list[TextInput], count: int) -> flo
     return spent / count
 
 
+def parameters(run: Path) -> int:
+    """Read how many parameters the student of a run has."""
+    metrics = json.loads((run / "metrics.json").read_text("utf-8"))
+    return int(next(row["parameters"] for row in metrics["rows"] if row["name"] == metrics["student"]))
+
+
 def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", default="runs/latest", help="a finished run")
+    parser.add_argument("--predict", help="a run whose student classifies the two files, such as a small one")
     parser.add_argument("--domain", default="tweets", help="labelled texts that the run did not train on")
     parser.add_argument("--lines", type=int, nargs=2, default=(10_000, 1_000_000), help="sizes of the two files")
     parser.add_argument("--output", type=Path, default=RESULT)
@@ -123,19 +130,24 @@ def main() -> None:
     report, student = export_onnx(given.run, inputs, labels), Classifier.from_pretrained(given.run)
     served = Path(given.run) / "onnx" / "model_int8.onnx"
     original, _, int8 = report["models"]
+    reader = served
+    if given.predict:
+        export_onnx(given.predict, inputs, labels)
+        reader = Path(given.predict) / "onnx" / "model_int8.onnx"
     teacher = teacher_latency(student, inputs)
     static = static_quantisation(student, Path(given.run) / "onnx", inputs, labels)
     with tempfile.TemporaryDirectory() as folder:
-        few, many = (predict_cost(served, inputs, lines, Path(folder)) for lines in given.lines)
+        few, many = (predict_cost(reader, inputs, lines, Path(folder)) for lines in given.lines)
     seconds = (many["cpu_seconds"] - few["cpu_seconds"]) / (many["lines"] - few["lines"])  # without the start
-    own = own_seconds(Classifier(served, 1), inputs, 2048)
+    own, of_student = (own_seconds(Classifier(path, 1), inputs, 2048) for path in (reader, served))
     content = {
         "int8_accuracy_drop": original["accuracy"] - int8["accuracy"],
         "speedup_teacher_batch_1": teacher["batch_1"] / int8["latency_ms"]["batch_1"],
         "size_ratio": int8["bytes"] / original["bytes"],
         "memory_growth": many["peak_mb"] / few["peak_mb"],
         "throughput_share": own / seconds,
-        "texts_per_second": {"predict": 1 / seconds, "model": 1 / own},
+        "texts_per_second": {"predict": 1 / seconds, "model": 1 / own, "student": 1 / of_student},
+        "parameters": {"predict": parameters(reader.parents[1]), "student": parameters(Path(given.run))},
         "predict": [few, many], "teacher_latency_ms": teacher, "static": static, "export": report,
         "domain": given.domain, "versions": versions(),
     }  # fmt: skip

@@ -1,6 +1,5 @@
 """The command line: runs, their students, texts, domains and the cache, and how errors are shown."""
 
-import importlib.metadata
 import os
 import platform
 import re
@@ -330,6 +329,8 @@ def env_command(json: Annotated[bool, Option("--json", help="Print JSON.")] = Fa
 
 
 def _environment() -> dict[str, Any]:
+    import importlib.metadata
+
     import psutil
     from packaging.requirements import Requirement
 

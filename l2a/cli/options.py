@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from rich import box, console, markup
-from rich.table import Column, Table
 from typer import Option
 
 from l2a.config import load_config
@@ -80,6 +78,9 @@ def print_table(
     headers: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None, are_numbers: bool = False
 ) -> None:
     """Print a table, whatever the terminal's width; columns of numbers, all but the first, are aligned to the right."""
+    from rich import box, console, markup  # not for --help
+    from rich.table import Column, Table
+
     columns = [
         Column(markup.escape(name), justify="right" if i and are_numbers else "left") for i, name in enumerate(headers)
     ]
@@ -91,6 +92,9 @@ def print_table(
 
 def print_facts(facts: Mapping[str, Any]) -> None:
     """Print names with what is known of them beside, wrapped to the terminal; lists and mappings come in one piece."""
+    from rich import console, markup
+    from rich.table import Column, Table
+
     table = Table.grid(Column(no_wrap=True), Column(), padding=(0, 2))
     for name, value in facts.items():
         listed = [f"{key} {item}" for key, item in value.items()] if isinstance(value, Mapping) else value

@@ -29,7 +29,7 @@ class Tolerance(NamedTuple):
     accuracy: float
 
 
-TOLERANCES = {"model.onnx": Tolerance(0.999, 0.001, 0.001), "model_int8.onnx": Tolerance(0.97, 0.2, 0.01)}
+TOLERANCES = {"model.onnx": Tolerance(0.999, 0.001, 0.001), "model_int8.onnx": Tolerance(0.97, 0.3, 0.01)}
 
 
 def export_onnx(student: str, inputs: Sequence[TextInput], labels: Sequence[str] = ()) -> dict[str, Any]:
@@ -100,7 +100,9 @@ def _write(original: Classifier, folder: Path) -> None:
             output_names=["logits"], dynamic_axes=axes, opset_version=OPSET, dynamo=False,
         )  # fmt: skip
     logging.disable(logging.WARNING)  # it advises a step that changes nothing here
-    quantize_dynamic(folder / "model.onnx", folder / "model_int8.onnx", weight_type=quant_utils.QuantType.QInt8)
+    # A scale for each channel, and 7 bits: sums of 8-bit products saturate on processors without VNNI.
+    how = {"weight_type": quant_utils.QuantType.QInt8, "per_channel": True, "reduce_range": True}
+    quantize_dynamic(folder / "model.onnx", folder / "model_int8.onnx", **how)
     logging.disable(logging.NOTSET)
 
 
