@@ -100,9 +100,9 @@ def _write(original: Classifier, folder: Path) -> None:
             output_names=["logits"], dynamic_axes=axes, opset_version=OPSET, dynamo=False,
         )  # fmt: skip
     logging.disable(logging.WARNING)  # it advises a step that changes nothing here
-    # A scale for each channel, and 7 bits: sums of 8-bit products saturate on processors without VNNI.
-    how = {"weight_type": quant_utils.QuantType.QInt8, "per_channel": True, "reduce_range": True}
-    quantize_dynamic(folder / "model.onnx", folder / "model_int8.onnx", **how)
+    # Unsigned, since processors without VNNI saturate in the products of signed weights.
+    kind = quant_utils.QuantType.QUInt8
+    quantize_dynamic(folder / "model.onnx", folder / "model_int8.onnx", per_channel=True, weight_type=kind)
     logging.disable(logging.NOTSET)
 
 
