@@ -5,6 +5,7 @@ A page is read from top to bottom: a ``console`` or ``bash`` block holds command
 """
 
 import importlib.util
+import json
 import re
 import shlex
 import shutil
@@ -271,6 +272,15 @@ def test_the_page_of_the_command_line_is_current():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert module.page() == PAGES["docs/cli.md"], "options have changed; run: python benchmarks/cli_page.py"
+
+
+def test_the_cost_of_many_texts_follows_from_the_measured_rates():
+    found = json.loads((ROOT / "benchmarks" / "results" / "export.json").read_text())
+    alone = [found["export"]["models"][0]["latency_ms"], found["teacher_latency_ms"]]
+    rates = [found["texts_per_second"][name] for name in ("predict", "student")]
+    rates += [1000 / latency["batch_1"] for latency in alone]
+    for rate in rates:
+        assert f"| {rate:,.0f} | {1e7 / rate / 3600:,.1f} | {1e7 / rate / 3600 / 16:,.1f} |" in PAGES["docs/scale.md"]
 
 
 @pytest.mark.slow
