@@ -67,7 +67,8 @@ COMMANDS = {
     "pretrain": "pretrain --text texts.txt --teacher encoder --output-dir out --steps 24 --max-length 24 "
     "--embedding-size 8 --hidden-size 16 --layers 1",
     "experiment run": "experiment run grid --data-root . --results out --workers 1",
-    "larger pretrain": "pretrain --text source.jsonl --teacher encoder --output-dir out --steps 6 --max-length 24",
+    "larger pretrain": "pretrain --text source.jsonl --teacher encoder --output-dir out --steps 6 --max-length 24 "
+    "--embedding-size 48",
     "two workers": "experiment run two --data-root . --results out --workers 2",
     "one worker": "experiment run two --data-root . --results out --workers 1",
     "selector train": "selector train --config run.yaml --output-dir out --agent quick --steps 64",
