@@ -1,6 +1,7 @@
 """The main job and its data: everything that can be refused is refused first, bad data before torch is loaded."""
 
 import logging
+import os
 import shlex
 import sys
 import tempfile
@@ -182,6 +183,8 @@ def distill(
     if "unlabelled" in names:
         names["unlabelled"] = (names["unlabelled"],)
     config = settle(override(config or DistillConfig(), {**names, **settings}))
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and (workers, address) != (None, None):
+        raise UsageError("--workers, --address: a run in several processes labels in these; leave the options out")
     check_agent(config.selector.agent)
     path = Path(config.output_dir).expanduser().resolve()
     output = output_folder(path, "run", config.overwrite)

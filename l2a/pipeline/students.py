@@ -368,7 +368,8 @@ def near_and_clean(context: RunContext, drawn: Drawn) -> NDArray[np.float32]:
     """
     pool, seen = drawn.pool, spare_labels(context)[0]
     context.progress.say(f"the oracle reads {len(seen):,} texts of the target that no other method sees")
-    made, places = tuple(context.config.generator.mixture), context.embed(pool.inputs)
+    made = tuple(f"{name} " for name in context.config.generator.mixture)  # as ``_made_texts`` names origins
+    places = context.embed(pool.inputs)
     by_origin = zip(pool.operators, pool.origins, strict=True)
     unchanged = [operator == "source" and not origin.startswith(made) for operator, origin in by_origin]
     nearness = fit_target_density(places, context.embed(seen.inputs)).log_odds(places)

@@ -43,7 +43,7 @@ class AgentCard:
         rescore_every: Updates of the student after which the pool is scored again in a round, by the rule or by the
             policy as it is then; None for once a round.
         acts_on: What it chooses: each candidate, or the shares of arms (``l2a.selector.arms``), for which it is trained
-            in the run.
+            in the run, with rewards in nats and tanh.
     """
 
     description: str
@@ -66,6 +66,13 @@ class AgentCard:
                 raise UsageError(f"{name} is {value}; give at least 1")
         if not self.hidden or min(self.hidden) < 1:
             raise UsageError(f"hidden is {list(self.hidden)}; give one width or more, each at least 1")
+        of_arms = self.algorithm == BANDIT or self.algorithm.startswith("stable_baselines3.")
+        of_arms = of_arms and (self.policy, self.rescore_every) == (None, None)
+        if (self.acts_on == "arms" and not of_arms) or (self.algorithm == BANDIT and self.acts_on != "arms"):
+            raise UsageError(
+                f"acts_on is {self.acts_on!r} with the algorithm {self.algorithm!r}; 'arms' goes with {BANDIT} or a "
+                "class of stable_baselines3, without policy and rescore_every"
+            )
 
     @property
     def rule(self) -> str | None:

@@ -247,8 +247,9 @@ def join_outputs(parts: Sequence[TeacherOutputs]) -> TeacherOutputs:
 
 RECIPE = 2
 """Raise it whenever ``run_teacher`` gives other numbers than before: cached labels and vectors are then made again."""
+SENT_AT_ONCE = 256
+"""Texts of a piece of work on a cluster."""
 LABELLED_AT_ONCE = 16_384
-SENT_AT_ONCE = 256  # texts of a piece of work on a cluster
 """Texts after which labels are written down: memory stays the same however many there are, and little work is lost."""
 
 
@@ -345,7 +346,7 @@ def cached_labeller(
                 for some_keys, texts in pieces:
                     store.append(some_keys, predict(teacher, texts, max_length, progress, frozen))
                 continue
-            sent = copy.deepcopy(teacher).cpu(), max_length
+            sent = copy.deepcopy(teacher).cpu(), max_length, arithmetic(next(teacher.parameters()).device)
             with progress.stage("label with the teacher", len(new)) as advance:
                 for some_keys, found in spread(client, _predict_there, sent, pieces):
                     store.append(some_keys, found)
@@ -355,9 +356,11 @@ def cached_labeller(
     return label
 
 
-def _predict_there(sent: tuple[Teacher, int], texts: Sequence[TextInput]) -> TeacherOutputs:
-    """Label in a process of a cluster, on the device that it has."""
-    teacher, max_length = sent
+def _predict_there(sent: tuple[Teacher, int, str], texts: Sequence[TextInput]) -> TeacherOutputs:
+    """Label in a process of a cluster, whose labels are kept as this one's and have to be computed alike."""
+    teacher, max_length, expected = sent
+    if (found := arithmetic(best_device())) != expected:
+        raise RunError(f"a worker of the cluster computes in {found}, this process in {expected}; use workers alike")
     return predict(teacher.to(best_device()), texts, max_length)
 
 

@@ -55,9 +55,7 @@ def test_the_teacher_is_the_one_under_which_labels_that_it_did_not_learn_are_lik
 
     stages.clear()
     assert RunContext(context.config).teacher.stage == better
-    assert (
-        stages == ["teacher: source", "teacher: target"] if better == "teacher: target" else ["teacher: target alone"]
-    )
+    assert stages == {"teacher: target": ["teacher: source", better], "teacher: target alone": [better]}[better]
 
 
 def test_one_label_of_a_class_chooses_nothing(config, stages, monkeypatch):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.special import softmax
 
 from l2a.config import SelectorConfig
-from l2a.selector.agents import algorithm_class, load_agent
+from l2a.selector.agents import AgentCard, algorithm_class, load_agent
 from l2a.selector.arms import pool_arms
 from l2a.selector.problem import (
     RULES,
@@ -313,3 +313,16 @@ def test_a_wrong_card_is_refused_in_words(problem, tmp_path, monkeypatch, card, 
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match=message):
         select(problem, dataclasses.replace(QUICK, agent="mine"), rng())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"algorithm": "l2a.selector.arms.thompson"}, {"algorithm": "rule: nearest", "acts_on": "arms"},
+        {"algorithm": "l2a.selector.algorithms.DVRL", "acts_on": "arms"},
+        {"algorithm": "stable_baselines3.PPO", "acts_on": "arms", "rescore_every": 5},
+    ],
+)  # fmt: skip
+def test_a_card_of_arms_that_cannot_work_is_refused(changes):
+    with pytest.raises(UsageError, match=r"acts_on is '(arms|candidates)' with the algorithm"):
+        AgentCard("A card.", **changes)
