@@ -45,7 +45,7 @@ def open_client(workers: int | None = None, address: str | None = None) -> Itera
         at = address or stack.enter_context(distributed.LocalCluster(**local))
         try:
             client = stack.enter_context(distributed.Client(at, timeout=SECONDS_TO_ANSWER))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, MemoryError) as error:  # the last from what another server says
             raise RunError(f"--address: no Dask scheduler answers at {at}; start one, or leave it out") from error
         try:
             client.wait_for_workers(1, timeout=SECONDS_TO_ANSWER)
