@@ -174,7 +174,7 @@ def train_selector(
     check_agent(config.agent)
     if not (card := load_agent(config.agent)).learns:
         raise UsageError(
-            f"selector.agent is {config.agent!r}, which learns nothing that other pools can use; give one such as ppo"
+            f"selector.agent is {config.agent!r}, which does not learn what other pools can use; give one like ppo"
         )
     settings = {str(number): asdict(one) | {"output_dir": None} for number, one in enumerate(configs)}
     with output_folder(folder, "policy", overwrite) as unfinished:
