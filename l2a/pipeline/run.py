@@ -16,7 +16,8 @@ from l2a.config import DistillConfig, as_yaml
 from l2a.data import examples
 from l2a.data.domains import provenance
 from l2a.evaluation.metrics import classification_metrics, measure_latency
-from l2a.pipeline.distill import DistillResult, RunData, command, distill
+from l2a.pipeline.data import RunData
+from l2a.pipeline.distill import DistillResult, command, distill
 from l2a.pipeline.methods import MethodResult, compared_methods, evaluate_method, student_logits, tfidf_logreg
 from l2a.pipeline.policies import headroom_note, known_headroom, open_policy, training_facts
 from l2a.pipeline.session import FEWEST_TO_CHOOSE, RunContext

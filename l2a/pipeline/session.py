@@ -20,7 +20,7 @@ from l2a.generator.operators import check_operators
 from l2a.kd.data import DistillationSet, Renewal, join, refuse_constant_targets
 from l2a.kd.losses import fit_subclasses, teacher_output_weight
 from l2a.kd.trainer import KDTrainer, calibrated_log_likelihoods, fit_output_layer
-from l2a.pipeline.distill import RunData, load_run_data
+from l2a.pipeline.data import RunData, load_run_data
 from l2a.student.student import Student, build_student, check_student, wants_small_rate
 from l2a.teacher.finetune import RECIPE, fine_tune, fine_tuned, frozen_layers
 from l2a.teacher.labelling import Labeller, cached_labeller, predict, refuse_useless_teacher

@@ -98,7 +98,7 @@ def fake_run_method(trace):
 
         import torch
 
-        from l2a.pipeline.distill import load_run_data
+        from l2a.pipeline.data import load_run_data
         from l2a.util.errors import RunError
 
         with open(trace, "a") as file:

@@ -15,7 +15,8 @@ from l2a.cli.app import print_result
 from l2a.config import as_yaml, override
 from l2a.data.examples import HeldOut, normalised_hash
 from l2a.kd.trainer import KDTrainer
-from l2a.pipeline.distill import distill, load_run_data
+from l2a.pipeline.data import load_run_data
+from l2a.pipeline.distill import distill
 from l2a.pipeline.methods import METHODS, compared_methods, run_method
 from l2a.pipeline.session import RunContext
 from l2a.selector.algorithms import load_facts

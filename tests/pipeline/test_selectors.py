@@ -12,7 +12,7 @@ from scipy.stats import spearmanr
 from l2a.config import override
 from l2a.data.examples import Examples, HeldOut, normalised_hash
 from l2a.pipeline import policies
-from l2a.pipeline.distill import load_run_data
+from l2a.pipeline.data import load_run_data
 from l2a.pipeline.methods import run_method
 from l2a.pipeline.policies import ORACLES, open_policy, pair_name, prepare_pair, train_selector
 from l2a.pipeline.session import RunContext

@@ -1,0 +1,124 @@
+"""The data of one run: both domains with their labels matched, and the labelled part of the target; without torch."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from l2a.config import DistillConfig, settle
+from l2a.data import examples
+from l2a.data.bank import HELD_OUT, read_bank
+from l2a.data.domains import as_domain, load_domain
+from l2a.data.examples import Domain, Examples, TargetSplits, TextInput, held_out_words, normalised_hash
+from l2a.util.errors import UsageError
+from l2a.util.progress import SILENT, Progress
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunData:
+    """What a run may read.
+
+    Attributes:
+        source: Labelled source examples, free of every held-out target text.
+        target: The target domain; its test split is opened by the final evaluation alone.
+        splits: The few labelled target examples.
+        unlabelled: Texts without labels, free of every held-out target text.
+        forbidden: Normalised hashes of the target's test, reward and validation texts: none may be trained on.
+        files: Names of the files read, with their sha256.
+    """
+
+    source: Examples
+    target: Domain
+    splits: TargetSplits
+    unlabelled: Sequence[TextInput]
+    forbidden: frozenset[str]
+    files: dict[str, str]
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """The C class names."""
+        return self.target.label_names
+
+    @property
+    def held_out_labels(self) -> Examples:
+        """Labelled target examples that no student and no teacher is trained on: those of reward and validation."""
+        return examples.concatenate(self.splits.reward, self.splits.validation)
+
+    @property
+    def target_labels(self) -> Examples:
+        """All labelled target examples, for methods that need no splits."""
+        return examples.concatenate(self.splits.train, self.splits.reward, self.splits.validation)
+
+
+def load_run_data(
+    config: DistillConfig, progress: Progress = SILENT, in_memory: Mapping[str, Any] = MappingProxyType({})
+) -> RunData:
+    """Read both domains and draw the few labels.
+
+    Args:
+        config: Names the domains, the shots and the seed.
+        progress: Shows downloads.
+        in_memory: Data by side, "source", "target" or "unlabelled", in place of what the configuration names.
+
+    Returns:
+        The data.
+
+    Raises:
+        UsageError: If a domain cannot be read or the two do not fit together.
+        RunError: If a domain cannot be fetched.
+    """
+    config = settle(config)
+    source, target = (_domain(side, config, in_memory, progress) for side in ("source", "target"))
+    source, target = examples.align_labels(source, target)
+    splits = examples.few_shot_splits(target, config.shots, config.dev_shots, np.random.default_rng([config.seed, 1]))
+    held_out = (*splits.reward.inputs, *splits.validation.inputs)
+    forbidden = target.test.hashes | {normalised_hash(text) for text in held_out}
+    _refuse_same_texts(source, target)
+    words = target.test.words | held_out_words(held_out)
+    tested = examples.seen_in(source.train.inputs, forbidden, words)
+    if tested.any():
+        logger.warning(
+            "source: %d of its %d texts are %s and are left out; look where they come from",
+            tested.sum(), len(tested), HELD_OUT,
+        )  # fmt: skip
+    allowed = np.flatnonzero(~tested)
+    if config.source_size is not None and config.source_size < len(allowed):
+        chosen = np.random.default_rng([config.seed, 6]).choice(len(allowed), config.source_size, replace=False)
+        allowed = allowed[np.sort(chosen)]
+    learned = source.train.take(allowed)
+    examples.warn_of_absent_classes("source", learned)
+    sides = [("source", source.files), ("target", target.files)]
+    unlabelled: Sequence[TextInput] = ()
+    if references := [in_memory["unlabelled"]] if "unlabelled" in in_memory else config.unlabelled:
+        bank = read_bank(references, target.is_pair, frozenset(forbidden), config.data_folder, progress, words)
+        if HELD_OUT in bank.summary:
+            logger.warning(bank.summary)
+        else:
+            progress.say(bank.summary)
+        sides.append(("unlabelled", bank.files))
+        unlabelled = bank
+    files = {f"{side}: {name}": digest for side, files in sides for name, digest in files.items()}
+    return RunData(learned, target, splits, unlabelled, frozenset(forbidden), files)
+
+
+def _domain(side: str, config: DistillConfig, in_memory: Mapping[str, Any], progress: Progress) -> Domain:
+    columns = getattr(config, f"{side}_columns")
+    if side in in_memory:
+        return as_domain(in_memory[side], side, columns)
+    flag = f"--{side}-{{}}-column of l2a distill or {side}_columns in a --config file"
+    return load_domain(getattr(config, side), columns, config.data_folder, progress, flag)
+
+
+def _refuse_same_texts(source: Domain, target: Domain) -> None:
+    known = {normalised_hash(text) for text in source.train.inputs}
+    shared = sum(normalised_hash(text) in known for text in target.train.inputs)
+    if shared > len(target.train) / 2:
+        raise UsageError(
+            f"source is {source.name!r}, which holds {shared} of the {len(target.train)} training texts of the target "
+            "with their labels, so that the labels would not be few; give another source"
+        )
