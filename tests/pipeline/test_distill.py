@@ -133,8 +133,12 @@ def test_a_run_that_is_killed_again_and_again_leaves_the_same_bytes(tmp_path):
     started = time.monotonic()
     assert kills.run_until_done("distill", tmp_path / "whole", [])[:2] == (0, 0)
     seconds = time.monotonic() - started
-    shutil.copytree(tmp_path / "inputs", tmp_path / "killed")
-    hit, code, said = kills.run_until_done("distill", tmp_path / "killed", [0.7 * seconds, 0.2 * seconds])
+    for share in (0.7, 0.3, 0.1):  # a busy machine may be several times faster the second time
+        shutil.rmtree(tmp_path / "killed", ignore_errors=True)
+        shutil.copytree(tmp_path / "inputs", tmp_path / "killed")
+        hit, code, said = kills.run_until_done("distill", tmp_path / "killed", [share * seconds, 0.2 * seconds])
+        if hit:
+            break
     assert hit and not code, said
     assert kills.digest(tmp_path / "killed") == kills.digest(tmp_path / "whole")
     assert not (tmp_path / "killed" / "out" / files.CHECKPOINT).exists()
