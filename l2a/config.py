@@ -54,7 +54,7 @@ class TeacherConfig(Checked, section="teacher."):
     source_seed: Seed = 0  # of the source stage, apart from the run's, so that runs share a source teacher
 
 
-Preset = Literal["auto", "narrow", "scratch", "pruned", "minilm-l6", "bert-tiny"]
+Preset = Literal["auto", "narrow", "minilm-l6", "bert-tiny"]
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ class StudentConfig(Checked, section="student."):
     """The student."""
 
     # "minilm-l6", "bert-tiny": these pretrained encoders over as many of their tokens as are allowed. "narrow": a fresh
-    # narrow BERT over word vectors read from the teacher; "scratch": with random weights. "pruned": the teacher's first
-    # layers over the tokens that the domains use. "auto": "minilm-l6" beside a teacher of base size, else "narrow".
+    # narrow BERT over word vectors read from the teacher. "auto": "minilm-l6" beside a teacher of base size, else
+    # "narrow".
     preset: Preset = "auto"
     model: str | None = None  # a folder or Hub id to start from instead of a preset
     max_share: Share = 0.133  # largest allowed share of the teacher's parameters

@@ -7,7 +7,6 @@ import math
 import string
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -219,24 +218,14 @@ def start_from_words(student: Student, vectors: NDArray[np.float32], of_pairs: b
     open_head(student)
 
 
-def queries_of(body: Any) -> list[nn.Module]:
-    """List the layers that make an encoder's queries, the last layer's last; none for an unknown architecture."""
-    names = ("query", "q_lin", "q")
-    return [module for name, module in body.named_modules() if name.rpartition(".")[2] in names]
-
-
-def start_from_layers(
-    student: Student, original: Any, kept: NDArray[np.int64], texts: Sequence[TextInput], is_cut: bool
-) -> None:
+def start_from_layers(student: Student, original: Any, kept: NDArray[np.int64], texts: Sequence[TextInput]) -> None:
     """Give a student a trained encoder's layers and the vectors of the tokens that it keeps.
 
     Args:
-        student: Of the encoder's shape, perhaps with fewer layers and tokens; changed in place.
+        student: Of the encoder's shape, perhaps with fewer tokens; changed in place.
         original: The trained encoder.
         kept: int64 (V,), its tokens in the encoder's vocabulary.
         texts: Texts to fit the square layer below the output on.
-        is_cut: Whether upper layers are missing. The first token, which is all that the classifier reads, has hardly
-            looked at the others yet in the middle of an encoder: the last layer then attends to all tokens alike.
     """
     body = student.model.base_model
     shapes = {name: value.shape for name, value in body.state_dict().items()}
@@ -244,8 +233,6 @@ def start_from_layers(
     body.load_state_dict(shared, strict=False)
     with torch.no_grad():
         body.get_input_embeddings().weight.copy_(original.get_input_embeddings().weight[torch.from_numpy(kept)])
-        for parameter in queries_of(body)[-1].parameters() if is_cut else ():
-            nn.init.zeros_(parameter)
     open_head(student, texts)
 
 
@@ -256,21 +243,18 @@ def open_head(student: Student, texts: Sequence[TextInput] = ()) -> None:
     deviation between texts, which may be a hundredth of it: the body would then be too sensitive to be trained.
 
     Args:
-        student: A student in eval mode, its square layer changed in place where it has one.
+        student: A BERT classifier in eval mode, its square layer changed in place.
         texts: Texts to measure on; none for the identity.
     """
     dense = [module for module in student.model.modules() if isinstance(module, nn.Linear)][-2]
-    if not dense.in_features == dense.out_features == student.output.in_features:
-        return
     mean, size = torch.zeros(dense.in_features), torch.ones(dense.in_features)
-    if texts and dense.bias is not None:
+    if texts:
         states = _inputs_of(dense, student, texts)
         mean, size = states.mean(0), states.square().mean(0).sqrt()
         size = size.clamp_min(0.1 * float(size.mean()))  # entries near 0 are not blown up
     with torch.no_grad():  # half the size, so that tanh and gelu are nearly linear
         dense.weight.copy_(torch.diag(0.5 / size))
-        if dense.bias is not None:
-            dense.bias.copy_(-0.5 * mean / size)
+        dense.bias.copy_(-0.5 * mean / size)
 
 
 @torch.inference_mode()
@@ -285,15 +269,14 @@ def _inputs_of(layer: nn.Linear, student: Student, texts: Sequence[TextInput]) -
     return torch.cat(states)
 
 
-DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout")
-"""Zero in every student: with so few updates, dropout costs time and helps nothing."""
-BERT_FAMILY = "a model of the BERT family, such as BERT, MPNet, ELECTRA or DistilBERT"
+NO_DROPOUT: Mapping[str, Any] = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+"""Of every preset: with so few updates, dropout costs time and helps nothing."""
 PIECE = "##"
 """Marks a token that continues a word."""
 
 
-def refuse_other_tokenizers(tokenizer: Any, reader: str) -> None:
-    """Stop when a fast tokenizer's vocabulary is not WordPiece, which a reader needs.
+def refuse_other_tokenizers(tokenizer: Any) -> None:
+    """Stop when a fast tokenizer's vocabulary is not WordPiece, which the generator needs.
 
     Raises:
         UsageError: If it is not.
@@ -301,7 +284,8 @@ def refuse_other_tokenizers(tokenizer: Any, reader: str) -> None:
     model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
     if model["type"] != "WordPiece" or model["continuing_subword_prefix"] != PIECE:
         needed = f"needs a WordPiece vocabulary, and this one is {model['type']}"
-        raise UsageError(f"{reader} {needed}; give --teacher or --student {BERT_FAMILY}")
+        fix = "give --teacher or --student a model of the BERT family, such as BERT, MPNet, ELECTRA or DistilBERT"
+        raise UsageError(f"the generator {needed}; {fix}")
 
 
 def count_tokens(tokenizer: Any, texts: Sequence[TextInput]) -> NDArray[np.int64]:
@@ -438,48 +422,39 @@ def _narrow(
             intermediate_size=4 * width,
             max_position_embeddings=min(512, teacher.positions or 512),
             pad_token_id=teacher.tokenizer.pad_token_id,
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
+            **NO_DROPOUT,
             **class_names(label_names),
         )
 
     widest = teacher.hidden_size
     shaped = largest_fitting(config, teacher, range(min(32, widest), widest + 1, 8), shape)
     student = Student(classifier_of(shaped, weights), teacher.tokenizer)
-    if weights and config.preset != "scratch":
+    if weights:
         start_from_words(student, token_vectors(teacher), of_pairs=len(texts) > 0 and len(texts[0]) == 2)
     return student
 
 
-def _pruned(
+def _pretrained(
     config: StudentConfig, teacher: Teacher, label_names: tuple[str, ...], texts: Sequence[TextInput], weights: bool
 ) -> Student:
-    """Cut a student out of the teacher or a packaged encoder: as many layers as are allowed, then as many tokens."""
-    packaged = config.preset in PACKAGED
-    base = load_encoder(config.preset, label_names, 0, weights=weights) if packaged else teacher
+    """Take a packaged encoder with all its layers, over as many of its tokens as are allowed."""
+    base = load_encoder(config.preset, label_names, 0, weights=weights)
     tokenizer, original = base.tokenizer, base.encoder
-    refuse_other_tokenizers(tokenizer, f"student.preset {config.preset!r}")
-    if not queries_of(original):
-        fix = f"choose another student.preset, or as the teacher {BERT_FAMILY}"
-        raise UsageError(f"student.preset {config.preset!r} cannot cut a {original.config.model_type}; {fix}")
 
-    def shape(layers: int, vocabulary: int, pad_token_id: int = 0) -> Any:
+    def shape(vocabulary: int, pad_token_id: int = 0) -> Any:
         shaped = copy.deepcopy(original.config)
-        shaped.update({"num_hidden_layers": layers, "vocab_size": vocabulary, "pad_token_id": pad_token_id})
-        shaped.update(class_names(label_names) | {name: 0.0 for name in DROPOUTS if hasattr(shaped, name)})
+        shaped.update(
+            {"vocab_size": vocabulary, "pad_token_id": pad_token_id, **NO_DROPOUT, **class_names(label_names)}
+        )
         return shaped
 
-    counts, budget = count_tokens(tokenizer, texts), int(config.max_share * teacher.parameters_count)
-    # A further layer is kept only where it leaves room for an eighth of the vocabulary.
-    all_layers, least = int(original.config.num_hidden_layers), len(tokenizer) // 8
-    layers = next((n for n in range(all_layers, 1, -1) if parameters_count(shape(n, least)) <= budget), 1)
+    counts = count_tokens(tokenizer, texts)
     sizes = range(int(needed_tokens(tokenizer, counts).sum()), len(tokenizer) + 1)
-    size = largest_fitting(config, teacher, sizes, partial(shape, layers)).vocab_size
-    kept = choose_tokens(tokenizer, counts, size)
+    kept = choose_tokens(tokenizer, counts, largest_fitting(config, teacher, sizes, shape).vocab_size)
     pruned = keep_tokens(tokenizer, kept)
-    student = Student(classifier_of(shape(layers, size, pruned.pad_token_id), weights), pruned)
+    student = Student(classifier_of(shape(len(kept), pruned.pad_token_id), weights), pruned)
     if weights:
-        start_from_layers(student, original.base_model, kept, texts, layers < all_layers)
+        start_from_layers(student, original, kept, texts)
     return student
 
 
@@ -487,7 +462,7 @@ ROOM_FOR_MINILM = 12_300_000
 """Parameters of MiniLM-L6 over 4,000 tokens, about the fewest with which its words are not cut into small pieces."""
 WIDE = 256
 """Width from which a pretrained student wants a small learning rate: BERT-tiny, of 128, learns little at 1e-4."""
-PRESETS = {"narrow": _narrow, "scratch": _narrow, "pruned": _pruned, "minilm-l6": _pruned, "bert-tiny": _pruned}
+PRESETS = {"narrow": _narrow, "minilm-l6": _pretrained, "bert-tiny": _pretrained}
 """How each preset is built; without weights for checks."""
 
 
@@ -518,7 +493,7 @@ def check_student(
         RunError: If the checkpoint cannot be fetched.
     """
     student = build_student(config, teacher, label_names, texts, 0, weights=False)
-    refuse_other_tokenizers(student.tokenizer, "the generator")
+    refuse_other_tokenizers(student.tokenizer)
     encoding.refuse_long_sequences("the student", student.positions, max_length)
 
 

@@ -37,9 +37,7 @@ print(json.dumps(found))
 """
 
 
-@pytest.mark.parametrize(
-    ("preset", "share"), [("narrow", 0.133), ("narrow", 0.6), ("scratch", 0.3), ("pruned", 0.2), ("pruned", 0.6)]
-)
+@pytest.mark.parametrize(("preset", "share"), [("narrow", 0.133), ("narrow", 0.6), ("bert-tiny", 0.95)])
 def test_every_preset_fills_its_share_without_exceeding_it(preset, share, large_teacher, domain_texts):
     student = build_student(StudentConfig(preset, max_share=share), large_teacher, LABELS, domain_texts, seed=0)
     actual = student.parameters_count / large_teacher.parameters_count
@@ -47,7 +45,7 @@ def test_every_preset_fills_its_share_without_exceeding_it(preset, share, large_
     assert student.model.config.id2label == dict(enumerate(LABELS))
 
 
-@pytest.mark.parametrize("preset", ["narrow", "pruned"])
+@pytest.mark.parametrize("preset", PRESETS)
 def test_a_share_too_small_is_refused_with_one_that_holds(preset, large_teacher, domain_texts):
     config = StudentConfig(preset, max_share=0.004)
     with pytest.raises(UsageError, match=rf"student\.max_share: 0\.004 .* '{preset}' needs at least") as caught:
@@ -72,14 +70,14 @@ def test_every_preset_gives_the_same_logits_in_a_process_without_this_package(la
             assert np.allclose(expected, logits, atol=1e-4), preset
 
 
-@pytest.mark.parametrize("preset", ["narrow", "pruned"])
+@pytest.mark.parametrize("preset", PRESETS)
 def test_one_seed_gives_one_student_and_another_seed_another(preset, large_teacher, domain_texts):
     first, again, other = (make_student(preset, large_teacher, domain_texts, seed).snapshot() for seed in (0, 0, 1))
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert any(not torch.equal(first[name], other[name]) for name in first)
 
 
-@pytest.mark.parametrize("preset", ["narrow", "pruned"])
+@pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_gives_gradients_at_its_word_embeddings(preset, large_teacher, domain_texts):
     student = make_student(preset, large_teacher, domain_texts)
     inputs = domain_texts[:6]
@@ -107,12 +105,6 @@ def readable_part_of_a_bag_of_words(student, texts):
 def test_a_fresh_student_starts_as_a_bag_of_words(large_teacher, domain_texts):
     student = make_student("narrow", large_teacher, domain_texts)
     assert readable_part_of_a_bag_of_words(student, domain_texts) > 0.75
-
-
-def test_the_scratch_control_does_not_start_from_the_teacher(large_teacher, domain_texts):
-    narrow, scratch = (make_student(preset, large_teacher, domain_texts) for preset in ("narrow", "scratch"))
-    assert scratch.parameters_count == narrow.parameters_count
-    assert readable_part_of_a_bag_of_words(scratch, domain_texts) < 0.4
 
 
 def test_a_checkpoint_of_the_user_is_taken(classifier_folder, large_teacher):
