@@ -118,7 +118,7 @@ def mutation(session: nox.Session) -> None:
     session.run("python", "benchmarks/mutation.py", *session.posargs)
 
 
-EXTRAS = ("experiments", "export", "tensorboard")
+EXTRAS = ("experiments", "export")
 LOCK = "requirements.lock"
 
 

@@ -165,7 +165,6 @@ class SelectorConfig(Checked, section="selector."):
     real_evaluations: CountFromZero = 4  # selections scored with real distillation steps; 0 switches that tier off
     # Spearman correlation of surrogate and real reward below which the run warns and lets random policies compete.
     tier_correlation: Correlation = 0.3
-    tensorboard: str | None = None  # folder for the course of a policy's training, for TensorBoard
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,6 @@ def train(
     agent: Annotated[str | None, Option(help="A card that learns: ppo (default), a2c, dvrl ...")] = None,
     steps: Annotated[int | None, Option(help="Environment steps over all pairs.")] = None,
     seed: Annotated[list[int] | None, Option(help="Seed of labels and draws; repeatable.")] = None,
-    tensorboard: Annotated[str | None, Option(help="Folder for TensorBoard.")] = None,
     overwrite: Overwrite = False,
     verbose: Verbose = False,
 ) -> None:
@@ -45,7 +44,7 @@ def train(
 
     if agent is None and config.selector.agent == SelectorConfig().agent:  # which is trained already
         agent = "ppo"
-    learning = {"agent": agent, "training_steps": steps, "tensorboard": tensorboard}
+    learning = {"agent": agent, "training_steps": steps}
     base = override(config, {f"selector.{name}": value for name, value in learning.items() if value is not None})
     if (source is None) != (target is None):
         raise UsageError(f"--source is {source} and --target is {target}, but a pair needs both; give the missing one")

@@ -19,7 +19,7 @@ from l2a.util.errors import UsageError, did_you_mean
 from l2a.util.files import fingerprint, leads_out
 from l2a.util.progress import SILENT, Progress
 
-NEVER_DECIDES = {"output_dir", "overwrite", "compare", "report", "data_root", "selector.tensorboard"}
+NEVER_DECIDES = {"output_dir", "overwrite", "compare", "report", "data_root"}
 RESULTS_VERSION = 3
 """Raise it when a change of the code, rather than of a field, changes what cells give: then all run again."""
 FORMER_DEFAULTS: Mapping[str, Any] = {}

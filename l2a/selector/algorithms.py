@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import importlib.util
 import itertools
 import json
 import logging
@@ -305,7 +304,7 @@ def train_agent(
             ``start_from``.
         name: The agent's name.
         card: Algorithm, network and hyper-parameters.
-        config: Steps, snapshots and TensorBoard's folder.
+        config: Steps and snapshots.
         seed: Seeds the environments, the network and the algorithm.
         start_from: A policy to train further; None for a new one.
         progress: Shown as "selector training".
@@ -315,11 +314,9 @@ def train_agent(
         The policies and the course of the training.
 
     Raises:
-        UsageError: If the card's hyper-parameters are not the algorithm's, or TensorBoard is requested and missing.
+        UsageError: If the card's hyper-parameters are not the algorithm's.
         RunError: If the training diverges.
     """
-    if config.tensorboard is not None and importlib.util.find_spec("tensorboard") is None:
-        raise UsageError(f"selector.tensorboard: {config.tensorboard!r} needs pip install 'l2a[tensorboard]'")
     with isolated_randomness(seed), progress.stage("selector training", config.training_steps) as advance:
         if start_from is None:
             widths = tasks[0].candidate_width, len(STATE_FEATURES)
@@ -327,10 +324,9 @@ def train_agent(
         else:
             network = snapshot(start_from.network).train().requires_grad_(True)
         recorder = _Recorder(network, config, advance)
-        algorithm = _algorithm(tasks, card, network, seed, config.tensorboard)
+        algorithm = _algorithm(tasks, card, network, seed)
         started = time.perf_counter()
-        every = 1 if config.tensorboard else LOOKS
-        algorithm.learn(config.training_steps, CallbackList([recorder, *callbacks]), every, tb_log_name=name)
+        algorithm.learn(config.training_steps, CallbackList([recorder, *callbacks]))
         seconds = time.perf_counter() - started
     if not all(torch.isfinite(weight).all() for weight in network.parameters()):
         raise RunError(f"agent {name}: the policy's weights are not finite; lower learning_rate in its card")
@@ -367,11 +363,11 @@ def isolated_randomness(seed: int) -> Iterator[None]:
 
 
 def _algorithm(
-    tasks: Sequence[SelectionTask], card: AgentCard, network: CandidateNetwork, seed: int, tensorboard: str | None
+    tasks: Sequence[SelectionTask], card: AgentCard, network: CandidateNetwork, seed: int
 ) -> OnPolicyAlgorithm:
     options, kind = dict(card.hyperparameters), algorithm_class(card)
     environments: VecEnv = VecMonitor(environment.SelectionVecEnv(tasks, card.environments, seed))
-    options |= {"policy_kwargs": {"network": network}, "tensorboard_log": tensorboard}
+    options["policy_kwargs"] = {"network": network}
     try:
         if card.scale_rewards:  # log-likelihood gains are thousandths, and differ from pool to pool
             spread = environment.SpreadByPool(environments.get_attr("task"))
@@ -458,5 +454,3 @@ class DVRL(OnPolicyAlgorithm):
         self.policy.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self.policy.optimizer.step()
-        self.logger.record("train/loss", loss.item())
-        self.logger.record("train/gain_over_everything", float(gains.mean()))

@@ -51,7 +51,6 @@ CHAIN, ONE_OPERATOR = "random augmented_kd_student", {"generator.operator": "eda
     [
         ("random", {}, {"selector.agent": "nearest"}, False),
         ("random", {}, {"selector.agent": "gone"}, False),  # old results of an agent that is lost can be reported
-        ("random", {}, {"selector.tensorboard": "logs"}, True),
         ("random", {}, {"kd.alpha": 0.5}, False),
         ("plain", {}, {"kd.alpha": 0.5}, False),
         ("plain", {}, {"generator.tau": 2.0}, True),

@@ -1,4 +1,4 @@
-"""Training: several pools side by side, early stopping, callbacks, TensorBoard and algorithms of one's own."""
+"""Training: several pools side by side, callbacks and algorithms of one's own."""
 
 import dataclasses
 
@@ -83,27 +83,6 @@ def test_callbacks_of_the_user_run_and_can_end_the_training(task):
     stop = Stop()
     assert train([task], callbacks=[stop]).steps == 3 * load_agent("a2c").environments
     assert stop.n_calls == 3
-
-
-@pytest.mark.parametrize("name", ["a2c", "dvrl"])
-def test_tensorboard_gets_the_course_and_changes_nothing(task, tmp_path, name):
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    shown = train([task], dataclasses.replace(QUICK, tensorboard=str(tmp_path)), name)
-    assert same(weights(shown), weights(train([task], name=name)))
-    (folder,) = tmp_path.iterdir()
-    events = accumulator.EventAccumulator(str(folder))
-    events.Reload()
-    tags = set(events.Tags()["scalars"])
-    assert folder.name.startswith(name)
-    assert {"rollout/ep_rew_mean", "rollout/ep_len_mean", "time/fps"} <= tags
-    assert {tag for tag in tags if tag.startswith("train/")}
-    assert events.Scalars("rollout/ep_rew_mean")[-1].step == shown.steps
-
-
-def test_a_missing_tensorboard_is_named(task, monkeypatch, tmp_path):
-    monkeypatch.setattr("l2a.selector.algorithms.importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UsageError, match=r"l2a\[tensorboard\]"):
-        train([task], dataclasses.replace(QUICK, tensorboard=str(tmp_path)))
 
 
 def test_an_algorithm_of_ones_own_plugs_in_by_a_card(problem, tmp_path, monkeypatch):
