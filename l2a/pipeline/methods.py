@@ -227,7 +227,7 @@ def frozen_teacher_logreg(target: Examples, embed: EmbedTexts, encoder_parameter
 
 
 def vector_sum_logreg(
-    source: Examples, target: Examples, token_vectors: Floats, tokenizer: Any, seed: int, longest: int | None = None
+    source: Examples, target: Examples, token_vectors: Floats, tokenizer: Any, seed: int
 ) -> FittedMethod:
     """Fit logistic regression on sums of token vectors; its parameters are the whole table and the coefficients.
 
@@ -237,11 +237,10 @@ def vector_sum_logreg(
         token_vectors: float32 (V, d), one vector for each token of the tokenizer.
         tokenizer: A fast tokenizer of transformers.
         seed: Order of the folds.
-        longest: Tokens read of each text, or side of a pair; None reads all.
     """
 
     def embed(texts: Sequence[str]) -> Any:
-        return bag_of_tokens(tokenizer, texts, len(token_vectors), longest) @ token_vectors
+        return bag_of_tokens(tokenizer, texts, len(token_vectors)) @ token_vectors
 
     return _fitted(source, target, _standardised(embed), DENSE_PENALTIES, token_vectors.size, seed)
 
@@ -251,12 +250,9 @@ def _standardised(embed: EmbedTexts) -> Any:
     return pipeline.make_pipeline(features, preprocessing.StandardScaler())
 
 
-def bag_of_tokens(
-    tokenizer: Any, texts: Sequence[str], vocabulary: int, longest: int | None = None
-) -> sparse.csr_matrix:
-    """Count the tokens of N texts, of each the first ``longest`` or all, none special, as float32 (N, V), sparse."""
-    cut = {"truncation": longest is not None, "max_length": longest}
-    ids = tokenizer(list(texts), add_special_tokens=False, verbose=False, **cut)["input_ids"]
+def bag_of_tokens(tokenizer: Any, texts: Sequence[str], vocabulary: int) -> sparse.csr_matrix:
+    """Count the tokens of N texts, none special, as float32 (N, V), sparse."""
+    ids = tokenizer(list(texts), add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
     offsets = np.cumsum([0, *map(len, ids)])
     columns = np.array([token for row in ids for token in row], dtype=np.int64)
     return sparse.csr_matrix((np.ones(len(columns), np.float32), columns, offsets), shape=(len(ids), vocabulary))
@@ -297,10 +293,10 @@ def _fit_small_encoder(context: RunContext) -> FittedMethod:
     return _fitted_teacher(small, small.teacher)
 
 
-def _fit_vector_sum_logreg(context: RunContext, longest: int | None = None) -> FittedMethod:
+def _fit_vector_sum_logreg(context: RunContext) -> FittedMethod:
     data, teacher, seed = context.data, context.teacher, context.config.seed
     vectors = token_vectors(teacher, context.progress)
-    return vector_sum_logreg(data.source, data.target_labels, vectors, teacher.tokenizer, seed, longest)
+    return vector_sum_logreg(data.source, data.target_labels, vectors, teacher.tokenizer, seed)
 
 
 def student_logits(context: RunContext, student: Student, inputs: Sequence[TextInput]) -> Floats:
@@ -367,11 +363,6 @@ METHODS: Mapping[str, Method] = {
         Method(
             "vector_sum_logreg", "logistic regression on sums of token vectors read from the teacher",
             _fit_vector_sum_logreg, ("cross_domain_teacher",), ("teacher",),
-        ),
-        Method(
-            "cut_vector_sum_logreg", "the same on as many tokens of a text as teacher and students read",
-            lambda run: _fit_vector_sum_logreg(run, run.config.max_length - 2),  # [CLS] and [SEP]
-            ("cross_domain_teacher",), ("teacher",), "experiments",
         ),
         Method(
             "plain_kd_student", "the student, distilled without augmentation and without unlabelled text",
