@@ -182,7 +182,7 @@ def run_experiment(
         outcomes = runner.run_groups(planned, folder.resolve(), run_method, where, progress)
     failed = [(cell, message) for cell, status, message in outcomes if status == "failed"]
     for cell, message in failed:
-        echo(f"failed: {cell.place.name}, student {cell.place.student}: {message}")
+        echo(f"failed: {cell.place.name}: {message}")
     ran = sum(outcome.status == "ran" for outcome in outcomes)
     echo(f"{folder}: {ran} cells ran, {total - len(failed)} of {total} are finished")
     if failed:
@@ -192,11 +192,11 @@ def run_experiment(
 def _print_plan(cells: Sequence[Any], time: str) -> None:
     rows = []
     for planned in cells:
-        mark, place = planned.teacher_mark, planned.cell.place
+        mark = planned.teacher_mark
         teacher = "none" if mark is None else "cached" if mark.exists() else "to train"
         left = ("finished", teacher, "") if planned.is_finished else ("to run", teacher, f"{planned.seconds:.0f}")
-        rows.append((place.name, place.student, *left))
-    print_table(("cell", "student", "result", "teacher", "seconds"), rows)
+        rows.append((planned.cell.place.name, *left))
+    print_table(("cell", "result", "teacher", "seconds"), rows)
     left_to_run = sum(not planned.is_finished for planned in cells)
     echo(f"{len(cells)} cells, {left_to_run} to run: {time}, estimated from the finished cells")
 

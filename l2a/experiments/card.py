@@ -1,4 +1,4 @@
-"""Experiment cards: a grid of pairs, shots, seeds, students and variants of methods, checked before anything runs."""
+"""Experiment cards: a grid of pairs, shots, seeds and variants of methods, checked before anything runs."""
 
 import itertools
 from collections import Counter
@@ -51,7 +51,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class ExperimentCard:
-    """A grid: every pair with every number of shots per class, seed, student preset and variant."""
+    """A grid: every pair with every number of shots per class, seed and variant."""
 
     description: str  # it opens the report
     preset: str  # the card in configs/ that gives every other field: the budget
@@ -59,7 +59,6 @@ class ExperimentCard:
     variants: Mapping[str, Variant]  # by their names in results
     shots: tuple[int, ...] = (32,)
     seeds: tuple[int, ...] = (0, 1, 2)
-    students: tuple[str, ...] = ("auto",)
     name: str = ""  # by default its file's
 
     @cached_property
@@ -85,15 +84,15 @@ def load_experiment(reference: str) -> ExperimentCard:
     return card
 
 
-def variant_config(card: ExperimentCard, student: str, variant: str, pair: str) -> DistillConfig:
-    """Build the configuration of a variant, without its place in the grid: the preset, the student, its overrides."""
+def variant_config(card: ExperimentCard, variant: str, pair: str) -> DistillConfig:
+    """Build the configuration of a variant, without its place in the grid: the preset and its overrides."""
     given = card.variants[variant].overrides
     named = {key: value.replace("{pair}", pair) if isinstance(value, str) else value for key, value in given.items()}
-    return override(card.base, {"student.preset": student, **named})
+    return override(card.base, named)
 
 
 def _problems(card: ExperimentCard) -> Iterable[str]:
-    for name in ("pairs", "variants", "shots", "seeds", "students"):
+    for name in ("pairs", "variants", "shots", "seeds"):
         counts = Counter(it.name if isinstance(it, Pair) else it for it in getattr(card, name))
         if not counts:
             yield f"{name}: empty; give at least one entry"
@@ -111,9 +110,9 @@ def _problems(card: ExperimentCard) -> Iterable[str]:
         for key in variant.overrides:
             if key.split(".")[0] in of_the_grid | NEVER_DECIDES:
                 yield f"{where}: {key} is set by the grid; take it out of the overrides"
-        for student, pair in itertools.product(card.students, card.pairs):
+        for pair in card.pairs:
             try:
-                check_operators(variant_config(card, student, name, pair.name).generator)
+                check_operators(variant_config(card, name, pair.name).generator)
             except UsageError as error:
                 yield f"{where}: {error}"
 
@@ -124,7 +123,6 @@ class Place(NamedTuple):
     pair: str
     shots: int
     seed: int
-    student: str
     variant: str
 
     @property
@@ -159,18 +157,18 @@ def expand(card: ExperimentCard, data_root: Path | None) -> tuple[Group, ...]:
         data_root: Folder that relative data paths start from.
     """
     settings = {
-        (student, variant, pair.name): variant_config(card, student, variant, pair.name)
-        for student, variant, pair in itertools.product(card.students, card.variants, card.pairs)
+        (variant, pair.name): variant_config(card, variant, pair.name)
+        for variant, pair in itertools.product(card.variants, card.pairs)
     }
     by_source: dict[str, list[Group]] = {}
     for seed, shots, pair in itertools.product(card.seeds, card.shots, card.pairs):
         of_pair = {side: getattr(pair, side) for side in ("source", "target", "source_columns", "target_columns")}
         of_pair |= {"shots": shots, "seed": seed, "data_root": str(data_root.resolve()) if data_root else None}
         cells = []
-        for student, (name, variant) in itertools.product(card.students, card.variants.items()):
+        for name, variant in card.variants.items():
             texts = pair.unlabelled if variant.unlabelled else ()
-            config = replace(settings[student, name, pair.name], **of_pair, unlabelled=texts)
-            cells.append(Cell(Place(pair.name, shots, seed, student, name), variant.method, config, card.preset))
+            config = replace(settings[name, pair.name], **of_pair, unlabelled=texts)
+            cells.append(Cell(Place(pair.name, shots, seed, name), variant.method, config, card.preset))
         by_source.setdefault(pair.source, []).append(tuple(cells))
     rounds = itertools.zip_longest(*by_source.values())
     return tuple(group for one_round in rounds for group in one_round if group is not None)

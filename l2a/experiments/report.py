@@ -48,7 +48,7 @@ def estimate(values: pd.Series) -> Estimate:
     Args:
         values: One value a cell, by place; at least one.
     """
-    axes = ("pair", "seed", ["shots", "student"])
+    axes = ("pair", "seed", "shots")
     places = tuple(values.groupby(level=axis).ngroup().to_numpy() for axis in axes)
     cube = np.full([place.max() + 1 for place in places], np.nan)  # NaN where a cell is missing
     cube[places] = values
@@ -113,7 +113,7 @@ class Summary:
     comparisons: list[dict[str, Any]]
 
     def level(self, variant: str, metric: str = "accuracy", axis: str = "pair", value: Any = None) -> Estimate | None:
-        """Look up the mean of a variant, over one "pair", number of "shots" or "student" if its value is given."""
+        """Look up the mean of a variant, over one "pair" or number of "shots" if its value is given."""
         return self.levels.get((variant, metric, axis, value))
 
 
@@ -136,7 +136,6 @@ def summarise(card: ExperimentCard, results: Sequence[CellResult]) -> Summary:
     variants = [name for name in card.variants if name in tables["accuracy"]]
     axes: list[tuple[str, Any]] = [("pair", None), *(("pair", pair.name) for pair in card.pairs)]
     axes += [("shots", shots) for shots in card.shots if len(card.shots) > 1]
-    axes += [("student", student) for student in card.students if len(card.students) > 1]
     levels = {}
     for variant, metric, (axis, value) in itertools.product(variants, tables, axes):
         values = tables[metric][variant].dropna()
@@ -161,7 +160,7 @@ def write_summary(path: Path, summary: Summary) -> None:
             return "[\n" + ",\n".join(f"  {written(entry)}" for entry in value) + "\n ]"
         return json.dumps(value, ensure_ascii=False)
 
-    card, places = summary.card, {"pair": None, "shots": None, "student": None}
+    card, places = summary.card, {"pair": None, "shots": None}
     shown = (*Place._fields, "accuracy", "macro_f1", "parameters", "labels_used", "seconds", "key")
     parts = {
         "card": card.name, "description": card.description, "preset": card.preset,

@@ -45,7 +45,6 @@ class CellResult:
     pair: str
     shots: int
     seed: int
-    student: str
     variant: str
     method: str
     key: str  # fingerprint of the configuration and the data; another key means another result
@@ -67,7 +66,7 @@ class CellResult:
     @property
     def place(self) -> Place:
         """The cell's place in the grid, by which results are sorted."""
-        return Place(self.pair, self.shots, self.seed, self.student, self.variant)
+        return Place(self.pair, self.shots, self.seed, self.variant)
 
 
 def to_line(result: CellResult) -> str:
@@ -86,7 +85,9 @@ def from_line(line: bytes) -> CellResult:
     end = len(line) - len(_last_field(b""))
     if line[end:] != _last_field(line[:end]).encode():
         raise ValueError("the checksum does not match")
-    return CellResult(**json.loads(line[:end] + b"}"))
+    fields = json.loads(line[:end] + b"}")
+    fields.pop("student", None)  # "auto" in older lines; now a variant alone says which student it is
+    return CellResult(**fields)
 
 
 def _last_field(body: bytes) -> str:
@@ -288,7 +289,7 @@ def _run_group(
 def _run_or_find(planned: PlannedCell, folder: Path, run_method: RunMethod) -> Outcome:
     """Run a cell; a failed one, of whatever kind, must not cost the others."""
     cell, key, mark = planned.cell, planned.key, planned.teacher_mark
-    # A method without a student has one result for all students, and cards share variants: run once and copied.
+    # Cards share variants, and some differ only in what their method does not read: run once and copied.
     folders = [folder, *sorted(other for other in folder.parent.glob("*/") if other != folder)]
     known = next((result for place in folders for result in read_results(place) if result.key == key), None)
     if known is not None:

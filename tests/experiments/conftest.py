@@ -137,7 +137,7 @@ def fake_run_method(trace):
 def make_result():
     def make(**changes):
         fields = {
-            "pair": "sea_sky", "shots": 4, "seed": 0, "student": "auto", "variant": "tfidf", "method": "tfidf_logreg",
+            "pair": "sea_sky", "shots": 4, "seed": 0, "variant": "tfidf", "method": "tfidf_logreg",
             "key": "k", "preset": "screening", "accuracy": 0.5, "macro_f1": 0.5, "test_examples": 40,
             "predictions": "p", "parameters": 100, "labels_used": 72, "seconds": 0.5, "wall_seconds": 0.75,
             "data": {"sea.jsonl": "0" * 64, "sky.jsonl": "1" * 64}, "versions": {"l2a": "0.1.0"},

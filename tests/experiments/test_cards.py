@@ -32,9 +32,9 @@ def of_l2a(**overrides):
         ({"seeds": []}, ["seeds: empty"]),
         ({"shots": [4, 4], "seeds": [1, 1]}, ["shots: 4 is given more than once", "seeds: 1 is given more than once"]),
         ({"preset": "screning"}, ["'screening'"]),
-        ({"students": ["narow"]}, ["'narrow'"]),
+        (of_l2a(**{"student.preset": "narow"}), ["variants.a", "'narrow'"]),
         ({"variants": {"a": {"method": "plain_kd_unlabelled_student"}}}, ["variants.a", "unlabelled: true"]),
-        ({"students": ["auto", "narrow"], **of_l2a(**{"kd.alfa": 1})}, ["kd.alfa"]),
+        (of_l2a(**{"kd.alfa": 1}), ["kd.alfa"]),
     ],
 )
 def test_what_is_wrong_with_a_card_is_said_before_anything_runs(workspace, changes, words):

@@ -2,6 +2,7 @@ import contextlib
 import multiprocessing
 import shutil
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from l2a.experiments.runner import RESULTS_FILE, CellResult, from_line, read_res
 from l2a.util import files
 
 Make = Callable[..., CellResult]
+KEPT = sorted((Path(__file__).parents[2] / "benchmarks" / "results").glob(f"*/{RESULTS_FILE}"))
 as_fixture = settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
@@ -47,6 +49,11 @@ def test_a_damaged_line_costs_its_own_cell_only(tmp_path, make_result, caplog, d
     assert ("line 2 is damaged" in caplog.text) == bool(lines[1])
     (tmp_path / RESULTS_FILE).write_bytes(bytes(range(256)) * 4)
     assert read_results(tmp_path) == ()
+
+
+@pytest.mark.parametrize("card", [path.parent for path in KEPT], ids=lambda folder: folder.name)
+def test_lines_of_earlier_versions_can_be_read(card):
+    assert len(read_results(card)) == len((card / RESULTS_FILE).read_text("utf-8").splitlines()) > 0
 
 
 def test_a_cell_that_ran_again_replaces_its_old_result(tmp_path, make_result):

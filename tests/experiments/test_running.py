@@ -106,13 +106,16 @@ def test_an_unexpected_error_is_a_failed_cell_too(workspace, caplog):
     assert "Traceback" in caplog.text
 
 
-def test_a_method_without_a_student_runs_once_for_all_students(workspace, fake_run_method, trace):
-    write_card(workspace, students=["auto", "narrow"], seeds=[0])
+def test_variants_that_differ_only_in_what_their_method_never_reads_run_once(workspace, fake_run_method, trace):
+    methods = {"tfidf": "tfidf_logreg", "plain": "plain_kd_student"}
+    variants = {
+        f"{name}_{preset}": {"method": method, "overrides": {"student.preset": preset}}
+        for name, method in methods.items() for preset in ("auto", "narrow")
+    }  # fmt: skip
+    write_card(workspace, variants=variants, seeds=[0])
     run_tiny(workspace, fake_run_method)
-    counts = Counter(line.split()[2] for line in rows_run(trace))
-    assert counts == {"tfidf_logreg": 2, "plain_kd_student": 4, "l2a_student": 4}
-    values = [result for result in read_results(workspace / "results") if result.variant == "tfidf"]
-    assert {result.student for result in values} == {"auto", "narrow"}
+    assert Counter(line.split()[2] for line in rows_run(trace)) == {"tfidf_logreg": 2, "plain_kd_student": 4}
+    assert len(read_results(workspace / "results")) == 8
 
 
 def test_a_group_that_another_runner_holds_is_left_to_it(workspace, fake_run_method):

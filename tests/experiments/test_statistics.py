@@ -13,8 +13,8 @@ from l2a.experiments.report import compare, estimate
 
 def by_place(table):
     """A (pairs, seeds) table of accuracies as cells; NaN where one is missing."""
-    places = [(f"pair{pair}", 32, seed, "auto") for pair, seed in np.ndindex(table.shape)]
-    index = pd.MultiIndex.from_tuples(places, names=["pair", "shots", "seed", "student"])
+    places = [(f"pair{pair}", 32, seed) for pair, seed in np.ndindex(table.shape)]
+    index = pd.MultiIndex.from_tuples(places, names=["pair", "shots", "seed"])
     return pd.Series(table.ravel(), index)
 
 
