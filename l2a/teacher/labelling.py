@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import sqlite3
+import threading
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -62,6 +63,7 @@ class OutputStore:
         """Name a store of C classes and width d in a folder; nothing is opened yet."""
         self.path = folder / f"rows-{classes}x{width}.sqlite"
         self.record = np.dtype([("key", "V16"), ("logits", "<f4", (classes,)), ("embedding", "<f2", (width,))])
+        self._lock = threading.RLock()  # Python 3.13 mixes up threads that run one statement of a connection at once
         self._number = self._last = 0  # of the file that is open, and its last row that was read
         # A known text has a place in these arrays; place 0 is that of unknown texts.
         self._places: dict[bytes, int] = {}
@@ -85,10 +87,11 @@ class OutputStore:
                 self._rows, self._last = np.append(self._rows, rows), int(rows[-1])
                 self._logits = np.append(self._logits, records["logits"], axis=0)
 
-        self._run(note_added)
-        places = np.array([self._places.get(key, 0) for key in keys], np.int64)
-        states = StoredRows((self,), np.zeros(len(keys), np.int64), places)
-        return TeacherOutputs(self._logits[places], states), places > 0
+        with self._lock:
+            self._run(note_added)
+            places = np.array([self._places.get(key, 0) for key in keys], np.int64)
+            logits = self._logits[places]
+        return TeacherOutputs(logits, StoredRows((self,), np.zeros(len(keys), np.int64), places)), places > 0
 
     def append(self, keys: Sequence[bytes], outputs: "TeacherOutputs") -> None:
         """Add N texts by their keys in one step: a process that is killed here leaves the store as it was.
@@ -136,7 +139,7 @@ class OutputStore:
 
     def _run(self, action: Callable[[sqlite3.Connection], Any]) -> Any:
         """Do something with the file; once more with a new one if it turns out to be damaged."""
-        with os_errors_as_run_error(self.path):
+        with self._lock, os_errors_as_run_error(self.path):
             try:
                 return action(self._open())
             except sqlite3.DatabaseError as error:
