@@ -1,7 +1,6 @@
 """The student: an ordinary sequence classifier of transformers, the weights that it starts from, and its presets."""
 
 import copy
-import dataclasses
 import json
 import math
 import string
@@ -471,7 +470,7 @@ def resolve_preset(config: StudentConfig, teacher: Teacher) -> StudentConfig:
     if config.preset != "auto":
         return config
     roomy = config.max_share * teacher.parameters_count >= ROOM_FOR_MINILM
-    return dataclasses.replace(config, preset="minilm-l6" if roomy else "narrow")
+    return StudentConfig("minilm-l6" if roomy else "narrow", config.model, config.max_share)
 
 
 def wants_small_rate(config: StudentConfig, teacher: Teacher, width: int) -> bool:
