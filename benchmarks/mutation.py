@@ -1,5 +1,7 @@
 """Mutation check: ``nox -s mutation -- --sample 400`` writes benchmarks/results/mutation.json.
 
+The share also goes to benchmarks/results/trust.json, with the number of mutants that it is of.
+
 mutmut makes the mutants of ``l2a/kd``, ``l2a/generator`` and ``l2a/selector`` (its settings are in pyproject.toml) and
 runs on each the fast tests that reach the changed function, until one fails. A sample is drawn by a seed, since all of
 them would take a day. Outcomes are kept in ``mutants/`` and in the result under a hash of the function, so that the
@@ -14,6 +16,8 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from trust import record
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "mutation.json"
@@ -76,7 +80,10 @@ def main() -> None:
             function, code = every[name]
             outcome = "crashed" if code is None else OUTCOMES.get(code, "crashed")
             outcomes[name] = {"function": function, "outcome": outcome}
-        options.output.write_text(json.dumps(summary(outcomes, options.seed), indent=1) + "\n", "utf-8")
+        found = summary(outcomes, options.seed)
+        options.output.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+        if options.output == RESULT:  # others are trials
+            record(killed_share=found["killed_share"], mutants=found["sample"])
         print(f"{len(outcomes)} of {len(chosen)} tried", flush=True)
 
 
