@@ -415,7 +415,7 @@ def main() -> None:
     except (UsageError, RunError) as error:
         _fail(str(error), 2 if isinstance(error, UsageError) else 1)
     except (_Interrupted, KeyboardInterrupt) as error:
-        kept = "trained teachers, labels, finished cells and the last state of what was in training are kept"
+        kept = "teachers, labels, finished cells and the last state of what was trained, made or classified are kept"
         again = shlex.join(["l2a", *sys.argv[1:]])
         _fail(f"interrupted; {kept}; go on with: {again}", 128 + (error.args or (signal.SIGINT,))[0])
     except MemoryError:

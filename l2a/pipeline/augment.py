@@ -1,6 +1,5 @@
 """``l2a augment``: runs one operator on a file of texts, apart from any distillation."""
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -8,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -21,7 +20,7 @@ from l2a.kd.trainer import embedding_gradients
 from l2a.student.student import load_checkpoint
 from l2a.teacher import labelling, model
 from l2a.util import files
-from l2a.util.errors import UsageError, did_you_mean, os_errors_as_run_error
+from l2a.util.errors import UsageError, did_you_mean
 from l2a.util.progress import SILENT, Progress
 from l2a.util.training import best_device
 
@@ -115,55 +114,30 @@ def augment_file(job: AugmentJob, progress: Progress = SILENT) -> int:
     request = {name: str(value) for name, value in vars(job).items() if name != "overwrite"}
     sides = (inputs, ()) if source is inputs else (inputs, source)
     request["texts"] = files.fingerprint(*([list(text) for text in side] for side in sides))
-    checkpoint = files.Checkpoint(job.output.with_name(f".{job.output.name}{files.CHECKPOINT}"), request)
-    path = checkpoint.folder / "lines.jsonl"
-    with os_errors_as_run_error(job.output), checkpoint.held(), path.open("a+b") as lines:
-        first, digest = _continue(lines, checkpoint)
+    with files.growing(job.output, request) as made:
         make = _line_maker(job, inputs, source, progress)
         with progress.stage("augment", total) as advance:
-            advance(first)
+            advance(first := sum(1 for _ in made.file))
             for start in range(first, total, job.batch_size):
                 # The number of the batch seeds it, so that it does not matter what ran before.
                 rng = np.random.default_rng([job.seed, start // job.batch_size])
                 rows = np.arange(start, min(start + job.batch_size, total)) % len(inputs)
                 partners = rng.integers(0, len(source), size=len(rows))
-                made = make(rows, partners, rng)
-                lines.write(made)
-                digest.update(made)
+                made.append(make(rows, partners, rng))
                 advance(len(rows))
-                if checkpoint.is_due():
-                    lines.flush()
-                    files.sync(path)
-                    facts = {"texts": start + len(rows), "bytes": lines.tell(), "sha256": digest.hexdigest()}
-                    checkpoint.save("written", files.to_json(facts).encode(), "json")
-        lines.flush()
-        files.sync(path)
         if is_parquet:
             import pyarrow.json
             import pyarrow.parquet
 
-            lines.seek(0)
+            made.file.seek(0)
             reading = pyarrow.json.ReadOptions(block_size=1 << 25)  # bytes, more than any line has
             parsing = pyarrow.json.ParseOptions(pyarrow.schema({"text": "string", "text_pair": "string"}))
             with files.atomic_file(job.output) as output:
-                pyarrow.parquet.write_table(pyarrow.json.read_json(lines, reading, parsing), output)
-        (checkpoint.folder / files.MARK).unlink(missing_ok=True)
+                pyarrow.parquet.write_table(pyarrow.json.read_json(made.file, reading, parsing), output)
+        made.finish()
         if not is_parquet:
-            os.replace(path, job.output)
+            os.replace(made.file.name, job.output)
     return total
-
-
-def _continue(lines: IO[bytes], checkpoint: files.Checkpoint) -> tuple[int, "hashlib._Hash"]:
-    """Cut a file to what is surely written, and say how many texts that is; all of it counts by its hash."""
-    kept = json.loads(checkpoint.load("written") or b'{"texts": 0, "bytes": 0}')
-    lines.seek(0)
-    digest = hashlib.sha256()
-    while piece := lines.read(min(1 << 20, kept["bytes"] - lines.tell())):
-        digest.update(piece)
-    if digest.hexdigest() != kept.get("sha256"):
-        kept, digest = {"texts": 0, "bytes": 0}, hashlib.sha256()
-    lines.truncate(kept["bytes"])
-    return kept["texts"], digest
 
 
 def _line_maker(

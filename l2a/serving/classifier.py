@@ -1,6 +1,7 @@
 """A finished student as a scikit-learn classifier, from PyTorch or ONNX: for texts, files of them and labelled ones."""
 
 import csv
+import gzip
 import io
 import json
 import os
@@ -23,7 +24,7 @@ from l2a.data import domains, readers
 from l2a.data.examples import TextInput, concatenate
 from l2a.util.cluster import spread
 from l2a.util.errors import UsageError, did_you_mean
-from l2a.util.files import MARK, atomic_file, atomic_write_text, to_json
+from l2a.util.files import MARK, Growing, atomic_file, atomic_write_text, growing, sha256_file, to_json
 from l2a.util.progress import SILENT, Progress
 
 if TYPE_CHECKING:
@@ -32,11 +33,15 @@ if TYPE_CHECKING:
 TEMPERATURES = (0.05, 20.0)  # ends of what is searched: few labels that are all right would ask for a temperature of 0
 # Texts are cut at some hundred tokens, so that characters beyond the longest cost nothing.
 CHARACTERS_PER_BATCH, LONGEST = 8192, 2048
+MODEL_FILES = (".json", ".model", ".onnx", ".safetensors", ".txt")  # of these types is what decides a student's answers
 FIELDS = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
 ON_INPUT = (*readers.DELIMITERS, ".jsonl", ".txt")
 WRITTEN = (*readers.DELIMITERS, ".jsonl", ".parquet")
 ON_OUTPUT = {".txt": ".tsv", ".parquet": ".jsonl"}  # what standard output gets of these
 Rows = Sequence[Mapping[str, Any]]
+# Without the time of writing, so that the same rows give the same bytes.
+PACKERS: Mapping[str, Any] = {**readers.PACKED, ".gz": lambda raw, mode: gzip.GzipFile("", mode, fileobj=raw, mtime=0)}
+Pieces = Iterator[tuple[list[readers.Record], Any]]  # lines, with the texts among them or the answers to these
 
 
 class Engine(NamedTuple):
@@ -280,6 +285,8 @@ def predict_file(
 ) -> Counts:  # fmt: skip
     """Classify a file: every line, in order and with its columns, gets a label, its confidence and all probabilities.
 
+    From a file to a file, a killed run goes on with the lines that it had classified when it is run again.
+
     Args:
         classifier: A student.
         source: The file; None for standard input.
@@ -291,7 +298,8 @@ def predict_file(
         client: Of Dask, whose workers classify; each opens the student by its path. None for this process.
 
     Raises:
-        UsageError: If the input cannot be read or has no column of texts, or a format is not known.
+        UsageError: If the input cannot be read or has no column of texts, or a format is not known; or if a killed run
+            with another student, input or setting left its state beside the output.
         RunError: If the output cannot be written.
     """
     name, classes = str(source or "standard input"), classifier.classes_.tolist()
@@ -310,10 +318,17 @@ def predict_file(
         schema = pyarrow.parquet.read_schema(source) if is_typed else pyarrow.schema(dict.fromkeys(kept, "string"))
         for new in added:
             schema = schema.append(pyarrow.field(new, "string" if new == added[0] else "double"))
-        with open_writer(output, written, schema) as write:
+        keeping: Any = nullcontext()
+        if source and source.is_file() and output and hasattr(classifier, "student"):
+            models = sorted(path for path in classifier.engine.folder.iterdir() if path.suffix in MODEL_FILES)
+            hashes = {f"sha256 of {path}": sha256_file(path) for path in (*models, source)}
+            options = {"student": str(classifier.student), **vars(columns), "threshold": threshold}
+            keeping = growing(output, options | hashes)
+        with keeping as made, open_writer(output, written, schema) as write:
             checked = ([_checked(record, sides) for record in window] for window in chain([first], windows))
             pieces = ((records, _inputs(records, sides)) for records in checked)
-            for records, probabilities in spread(client, Classifier.predict_proba, classifier, pieces):
+            answers = spread(client, Classifier.predict_proba, classifier, pieces)
+            for records, probabilities in _continued(made, len(classes), pieces, answers) if made else answers:
                 found, rows = iter(probabilities.round(6).tolist()), []
                 for number, values, problem in records:
                     shares = [] if problem else next(found)
@@ -328,6 +343,18 @@ def predict_file(
                 lines, broken = lines + len(records), broken + len(records) - len(probabilities)
                 advance(len(records))
     return Counts(lines, broken, abstained)
+
+
+def _continued(made: Growing, classes: int, pieces: Pieces, answers: Pieces) -> Pieces:
+    """Give the answers to the first pieces that a killed run left, then the others, which are kept."""
+    left = made.size
+    while made.file.tell() < left:
+        records, inputs = next(pieces)
+        yield records, np.frombuffer(made.file.read(8 * classes * len(inputs))).reshape(len(inputs), classes)
+    for records, probabilities in answers:
+        made.append(probabilities.tobytes())
+        yield records, probabilities
+    made.finish()
 
 
 def _columns(name: str, window: Sequence[readers.Record], columns: Columns) -> tuple[list[str], list[str]]:
@@ -368,7 +395,7 @@ def open_writer(path: Path | None, suffix: str, schema: Any) -> Iterator[Callabl
     def cells(row: Mapping[str, Any]) -> dict[str, Any]:
         return {one.name: _cell(row.get(one.name)) if one.type == "string" else row.get(one.name) for one in schema}
 
-    pack = readers.PACKED.get(path.suffix.lower()) if path else None
+    pack = PACKERS.get(path.suffix.lower()) if path else None
     with (
         atomic_file(path) if path else nullcontext(sys.stdout.buffer) as raw,
         pack(raw, "wb") if pack else nullcontext(raw) as stream,

@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
+from glob import escape
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -167,7 +168,7 @@ def output_folder(path: Path, kind: str, overwrite: bool = False) -> Iterator[Pa
     with os_errors_as_run_error(path):
         path.mkdir(parents=True, exist_ok=True)
         try:
-            with FileLock(path / LOCK, timeout=0):
+            with _locked(path, f"--output-dir {path}"):
                 _finish(path)
                 for left in path.glob(f"{NEW}*"):  # of a process that was killed
                     shutil.rmtree(left, ignore_errors=True)
@@ -191,12 +192,19 @@ def output_folder(path: Path, kind: str, overwrite: bool = False) -> Iterator[Pa
                     raise
                 finally:
                     shutil.rmtree(staging, ignore_errors=True)
-        except Timeout as error:
-            message = f"--output-dir {path}: another run is writing there; wait for it, or name another folder"
-            raise RunError(message) from error
         finally:
             if is_new and [child.name for child in path.iterdir()] == [LOCK]:
                 shutil.rmtree(path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, named: object) -> Iterator[None]:
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / LOCK, timeout=0):
+            yield
+    except Timeout as error:
+        raise RunError(f"{named}: another run is writing there; wait for it, or name another place") from error
 
 
 def _refuse_foreign_content(path: Path, kind: str, overwrite: bool) -> dict[str, str]:
@@ -237,17 +245,11 @@ def add_to_folder(path: Path, name: str, data: bytes) -> None:
     Raises:
         RunError: If the folder cannot be written, or another process writes it now.
     """
-    with os_errors_as_run_error(path):
-        try:
-            with FileLock(path / LOCK, timeout=0):
-                atomic_write_bytes(path / name, data)
-                mark = read_mark(path / MARK)
-                files = {**mark["files"], name: sha256_file(path / name)}
-                atomic_write_text(
-                    path / MARK, to_json({"format": 1, "kind": mark["kind"], "files": files}, indent=1) + "\n"
-                )
-        except Timeout as error:
-            raise RunError(f"{path}: a run is writing there; wait for it and try again") from error
+    with os_errors_as_run_error(path), _locked(path, path):
+        atomic_write_bytes(path / name, data)
+        mark = read_mark(path / MARK)
+        files = {**mark["files"], name: sha256_file(path / name)}
+        atomic_write_text(path / MARK, to_json({"format": 1, "kind": mark["kind"], "files": files}, indent=1) + "\n")
 
 
 def _finish(path: Path) -> None:
@@ -307,24 +309,6 @@ class Checkpoint:
                 "command of that run to finish it, or delete the folder to start anew"
             )
 
-    @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
-        """Make the folder and hold it against other processes; it goes at the end where it has no mark (any more).
-
-        Raises:
-            RunError: If another process holds it.
-        """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        try:
-            with FileLock(self.folder / LOCK, timeout=0):
-                try:
-                    yield
-                finally:
-                    if not (self.folder / MARK).exists():
-                        shutil.rmtree(self.folder, ignore_errors=True)
-        except Timeout as error:
-            raise RunError(f"{self.folder}: another run is writing there; wait for it and try again") from error
-
     def load(self, key: str) -> bytes | None:
         """Read the newest undamaged file of a key, whose stage begins now; None where there is none."""
         self._saved = time.monotonic()
@@ -362,6 +346,70 @@ class Checkpoint:
 
     def _stem(self, key: str, data: bytes) -> str:
         return f"{key}.{fingerprint(self._mark, data)}"
+
+
+class Growing:
+    """What was made so far of one output file, in order, as a file of a checkpoint that only grows.
+
+    Attributes:
+        file: It; what a killed run has surely written is still there, to be read from the beginning.
+        size: Its bytes.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, file: IO[bytes]) -> None:
+        """Cut a file, at its beginning and open to append, to what the checkpoint tells by size and hash."""
+        self._checkpoint, self.file, self._digest = checkpoint, file, hashlib.sha256()
+        kept = json.loads(checkpoint.load("written") or '{"size": 0}')
+        while piece := file.read(min(1 << 20, kept["size"] - file.tell())):
+            self._digest.update(piece)
+        if self._digest.hexdigest() != kept.get("sha256"):
+            kept, self._digest = {"size": 0}, hashlib.sha256()
+        self.size = file.truncate(kept["size"])
+        file.seek(0)
+
+    def append(self, data: bytes) -> None:
+        """Add what was made next, and save now and then."""
+        self.size += self.file.write(data)
+        self._digest.update(data)
+        if self._checkpoint.is_due():
+            self.file.flush()
+            os.fsync(self.file.fileno())
+            facts = {"size": self.size, "sha256": self._digest.hexdigest()}
+            self._checkpoint.save("written", to_json(facts).encode(), "json")
+
+    def finish(self) -> None:
+        """Have the whole file on the disk, and the checkpoint go at the end of the block."""
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        (self._checkpoint.folder / MARK).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def growing(output: Path, settings: Mapping[str, Any]) -> Iterator[Growing]:
+    """Hold what a killed run of the same settings has made of an output file, in a hidden folder beside.
+
+    Args:
+        output: The file, which the block writes at its end.
+        settings: As ``Checkpoint`` takes them.
+
+    Yields:
+        What is there; it goes once it is finished.
+
+    Raises:
+        UsageError: If there is the state of a run with other settings or another version of this package.
+        RunError: If another process writes there, or the system refuses.
+    """
+    checkpoint = Checkpoint(output.with_name(f".{output.name}{CHECKPOINT}"), settings)
+    folder = checkpoint.folder
+    with os_errors_as_run_error(output), _locked(folder, output), (folder / "made").open("a+b") as file:
+        for left in output.parent.glob(f".{escape(output.name)}{NEW}*"):  # of a process that was killed
+            left.unlink()
+        file.seek(0)
+        try:
+            yield Growing(checkpoint, file)
+        finally:
+            if not (folder / MARK).exists():
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def cache_root() -> Path:

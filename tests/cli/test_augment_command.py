@@ -84,9 +84,10 @@ def test_an_interrupted_job_leaves_what_was_there(texts, encoder_folder, tmp_pat
         augment_file(job(texts, out, encoder_folder, overwrite=True))
     with pytest.raises(UsageError, match='"seed": "0" there, "seed": "1" here'):
         augment_file(job(texts, out, encoder_folder, overwrite=True, seed=1))
-    with (kept / "lines.jsonl").open("ab") as lines:
+    with (kept / "made").open("a+b") as lines:
+        lines.seek(0)
+        assert out.read_text() == "old" and len(lines.readlines()) == 8
         lines.write(b"torn")  # written after the last state
-    assert out.read_text() == "old" and json.loads(next(kept.glob("written.*")).read_text())["texts"] == 8
     augment_file(job(texts, out, encoder_folder, overwrite=True))
     whole = tmp_path / "whole.parquet"
     augment_file(job(texts, whole, encoder_folder))

@@ -4,7 +4,12 @@ import csv
 import gzip
 import io
 import json
+import os
+import shutil
+import signal
+import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
@@ -14,7 +19,8 @@ from sklearn.metrics import accuracy_score, f1_score, precision_recall_fscore_su
 from l2a.config import Columns
 from l2a.data import readers
 from l2a.data.domains import load_domain
-from l2a.serving.classifier import evaluate, labelled_texts, predict_file
+from l2a.serving.classifier import Classifier, evaluate, labelled_texts, predict_file
+from l2a.util import files
 from l2a.util.cluster import open_client
 from l2a.util.errors import UsageError
 from l2a.util.progress import Progress
@@ -136,6 +142,116 @@ def test_pairs_are_read_from_columns_and_from_tabs(classifier, tmp_path):
         out = tmp_path / f"{name}.tsv"
         assert predict_file(classifier, tmp_path / name, out, columns).broken == broken
         assert np.allclose(read(out)["p_mixed"][:2], classifier.predict_proba(pairs)[:, 0], atol=1e-5)
+
+
+@pytest.fixture
+def interrupted(tmp_path, monkeypatch, saved_after_every_step):
+    """Starts to classify 30 lines, 7 at a time, and is stopped in the third piece; gives the input."""
+    monkeypatch.setattr(readers, "WINDOW", 7)
+    source = write(tmp_path / "in.jsonl", [{"text": text if i != 9 else ""} for i, text in enumerate(TEXTS)])
+
+    def start(classifier, output):
+        original, asked = Classifier.predict_proba, []
+
+        def predict_proba(self, texts):
+            asked.append(texts)
+            if len(asked) > 2:
+                raise KeyboardInterrupt
+            return original(self, texts)
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(Classifier, "predict_proba", predict_proba)
+            predict_file(classifier, source, output)
+        return source
+
+    return start
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.csv.gz", "out.parquet"])
+def test_a_killed_run_goes_on_and_writes_the_bytes_of_a_whole_one(classifier, interrupted, tmp_path, monkeypatch, name):
+    source, place = interrupted(classifier, tmp_path / name), tmp_path / "elsewhere"
+    expected = predict_file(classifier, source, place / name)
+    (tmp_path / f".{name}.l2a-new.killed").write_text("half")
+    with (tmp_path / f".{name}{files.CHECKPOINT}" / "made").open("ab") as made:
+        made.write(b"torn")  # written after the last state
+    asked, original = [], Classifier.predict_proba
+    monkeypatch.setattr(Classifier, "predict_proba", lambda self, texts: asked.extend(texts) or original(self, texts))
+    assert predict_file(classifier, source, tmp_path / name) == expected == (30, 1, 0)
+    assert [text for (text,) in asked] == TEXTS[14:]
+    content = (tmp_path / name).read_bytes()
+    assert content == (place / name).read_bytes()
+    assert ".gz" not in name or content[4:8] == bytes(4)  # where gzip keeps the time
+    assert {path.name for path in tmp_path.iterdir()} == {"in.jsonl", name, "elsewhere"}
+
+
+def test_what_was_kept_of_another_request_is_not_used(classifier, interrupted, student, tmp_path):
+    mine, output = shutil.copytree(student, tmp_path / "mine"), tmp_path / "out.jsonl"
+    source = interrupted(Classifier.from_pretrained(mine), output)
+
+    def refused(classifier, difference, **settings):
+        with pytest.raises(UsageError, match=rf"out\.jsonl\.l2a-checkpoint keeps .*{difference}"):
+            predict_file(classifier, source, output, **settings)
+
+    refused(classifier, '"student": ".*" there')
+    refused(Classifier(mine), '"threshold": 0.0 there, "threshold": 0.5 here', threshold=0.5)
+    refused(Classifier(mine), '"text": null there, "text": "text" here', columns=Columns("text"))
+    (mine / files.MARK).write_text('{"temperature": 2}')
+    refused(Classifier(mine), r'"sha256 of .*mine/l2a\.json"')
+    (mine / files.MARK).unlink()
+    content = source.read_text()
+    source.write_text(content.replace("film", "book"))
+    refused(Classifier(mine), r'"sha256 of .*in\.jsonl"')
+    source.write_text(content)
+    assert predict_file(Classifier(mine), source, output).lines == 30 and not list(tmp_path.glob(".*"))
+
+
+def test_damage_to_what_was_kept_only_costs_time(classifier, interrupted, tmp_path):
+    source = interrupted(classifier, tmp_path / "out.jsonl")
+    kept = tmp_path / f".out.jsonl{files.CHECKPOINT}" / "made"
+    kept.write_bytes(bytes(kept.stat().st_size))
+    predict_file(classifier, source, tmp_path / "out.jsonl")
+    predict_file(classifier, source, tmp_path / "whole.jsonl")
+    assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
+def test_a_pipe_is_read_once_and_nothing_of_it_is_kept(classifier, tmp_path, monkeypatch):
+    monkeypatch.setattr("l2a.serving.classifier.sha256_file", None)  # it would read the pipe too
+    os.mkfifo(tmp_path / "pipe.txt")
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit((tmp_path / "pipe.txt").write_text, "\n".join(TEXTS))
+        assert predict_file(classifier, tmp_path / "pipe.txt", tmp_path / "out.csv").lines == 30
+    assert {path.name for path in tmp_path.iterdir()} == {"pipe.txt", "out.csv"}
+
+
+KILLED = """
+import os, signal, sys
+from l2a.cli import app
+from l2a.data import readers
+from l2a.serving.classifier import Classifier
+from l2a.util import files
+readers.WINDOW, files.SAVE_SECONDS, files.SAVE_COST = 7, 0.0, float("inf")
+whole, left = Classifier.predict_proba, iter(range(int(os.environ["PIECES"])))
+def predict_proba(self, texts):
+    if next(left, None) is None:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return whole(self, texts)
+Classifier.predict_proba = predict_proba
+app.main()
+"""
+
+
+@pytest.mark.slow
+def test_the_command_goes_on_after_a_real_kill(student, tmp_path):
+    source = write(tmp_path / "in.csv", [{"text": text} for text in TEXTS])
+
+    def start(output, pieces):
+        command = [sys.executable, "-c", KILLED, "predict", str(student), str(source), "--output", str(output)]
+        return subprocess.run(command, env={**os.environ, "PIECES": str(pieces)}, check=False).returncode
+
+    assert [start(tmp_path / "out.csv", pieces) for pieces in (2, 1, 2)] == [-signal.SIGKILL, -signal.SIGKILL, 0]
+    assert start(tmp_path / "whole.csv", 5) == 0
+    assert (tmp_path / "out.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+    assert {path.name for path in tmp_path.iterdir()} == {"in.csv", "out.csv", "whole.csv"}
 
 
 REFUSED = {
