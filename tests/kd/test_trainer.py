@@ -269,6 +269,8 @@ def test_a_state_is_kept_for_following_the_teacher_unless_the_labels_forbid_it()
     assert state.beats(None) and not state.beats(state)
     assert Score(0.4, few - [0.01, -0.01, 0.02, 0.0]).beats(state), "no worse than by chance"
     assert not Score(0.4, few - [0.2, 0.21, 0.2, 0.19]).beats(state), "the labels' veto"
+    spread = 0.1 * np.array([-1, 1, -1, 1])  # its mean has a standard error of 0.058
+    assert Score(0.4, few - 0.055 + spread).beats(state) and not Score(0.4, few - 0.062 + spread).beats(state)
     assert not Score(0.6, few + 1).beats(state)
     assert Score(0.4, np.zeros(0)).beats(Score(0.5, np.zeros(0))), "no labels, no veto"
     assert Score(None, few + 0.1).beats(Score(None, few)) and not Score(None, few - 0.1).beats(Score(None, few))

@@ -1,6 +1,7 @@
 """Agents and rules share one interface, one keep rate, and know only what they may."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from scipy.special import softmax
 
 from l2a.config import SelectorConfig
 from l2a.selector.agents import AgentCard, algorithm_class, load_agent
-from l2a.selector.arms import pool_arms
+from l2a.selector.arms import pool_arms, thompson
 from l2a.selector.problem import (
     RULES,
     SelectionProblem,
@@ -161,6 +162,18 @@ def test_every_origin_is_kept_alike_and_the_ratio_of_densities_weighs(problem):
     probability = mixed.pool.domain_probability
     drawn, nearest = probability[kept["domain_ratio"]], np.sort(probability)[-int(kept["random"].sum()) :]
     assert probability.mean() + 0.15 < drawn.mean() < nearest.mean()
+
+
+def test_candidates_that_are_surely_of_the_target_have_finite_scores(problem):
+    sure = dataclasses.replace(problem.pool, domain_probability=np.ones_like(problem.pool.domain_probability))
+    assert np.isfinite(RULES["domain_ratio"](dataclasses.replace(problem, pool=sure), rng())).all()
+
+
+def test_thompson_sampling_sees_a_candidate_once_in_a_batch():
+    values, arms = np.array([1.0, -3.0, 5.0, 4.0, 2.0, 9.0], np.float32), np.array([0, 1, 0, 1, 0, 1])
+    surrogate = SimpleNamespace(influences=values, spread=1.0)
+    shares, rewards = thompson(SimpleNamespace(surrogate=surrogate, batch=3), arms, 40, seed=0)
+    assert {round(reward, 4) for reward in rewards} <= {2.6667, 3.3333} and shares.sum() == 1
 
 
 def test_without_spare_labels_there_is_no_oracle(problem):
