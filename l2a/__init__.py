@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from l2a.config import DistillConfig
     from l2a.pipeline.distill import DistillResult, distill
-    from l2a.pipeline.run import L2AClassifier
+    from l2a.pipeline.estimator import L2AClassifier
     from l2a.serving.classifier import Classifier
 
 __version__ = "0.1.0"
@@ -16,7 +16,7 @@ __all__ = ["Classifier", "DistillConfig", "DistillResult", "L2AClassifier", "dis
 
 _HOMES = {
     "Classifier": "l2a.serving.classifier", "DistillConfig": "l2a.config", "DistillResult": "l2a.pipeline.distill",
-    "L2AClassifier": "l2a.pipeline.run", "distill": "l2a.pipeline.distill",
+    "L2AClassifier": "l2a.pipeline.estimator", "distill": "l2a.pipeline.distill",
 }  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from nbclient import NotebookClient
 from typer.testing import CliRunner
 
 import l2a.pipeline.distill
-import l2a.pipeline.run
+import l2a.pipeline.estimator
 from l2a.cli.app import app
 from l2a.config import load_config
 from l2a.data.domains import load_card
@@ -244,7 +244,7 @@ def test_a_page_runs_from_top_to_bottom(page, workplace, tmp_path, monkeypatch):
     write_files(page, folder)
     small = yaml.safe_load(Path("tiny.yaml").read_text())
     real = l2a.pipeline.distill.distill
-    for module in (l2a.pipeline.distill, l2a.pipeline.run):
+    for module in (l2a.pipeline.distill, l2a.pipeline.estimator):
         monkeypatch.setattr(
             module, "distill", lambda *given, **own: real(*given, **(own if given else merge(small, own)))
         )

@@ -91,7 +91,9 @@ def distill(
 def _run(
     config: DistillConfig, in_memory: Mapping[str, Any], folder: Path, progress: Progress, client: Any
 ) -> DistillResult:
-    progress.event("start", command=command(), config=as_yaml(config))
+    is_called = Path(sys.argv[0]).name not in ("l2a", "__main__.py")
+    command = "l2a.distill" if is_called else shlex.join(["l2a", *sys.argv[1:]])
+    progress.event("start", command=command, config=as_yaml(config))
     with progress.stage("read the domains"):
         data = load_run_data(config, progress, in_memory)
     splits, tested = data.splits, data.target.test.size
@@ -102,9 +104,5 @@ def _run(
     )
     from l2a.pipeline.run import train_and_write
 
-    return train_and_write(config, progress, data, folder, client)
-
-
-def command() -> str:
-    """Say what started this run: the command line, or that it was a call."""
-    return shlex.join(["l2a", *sys.argv[1:]]) if Path(sys.argv[0]).name in ("l2a", "__main__.py") else "l2a.distill"
+    student, rows, metrics = train_and_write(config, progress, data, folder, client, command)
+    return DistillResult(Path(config.output_dir).expanduser(), student, rows, metrics)

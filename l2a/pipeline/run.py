@@ -1,23 +1,19 @@
-"""The second half of a run, from its data to its folder, and the whole run as a scikit-learn classifier."""
+"""The second half of a run, from its data to its folder."""
 
 import logging
-import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
-from sklearn.exceptions import NotFittedError
 
 from l2a.config import DistillConfig, as_yaml
 from l2a.data import examples
 from l2a.data.domains import provenance
 from l2a.evaluation.metrics import classification_metrics, measure_latency
 from l2a.pipeline.data import RunData
-from l2a.pipeline.distill import DistillResult, command, distill
 from l2a.pipeline.methods import MethodResult, compared_methods, evaluate_method, student_logits, tfidf_logreg
 from l2a.pipeline.policies import headroom_note, known_headroom, open_policy, training_facts
 from l2a.pipeline.session import FEWEST_TO_CHOOSE, RunContext
@@ -27,7 +23,7 @@ from l2a.selector.agents import load_agent
 from l2a.selector.algorithms import save_policy
 from l2a.selector.problem import Selection
 from l2a.selector.select import inspect_policy
-from l2a.serving.classifier import Classifier, Engine, as_inputs, fit_temperature, open_student, write_temperature
+from l2a.serving.classifier import fit_temperature, write_temperature
 from l2a.student.student import resolve_preset
 from l2a.teacher.model import PACKAGED
 from l2a.util.files import atomic_write_text, to_json
@@ -37,8 +33,8 @@ logger = logging.getLogger(__name__)
 
 
 def train_and_write(
-    config: DistillConfig, progress: Progress, data: RunData, folder: Path, client: Any
-) -> DistillResult:
+    config: DistillConfig, progress: Progress, data: RunData, folder: Path, client: Any, command: str
+) -> tuple[str, tuple[run_folder.MethodReport, ...], dict[str, Any]]:
     """Train and evaluate every method of a run, choose a student and fill the folder.
 
     Args:
@@ -47,9 +43,10 @@ def train_and_write(
         data: Its data.
         folder: Where to write; it takes its final name later.
         client: Of a Dask cluster that labels texts; None for this process.
+        command: What started the run.
 
     Returns:
-        The rows of the comparison and everything measured.
+        The method whose student was saved, the rows of the comparison, and the content of ``metrics.json``.
 
     Raises:
         UsageError: If a model cannot be used.
@@ -75,9 +72,9 @@ def train_and_write(
     warn_of_student(context, students[best], results[best])
     # Of several processes the first one writes; transformers saves no model in the others.
     seconds = {name: round(value, 3) for name, value in progress.seconds_by_stage.items()}
-    facts = {"student": best, "seconds_by_stage": seconds, "command": command(), "headroom": headroom or None}
+    facts = {"student": best, "seconds_by_stage": seconds, "command": command, "headroom": headroom or None}
     metrics = {} if process_rank() else _write(context, facts, folder, students, rows, results)
-    return DistillResult(Path(config.output_dir).expanduser(), best, rows, metrics)
+    return best, rows, metrics
 
 
 Comparison = tuple[dict[str, TrainedStudent], tuple[run_folder.MethodReport, ...], dict[str, MethodResult]]
@@ -239,61 +236,3 @@ def _write_selector(folder: Path, config: DistillConfig, selections: Sequence[Se
         save_policy(last.policy, folder, {**trained, "used_in_the_last_round": used})
     facts = {"agent": last.agent, "rounds": diagnostics}
     atomic_write_text(folder / "selection.json", to_json(facts, indent=1) + "\n")
-
-
-class L2AClassifier(Classifier):
-    """Distils a student in ``fit`` and classifies with it."""
-
-    def __init__(self, source: Any = None, output_dir: str | Path | None = None, **settings: Any) -> None:
-        """Remember a request.
-
-        Args:
-            source: The source domain, as ``l2a.distill`` takes it.
-            output_dir: Folder of the run; None for one that is removed once the student is in memory.
-            **settings: Further arguments of ``l2a.distill``; a teacher may be given by its name alone.
-        """
-        self.source, self.output_dir, self.settings = source, output_dir, settings
-
-    @cached_property
-    def engine(self) -> Engine:
-        """The student, which ``fit`` puts here."""
-        raise NotFittedError("this L2AClassifier has no student yet; call fit first")
-
-    def fit(self, texts: Any, labels: Iterable[Any]) -> Self:  # type: ignore[override]
-        """Distil a student; a fifth of the texts, chosen by a hash, is held back to test it.
-
-        Args:
-            texts: Texts or pairs of the target domain.
-            labels: Their labels.
-
-        Raises:
-            UsageError: If the request or the data are wrong.
-            RunError: If the run fails.
-        """
-        labels = np.asarray(labels)
-        pairs = zip(as_inputs(texts), labels, strict=True)
-        target = [(text if len(text) == 2 else text[0], str(label)) for text, label in pairs]
-        teacher = self.settings.get("teacher")
-        settings = self.settings | ({"teacher": {"model": teacher}} if isinstance(teacher, str) else {})
-        with tempfile.TemporaryDirectory() as temporary:
-            folder = str(self.output_dir or Path(temporary) / "run")
-            result = distill(target=target, source=self.source, output_dir=folder, **settings)
-            self.engine, self.result_ = open_student(folder), result
-        self.__dict__.pop("classes_", None)  # of an earlier fit
-        classes = np.unique(labels)  # of the type that they came in, such as int
-        if sorted(map(str, classes)) == sorted(self.engine.names):
-            self.classes_ = classes
-        return self
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Pickle the student too: its folder may be gone."""
-        return dict(self.__dict__)
-
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """Return the arguments that made this classifier."""
-        return {"source": self.source, "output_dir": self.output_dir, **self.settings}
-
-    def set_params(self, **params: Any) -> Self:
-        """Change arguments that made this classifier."""
-        self.__init__(**{**self.get_params(), **params})  # type: ignore[misc]
-        return self

@@ -119,7 +119,7 @@ class OfNumbers(l2a.L2AClassifier):
 
     def fit(self, X, y):  # noqa: N803
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("l2a.pipeline.run.distill", self.untrained)
+            patch.setattr("l2a.pipeline.estimator.distill", self.untrained)
             return super().fit(list(map(str, np.asarray(X).tolist())), y)
 
     def untrained(self, target, output_dir, **_):
