@@ -164,8 +164,7 @@ def run_experiment(
     """Run the cells of a card that are not finished; stop and start it as you like."""
     import joblib
 
-    from l2a.experiments import card as cards
-    from l2a.experiments import runner
+    from l2a.experiments import card as cards, runner
     from l2a.pipeline.methods import run_method
 
     where = runner.Workers(joblib.cpu_count() if workers is None else workers, backend, address)

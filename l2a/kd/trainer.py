@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from l2a.config import KDConfig
 from l2a.data.encoding import EncodedTexts, encode, first_texts, inference_batches
 from l2a.data.examples import Examples, TextInput
-from l2a.kd import data as kd_data
-from l2a.kd import losses as kd_losses
+from l2a.kd import data as kd_data, losses as kd_losses
 from l2a.kd.losses import LELPSubclasses, soft_label_loss
 from l2a.student.student import Student
 from l2a.teacher.labelling import Labeller

@@ -9,11 +9,9 @@ import pandas as pd
 import pyarrow.parquet
 import pytest
 from datasets import Dataset, DatasetDict
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
-from l2a.data import bank as bank_module
-from l2a.data import readers
+from l2a.data import bank as bank_module, readers
 from l2a.data.bank import read_bank, sentences, unlabelled_files
 from l2a.data.domains import as_domain
 from l2a.data.examples import held_out_words, normalised_hash

@@ -11,8 +11,7 @@ from functools import partial
 from urllib.parse import urlsplit
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from l2a.data import fetch
 from l2a.data.fetch import Artifact, fetch_artifact, fetch_joined, unpack

@@ -6,8 +6,7 @@ import re
 
 import pandas as pd
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from l2a.config import Columns
 from l2a.data.domains import hashed_split, load_domain, text_key

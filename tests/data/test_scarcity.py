@@ -2,8 +2,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from l2a.data.examples import Domain, Examples, HeldOut, concatenate, few_shot_splits, normalised_hash, words_key
 from l2a.util.errors import UsageError

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from l2a.experiments.runner import RESULTS_FILE, CellResult, from_line, read_results, save_result, to_line
 from l2a.util import files

@@ -1,8 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 import l2a.generator.tokens as neighbours
 from l2a.generator.tokens import build_neighbour_table, find_neighbours, token_kinds

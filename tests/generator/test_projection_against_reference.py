@@ -5,8 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from l2a.generator import tokens as operators
 from l2a.generator.tokens import NeighbourTable, Slots, find_neighbours

@@ -4,8 +4,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from transformers import BertConfig, BertForMaskedLM
 
 from l2a.generator import operators as words_module

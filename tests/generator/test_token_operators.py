@@ -2,8 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from l2a.generator.operators import OPERATORS
 from l2a.generator.tokens import FROZEN, SPECIAL, choose_slots, shares_characters, write_texts

@@ -11,8 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from tests.report.test_publish import run as run
-from tests.report.test_publish import student as student
+from tests.report.test_publish import run as run, student as student
 
 COMMAND = [sys.executable, "-c", "from l2a.cli.app import main; main()", "push"]
 

@@ -3,8 +3,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from l2a.config import StudentConfig

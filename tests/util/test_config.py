@@ -8,8 +8,7 @@ import sys
 
 import pytest
 import yaml
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from l2a.config import DistillConfig, GeneratorConfig, as_yaml, load_config, override, settle
 from l2a.util.cards import find_card, shipped_folder

@@ -4,8 +4,7 @@ import copy
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from torch import nn
 
 from l2a.util.training import STEPS_AHEAD, adamw, adamw_update_derivative, carry_second_moments, linear_schedule
