@@ -34,7 +34,7 @@ def tests(session: nox.Session) -> None:
         session.run("pytest", *session.posargs)
     else:
         session.run("mypy")
-        session.run("pytest", "-n", "2", "-m", "not slow", "--durations=5")
+        session.run("pytest", "-n", "2", "--dist", "worksteal", "-m", "not slow", "--durations=5")
         session.run("pytest", "-n", "2", "-m", "slow", "--durations=5")
 
 

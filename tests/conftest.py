@@ -1,33 +1,29 @@
 """Tiny models and tokenizers, built on the spot: no test needs the network."""
 
+from __future__ import annotations
+
 import copy
 import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 import pytest
-import torch
 from hypothesis import settings
 from threadpoolctl import threadpool_limits
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForSequenceClassification,
-    BertConfig,
-    BertForSequenceClassification,
-    BertModel,
-    BertTokenizerFast,
-    PreTrainedTokenizerFast,
-)
 
 from l2a.data.examples import Examples
-from l2a.teacher.model import Teacher, load_encoder
 from l2a.util import files
 from l2a.util.progress import Progress
+
+if TYPE_CHECKING:  # the process that only deals tests to workers loads no torch
+    import pandas as pd
+    from transformers import BertConfig, BertTokenizerFast, PreTrainedTokenizerFast
+
+    from l2a.teacher.model import Teacher
 
 POSITIVE = ("good", "great", "fine", "lovely")
 NEGATIVE = ("bad", "awful", "poor", "nasty")
@@ -50,6 +46,8 @@ def _one_blas_thread() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def private_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Give every test an empty cache and one thread, whatever the one before has set."""
+    import torch
+
     folder = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("L2A_CACHE", str(folder))
     torch.set_num_threads(1)
@@ -58,6 +56,8 @@ def private_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.
 
 @pytest.fixture(scope="session")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> BertTokenizerFast:
+    from transformers import BertTokenizerFast
+
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *POSITIVE, *NEGATIVE, *NEUTRAL]
     pieces = [*"abcdefghijklmnopqrstuvwxyz.,!", *(f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz")]
     path = tmp_path_factory.mktemp("vocabulary") / "vocab.txt"
@@ -66,6 +66,8 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> BertTokenizerFast:
 
 
 def tiny_bert_config(tokenizer: BertTokenizerFast, **changes: object) -> BertConfig:
+    from transformers import BertConfig
+
     sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
     return BertConfig(vocab_size=len(tokenizer), max_position_embeddings=64, **{**sizes, **changes})
 
@@ -85,12 +87,17 @@ ARCHITECTURES: dict[str, dict[str, object]] = {
 
 def plain_tokenizer(tokenizer: BertTokenizerFast, **changes: object) -> PreTrainedTokenizerFast:
     """The same tokens in a tokenizer of no architecture, whose own call gives no token types and cuts nothing."""
+    from transformers import PreTrainedTokenizerFast
+
     names = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, **{**names, **changes})
 
 
 def save_tiny(kind: str, folder: Path, tokenizer: PreTrainedTokenizerFast, classify: bool = False, **changes: object):
     """Save a random checkpoint of an architecture; changes are settings of its config."""
+    import torch
+    from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
+
     torch.manual_seed(0)
     sizes = {**SMALL, **ARCHITECTURES.get(kind, {}), **changes}
     config = AutoConfig.for_model(kind, vocab_size=len(tokenizer), **sizes)
@@ -102,6 +109,9 @@ def save_tiny(kind: str, folder: Path, tokenizer: PreTrainedTokenizerFast, class
 @pytest.fixture(scope="session")
 def encoder_folder(tokenizer: BertTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pretrained encoder as a folder."""
+    import torch
+    from transformers import BertModel
+
     folder = tmp_path_factory.mktemp("encoder")
     torch.manual_seed(0)
     BertModel(tiny_bert_config(tokenizer)).save_pretrained(folder)
@@ -112,6 +122,9 @@ def encoder_folder(tokenizer: BertTokenizerFast, tmp_path_factory: pytest.TempPa
 @pytest.fixture(scope="session")
 def classifier_folder(tokenizer: BertTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A classifier as a folder, its labels in the other order."""
+    import torch
+    from transformers import BertForSequenceClassification
+
     folder = tmp_path_factory.mktemp("classifier")
     torch.manual_seed(1)
     names = {0: "positive", 1: "negative"}
@@ -130,6 +143,8 @@ def saved_after_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def loaded_teacher(encoder_folder: Path) -> Teacher:
+    from l2a.teacher.model import load_encoder
+
     return load_encoder(str(encoder_folder), LABELS, seed=0)
 
 

@@ -172,7 +172,7 @@ def test_what_has_no_page_is_refused_in_a_sentence(finished, tmp_path):
         (folder / "metrics.json").write_text("{}")
     with pytest.raises(UsageError, match=r"kept no report\.json"):
         page.renew_page(tmp_path / "older")
-    with FileLock(finished / ".l2a.lock"), pytest.raises(RunError, match="a run is writing there"):
+    with FileLock(finished / ".l2a.lock"), pytest.raises(RunError, match="another run is writing there"):
         page.renew_page(finished)
     (finished / "metrics.json").write_text("{}")
     with pytest.raises(RunError, match=r"metrics\.json was changed after the run"):
