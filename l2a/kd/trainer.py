@@ -24,7 +24,7 @@ from l2a.teacher.labelling import Labeller
 from l2a.util import training
 from l2a.util.errors import RunError, UsageError
 from l2a.util.files import fingerprint
-from l2a.util.progress import SILENT, Progress, process_rank
+from l2a.util.progress import SILENT, Progress, process_count, process_rank
 
 
 def run_student(
@@ -233,7 +233,7 @@ class KDTrainer:
             UsageError: If there are more processes than texts in a batch.
         """
         training.join_processes()
-        size, least = config.batch_size, training.process_count()
+        size, least = config.batch_size, process_count()
         if size < least:
             raise UsageError(f"kd.batch_size is {size}, which {least} processes cannot share; give at least {least}")
         self.student, self.steps_done = student, 0
@@ -325,7 +325,7 @@ class KDTrainer:
             RunError: If the loss is not finite.
         """
         data, self._events, self._renewed = kd_data.join(sets), [], []
-        checkpoint = progress.checkpoint if evaluate and training.process_count() == 1 else None
+        checkpoint = progress.checkpoint if evaluate and process_count() == 1 else None
         plan = [list(map(len, sets)), list(shares), steps, *((renewal.kept, renewal.every) if renewal else ())]
         key = self._key(data, *plan) if checkpoint else ""
         dropout = training.seeded(self._seed + self.steps_done)  # the same wherever the call starts
@@ -426,7 +426,7 @@ class KDTrainer:
 
     def _step(self, data: kd_data.DistillationSet, indices: kd_data.Indices) -> None:
         self._optimizer.zero_grad(set_to_none=True)
-        mine = indices[process_rank() :: training.process_count()]
+        mine = indices[process_rank() :: process_count()]
         parts = 1 if len(indices) <= self._part_size else len(indices) // self._part_size + 1
         for part in np.array_split(mine, min(parts, len(mine))):
             # Each part counts by its texts, so that the gradient is that of the mean over the whole batch.

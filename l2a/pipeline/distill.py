@@ -1,6 +1,5 @@
 """The main job: everything that can be refused is refused first, bad data before torch is loaded."""
 
-import os
 import shlex
 import sys
 import tempfile
@@ -15,7 +14,7 @@ from l2a.selector.agents import check_agent
 from l2a.util.cluster import open_client
 from l2a.util.errors import RunError, UsageError
 from l2a.util.files import CHECKPOINT, FAILED_LOG, Checkpoint, output_folder
-from l2a.util.progress import Progress, process_rank
+from l2a.util.progress import Progress, process_count, process_rank
 
 if TYPE_CHECKING:  # this imports torch, which bad data should not wait for
     from l2a.report.run_folder import MethodReport
@@ -69,7 +68,7 @@ def distill(
     if "unlabelled" in names:
         names["unlabelled"] = (names["unlabelled"],)
     config = settle(override(config or DistillConfig(), {**names, **settings}))
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and (workers, address) != (None, None):
+    if process_count() > 1 and (workers, address) != (None, None):
         raise UsageError("--workers, --address: a run in several processes labels in these; leave the options out")
     check_agent(config.selector.agent)
     path = Path(config.output_dir).expanduser().resolve()

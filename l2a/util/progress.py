@@ -28,6 +28,11 @@ def process_rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+def process_count() -> int:
+    """Return how many processes train together, as the launcher says."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 class Progress(logging.Handler):
     """Progress of one run: bars on stderr when it is a terminal, JSON lines in a log file, seconds by stage.
 

@@ -14,6 +14,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from l2a.util.files import Checkpoint
+from l2a.util.progress import process_count
 
 CPU = torch.device("cpu")
 Tensors = Mapping[str, torch.Tensor]
@@ -73,11 +74,6 @@ def mixed_precision(device: torch.device, width: int | None = None) -> torch.aut
     """
     pays = has_fast_bfloat16(device) and (device.type != "cpu" or width is None or width >= 256)
     return torch.autocast(device.type, torch.bfloat16, enabled=pays)
-
-
-def process_count() -> int:
-    """Return how many processes train together, as the launcher says."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def join_processes() -> None:

@@ -16,8 +16,7 @@ from l2a.kd.losses import fit_subclasses
 from l2a.kd.trainer import KDTrainer, fit_output_layer
 from l2a.student.student import Student
 from l2a.teacher.labelling import TeacherOutputs
-from l2a.util.progress import process_rank
-from l2a.util.training import process_count
+from l2a.util.progress import process_count, process_rank
 from tests.conftest import NEGATIVE, NEUTRAL, POSITIVE, make_examples
 
 CONFIG = KDConfig(warmup_steps=12, rounds=1, round_steps=1, batch_size=10, evaluate_every=4, embedding_rate=1.0)
