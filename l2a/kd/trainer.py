@@ -70,6 +70,11 @@ def calibrated_log_likelihoods(logits: NDArray[np.float32], labels: NDArray[np.i
     return best
 
 
+def standard_error(gains: NDArray[np.float64]) -> float:
+    """Say how well the mean of some gains is known: their standard error, infinite for fewer than two."""
+    return float(gains.std(ddof=1)) / len(gains) ** 0.5 if len(gains) > 1 else math.inf
+
+
 @dataclass(frozen=True)
 class Score:
     """How good a state of the student is.
@@ -104,8 +109,7 @@ class Score:
         gain = float(gains.mean()) if len(gains) else 0.0
         if self.divergence is None or other.divergence is None:
             return gain > 0
-        noise = float(gains.std(ddof=1)) / len(gains) ** 0.5 if len(gains) > 1 else math.inf
-        return self.divergence < other.divergence and gain >= -noise
+        return self.divergence < other.divergence and gain >= -standard_error(gains)
 
 
 def fit_output_layer(student: Student, data: kd_data.DistillationSet) -> None:

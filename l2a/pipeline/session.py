@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from sklearn.model_selection import StratifiedKFold
 
 from l2a.config import DistillConfig
@@ -19,7 +19,7 @@ from l2a.generator.chain import BACKGROUND, WordAverage, choose_texts, fit_word_
 from l2a.generator.operators import check_operators
 from l2a.kd.data import DistillationSet, Renewal, join, refuse_constant_targets
 from l2a.kd.losses import fit_subclasses, teacher_output_weight
-from l2a.kd.trainer import KDTrainer, calibrated_log_likelihoods, fit_output_layer
+from l2a.kd.trainer import KDTrainer, calibrated_log_likelihoods, fit_output_layer, standard_error
 from l2a.pipeline.data import RunData, load_run_data
 from l2a.student.student import Student, build_student, check_student, wants_small_rate
 from l2a.teacher.finetune import RECIPE, fine_tune, fine_tuned, frozen_layers
@@ -165,16 +165,20 @@ class RunContext:
         else:
             split = StratifiedKFold(folds, shuffle=True, random_state=self.config.seed).split(few.labels, few.labels)
             parts, judges = [(few.take(rest), few.take(out)) for rest, out in split], "each label, learned without it,"
-        scores = {name: self._judge(name, fit, parts) for name, fit in ways.items()}
-        both, alone = (f"{scores[name]:.3f}" for name in ways)
-        better = "target" if scores["target"] > scores["both"] else "both"
+        both, alone = (self._judge(name, fit, parts) for name, fit in ways.items())
+        gains = alone - both
+        noise = standard_error(gains)
+        better = "target" if gains.mean() > noise else "both"
         said = "both domains" if better == "both" else "the target alone"
-        found = f"log-likelihood on {judges} {both} from both domains, {alone} from the target alone"
-        self.progress.say(f"the teacher learns from {said}: {found}")
+        found = f"{both.mean():.3f} from both domains, {alone.mean():.3f} from the target alone"
+        known = f"standard error of the difference {noise:.3f}"
+        self.progress.say(f"the teacher learns from {said}: log-likelihood on {judges} {found} ({known})")
         return ways[better](few)
 
-    def _judge(self, name: str, fit: Callable[..., Teacher], parts: Sequence[tuple[Examples, Examples]]) -> float:
-        """Mean log-likelihood of labels under teachers that did not learn them; kept, since every method asks."""
+    def _judge(
+        self, name: str, fit: Callable[..., Teacher], parts: Sequence[tuple[Examples, Examples]]
+    ) -> NDArray[np.float64]:
+        """Log-likelihood of labels under teachers that did not learn them; kept, since every method asks."""
         config, length, device = self.config, self.config.max_length, best_device()
         how = [name, asdict(config.teacher), length, config.seed, RECIPE, arithmetic(device)]
         texts = [[each.inputs, each.labels] for each in (self.data.source, *itertools.chain(*parts))]
@@ -185,7 +189,7 @@ class RunContext:
             np.save(folder / "logits.npy", np.concatenate(found))
 
         logits = np.load(cached_folder("judged", key, build) / "logits.npy", allow_pickle=False)
-        return float(calibrated_log_likelihoods(logits, np.concatenate([asked.labels for _, asked in parts])).mean())
+        return calibrated_log_likelihoods(logits, np.concatenate([asked.labels for _, asked in parts]))
 
     def _after_source(self, few: Examples, keep: bool = True) -> Teacher:
         config, source = self.config.teacher, self.data.source
