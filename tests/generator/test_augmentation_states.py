@@ -37,6 +37,7 @@ def test_draws_follow_the_base_law(problem):
     sources = len(problem.source_inputs)
     shares = np.bincount(states.operator, minlength=4) / 4000
     assert shares == pytest.approx([0.5, 0.25, 0.25, 0.0], abs=0.03)
+    assert len(np.unique(states.base)) == len(np.unique(states.partner)) == sources + 12, "every text is drawn"
     from_target = states.base >= sources
     assert from_target[states.operator != SOURCE].mean() == pytest.approx(0.25, abs=0.03)
     assert not from_target[states.operator == SOURCE].any()

@@ -95,6 +95,7 @@ def test_diagnostics_count_the_work(problem):
     assert 0 < chain.distinct_share <= 1 and 0 < chain.labelling_seconds < chain.seconds
     assert chain.sample_log_density > chain.proposal_log_density
     assert chain.degree == 0.4
+    assert draw(problem, size=1)[1].steps == 3, "the two steps of the burn-in are left out, and no other"
 
 
 def test_a_pool_that_cannot_be_filled_is_smaller_and_says_so(problem, caplog):

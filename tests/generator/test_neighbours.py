@@ -67,4 +67,6 @@ def test_the_size_of_a_block_changes_no_neighbour(embeddings, table, monkeypatch
 
 def test_a_token_that_is_the_only_one_of_its_kind_stays():
     words = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
-    assert build_neighbour_table(words, ["film", "movie", "##ing"], k=2).allowed.tolist() == [True, True, False]
+    names = ["film", "movie", "##ing"]
+    assert build_neighbour_table(words, names, k=1).allowed.tolist() == [True, True, False]
+    assert build_neighbour_table(words, names, k=0).ids.shape == (3, 0)

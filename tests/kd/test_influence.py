@@ -8,7 +8,8 @@ import torch
 from scipy.stats import spearmanr
 
 from l2a.kd.losses import fit_subclasses, soft_label_loss
-from l2a.kd.trainer import run_student
+from l2a.kd.trainer import KDTrainer, calibrated_log_likelihoods, run_student
+from l2a.selector import reward
 from l2a.selector.reward import influences, reward_gradient, reward_score
 from tests.kd.test_trainer import CONFIG, make_set, make_trainer
 
@@ -58,23 +59,15 @@ def test_every_term_is_measured_text_by_text(student, texts, terms):
 
 
 def test_the_gradient_of_the_reward_is_that_of_small_moves(student, trainer, judge):
-    assert reward_score(student, judge) == pytest.approx(score(student, judge), abs=1e-6) != 0
+    start, reach = score(student, judge), 1e-2
+    assert reward_score(student, judge) == pytest.approx(start, abs=1e-6) != 0
     gradients = reward_gradient(student, judge)
     parameters = list(student.model.parameters())
     length = float(torch.stack([g.square().sum() for g in gradients]).sum().sqrt())
-    before, reach = student.snapshot(), 1e-2
     with torch.no_grad():
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.add_(gradient, alpha=reach / length)
-    assert score(student, judge) - _score_of(student, before, judge) == pytest.approx(reach * length, rel=0.1)
-
-
-def _score_of(student, weights, judge):
-    now = student.snapshot()
-    student.restore(weights)
-    found = score(student, judge)
-    student.restore(now)
-    return found
+    assert score(student, judge) - start == pytest.approx(reach * length, rel=0.1)
 
 
 @pytest.mark.parametrize("objective", ["soft_labels", "lelp"])
@@ -92,6 +85,48 @@ def test_an_influence_is_what_a_step_on_the_text_alone_adds_to_first_order(stude
         expected.append(-sum(float((g * move * s).sum()) for g, move, s in both if g is not None))
     assert np.corrcoef(found, expected)[0, 1] > 0.99
     assert np.std(found) == pytest.approx(np.std(expected), rel=0.05)
+
+
+def test_influences_look_as_far_back_as_ahead_and_no_farther_than_is_linear(trainer, texts, judge, monkeypatch):
+    def weights():
+        return torch.cat([p.detach().flatten() for p in trainer.student.model.parameters()])
+
+    before, seen, losses = weights(), [], trainer.losses
+    monkeypatch.setattr(trainer, "losses", lambda data: seen.append(weights() - before) or losses(data))
+    influences(trainer, texts, trainer.moves_per_gradient(texts), judge)
+    assert [float(step.norm() / before.norm()) for step in seen] == pytest.approx(2 * [reward.REACH], rel=0.02)
+    assert torch.nn.functional.cosine_similarity(*seen, dim=0) < -0.99
+
+
+def test_rewards_and_influences_take_four_steps_on_all_texts_and_take_them_back(
+    student, trainer, texts, judge, monkeypatch
+):
+    student.model.dropout = torch.nn.Dropout(0.3)
+    before, steps, real = student.snapshot(), [], KDTrainer._step
+
+    def step(trial, data, indices):
+        steps.append((sorted(indices), trial._optimizer.param_groups[0]["lr"] / CONFIG.peak_rate))
+        real(trial, data, indices)
+
+    monkeypatch.setattr(KDTrainer, "_step", step)
+
+    def worth(kept, order=0):
+        return reward.real_reward(trainer, kept, lambda student: reward_score(student, judge), CONFIG, order)
+
+    found = worth(texts)
+    assert [batch for batch, _ in steps] == [list(range(24))] * 4
+    rates = np.array([rate for _, rate in steps])
+    assert rates @ (1 - 0.9 ** np.arange(1, 5)) == pytest.approx(reward.TRAVELLED, abs=1e-3), "momentum starts at 0"
+    assert found == worth(texts) != worth(texts, order=1), "another order is another dropout"
+    assert found != worth(texts.take(np.arange(0))) == reward_score(student, judge)
+    reward.candidate_influences(trainer, texts, texts, judge, CONFIG)
+    assert [rate for _, rate in steps[-4:]] == pytest.approx(reward.PART_OF_THE_WAY * rates)
+    assert all(torch.equal(before[name], value) for name, value in student.snapshot().items())
+
+
+def test_labels_are_scored_at_the_temperature_that_suits_them(student, judge):
+    logits = run_student(student, judge.encoded)[0]
+    assert np.array_equal(reward.label_scores(student, judge), calibrated_log_likelihoods(logits, judge.labels))
 
 
 def test_measuring_leaves_student_and_optimiser_as_they_were(student, trainer, texts, judge):

@@ -13,7 +13,7 @@ from torch import nn
 
 from l2a.config import KDConfig
 from l2a.data.encoding import encode
-from l2a.kd.data import DistillationSet, Renewal
+from l2a.kd.data import DistillationSet, MixedBatches, Renewal
 from l2a.kd.losses import soft_label_loss
 from l2a.kd.trainer import (
     KDTrainer,
@@ -133,6 +133,16 @@ def test_a_killed_training_goes_on_to_the_same_student(
     assert again[1] == whole[1] and (again[2] == whole[2]).all() and again[3] == whole[3]
 
 
+def test_only_the_same_training_continues_from_what_a_killed_one_kept(student):
+    data, key = make_set(student, 8), make_trainer(student)._key(make_set(student, 8))
+    assert make_trainer(student)._key(data) == key != make_trainer(student)._key(make_set(student, 9))
+    config, mixed = dataclasses.replace(CONFIG, batch_size=4), MixedBatches(0, 0, np.ones(1, np.float32))
+    for name, value in (("_seed", 1), ("steps_done", 5), ("read_batch", mixed), ("config", config)):
+        other = make_trainer(student)
+        setattr(other, name, value)
+        assert other._key(data) != key, name
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(student):
     data = make_set(student, 8)
     data.teacher.embeddings[:] = np.nan
@@ -175,14 +185,17 @@ def test_the_score_of_a_state_rewards_ranking_not_confidence():
 
 
 @pytest.mark.parametrize("embedding_rate", [0.0, 1.0])
-def test_a_large_batch_is_computed_in_parts_without_a_change_of_the_result(built_student, embedding_rate):
-    ends = []
+def test_a_large_batch_is_computed_in_parts_without_a_change_of_the_result(built_student, embedding_rate, monkeypatch):
+    ends, sizes, loss = [], [], KDTrainer._loss
+    monkeypatch.setattr(KDTrainer, "_loss", lambda self, data, i: sizes.append(len(i)) or loss(self, data, i))
     for part in (8, 24):
         student = without_dropout(copy.deepcopy(built_student))
         config = dataclasses.replace(CONFIG, batch_size=24, embedding_rate=embedding_rate)
         run = make_trainer(student, dataclasses.replace(config, batch_size=part))
         run.on_trial(config, make_set(student, 16, 5)).train([make_set(student, 40)], [1.0], 6)
         ends.append(student.snapshot())
+        assert max(sizes) <= part and sum(sizes) == 6 * 24
+        sizes.clear()
     for name, value in ends[0].items():
         if not name.endswith("key.bias"):  # its gradient is zero but for rounding, which Adam blows up
             torch.testing.assert_close(value, ends[1][name], atol=1e-5, rtol=1e-4, msg=name)
@@ -273,6 +286,7 @@ def test_a_state_is_kept_for_following_the_teacher_unless_the_labels_forbid_it()
     assert Score(0.4, few - 0.055 + spread).beats(state) and not Score(0.4, few - 0.062 + spread).beats(state)
     assert not Score(0.6, few + 1).beats(state)
     assert Score(0.4, np.zeros(0)).beats(Score(0.5, np.zeros(0))), "no labels, no veto"
+    assert "0.500 nats" in str(state) and "nats" not in str(Score(None, few)) and "-0.250" in str(Score(None, few))
     assert Score(None, few + 0.1).beats(Score(None, few)) and not Score(None, few - 0.1).beats(Score(None, few))
 
 

@@ -20,6 +20,7 @@ def policy_of(problem, concern):
     for weight in (*network.candidate_layer.parameters(), *network.state_layer.parameters()):
         torch.nn.init.zeros_(weight)
     network.candidate_layer.weight[0, names.index(concern)] = 0.1
+    network.candidate_layer.weight[0, len(names) :] = 0.01  # what depends on the order in which candidates are shown
     torch.nn.init.ones_(network.score.weight)
     return TrainedPolicy(network, names, "ppo")
 

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from l2a.config import SelectorConfig
-from l2a.selector.agents import AgentCard, agent_parts, load_agent
+from l2a.selector.agents import AgentCard, agent_parts, check_agent, load_agent
 from l2a.selector.algorithms import load_facts, load_policy, save_policy
 from l2a.selector.reward import build_surrogate, surrogate_reward
 from l2a.selector.select import apply_policy, select
@@ -72,7 +72,7 @@ def test_an_unknown_activation_is_refused(saved, tmp_path):
     path = tmp_path / "agents" / "shipped" / "policy.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "activation": "__import__"}))
     with pytest.raises(RunError, match=r"activation is __import__, not one of tanh, relu"):
-        load_policy(path.parent)
+        check_agent("agents/shipped")
 
 
 @pytest.mark.parametrize(("agent", "message"), [("no/such", "no/such holds no policy.json"), ("empty", "policy.json")])
@@ -111,6 +111,8 @@ def test_a_hash_of_a_policy_holds_however_long_it_was_trained(saved, tmp_path):
     saved.network.score.weight.data += 1
     save_policy(saved, tmp_path / "agents" / "shipped", FACTS)
     assert agent_parts("agents/shipped") != before
+    (tmp_path / "agents" / "shipped" / "policy.json").write_text("7")
+    assert "policy.json" not in agent_parts("agents/shipped"), "a damaged policy is not for this to refuse"
 
 
 def test_a_policy_that_reads_what_is_not_measured_is_refused(problem, saved, tmp_path):

@@ -11,7 +11,7 @@ from hypothesis import given, strategies as st
 from scipy.special import softmax
 
 from l2a.config import SelectorConfig
-from l2a.selector.agents import AgentCard, algorithm_class, load_agent
+from l2a.selector.agents import AgentCard, check_agent, load_agent
 from l2a.selector.arms import pool_arms, thompson
 from l2a.selector.problem import (
     RULES,
@@ -40,8 +40,8 @@ def test_every_shipped_card_is_valid():
     cards = {name: load_agent(name) for name in list_cards("agents")}
     assert {name for name, card in cards.items() if card.rule is None} == {*LEARNED, *OF_ARMS, "pretrained"}
     assert {card.rule for card in cards.values() if card.rule} == set(RULES)
-    for name in LEARNED:
-        algorithm_class(cards[name])
+    for name in cards:
+        check_agent(name)
     assert SelectorConfig().agent == "all"
     assert {card.rescore_every for name, card in cards.items() if name in (*LEARNED, "pretrained")} == {25}
 
@@ -161,6 +161,8 @@ def test_every_origin_is_kept_alike_and_the_ratio_of_densities_weighs(problem):
     probability = mixed.pool.domain_probability
     drawn, nearest = probability[kept["domain_ratio"]], np.sort(probability)[-int(kept["random"].sum()) :]
     assert probability.mean() + 0.15 < drawn.mean() < nearest.mean()
+    again = RULES["domain_ratio"](mixed, np.random.default_rng(1))
+    assert not np.array_equal(keep_best(again, 0.2, mixed.classes), kept["domain_ratio"]), "by chance, too"
 
 
 def test_candidates_that_are_surely_of_the_target_have_finite_scores(problem):
@@ -325,6 +327,9 @@ def test_a_wrong_card_is_refused_in_words(problem, tmp_path, monkeypatch, card, 
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match=message):
         select(problem, dataclasses.replace(QUICK, agent="mine"), rng())
+    if "hyperparameters" not in card:  # which only the algorithm knows; the rest is refused before anything is trained
+        with pytest.raises(UsageError, match=message):
+            check_agent("mine")
 
 
 @pytest.mark.parametrize(

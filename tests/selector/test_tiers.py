@@ -9,7 +9,7 @@ import pytest
 from l2a.config import SelectorConfig
 from l2a.selector.environment import build_task
 from l2a.selector.reward import build_surrogate, surrogate_reward
-from l2a.selector.select import rerank, select
+from l2a.selector.select import rank_correlation, rerank, select
 
 CONFIG = SelectorConfig(agent="ppo", batch=16, episode_steps=4, training_steps=256, snapshots=2, real_evaluations=8)
 
@@ -77,6 +77,10 @@ def test_a_constant_real_reward_is_not_trusted_and_warned_of(problem, policy_sco
     assert [message.split(", so")[0] for message in caplog.messages] == [
         "selector: the real reward is 0 in all 8 cases"
     ]
+
+
+def test_two_values_of_a_reward_are_enough_to_correlate():
+    assert rank_correlation([0, 0, 1], [1, 2, 3]) == rank_correlation([1, 2, 3], [5, 5, 6]) == pytest.approx(0.75**0.5)
 
 
 def test_the_number_of_real_rewards_is_what_was_asked_for(problem, policy_scores):
