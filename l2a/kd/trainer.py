@@ -101,14 +101,14 @@ class Score:
         """Say whether this state is to be kept in place of another.
 
         The few labels of a validation split cannot tell states apart, many texts without labels can; but the labels
-        have a veto: a state that is worse on them by more than a standard error is not kept.
+        have a veto: a state that is worse on them by more than a standard error is not kept. With neither, the last is.
         """
         if other is None:
             return True
         gains = self.log_likelihoods - other.log_likelihoods
         gain = float(gains.mean()) if len(gains) else 0.0
         if self.divergence is None or other.divergence is None:
-            return gain > 0
+            return gain > 0 or not len(gains)
         return self.divergence < other.divergence and gain >= -standard_error(gains)
 
 

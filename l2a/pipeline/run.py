@@ -150,9 +150,10 @@ def _write(
     preset = resolve_preset(config.student, context.teacher).preset
     sides = {"target": [config.target], "source": [str(config.source)], "unlabelled": list(config.unlabelled)}
     start = config.student.model or (preset if preset in PACKAGED else config.teacher.model)
+    scores = {name: trained.score for name, trained in students.items()}
     known = {
-        "validation_log_likelihood": {name: trained.score.log_likelihood for name, trained in students.items()},
-        "divergence": {name: trained.score.divergence for name, trained in students.items()},
+        "validation_log_likelihood": {k: s.log_likelihood for k, s in scores.items() if len(s.log_likelihoods)},
+        "divergence": {name: score.divergence for name, score in scores.items()},
         "parameter_share": student.parameters_count / context.teacher.parameters_count,
         "labels_used": data.splits.labels_used,
         "labels_ignored": data.splits.labels_ignored,

@@ -201,7 +201,7 @@ def learning_curves(events: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]
             points.append((event["step"], event["log_likelihood"]))
         elif event["event"] == "fitted" and points:  # comes after the scores of its row
             step, score = max(points, key=lambda point: point[1])
-            words.append(f"{event['row']} is best at step {step:.0f} with {score:.3f}")
+            words.append(f"{event['row']} is highest at step {step:.0f} with {score:.3f}")
             series[event["row"]], points = points, []
     labels = ("updates of the student", "log-likelihood on the validation split, nats")
     return _figures("learning", "Learning curves", labels, series, words)

@@ -75,13 +75,9 @@ def real_reward(
 
 
 def score_after(
-    trainer: KDTrainer,
-    kd: KDConfig,
-    steps: int,
-    distil: Callable[[KDTrainer], None],
-    score: Callable[[Student], Judged],
-    order: int = 0,
-) -> Judged:
+    trainer: KDTrainer, kd: KDConfig, steps: int, distil: Callable[[KDTrainer], None],
+    score: Callable[[Student], Judged], order: int = 0,
+) -> Judged:  # fmt: skip
     """Distil for some steps on trial, score the student, and take the steps back.
 
     Args:
@@ -103,9 +99,10 @@ def score_after(
 
 
 def reward_score(student: Student, reward: DistillationSet) -> float:
-    """Say how well a student follows the teacher on the reward texts: -KL(teacher || student), in nats, at most 0."""
+    """Say how a student follows the teacher on the reward texts: -KL(teacher || student), in nats; 0 without texts."""
     logits = torch.from_numpy(broadcast(run_student(student, reward.encoded)[0]))
-    return -float(soft_label_loss(logits, torch.from_numpy(reward.teacher.logits), 1.0).mean())
+    losses = soft_label_loss(logits, torch.from_numpy(reward.teacher.logits), 1.0)
+    return -float(losses.mean()) if len(losses) else 0.0
 
 
 def label_scores(student: Student, labelled: DistillationSet) -> NDArray[np.float64]:
@@ -131,14 +128,9 @@ def _real_steps(trial: KDTrainer, kept: DistillationSet) -> None:
 
 
 def candidate_influences(
-    trainer: KDTrainer,
-    candidates: DistillationSet,
-    judged: DistillationSet,
-    reward: DistillationSet,
-    kd: KDConfig,
-    progress: Progress = SILENT,
-    order: int = 0,
-) -> Floats:
+    trainer: KDTrainer, candidates: DistillationSet, judged: DistillationSet, reward: DistillationSet, kd: KDConfig,
+    progress: Progress = SILENT, order: int = 0,
+) -> Floats:  # fmt: skip
     """Say what each candidate adds to the real reward, to first order.
 
     Measured a part of the way that steps on everything lead, since every selection goes much the same way and the

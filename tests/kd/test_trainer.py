@@ -288,6 +288,7 @@ def test_a_state_is_kept_for_following_the_teacher_unless_the_labels_forbid_it()
     assert Score(0.4, np.zeros(0)).beats(Score(0.5, np.zeros(0))), "no labels, no veto"
     assert "0.500 nats" in str(state) and "nats" not in str(Score(None, few)) and "-0.250" in str(Score(None, few))
     assert Score(None, few + 0.1).beats(Score(None, few)) and not Score(None, few - 0.1).beats(Score(None, few))
+    assert Score(None, np.zeros(0)).beats(Score(None, np.zeros(0))), "nothing tells, so training does"
 
 
 def test_the_best_state_is_the_one_nearest_to_the_teacher_on_texts_set_apart(student, monkeypatch):

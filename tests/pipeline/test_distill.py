@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -14,6 +15,7 @@ from benchmarks import kills
 from l2a.cli.app import print_result
 from l2a.config import as_yaml, override
 from l2a.data.examples import HeldOut, normalised_hash
+from l2a.evaluation.metrics import measure_latency
 from l2a.kd.trainer import KDTrainer
 from l2a.pipeline.data import load_run_data
 from l2a.pipeline.distill import distill
@@ -239,9 +241,12 @@ def test_the_summary_shows_how_far_the_two_rewards_agree(result, capsys):
     assert "rank correlation" not in capsys.readouterr().out
 
 
-def test_all_labels_can_be_trained_on(config):
+def test_all_labels_can_be_trained_on(config, tmp_path, monkeypatch):
     every = override(config, {"dev_shots": 0, "selector.agent": "all", "kd.warmup_steps": 5, "kd.rounds": 1})
     context = RunContext(every)
     assert not len(context.data.held_out_labels) and len(context.data.splits.train) == context.data.splits.labels_used
-    result = run_method(every, "l2a_student")
-    assert len(result.predictions) == 30 and result.diagnostics["divergence"] > 0
+    monkeypatch.setattr("l2a.pipeline.run.measure_latency", partial(measure_latency, seconds=0.05))
+    result = distill(override(every, {"output_dir": str(tmp_path / "run")}))
+    assert result.metrics["validation_log_likelihood"] == {} and result.metrics["divergence"]["l2a_student"] > 0
+    for name in ("report.html", "README.md"):
+        assert "texts set apart." in (tmp_path / "run" / name).read_text()

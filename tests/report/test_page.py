@@ -95,7 +95,7 @@ def test_scores_belong_to_the_method_that_is_fitted_next():
     events = [rows[0], {**score, "step": 20}, better, rows[1], {**score, "step": 10}, rows[2]]
     (figure,) = page.learning_curves(events)
     assert figure["series"] == {"first": [(20, -0.5), (40, -0.4)], "second": [(10, -0.5)]}
-    assert "first is best at step 40 with -0.400" in figure["words"]
+    assert "first is highest at step 40 with -0.400" in figure["words"]
     assert page.learning_curves(events[:1]) == []
 
 
