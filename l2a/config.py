@@ -215,7 +215,7 @@ def settle(config: DistillConfig) -> DistillConfig:
 
 
 def load_config(preset: str, file: Path | None = None, flags: Mapping[str, Any] | None = None) -> DistillConfig:
-    """Build a configuration: flags override the file, the file overrides the preset.
+    """Build a configuration, not yet settled: flags override the file, the file overrides the preset.
 
     Args:
         preset: A card in ``configs/``.
@@ -226,14 +226,14 @@ def load_config(preset: str, file: Path | None = None, flags: Mapping[str, Any] 
         The validated configuration.
 
     Raises:
-        UsageError: For unknown keys, each with "did you mean", wrong values, and a source that is missing.
+        UsageError: For unknown keys, each with "did you mean", and wrong values.
     """
     settings = load_yaml(find_card("configs", preset))
     if file is not None:
         settings = _merge(settings, load_yaml(file))
     config = build(DistillConfig, settings, f"preset {preset}" if file is None else str(file))
     given = {name: value for name, value in (flags or {}).items() if value is not None}
-    return settle(override(config, given))
+    return override(config, given)
 
 
 def override(config: DistillConfig, changes: Mapping[str, Any]) -> DistillConfig:

@@ -113,7 +113,7 @@ def main() -> None:
     parser.add_argument("--pair", action="append", default=[], metavar="SOURCE:TARGET", help="may be repeated")
     options = parser.parse_args()
     found: dict[str, Curve] = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
-    base = override(load_config("screening"), {"generator.operator": "augpro_mix", "generator.copies": 4})
+    base = override(load_config("screening"), {"shots": 32, "generator.operator": "augpro_mix", "generator.copies": 4})
     for seed, pair, size, start in itertools.product(SEEDS, options.pair, SIZES, STARTS):
         name, (source, target) = name_of(pair, size, start, seed), pair.split(":")
         if name not in found:

@@ -104,7 +104,7 @@ def main() -> None:
             source, target = pair.split(":")
             name = f"{pair}, seed {seed}"
             if name not in found["by_pool"]:
-                places = {"source": source, "target": target, "data_root": options.data_root, "seed": seed}
+                places = {"source": source, "target": target, "data_root": options.data_root, "seed": seed, "shots": 32}
                 config = override(load_config("screening"), places)
                 found["by_pool"][name] = measure(config, options.selections)
                 pools = list(found["by_pool"].values())

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from typer import Option
 
-from l2a.config import load_config
+from l2a.config import load_config, settle
 
 MODELS = "minilm-l6, mpnet-base, a model folder or a Hub id."
 Encoder = Annotated[str, Option(help=MODELS)]
@@ -60,7 +60,8 @@ def with_run_options(names: Iterable[str] = RUN_OPTIONS) -> Callable[[Callable[.
             flags: dict[str, Any] = {}
             for name, value in zip(list(shared)[2:], values, strict=True):
                 flags |= {} if value is None else dict.fromkeys(RUN_OPTIONS[name][2], value)
-            command(config=load_config(preset, file, flags), **given)
+            config = load_config(preset, file, flags)  # which the command settles where it names the domains itself
+            command(config=settle(config) if "target" in shared else config, **given)
 
         parameters = []
         for name, annotation in shared.items():

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from typer import Argument, Context, Option, Typer, echo
 
 from l2a.cli.options import RUN_OPTIONS, Overwrite, Verbose, print_facts, print_table, with_run_options
-from l2a.config import DistillConfig, SelectorConfig, override
+from l2a.config import DistillConfig, SelectorConfig, override, settle
 from l2a.util.errors import RunError, UsageError
 from l2a.util.progress import Progress
 
@@ -53,7 +53,7 @@ def train(
         raise UsageError(f"--pair is {wrong[0]}; give SOURCE:TARGET with one colon, or --source and --target")
     places = [{"source": source, "target": target} if source else {}] if source or not pairs else []
     places += [{"source": s, "target": t} for s, t in pairs]
-    runs = [override(base, {**place, "seed": n}) for place, n in itertools.product(places, seed or [base.seed])]
+    runs = [settle(override(base, place | {"seed": n})) for place in places for n in seed or [base.seed]]
     with Progress(verbosity=int(verbose)) as progress:
         training = train_selector(runs, output_dir, overwrite, progress)
     _print_curve(training.reward_curve)

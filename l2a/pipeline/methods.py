@@ -284,7 +284,7 @@ SMALL_TEACHER = "minilm-l6"
 
 
 def _with_small_teacher(context: RunContext) -> RunContext:
-    config = override(context.config, {"teacher.model": SMALL_TEACHER})
+    config = override(context.config, {"teacher.model": SMALL_TEACHER, "teacher.fine_tuned": False})
     return replace(context, config=config, loaded=context.data)
 
 
@@ -411,7 +411,7 @@ def compared_methods(config: DistillConfig) -> tuple[Method, ...]:
         and not ("unlabelled" in method.needs and not config.unlabelled)
         and not ("small" in method.needs and config.teacher.model == SMALL_TEACHER)
         # It would be unfair with a teacher that was fine-tuned elsewhere, perhaps on this very target.
-        and not (config.teacher.fine_tuned and {"pretrained", "target_only_teacher"} & set(method.needs))
+        and not (config.teacher.fine_tuned and {"pretrained", "small", "target_only_teacher"} & set(method.needs))
     )  # fmt: skip
 
 

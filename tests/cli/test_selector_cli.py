@@ -91,5 +91,7 @@ def test_the_agent_to_train_is_that_of_the_flag_then_of_the_file(run, tmp_path, 
 def test_pairs_and_seeds_each_give_a_configuration(run, configs):
     pairs = ["--source", "movies", "--target", "tweets", "--pair", "movies:products", "--seed", "3", "--seed", "4"]
     assert run("selector", "train", "--output-dir", "policy", *pairs, "--source-text-column", "body")[0] == 0
-    made = [(config.source, config.target, config.seed, config.source_columns.text) for config in configs]
+    assert run("selector", "train", "--output-dir", "policy", "--pair", "theirs.csv:mine.csv")[0] == 0
+    assert [config.shots for config in configs] == [32] * 4 + [None], "all labels of a target that is not shipped"
+    made = [(config.source, config.target, config.seed, config.source_columns.text) for config in configs[:4]]
     assert made == [("movies", target, seed, "body") for target in ("tweets", "products") for seed in (3, 4)]

@@ -109,3 +109,6 @@ def test_rows_of_the_small_encoder_are_left_out_where_it_is_the_teacher(config):
     for teacher, shown in (("minilm-l6", set()), ("mpnet-base", small)):
         compared = methods.compared_methods(override(config, {"compare": True, "teacher.model": teacher}))
         assert {method.name for method in compared} & small == shown
+    given = {"compare": True, "teacher.model": "my-classifier", "teacher.fine_tuned": True}
+    compared = methods.compared_methods(override(config, given))
+    assert not {method.name for method in compared} & (small | {"target_only_teacher", "frozen_teacher_logreg"})
