@@ -4,6 +4,7 @@ A page is read from top to bottom: a ``console`` or ``bash`` block holds command
 ``yaml`` block with a title is the file of that name.
 """
 
+import ast
 import importlib.util
 import json
 import re
@@ -297,3 +298,13 @@ def test_the_tour_runs_and_shows_what_it_gave(workplace, monkeypatch):
     monkeypatch.setenv("L2A_CACHE", str(workplace / "cache"))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     NotebookClient(tour, timeout=600, resources={"metadata": {"path": workplace}}).execute()
+
+
+def test_the_commands_of_the_checkout_find_what_they_import():
+    for path in sorted((ROOT / "benchmarks").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("l2a."):
+                found = dir(importlib.import_module(node.module))
+                missing = [one.name for one in node.names if one.name not in found]
+                missing = [name for name in missing if importlib.util.find_spec(f"{node.module}.{name}") is None]
+                assert not missing, f"{path}:{node.lineno}: {node.module} has no {missing}"

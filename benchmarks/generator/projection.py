@@ -9,8 +9,15 @@ import torch
 from torch import Tensor
 
 from l2a.data.domains import load_domain
-from l2a.generator.operators import steepest_neighbours
-from l2a.generator.tokens import FROZEN, TokenSpace, build_neighbour_table, find_neighbours, token_kinds, vocabulary
+from l2a.generator.tokens import (
+    FROZEN,
+    TokenSpace,
+    build_neighbour_table,
+    find_neighbours,
+    steepest_neighbours,
+    token_kinds,
+    vocabulary,
+)  # fmt: skip
 from l2a.teacher.model import load_encoder
 
 NEIGHBOURS = 16

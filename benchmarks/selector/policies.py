@@ -54,7 +54,7 @@ def config_of(card: ExperimentCard, pair: Pair, data_root: str, dev_shots: int, 
     texts = pair.unlabelled if card.variants["ppo"].unlabelled else ()
     places = {"source": pair.source, "target": pair.target, "unlabelled": texts, "data_root": data_root}
     numbers = {"shots": card.shots[0], "dev_shots": dev_shots, "seed": seed}
-    return override(variant_config(card, card.students[0], "ppo", pair.name), {**places, **numbers})
+    return override(variant_config(card, "ppo", pair.name), {**places, **numbers})
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 import pytest
 
+from benchmarks.selector import policies
 from l2a.experiments.card import expand, load_experiment
 from l2a.util.errors import UsageError
 
@@ -51,6 +52,13 @@ def test_an_override_may_hold_the_name_of_the_pair(workspace):
     cells = [cell for group in expand(load_experiment("tiny"), workspace / "data") for cell in group]
     assert {cell.config.selector.agent for cell in cells} == {f"policies/without_{cell.place.pair}" for cell in cells}
     assert len({cell.place.pair for cell in cells}) > 1
+
+
+def test_the_policies_of_a_card_are_trained_with_its_ppo_row():
+    card = load_experiment("selectors_whole_source")
+    config = policies.config_of(card, card.pairs[0], "data", dev_shots=128, seed=1)
+    assert (config.selector.agent, config.dev_shots, config.seed, config.shots) == ("ppo", 128, 1, card.shots[0])
+    assert config.kd.pool_size == 2400 and config.source == card.pairs[0].source
 
 
 @pytest.mark.parametrize(
