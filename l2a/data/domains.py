@@ -28,6 +28,7 @@ from l2a.util.progress import SILENT, Progress
 
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(:[\w.-]+)?")
 UNLABELLED = "unlabelled"  # the task of cards whose text has no labels
+OF_A_CARD = "its usual name, or by columns in a domain card"  # where no option of the command names one
 DEV_SHARE, TEST_SHARE = 0.1, 0.2
 DEV_PART_OF_TRAIN = 8  # an eighth of 80 % of the data is 10 % of all of it
 
@@ -315,7 +316,8 @@ def as_domain(data: Any, name: str, columns: Columns = USUAL_COLUMNS) -> Domain:
     """
     if isinstance(data, Domain):
         return data
-    return to_domain(_join(name, data, columns, "its usual name or the argument columns"), name)
+    named = "its usual name or the argument columns (of l2a.distill: source_columns, target_columns)"
+    return to_domain(_join(name, data, columns, named), name)
 
 
 def read_domain(

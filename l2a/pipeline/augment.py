@@ -104,7 +104,7 @@ def augment_file(job: AugmentJob, progress: Progress = SILENT) -> int:
     if job.source is not None and (path := Path(job.source).expanduser()).is_file():
         source = readers.texts_of(readers.read_table(path, formats), job.source_columns, "--source-{}-column")
     elif job.source is not None:
-        source = domains.load_domain(job.source, progress=progress).train.inputs
+        source = domains.load_domain(job.source, progress=progress, flag=domains.OF_A_CARD).train.inputs
     kinds, source_kinds = ({len(text) for text in texts} for texts in (inputs, source))
     if len(kinds) > 1:
         raise UsageError(f"input {job.input}: single texts and pairs are mixed; give one kind in a file")

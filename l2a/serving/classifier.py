@@ -490,14 +490,14 @@ def labelled_texts(
     Raises:
         UsageError: If something is wrong with the data.
     """
-    path = Path(reference).expanduser()
+    path, flag = Path(reference).expanduser(), readers.FLAG if needed else domains.OF_A_CARD
     if not path.is_file():
-        domain = domains.load_domain(reference, columns)
+        domain = domains.load_domain(reference, columns, flag=flag)
         examples = domain.test.reveal() if domain.test.size else concatenate(domain.train, domain.dev)
         return list(examples.inputs), [domain.label_names[label] for label in examples.labels]
     table = readers.read_table(path, readers.FORMATS)
     if not needed and "label" not in readers.find_columns(table, columns, readers.FLAG, labelled=True)[0]:
-        return list(readers.texts_of(table)), []
+        return list(readers.texts_of(table, flag=flag)), []
     rows, problems = readers.check_table(table, columns)
     readers.refuse(problems, reference)
     if run and table.digest in _files_of(run / "metrics.json"):

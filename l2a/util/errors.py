@@ -22,11 +22,11 @@ def did_you_mean(word: str, allowed: Iterable[str]) -> str:
 
 
 FIXES = {
-    errno.ENOSPC: "the disk is full; free some space, or point --output-dir or the L2A_CACHE variable to another disk",
-    errno.EDQUOT: "your disk quota is used up; free some space, or point --output-dir or L2A_CACHE to another disk",
-    errno.EROFS: "the disk is read-only; point --output-dir or the L2A_CACHE variable to a folder that you can write",
-    errno.EACCES: "permission denied; change its permissions, or point --output-dir or L2A_CACHE somewhere else",
-    errno.EPERM: "permission denied; change its permissions, or point --output-dir or L2A_CACHE somewhere else",
+    errno.ENOSPC: "the disk is full; free some space, or write to another disk (L2A_CACHE moves the cache)",
+    errno.EDQUOT: "your disk quota is used up; free some space, or write to another disk (L2A_CACHE moves the cache)",
+    errno.EROFS: "the disk is read-only; write to another one (L2A_CACHE moves the cache)",
+    errno.EACCES: "permission denied; change its permissions, or write somewhere else (L2A_CACHE moves the cache)",
+    errno.EPERM: "permission denied; change its permissions, or write somewhere else (L2A_CACHE moves the cache)",
     errno.ENOTDIR: "a part of the path is a file, not a folder; correct the path",
     errno.EISDIR: "it is a folder; name a file",
     errno.ENOENT: "no such file or folder; check the path",

@@ -1,5 +1,6 @@
 import json
 import platform
+import re
 import resource
 import subprocess
 import sys
@@ -9,6 +10,8 @@ import pytest
 import yaml
 
 from tests.conftest import write_domain
+
+from .conftest import COMMANDS
 
 
 def test_help_loads_nothing_heavy():
@@ -70,3 +73,23 @@ def test_a_bug_report_has_versions_machine_and_cache_and_survives_a_broken_torch
     monkeypatch.setitem(sys.modules, "torch", None)
     code, out, _ = run("env")
     assert code == 0 and "cannot be imported" in out and "arithmetic" not in out
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "pretrain --text {good} --protect {odd} --output-dir general", "augment {good} new.jsonl --source {folder}",
+        "export run --texts {odd}", "evaluate {student} {odd}", "distill --source {odd} --target {odd}",
+    ],
+)  # fmt: skip
+def test_a_missing_column_is_to_be_named_by_options_that_the_command_has(run, words, classifier_folder, tmp_path):
+    odd, good = tmp_path / "folder" / "train.csv", tmp_path / "good.csv"
+    odd.parent.mkdir()
+    odd.write_text("body,mood\na good film,positive\na bad one,negative\n")
+    good.write_text("text\na good film\n")
+    places = {"odd": odd, "good": good, "folder": odd.parent, "student": classifier_folder}
+    command, *rest = words.format_map(places).split()
+    code, _, err = run(command, *rest)
+    assert code == 2 and "no text column" in err and "'body', 'mood'; name one by" in err
+    options = {option for parameter in COMMANDS.commands[command].params for option in parameter.opts}
+    assert set(re.findall(r"name one by (--[a-z-]+)", err)) <= options
