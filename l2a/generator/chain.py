@@ -226,11 +226,9 @@ class ChainStep(NamedTuple, Generic[States]):
 
 
 def metropolis_hastings(
-    initial: States,
-    propose: Callable[[States, np.random.Generator], tuple[States, Ints]],
-    score: Callable[[States], Floats],
-    rng: np.random.Generator,
-) -> Iterator[ChainStep[States]]:
+    initial: States, propose: Callable[[States, np.random.Generator], tuple[States, Ints]],
+    score: Callable[[States], Floats], rng: np.random.Generator,
+) -> Iterator[ChainStep[States]]:  # fmt: skip
     """Run chains whose stationary density is proportional to exp(score) times the base law of the proposals.
 
     A move is accepted with probability min(1, exp(score(z') - score(z))). A score of minus infinity forbids a state; a

@@ -461,11 +461,9 @@ def draw_changes(
 
 
 def build_operator(
-    name: str,
-    space: Callable[[], TokenSpace],
-    masked: Callable[[], MaskedCandidates | None],
+    name: str, space: Callable[[], TokenSpace], masked: Callable[[], MaskedCandidates | None],
     progress: Progress = SILENT,
-) -> TextOperator:
+) -> TextOperator:  # fmt: skip
     """Make a text operator, loading only what it reads.
 
     Args:

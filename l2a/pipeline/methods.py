@@ -16,7 +16,7 @@ from torch import nn
 
 from l2a.config import DistillConfig, override
 from l2a.data.encoding import encode
-from l2a.data.examples import Examples, TextInput
+from l2a.data.examples import Examples, TextInput, normalised_hash
 from l2a.kd.trainer import run_student
 from l2a.pipeline import students as student_training
 from l2a.pipeline.session import RunContext
@@ -310,7 +310,7 @@ def _student(
     """Make a method of a student's training; the facts of its rounds come with it."""
 
     def fit(context: RunContext) -> FittedMethod:
-        trained = train(context if with_unlabelled else context.without_unlabelled())
+        trained = train(context if with_unlabelled or not context.data.unlabelled else context.without_unlabelled)
         student = trained.student
 
         def score(inputs: Sequence[TextInput]) -> Floats:
@@ -440,9 +440,30 @@ def run_method(config: DistillConfig, name: str, progress: Progress = SILENT) ->
     result = evaluate_method(context, name, fitted, time.monotonic() - started)
     if fitted.trained is None or result.logits is None or "labels" not in method.needs:
         return result
-    teacher, student = (softmax(one, axis=1) for one in (context.labeller(result.test.inputs).logits, result.logits))
-    divergence = float(kl_divergence(teacher, student).mean())
+    divergence = _divergence(context, result.test.inputs, result.logits)
     return replace(result, diagnostics={**result.diagnostics, "test_divergence": divergence})
+
+
+def _divergence(context: RunContext, inputs: Sequence[TextInput], logits: Floats) -> float:
+    teacher, student = (softmax(one, axis=1) for one in (context.labeller(inputs).logits, logits))
+    return float(kl_divergence(teacher, student).mean())
+
+
+def rescored(context: RunContext, students: Mapping[str, TrainedStudent]) -> dict[str, TrainedStudent]:
+    """Score the students of a run with unlabelled text on the same texts; those that learned without set others apart.
+
+    Args:
+        context: The run.
+        students: By method.
+
+    Returns:
+        The same students, the divergences measured on texts that none of them was trained on.
+    """
+    read = set(map(normalised_hash, context.without_unlabelled.source.inputs))
+    texts = tuple(text for text in context.set_apart[0] if normalised_hash(text) not in read)
+    logits = {name: student_logits(context, trained.student, texts) for name, trained in students.items()}
+    found = {name: _divergence(context, texts, logits[name]) if texts else None for name in students}
+    return {name: replace(one, score=replace(one.score, divergence=found[name])) for name, one in students.items()}
 
 
 def prepare(context: RunContext, method: Method) -> None:

@@ -322,9 +322,10 @@ def _greedy_by_labels(pair: PreparedPair, seen: Examples) -> NDArray[np.float32]
 
 def _headroom_file(context: RunContext) -> Path:
     """Where the headroom of a pair, its pool and its budget is kept; the seed and the agent play no part in it."""
-    config, files = context.config, tuple(sorted(context.data.files.items()))
-    parts = [asdict(part) for part in (config.teacher, config.student, config.generator, config.kd)]
-    key = fingerprint(files, config.shots, config.source_size, config.max_length, config.selector.keep_rate, parts)
+    files, settings = tuple(sorted(context.data.files.items())), asdict(context.config)
+    unread = {"seed", "selector", "output_dir", "overwrite", "compare", "report", "data_root", "source", "target"}
+    decisive = {name: value for name, value in settings.items() if name not in unread | {"unlabelled"}}
+    key = fingerprint(files, context.config.selector.keep_rate, decisive)
     return cache_root() / "headroom" / f"{key}.json"
 
 

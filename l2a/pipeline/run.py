@@ -14,7 +14,7 @@ from l2a.data import examples
 from l2a.data.domains import provenance
 from l2a.evaluation.metrics import classification_metrics, measure_latency
 from l2a.pipeline.data import RunData
-from l2a.pipeline.methods import MethodResult, compared_methods, evaluate_method, student_logits, tfidf_logreg
+from l2a.pipeline.methods import MethodResult, compared_methods, evaluate_method, rescored, student_logits, tfidf_logreg
 from l2a.pipeline.policies import headroom_note, known_headroom, open_policy, training_facts
 from l2a.pipeline.session import FEWEST_TO_CHOOSE, RunContext
 from l2a.pipeline.students import Round, TrainedStudent
@@ -59,6 +59,7 @@ def train_and_write(
     if headroom:
         progress.say(f"note: {headroom_note(headroom)} (l2a selector headroom)")
     students, rows, results = _compare(context)
+    students = rescored(context, students) if context.data.unlabelled and len(students) > 1 else students
     best = next(iter(students))
     for name, trained in students.items():
         best = name if trained.score.beats(students[best].score) else best

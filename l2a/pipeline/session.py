@@ -69,10 +69,9 @@ class RunContext:
         with self.progress.stage("read the domains"):
             return load_run_data(self.config, self.progress)
 
+    @cached_property
     def without_unlabelled(self) -> "RunContext":
-        """Return the same run without its unlabelled text; teachers come from the cache."""
-        if not self.data.unlabelled:
-            return self
+        """The same run without its unlabelled text, for all methods that read none; teachers come from the cache."""
         without = replace(self.data, unlabelled=())
         return replace(self, config=replace(self.config, unlabelled=()), loaded=without)
 
@@ -116,11 +115,12 @@ class RunContext:
 
         They are unlabelled texts where there are enough, else a fifth of the source at most, out of its nearest half.
         """
-        wanted, source = 2 * self.config.kd.divergence_size, self.data.source.inputs
+        target, wanted = self.data.splits.train.inputs, 2 * self.config.kd.divergence_size
         rng, near = np.random.default_rng([self.config.seed, 7]), tuple(self.near_texts)
         if len(near) < 4 * wanted:
-            target, half = self.data.splits.train.inputs, len(source) // 2
-            nearest = choose_texts(source, target, half, "near", self.embed, rng)
+            shots = set(map(normalised_hash, target))  # which are trained on, also where the source holds one
+            source = [text for text in self.data.source.inputs if normalised_hash(text) not in shots]
+            nearest = choose_texts(source, target, len(source) // 2, "near", self.embed, rng)
             near, wanted = tuple(source[i] for i in nearest), min(wanted, len(source) // 5)
         drawn = rng.choice(len(near), wanted, replace=False)
         choice, reward = (tuple(near[i] for i in np.sort(part)) for part in np.array_split(drawn, 2))

@@ -231,9 +231,8 @@ def rerank(
         logger.warning(
             "selector: the surrogate reward and real distillation rank selections differently (Spearman %.2f, below "
             "%.2f); the selection with the best real reward is used, random ones included",
-            correlation,
-            config.tier_correlation,
-        )
+            correlation, config.tier_correlation,
+        )  # fmt: skip
     eligible = policies if trusted and policies else len(scores)
     return Tiers(int(np.argmax(second[:eligible])), first, second, correlation, trusted), scores
 

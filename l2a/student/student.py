@@ -497,13 +497,9 @@ def check_student(
 
 
 def build_student(
-    config: StudentConfig,
-    teacher: Teacher,
-    label_names: tuple[str, ...],
-    texts: Sequence[TextInput],
-    seed: int,
+    config: StudentConfig, teacher: Teacher, label_names: tuple[str, ...], texts: Sequence[TextInput], seed: int,
     weights: bool = True,
-) -> Student:
+) -> Student:  # fmt: skip
     """Build the student and check its size.
 
     Args:

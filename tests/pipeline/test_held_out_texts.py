@@ -22,7 +22,7 @@ def leaking(config, tmp_path_factory):
     target = [json.loads(line) for line in Path(config.target).read_text().splitlines()]
     few, copied = load_run_data(config).splits, {"label": "negative", "split": "train"}
     copies = [{"text": f"{row['text'].upper()} !!", **copied} for row in target if row["split"] != "train"]
-    copies += [{"text": text, **copied} for (text,) in (*few.reward.inputs, *few.validation.inputs)]
+    copies += [{"text": text, **copied} for (text,) in (*few.reward.inputs, *few.validation.inputs, *few.train.inputs)]
     own = Path(config.source).read_text()
     (folder / "source.jsonl").write_text(own + "\n".join(map(json.dumps, copies)) + "\n")
     (folder / "more.txt").write_text("\n".join(row["text"] for row in target) + "\n")

@@ -10,8 +10,10 @@ import pytest
 import l2a
 from l2a.config import override
 from l2a.kd.trainer import Score
+from l2a.pipeline import methods
 from l2a.pipeline.distill import distill
 from l2a.pipeline.session import RunContext, _passes
+from l2a.pipeline.students import TrainedStudent
 from l2a.util.errors import RunError, UsageError
 from tests.conftest import make_examples, write_domain
 
@@ -108,3 +110,29 @@ def test_the_student_that_validation_prefers_is_saved_under_its_own_name(config,
     assert metrics["divergence"] == {"plain_kd_student": 0.1, "l2a_student": 0.2}
     assert "`plain_kd_student`, chosen by" in (tmp_path / "run" / "README.md").read_text()
     assert [len(metrics["rounds"])] == [config.kd.rounds]
+
+
+@pytest.mark.parametrize(
+    "apart", [10, 60]
+)  # unlabelled texts, and source texts, since 60 would take most of the former
+def test_students_with_and_without_unlabelled_text_are_compared_on_the_same_texts(config, apart, tmp_path, monkeypatch):
+    lines = (f"a battery {text} {number:b}" for number, (text,) in enumerate(make_examples(120, seed=7).inputs))
+    (tmp_path / "more.txt").write_text("\n".join(lines) + "\n")
+    changes = {"unlabelled": [str(tmp_path / "more.txt")], "kd.divergence_size": apart}
+    context, asked = RunContext(override(config, changes)), []
+
+    def logits(context, sharpness, texts):
+        asked.append(texts)
+        return sharpness * context.labeller(texts).logits
+
+    monkeypatch.setattr(methods, "student_logits", logits)
+    found = methods.rescored(context, {
+        "plain_kd_student": TrainedStudent(0.5, (), Score(0.1, np.zeros(0))),
+        "l2a_student": TrainedStudent(1.0, (), Score(0.2, np.zeros(0))),
+    })  # fmt: skip
+    assert asked[0] == asked[1] and set() < {*asked[0]} <= {*context.set_apart[0]}
+    for trained_on in (context.source, context.without_unlabelled.source, context.data.splits.train):
+        assert not {*asked[0]} & {*trained_on.inputs}
+    assert (
+        found["plain_kd_student"].score.divergence > found["l2a_student"].score.divergence == pytest.approx(0, abs=1e-6)
+    )

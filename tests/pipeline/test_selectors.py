@@ -102,7 +102,8 @@ def test_headroom_reads_labels_that_no_run_reads_and_is_known_to_later_runs(conf
     known = policies.known_headroom(RunContext(override(changed, {"seed": 5, "selector.agent": "dvrl"})))
     assert known["points"] == found["points"] and "can" in policies.headroom_note(known)
     assert "no selector can win" in policies.headroom_note({**known, "points": 0.9})
-    assert policies.known_headroom(RunContext(override(changed, {"kd.pool_size": 33}))) == {}
+    for other in ({"kd.pool_size": 33}, {"dev_shots": 5}, {"target_columns.text": "text"}):
+        assert policies.known_headroom(RunContext(override(changed, other))) == {}
 
 
 def test_an_oracle_without_spare_labels_is_refused(config):
