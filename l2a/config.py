@@ -105,9 +105,7 @@ def resolve_degree(degree: Literal["auto"] | float, labelled_inputs: int) -> flo
     """
     if degree != "auto":
         return degree
-    if labelled_inputs < 10_000:
-        return 0.5
-    return 0.3 if labelled_inputs <= 100_000 else 0.1
+    return 0.5 if labelled_inputs < 10_000 else 0.3 if labelled_inputs <= 100_000 else 0.1
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ def evaluate(
     rows = [(row.name, str(row.kept), f"{row.surrogate:+.4f}", f"{row.real:+.4f}") for row in best_first]
     print_table(("selector", "kept", "surrogate gain", "real gain"), rows)
     echo(
-        "gain of the log-likelihood on the reward split, in nats; surrogate: in a few steps, against texts without "
+        "gain in following the teacher on texts set apart, in nats; surrogate: in a few steps, against texts without "
         f"influence; real: after {result.updates} updates of the student; Spearman correlation of the two: "
         f"{result.correlation:.2f}"
     )

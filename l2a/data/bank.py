@@ -130,7 +130,9 @@ def unlabelled_files(
 
 
 def _files(sources: Iterable[_Source]) -> Mapping[str, str]:
-    return {name: digest for source in sources for name, digest in source.files.items()}
+    read = dict.fromkeys(file for source in sources for file in source.files.items())
+    times = Counter(name for name, _ in read)  # files of different folders may have one name
+    return {name if times[name] == 1 else f"{name} ({digest[:8]})": digest for name, digest in read}
 
 
 def _sources(reference: Any, data_root: Path | None, progress: Progress) -> list[_Source]:

@@ -161,8 +161,8 @@ class TargetSplits:
 
     Attributes:
         train: Labelled examples for training.
-        reward: Labelled examples whose log-likelihood is the selector's reward.
-        validation: Labelled examples that choose the best student.
+        reward: Labelled examples that judge the teacher and can refuse a selection.
+        validation: Labelled examples that judge the teacher too and have a veto on the student's states.
         unlabelled: The rest of the training texts, without their labels.
         labels_used: Number of target labels in the three labelled parts.
         labels_ignored: Number of target labels outside the test split that the run does not read; copies count once.
@@ -186,8 +186,8 @@ def few_shot_splits(target: Domain, shots: int | None, dev_shots: int, rng: np.r
     Args:
         target: The target domain.
         shots: Labelled examples per class for training, at least 1; None for all labels.
-        dev_shots: Labelled examples per class for the reward, and as many again for the choice of the model. With all
-            labels, classes with few examples give a quarter of them to each, and at least 1.
+        dev_shots: Labelled examples per class for the reward split, and as many again for validation. With all labels,
+            classes with few examples give a quarter of them to each, and at least 1.
         rng: Source of the draw.
 
     Returns:

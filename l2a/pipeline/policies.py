@@ -211,7 +211,7 @@ def open_policy(name: str) -> tuple[TrainedPolicy, dict[str, Any]]:
 def evaluate_policy(
     config: DistillConfig, policy: TrainedPolicy, updates: int | None = None, progress: Progress = SILENT
 ) -> Evaluation:
-    """Compare a policy with every rule at the same keep rate and the same updates, on the reward split.
+    """Compare a policy with every rule at the same keep rate and the same updates, on the reward texts.
 
     Args:
         config: The pair; the policy is not trained on it.

@@ -55,6 +55,15 @@ def test_every_kind_of_data_in_memory_gives_the_same_texts(data):
     assert len(digest) in (32, 64)
 
 
+def test_files_of_one_name_are_told_apart(tmp_path):
+    paths = [tmp_path / folder / "x.txt" for folder in ("one", "two")]
+    for path in paths:
+        path.parent.mkdir()
+        path.write_text(f"a text of {path.parent.name}\n")
+    digests = [sha256_file(path) for path in paths]
+    assert read_bank([*paths, paths[0]], False).files == {f"x.txt ({digest[:8]})": digest for digest in digests}
+
+
 def test_pairs_come_from_two_columns_or_from_lines_with_a_tab(write):
     lines = "first\tsecond\n a b \t c d \n"
     names = {"x.txt": lines, "x.tsv": lines, "y.tsv": f"premise\thypothesis\n{lines}"}
