@@ -16,6 +16,7 @@ from l2a.data.bank import read_bank, sentences, unlabelled_files
 from l2a.data.domains import as_domain
 from l2a.data.examples import held_out_words, normalised_hash
 from l2a.util.errors import RunError, UsageError
+from l2a.util.files import sha256_file
 from tests.conftest import save_frame
 
 TEXTS = [("one fine film",), ("zwei: schöne Filme",), ("three",)]
