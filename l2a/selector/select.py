@@ -121,7 +121,7 @@ def retest(kept: Sequence[NDArray[np.bool_]], tiers: "Tiers", problem: Selection
     for name, (first, second) in again.items():
         before = np.array(first[: len(second)])
         facts[f"{name}_retest"] = rank_correlation(before.tolist(), second)
-        facts[f"{name}_noise"] = float(np.std(before - second) / 2**0.5)
+        facts[f"{name}_noise"] = float(np.std(before - second, ddof=1) / 2**0.5) if len(second) > 1 else float("nan")
     return facts
 
 

@@ -9,7 +9,7 @@ import pytest
 from l2a.config import SelectorConfig
 from l2a.selector.environment import build_task
 from l2a.selector.reward import build_surrogate, surrogate_reward
-from l2a.selector.select import rank_correlation, rerank, select
+from l2a.selector.select import Tiers, rank_correlation, rerank, retest, select
 
 CONFIG = SelectorConfig(agent="ppo", batch=16, episode_steps=4, training_steps=256, snapshots=2, real_evaluations=8)
 
@@ -137,6 +137,14 @@ def test_both_rewards_are_measured_again(problem_and_good):
     again = dataclasses.replace(judged, influences=lambda: values + other, real_reward=lambda kept: other[kept].mean())
     facts = select(dataclasses.replace(judged, repeated=again), CONFIG, rng()).diagnostics
     assert facts["surrogate_retest"] < 1 and facts["surrogate_noise"] > 0 and facts["real_noise"] > 0
+
+
+@pytest.mark.parametrize(("first", "noise"), [((0.0, 1.0, 5.0), (7 / 2) ** 0.5), ((0.3,), np.nan)])
+def test_the_noise_of_a_reward_is_unbiased_and_unknown_from_one_selection(problem_and_good, first, noise):
+    problem, kept = problem_and_good[0], [np.ones(len(problem_and_good[0]), bool)] * len(first)
+    again = dataclasses.replace(problem, real_reward=lambda kept: 0.0)
+    facts = retest(kept, Tiers(0, first, first, 1.0, True), dataclasses.replace(problem, repeated=again))
+    assert facts["real_noise"] == pytest.approx(noise, nan_ok=True)
 
 
 def test_the_second_tier_can_be_switched_off(problem):
