@@ -114,6 +114,8 @@ def augment_file(job: AugmentJob, progress: Progress = SILENT) -> int:
     request = {name: str(value) for name, value in vars(job).items() if name != "overwrite"}
     sides = (inputs, ()) if source is inputs else (inputs, source)
     request["texts"] = files.fingerprint(*([list(text) for text in side] for side in sides))
+    models = (Path(name).expanduser() for name in (job.teacher, job.student) if name)
+    request |= {str(file): files.sha256_file(file) for model in models for file in sorted(model.glob("*.[js]*"))}
     with files.growing(job.output, request) as made:
         make = _line_maker(job, inputs, source, progress)
         with progress.stage("augment", total) as advance:

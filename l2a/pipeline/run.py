@@ -74,8 +74,7 @@ def train_and_write(
     # Of several processes the first one writes; transformers saves no model in the others.
     seconds = {name: round(value, 3) for name, value in progress.seconds_by_stage.items()}
     facts = {"student": best, "seconds_by_stage": seconds, "command": command, "headroom": headroom or None}
-    metrics = {} if process_rank() else _write(context, facts, folder, students, rows, results)
-    return best, rows, metrics
+    return best, rows, {} if process_rank() else _write(context, facts, folder, students, rows, results)
 
 
 Comparison = tuple[dict[str, TrainedStudent], tuple[run_folder.MethodReport, ...], dict[str, MethodResult]]

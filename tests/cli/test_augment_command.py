@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -64,6 +65,7 @@ def job(texts: Path, out: Path, encoder_folder: Path, **changes: object) -> Augm
 
 @pytest.mark.usefixtures("saved_after_every_step")
 def test_an_interrupted_job_leaves_what_was_there(texts, encoder_folder, tmp_path, monkeypatch):
+    encoder_folder = shutil.copytree(encoder_folder, tmp_path / "encoder")
     out, original, batches = tmp_path / "out.parquet", augment_file_module._line_maker, []
     out.write_text("old")
 
@@ -84,6 +86,11 @@ def test_an_interrupted_job_leaves_what_was_there(texts, encoder_folder, tmp_pat
         augment_file(job(texts, out, encoder_folder, overwrite=True))
     with pytest.raises(UsageError, match='"seed": "0" there, "seed": "1" here'):
         augment_file(job(texts, out, encoder_folder, overwrite=True, seed=1))
+    weights = (encoder_folder / "model.safetensors").read_bytes()
+    (encoder_folder / "model.safetensors").write_bytes(weights[:-1] + b"\x01")
+    with pytest.raises(UsageError, match=r'model.safetensors": "\w+" there'):
+        augment_file(job(texts, out, encoder_folder, overwrite=True))
+    (encoder_folder / "model.safetensors").write_bytes(weights)
     with (kept / "made").open("a+b") as lines:
         lines.seek(0)
         assert out.read_text() == "old" and len(lines.readlines()) == 8
