@@ -187,7 +187,7 @@ def teacher_output_weight(teacher: Teacher, outputs: TeacherOutputs) -> Floats:
 def fit_subclasses(
     outputs: TeacherOutputs, output_weight: Floats, objective: str, count: int, rng: Generator
 ) -> LELPSubclasses:
-    """Fit the subclasses on all text that the teacher has embedded; classes are the teacher's own decisions.
+    """Fit the subclasses on texts that the teacher has embedded; classes are the teacher's own decisions.
 
     With P the projection onto the null space of W and X_c = {P(h - mu_c)}, U_c is the top-S_c right singular vectors
     of X_c times a random orthonormal Q, so that the directions have equal variance in expectation. "Random directions"
