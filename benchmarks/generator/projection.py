@@ -17,7 +17,7 @@ from l2a.generator.tokens import (
     steepest_neighbours,
     token_kinds,
     vocabulary,
-)  # fmt: skip
+)
 from l2a.teacher.model import load_encoder
 
 NEIGHBOURS = 16

@@ -70,6 +70,9 @@ def calibrated_log_likelihoods(logits: NDArray[np.float32], labels: NDArray[np.i
     return best
 
 
+CLEARLY = 2.0  # standard errors beyond which a few labels are heard against what mostly helps
+
+
 def standard_error(gains: NDArray[np.float64]) -> float:
     """Say how well the mean of some gains is known: their standard error, infinite for fewer than two."""
     return float(gains.std(ddof=1)) / len(gains) ** 0.5 if len(gains) > 1 else math.inf

@@ -15,7 +15,7 @@ from l2a.config import DistillConfig
 from l2a.data.encoding import encode
 from l2a.data.examples import Examples, normalised_hash
 from l2a.kd.data import DistillationSet
-from l2a.kd.trainer import KDTrainer, run_student
+from l2a.kd.trainer import KDTrainer, run_student, standard_error
 from l2a.pipeline.session import RunContext, TrainingSession, mixture, open_session
 from l2a.pipeline.students import Drawn, as_outputs, draw_candidates, near_and_clean, selection_problem, spare_labels
 from l2a.report.run_folder import versions
@@ -301,9 +301,8 @@ def measure_headroom(config: DistillConfig, progress: Progress = SILENT) -> dict
         for one in judged
     ]
     facts: dict[str, Any] = {
-        "points": 100 * float(best.mean()), "noise": 100 * float(best.std()) / len(best) ** 0.5,
-        "verdicts": [asdict(verdict) for verdict in verdicts],
-        "pool": len(pool), "labels": len(seen), "judged_on": len(judges)
+        "points": 100 * float(best.mean()), "noise": 100 * standard_error(best), "judged_on": len(judges),
+        "verdicts": [asdict(verdict) for verdict in verdicts], "pool": len(pool), "labels": len(seen),
     }  # fmt: skip
     atomic_write_text(_headroom_file(context), to_json(facts, indent=1) + "\n")
     return facts

@@ -19,7 +19,7 @@ from l2a.generator.chain import BACKGROUND, WordAverage, choose_texts, fit_word_
 from l2a.generator.operators import check_operators
 from l2a.kd.data import DistillationSet, Renewal, join, refuse_constant_targets
 from l2a.kd.losses import fit_subclasses, teacher_output_weight
-from l2a.kd.trainer import KDTrainer, calibrated_log_likelihoods, fit_output_layer, standard_error
+from l2a.kd.trainer import CLEARLY, KDTrainer, calibrated_log_likelihoods, fit_output_layer, standard_error
 from l2a.pipeline.data import RunData, load_run_data
 from l2a.student.student import Student, build_student, check_student, wants_small_rate
 from l2a.teacher.finetune import RECIPE, fine_tune, fine_tuned, frozen_layers
@@ -168,7 +168,7 @@ class RunContext:
         both, alone = (self._judge(name, fit, parts) for name, fit in ways.items())
         gains = alone - both
         noise = standard_error(gains)  # a few labels often prefer the wrong one, and a source mostly helps
-        better = "target" if gains.mean() > 2 * noise else "both"
+        better = "target" if gains.mean() > CLEARLY * noise else "both"
         said = "both domains" if better == "both" else "the target alone"
         found = f"{both.mean():.3f} from both domains, {alone.mean():.3f} from the target alone"
         known = f"standard error of the difference {noise:.3f}"

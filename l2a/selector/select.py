@@ -12,6 +12,7 @@ from scipy.stats import spearmanr
 
 from l2a.config import SelectorConfig
 from l2a.data.examples import TextInput
+from l2a.kd.trainer import CLEARLY, standard_error
 from l2a.selector import problem as pools
 from l2a.selector.agents import load_agent
 from l2a.selector.algorithms import TrainedPolicy, load_policy, train_agent, warn_if_constant
@@ -21,7 +22,6 @@ from l2a.selector.problem import Fact, Floats, Selection, SelectionProblem, keep
 from l2a.selector.reward import build_surrogate, surrogate_reward
 from l2a.util.progress import SILENT, Progress
 
-CLEARLY = 2.0  # standard errors below a random selection at which the labels refuse one
 RETESTED = 3  # selections whose real reward is measured twice
 PASSES = 4  # times that a pool is shown to a policy, each in another order
 logger = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ def _label_gain(problem: SelectionProblem, kept: NDArray[np.bool_], plain: NDArr
     gains = problem.veto(kept) - problem.veto(plain) if problem.veto is not None else np.zeros(0)
     if len(gains) < 2:
         return {}
-    gain, noise = float(gains.mean()), float(gains.std(ddof=1)) / len(gains) ** 0.5
+    gain, noise = float(gains.mean()), standard_error(gains)
     return {"label_gain": gain, "label_noise": noise, "vetoed": gain < -CLEARLY * noise}
 
 
