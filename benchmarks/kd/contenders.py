@@ -2,7 +2,7 @@
 
 import logging
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,13 +14,14 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, TrainingArguments
 
+from l2a.data.encoding import EncodedTexts, encode
 from l2a.kd.data import Batch, DistillationSet, read_tokens
 from l2a.kd.losses import distillation_loss
 from l2a.kd.trainer import KDTrainer
 from l2a.student.student import Student
 from l2a.teacher.labelling import TeacherOutputs
 from l2a.teacher.model import Teacher
-from l2a.util.training import mixed_precision
+from l2a.util.training import CPU, has_fast_bfloat16, mixed_precision
 
 NOWHERE = tempfile.gettempdir()
 """A folder that peers insist on; with saving off they write nothing into it."""
@@ -78,6 +79,10 @@ class L2A:
         return batch, taught
 
 
+OF_TEACHER = "teacher_"
+"""Stands before the names of what the teacher reads of a batch: its tokens are not the student's."""
+
+
 class TeacherLogits(nn.Module):
     """The teacher as TextBrewer calls it: keywords in, logits out; labels are not read."""
 
@@ -86,10 +91,25 @@ class TeacherLogits(nn.Module):
         super().__init__()
         self.teacher = teacher
 
-    def forward(self, labels: torch.Tensor, **batch: torch.Tensor) -> torch.Tensor:
+    def forward(self, **batch: torch.Tensor) -> torch.Tensor:
         """Classify a batch."""
-        with mixed_precision(torch.device("cpu")):  # as our labelling runs it
-            return self.teacher(batch)[0].float()
+        own = {name.removeprefix(OF_TEACHER): value for name, value in batch.items() if name.startswith(OF_TEACHER)}
+        with mixed_precision(CPU):  # as our labelling runs it
+            return self.teacher(own)[0].float()
+
+
+class StudentOutputs(nn.Module):
+    """The student as TextBrewer calls it, in the arithmetic in which l2a trains it."""
+
+    def __init__(self, student: Student) -> None:
+        """Wrap a student."""
+        super().__init__()
+        self.model = student.model
+
+    def forward(self, **batch: torch.Tensor) -> Any:
+        """Classify a batch, with the loss of its labels."""
+        with mixed_precision(CPU, self.model.config.hidden_size):
+            return self.model(**{name: value for name, value in batch.items() if not name.startswith(OF_TEACHER)})
 
 
 class TextBrewer:
@@ -140,23 +160,32 @@ def _distiller(material: Material, student: Student) -> Any:
         train_config=TrainingConfig(device="cpu", output_dir=NOWHERE),
         distill_config=DistillationConfig(temperature=kd.temperature, **weights),
         model_T=TeacherLogits(material.teacher),
-        model_S=student.model,
+        model_S=StudentOutputs(student),
         adaptor_T=lambda batch, logits: {"logits": logits},
-        adaptor_S=lambda batch, outputs: {"logits": outputs.logits, "losses": outputs.loss},
+        adaptor_S=lambda batch, outputs: {"logits": outputs.logits.float(), "losses": outputs.loss},
     )
 
 
 def _loader(material: Material, padding: str | bool) -> DataLoader[Any]:
     longest = MAX_LENGTH if padding == "max_length" else None
-    collate = DataCollatorWithPadding(material.teacher.tokenizer, padding=padding, max_length=longest)
-    order = torch.Generator().manual_seed(SEED)
-    # A plain dict: TextBrewer takes any other mapping for a sequence of positional arguments.
+    of_student, of_teacher = (
+        DataCollatorWithPadding(tokenizer, padding=padding, max_length=longest)
+        for tokenizer in (material.new_student().tokenizer, material.teacher.tokenizer)
+    )
+    read_by_teacher = tokens(encode(material.teacher.tokenizer, material.texts.inputs, MAX_LENGTH))
+
+    def collate(pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> dict[str, Any]:
+        # A plain dict: TextBrewer takes any other mapping for a sequence of positional arguments.
+        own, taught = zip(*pairs, strict=True)
+        padded = of_teacher(list(taught))
+        return {**of_student(list(own)), **{f"{OF_TEACHER}{name}": value for name, value in padded.items()}}
+
     return DataLoader(
-        rows(material),
+        list(zip(rows(material), read_by_teacher, strict=True)),
         batch_size=material.sizes.batch_size,
         shuffle=True,
-        generator=order,
-        collate_fn=lambda texts: dict(collate(texts)),
+        generator=torch.Generator().manual_seed(SEED),
+        collate_fn=collate,
     )
 
 
@@ -186,7 +215,7 @@ class HuggingFace:
             model=self.student.model,
             args=_arguments(self._material),
             train_dataset=self._rows,
-            processing_class=self._material.teacher.tokenizer,
+            processing_class=self.student.tokenizer,
             optimizers=self._material.new_optimiser(self.student),
         )
         trainer.kd = self._material.kd
@@ -202,6 +231,7 @@ def _arguments(material: Material) -> TrainingArguments:
         max_grad_norm=1.0,
         seed=SEED,
         use_cpu=True,
+        bf16=has_fast_bfloat16(CPU),  # l2a trains this student in bfloat16 where the processor is fast at it
         remove_unused_columns=False,
         dataloader_pin_memory=False,
         disable_tqdm=True,
@@ -213,10 +243,12 @@ def _arguments(material: Material) -> TrainingArguments:
 
 
 def rows(material: Material) -> list[dict[str, Any]]:
-    """List the texts as peers read them, tokenised once."""
-    ids = np.split(material.encoded.ids, material.encoded.offsets[1:-1])
-    return [
-        {"input_ids": part.tolist(), "attention_mask": [1] * len(part), "token_type_ids": [0] * len(part),
-         "labels": int(label)}
-        for part, label in zip(ids, material.texts.labels, strict=True)
-    ]  # fmt: skip
+    """List the texts as peers read them, tokenised once for the student."""
+    labelled = zip(tokens(material.encoded), material.texts.labels, strict=True)
+    return [row | {"token_type_ids": [0] * len(row["input_ids"]), "labels": int(label)} for row, label in labelled]
+
+
+def tokens(encoded: EncodedTexts) -> list[dict[str, Any]]:
+    """List encoded texts as collators of transformers take them."""
+    parts = np.split(encoded.ids, encoded.offsets[1:-1])
+    return [{"input_ids": part.tolist(), "attention_mask": [1] * len(part)} for part in parts]

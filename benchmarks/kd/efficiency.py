@@ -76,19 +76,20 @@ def matmul_seconds(size: int, dtype: torch.dtype) -> Seconds:
     return _mean_seconds(lambda: left @ right)
 
 
-def products_alone(model: nn.Module, rows: int) -> tuple[int, Seconds]:
+def products_alone(model: nn.Module, rows: int, dtype: torch.dtype) -> tuple[int, Seconds]:
     """Time the products of a training step's linear layers, one after the other and nothing between them.
 
     Args:
         model: A student.
         rows: Tokens in a batch.
+        dtype: Number format.
 
     Returns:
         Multiply-adds, and the mean of all the products: outputs, and gradients of inputs and weights.
     """
-    weights = [layer.weight.detach() for layer in model.modules() if isinstance(layer, nn.Linear)]
-    inputs = [torch.randn(rows, weight.shape[1]) for weight in weights]
-    slopes = [torch.randn(rows, weight.shape[0]) for weight in weights]
+    weights = [layer.weight.detach().to(dtype) for layer in model.modules() if isinstance(layer, nn.Linear)]
+    inputs = [torch.randn(rows, weight.shape[1], dtype=dtype) for weight in weights]
+    slopes = [torch.randn(rows, weight.shape[0], dtype=dtype) for weight in weights]
 
     def multiply() -> None:
         for weight, x, slope in zip(weights, inputs, slopes, strict=True):
@@ -133,8 +134,8 @@ def label(material: Material) -> Seconds:
         return timed(lambda: labeller(material.texts.inputs))
 
 
-def labelling_dtype() -> torch.dtype:
-    """Number format in which l2a's teacher multiplies on this machine."""
+def arithmetic_dtype() -> torch.dtype:
+    """Number format in which l2a's teacher and this student multiply on this machine."""
     with mixed_precision(CPU):
         return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
 

@@ -19,6 +19,7 @@ from l2a.teacher.model import Teacher, load_encoder
 from l2a.util.training import adamw, linear_schedule
 
 DOMAIN = "movies"
+TEACHER = "mpnet-base"
 MAX_LENGTH = 128
 SEED = 0
 
@@ -76,8 +77,8 @@ class Material:
 
     @cached_property
     def encoded(self) -> EncodedTexts:
-        """The texts in tokens; teacher and student share the tokenizer."""
-        return encode(self.teacher.tokenizer, self.texts.inputs, MAX_LENGTH)
+        """The texts in the student's tokens."""
+        return encode(self.new_student().tokenizer, self.texts.inputs, MAX_LENGTH)
 
     @cached_property
     def outputs(self) -> TeacherOutputs:
@@ -87,13 +88,12 @@ class Material:
     @cached_property
     def kd(self) -> KDConfig:
         """The default configuration at this budget: one look at the validation split, at the end."""
-        updates = self.sizes.updates
-        return KDConfig(
-            batch_size=self.sizes.batch_size, warmup_steps=updates - 1, rounds=1, round_steps=1, evaluate_every=updates
-        )
+        updates, batch_size = self.sizes.updates, self.sizes.batch_size
+        steps = {"warmup_steps": updates - 1, "rounds": 1, "round_steps": 1, "evaluate_every": updates}
+        return KDConfig(batch_size=batch_size, learning_rate=1e-4, **steps)  # the rate of wide pretrained students
 
     def new_student(self) -> Student:
-        """Build the default student; every call gives the same weights."""
+        """Build the default student, of 14.5 M parameters; every call gives the same weights."""
         return build_student(StudentConfig(), self.teacher, self.texts.label_names, self.texts.inputs, SEED)
 
     def new_optimiser(self, student: Student) -> tuple[torch.optim.AdamW, torch.optim.lr_scheduler.LambdaLR]:
@@ -122,6 +122,6 @@ def prepare(sizes: Sizes) -> Material:
     order = np.random.default_rng(SEED).permutation(len(domain.train))
     bounds = np.cumsum([sizes.teacher_texts, sizes.texts, sizes.choice])
     of_teacher, texts, choice, _ = (domain.train.take(part) for part in np.split(order, bounds))
-    base = load_encoder("minilm-l6", domain.label_names, SEED)
+    base = load_encoder(TEACHER, domain.label_names, SEED)
     teacher = fine_tuned(base, of_teacher, TeacherConfig(), 1.0, MAX_LENGTH, SEED, "teacher")
     return Material(sizes, teacher, texts, choice, domain.dev)

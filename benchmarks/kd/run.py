@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from cache import bytes_per_example, memory_growth
 from contenders import L2A
-from efficiency import COUNTED, label, labelling_dtype, top_operations
-from material import DOMAIN, MAX_LENGTH, SEED, SMOKE, Material, Sizes, prepare
+from efficiency import COUNTED, arithmetic_dtype, label, top_operations
+from material import DOMAIN, MAX_LENGTH, SEED, SMOKE, TEACHER, Material, Sizes, prepare
 from speed import Clock, Timings, contenders, efficiencies, measure, speedups, throughput
 
 from l2a.util.files import atomic_write_text, to_json
@@ -110,14 +110,14 @@ def costs_of_cache(material: Material) -> dict[str, Any]:
 
 def raw(material: Material, timings: Timings) -> dict[str, Any]:
     """What the ratios were computed from."""
-    products = {"float32": timings.float32_product, "labelling": timings.labelling_product}
+    products = {"student": timings.student_product, "labelling": timings.labelling_product}
     return {
         "seconds_of_pieces": {name: list(map(asdict, pieces)) for name, pieces in timings.pieces.items()},
         "labelling": {
             "texts": len(material.texts),
             "epochs": material.sizes.repeats,
             "seconds": list(map(asdict, timings.labelling)),
-            "dtype": str(labelling_dtype()).removeprefix("torch."),
+            "dtype": str(arithmetic_dtype()).removeprefix("torch."),
         },
         "seconds_of_matrix_products": {name: list(map(asdict, each)) for name, each in products.items()},
     }
@@ -127,6 +127,8 @@ def setting(material: Material) -> dict[str, Any]:
     """Where and with what it was measured."""
     return {
         "domain": DOMAIN,
+        "teacher": TEACHER,
+        "student_parameters": material.new_student().parameters_count,
         "max_length": MAX_LENGTH,
         "seed": SEED,
         "updates": material.sizes.updates,

@@ -5,9 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-import torch
 from contenders import L2A, Contender, HuggingFace, TextBrewer
-from efficiency import forward_cost, label, labelling_dtype, labelling_shapes, matmul_seconds, products_alone
+from efficiency import arithmetic_dtype, forward_cost, label, labelling_shapes, matmul_seconds, products_alone
 from material import Material
 from timing import Seconds
 
@@ -24,15 +23,15 @@ class Timings:
         pieces: Of each contender's piece.
         accuracy: Of each contender at the end of a whole training.
         labelling: Of labelling all texts once.
-        float32_product: One square matrix product in float32, just before l2a trains.
-        labelling_product: The same in the teacher's number format, just before it labels.
+        student_product: One square matrix product in the number format of both models, just before l2a trains.
+        labelling_product: The same just before the teacher labels.
         student_products: The products of the student's linear layers on a batch of typical size, nothing else.
     """
 
     pieces: dict[str, list[Seconds]] = field(default_factory=dict)
     accuracy: dict[str, float] = field(default_factory=dict)
     labelling: list[Seconds] = field(default_factory=list)
-    float32_product: list[Seconds] = field(default_factory=list)
+    student_product: list[Seconds] = field(default_factory=list)
     labelling_product: list[Seconds] = field(default_factory=list)
     student_products: list[Seconds] = field(default_factory=list)
 
@@ -51,10 +50,10 @@ def measure(material: Material, all_of_them: Mapping[str, Contender]) -> Timings
     """Time labelling and every contender, in turn, as often as asked."""
     timings, size = Timings({name: [] for name in all_of_them}), material.sizes.matmul
     for repeat in range(material.sizes.repeats):
-        timings.labelling_product.append(matmul_seconds(size, labelling_dtype()))
+        timings.labelling_product.append(matmul_seconds(size, arithmetic_dtype()))
         timings.labelling.append(label(material))
-        timings.float32_product.append(matmul_seconds(size, torch.float32))
-        timings.student_products.append(products_alone(material.new_student().model, TOKENS)[1])
+        timings.student_products.append(products_alone(material.new_student().model, TOKENS, arithmetic_dtype())[1])
+        timings.student_product.append(matmul_seconds(size, arithmetic_dtype()))
         for name, contender in all_of_them.items():
             timings.pieces[name].append(contender.train())
             print(f"{repeat + 1}: {name}, {contender.updates} updates: {timings.pieces[name][-1]}", flush=True)
@@ -89,13 +88,12 @@ def efficiencies(material: Material, trained: L2A, timings: Timings, clock: Cloc
     step = 3 * forward_cost(student.model, student.model.config, student).of(trained.shapes)
     labelled = forward_cost(teacher, teacher.encoder.config, teacher).of(labelling_shapes(material))
     parts = {
-        "student_step_efficiency": (step, timings.pieces["l2a"], timings.float32_product),
+        "student_step_efficiency": (step, timings.pieces["l2a"], timings.student_product),
         "labelling_efficiency": (labelled, timings.labelling, timings.labelling_product),
-        "labelling_efficiency_of_float32": (labelled, timings.labelling, timings.float32_product),
         "student_products_efficiency": (
-            products_alone(student.model, TOKENS)[0],
+            products_alone(student.model, TOKENS, arithmetic_dtype())[0],
             timings.student_products,
-            timings.float32_product,
+            timings.student_product,
         ),
     }
     return {
