@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 
 import yaml
 
-from l2a.util.cards import Allowed, Checked, build, find_card, load_yaml, shipped_folder
-from l2a.util.errors import UsageError
+from l2a.util import Allowed, Checked, UsageError, build, find_card, load_yaml
+from l2a.util.cards import shipped_folder
 
 Positive = Annotated[float, Allowed("a number above 0", lambda value: value > 0)]
 Temperature = Annotated[float, Allowed("a number above 0, or inf", lambda value: value > 0, infinite=True)]

@@ -18,10 +18,8 @@ from l2a.cli import options
 from l2a.cli.options import LabelColumn, Overwrite, Quiet, TextColumn, TextPairColumn, Verbose, print_table
 from l2a.cli.research import experiment_app, selector_app
 from l2a.config import Columns, DistillConfig, as_yaml
-from l2a.util.cards import find_card, list_cards
-from l2a.util.errors import RunError, UsageError, os_error_sentence
+from l2a.util import Progress, RunError, UsageError, find_card, list_cards, os_error_sentence, process_rank
 from l2a.util.files import cache_root, cache_sizes, clear_cache, to_json
-from l2a.util.progress import Progress, process_rank
 
 app = Typer(
     help="Distil a small text classifier for a domain with few labels.",

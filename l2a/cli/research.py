@@ -11,8 +11,7 @@ from typer import Argument, Context, Option, Typer, echo
 
 from l2a.cli.options import RUN_OPTIONS, Overwrite, Verbose, print_facts, print_table, with_run_options
 from l2a.config import DistillConfig, SelectorConfig, override, settle
-from l2a.util.errors import RunError, UsageError
-from l2a.util.progress import Progress
+from l2a.util import Progress, RunError, UsageError
 
 selector_app = Typer(help="Train, compare and explain selection policies.", no_args_is_help=True)
 experiment_app = Typer(help="Run and report grids that show what a method is worth.", no_args_is_help=True)

@@ -1,1 +1,13 @@
-"""Domains and their texts: read, checked, fetched, split and tokenised."""
+"""Domains and their texts: read, checked, fetched, split and tokenised.
+
+What other folders need most is here by name; encoding.py, which imports torch, is imported itself.
+"""
+
+from l2a.data.bank import Bank, read_bank
+from l2a.data.domains import load_domain
+from l2a.data.examples import Domain, Examples, TextInput, concatenate, held_out_words, normalised_hash
+
+__all__ = [
+    "Bank", "Domain", "Examples", "TextInput", "concatenate", "held_out_words", "load_domain",
+    "normalised_hash", "read_bank",
+]  # fmt: skip

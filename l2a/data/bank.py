@@ -22,10 +22,8 @@ from numpy.typing import NDArray
 from l2a.data import readers
 from l2a.data.domains import locate, read_domain
 from l2a.data.examples import Domain, TextInput, normalised_hash, words_of
+from l2a.util import SILENT, Progress, UsageError, cached_folder, fingerprint, os_error_sentence, sha256_file
 from l2a.util.cards import list_cards
-from l2a.util.errors import UsageError, os_error_sentence
-from l2a.util.files import cached_folder, fingerprint, sha256_file
-from l2a.util.progress import SILENT, Progress
 
 RECIPE = 2  # to be raised whenever the same files would give another bank: part of the cache's key
 UNCUT, LEAST, MOST = 40, 3, 60  # words: of a text that is left whole, and of a piece of one that is cut

@@ -21,10 +21,8 @@ from l2a.data import readers
 from l2a.data.examples import Domain, Examples, HeldOut, TextInput, normalised_hash, words_key
 from l2a.data.fetch import Artifact, fetch_artifact, unpack
 from l2a.data.readers import FLAG, SPLITS, USUAL_COLUMNS, Row, SplitName
+from l2a.util import SILENT, Progress, RunError, UsageError, did_you_mean, fingerprint, sha256_file
 from l2a.util.cards import build, find_card, list_cards, load_yaml
-from l2a.util.errors import RunError, UsageError, did_you_mean
-from l2a.util.files import fingerprint, sha256_file
-from l2a.util.progress import SILENT, Progress
 
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(:[\w.-]+)?")
 UNLABELLED = "unlabelled"  # the task of cards whose text has no labels

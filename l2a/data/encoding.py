@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from l2a.data.examples import TextInput
-from l2a.util.errors import UsageError
+from l2a.util import UsageError
 from l2a.util.training import CPU
 
 # Padded lengths: few, so that compiled kernels are reused, and close, so that little padding is computed.

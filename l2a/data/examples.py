@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from l2a.util.errors import UsageError, did_you_mean
+from l2a.util import UsageError, did_you_mean
 
 HELD_OUT_PART = 4  # reward and validation get at most a quarter of a class each when all labels are used
 WORD = re.compile(r"[^\W_]+")

@@ -25,9 +25,8 @@ from typing import IO, Any, Literal
 
 from packaging.version import VERSION_PATTERN
 
-from l2a.util.errors import RunError, UsageError
-from l2a.util.files import cached_folder, fingerprint, leads_out, sha256_file
-from l2a.util.progress import SILENT, Advance, Progress
+from l2a.util import SILENT, Advance, Progress, RunError, UsageError, cached_folder, fingerprint, sha256_file
+from l2a.util.files import leads_out
 
 MEMBER_LIMIT = 2**29  # bytes of one unpacked member
 TOTAL_LIMIT = 2**30  # bytes of all unpacked members

@@ -20,8 +20,7 @@ from typing import IO, Any, Literal, NamedTuple
 
 from l2a.config import Columns
 from l2a.data.examples import TextInput
-from l2a.util.errors import UsageError, did_you_mean
-from l2a.util.files import sha256_file
+from l2a.util import UsageError, did_you_mean, sha256_file
 
 SplitName = Literal["train", "dev", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "dev", "test")

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from l2a.data.examples import TextInput
+from l2a.data import TextInput
 
 Ints = NDArray[np.int64]
 

@@ -9,15 +9,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from l2a.config import Columns, DistillConfig, load_config, override
+from l2a.data import load_domain
 from l2a.data.bank import unlabelled_files
-from l2a.data.domains import load_domain
 from l2a.generator.operators import check_operators
 from l2a.pipeline.methods import METHODS
 from l2a.selector.agents import agent_parts, check_agent
-from l2a.util.cards import build, find_card, load_yaml
-from l2a.util.errors import UsageError, did_you_mean
-from l2a.util.files import fingerprint, leads_out
-from l2a.util.progress import SILENT, Progress
+from l2a.util import SILENT, Progress, UsageError, build, did_you_mean, find_card, fingerprint, load_yaml
+from l2a.util.files import leads_out
 
 NEVER_DECIDES = {"output_dir", "overwrite", "compare", "report", "data_root"}
 RESULTS_VERSION = 3

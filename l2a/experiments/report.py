@@ -22,8 +22,8 @@ from statsmodels.stats.multitest import multipletests
 from l2a.experiments.card import ExperimentCard, Place, cell_key, expand
 from l2a.experiments.runner import CellResult
 from l2a.report.page import render
-from l2a.util.errors import UsageError
-from l2a.util.files import atomic_file, atomic_write_text, code_fingerprint
+from l2a.util import UsageError, atomic_write_text
+from l2a.util.files import atomic_file, code_fingerprint
 
 RESAMPLES, LEVEL = 2000, 0.95
 # Okabe and Ito (2008), without their yellow, which is too pale for lines on white.

@@ -25,10 +25,8 @@ from l2a.config import DistillConfig
 from l2a.evaluation.metrics import accuracy_and_macro_f1, one_thread
 from l2a.experiments.card import Cell, DataFiles, Group, Place, cell_files, cell_key
 from l2a.pipeline.methods import METHODS, MethodResult
-from l2a.util import cluster
-from l2a.util.errors import RunError, UsageError
+from l2a.util import SILENT, Progress, RunError, UsageError, cluster
 from l2a.util.files import Checkpoint, atomic_write_text, cache_root, code_fingerprint, fingerprint
-from l2a.util.progress import SILENT, Progress
 
 RESULTS_FILE = "cells.jsonl"
 FIRST_GUESS = 30.0  # seconds of a cell, and of a teacher, before any has been timed

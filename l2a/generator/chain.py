@@ -24,12 +24,11 @@ from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
 from l2a.config import GeneratorConfig, resolve_degree
-from l2a.data.examples import TextInput, normalised_hash
+from l2a.data import TextInput, normalised_hash
 from l2a.generator.operators import CHAIN_OPERATORS, OPERATORS, SOURCE, operator_law
 from l2a.generator.tokens import Ints, TokenSpace, choose_slots, write_texts
 from l2a.teacher.labelling import Labeller, TeacherOutputs
-from l2a.util.errors import RunError, UsageError
-from l2a.util.progress import SILENT, Progress
+from l2a.util import SILENT, Progress, RunError, UsageError
 
 logger = logging.getLogger(__name__)
 Floats = NDArray[np.float64]

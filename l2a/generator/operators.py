@@ -17,14 +17,13 @@ from numpy.typing import NDArray
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
 from l2a.config import GeneratorConfig
+from l2a.data import TextInput
 from l2a.data.encoding import encode, inference_batches, model_inputs
-from l2a.data.examples import TextInput
 from l2a.data.fetch import Artifact, fetch_artifact
 from l2a.generator import tokens
 from l2a.generator.tokens import Ints, Rewrite, Texts, TokenSpace
 from l2a.teacher.model import PACKAGED, Checkpoint
-from l2a.util.errors import UsageError, did_you_mean
-from l2a.util.progress import SILENT, Progress
+from l2a.util import SILENT, Progress, UsageError, did_you_mean
 
 WORD = re.compile(r"(?<![\w'\u2019@#/\[\-])[^\W\d_]{2,}(?![\w'\u2019@/\]\-])")
 CANDIDATES = 15

@@ -12,10 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from l2a.data.examples import TextInput
-from l2a.util.errors import UsageError
-from l2a.util.files import cached_folder, fingerprint
-from l2a.util.progress import SILENT, Progress
+from l2a.data import TextInput
+from l2a.util import SILENT, Progress, UsageError, cached_folder, fingerprint
 
 SPECIAL, FROZEN = -1, -1
 """The side of a special token, and the slot of a token that must stay."""

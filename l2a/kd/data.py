@@ -17,7 +17,7 @@ from l2a.kd.losses import soft_label_loss
 from l2a.student.student import Student
 from l2a.teacher.labelling import TeacherOutputs, join_outputs
 from l2a.teacher.model import Teacher
-from l2a.util.errors import RunError
+from l2a.util import RunError
 from l2a.util.training import evaluating, mixed_precision
 
 Indices = NDArray[np.int64]

@@ -15,16 +15,13 @@ from scipy.special import log_softmax
 from torch import Tensor, nn
 
 from l2a.config import KDConfig
+from l2a.data import Examples, TextInput
 from l2a.data.encoding import EncodedTexts, encode, first_texts, inference_batches
-from l2a.data.examples import Examples, TextInput
 from l2a.kd import data as kd_data, losses as kd_losses
 from l2a.kd.losses import LELPSubclasses, soft_label_loss
 from l2a.student.student import Student
 from l2a.teacher.labelling import Labeller
-from l2a.util import training
-from l2a.util.errors import RunError, UsageError
-from l2a.util.files import fingerprint
-from l2a.util.progress import SILENT, Progress, process_count, process_rank
+from l2a.util import SILENT, Progress, RunError, UsageError, fingerprint, process_count, process_rank, training
 
 
 def run_student(
@@ -336,7 +333,8 @@ class KDTrainer:
         plan = [list(map(len, sets)), list(shares), steps, *((renewal.kept, renewal.every) if renewal else ())]
         key = self._key(data, *plan) if checkpoint else ""
         dropout = training.seeded(self._seed + self.steps_done)  # the same wherever the call starts
-        with dropout, progress.stage(stage, steps) as advance, self._active_vocabulary_only(data) as renumbered:
+        attention, used = training.plain_attention(self.student.model), self._active_vocabulary_only(data)
+        with dropout, attention, progress.stage(stage, steps) as advance, used as renumbered:
             self._average = WeightAverage(self._trained_parameters, self.config.average) if evaluate else None
             self.student.model.train()
             loop = training.Loop(checkpoint, key, self._schedule, steps)

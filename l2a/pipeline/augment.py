@@ -12,16 +12,13 @@ from typing import Any, Literal
 import numpy as np
 
 from l2a.config import Columns, GeneratorConfig, resolve_degree
-from l2a.data import domains, readers
-from l2a.data.examples import TextInput
+from l2a.data import TextInput, domains, readers
 from l2a.generator.operators import OPERATORS, TEXT_OPERATORS, Operator, build_operator, draw_changes, masked_words
 from l2a.generator.tokens import FROZEN, Ints, TokenSpace, TokenStore, build_neighbour_table, changed_shares, vocabulary
 from l2a.kd.trainer import embedding_gradients
 from l2a.student.student import load_checkpoint
 from l2a.teacher import labelling, model
-from l2a.util import files
-from l2a.util.errors import UsageError, did_you_mean
-from l2a.util.progress import SILENT, Progress
+from l2a.util import SILENT, Progress, UsageError, did_you_mean, files
 from l2a.util.training import best_device
 
 TOKENIZED_AT_ONCE = 200_000  # texts of input and source that are kept tokenized (about 1 kB each); of more, a batch

@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 
 from l2a.config import DistillConfig, settle
-from l2a.data import examples
-from l2a.data.bank import HELD_OUT, read_bank
-from l2a.data.domains import as_domain, load_domain
-from l2a.data.examples import Domain, Examples, TargetSplits, TextInput, held_out_words, normalised_hash
-from l2a.util.errors import UsageError
-from l2a.util.progress import SILENT, Progress
+from l2a.data import Domain, Examples, TextInput, examples, held_out_words, load_domain, normalised_hash, read_bank
+from l2a.data.bank import HELD_OUT
+from l2a.data.domains import as_domain
+from l2a.data.examples import TargetSplits
+from l2a.util import SILENT, Progress, UsageError
 
 logger = logging.getLogger(__name__)
 

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 from l2a.config import DistillConfig, as_yaml, override, settle
 from l2a.pipeline.data import load_run_data
 from l2a.selector.agents import check_agent
+from l2a.util import Checkpoint, Progress, RunError, UsageError, process_count, process_rank
 from l2a.util.cluster import open_client
-from l2a.util.errors import RunError, UsageError
-from l2a.util.files import CHECKPOINT, FAILED_LOG, Checkpoint, output_folder
-from l2a.util.progress import Progress, process_count, process_rank
+from l2a.util.files import CHECKPOINT, FAILED_LOG, output_folder
 
 if TYPE_CHECKING:  # this imports torch, which bad data should not wait for
     from l2a.report.run_folder import MethodReport

@@ -15,8 +15,8 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from l2a.config import DistillConfig, override
+from l2a.data import Examples, TextInput, normalised_hash
 from l2a.data.encoding import encode
-from l2a.data.examples import Examples, TextInput, normalised_hash
 from l2a.kd.trainer import run_student
 from l2a.pipeline import students as student_training
 from l2a.pipeline.session import RunContext
@@ -25,8 +25,7 @@ from l2a.selector.problem import kl_divergence
 from l2a.student.student import Student
 from l2a.teacher.labelling import predict, token_vectors
 from l2a.teacher.model import Teacher
-from l2a.util.errors import UsageError, did_you_mean
-from l2a.util.progress import SILENT, Progress
+from l2a.util import SILENT, Progress, UsageError, did_you_mean
 
 Floats: TypeAlias = NDArray[np.float32]
 Ints: TypeAlias = NDArray[np.int64]

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from l2a.config import DistillConfig
+from l2a.data import Examples, normalised_hash
 from l2a.data.encoding import encode
-from l2a.data.examples import Examples, normalised_hash
 from l2a.kd.data import DistillationSet
 from l2a.kd.trainer import KDTrainer, run_student, standard_error
 from l2a.pipeline.session import RunContext, TrainingSession, mixture, open_session
@@ -33,9 +33,8 @@ from l2a.selector.reward import (
 )
 from l2a.selector.select import Inspection, apply_policy, inspect_policy, rank_correlation, select
 from l2a.student.student import Student
-from l2a.util.errors import UsageError
-from l2a.util.files import CHECKPOINT, Checkpoint, atomic_write_text, cache_root, fingerprint, output_folder, to_json
-from l2a.util.progress import SILENT, Progress
+from l2a.util import SILENT, Checkpoint, Progress, UsageError, atomic_write_text, cache_root, fingerprint, to_json
+from l2a.util.files import CHECKPOINT, output_folder
 
 ORACLES = ("near and clean", "greedy by labels")
 SMALLEST_HEADROOM = 1.0  # points

@@ -26,8 +26,7 @@ from l2a.selector.select import inspect_policy
 from l2a.serving.classifier import fit_temperature, write_temperature
 from l2a.student.student import resolve_preset
 from l2a.teacher.model import PACKAGED
-from l2a.util.files import atomic_write_text, to_json
-from l2a.util.progress import Progress, process_rank
+from l2a.util import Progress, atomic_write_text, process_rank, to_json
 
 logger = logging.getLogger(__name__)
 

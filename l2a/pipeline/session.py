@@ -12,9 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.model_selection import StratifiedKFold
 
 from l2a.config import DistillConfig
-from l2a.data.bank import Bank
+from l2a.data import Bank, Examples, TextInput, normalised_hash
 from l2a.data.encoding import encode, refuse_long_sequences
-from l2a.data.examples import Examples, TextInput, normalised_hash
 from l2a.generator.chain import BACKGROUND, WordAverage, choose_texts, fit_word_average
 from l2a.generator.operators import check_operators
 from l2a.kd.data import DistillationSet, Renewal, join, refuse_constant_targets
@@ -25,8 +24,7 @@ from l2a.student.student import Student, build_student, check_student, wants_sma
 from l2a.teacher.finetune import RECIPE, fine_tune, fine_tuned, frozen_layers
 from l2a.teacher.labelling import Labeller, cached_labeller, predict, refuse_useless_teacher
 from l2a.teacher.model import Teacher, check_teacher, load_encoder, load_fine_tuned
-from l2a.util.files import cached_folder, fingerprint
-from l2a.util.progress import SILENT, Progress
+from l2a.util import SILENT, Progress, cached_folder, fingerprint
 from l2a.util.training import arithmetic, best_device
 
 MOST_TARGET_TEXTS = 32_000

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from l2a.config import resolve_degree
+from l2a.data import Examples, TextInput, concatenate, normalised_hash
 from l2a.data.encoding import encode
-from l2a.data.examples import Examples, TextInput, concatenate, normalised_hash
 from l2a.generator.chain import CandidatePool, ChainDiagnostics, GeneratorInputs, draw_pool, fit_target_density
 from l2a.generator.operators import OPERATORS, TEXT_OPERATORS, build_operator, masked_words
 from l2a.generator.tokens import TokenSpace, build_neighbour_table, vocabulary
@@ -25,8 +25,7 @@ from l2a.selector.select import apply_policy, select
 from l2a.student.student import Student
 from l2a.teacher.labelling import Labeller, TeacherOutputs
 from l2a.teacher.model import Teacher
-from l2a.util.errors import RunError, UsageError
-from l2a.util.files import fingerprint
+from l2a.util import RunError, UsageError, fingerprint
 from l2a.util.training import broadcast, remembered
 
 CERTAIN = 10.0

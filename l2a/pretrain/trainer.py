@@ -14,18 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from l2a.config import Count, Length, Positive, Seed
-from l2a.data import encoding
-from l2a.data.bank import Bank, read_bank
-from l2a.data.domains import OF_A_CARD, load_domain
-from l2a.data.examples import held_out_words
+from l2a.data import Bank, encoding, held_out_words, load_domain, read_bank
+from l2a.data.domains import OF_A_CARD
 from l2a.kd.data import Batch, join_encoded
 from l2a.student.student import Student, attention_heads, classifier_of, start_from_words
 from l2a.teacher.labelling import token_vectors
 from l2a.teacher.model import Teacher, load_encoder, mean_pool
-from l2a.util.cards import Allowed, Checked
-from l2a.util.errors import RunError, UsageError
+from l2a.util import SILENT, Allowed, Checked, Progress, RunError, UsageError
 from l2a.util.files import CHECKPOINT, Checkpoint, atomic_write_text, fingerprint, output_folder
-from l2a.util.progress import SILENT, Progress
 from l2a.util.training import Loop, adamw, arithmetic, best_device, linear_schedule, mixed_precision, seeded
 
 BATCH_SIZE = 128

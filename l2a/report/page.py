@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_softmax, softmax
 
-from l2a.data.examples import Examples, TextInput
-from l2a.util.errors import RunError, UsageError
-from l2a.util.files import MARK, add_to_folder, read_mark, sha256_file
+from l2a.data import Examples, TextInput
+from l2a.util import RunError, UsageError, sha256_file
+from l2a.util.files import MARK, add_to_folder, read_mark
 
 PAGE, EVIDENCE, EXPORT = "report.html", "report.json", "onnx/export.json"
 FORMAT = 2  # of the evidence

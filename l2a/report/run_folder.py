@@ -17,15 +17,15 @@ import torch
 import yaml
 from pyarrow.parquet import write_table
 
+from l2a.data import TextInput
 from l2a.data.encoding import encode, fit_tokenizer, model_inputs
-from l2a.data.examples import TextInput
 from l2a.evaluation.metrics import ClassificationMetrics
 from l2a.generator.chain import CandidatePool
 from l2a.report import page
 from l2a.selector.problem import Selection
 from l2a.teacher.model import PACKAGED, usable_positions
-from l2a.util.errors import RunError, UsageError
-from l2a.util.files import add_to_folder, atomic_file, atomic_folder, atomic_write_text, sha256_file
+from l2a.util import RunError, UsageError, atomic_write_text, sha256_file
+from l2a.util.files import add_to_folder, atomic_file, atomic_folder
 from l2a.util.training import evaluating
 
 SHORT_HEADERS = ("classifier", "accuracy %", "F1 %", "size", "ms", "ms/32")

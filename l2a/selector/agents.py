@@ -8,9 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from l2a.util.cards import build, find_card, list_cards, load_yaml
-from l2a.util.errors import UsageError
-from l2a.util.files import fingerprint, sha256_file
+from l2a.util import UsageError, build, find_card, fingerprint, list_cards, load_yaml, sha256_file
 
 DESCRIPTION = "policy.json"  # the file by which the folder of a saved policy is known
 WEIGHTS = "policy.safetensors"

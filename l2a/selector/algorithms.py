@@ -33,9 +33,8 @@ from l2a.selector import environment
 from l2a.selector.agents import DESCRIPTION, WEIGHTS, AgentCard, algorithm_class
 from l2a.selector.environment import CHANGING_FEATURES, STATE_FEATURES, SelectionTask
 from l2a.selector.problem import Floats
-from l2a.util.errors import RunError, UsageError
-from l2a.util.files import atomic_write_bytes, atomic_write_text, to_json
-from l2a.util.progress import SILENT, Advance, Progress
+from l2a.util import SILENT, Advance, Progress, RunError, UsageError, atomic_write_text, to_json
+from l2a.util.files import atomic_write_bytes
 from l2a.util.training import seeded
 
 FORMAT = 1

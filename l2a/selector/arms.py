@@ -21,7 +21,7 @@ from l2a.selector import agents, algorithms
 from l2a.selector.environment import SelectionTask
 from l2a.selector.problem import Floats, origin_names
 from l2a.selector.reward import Gains
-from l2a.util.progress import SILENT, Progress
+from l2a.util import SILENT, Progress
 
 MOST_ARMS = 48
 SHARPEST = 3.0  # times a number of the action, before the softmax: the largest share is e^6 times the smallest

@@ -17,7 +17,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 from l2a.config import SelectorConfig
 from l2a.selector.problem import CandidateFeatures, Floats, SelectionProblem, candidate_features, entropy
 from l2a.selector.reward import Gains, Surrogate, build_surrogate
-from l2a.util.errors import UsageError
+from l2a.util import UsageError
 
 ENVIRONMENT_ID = "L2A-Selection-v0"
 CHANGING_FEATURES = ("class_share_so_far", "max_selected_cosine")

@@ -11,7 +11,7 @@ from scipy.stats import rankdata
 
 from l2a.generator.chain import CandidatePool
 from l2a.selector.agents import RULE_NAMES
-from l2a.util.errors import RunError, UsageError
+from l2a.util import RunError, UsageError
 
 if TYPE_CHECKING:
     from l2a.selector.algorithms import TrainedPolicy

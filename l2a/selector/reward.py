@@ -34,8 +34,7 @@ from l2a.kd.losses import soft_label_loss
 from l2a.kd.trainer import KDTrainer, calibrated_log_likelihoods, run_student
 from l2a.selector.problem import Floats, SelectionProblem, candidate_features
 from l2a.student.student import Student
-from l2a.util.errors import RunError, UsageError
-from l2a.util.progress import SILENT, Progress, process_count
+from l2a.util import SILENT, Progress, RunError, UsageError, process_count
 from l2a.util.training import broadcast, evaluating
 
 REAL_STEPS = 4  # updates, each on all the candidates judged, that judge one selection

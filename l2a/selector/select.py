@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from l2a.config import SelectorConfig
-from l2a.data.examples import TextInput
+from l2a.data import TextInput
 from l2a.kd.trainer import CLEARLY, standard_error
 from l2a.selector import problem as pools
 from l2a.selector.agents import load_agent
@@ -20,7 +20,7 @@ from l2a.selector.arms import pool_arms, train_shares
 from l2a.selector.environment import Episodes, SelectionTask, build_task
 from l2a.selector.problem import Fact, Floats, Selection, SelectionProblem, keep_best
 from l2a.selector.reward import build_surrogate, surrogate_reward
-from l2a.util.progress import SILENT, Progress
+from l2a.util import SILENT, Progress
 
 RETESTED = 3  # selections whose real reward is measured twice
 PASSES = 4  # times that a pool is shown to a policy, each in another order

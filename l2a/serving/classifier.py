@@ -20,12 +20,10 @@ from scipy import optimize, special
 from sklearn.base import BaseEstimator, ClassifierMixin
 
 from l2a.config import Columns
-from l2a.data import domains, readers
-from l2a.data.examples import TextInput, concatenate
+from l2a.data import TextInput, concatenate, domains, readers
+from l2a.util import SILENT, Progress, UsageError, atomic_write_text, did_you_mean, sha256_file, to_json
 from l2a.util.cluster import spread
-from l2a.util.errors import UsageError, did_you_mean
-from l2a.util.files import MARK, Growing, atomic_file, atomic_write_text, growing, sha256_file, to_json
-from l2a.util.progress import SILENT, Progress
+from l2a.util.files import MARK, Growing, atomic_file, growing
 
 if TYPE_CHECKING:
     from l2a.evaluation.metrics import ClassificationMetrics

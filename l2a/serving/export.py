@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from l2a.data.examples import TextInput
+from l2a.data import TextInput
 from l2a.evaluation.metrics import measure_latency
 from l2a.report.run_folder import refresh
 from l2a.serving.classifier import Classifier, labelled_texts, run, write_temperature
-from l2a.util.errors import RunError, UsageError
-from l2a.util.files import MARK, atomic_folder, atomic_write_text, read_mark, sha256_file, to_json
+from l2a.util import RunError, UsageError, atomic_write_text, sha256_file, to_json
+from l2a.util.files import MARK, atomic_folder, read_mark
 
 OPSET = 17
 REPORT = "export.json"

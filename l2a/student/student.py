@@ -16,11 +16,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from l2a.config import StudentConfig
-from l2a.data import encoding
-from l2a.data.examples import TextInput
+from l2a.data import TextInput, encoding
 from l2a.teacher.labelling import token_vectors
 from l2a.teacher.model import PACKAGED, Checkpoint, Teacher, load_encoder, output_layer, usable_positions
-from l2a.util.errors import UsageError
+from l2a.util import UsageError
 from l2a.util.training import seeded
 
 

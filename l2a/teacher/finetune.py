@@ -21,13 +21,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from l2a.config import TeacherConfig
+from l2a.data import Examples, TextInput
 from l2a.data.encoding import EncodedTexts, bucket_of, encode, inference_batches, training_batches
-from l2a.data.examples import Examples, TextInput
 from l2a.teacher.model import Teacher
-from l2a.util import training
-from l2a.util.errors import RunError
-from l2a.util.files import cache_root, cached_folder, fingerprint
-from l2a.util.progress import SILENT, Progress
+from l2a.util import SILENT, Progress, RunError, cache_root, cached_folder, fingerprint, training
 
 RECIPE = 4
 """Raise it whenever ``fine_tune`` gives other weights than before: cached teachers are then trained again."""

@@ -23,14 +23,12 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from scipy.special import softmax
 
+from l2a.data import Examples, TextInput
 from l2a.data.encoding import EncodedTexts, encode, inference_batches
-from l2a.data.examples import Examples, TextInput
 from l2a.teacher.finetune import LowerStates, lower_states, upper_layers
 from l2a.teacher.model import Teacher
+from l2a.util import SILENT, Progress, RunError, cache_root, cached_folder, fingerprint, os_errors_as_run_error
 from l2a.util.cluster import spread
-from l2a.util.errors import RunError, os_errors_as_run_error
-from l2a.util.files import cache_root, cached_folder, fingerprint
-from l2a.util.progress import SILENT, Progress
 from l2a.util.training import arithmetic, best_device, evaluating, mixed_precision
 
 SECONDS_TO_WAIT = 300.0

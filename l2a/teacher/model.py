@@ -18,10 +18,8 @@ from torch import nn
 from l2a.config import TeacherConfig
 from l2a.data.encoding import fit_tokenizer, model_inputs, refuse_long_sequences
 from l2a.data.fetch import Artifact, fetch_artifact, fetch_joined
-from l2a.util.cards import build, load_yaml
-from l2a.util.errors import RunError, UsageError, did_you_mean
-from l2a.util.files import fingerprint
-from l2a.util.progress import SILENT, Progress, silence_transformers
+from l2a.util import SILENT, Progress, RunError, UsageError, build, did_you_mean, fingerprint, load_yaml
+from l2a.util.progress import silence_transformers
 
 GIVE_AN_ENCODER = "give an encoder such as BERT, MPNet, RoBERTa, ELECTRA, DistilBERT, DeBERTa or ModernBERT"
 

@@ -1,4 +1,4 @@
-"""Second moments that are carried to a trial, and the slope of the next updates."""
+"""Second moments that are carried to a trial, the slope of the next updates, and how a model attends in training."""
 
 import copy
 
@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, strategies as st
 from torch import nn
 
+from l2a.util import training
 from l2a.util.training import STEPS_AHEAD, adamw, adamw_update_derivative, carry_second_moments, linear_schedule
 
 
@@ -74,3 +75,20 @@ def test_a_weight_that_was_never_used_has_no_slope_and_a_new_optimiser_has_one()
     assert adamw_update_derivative(new)[fresh.weight][0, 0].item() == pytest.approx(
         1e-3 * 0.98**STEPS_AHEAD / 0.5, rel=1e-5
     )
+
+
+@pytest.mark.parametrize(("fast", "used"), [(True, "eager"), (False, "sdpa")])
+def test_a_model_attends_by_plain_products_only_while_it_trains_in_bfloat16(teacher, monkeypatch, fast, used):
+    monkeypatch.setattr(training, "_bfloat16_pays", lambda device, width: fast)
+    model = teacher.encoder
+    model.set_attn_implementation("sdpa")
+    batch = {
+        "input_ids": torch.ones(2, 6, dtype=torch.int64),
+        "attention_mask": torch.tensor([[1] * 6, [1, 1] + [0] * 4]),
+    }
+    before = model(**batch).last_hidden_state
+    with pytest.raises(RuntimeError), training.plain_attention(model):
+        assert model.config._attn_implementation == used
+        torch.testing.assert_close(model(**batch).last_hidden_state[:, :2], before[:, :2])
+        raise RuntimeError
+    assert model.config._attn_implementation == "sdpa"
