@@ -14,9 +14,8 @@ from typing import Annotated, Any
 from typer import Argument, Exit, Option, Typer, echo
 
 from l2a import __version__
-from l2a.cli import options
+from l2a.cli import options, research
 from l2a.cli.options import LabelColumn, Overwrite, Quiet, TextColumn, TextPairColumn, Verbose, print_table
-from l2a.cli.research import experiment_app, selector_app
 from l2a.config import Columns, DistillConfig, as_yaml
 from l2a.util import Progress, RunError, UsageError, find_card, list_cards, os_error_sentence, process_rank
 from l2a.util.files import cache_root, cache_sizes, clear_cache, to_json
@@ -31,8 +30,8 @@ app = Typer(
 domains_app = Typer(help="List, show and check domains.", no_args_is_help=True)
 cache_app = Typer(help="Show or clear the cache.", no_args_is_help=True)
 app.add_typer(domains_app, name="domains")
-app.add_typer(experiment_app, name="experiment")
-app.add_typer(selector_app, name="selector")
+app.add_typer(research.experiment_app, name="experiment")
+app.add_typer(research.selector_app, name="selector")
 app.add_typer(cache_app, name="cache")
 VARIABLES = ("L2A_CACHE", "HF_HOME", "HF_HUB_", "OMP_", "MKL_", "CUDA_VISIBLE", "ACCELERATE_", "WORLD_SIZE", "RANK")
 """Beginnings of the environment variables that change what l2a does."""

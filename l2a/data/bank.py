@@ -19,11 +19,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from l2a.data import readers
-from l2a.data.domains import locate, read_domain
+from l2a.data import domains, readers
 from l2a.data.examples import Domain, TextInput, normalised_hash, words_of
-from l2a.util import SILENT, Progress, UsageError, cached_folder, fingerprint, os_error_sentence, sha256_file
-from l2a.util.cards import list_cards
+from l2a.util import SILENT, Progress, UsageError, cached_folder, cards, fingerprint, os_error_sentence, sha256_file
 
 RECIPE = 2  # to be raised whenever the same files would give another bank: part of the cache's key
 UNCUT, LEAST, MOST = 40, 3, 60  # words: of a text that is left whole, and of a piece of one that is cut
@@ -137,11 +135,11 @@ def _sources(reference: Any, data_root: Path | None, progress: Progress) -> list
     if not isinstance(reference, str | Path):
         return [_in_memory("data in memory", reference)]
     name = str(reference)
-    if name in list_cards("domains"):
-        raw = read_domain(name, data_root=data_root, progress=progress)
+    if name in cards.list_cards("domains"):
+        raw = domains.read_domain(name, data_root=data_root, progress=progress)
         readers.refuse(raw.problems, name)
         return [_in_memory(name, [row.text for row in raw.of("train")])._replace(files=raw.files)]
-    _, data = locate("unlabelled", name, data_root, progress)
+    _, data = domains.locate("unlabelled", name, data_root, progress)
     if not isinstance(data, Path):
         return [_in_memory(name, data)]
     if not data.is_dir():

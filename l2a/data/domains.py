@@ -17,10 +17,8 @@ from typing import Any, Literal
 import numpy as np
 
 from l2a.config import Columns
-from l2a.data import readers
+from l2a.data import fetch, readers
 from l2a.data.examples import Domain, Examples, HeldOut, TextInput, normalised_hash, words_key
-from l2a.data.fetch import Artifact, fetch_artifact, unpack
-from l2a.data.readers import FLAG, SPLITS, USUAL_COLUMNS, Row, SplitName
 from l2a.util import SILENT, Progress, RunError, UsageError, did_you_mean, fingerprint, sha256_file
 from l2a.util.cards import build, find_card, list_cards, load_yaml
 
@@ -33,7 +31,7 @@ DEV_PART_OF_TRAIN = 8  # an eighth of 80 % of the data is 10 % of all of it
 logger = logging.getLogger(__name__)
 
 
-def hashed_split(key: str) -> SplitName:
+def hashed_split(key: str) -> readers.SplitName:
     """Put a text or a document into a split by the hash of its key: the same in every process and for ever.
 
     Args:
@@ -66,7 +64,7 @@ class RawDomain:
     """
 
     name: str
-    rows: Sequence[Row]
+    rows: Sequence[readers.Row]
     problems: Sequence[str]
     files: Mapping[str, str]
     label_names: tuple[str, ...]
@@ -76,12 +74,12 @@ class RawDomain:
         """Whether inputs are pairs of texts."""
         return bool(self.rows) and len(self.rows[0].text) == 2
 
-    def of(self, split: str) -> list[Row]:
+    def of(self, split: str) -> list[readers.Row]:
         """Select the rows of a split."""
         return [row for row in self.rows if row.split == split]
 
 
-def with_splits(name: str, rows: Sequence[Row], problems: Sequence[str], files: Mapping[str, str]) -> RawDomain:
+def with_splits(name: str, rows: Sequence[readers.Row], problems: Sequence[str], files: Mapping[str, str]) -> RawDomain:
     """Give every row a split, and find the problems of the whole.
 
     Data without splits is cut 70/10/20 by a hash of the text (of the first text of a pair); data without a
@@ -106,7 +104,7 @@ def _problems(raw: RawDomain) -> list[str]:
         return ["no labelled rows; give at least two classes"]
     if not raw.label_names:
         return []
-    labels = {split: sorted({row.label for row in raw.of(split)}) for split in SPLITS}
+    labels = {split: sorted({row.label for row in raw.of(split)}) for split in readers.SPLITS}
     train, mixed = labels["train"], len({len(row.text) for row in raw.rows}) > 1
     found = ["some splits have pairs of texts and some single ones; give one kind"] if mixed else []
     if len(train) < 2:
@@ -126,7 +124,7 @@ def to_domain(raw: RawDomain, reference: object) -> Domain:
     if not raw.label_names:
         raise UsageError(f"domain {reference!r} has no labels; give it to --unlabelled, and name a domain with labels")
     parts: list[Examples] = []
-    for split in SPLITS:
+    for split in readers.SPLITS:
         labels = np.array([raw.label_names.index(row.label) for row in raw.of(split)], dtype=np.int64)
         parts.append(Examples(tuple(row.text for row in raw.of(split)), labels, raw.label_names))
     train, dev, test = parts
@@ -152,7 +150,7 @@ class Ratings:
     also: tuple[str, ...] = ()
 
 
-def read_ratings(archive: Path, ratings: Ratings, neutral: bool = False) -> list[Row]:
+def read_ratings(archive: Path, ratings: Ratings, neutral: bool = False) -> list[readers.Row]:
     """Read one domain out of the archive of rated sentences.
 
     Copies go by their words alone: the study holds sentences that differ only in case or exclamation marks.
@@ -170,10 +168,10 @@ def read_ratings(archive: Path, ratings: Ratings, neutral: bool = False) -> list
     """
     members = (ratings.member, *ratings.also, *ratings.exclude)
     with TemporaryDirectory() as folder:
-        unpack(archive, members, Path(folder), skip=0)
+        fetch.unpack(archive, members, Path(folder), skip=0)
         lines = {name: _lines((Path(folder) / name).read_bytes(), f"{archive.name}: {name}") for name in members}
     seen = {words_key(text) for member in ratings.exclude for _, _, text in lines[member]}
-    rows: list[Row] = []
+    rows: list[readers.Row] = []
     for identifier, rating, text in chain.from_iterable(lines[name] for name in (ratings.member, *ratings.also)):
         key = words_key(text)
         if (abs(rating) <= ratings.threshold) != neutral or not key or key in seen:
@@ -182,7 +180,7 @@ def read_ratings(archive: Path, ratings: Ratings, neutral: bool = False) -> list
         document, _, _ = identifier.partition("_")  # 12_3 is the third sentence of document 12
         unit = f"{ratings.member} {document}" if ratings.split_by == "document" else key
         label = "" if neutral else "positive" if rating > 0 else "negative"
-        rows.append(Row((text,), label, "train" if neutral else hashed_split(unit)))
+        rows.append(readers.Row((text,), label, "train" if neutral else hashed_split(unit)))
     return rows
 
 
@@ -223,8 +221,8 @@ class DomainCard:
     citation: str = ""
     language: str = ""
     data: str | None = None
-    columns: Columns = USUAL_COLUMNS
-    artifact: Artifact | None = None
+    columns: Columns = readers.USUAL_COLUMNS
+    artifact: fetch.Artifact | None = None
     ratings: Ratings | None = None
     sizes: Mapping[str, int] = field(default_factory=dict)
     rows_sha256: str | None = None
@@ -263,15 +261,15 @@ def provenance(reference: str) -> dict[str, str]:
     return {name: getattr(card, name) for name in known} | origin
 
 
-def rows_sha256(rows: Sequence[Row]) -> str:
+def rows_sha256(rows: Sequence[readers.Row]) -> str:
     """Hash rows by content and order, to 64 hexadecimal digits."""
     lines = (json.dumps([*row.text, row.label, row.split], ensure_ascii=False) for row in rows)
     return hashlib.sha256("\n".join(lines).encode("utf-8")).hexdigest()
 
 
 def load_domain(
-    reference: Any, columns: Columns = USUAL_COLUMNS, data_root: Path | None = None, progress: Progress = SILENT,
-    flag: str = FLAG,
+    reference: Any, columns: Columns = readers.USUAL_COLUMNS, data_root: Path | None = None,
+    progress: Progress = SILENT, flag: str = readers.FLAG,
 ) -> Domain:  # fmt: skip
     """Load a domain.
 
@@ -296,7 +294,7 @@ def load_domain(
     return to_domain(read_domain(str(reference), columns, data_root, progress, flag), reference)
 
 
-def as_domain(data: Any, name: str, columns: Columns = USUAL_COLUMNS) -> Domain:
+def as_domain(data: Any, name: str, columns: Columns = readers.USUAL_COLUMNS) -> Domain:
     """Make a domain of data in memory.
 
     Args:
@@ -319,8 +317,8 @@ def as_domain(data: Any, name: str, columns: Columns = USUAL_COLUMNS) -> Domain:
 
 
 def read_domain(
-    reference: str, columns: Columns = USUAL_COLUMNS, data_root: Path | None = None, progress: Progress = SILENT,
-    flag: str = FLAG,
+    reference: str, columns: Columns = readers.USUAL_COLUMNS, data_root: Path | None = None,
+    progress: Progress = SILENT, flag: str = readers.FLAG,
 ) -> RawDomain:  # fmt: skip
     """Read rows with splits and every problem that they have; see ``load_domain``, which refuses problems."""
     if reference in list_cards("domains"):
@@ -330,7 +328,7 @@ def read_domain(
 
 def _read_card(card: DomainCard, progress: Progress) -> RawDomain:
     if card.artifact is not None and card.ratings is not None:
-        archive = fetch_artifact(card.artifact, progress) / card.artifact.members[0]
+        archive = fetch.fetch_artifact(card.artifact, progress) / card.artifact.members[0]
         rows = read_ratings(archive, card.ratings, neutral=card.task == UNLABELLED)
         if card.rows_sha256 not in (None, found := rows_sha256(rows)):
             promise = f"the card promises {card.rows_sha256}; update the card if it was changed on purpose"
@@ -349,7 +347,7 @@ def _read_card(card: DomainCard, progress: Progress) -> RawDomain:
 def _join(name: str, data: Any, columns: Columns, flag: str) -> RawDomain:
     """The rows of a file, a folder of splits, a dataset, or a mapping of splits to datasets."""
     parts = _split_files(data) if isinstance(data, Path) else data if isinstance(data, Mapping) else {None: data}
-    rows: list[Row] = []
+    rows: list[readers.Row] = []
     problems: list[str] = []
     files: dict[str, str] = {}
     for key, part in parts.items():
@@ -368,10 +366,10 @@ def _join(name: str, data: Any, columns: Columns, flag: str) -> RawDomain:
     return with_splits(name, rows, problems, files)
 
 
-def _split_files(path: Path) -> Mapping[SplitName | None, Path]:
+def _split_files(path: Path) -> Mapping[readers.SplitName | None, Path]:
     if not path.is_dir():
         return {None: path}
-    files: dict[SplitName | None, Path] = {}
+    files: dict[readers.SplitName | None, Path] = {}
     for file in sorted(path.iterdir()):
         stem, suffix = readers.name_and_format(file)
         split = readers.SPLIT_NAMES.get(stem.lower())
@@ -442,7 +440,7 @@ def _datasets_content(reference: str, folder: Path | None, progress: Progress) -
 
 
 def check_domain(
-    reference: str, columns: Columns = USUAL_COLUMNS, data_root: Path | None = None, progress: Progress = SILENT
+    reference: str, columns: Columns = readers.USUAL_COLUMNS, data_root: Path | None = None, progress: Progress = SILENT
 ) -> tuple[RawDomain, dict[str, dict[str, int]], list[str]]:
     """Read a domain and describe it, good or bad.
 
@@ -463,7 +461,7 @@ def check_domain(
         RunError: If data cannot be fetched.
     """
     raw = read_domain(reference, columns, data_root, progress)
-    return raw, {split: _counts(raw, split) for split in SPLITS if raw.of(split)}, list(_notes(raw))
+    return raw, {split: _counts(raw, split) for split in readers.SPLITS if raw.of(split)}, list(_notes(raw))
 
 
 def _counts(raw: RawDomain, split: str) -> dict[str, int]:
@@ -481,8 +479,8 @@ def _counts(raw: RawDomain, split: str) -> dict[str, int]:
 
 
 def _notes(raw: RawDomain) -> Iterator[str]:
-    hashes = {split: {normalised_hash(row.text) for row in raw.of(split)} for split in SPLITS}
-    for first, second in combinations(SPLITS, 2):
+    hashes = {split: {normalised_hash(row.text) for row in raw.of(split)} for split in readers.SPLITS}
+    for first, second in combinations(readers.SPLITS, 2):
         if shared := len(hashes[first] & hashes[second]):
             use = "they are never drawn for training" if second == "test" else "copies are drawn once"
             yield f"{shared} texts of {first} are also in {second}; {use}"

@@ -13,8 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from l2a.data.examples import TextInput
-from l2a.util import UsageError
-from l2a.util.training import CPU
+from l2a.util import UsageError, training
 
 # Padded lengths: few, so that compiled kernels are reused, and close, so that little padding is computed.
 BUCKETS = (4, 8, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128, 192, 256, 384, 512)
@@ -46,7 +45,7 @@ class EncodedTexts:
         """Tokens in each text, int64 (N,)."""
         return np.diff(self.offsets)
 
-    def padded(self, indices: NDArray[np.int64], device: torch.device = CPU) -> dict[str, torch.Tensor]:
+    def padded(self, indices: NDArray[np.int64], device: torch.device = training.CPU) -> dict[str, torch.Tensor]:
         """Build the model inputs of a batch, padded to the nearest bucket.
 
         Args:

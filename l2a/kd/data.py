@@ -17,8 +17,7 @@ from l2a.kd.losses import soft_label_loss
 from l2a.student.student import Student
 from l2a.teacher.labelling import TeacherOutputs, join_outputs
 from l2a.teacher.model import Teacher
-from l2a.util import RunError
-from l2a.util.training import evaluating, mixed_precision
+from l2a.util import RunError, training
 
 Indices = NDArray[np.int64]
 Batch = dict[str, Tensor]
@@ -288,7 +287,7 @@ def mixed_outputs(teacher: Teacher, pairs: EncodedTexts, weights: Weights) -> Te
     """
     count, found = len(weights), []
     order = np.argsort(np.maximum(pairs.lengths[:count], pairs.lengths[count:]), kind="stable")
-    with torch.inference_mode(), mixed_precision(next(teacher.parameters()).device):
+    with torch.inference_mode(), training.mixed_precision(next(teacher.parameters()).device):
         for rows in np.split(order, range(64, count, 64)):
             outputs = teacher(mix_pairs(teacher.encoder, pairs, rows, rows + count, weights[rows]))
             found.append([part.float().cpu().numpy() for part in outputs])
@@ -330,16 +329,16 @@ class PerturbedBatches:
         theirs = mix_pairs(self.teacher.encoder, self.texts, chosen, chosen, np.ones(len(chosen), np.float32))
         for part in (mine, theirs):
             part["inputs_embeds"] = part["inputs_embeds"].detach().requires_grad_(True)
-        with evaluating(student.model):
+        with training.evaluating(student.model):
             student_logits, _ = student(mine)
-            with mixed_precision(device):
+            with training.mixed_precision(device):
                 teacher_logits, _ = self.teacher(theirs)
             loss = soft_label_loss(student_logits, teacher_logits.float(), 1.0).sum()
             ascent, teacher_ascent = torch.autograd.grad(loss, (mine["inputs_embeds"], theirs["inputs_embeds"]))
         shift = _step(ascent, self.student_open, chosen, self.student_step)
         teacher_shift = _step(teacher_ascent, self.teacher_open, chosen, self.teacher_step)
         theirs["inputs_embeds"] = theirs["inputs_embeds"] + teacher_shift
-        with torch.inference_mode(), mixed_precision(device):
+        with torch.inference_mode(), training.mixed_precision(device):
             logits, pooled = (part.float().cpu().numpy() for part in self.teacher(theirs))
         taught = TeacherOutputs(outputs.logits.copy(), outputs.embeddings.copy())
         taught.logits[rows], taught.embeddings[rows] = logits, pooled

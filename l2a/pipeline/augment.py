@@ -18,8 +18,7 @@ from l2a.generator.tokens import FROZEN, Ints, TokenSpace, TokenStore, build_nei
 from l2a.kd.trainer import embedding_gradients
 from l2a.student.student import load_checkpoint
 from l2a.teacher import labelling, model
-from l2a.util import SILENT, Progress, UsageError, did_you_mean, files
-from l2a.util.training import best_device
+from l2a.util import SILENT, Progress, UsageError, did_you_mean, files, training
 
 TOKENIZED_AT_ONCE = 200_000  # texts of input and source that are kept tokenized (about 1 kB each); of more, a batch
 MARK = "\ud800"  # half of a surrogate pair, which no text that was read holds
@@ -214,9 +213,9 @@ def _token_space(job: AugmentJob, progress: Progress) -> TokenSpace:
                 "--student, or use knn"
             )
         names = model.Checkpoint("--student", job.student, progress).label_names
-        teacher = model.load_fine_tuned(job.teacher, names, progress).to(best_device())
+        teacher = model.load_fine_tuned(job.teacher, names, progress).to(training.best_device())
         reader = load_checkpoint(job.student, names)
-        reader.model.to(best_device())
+        reader.model.to(training.best_device())
         labeller = labelling.cached_labeller(teacher, job.max_length, progress)
         gradient = partial(embedding_gradients, reader, labeller, max_length=job.max_length)
     else:

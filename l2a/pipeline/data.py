@@ -12,7 +12,6 @@ from l2a.config import DistillConfig, settle
 from l2a.data import Domain, Examples, TextInput, examples, held_out_words, load_domain, normalised_hash, read_bank
 from l2a.data.bank import HELD_OUT
 from l2a.data.domains import as_domain
-from l2a.data.examples import TargetSplits
 from l2a.util import SILENT, Progress, UsageError
 
 logger = logging.getLogger(__name__)
@@ -33,7 +32,7 @@ class RunData:
 
     source: Examples
     target: Domain
-    splits: TargetSplits
+    splits: examples.TargetSplits
     unlabelled: Sequence[TextInput]
     forbidden: frozenset[str]
     files: dict[str, str]

@@ -11,9 +11,7 @@ from typing import TYPE_CHECKING, Any
 from l2a.config import DistillConfig, as_yaml, override, settle
 from l2a.pipeline.data import load_run_data
 from l2a.selector.agents import check_agent
-from l2a.util import Checkpoint, Progress, RunError, UsageError, process_count, process_rank
-from l2a.util.cluster import open_client
-from l2a.util.files import CHECKPOINT, FAILED_LOG, output_folder
+from l2a.util import Checkpoint, Progress, RunError, UsageError, cluster, files, process_count, process_rank
 
 if TYPE_CHECKING:  # this imports torch, which bad data should not wait for
     from l2a.report.run_folder import MethodReport
@@ -71,7 +69,7 @@ def distill(
         raise UsageError("--workers, --address: a run in several processes labels in these; leave the options out")
     check_agent(config.selector.agent)
     path = Path(config.output_dir).expanduser().resolve()
-    output = output_folder(path, "run", config.overwrite)
+    output = files.output_folder(path, "run", config.overwrite)
     # Of several processes only the first one's folder is kept, and only it speaks.
     with tempfile.TemporaryDirectory() if process_rank() else output as place:
         folder = Path(place)
@@ -79,11 +77,11 @@ def distill(
             try:
                 if process_rank() == 0:
                     settings = asdict(config) | {"output_dir": None, "overwrite": None}
-                    progress = progress.keeping(Checkpoint(path / CHECKPOINT, settings))
-                with open_client(workers, address) as client:
+                    progress = progress.keeping(Checkpoint(path / files.CHECKPOINT, settings))
+                with cluster.open_client(workers, address) as client:
                     return _run(config, in_memory, folder, progress, client)
             except RunError as error:
-                raise RunError(f"{error}; the log is {Path(config.output_dir) / FAILED_LOG}") from error
+                raise RunError(f"{error}; the log is {Path(config.output_dir) / files.FAILED_LOG}") from error
 
 
 def _run(

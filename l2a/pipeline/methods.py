@@ -15,8 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from l2a.config import DistillConfig, override
-from l2a.data import Examples, TextInput, normalised_hash
-from l2a.data.encoding import encode
+from l2a.data import Examples, TextInput, encoding, normalised_hash
 from l2a.kd.trainer import run_student
 from l2a.pipeline import students as student_training
 from l2a.pipeline.session import RunContext
@@ -300,7 +299,7 @@ def _fit_vector_sum_logreg(context: RunContext) -> FittedMethod:
 
 def student_logits(context: RunContext, student: Student, inputs: Sequence[TextInput]) -> Floats:
     """Score N texts by a student of a run, as float32 (N, C)."""
-    return run_student(student, encode(student.tokenizer, inputs, context.config.max_length))[0]
+    return run_student(student, encoding.encode(student.tokenizer, inputs, context.config.max_length))[0]
 
 
 def _student(

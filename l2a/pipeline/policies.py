@@ -12,25 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from l2a.config import DistillConfig
-from l2a.data import Examples, normalised_hash
-from l2a.data.encoding import encode
+from l2a.data import Examples, encoding, normalised_hash
 from l2a.kd.data import DistillationSet
 from l2a.kd.trainer import KDTrainer, run_student, standard_error
 from l2a.pipeline.session import RunContext, TrainingSession, mixture, open_session
 from l2a.pipeline.students import Drawn, as_outputs, draw_candidates, near_and_clean, selection_problem, spare_labels
 from l2a.report.run_folder import versions
+from l2a.selector import reward
 from l2a.selector.agents import check_agent, load_agent
 from l2a.selector.algorithms import TrainedPolicy, Training, load_facts, load_policy, save_policy, train_agent
 from l2a.selector.environment import build_task
 from l2a.selector.problem import RULES, SelectionProblem, candidate_features, keep_best
-from l2a.selector.reward import (
-    REAL_POOL,
-    build_surrogate,
-    candidate_influences,
-    reward_score,
-    score_after,
-    surrogate_reward,
-)
 from l2a.selector.select import Inspection, apply_policy, inspect_policy, rank_correlation, select
 from l2a.student.student import Student
 from l2a.util import SILENT, Checkpoint, Progress, UsageError, atomic_write_text, cache_root, fingerprint, to_json
@@ -145,7 +137,7 @@ def surrogate_problem(config: DistillConfig, progress: Progress = SILENT) -> Sel
         The problem, its influences measured and without its real reward, so that it holds no teacher and no student.
     """
     problem = prepare_pair(config, progress).problem
-    influences = build_surrogate(problem).influences
+    influences = reward.build_surrogate(problem).influences
     return SelectionProblem(problem.pool, problem.student_logits, influences=lambda: influences)
 
 
@@ -222,7 +214,8 @@ def evaluate_policy(
         Both rewards of every selection.
     """
     pair, steps = prepare_pair(config, progress), updates or config.kd.round_steps
-    surrogate, before = build_surrogate(pair.problem), reward_score(pair.session.student, pair.session.reward)
+    surrogate = reward.build_surrogate(pair.problem)
+    before = reward.reward_score(pair.session.student, pair.session.reward)
     kept = {"policy": apply_policy(pair.problem, policy, config.selector, np.random.default_rng([config.seed, 6])).kept}
     for name in RULES:
         if name != "oracle":  # it reads labels that the others do not
@@ -233,7 +226,7 @@ def evaluate_policy(
         for mask in kept.values():
             real.append(_after_updates(pair, mask, steps, None)[0] - before)
             advance(1)
-    first = [surrogate_reward(surrogate, mask) for mask in kept.values()]
+    first = [reward.surrogate_reward(surrogate, mask) for mask in kept.values()]
     counts = [int(mask.sum()) for mask in kept.values()]
     verdicts = tuple(map(Verdict, kept, counts, real, first))
     return Evaluation(verdicts, steps, rank_correlation(first, real))
@@ -252,11 +245,11 @@ def _after_updates(
     def score(student: Student) -> tuple[float, NDArray[np.bool_]]:
         right = np.zeros(0, np.bool_)
         if judges is not None:
-            texts = encode(tokenizer, judges.inputs, session.context.config.max_length)
+            texts = encoding.encode(tokenizer, judges.inputs, session.context.config.max_length)
             right = run_student(student, texts)[0].argmax(axis=1) == judges.labels
-        return reward_score(student, session.reward), right
+        return reward.reward_score(student, session.reward), right
 
-    return score_after(session.trainer, session.trainer.config, steps, distil, score)
+    return reward.score_after(session.trainer, session.trainer.config, steps, distil, score)
 
 
 def measure_headroom(config: DistillConfig, progress: Progress = SILENT) -> dict[str, Any]:
@@ -285,7 +278,7 @@ def measure_headroom(config: DistillConfig, progress: Progress = SILENT) -> dict
     judges = others.take(np.flatnonzero([normalised_hash(text) not in drawn for text in others.inputs]))
     by_chance = rng.random((RANDOM_CHOICES, len(pool)), np.float32)
     scores = [near_and_clean(context, pair.drawn), _greedy_by_labels(pair, seen), *by_chance]
-    share, before = config.selector.keep_rate, reward_score(pair.session.student, pair.session.reward)
+    share, before = config.selector.keep_rate, reward.reward_score(pair.session.student, pair.session.reward)
     masks = [keep_best(one, share, pair.problem.classes) for one in scores]
     names, judged = [*ORACLES, *["random"] * RANDOM_CHOICES, "all", "none"], dict[str, list[tuple[float, Any]]]()
     with progress.stage("rounds", len(names)) as advance:
@@ -311,11 +304,13 @@ def _greedy_by_labels(pair: PreparedPair, seen: Examples) -> NDArray[np.float32]
     """What each candidate adds to the likelihood of labels that no method reads, float32 (N,), nats, to first order."""
     session, candidates = pair.session, pair.drawn.candidates
     context, rng = session.context, np.random.default_rng([session.context.config.seed, 8])
-    few = candidates.take(np.sort(rng.permutation(len(candidates))[:REAL_POOL]))
+    few = candidates.take(np.sort(rng.permutation(len(candidates))[: reward.REAL_POOL]))
     outputs = as_outputs(seen.labels, len(seen.label_names), context.teacher.hidden_size)
-    encoded = encode(session.student.tokenizer, seen.inputs, context.config.max_length)
+    encoded = encoding.encode(session.student.tokenizer, seen.inputs, context.config.max_length)
     judges = DistillationSet(encoded, outputs, seen.labels)
-    return candidate_influences(session.trainer, candidates, few, judges, session.trainer.config, context.progress)
+    return reward.candidate_influences(
+        session.trainer, candidates, few, judges, session.trainer.config, context.progress
+    )
 
 
 def _headroom_file(context: RunContext) -> Path:

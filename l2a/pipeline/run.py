@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from l2a.config import DistillConfig, as_yaml
-from l2a.data import examples
-from l2a.data.domains import provenance
+from l2a.data import domains, examples
 from l2a.evaluation.metrics import classification_metrics, measure_latency
 from l2a.pipeline.data import RunData
 from l2a.pipeline.methods import MethodResult, compared_methods, evaluate_method, rescored, student_logits, tfidf_logreg
@@ -161,7 +160,7 @@ def _write(
                    for done in rounds],
         "files": data.files,
         "warnings": context.progress.warnings,
-        "data": {side: [provenance(name) for name in names] for side, names in sides.items()},
+        "data": {side: [domains.provenance(name) for name in names] for side, names in sides.items()},
         "models": {"teacher": run_folder.model_facts(config.teacher.model), "start": run_folder.model_facts(start)},
     }  # fmt: skip
     metrics = run_folder.metrics_content(rows, {**facts, **known})

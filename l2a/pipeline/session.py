@@ -24,8 +24,7 @@ from l2a.student.student import Student, build_student, check_student, wants_sma
 from l2a.teacher.finetune import RECIPE, fine_tune, fine_tuned, frozen_layers
 from l2a.teacher.labelling import Labeller, cached_labeller, predict, refuse_useless_teacher
 from l2a.teacher.model import Teacher, check_teacher, load_encoder, load_fine_tuned
-from l2a.util import SILENT, Progress, cached_folder, fingerprint
-from l2a.util.training import arithmetic, best_device
+from l2a.util import SILENT, Progress, cached_folder, fingerprint, training
 
 MOST_TARGET_TEXTS = 32_000
 """Texts that a teacher reads in a stage on the target, repeated ones counted, unless one pass takes more."""
@@ -141,7 +140,7 @@ class RunContext:
         config = self.config.teacher
         teacher = load_encoder(config.model, self.data.label_names, config.source_seed, self.progress)
         refuse_long_sequences("the teacher", teacher.positions, self.config.max_length)
-        return teacher.to(best_device())
+        return teacher.to(training.best_device())
 
     @cached_property
     def teacher(self) -> Teacher:
@@ -150,7 +149,7 @@ class RunContext:
         if config.fine_tuned:
             teacher = load_fine_tuned(config.model, self.data.label_names, self.progress)
             refuse_long_sequences("the teacher", teacher.positions, self.config.max_length)
-            return teacher.to(best_device())
+            return teacher.to(training.best_device())
         ways, few = {"both": self._after_source, "target": self._without_source}, self.data.splits.train
         if config.learns_from != "auto":
             return ways[config.learns_from](few)
@@ -177,8 +176,8 @@ class RunContext:
         self, name: str, fit: Callable[..., Teacher], parts: Sequence[tuple[Examples, Examples]]
     ) -> NDArray[np.float64]:
         """Log-likelihood of labels under teachers that did not learn them; kept, since every method asks."""
-        config, length, device = self.config, self.config.max_length, best_device()
-        how = [name, asdict(config.teacher), length, config.seed, RECIPE, arithmetic(device)]
+        config, length, device = self.config, self.config.max_length, training.best_device()
+        how = [name, asdict(config.teacher), length, config.seed, RECIPE, training.arithmetic(device)]
         texts = [[each.inputs, each.labels] for each in (self.data.source, *itertools.chain(*parts))]
         key = fingerprint(self.pretrained().fingerprint(), how, texts)
 
@@ -218,7 +217,7 @@ class RunContext:
         texts = (*data.source.inputs, *data.splits.train.inputs, *self.near_texts)
         student = build_student(config.student, self.teacher, data.label_names, texts, config.seed)
         refuse_long_sequences("the student", student.positions, config.max_length)
-        student.model.to(best_device())
+        student.model.to(training.best_device())
         return student
 
     def _fit(

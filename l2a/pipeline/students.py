@@ -9,24 +9,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from l2a.config import resolve_degree
-from l2a.data import Examples, TextInput, concatenate, normalised_hash
-from l2a.data.encoding import encode
+from l2a.data import Examples, TextInput, concatenate, encoding, normalised_hash
 from l2a.generator.chain import CandidatePool, ChainDiagnostics, GeneratorInputs, draw_pool, fit_target_density
 from l2a.generator.operators import OPERATORS, TEXT_OPERATORS, build_operator, masked_words
 from l2a.generator.tokens import TokenSpace, build_neighbour_table, vocabulary
 from l2a.kd import data as kd_data
 from l2a.kd.trainer import Score, embedding_gradients, run_student
 from l2a.pipeline.session import RunContext, TrainingSession, mixture, open_session
-from l2a.selector import reward
-from l2a.selector.agents import load_agent
-from l2a.selector.algorithms import TrainedPolicy
+from l2a.selector import agents, algorithms, reward
 from l2a.selector.problem import Selection, SelectionProblem
 from l2a.selector.select import apply_policy, select
 from l2a.student.student import Student
 from l2a.teacher.labelling import Labeller, TeacherOutputs
 from l2a.teacher.model import Teacher
-from l2a.util import RunError, UsageError, fingerprint
-from l2a.util.training import broadcast, remembered
+from l2a.util import RunError, UsageError, fingerprint, training
 
 CERTAIN = 10.0
 """Logit of a real label where a teacher's would stand."""
@@ -131,14 +127,14 @@ def train_l2a_student(context: RunContext) -> TrainedStudent:
     return finish(session, tuple(rounds))
 
 
-def _round(session: TrainingSession, number: int, policy: TrainedPolicy | None) -> Round:
+def _round(session: TrainingSession, number: int, policy: algorithms.TrainedPolicy | None) -> Round:
     context = session.context
     rng = np.random.default_rng([context.config.seed, 2, number])
     drawn = draw_candidates(session, rng)
     with context.progress.stage("select candidates"):
         problem = selection_problem(session, drawn)
         selection = select(problem, context.config.selector, rng, policy, context.progress)
-    kept, rule = int(selection.kept.sum()), load_agent(context.config.selector.agent).rule
+    kept, rule = int(selection.kept.sum()), agents.load_agent(context.config.selector.agent).rule
     if kept in (0, len(drawn.pool)) and rule != "all":
         message = "selector: it keeps %d of %d candidates, so it chooses nothing; change selector.keep_rate"
         logger.warning(message, kept, len(drawn.pool))
@@ -187,7 +183,7 @@ def _distil_kept(
 ) -> Selection:  # fmt: skip
     """Distil on the kept candidates; an agent that says so keeps others as the student changes."""
     steps, config = session.context.config.kd.round_steps, session.context.config.selector
-    every, kept = load_agent(config.agent).rescore_every, np.flatnonzero(selection.kept)
+    every, kept = agents.load_agent(config.agent).rescore_every, np.flatnonzero(selection.kept)
     if every is None or selection.fell_back:
         session.distil(candidates.take(kept), steps, "distillation")
         return selection
@@ -275,8 +271,8 @@ def selection_problem(session: TrainingSession, drawn: Drawn) -> SelectionProble
         once more, with rewards from other draws.
     """
     logits = np.zeros_like(drawn.pool.teacher.logits)
-    if load_agent(session.context.config.selector.agent).sees_student:
-        logits = broadcast(run_student(session.student, drawn.candidates.encoded, precise=False)[0])
+    if agents.load_agent(session.context.config.selector.agent).sees_student:
+        logits = training.broadcast(run_student(session.student, drawn.candidates.encoded, precise=False)[0])
     problem = SelectionProblem(drawn.pool, logits, oracle=cache(lambda: near_and_clean(session.context, drawn)))
     return _with_rewards(problem, session, drawn, 0, _with_rewards(problem, session, drawn, 1, None))
 
@@ -296,7 +292,7 @@ def _with_rewards(
         some, judged, progress = candidates.take(measured), candidates.take(few), context.progress
         weights = [value.detach().cpu().numpy() for value in session.student.model.parameters()]
         key = fingerprint([candidates.encoded.ids, candidates.teacher.logits, context.config.seed, draw, weights])
-        found = remembered(
+        found = training.remembered(
             progress.checkpoint, key,
             lambda: reward.candidate_influences(trainer, some, judged, judges, kd, progress, draw),
         )  # fmt: skip
@@ -513,14 +509,14 @@ def _distil_in_embedding_space(session: TrainingSession, rng: np.random.Generato
     start = sum(len(part) for part in sets[:place])
     if config.generator.operator == "mixkd":
         weights = rng.beta(kd_data.MIX_CONCENTRATION, kd_data.MIX_CONCENTRATION, size=size).astype(np.float32)
-        pairs = encode(context.teacher.tokenizer, (*bases, *partners), config.max_length)
+        pairs = encoding.encode(context.teacher.tokenizer, (*bases, *partners), config.max_length)
         sets[place] = replace(augmented, teacher=kd_data.mixed_outputs(context.teacher, pairs, weights))
         # The partners are in the joined set, so that their tokens count as occurring, but have no share of it.
         sets, shares = [*sets, session.labelled(partners)], [*shares, 0.0]
         trainer.read_batch = kd_data.MixedBatches(start, sum(len(part) for part in sets[:-1]), weights)
     else:
         teacher, student = context.teacher, session.student
-        texts = encode(teacher.tokenizer, bases, config.max_length)
+        texts = encoding.encode(teacher.tokenizer, bases, config.max_length)
         may_move = kd_data.open_tokens(texts, vocabulary(teacher.tokenizer))
         student_may_move = kd_data.open_tokens(augmented.encoded, vocabulary(student.tokenizer))
         steps = (_step_length(teacher, rng), _step_length(student, rng))

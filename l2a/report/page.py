@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from scipy.special import log_softmax, softmax
 
 from l2a.data import Examples, TextInput
-from l2a.util import RunError, UsageError, sha256_file
-from l2a.util.files import MARK, add_to_folder, read_mark
+from l2a.util import RunError, UsageError, files, sha256_file
 
 PAGE, EVIDENCE, EXPORT = "report.html", "report.json", "onnx/export.json"
 FORMAT = 2  # of the evidence
@@ -309,7 +308,7 @@ def renew_page(folder: Path) -> Path:
         RunError: If its files are not as the run left them, or the page cannot be written.
     """
     check_run(folder)
-    add_to_folder(folder, PAGE, render_page(folder).encode("utf-8"))
+    files.add_to_folder(folder, PAGE, render_page(folder).encode("utf-8"))
     return folder / PAGE
 
 
@@ -327,7 +326,7 @@ def check_run(folder: Path, names: Iterable[str] = SOURCES) -> dict[str, str]:
         UsageError: If it is not the folder of a finished run, or of one that kept too little for a page.
         RunError: If a file is not as the run left it.
     """
-    mark = read_mark(folder / MARK)
+    mark = files.read_mark(folder / files.MARK)
     if mark["kind"] != "run":
         raise UsageError(f"{folder} is not the folder of a finished run; give what --output-dir of l2a distill named")
     for name in names:

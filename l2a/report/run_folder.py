@@ -17,16 +17,14 @@ import torch
 import yaml
 from pyarrow.parquet import write_table
 
-from l2a.data import TextInput
-from l2a.data.encoding import encode, fit_tokenizer, model_inputs
+from l2a.data import TextInput, encoding
 from l2a.evaluation.metrics import ClassificationMetrics
 from l2a.generator.chain import CandidatePool
 from l2a.report import page
 from l2a.selector.problem import Selection
 from l2a.teacher.model import PACKAGED, usable_positions
-from l2a.util import RunError, UsageError, atomic_write_text, sha256_file
+from l2a.util import RunError, UsageError, atomic_write_text, sha256_file, training
 from l2a.util.files import add_to_folder, atomic_file, atomic_folder
-from l2a.util.training import evaluating
 
 SHORT_HEADERS = ("classifier", "accuracy %", "F1 %", "size", "ms", "ms/32")
 CARDS = {"README.md": "student", "student/README.md": "."}
@@ -139,7 +137,7 @@ def export_student(model: Any, tokenizer: Any, folder: Path, card: str, max_leng
     with atomic_folder(folder) as temporary:
         model.save_pretrained(str(temporary))
         kind.from_dict(known).save_pretrained(str(temporary))
-        fit_tokenizer(tokenizer, model.config, length).save_pretrained(str(temporary))
+        encoding.fit_tokenizer(tokenizer, model.config, length).save_pretrained(str(temporary))
         atomic_write_text(temporary / "README.md", card)
         for path in temporary.iterdir():
             path.chmod(0o644)  # weights are written for their owner alone
@@ -171,9 +169,9 @@ def check_parity(model: Any, tokenizer: Any, folder: Path, inputs: Sequence[Text
         raise RunError(f"student: it was saved with the classes {found}, not {names}")
     sides = [" ".join(side) for side in zip(*inputs, strict=True)]
     probe = [*inputs, tuple(" ".join([side] * (1 + max_length // max(1, len(side.split())))) for side in sides)]
-    encoded = encode(tokenizer, probe, max_length)
-    with evaluating(model), torch.inference_mode():
-        logits = model(**model_inputs(model.config, encoded.padded(np.arange(len(probe))))).logits
+    encoded = encoding.encode(tokenizer, probe, max_length)
+    with training.evaluating(model), torch.inference_mode():
+        logits = model(**encoding.model_inputs(model.config, encoded.padded(np.arange(len(probe))))).logits
     asked = [dict(zip(("text", "text_pair"), text, strict=False)) for text in probe]
     differences = []
     for expected, choice in ((logits.softmax(-1), {}), (logits, {"function_to_apply": "none"})):

@@ -29,13 +29,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from l2a.config import SelectorConfig
-from l2a.selector import environment
-from l2a.selector.agents import DESCRIPTION, WEIGHTS, AgentCard, algorithm_class
+from l2a.selector import agents, environment, problem
 from l2a.selector.environment import CHANGING_FEATURES, STATE_FEATURES, SelectionTask
-from l2a.selector.problem import Floats
-from l2a.util import SILENT, Advance, Progress, RunError, UsageError, atomic_write_text, to_json
-from l2a.util.files import atomic_write_bytes
-from l2a.util.training import seeded
+from l2a.util import SILENT, Advance, Progress, RunError, UsageError, atomic_write_text, files, to_json, training
 
 FORMAT = 1
 Activation = Literal["tanh", "relu"]
@@ -109,7 +105,7 @@ class TrainedPolicy:
     agent: str
 
     @torch.no_grad()
-    def logits(self, observations: Floats) -> Floats:
+    def logits(self, observations: problem.Floats) -> problem.Floats:
         """Score batches of candidates.
 
         Args:
@@ -118,7 +114,7 @@ class TrainedPolicy:
         Returns:
             float32 (E, B), logits of the probability to keep each candidate.
         """
-        scores: Floats = self.network(torch.from_numpy(observations))[0].numpy()
+        scores: problem.Floats = self.network(torch.from_numpy(observations))[0].numpy()
         return scores
 
 
@@ -146,8 +142,8 @@ def save_policy(policy: TrainedPolicy, folder: Path, facts: Mapping[str, Any] | 
         "facts": dict(facts or {}),
     }
     weights = {name: value.contiguous() for name, value in policy.network.state_dict().items()}
-    atomic_write_bytes(folder / WEIGHTS, save(weights))
-    atomic_write_text(folder / DESCRIPTION, to_json(description, indent=2) + "\n")
+    files.atomic_write_bytes(folder / agents.WEIGHTS, save(weights))
+    atomic_write_text(folder / agents.DESCRIPTION, to_json(description, indent=2) + "\n")
 
 
 def load_policy(folder: Path) -> TrainedPolicy:
@@ -173,7 +169,7 @@ def load_policy(folder: Path) -> TrainedPolicy:
         widths = len(names) + len(CHANGING_FEATURES), len(STATE_FEATURES)
         with torch.device("meta"):  # without memory, however wide it says that it is
             network = CandidateNetwork(*widths, tuple(description["hidden"]), activation=activation)
-        network.load_state_dict(load((folder / WEIGHTS).read_bytes()), assign=True)
+        network.load_state_dict(load((folder / agents.WEIGHTS).read_bytes()), assign=True)
         return TrainedPolicy(network.float().eval().requires_grad_(False), names, str(description["agent"]))
 
 
@@ -197,7 +193,7 @@ def load_facts(folder: Path) -> dict[str, Any]:
 def _described(folder: Path) -> Iterator[dict[str, Any]]:
     """Read a policy's description; what goes wrong with it is damage."""
     try:
-        yield json.loads((folder / DESCRIPTION).read_text("utf-8"))
+        yield json.loads((folder / agents.DESCRIPTION).read_text("utf-8"))
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise RunError(f"policy {folder} cannot be read ({reason}); train it again") from error
@@ -293,7 +289,7 @@ class _Recorder(BaseCallback):
 
 
 def train_agent(
-    tasks: Sequence[SelectionTask], name: str, card: AgentCard, config: SelectorConfig, seed: int,
+    tasks: Sequence[SelectionTask], name: str, card: agents.AgentCard, config: SelectorConfig, seed: int,
     start_from: TrainedPolicy | None = None, progress: Progress = SILENT, callbacks: Sequence[BaseCallback] = (),
 ) -> Training:  # fmt: skip
     """Train a policy to choose candidates.
@@ -352,7 +348,7 @@ def isolated_randomness(seed: int) -> Iterator[None]:
     numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002
     threads = torch.get_num_threads()
     try:
-        with seeded(seed):
+        with training.seeded(seed):
             torch.set_num_threads(1)
             yield
     finally:
@@ -362,9 +358,9 @@ def isolated_randomness(seed: int) -> Iterator[None]:
 
 
 def _algorithm(
-    tasks: Sequence[SelectionTask], card: AgentCard, network: CandidateNetwork, seed: int
+    tasks: Sequence[SelectionTask], card: agents.AgentCard, network: CandidateNetwork, seed: int
 ) -> OnPolicyAlgorithm:
-    options, kind = dict(card.hyperparameters), algorithm_class(card)
+    options, kind = dict(card.hyperparameters), agents.algorithm_class(card)
     environments: VecEnv = VecMonitor(environment.SelectionVecEnv(tasks, card.environments, seed))
     options["policy_kwargs"] = {"network": network}
     try:

@@ -17,10 +17,9 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from l2a.config import SelectorConfig
 from l2a.generator.chain import CandidatePool
-from l2a.selector import agents, algorithms
+from l2a.selector import agents, algorithms, reward
 from l2a.selector.environment import SelectionTask
 from l2a.selector.problem import Floats, origin_names
-from l2a.selector.reward import Gains
 from l2a.util import SILENT, Progress
 
 MOST_ARMS = 48
@@ -69,7 +68,7 @@ class SharesEnvironment(gymnasium.Env[Any, Any]):
         self.task, self._arms, self._sizes = task, arms, np.bincount(arms)
         self.observation_space = spaces.Box(-10.0, 10.0, (len(self._sizes) + 2,), np.float32)
         self.action_space = spaces.Box(-1.0, 1.0, (len(self._sizes),), np.float32)
-        self._gains, self.returns = Gains(task.surrogate, 1), list[float]()
+        self._gains, self.returns = reward.Gains(task.surrogate, 1), list[float]()
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Floats, dict[str, Any]]:
         """Start over with all candidates, in a new order; see Gymnasium."""

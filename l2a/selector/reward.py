@@ -34,8 +34,7 @@ from l2a.kd.losses import soft_label_loss
 from l2a.kd.trainer import KDTrainer, calibrated_log_likelihoods, run_student
 from l2a.selector.problem import Floats, SelectionProblem, candidate_features
 from l2a.student.student import Student
-from l2a.util import SILENT, Progress, RunError, UsageError, process_count
-from l2a.util.training import broadcast, evaluating
+from l2a.util import SILENT, Progress, RunError, UsageError, process_count, training
 
 REAL_STEPS = 4  # updates, each on all the candidates judged, that judge one selection
 REAL_KEPT = 160  # kept candidates that a selection is judged by; two selections share those that both keep
@@ -99,14 +98,14 @@ def score_after(
 
 def reward_score(student: Student, reward: DistillationSet) -> float:
     """Say how a student follows the teacher on the reward texts: -KL(teacher || student), in nats; 0 without texts."""
-    logits = torch.from_numpy(broadcast(run_student(student, reward.encoded)[0]))
+    logits = torch.from_numpy(training.broadcast(run_student(student, reward.encoded)[0]))
     losses = soft_label_loss(logits, torch.from_numpy(reward.teacher.logits), 1.0)
     return -float(losses.mean()) if len(losses) else 0.0
 
 
 def label_scores(student: Student, labelled: DistillationSet) -> NDArray[np.float64]:
     """Log-likelihood of each of M labels under a student, float64 (M,), at the temperature that suits them best."""
-    return calibrated_log_likelihoods(broadcast(run_student(student, labelled.encoded)[0]), labelled.labels)
+    return calibrated_log_likelihoods(training.broadcast(run_student(student, labelled.encoded)[0]), labelled.labels)
 
 
 def _whole_batch(kd: KDConfig, kept: DistillationSet, share_of_rate: float = 1.0) -> KDConfig:
@@ -154,7 +153,7 @@ def candidate_influences(
         _real_steps(trial, judged)
         found = influences(trial, candidates, moves, reward)
     trainer.student.restore(weights)
-    return broadcast((TRAVELLED * found).astype(np.float32))
+    return training.broadcast((TRAVELLED * found).astype(np.float32))
 
 
 def fitted_influences(
@@ -235,7 +234,7 @@ def reward_gradient(student: Student, reward: DistillationSet) -> list[torch.Ten
     """
     device, parameters = student.output.weight.device, list(student.model.parameters())
     student.model.zero_grad(set_to_none=True)
-    with evaluating(student.model):
+    with training.evaluating(student.model):
         for indices in inference_batches(reward.encoded):
             logits, _ = student(reward.encoded.padded(indices, device))
             taught = torch.from_numpy(reward.teacher.logits[indices]).to(device)

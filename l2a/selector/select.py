@@ -13,13 +13,11 @@ from scipy.stats import spearmanr
 from l2a.config import SelectorConfig
 from l2a.data import TextInput
 from l2a.kd.trainer import CLEARLY, standard_error
-from l2a.selector import problem as pools
-from l2a.selector.agents import load_agent
+from l2a.selector import agents, problem as pools, reward
 from l2a.selector.algorithms import TrainedPolicy, load_policy, train_agent, warn_if_constant
 from l2a.selector.arms import pool_arms, train_shares
 from l2a.selector.environment import Episodes, SelectionTask, build_task
 from l2a.selector.problem import Fact, Floats, Selection, SelectionProblem, keep_best
-from l2a.selector.reward import build_surrogate, surrogate_reward
 from l2a.util import SILENT, Progress
 
 RETESTED = 3  # selections whose real reward is measured twice
@@ -47,7 +45,7 @@ def select(
         UsageError: If the agent's card is missing or wrong.
         RunError: If the training diverges, or a saved policy cannot be read.
     """
-    card = load_agent(config.agent)
+    card = agents.load_agent(config.agent)
     if card.rule is not None:
         scores = pools.RULES[card.rule](problem, rng)
         rate = 1.0 if card.rule == "all" else config.keep_rate
@@ -113,9 +111,9 @@ def retest(kept: Sequence[NDArray[np.bool_]], tiers: "Tiers", problem: Selection
     """
     if problem.repeated is None or problem.repeated.real_reward is None:
         return {}
-    surrogate, real, facts = build_surrogate(problem.repeated), problem.repeated.real_reward, dict[str, Fact]()
+    surrogate, real, facts = reward.build_surrogate(problem.repeated), problem.repeated.real_reward, dict[str, Fact]()
     again = {
-        "surrogate": (tiers.surrogate, [surrogate_reward(surrogate, mask) for mask in kept]),
+        "surrogate": (tiers.surrogate, [reward.surrogate_reward(surrogate, mask) for mask in kept]),
         "real": (tiers.real, [real(mask) for mask in kept[:RETESTED]]),
     }
     for name, (first, second) in again.items():
@@ -222,7 +220,7 @@ def rerank(
     drawn = random_scores(task, max(config.real_evaluations - policies - len(others), 0), rng)
     scores = [*policy_scores, *others, *drawn]
     kept = [keep_best(values, config.keep_rate, task.classes) for values in scores]
-    first = tuple(surrogate_reward(task.surrogate, mask) for mask in kept)
+    first = tuple(reward.surrogate_reward(task.surrogate, mask) for mask in kept)
     second = tuple(float(real_reward(mask)) for mask in kept)
     correlation = rank_correlation(first, second)
     trusted = bool(correlation >= config.tier_correlation)
@@ -319,9 +317,9 @@ def inspect_policy(
     importances = {}
     for name, columns in groups.items():
         others = [choose(_shuffled(matrix, columns, rng))[1] for _ in range(4)]
-        left = float(np.mean([surrogate_reward(task.surrogate, other) for other in others]))
+        left = float(np.mean([reward.surrogate_reward(task.surrogate, other) for other in others]))
         changed = float(np.mean([(other != kept).mean() for other in others]))
-        importances[name] = (surrogate_reward(task.surrogate, kept) - left, changed)
+        importances[name] = (reward.surrogate_reward(task.surrogate, kept) - left, changed)
     shares = pd.crosstab(np.array(problem.pool.operators), kept, normalize="columns")
     both = shares.reindex(columns=[True, False], fill_value=0.0)
     order = np.argsort(-scores, kind="stable")

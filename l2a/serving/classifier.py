@@ -21,9 +21,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 
 from l2a.config import Columns
 from l2a.data import TextInput, concatenate, domains, readers
-from l2a.util import SILENT, Progress, UsageError, atomic_write_text, did_you_mean, sha256_file, to_json
-from l2a.util.cluster import spread
-from l2a.util.files import MARK, Growing, atomic_file, growing
+from l2a.util import SILENT, Progress, UsageError, atomic_write_text, cluster, did_you_mean, files, sha256_file, to_json
 
 if TYPE_CHECKING:
     from l2a.evaluation.metrics import ClassificationMetrics
@@ -250,7 +248,7 @@ def fit_temperature(logits: NDArray[np.floating[Any]], labels: NDArray[np.int64]
 
 def write_temperature(folder: Path, temperature: float) -> None:
     """Keep a temperature in a student folder's ``l2a.json``."""
-    atomic_write_text(folder / MARK, to_json({"format": 1, "temperature": temperature}, indent=1) + "\n")
+    atomic_write_text(folder / files.MARK, to_json({"format": 1, "temperature": temperature}, indent=1) + "\n")
 
 
 def read_temperature(folder: Path) -> float:
@@ -259,7 +257,7 @@ def read_temperature(folder: Path) -> float:
     Raises:
         UsageError: If it is no positive number.
     """
-    file = folder / MARK
+    file = folder / files.MARK
     try:
         temperature = float(json.loads(file.read_text("utf-8"))["temperature"]) if file.is_file() else 1.0
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
@@ -321,11 +319,11 @@ def predict_file(
             models = sorted(path for path in classifier.engine.folder.iterdir() if path.suffix in MODEL_FILES)
             hashes = {f"sha256 of {path}": sha256_file(path) for path in (*models, source)}
             options = {"student": str(classifier.student), **vars(columns), "threshold": threshold}
-            keeping = growing(output, options | hashes)
+            keeping = files.growing(output, options | hashes)
         with keeping as made, open_writer(output, written, schema) as write:
             checked = ([_checked(record, sides) for record in window] for window in chain([first], windows))
             pieces = ((records, _inputs(records, sides)) for records in checked)
-            answers = spread(client, Classifier.predict_proba, classifier, pieces)
+            answers = cluster.spread(client, Classifier.predict_proba, classifier, pieces)
             for records, probabilities in _continued(made, len(classes), pieces, answers) if made else answers:
                 found, rows = iter(probabilities.round(6).tolist()), []
                 for number, values, problem in records:
@@ -343,7 +341,7 @@ def predict_file(
     return Counts(lines, broken, abstained)
 
 
-def _continued(made: Growing, classes: int, pieces: Pieces, answers: Pieces) -> Pieces:
+def _continued(made: files.Growing, classes: int, pieces: Pieces, answers: Pieces) -> Pieces:
     """Give the answers to the first pieces that a killed run left, then the others, which are kept."""
     left = made.size
     while made.file.tell() < left:
@@ -395,7 +393,7 @@ def open_writer(path: Path | None, suffix: str, schema: Any) -> Iterator[Callabl
 
     pack = PACKERS.get(path.suffix.lower()) if path else None
     with (
-        atomic_file(path) if path else nullcontext(sys.stdout.buffer) as raw,
+        files.atomic_file(path) if path else nullcontext(sys.stdout.buffer) as raw,
         pack(raw, "wb") if pack else nullcontext(raw) as stream,
     ):
         if suffix == ".parquet":

@@ -14,8 +14,7 @@ from l2a.data import TextInput
 from l2a.evaluation.metrics import measure_latency
 from l2a.report.run_folder import refresh
 from l2a.serving.classifier import Classifier, labelled_texts, run, write_temperature
-from l2a.util import RunError, UsageError, atomic_write_text, sha256_file, to_json
-from l2a.util.files import MARK, atomic_folder, read_mark
+from l2a.util import RunError, UsageError, atomic_write_text, files, sha256_file, to_json
 
 OPSET = 17
 REPORT = "export.json"
@@ -56,7 +55,7 @@ def export_onnx(student: str, inputs: Sequence[TextInput], labels: Sequence[str]
         raise UsageError(f"{folder} holds files that are no export; move it and run again")
     original.engine.model.to("cpu")
     models = [_compared(original, original, weights, inputs, labels)]
-    with atomic_folder(folder) as temporary:
+    with files.atomic_folder(folder) as temporary:
         _write(original, temporary)
         for name, tolerance in TOLERANCES.items():
             models.append(_compared(original, Classifier(temporary / name, 1), temporary / name, inputs, labels))
@@ -69,11 +68,11 @@ def export_onnx(student: str, inputs: Sequence[TextInput], labels: Sequence[str]
         tolerances = {name: tolerance._asdict() for name, tolerance in TOLERANCES.items()}
         report = {"texts": len(inputs), "opset": OPSET, "tolerances": tolerances, "models": models}
         atomic_write_text(temporary / REPORT, to_json(report, indent=1) + "\n")
-    mark = read_mark(folder.parent / MARK)
+    mark = files.read_mark(folder.parent / files.MARK)
     if mark["kind"]:  # so that a later run in this folder removes what was exported of this one
         others = {name: digest for name, digest in mark["files"].items() if not name.startswith("onnx/")}
         mark["files"] = others | {f"onnx/{path.name}": sha256_file(path) for path in folder.iterdir()}
-        atomic_write_text(folder.parent / MARK, to_json({"format": 1, **mark}, indent=1) + "\n")
+        atomic_write_text(folder.parent / files.MARK, to_json({"format": 1, **mark}, indent=1) + "\n")
         refresh(folder.parent)
     if refused:
         raise RunError(f"{refused[0]}; the other model is in {folder}")

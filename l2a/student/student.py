@@ -19,8 +19,7 @@ from l2a.config import StudentConfig
 from l2a.data import TextInput, encoding
 from l2a.teacher.labelling import token_vectors
 from l2a.teacher.model import PACKAGED, Checkpoint, Teacher, load_encoder, output_layer, usable_positions
-from l2a.util import UsageError
-from l2a.util.training import seeded
+from l2a.util import UsageError, training
 
 
 class Student:
@@ -516,7 +515,7 @@ def build_student(
         UsageError: If the checkpoint is broken or too large, or the preset does not suit the teacher.
         RunError: If the checkpoint cannot be fetched.
     """
-    with seeded(seed):
+    with training.seeded(seed):
         if config.model is None:
             chosen = resolve_preset(config, teacher)
             return PRESETS[chosen.preset](chosen, teacher, label_names, texts, weights)

@@ -21,8 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from l2a.config import TeacherConfig
-from l2a.data import Examples, TextInput
-from l2a.data.encoding import EncodedTexts, bucket_of, encode, inference_batches, training_batches
+from l2a.data import Examples, TextInput, encoding
 from l2a.teacher.model import Teacher
 from l2a.util import SILENT, Progress, RunError, cache_root, cached_folder, fingerprint, training
 
@@ -87,12 +86,12 @@ def fine_tune(
         freeze_lower_layers(teacher, frozen)
     states = lower_states(teacher, frozen, examples.inputs, max_length, progress) if frozen else None
     model = upper_layers(teacher, frozen) if frozen and states else teacher
-    read = states or encode(teacher.tokenizer, examples.inputs, max_length)
+    read = states or encoding.encode(teacher.tokenizer, examples.inputs, max_length)
     total = max(16, round(epochs * math.ceil(len(examples) / config.batch_size)))
     head = list(teacher.head.parameters()) if teacher.head is not None else []
     groups = [(list(teacher.encoder.parameters()), config.learning_rate), (head, config.head_learning_rate)]
     schedule, rng = training.linear_schedule(training.adamw(groups), total), np.random.default_rng(seed)
-    epoch_batches = (training_batches(read.lengths, config.batch_size, rng) for _ in itertools.count())
+    epoch_batches = (encoding.training_batches(read.lengths, config.batch_size, rng) for _ in itertools.count())
     batches = itertools.islice(itertools.chain.from_iterable(epoch_batches), total)
     labels, device = torch.from_numpy(examples.labels), next(teacher.parameters()).device
     teacher.train()
@@ -162,7 +161,7 @@ class LowerStates:
             inputs_embeds, float32 (B, L, d), and attention_mask, int64 (B, L), on the device.
         """
         lengths = self.lengths[indices]
-        mask = np.arange(bucket_of(int(lengths.max()))) < lengths[:, None]
+        mask = np.arange(encoding.bucket_of(int(lengths.max()))) < lengths[:, None]
         states = np.zeros((*mask.shape, self.states.shape[1]), np.float32)
         for row, index in enumerate(indices):
             states[row, : lengths[row]] = self.states[self.starts[index] : self.starts[index] + lengths[row]]
@@ -270,10 +269,10 @@ def lower_states(
         return None
 
     def build(folder: Path) -> None:
-        encoded = encode(teacher.tokenizer, list(places), max_length)
+        encoded = encoding.encode(teacher.tokenizer, list(places), max_length)
         shape = int(encoded.offsets[-1]), teacher.hidden_size
         states = np.lib.format.open_memmap(folder / "states.npy", "w+", np.float16, shape)
-        batches = list(inference_batches(encoded))
+        batches = list(encoding.inference_batches(encoded))
         with progress.stage("frozen layers of the teacher", len(places)) as advance:
             for number in range(0, len(batches), TOGETHER):
                 some = batches[number : number + TOGETHER]
@@ -304,7 +303,7 @@ def frozen_fingerprint(teacher: Teacher, frozen: int) -> str:
 
 
 def _run_frozen(
-    teacher: Teacher, frozen: int, encoded: EncodedTexts, batches: Sequence[NDArray[np.int64]]
+    teacher: Teacher, frozen: int, encoded: encoding.EncodedTexts, batches: Sequence[NDArray[np.int64]]
 ) -> NDArray[np.float16]:
     """Give the states of some batches, a row a token, (total, d), one text behind another."""
     layers, device = encoder_layers(teacher.encoder)[1], next(teacher.parameters()).device
@@ -333,6 +332,6 @@ def _agree(teacher: Teacher, frozen: int, inputs: Sequence[TextInput], max_lengt
     device, upper = next(teacher.parameters()).device, upper_layers(teacher, frozen)
     indices = np.arange(len(inputs))
     with training.evaluating(teacher), torch.inference_mode(), training.mixed_precision(device):
-        whole = teacher(encode(teacher.tokenizer, inputs, max_length).padded(indices, device))[1].float()
+        whole = teacher(encoding.encode(teacher.tokenizer, inputs, max_length).padded(indices, device))[1].float()
         parts = upper(states.padded(indices, device))[1].float()
     return bool((whole - parts).norm() <= TOLERANCE * whole.norm())

@@ -27,8 +27,7 @@ from l2a.data import Examples, TextInput
 from l2a.data.encoding import EncodedTexts, encode, inference_batches
 from l2a.teacher.finetune import LowerStates, lower_states, upper_layers
 from l2a.teacher.model import Teacher
-from l2a.util import SILENT, Progress, RunError, cache_root, cached_folder, fingerprint, os_errors_as_run_error
-from l2a.util.cluster import spread
+from l2a.util import SILENT, Progress, RunError, cache_root, cached_folder, cluster, fingerprint, os_errors_as_run_error
 from l2a.util.training import arithmetic, best_device, evaluating, mixed_precision
 
 SECONDS_TO_WAIT = 300.0
@@ -349,7 +348,7 @@ def cached_labeller(
                 continue
             sent = copy.deepcopy(teacher).cpu(), max_length, arithmetic(next(teacher.parameters()).device)
             with progress.stage("label with the teacher", len(new)) as advance:
-                for some_keys, found in spread(client, _predict_there, sent, pieces):
+                for some_keys, found in cluster.spread(client, _predict_there, sent, pieces):
                     store.append(some_keys, found)
                     advance(len(some_keys))
         raise RunError(f"{folder}: what was just written there is gone or damaged; check the disk and run again")
