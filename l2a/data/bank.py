@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from l2a.data import domains, readers
-from l2a.data.examples import Domain, TextInput, normalised_hash, words_of
+from l2a.data.examples import Domain, Ints, TextInput, normalised_hash, words_of
 from l2a.util import SILENT, Progress, UsageError, cached_folder, cards, fingerprint, os_error_sentence, sha256_file
 
 RECIPE = 2  # to be raised whenever the same files would give another bank: part of the cache's key
@@ -49,9 +48,9 @@ class Bank(Sequence[TextInput]):
     files: Mapping[str, str]
     summary: str
     names: tuple[str, ...]
-    first_of: NDArray[np.int64]
+    first_of: Ints
     _data: mmap.mmap = field(repr=False)
-    _spans: NDArray[np.int64] = field(repr=False)
+    _spans: Ints = field(repr=False)
 
     def __len__(self) -> int:
         """Return the number of texts."""

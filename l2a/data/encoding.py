@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from l2a.data.examples import TextInput
+from l2a.data.examples import Ints, TextInput
 from l2a.util import UsageError, training
 
 # Padded lengths: few, so that compiled kernels are reused, and close, so that little padding is computed.
@@ -31,9 +30,9 @@ class EncodedTexts:
         pad_id: The token that fills a padded row.
     """
 
-    ids: NDArray[np.int32]
-    types: NDArray[np.int8]
-    offsets: NDArray[np.int64]
+    ids: np.typing.NDArray[np.int32]
+    types: np.typing.NDArray[np.int8]
+    offsets: Ints
     pad_id: int
 
     def __len__(self) -> int:
@@ -41,11 +40,11 @@ class EncodedTexts:
         return len(self.offsets) - 1
 
     @property
-    def lengths(self) -> NDArray[np.int64]:
+    def lengths(self) -> Ints:
         """Tokens in each text, int64 (N,)."""
         return np.diff(self.offsets)
 
-    def padded(self, indices: NDArray[np.int64], device: torch.device = training.CPU) -> dict[str, torch.Tensor]:
+    def padded(self, indices: Ints, device: torch.device = training.CPU) -> dict[str, torch.Tensor]:
         """Build the model inputs of a batch, padded to the nearest bucket.
 
         Args:
@@ -156,7 +155,7 @@ def encode(tokenizer: Any, inputs: Sequence[TextInput], max_length: int) -> Enco
     return EncodedTexts(np.concatenate(ids), np.concatenate(types), offsets, int(tokenizer.pad_token_id))
 
 
-def inference_batches(encoded: Any, tokens_per_batch: int = 2048) -> Iterator[NDArray[np.int64]]:
+def inference_batches(encoded: Any, tokens_per_batch: int = 2048) -> Iterator[Ints]:
     """Group texts of similar length, so that little padding is computed.
 
     Args:
@@ -175,9 +174,7 @@ def inference_batches(encoded: Any, tokens_per_batch: int = 2048) -> Iterator[ND
         start = end
 
 
-def training_batches(
-    lengths: NDArray[np.int64], batch_size: int, rng: np.random.Generator, window: int = 16
-) -> Iterator[NDArray[np.int64]]:
+def training_batches(lengths: Ints, batch_size: int, rng: np.random.Generator, window: int = 16) -> Iterator[Ints]:
     """Shuffle one epoch into batches of similar length.
 
     Texts are shuffled, sorted by length inside windows of some batches, and the batches are shuffled again: the order

@@ -16,6 +16,10 @@ HELD_OUT_PART = 4  # reward and validation get at most a quarter of a class each
 WORD = re.compile(r"[^\W_]+")
 logger = logging.getLogger(__name__)
 
+Bools = NDArray[np.bool_]
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
 TextInput = tuple[str, ...]  # one input of a classifier: (sentence,) or (first, second) in tasks on pairs
 
 
@@ -30,7 +34,7 @@ class Examples:
     """
 
     inputs: tuple[TextInput, ...]
-    labels: NDArray[np.int64]
+    labels: Ints
     label_names: tuple[str, ...]
 
     def __post_init__(self) -> None:
@@ -42,7 +46,7 @@ class Examples:
         """Return the number of examples."""
         return len(self.inputs)
 
-    def take(self, indices: Sequence[int] | NDArray[np.int64]) -> "Examples":
+    def take(self, indices: Sequence[int] | Ints) -> "Examples":
         """Select examples by position, in the wanted order."""
         chosen = np.asarray(indices, dtype=np.int64)
         return Examples(tuple(self.inputs[i] for i in chosen), self.labels[chosen], self.label_names)
@@ -81,7 +85,7 @@ def held_out_words(texts: Iterable[TextInput]) -> frozenset[str]:
     return frozenset(words_key(part) for text in texts for part in {" ".join(text), *text}) - {""}
 
 
-def seen_in(texts: Sequence[TextInput], hashes: Set[str], words: Set[str]) -> NDArray[np.bool_]:
+def seen_in(texts: Sequence[TextInput], hashes: Set[str], words: Set[str]) -> Bools:
     """Find copies of held-out texts, and near copies: those with the same words in the same order.
 
     Args:
@@ -212,7 +216,7 @@ def few_shot_splits(target: Domain, shots: int | None, dev_shots: int, rng: np.r
         )  # fmt: skip
     kept = np.sort([i for i in first.values() if not tested[i]])  # no copies, no test texts
     pool, train_size = pool.take(kept), int(np.sum(kept < len(target.train)))
-    drawn: list[list[NDArray[np.int64]]] = []
+    drawn: list[list[Ints]] = []
     for index, name in enumerate(pool.label_names):
         members = np.flatnonzero(pool.labels == index)
         from_train = rng.permutation(members[members < train_size])
@@ -236,7 +240,7 @@ def few_shot_splits(target: Domain, shots: int | None, dev_shots: int, rng: np.r
     return TargetSplits(parts[0], parts[1], parts[2], unlabelled, len(used), len(pool) - len(used))
 
 
-def _all_of_class(where: str, members: NDArray[np.int64], dev_shots: int) -> list[NDArray[np.int64]]:
+def _all_of_class(where: str, members: Ints, dev_shots: int) -> list[Ints]:
     """All examples of one class: reward and validation come from the front, the rest is trained on."""
     if len(members) < 3:
         least = "label at least 3: one each for training, reward and validation"
@@ -245,7 +249,7 @@ def _all_of_class(where: str, members: NDArray[np.int64], dev_shots: int) -> lis
     return [members[2 * held_out :], members[:held_out], members[held_out : 2 * held_out]]
 
 
-def _interleave(pool: Examples, by_class: Sequence[NDArray[np.int64]]) -> Examples:
+def _interleave(pool: Examples, by_class: Sequence[Ints]) -> Examples:
     ranks = np.concatenate([np.arange(len(positions)) for positions in by_class])
     return pool.take(np.concatenate(by_class)[np.argsort(ranks, kind="stable")])
 

@@ -8,12 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from l2a.data import TextInput
-
-Ints = NDArray[np.int64]
+from l2a.data import Doubles, Ints, TextInput
 
 
 @dataclass(frozen=True)
@@ -59,7 +56,7 @@ def accuracy_and_macro_f1(labels: Ints, predictions: Ints, classes: int) -> tupl
     return accuracy, macro_f1
 
 
-def _from_confusion(cells: Ints, classes: int) -> NDArray[np.float64]:
+def _from_confusion(cells: Ints, classes: int) -> Doubles:
     """Compute accuracy and macro-F1, (R, 2), from confusion tables (R, C * C) with the true class first."""
     counts = cells.reshape(-1, classes, classes)
     right, either = np.diagonal(counts, axis1=1, axis2=2), counts.sum(axis=1) + counts.sum(axis=2)

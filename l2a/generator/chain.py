@@ -17,22 +17,20 @@ from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
 from l2a.config import GeneratorConfig, resolve_degree
-from l2a.data import TextInput, normalised_hash
+from l2a.data import Bools, Doubles, Floats, Ints, TextInput, normalised_hash
 from l2a.generator.operators import CHAIN_OPERATORS, OPERATORS, SOURCE, operator_law
-from l2a.generator.tokens import Ints, TokenSpace, choose_slots, write_texts
+from l2a.generator.tokens import TokenSpace, choose_slots, write_texts
 from l2a.teacher.labelling import Labeller, TeacherOutputs
 from l2a.util import SILENT, Progress, RunError, UsageError
 
 logger = logging.getLogger(__name__)
-Floats = NDArray[np.float64]
-Embed = Callable[[Sequence[TextInput]], NDArray[np.float32]]
+Embed = Callable[[Sequence[TextInput]], Floats]
 """Embeds N texts: float32 (N, d)."""
 Choice = Literal["near", "random", "far"]
 RARE = 1e-3  # weight of a token of frequency p: RARE / (RARE + p)
@@ -54,17 +52,17 @@ class WordAverage:
     """
 
     tokenizer: Any
-    vectors: NDArray[np.float32]
+    vectors: Floats
     max_length: int
 
-    def __call__(self, inputs: Sequence[TextInput]) -> NDArray[np.float32]:
+    def __call__(self, inputs: Sequence[TextInput]) -> Floats:
         """Embed N texts: unit rows, float32 (N, d); a text without any word is 0."""
         rows = token_ids(self.tokenizer, inputs, self.max_length)
         ends = np.cumsum([0, *map(len, rows)])
         ids = np.fromiter((token for row in rows for token in row), np.int64, ends[-1])
         counts = csr_array((np.ones(len(ids), np.float32), ids, ends), shape=(len(rows), len(self.vectors)))
         sums = np.asarray(counts @ self.vectors, np.float32)
-        units: NDArray[np.float32] = sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), np.float32(1e-9))
+        units: Floats = sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), np.float32(1e-9))
         return units
 
 
@@ -108,29 +106,29 @@ class TargetDensity:
         scale: Standard deviation of the log odds over both domains, each with half of the weight.
     """
 
-    mean: Floats
-    weights: Floats
+    mean: Doubles
+    weights: Doubles
     bias: float
     location: float = 0.0
     scale: float = 1.0
 
-    def log_odds(self, embeddings: NDArray[np.float32]) -> Floats:
+    def log_odds(self, embeddings: Floats) -> Doubles:
         """Log odds of the target, float64 (N,), from float32 (N, d); both domains are equally likely beforehand."""
-        odds: Floats = (embeddings - self.mean) @ self.weights + self.bias
+        odds: Doubles = (embeddings - self.mean) @ self.weights + self.bias
         return odds
 
-    def log_density(self, embeddings: NDArray[np.float32]) -> Floats:
+    def log_density(self, embeddings: Floats) -> Doubles:
         """Standardised log density: 0 for the median source text, in standard deviations over both domains.
 
         With half of the weight on each domain the mean target text is at most 2 above the mean source text, so the
         chain's temperature means the same whatever the domains, the embeddings' width and the number of target texts
         (our derivation).
         """
-        standardised: Floats = (self.log_odds(embeddings) - self.location) / self.scale
+        standardised: Doubles = (self.log_odds(embeddings) - self.location) / self.scale
         return standardised
 
 
-def fit_target_density(source: NDArray[np.float32], target: NDArray[np.float32]) -> TargetDensity:
+def fit_target_density(source: Floats, target: Floats) -> TargetDensity:
     """Fit the domain classifier and its scale.
 
     Args:
@@ -162,7 +160,7 @@ def fit_target_density(source: NDArray[np.float32], target: NDArray[np.float32])
 def choose_texts(
     bank: Sequence[TextInput], target: Sequence[TextInput], count: int, choice: Choice, embed: Embed,
     rng: np.random.Generator, progress: Progress = SILENT,
-) -> NDArray[np.int64]:  # fmt: skip
+) -> Ints:  # fmt: skip
     """Choose texts of a bank by their nearness to the target.
 
     Args:
@@ -193,11 +191,11 @@ def choose_texts(
     return np.sort(chosen)
 
 
-def max_cosine(embeddings: NDArray[np.float32], references: NDArray[np.float32]) -> NDArray[np.float32]:
+def max_cosine(embeddings: Floats, references: Floats) -> Floats:
     """Return the cosine of each of N embeddings to the most similar reference, float32 (N,)."""
     both = (embeddings, references)
     one, other = ((rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)) for rows in both)
-    nearest: NDArray[np.float32] = (one.astype(np.float32) @ other.T.astype(np.float32)).max(axis=1)
+    nearest: Floats = (one.astype(np.float32) @ other.T.astype(np.float32)).max(axis=1)
     return nearest
 
 
@@ -221,12 +219,12 @@ class ChainStep(NamedTuple, Generic[States]):
     states: States
     proposed: States
     moves: Ints
-    accepted: NDArray[np.bool_]
+    accepted: Bools
 
 
 def metropolis_hastings(
     initial: States, propose: Callable[[States, np.random.Generator], tuple[States, Ints]],
-    score: Callable[[States], Floats], rng: np.random.Generator,
+    score: Callable[[States], Doubles], rng: np.random.Generator,
 ) -> Iterator[ChainStep[States]]:  # fmt: skip
     """Run chains whose stationary density is proportional to exp(score) times the base law of the proposals.
 
@@ -254,7 +252,7 @@ def metropolis_hastings(
         yield ChainStep(states, proposed, moves, accepted)
 
 
-def choose_states(condition: NDArray[np.bool_], first: States, second: States) -> States:
+def choose_states(condition: Bools, first: States, second: States) -> States:
     """Choose between the states of two sets, chain by chain: the first where the condition, bool (C,), holds."""
     pairs = zip(first, second, strict=True)
     chosen = (np.where(condition.reshape(-1, *[1] * (one.ndim - 1)), one, other) for one, other in pairs)
@@ -293,7 +291,7 @@ class VisitedTexts:
             self.log_density += self._density.log_density(self._embed(list(allowed))).tolist()
         return np.array([self._rows[text] for text in inputs], dtype=np.int64)
 
-    def densities(self, rows: Ints) -> Floats:
+    def densities(self, rows: Ints) -> Doubles:
         """Return the log densities of rows of any shape, minus infinity for forbidden texts."""
         return np.array([*self.log_density, -np.inf])[rows]  # FORBIDDEN is -1, the last place
 
@@ -313,9 +311,9 @@ class AugmentationState(NamedTuple):
     base: Ints
     operator: Ints
     partner: Ints
-    u: NDArray[np.float32]
+    u: Floats
     row: Ints
-    degree: Floats
+    degree: Doubles
 
 
 @dataclass(frozen=True)
@@ -388,12 +386,12 @@ class AugmentationSpace:
         moved = choose_states(moves == 0, fresh, choose_states(moves == 1, local, partner))
         return self._with_texts(moved), moves
 
-    def score(self, states: AugmentationState) -> Floats:
+    def score(self, states: AugmentationState) -> Doubles:
         """Return the log density of states with respect to mu, up to a constant; minus infinity for forbidden texts."""
         excess = np.maximum(0.0, states.degree - self._config.max_degree)
         density = self.visited.densities(states.row)
         # Minus infinity stays, at an infinite temperature too.
-        scores: Floats = np.divide(density, self._config.tau, out=density, where=np.isfinite(density))
+        scores: Doubles = np.divide(density, self._config.tau, out=density, where=np.isfinite(density))
         return scores - self._config.beta * excess
 
     def _draw(self, count: int, rng: np.random.Generator) -> AugmentationState:
@@ -405,9 +403,7 @@ class AugmentationSpace:
         partner = self._draw_from(base < self._other_count, rng)
         return AugmentationState(base, operator, partner, u, np.zeros(count, np.int64), np.zeros(count))
 
-    def _draw_from(
-        self, in_target: NDArray[np.bool_], rng: np.random.Generator, labelled: NDArray[np.bool_] | bool = False
-    ) -> Ints:
+    def _draw_from(self, in_target: Bools, rng: np.random.Generator, labelled: Bools | bool = False) -> Ints:
         other = rng.integers(0, np.where(labelled, self._source_count, self._other_count), size=len(in_target))
         target = rng.integers(self._other_count, len(self._store.inputs), size=len(in_target))
         return np.where(in_target, target, other)
@@ -416,7 +412,7 @@ class AugmentationSpace:
         texts, degree = self.project(states)
         return states._replace(row=self.visited.rows(texts), degree=degree)
 
-    def project(self, states: AugmentationState) -> tuple[list[TextInput], Floats]:
+    def project(self, states: AugmentationState) -> tuple[list[TextInput], Doubles]:
         """Apply each state's operator, x = g(z): C texts, and float64 (C,), the changed share of the base's tokens."""
         texts, degree = [self._store.inputs[base] for base in states.base], np.zeros(len(states.base))
         for code, name in enumerate(CHAIN_OPERATORS):
@@ -450,11 +446,11 @@ class CandidatePool:
     inputs: tuple[TextInput, ...]
     origins: tuple[str, ...]
     operators: tuple[str, ...]
-    degrees: NDArray[np.float32]
+    degrees: Floats
     teacher: TeacherOutputs
-    log_density: NDArray[np.float32]
-    domain_probability: NDArray[np.float32]
-    max_target_cosine: NDArray[np.float32]
+    log_density: Floats
+    domain_probability: Floats
+    max_target_cosine: Floats
 
     def __len__(self) -> int:
         """Return the number of candidates."""
@@ -522,7 +518,7 @@ def draw_pool(
     excluded = {normalised_hash(text) for text in inputs.target_inputs}
     limit = config.burn_in + 10 * math.ceil(size / config.chains)  # ten times the steps of a full harvest
     candidates: dict[str, tuple[Any, ...]] = {}
-    history: list[tuple[NDArray[Any], ...]] = []
+    history: list[tuple[np.typing.NDArray[Any], ...]] = []
     with progress.stage("candidates", size) as advance:
         steps = metropolis_hastings(initial, space.propose, space.score, rng)
         for states, proposed_states, kinds, accepted in itertools.islice(steps, limit):
@@ -566,7 +562,7 @@ def draw_pool(
     )
 
 
-def effective_sample_size(trace: NDArray[np.float64]) -> float:
+def effective_sample_size(trace: Doubles) -> float:
     """Estimate how many independent draws the draws of several chains are worth.
 
     Autocorrelations are pooled over the chains and set against the variance of all draws together, so chains that
@@ -590,7 +586,7 @@ def effective_sample_size(trace: NDArray[np.float64]) -> float:
     return float(np.clip(steps * chains / (2 * kept.sum() - 1), 1.0, steps * chains))
 
 
-def _finite_mean(values: NDArray[np.float64]) -> float:
+def _finite_mean(values: Doubles) -> float:
     finite = values[np.isfinite(values)]
     return float(finite.mean()) if len(finite) else float("nan")
 

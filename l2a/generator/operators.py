@@ -13,13 +13,12 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
 from l2a.config import GeneratorConfig
-from l2a.data import TextInput, encoding, fetch
+from l2a.data import Doubles, Floats, Ints, TextInput, encoding, fetch
 from l2a.generator import tokens
-from l2a.generator.tokens import Ints, Rewrite, Texts, TokenSpace
+from l2a.generator.tokens import Rewrite, Texts, TokenSpace
 from l2a.teacher.model import PACKAGED, Checkpoint
 from l2a.util import SILENT, Progress, UsageError, did_you_mean
 
@@ -65,7 +64,7 @@ def read_synsets(lines: Iterable[str]) -> dict[str, list[str]]:
 class NearestWords:
     """The nearest words in a matrix of word vectors, by cosine; each word is searched once."""
 
-    def __init__(self, words: Sequence[str], directions: NDArray[np.float32], count: int) -> None:
+    def __init__(self, words: Sequence[str], directions: Floats, count: int) -> None:
         """Keep V lower-case words, their vectors, unit rows (V, d), and the number of neighbours of a word."""
         self._words, self._directions, self._count = words, torch.from_numpy(directions), min(count, len(words) - 1)
         self._rows, self._found = {word: row for row, word in enumerate(words)}, dict[str, list[str]]()
@@ -415,7 +414,7 @@ def check_operators(config: GeneratorConfig) -> None:
     operator_law(config, has_gradient=True)
 
 
-def operator_law(config: GeneratorConfig, has_gradient: bool) -> NDArray[np.float64]:
+def operator_law(config: GeneratorConfig, has_gradient: bool) -> Doubles:
     """Turn the weights into the probabilities with which the chains propose each of ``CHAIN_OPERATORS``, float64.
 
     Args:
@@ -431,7 +430,7 @@ def operator_law(config: GeneratorConfig, has_gradient: bool) -> NDArray[np.floa
         can = "can run" if has_gradient else "can run without a student's gradient"
         names = ", ".join(CHAIN_OPERATORS)
         raise UsageError(f"generator.operators weighs no operator that {can}; give one of {names} a weight above 0")
-    law: NDArray[np.float64] = weights / weights.sum()
+    law: Doubles = weights / weights.sum()
     return law
 
 

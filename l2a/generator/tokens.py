@@ -9,10 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from l2a.data import TextInput
+from l2a.data import Bools, Doubles, Floats, Ints, TextInput
 from l2a.util import SILENT, Progress, UsageError, cached_folder, fingerprint
 
 SPECIAL, FROZEN = -1, -1
@@ -22,9 +21,8 @@ SLOT_KINDS = 4
 UNKNOWN = -1
 BLOCK = 1024
 
-Ints = NDArray[np.int64]
 Texts = Sequence[TextInput]
-Gradient = Callable[[Sequence[TextInput]], Sequence[NDArray[np.float32]]]
+Gradient = Callable[[Sequence[TextInput]], Sequence[Floats]]
 """Gradients of KL(teacher, student) with respect to the word embeddings: float32 (L_i, d) for each text, one row for
 each token of the tokenizer, special ones included, cut to the maximum length."""
 
@@ -170,7 +168,7 @@ class TokenSpace:
         return TokenStore(self, tuple(inputs), starts, np.diff(starts), ids, slots, segments, spans, words, steepest)
 
 
-def shares_characters(spans: NDArray[np.int32], segments: NDArray[np.int8]) -> NDArray[np.bool_]:
+def shares_characters(spans: np.typing.NDArray[np.int32], segments: np.typing.NDArray[np.int8]) -> Bools:
     """Find tokens that share a character with the next, such as the parts of a Hangul syllable.
 
     They cannot be replaced one by one. Segments are -1 for special tokens.
@@ -204,9 +202,9 @@ class TokenStore:
     starts: Ints
     lengths: Ints
     ids: Ints
-    slots: NDArray[np.int8]
-    segments: NDArray[np.int8]
-    spans: NDArray[np.int32]
+    slots: np.typing.NDArray[np.int8]
+    segments: np.typing.NDArray[np.int8]
+    spans: np.typing.NDArray[np.int32]
     words: Ints
     steepest: Ints
 
@@ -261,12 +259,10 @@ class Slots:
     partners: Ints
     owners: Ints
     places: Ints
-    choice: NDArray[np.float32]
+    choice: Floats
 
 
-def choose_slots(
-    store: TokenStore, rows: Ints, partners: Ints, u: NDArray[np.float32], degree: float | NDArray[np.float64]
-) -> Slots:
+def choose_slots(store: TokenStore, rows: Ints, partners: Ints, u: Floats, degree: float | Doubles) -> Slots:
     """Choose the tokens to change: each open one with probability ``degree``, in (0, 1].
 
     Args:
@@ -298,11 +294,11 @@ class Rewrite(NamedTuple):
     changed_share: float
 
 
-def changed_shares(slots: Slots, tokens: Ints) -> NDArray[np.float64]:
+def changed_shares(slots: Slots, tokens: Ints) -> Doubles:
     """Measure the share of each of B texts' tokens, float64, that the new tokens, int64 (K,), change."""
     changed = slots.owners[tokens != slots.store.ids[slots.places]]
     counts = np.bincount(changed, minlength=len(slots.rows))
-    shares: NDArray[np.float64] = counts / np.maximum(slots.store.words[slots.rows], 1)
+    shares: Doubles = counts / np.maximum(slots.store.words[slots.rows], 1)
     return shares
 
 

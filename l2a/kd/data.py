@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.random import Generator
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from l2a.data import Floats, Ints
 from l2a.data.encoding import EncodedTexts
 from l2a.generator.tokens import token_kinds
 from l2a.kd.losses import soft_label_loss
@@ -19,7 +19,6 @@ from l2a.teacher.labelling import TeacherOutputs, join_outputs
 from l2a.teacher.model import Teacher
 from l2a.util import RunError, training
 
-Indices = NDArray[np.int64]
 Batch = dict[str, Tensor]
 """What a model reads: input_ids or inputs_embeds, attention_mask and token_type_ids, on the model's device."""
 
@@ -36,13 +35,13 @@ class DistillationSet:
 
     encoded: EncodedTexts
     teacher: TeacherOutputs
-    labels: Indices
+    labels: Ints
 
     def __len__(self) -> int:
         """Return the number of texts."""
         return len(self.labels)
 
-    def take(self, indices: Indices) -> "DistillationSet":
+    def take(self, indices: Ints) -> "DistillationSet":
         """Select examples by position, int64."""
         starts, lengths = self.encoded.offsets[indices], self.encoded.lengths[indices]
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
@@ -51,11 +50,11 @@ class DistillationSet:
         return DistillationSet(encoded, self.teacher.take(indices), self.labels[indices])
 
 
-BatchReader = Callable[[Student, DistillationSet, Indices], tuple[Batch, TeacherOutputs]]
+BatchReader = Callable[[Student, DistillationSet, Ints], tuple[Batch, TeacherOutputs]]
 """Gives what the student reads of the examples at some positions, and what the teacher says of them."""
 
 
-def read_tokens(student: Student, data: DistillationSet, indices: Indices) -> tuple[Batch, TeacherOutputs]:
+def read_tokens(student: Student, data: DistillationSet, indices: Ints) -> tuple[Batch, TeacherOutputs]:
     """Read a batch as it is: the reader of all training that changes no embeddings.
 
     Args:
@@ -81,9 +80,9 @@ class Renewal:
     """
 
     pool: DistillationSet
-    kept: Indices
+    kept: Ints
     every: int
-    choose: Callable[[NDArray[np.float32]], Indices]
+    choose: Callable[[Floats], Ints]
 
 
 def join(sets: Sequence[DistillationSet]) -> DistillationSet:
@@ -125,8 +124,8 @@ WINDOW = 16
 
 
 def mixture_batches(
-    cycles: Sequence[Iterator[int]], shares: Sequence[float], lengths: Indices, size: int, steps: int, rng: Generator
-) -> Iterator[Indices]:
+    cycles: Sequence[Iterator[int]], shares: Sequence[float], lengths: Ints, size: int, steps: int, rng: Generator
+) -> Iterator[Ints]:
     """Draw batches from several joined sets, each contributing a fixed share.
 
     Every set is cycled through in its own shuffled order, so that a small set repeats evenly. Texts are sorted by
@@ -154,7 +153,7 @@ def mixture_batches(
             yield drawn[batch * size : (batch + 1) * size]
 
 
-def cycle(positions: Indices, rng: Generator, uses: Indices | None = None) -> Iterator[int]:
+def cycle(positions: Ints, rng: Generator, uses: Ints | None = None) -> Iterator[int]:
     """Go through a set again and again, each time in another order.
 
     Args:
@@ -222,7 +221,6 @@ def _exchange(optimizer: torch.optim.Optimizer, old: nn.Parameter, new: nn.Param
 
 MIX_CONCENTRATION = 0.4
 """lambda ~ Beta(0.4, 0.4), as in MixKD (Liang et al., ICLR 2021)."""
-Weights = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -237,9 +235,9 @@ class MixedBatches:
 
     start: int
     partners: int
-    weights: Weights
+    weights: Floats
 
-    def __call__(self, student: Student, data: DistillationSet, indices: Indices) -> tuple[Batch, TeacherOutputs]:
+    def __call__(self, student: Student, data: DistillationSet, indices: Ints) -> tuple[Batch, TeacherOutputs]:
         """Read a batch, as a ``BatchReader``; the teacher's outputs of the mixed examples are those of the mixes."""
         mixed = (indices >= self.start) & (indices < self.start + len(self.weights))
         offsets = np.where(mixed, indices - self.start, 0)
@@ -248,7 +246,7 @@ class MixedBatches:
         return mix_pairs(student.model, data.encoded, indices, partners, weights), data.teacher.take(indices)
 
 
-def mix_pairs(model: Any, encoded: EncodedTexts, first: Indices, second: Indices, weights: Weights) -> Batch:
+def mix_pairs(model: Any, encoded: EncodedTexts, first: Ints, second: Ints, weights: Floats) -> Batch:
     """Interpolate the word embeddings of two texts, place by place: lambda E[x] + (1 - lambda) E[x'].
 
     Where one text has ended, the embedding of the padding enters, as it does in padded batches of MixKD.
@@ -274,7 +272,7 @@ def mix_pairs(model: Any, encoded: EncodedTexts, first: Indices, second: Indices
     return {"inputs_embeds": embeds, "attention_mask": mask, "token_type_ids": types}
 
 
-def mixed_outputs(teacher: Teacher, pairs: EncodedTexts, weights: Weights) -> TeacherOutputs:
+def mixed_outputs(teacher: Teacher, pairs: EncodedTexts, weights: Floats) -> TeacherOutputs:
     """Run the teacher on interpolations of its own word embeddings.
 
     Args:
@@ -316,7 +314,7 @@ class PerturbedBatches:
     teacher_step: float
     student_step: float
 
-    def __call__(self, student: Student, data: DistillationSet, indices: Indices) -> tuple[Batch, TeacherOutputs]:
+    def __call__(self, student: Student, data: DistillationSet, indices: Ints) -> tuple[Batch, TeacherOutputs]:
         """Read a batch; see ``MixedBatches``."""
         batch, outputs = read_tokens(student, data, indices)
         rows = np.flatnonzero((indices >= self.start) & (indices < self.start + len(self.texts)))
@@ -345,7 +343,7 @@ class PerturbedBatches:
         return batch | {"inputs_embeds": embeds.index_add(0, places, shift)}, taught
 
 
-def _step(gradient: Tensor, is_open: EncodedTexts, indices: Indices, length: float) -> Tensor:
+def _step(gradient: Tensor, is_open: EncodedTexts, indices: Ints, length: float) -> Tensor:
     """The sign of the gradient, scaled so that each open token moves by ``length``."""
     flags = is_open.padded(indices)["input_ids"].to(gradient.device)
     flags = nn.functional.pad(flags, (0, gradient.shape[1] - flags.shape[1]))

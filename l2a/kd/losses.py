@@ -12,13 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.random import Generator
-from numpy.typing import NDArray
 from scipy.linalg import eigh, lstsq, orth, qr
 from scipy.special import softmax
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 from torch.nn import functional
 
+from l2a.data import Doubles, Floats, Ints
 from l2a.teacher.labelling import TeacherOutputs
 from l2a.teacher.model import Teacher
 
@@ -127,7 +127,6 @@ def fold(subclass_logits: Tensor, counts: tuple[int, ...]) -> Tensor:
 TEXTS_PER_SUBCLASS = 4
 FIT_TEXTS = 20_000
 """Texts of a class, at most, that its directions are fitted on; memory then does not grow with the data."""
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -143,11 +142,11 @@ class LELPSubclasses:
     """
 
     counts: tuple[int, ...]
-    means: Floats
-    directions: Floats
-    rms: Floats
+    means: Doubles
+    directions: Doubles
+    rms: Doubles
 
-    def scores(self, embeddings: NDArray[np.float32]) -> Floats:
+    def scores(self, embeddings: Floats) -> Doubles:
         """Place texts along the directions: r = U_c'(h - mu_c) / rms_c, where U_c'P = U_c' spares the projection.
 
         Args:
@@ -158,11 +157,11 @@ class LELPSubclasses:
         """
         owner = owners(self.counts)
         centres = (self.means[owner] * self.directions.T).sum(axis=1)
-        scores: Floats = (embeddings @ self.directions - centres) / self.rms[owner]
+        scores: Doubles = (embeddings @ self.directions - centres) / self.rms[owner]
         return scores
 
 
-def teacher_output_weight(teacher: Teacher, outputs: TeacherOutputs) -> Floats:
+def teacher_output_weight(teacher: Teacher, outputs: TeacherOutputs) -> Doubles:
     """Read the weight that turns embeddings into logits.
 
     A teacher with a head of its own inside may read another state than the mean-pooled one; the linear map that fits
@@ -176,16 +175,16 @@ def teacher_output_weight(teacher: Teacher, outputs: TeacherOutputs) -> Floats:
         float64 (C, d).
     """
     if teacher.head is not None:
-        weight: Floats = teacher.head.weight.detach().cpu().numpy().astype(np.float64)
+        weight: Doubles = teacher.head.weight.detach().cpu().numpy().astype(np.float64)
         return weight
     few = outputs.take(_thinned(np.arange(len(outputs))))
     centred = few.embeddings - few.embeddings.mean(axis=0, dtype=np.float64)
-    solution: Floats = lstsq(centred, few.logits - few.logits.mean(axis=0))[0].T
+    solution: Doubles = lstsq(centred, few.logits - few.logits.mean(axis=0))[0].T
     return solution
 
 
 def fit_subclasses(
-    outputs: TeacherOutputs, output_weight: Floats, objective: str, count: int, rng: Generator
+    outputs: TeacherOutputs, output_weight: Doubles, objective: str, count: int, rng: Generator
 ) -> LELPSubclasses:
     """Fit the subclasses on texts that the teacher has embedded; classes are the teacher's own decisions.
 
@@ -215,10 +214,10 @@ def fit_subclasses(
 
 
 def _fit_class(
-    rows: NDArray[np.float32], seen: Floats, count: int, objective: str, rng: Generator
-) -> tuple[Floats, Floats, float]:
+    rows: Floats, seen: Doubles, count: int, objective: str, rng: Generator
+) -> tuple[Doubles, Doubles, float]:
     width = len(seen)
-    mean: Floats = rows.mean(axis=0, dtype=np.float64) if len(rows) else np.zeros(width)
+    mean: Doubles = rows.mean(axis=0, dtype=np.float64) if len(rows) else np.zeros(width)
     unseen = rows - mean
     unseen -= (unseen @ seen) @ seen.T
     if objective == "lelp_random_directions":
@@ -234,11 +233,11 @@ def _fit_class(
     return mean, directions, max(rms, 1e-6)
 
 
-def _thinned(indices: NDArray[np.int64]) -> NDArray[np.int64]:
+def _thinned(indices: Ints) -> Ints:
     return indices[:: max(1, -(-len(indices) // FIT_TEXTS))]
 
 
-def owners(counts: Sequence[int]) -> NDArray[np.int64]:
+def owners(counts: Sequence[int]) -> Ints:
     """Name the class of each subclass.
 
     Args:
@@ -252,7 +251,7 @@ def owners(counts: Sequence[int]) -> NDArray[np.int64]:
 
 def subclass_targets(
     subclasses: LELPSubclasses, outputs: TeacherOutputs, temperature: float, subclass_temperature: float
-) -> NDArray[np.float32]:
+) -> Floats:
     """Soft labels over subclasses: t(c, s) = softmax(z_T / tau)_c softmax(r_c / beta)_s, for any text.
 
     Args:
@@ -302,7 +301,7 @@ def fold_parity(class_logits: Tensor, folded_logits: Tensor) -> dict[str, float]
 
 
 def refit_output_layer(
-    output: nn.Linear, head: nn.Linear, counts: tuple[int, ...], features: NDArray[np.float32]
+    output: nn.Linear, head: nn.Linear, counts: tuple[int, ...], features: Floats
 ) -> dict[str, float]:
     """Fit the output layer to the folded head on fixed features; logsumexp is not linear, so it is a best fit.
 

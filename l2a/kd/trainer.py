@@ -10,12 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy.special import log_softmax
 from torch import Tensor, nn
 
 from l2a.config import KDConfig
-from l2a.data import Examples, TextInput
+from l2a.data import Doubles, Examples, Floats, Ints, TextInput
 from l2a.data.encoding import EncodedTexts, encode, first_texts, inference_batches
 from l2a.kd import data as kd_data, losses as kd_losses
 from l2a.kd.losses import LELPSubclasses, soft_label_loss
@@ -24,9 +23,7 @@ from l2a.teacher.labelling import Labeller
 from l2a.util import SILENT, Progress, RunError, UsageError, fingerprint, process_count, process_rank, training
 
 
-def run_student(
-    student: Student, encoded: EncodedTexts, precise: bool = True
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def run_student(student: Student, encoded: EncodedTexts, precise: bool = True) -> tuple[Floats, Floats]:
     """Run the student over texts, in eval mode; its mode is restored after.
 
     Args:
@@ -48,7 +45,7 @@ def run_student(
     return logits, features
 
 
-def calibrated_log_likelihoods(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.float64]:
+def calibrated_log_likelihoods(logits: Floats, labels: Ints) -> Doubles:
     """Log-probability of each text's class at the temperature that suits all of them best.
 
     A student of a confident teacher grows confident too; without the temperature the score would prefer states that
@@ -63,14 +60,14 @@ def calibrated_log_likelihoods(logits: NDArray[np.float32], labels: NDArray[np.i
     """
     scaled = logits[None].astype(np.float64) / np.geomspace(0.25, 16.0, 25)[:, None, None]
     of_labels = log_softmax(scaled, axis=2)[:, np.arange(len(labels)), labels]
-    best: NDArray[np.float64] = of_labels[of_labels.mean(axis=1).argmax()]
+    best: Doubles = of_labels[of_labels.mean(axis=1).argmax()]
     return best
 
 
 CLEARLY = 2.0  # standard errors beyond which a few labels are heard against what mostly helps
 
 
-def standard_error(gains: NDArray[np.float64]) -> float:
+def standard_error(gains: Doubles) -> float:
     """Say how well the mean of some gains is known: their standard error, infinite for fewer than two."""
     return float(gains.std(ddof=1)) / len(gains) ** 0.5 if len(gains) > 1 else math.inf
 
@@ -85,7 +82,7 @@ class Score:
     """
 
     divergence: float | None
-    log_likelihoods: NDArray[np.float64]
+    log_likelihoods: Doubles
 
     @property
     def log_likelihood(self) -> float:
@@ -141,7 +138,7 @@ def fit_output_layer(student: Student, data: kd_data.DistillationSet) -> None:
 
 def embedding_gradients(
     student: Student, labeller: Labeller, inputs: Sequence[TextInput], max_length: int
-) -> list[NDArray[np.float32]]:
+) -> list[Floats]:
     """Differentiate KL(p_T || p_S) by each token's embedding: one forward and one backward pass.
 
     Args:
@@ -154,7 +151,7 @@ def embedding_gradients(
         float32 (L_i, e) for each text, one row a token of the student, special ones included.
     """
     encoded, teacher_logits = encode(student.tokenizer, inputs, max_length), labeller(inputs).logits
-    gradients: list[NDArray[np.float32]] = [np.zeros((0, 0), np.float32)] * len(inputs)
+    gradients: list[Floats] = [np.zeros((0, 0), np.float32)] * len(inputs)
     device, table = student.output.weight.device, student.model.get_input_embeddings()
     with training.evaluating(student.model):
         for indices in inference_batches(encoded):
@@ -259,7 +256,7 @@ class KDTrainer:
         self._best_state: list[dict[str, Tensor]] = []
         self._table: tuple[Tensor, Tensor] | None = None
         self._events: list[dict[str, Any]] = []  # of the present call, as are the logits at each renewal
-        self._renewed: list[NDArray[np.float32]] = []
+        self._renewed: list[Floats] = []
 
     def _start_optimizer(self) -> None:
         rate, table = self.config.peak_rate, self.student.model.get_input_embeddings().weight
@@ -391,7 +388,7 @@ class KDTrainer:
     def _batches(
         self, data: kd_data.DistillationSet, sets: Sets, shares: Sequence[float], steps: int,
         renewal: kd_data.Renewal | None,
-    ) -> Iterator[kd_data.Indices]:  # fmt: skip
+    ) -> Iterator[Ints]:  # fmt: skip
         parts = np.split(np.arange(len(data)), np.cumsum([len(part) for part in sets])[:-1])
         cycles, used = [kd_data.cycle(part, self._rng) for part in parts], list(parts)
         uses, lengths = np.zeros(len(data), np.int64), data.encoded.lengths
@@ -429,7 +426,7 @@ class KDTrainer:
             finally:
                 self._validation, self._table, self._apart = (encoded, labels), None, apart
 
-    def _step(self, data: kd_data.DistillationSet, indices: kd_data.Indices) -> None:
+    def _step(self, data: kd_data.DistillationSet, indices: Ints) -> None:
         self._optimizer.zero_grad(set_to_none=True)
         mine = indices[process_rank() :: process_count()]
         parts = 1 if len(indices) <= self._part_size else len(indices) // self._part_size + 1
@@ -442,7 +439,7 @@ class KDTrainer:
         self._schedule.step()
         self.steps_done += 1
 
-    def _loss(self, data: kd_data.DistillationSet, indices: kd_data.Indices, each: bool = False) -> Tensor:
+    def _loss(self, data: kd_data.DistillationSet, indices: Ints, each: bool = False) -> Tensor:
         """Sum the weighted terms of the loss: the mean over the texts, or that of each."""
         config, device, model = self.config, self._device, self.student.model
         batch, taught = self.read_batch(self.student, data, indices)
@@ -476,7 +473,7 @@ class KDTrainer:
     def _trained_parameters(self) -> list[nn.Parameter]:
         return [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
 
-    def losses(self, data: kd_data.DistillationSet) -> NDArray[np.float32]:
+    def losses(self, data: kd_data.DistillationSet) -> Floats:
         """Measure the loss of each text, without dropout and in full precision.
 
         Args:
@@ -531,7 +528,7 @@ class KDTrainer:
         progress.event("validation", **facts)
         return score
 
-    def _log_likelihoods(self) -> NDArray[np.float64]:
+    def _log_likelihoods(self) -> Doubles:
         encoded, labels = self._validation
         if not len(labels):
             return np.zeros(0)

@@ -12,9 +12,9 @@ from typing import Any, Literal
 import numpy as np
 
 from l2a.config import Columns, GeneratorConfig, resolve_degree
-from l2a.data import TextInput, domains, readers
+from l2a.data import Ints, TextInput, domains, readers
 from l2a.generator.operators import OPERATORS, TEXT_OPERATORS, Operator, build_operator, draw_changes, masked_words
-from l2a.generator.tokens import FROZEN, Ints, TokenSpace, TokenStore, build_neighbour_table, changed_shares, vocabulary
+from l2a.generator.tokens import FROZEN, TokenSpace, TokenStore, build_neighbour_table, changed_shares, vocabulary
 from l2a.kd.trainer import embedding_gradients
 from l2a.student.student import load_checkpoint
 from l2a.teacher import labelling, model

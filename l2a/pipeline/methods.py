@@ -3,10 +3,9 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import sparse
 from scipy.special import softmax
 from sklearn import model_selection, pipeline, preprocessing
@@ -15,7 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from l2a.config import DistillConfig, override
-from l2a.data import Examples, TextInput, encoding, normalised_hash
+from l2a.data import Examples, Floats, Ints, TextInput, encoding, normalised_hash
 from l2a.kd.trainer import run_student
 from l2a.pipeline import students as student_training
 from l2a.pipeline.session import RunContext
@@ -26,8 +25,6 @@ from l2a.teacher.labelling import predict, token_vectors
 from l2a.teacher.model import Teacher
 from l2a.util import SILENT, Progress, UsageError, did_you_mean
 
-Floats: TypeAlias = NDArray[np.float32]
-Ints: TypeAlias = NDArray[np.int64]
 EmbedTexts = Callable[[Sequence[str]], Floats]
 """Embeds N strings as float32 (N, d)."""
 Predict = Callable[[Sequence[TextInput]], Ints]

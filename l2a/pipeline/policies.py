@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from l2a.config import DistillConfig
-from l2a.data import Examples, encoding, normalised_hash
+from l2a.data import Bools, Examples, Floats, encoding, normalised_hash
 from l2a.kd.data import DistillationSet
 from l2a.kd.trainer import KDTrainer, run_student, standard_error
 from l2a.pipeline.session import RunContext, TrainingSession, mixture, open_session
@@ -232,9 +231,7 @@ def evaluate_policy(
     return Evaluation(verdicts, steps, rank_correlation(first, real))
 
 
-def _after_updates(
-    pair: PreparedPair, kept: NDArray[np.bool_] | None, steps: int, judges: Examples | None
-) -> tuple[float, NDArray[np.bool_]]:
+def _after_updates(pair: PreparedPair, kept: Bools | None, steps: int, judges: Examples | None) -> tuple[float, Bools]:
     """Distil as a round does, on the whole mixture, and take the steps back: the score, and which judges are right."""
     session, tokenizer = pair.session, pair.session.student.tokenizer
     candidates = None if kept is None else pair.drawn.candidates.take(np.flatnonzero(kept))
@@ -242,7 +239,7 @@ def _after_updates(
     def distil(trial: KDTrainer) -> None:
         trial.train(*mixture(session, candidates), steps, evaluate=False)
 
-    def score(student: Student) -> tuple[float, NDArray[np.bool_]]:
+    def score(student: Student) -> tuple[float, Bools]:
         right = np.zeros(0, np.bool_)
         if judges is not None:
             texts = encoding.encode(tokenizer, judges.inputs, session.context.config.max_length)
@@ -300,7 +297,7 @@ def measure_headroom(config: DistillConfig, progress: Progress = SILENT) -> dict
     return facts
 
 
-def _greedy_by_labels(pair: PreparedPair, seen: Examples) -> NDArray[np.float32]:
+def _greedy_by_labels(pair: PreparedPair, seen: Examples) -> Floats:
     """What each candidate adds to the likelihood of labels that no method reads, float32 (N,), nats, to first order."""
     session, candidates = pair.session, pair.drawn.candidates
     context, rng = session.context, np.random.default_rng([session.context.config.seed, 8])

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from sklearn.model_selection import StratifiedKFold
 
 from l2a.config import DistillConfig
-from l2a.data import Bank, Examples, TextInput, normalised_hash
+from l2a.data import Bank, Doubles, Examples, TextInput, normalised_hash
 from l2a.data.encoding import encode, refuse_long_sequences
 from l2a.generator.chain import BACKGROUND, WordAverage, choose_texts, fit_word_average
 from l2a.generator.operators import check_operators
@@ -172,9 +172,7 @@ class RunContext:
         self.progress.say(f"the teacher learns from {said}: log-likelihood on {judges} {found} ({known})")
         return ways[better](few)
 
-    def _judge(
-        self, name: str, fit: Callable[..., Teacher], parts: Sequence[tuple[Examples, Examples]]
-    ) -> NDArray[np.float64]:
+    def _judge(self, name: str, fit: Callable[..., Teacher], parts: Sequence[tuple[Examples, Examples]]) -> Doubles:
         """Log-likelihood of labels under teachers that did not learn them; kept, since every method asks."""
         config, length, device = self.config, self.config.max_length, training.best_device()
         how = [name, asdict(config.teacher), length, config.seed, RECIPE, training.arithmetic(device)]

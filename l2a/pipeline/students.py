@@ -6,10 +6,9 @@ from dataclasses import dataclass, replace
 from functools import cache, cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 
 from l2a.config import resolve_degree
-from l2a.data import Examples, TextInput, concatenate, encoding, normalised_hash
+from l2a.data import Bools, Doubles, Examples, Floats, Ints, TextInput, concatenate, encoding, normalised_hash
 from l2a.generator.chain import CandidatePool, ChainDiagnostics, GeneratorInputs, draw_pool, fit_target_density
 from l2a.generator.operators import OPERATORS, TEXT_OPERATORS, build_operator, masked_words
 from l2a.generator.tokens import TokenSpace, build_neighbour_table, vocabulary
@@ -189,7 +188,7 @@ def _distil_kept(
         return selection
     chosen = [selection]
 
-    def choose(logits: NDArray[np.float32]) -> NDArray[np.int64]:
+    def choose(logits: Floats) -> Ints:
         now, policy = replace(problem, student_logits=logits), selection.policy
         chosen.append(select(now, config, rng) if policy is None else apply_policy(now, policy, config, rng))
         return np.flatnonzero(chosen[-1].kept)
@@ -253,7 +252,7 @@ def _token_space(session: TrainingSession) -> TokenSpace:
     words, length = vocabulary(student.tokenizer), context.config.max_length
     neighbours = build_neighbour_table(geometry, words, context.config.generator.neighbours, context.progress)
 
-    def gradients(inputs: Sequence[TextInput]) -> list[NDArray[np.float32]]:
+    def gradients(inputs: Sequence[TextInput]) -> list[Floats]:
         return embedding_gradients(student, context.labeller, inputs, length)
 
     return TokenSpace(student.tokenizer, neighbours, embeddings, gradients, length)
@@ -287,7 +286,7 @@ def _with_rewards(
         judges = judges.take(rng.integers(len(judges), size=len(judges)))
 
     @cache
-    def influences() -> NDArray[np.float32]:
+    def influences() -> Floats:
         measured, few = (np.sort(order[:count]) for count in (reward.MEASURED, reward.REAL_POOL))
         some, judged, progress = candidates.take(measured), candidates.take(few), context.progress
         weights = [value.detach().cpu().numpy() for value in session.student.model.parameters()]
@@ -299,10 +298,10 @@ def _with_rewards(
         return reward.fitted_influences(problem, measured, found, progress)
 
     @cache
-    def judge(kept: bytes) -> tuple[float, NDArray[np.float64]]:
+    def judge(kept: bytes) -> tuple[float, Doubles]:
         first = order[np.frombuffer(kept, np.bool_)[order]][: reward.REAL_KEPT]
 
-        def score(student: Student) -> tuple[float, NDArray[np.float64]]:
+        def score(student: Student) -> tuple[float, Doubles]:
             labels = reward.label_scores(student, session.judges) if len(session.judges) else np.zeros(0)
             return reward.reward_score(student, judges), labels
 
@@ -342,13 +341,13 @@ def spare_labels(context: RunContext) -> tuple[Examples, Examples]:
     return train.take(np.arange(half)), concatenate(train.take(np.arange(half, len(train))), dev)
 
 
-def as_outputs(labels: NDArray[np.int64], classes: int, width: int) -> TeacherOutputs:
+def as_outputs(labels: Ints, classes: int, width: int) -> TeacherOutputs:
     """Give real labels, int64 (N,), the form of a teacher's outputs, with embeddings of 0; -1 stands for none."""
     certain = CERTAIN * (labels[:, None] == np.arange(classes)).astype(np.float32)
     return TeacherOutputs(certain, np.zeros((len(labels), width), np.float32))
 
 
-def near_and_clean(context: RunContext, drawn: Drawn) -> NDArray[np.float32]:
+def near_and_clean(context: RunContext, drawn: Drawn) -> Floats:
     """Score a pool by what no run knows: unchanged texts first, those nearest to a thousand spare texts of the target.
 
     Args:
@@ -492,7 +491,7 @@ def _draw_pairs(
     target = session.context.data.splits.train.inputs
     in_target = rng.random(size) < target_share
 
-    def choose(from_target: NDArray[np.bool_]) -> Texts:
+    def choose(from_target: Bools) -> Texts:
         few, many = (rng.integers(0, len(texts), size=size) for texts in (target, source))
         return tuple(target[i] if own else source[j] for own, i, j in zip(from_target, few, many, strict=True))
 

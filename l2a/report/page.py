@@ -11,10 +11,9 @@ from typing import Any, NamedTuple
 
 import jinja2
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import log_softmax, softmax
 
-from l2a.data import Examples, TextInput
+from l2a.data import Examples, Floats, Ints, TextInput
 from l2a.util import RunError, UsageError, files, sha256_file
 
 PAGE, EVIDENCE, EXPORT = "report.html", "report.json", "onnx/export.json"
@@ -34,9 +33,7 @@ def shown_text(text: TextInput, longest: int) -> str:
     return joined if len(joined) <= longest else f"{joined[: longest - 1]}…"
 
 
-def compare_on_test(
-    test: Examples, teacher: NDArray[np.float32], student: NDArray[np.float32], temperature: float = 1.0
-) -> dict[str, Any]:
+def compare_on_test(test: Examples, teacher: Floats, student: Floats, temperature: float = 1.0) -> dict[str, Any]:
     """Compare what teacher and student say of the test split.
 
     Args:
@@ -70,7 +67,7 @@ def compare_on_test(
     return facts
 
 
-def _calibration(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> dict[str, Any]:
+def _calibration(logits: Floats, labels: Ints) -> dict[str, Any]:
     """Texts, mean confidence and accuracy of each tenth of confidence, expected calibration error, log-likelihood."""
     known = log_softmax(logits.astype(np.float64), axis=1)
     sure, right = np.exp(known.max(axis=1)), known.argmax(axis=1) == labels
@@ -82,7 +79,7 @@ def _calibration(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> dict
     return {"bins": bins, "calibration_error": error, "log_likelihood": likelihood}
 
 
-def class_scores(confusion: Sequence[Sequence[int]] | NDArray[np.int64]) -> list[tuple[float, float, float, int]]:
+def class_scores(confusion: Sequence[Sequence[int]] | Ints) -> list[tuple[float, float, float, int]]:
     """Compute precision, recall, F1 and the number of texts of each class from counts, true class first."""
     counts = np.array(confusion)
     right, true, said = np.diagonal(counts), counts.sum(axis=1), counts.sum(axis=0)

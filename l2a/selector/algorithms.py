@@ -16,7 +16,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from gymnasium import spaces
-from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from stable_baselines3.common.buffers import RolloutBuffer
@@ -29,7 +28,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from l2a.config import SelectorConfig
-from l2a.selector import agents, environment, problem
+from l2a.data import Bools, Floats
+from l2a.selector import agents, environment
 from l2a.selector.environment import CHANGING_FEATURES, STATE_FEATURES, SelectionTask
 from l2a.util import SILENT, Advance, Progress, RunError, UsageError, atomic_write_text, files, to_json, training
 
@@ -105,7 +105,7 @@ class TrainedPolicy:
     agent: str
 
     @torch.no_grad()
-    def logits(self, observations: problem.Floats) -> problem.Floats:
+    def logits(self, observations: Floats) -> Floats:
         """Score batches of candidates.
 
         Args:
@@ -114,7 +114,7 @@ class TrainedPolicy:
         Returns:
             float32 (E, B), logits of the probability to keep each candidate.
         """
-        scores: problem.Floats = self.network(torch.from_numpy(observations))[0].numpy()
+        scores: Floats = self.network(torch.from_numpy(observations))[0].numpy()
         return scores
 
 
@@ -432,7 +432,7 @@ class DVRL(OnPolicyAlgorithm):
         self._last_episode_starts = np.ones(env.num_envs, bool)
         return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
 
-    def in_first_episode(self) -> NDArray[np.bool_]:
+    def in_first_episode(self) -> Bools:
         """Say which steps of the rollout belong to the first episode of their environment, bool (T, E)."""
         return np.asarray(np.cumsum(self.rollout_buffer.episode_starts, axis=0) == 1)
 

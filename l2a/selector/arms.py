@@ -11,22 +11,22 @@ from typing import Any
 import gymnasium
 import numpy as np
 from gymnasium import spaces
-from numpy.typing import NDArray
 from scipy.special import softmax
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from l2a.config import SelectorConfig
+from l2a.data import Floats, Ints
 from l2a.generator.chain import CandidatePool
 from l2a.selector import agents, algorithms, reward
 from l2a.selector.environment import SelectionTask
-from l2a.selector.problem import Floats, origin_names
+from l2a.selector.problem import origin_names
 from l2a.util import SILENT, Progress
 
 MOST_ARMS = 48
 SHARPEST = 3.0  # times a number of the action, before the softmax: the largest share is e^6 times the smallest
 
 
-def pool_arms(pool: CandidatePool) -> tuple[list[str], NDArray[np.int64]]:
+def pool_arms(pool: CandidatePool) -> tuple[list[str], Ints]:
     """Cut a pool into arms by origin, operator, degree (in tenths) and nearness (above or below the median density).
 
     Args:
@@ -63,7 +63,7 @@ class SharesEnvironment(gymnasium.Env[Any, Any]):
 
     metadata = {"render_modes": []}  # noqa: RUF012 - the name and form are Gymnasium's
 
-    def __init__(self, task: SelectionTask, arms: NDArray[np.int64]) -> None:
+    def __init__(self, task: SelectionTask, arms: Ints) -> None:
         """Make the environment of a pool whose candidates have these arms, int64 (N,)."""
         self.task, self._arms, self._sizes = task, arms, np.bincount(arms)
         self.observation_space = spaces.Box(-10.0, 10.0, (len(self._sizes) + 2,), np.float32)
@@ -99,7 +99,7 @@ class SharesEnvironment(gymnasium.Env[Any, Any]):
         return seen
 
 
-def thompson(task: SelectionTask, arms: NDArray[np.int64], pulls: int, seed: int) -> tuple[Floats, list[float]]:
+def thompson(task: SelectionTask, arms: Ints, pulls: int, seed: int) -> tuple[Floats, list[float]]:
     """Find shares by Thompson sampling: draw the mean of every arm from what is known of it, and pull the best.
 
     A pull shows the influences of a batch of the arm's candidates. Before it, an arm is known as well as by one
@@ -129,7 +129,7 @@ def thompson(task: SelectionTask, arms: NDArray[np.int64], pulls: int, seed: int
 
 
 def train_shares(
-    task: SelectionTask, arms: NDArray[np.int64], card: agents.AgentCard, config: SelectorConfig, seed: int,
+    task: SelectionTask, arms: Ints, card: agents.AgentCard, config: SelectorConfig, seed: int,
     progress: Progress = SILENT
 ) -> tuple[Floats, algorithms.Training]:  # fmt: skip
     """Train an agent to give shares of the budget to the arms of one pool.

@@ -9,13 +9,13 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import register, registry
-from numpy.typing import NDArray
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import DummyVecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from l2a.config import SelectorConfig
-from l2a.selector.problem import CandidateFeatures, Floats, SelectionProblem, candidate_features, entropy
+from l2a.data import Bools, Floats, Ints
+from l2a.selector.problem import CandidateFeatures, SelectionProblem, candidate_features, entropy
 from l2a.selector.reward import Gains, Surrogate, build_surrogate
 from l2a.util import UsageError
 
@@ -54,7 +54,7 @@ class SelectionTask:
         return len(self.classes)
 
     @property
-    def classes(self) -> NDArray[np.int64]:
+    def classes(self) -> Ints:
         """The class that the teacher predicts for each candidate, int64 (N,)."""
         return self.surrogate.classes
 
@@ -126,18 +126,18 @@ class Episodes:
         self._selected = np.zeros((count, task.budget, task.unit_embeddings.shape[1]), np.float32)
         self._rows = np.arange(count)
 
-    def reset(self, which: NDArray[np.intp], candidates: NDArray[np.int64]) -> None:
+    def reset(self, which: Ints, candidates: Ints) -> None:
         """Restart the episodes ``which``, intp (K,), over ``candidates``, int64 (K, steps * batch), none twice."""
         self.candidates[which] = candidates
         self.gains.reset(which)
         self.step_index[which] = self.kept_count[which] = 0
         self._selected[which] = 0.0
 
-    def restart(self, which: NDArray[np.intp], rng: np.random.Generator) -> None:
+    def restart(self, which: Ints, rng: np.random.Generator) -> None:
         """Restart the episodes ``which``, intp (K,), over freshly drawn candidates."""
         self.reset(which, draw_orders(self.task, len(which), rng))
 
-    def batch(self) -> NDArray[np.int64]:
+    def batch(self) -> Ints:
         """Return the candidates that each episode decides on now, int64 (E, B)."""
         first = np.minimum(self.step_index, self.task.steps - 1) * self.task.batch
         return self.candidates[self._rows[:, None], first[:, None] + np.arange(self.task.batch)]
@@ -165,7 +165,7 @@ class Episodes:
         observations: Floats = np.clip(np.concatenate(parts, axis=1), -OBSERVATION_BOUND, OBSERVATION_BOUND)
         return observations
 
-    def step(self, actions: NDArray[np.bool_]) -> tuple[Floats, NDArray[np.bool_]]:
+    def step(self, actions: Bools) -> tuple[Floats, Bools]:
         """Keep or drop the candidates in front of each episode.
 
         Args:
@@ -186,7 +186,7 @@ class Episodes:
         return self.gains.gain - before, ended
 
 
-def draw_orders(task: SelectionTask, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
+def draw_orders(task: SelectionTask, count: int, rng: np.random.Generator) -> Ints:
     """Draw what K = ``count`` episodes show, int64 (K, steps * batch), without replacement inside an episode."""
     return np.stack([rng.permutation(len(task))[: task.steps * task.batch] for _ in range(count)])
 
@@ -234,7 +234,7 @@ class SelectionEnvironment(gymnasium.Env[Any, Any]):
         self._episodes.restart(np.arange(1), self.np_random)
         return self._episodes.observe()[0], self._info()
 
-    def step(self, action: NDArray[np.int8]) -> tuple[Floats, float, bool, bool, dict[str, Any]]:
+    def step(self, action: np.typing.NDArray[np.int8]) -> tuple[Floats, float, bool, bool, dict[str, Any]]:
         """Decide on one batch.
 
         Args:
@@ -301,7 +301,7 @@ class SelectionVecEnv(DummyVecEnv):
             infos[place] = {"terminal_observation": last[place], "TimeLimit.truncated": False}
         return observations, rewards, ended, infos
 
-    def _step(self, group: Episodes, actions: NDArray[np.bool_]) -> tuple[Floats, Floats, Floats, NDArray[np.bool_]]:
+    def _step(self, group: Episodes, actions: Bools) -> tuple[Floats, Floats, Floats, Bools]:
         rewards, ended = group.step(actions)
         last = group.observe()
         if not ended.any():

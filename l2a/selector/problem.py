@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import logit, softmax
 from scipy.stats import rankdata
 
+from l2a.data import Bools, Doubles, Floats, Ints
 from l2a.generator.chain import CandidatePool
 from l2a.selector.agents import RULE_NAMES
 from l2a.util import RunError, UsageError
@@ -16,8 +16,7 @@ from l2a.util import RunError, UsageError
 if TYPE_CHECKING:
     from l2a.selector.algorithms import TrainedPolicy
 
-Floats = NDArray[np.float32]
-RealReward = Callable[[NDArray[np.bool_]], float]
+RealReward = Callable[[Bools], float]
 Fact = float | int | str | list[float] | dict[str, float]
 
 SMALLEST_PROBABILITY = 1e-7
@@ -51,7 +50,7 @@ class SelectionProblem:
     student_logits: Floats
     influences: Callable[[], Floats] | None = None
     real_reward: RealReward | None = None
-    veto: Callable[[NDArray[np.bool_]], NDArray[np.float64]] | None = None
+    veto: Callable[[Bools], Doubles] | None = None
     repeated: "SelectionProblem | None" = None
     oracle: Callable[[], Floats] | None = None
 
@@ -70,9 +69,9 @@ class SelectionProblem:
         return len(self.student_logits)
 
     @property
-    def classes(self) -> NDArray[np.int64]:
+    def classes(self) -> Ints:
         """The class that the teacher predicts for each candidate, int64 (N,)."""
-        predicted: NDArray[np.int64] = self.pool.teacher.logits.argmax(axis=1).astype(np.int64)
+        predicted: Ints = self.pool.teacher.logits.argmax(axis=1).astype(np.int64)
         return predicted
 
 
@@ -90,7 +89,7 @@ class Selection:
             the labels refused.
     """
 
-    kept: NDArray[np.bool_]
+    kept: Bools
     scores: Floats
     agent: str
     diagnostics: Mapping[str, Fact]
@@ -98,7 +97,7 @@ class Selection:
     fell_back: bool = False
 
 
-def keep_best(scores: Floats, keep_rate: float, classes: NDArray[np.int64]) -> NDArray[np.bool_]:
+def keep_best(scores: Floats, keep_rate: float, classes: Ints) -> Bools:
     """Keep the best-scored share of each class; ties go to the earlier candidate.
 
     A selection says which candidates of a class are used, not how many: neither reward sees a shift of the classes,
@@ -164,7 +163,7 @@ def candidate_features(problem: SelectionProblem, names: tuple[str, ...] | None 
     columns = {name: _standardise(values) for name, values in measurements(problem).items()}
     sides = [name if name in ("source", "target") else "unlabelled" for name in origin_names(problem.pool)]
     for kind, values in (("operator", problem.pool.operators), ("origin", sides)):
-        of: NDArray[np.str_] = np.array(values)
+        of: np.typing.NDArray[np.str_] = np.array(values)
         columns |= {f"{kind}={name}": (of == name).astype(np.float32) for name in np.unique(of)}
     wanted = tuple(columns) if names is None else names
     unknown = [name for name in wanted if name not in columns and "=" not in name]
@@ -241,7 +240,7 @@ def _random_per_origin(problem: SelectionProblem, rng: np.random.Generator) -> F
     return in_shares(np.ones(len(names), np.float32), arms.astype(np.int64), problem.classes, rng)
 
 
-def in_shares(shares: Floats, arms: NDArray[np.int64], classes: NDArray[np.int64], rng: np.random.Generator) -> Floats:
+def in_shares(shares: Floats, arms: Ints, classes: Ints, rng: np.random.Generator) -> Floats:
     """Score candidates at random, so that the best-scored of each class hold the arms in given shares.
 
     Args:
@@ -324,7 +323,7 @@ def _oracle(problem: SelectionProblem, rng: np.random.Generator) -> Floats:
     return problem.oracle()
 
 
-def quantiles(values: Floats, groups: NDArray[np.int64]) -> Floats:
+def quantiles(values: Floats, groups: Ints) -> Floats:
     """Rank values, float32 (N,), inside each group, as shares in (0, 1]; 1 marks a group's largest."""
     ranks = np.empty(len(values), np.float32)
     for group in np.unique(groups):

@@ -20,7 +20,6 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy.special import softmax
 from scipy.stats import spearmanr
 from sklearn.decomposition import PCA
@@ -28,11 +27,11 @@ from sklearn.linear_model import RidgeCV
 from sklearn.model_selection import cross_val_predict
 
 from l2a.config import KDConfig
-from l2a.data.encoding import inference_batches
+from l2a.data import Bools, Doubles, Floats, Ints, encoding
 from l2a.kd.data import DistillationSet
 from l2a.kd.losses import soft_label_loss
 from l2a.kd.trainer import KDTrainer, calibrated_log_likelihoods, run_student
-from l2a.selector.problem import Floats, SelectionProblem, candidate_features
+from l2a.selector.problem import SelectionProblem, candidate_features
 from l2a.student.student import Student
 from l2a.util import SILENT, Progress, RunError, UsageError, process_count, training
 
@@ -103,7 +102,7 @@ def reward_score(student: Student, reward: DistillationSet) -> float:
     return -float(losses.mean()) if len(losses) else 0.0
 
 
-def label_scores(student: Student, labelled: DistillationSet) -> NDArray[np.float64]:
+def label_scores(student: Student, labelled: DistillationSet) -> Doubles:
     """Log-likelihood of each of M labels under a student, float64 (M,), at the temperature that suits them best."""
     return calibrated_log_likelihoods(training.broadcast(run_student(student, labelled.encoded)[0]), labelled.labels)
 
@@ -156,9 +155,7 @@ def candidate_influences(
     return training.broadcast((TRAVELLED * found).astype(np.float32))
 
 
-def fitted_influences(
-    problem: SelectionProblem, measured: NDArray[np.int64], values: Floats, progress: Progress = SILENT
-) -> Floats:
+def fitted_influences(problem: SelectionProblem, measured: Ints, values: Floats, progress: Progress = SILENT) -> Floats:
     """Carry influences over from some candidates to all of a pool.
 
     The gradient of the output layer is what parts student from teacher times a representation of the text, so a ridge
@@ -235,7 +232,7 @@ def reward_gradient(student: Student, reward: DistillationSet) -> list[torch.Ten
     device, parameters = student.output.weight.device, list(student.model.parameters())
     student.model.zero_grad(set_to_none=True)
     with training.evaluating(student.model):
-        for indices in inference_batches(reward.encoded):
+        for indices in encoding.inference_batches(reward.encoded):
             logits, _ = student(reward.encoded.padded(indices, device))
             taught = torch.from_numpy(reward.teacher.logits[indices]).to(device)
             losses = soft_label_loss(logits.float(), taught, 1.0)
@@ -264,7 +261,7 @@ class Surrogate:
     """
 
     influences: Floats
-    classes: NDArray[np.int64]
+    classes: Ints
     shares: Floats
     spread: float
 
@@ -288,7 +285,7 @@ def build_surrogate(problem: SelectionProblem) -> Surrogate:
     return Surrogate(values, problem.classes, shares, spread if spread > 0 else 1.0)
 
 
-def surrogate_reward(surrogate: Surrogate, kept: NDArray[np.bool_]) -> float:
+def surrogate_reward(surrogate: Surrogate, kept: Bools) -> float:
     """Say what a whole selection, bool (N,), gains in nats on the reward texts against texts without influence."""
     gains = Gains(surrogate, 1)
     gains.add(np.flatnonzero(kept)[None], np.ones((1, int(kept.sum())), bool))
@@ -312,11 +309,11 @@ class Gains:
         self._sums, self.counts = np.zeros((2, count, len(surrogate.shares)), np.float32)
         self.gain: Floats = np.zeros(count, np.float32)
 
-    def reset(self, which: NDArray[np.intp]) -> None:
+    def reset(self, which: Ints) -> None:
         """Empty the selections ``which``, intp (K,)."""
         self._sums[which] = self.counts[which] = self.gain[which] = 0.0
 
-    def add(self, candidates: NDArray[np.int64], kept: NDArray[np.bool_]) -> None:
+    def add(self, candidates: Ints, kept: Bools) -> None:
         """Let the selections keep some more candidates.
 
         Args:

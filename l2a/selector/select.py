@@ -7,17 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from l2a.config import SelectorConfig
-from l2a.data import TextInput
+from l2a.data import Bools, Floats, TextInput
 from l2a.kd.trainer import CLEARLY, standard_error
 from l2a.selector import agents, problem as pools, reward
 from l2a.selector.algorithms import TrainedPolicy, load_policy, train_agent, warn_if_constant
 from l2a.selector.arms import pool_arms, train_shares
 from l2a.selector.environment import Episodes, SelectionTask, build_task
-from l2a.selector.problem import Fact, Floats, Selection, SelectionProblem, keep_best
+from l2a.selector.problem import Fact, Selection, SelectionProblem, keep_best
 from l2a.util import SILENT, Progress
 
 RETESTED = 3  # selections whose real reward is measured twice
@@ -88,7 +87,7 @@ def select(
     return Selection(kept, judged[best], config.agent, facts, policy, fell_back=best > last)
 
 
-def _label_gain(problem: SelectionProblem, kept: NDArray[np.bool_], plain: NDArray[np.bool_]) -> dict[str, Fact]:
+def _label_gain(problem: SelectionProblem, kept: Bools, plain: Bools) -> dict[str, Fact]:
     """Compare a selection with a random one on the few labels of the reward split, text by text."""
     gains = problem.veto(kept) - problem.veto(plain) if problem.veto is not None else np.zeros(0)
     if len(gains) < 2:
@@ -97,7 +96,7 @@ def _label_gain(problem: SelectionProblem, kept: NDArray[np.bool_], plain: NDArr
     return {"label_gain": gain, "label_noise": noise, "vetoed": gain < -CLEARLY * noise}
 
 
-def retest(kept: Sequence[NDArray[np.bool_]], tiers: "Tiers", problem: SelectionProblem) -> dict[str, Fact]:
+def retest(kept: Sequence[Bools], tiers: "Tiers", problem: SelectionProblem) -> dict[str, Fact]:
     """Measure both rewards of selections again, with other draws of candidates, reward texts and dropout.
 
     Args:
@@ -305,7 +304,7 @@ def inspect_policy(
     task = build_task(problem, config, policy.feature_names)
     matrix, seed = task.features.matrix, int(rng.integers(2**31))  # every scoring shows candidates in the same orders
 
-    def choose(seen: Floats) -> tuple[Floats, NDArray[np.bool_]]:
+    def choose(seen: Floats) -> tuple[Floats, Bools]:
         shown = replace(task, features=replace(task.features, matrix=seen))
         scores = score_pool(policy, shown, config.keep_rate, np.random.default_rng(seed))
         return scores, keep_best(scores, config.keep_rate, task.classes)

@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 import pyarrow.parquet
-from numpy.typing import NDArray
 from scipy import optimize, special
 from sklearn.base import BaseEstimator, ClassifierMixin
 
 from l2a.config import Columns
-from l2a.data import TextInput, concatenate, domains, readers
+from l2a.data import Doubles, Floats, Ints, TextInput, concatenate, domains, readers
 from l2a.util import SILENT, Progress, UsageError, atomic_write_text, cluster, did_you_mean, files, sha256_file, to_json
 
 if TYPE_CHECKING:
@@ -59,7 +58,7 @@ class Engine(NamedTuple):
     temperature: float
     tokenizer: Any
     read: Sequence[str]
-    run: Callable[[dict[str, NDArray[np.int64]]], Sequence[NDArray[np.float32]]]
+    run: Callable[[dict[str, Ints]], Sequence[Floats]]
 
 
 def open_student(student: str | Path, threads: int | None = None) -> Engine:
@@ -111,7 +110,7 @@ def _open_torch(folder: Path) -> Engine:
     return Engine(folder, model, checkpoint.label_names, read_temperature(folder), tokenizer, read, run)
 
 
-def run_torch(model: Any, batch: Mapping[str, NDArray[np.int64]]) -> Sequence[NDArray[np.float32]]:
+def run_torch(model: Any, batch: Mapping[str, Ints]) -> Sequence[Floats]:
     """Run a model of transformers as ``Engine.run`` says."""
     import torch
 
@@ -159,7 +158,7 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return open_student(self.student, self.threads)
 
     @cached_property
-    def classes_(self) -> NDArray[Any]:
+    def classes_(self) -> np.typing.NDArray[Any]:
         """The C class names, sorted."""
         return np.array(sorted(self.engine.names))
 
@@ -167,16 +166,16 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Return itself: it is trained already, and pipelines ask for this method."""
         return self
 
-    def predict(self, texts: Iterable[Any]) -> NDArray[Any]:
+    def predict(self, texts: Iterable[Any]) -> np.typing.NDArray[Any]:
         """Classify texts, strings or pairs of them; gives one of ``classes_`` for each."""
-        classes: NDArray[Any] = self.classes_[self.predict_proba(texts).argmax(axis=1)]
+        classes: np.typing.NDArray[Any] = self.classes_[self.predict_proba(texts).argmax(axis=1)]
         return classes
 
-    def predict_proba(self, texts: Iterable[Any]) -> NDArray[np.float64]:
+    def predict_proba(self, texts: Iterable[Any]) -> Doubles:
         """Compute calibrated probabilities, float64 (N, C), in the order of ``classes_``."""
         logits = run(self.engine, as_inputs(texts)).astype(np.float64)
         logits = logits[:, [self.engine.names.index(str(name)) for name in self.classes_]]
-        probabilities: NDArray[np.float64] = special.softmax(logits / self.engine.temperature, axis=1)
+        probabilities: Doubles = special.softmax(logits / self.engine.temperature, axis=1)
         return probabilities
 
     def __getstate__(self) -> dict[str, Any]:
@@ -190,7 +189,7 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return tags
 
 
-def run(engine: Engine, inputs: Sequence[TextInput]) -> NDArray[np.float32]:
+def run(engine: Engine, inputs: Sequence[TextInput]) -> Floats:
     """Run a model; texts of similar length go together.
 
     Args:
@@ -228,7 +227,7 @@ def as_inputs(texts: Any) -> list[TextInput]:
     return inputs
 
 
-def fit_temperature(logits: NDArray[np.floating[Any]], labels: NDArray[np.int64]) -> float:
+def fit_temperature(logits: np.typing.NDArray[np.floating[Any]], labels: Ints) -> float:
     """Fit the temperature that makes labels likeliest (Guo et al., 2017).
 
     Args:
@@ -438,8 +437,8 @@ class Evaluation(NamedTuple):
 
     metrics: "ClassificationMetrics"
     classes: tuple[str, ...]
-    confusion: NDArray[np.int64]
-    scores: NDArray[np.float64]
+    confusion: Ints
+    scores: Doubles
     errors: tuple[Mapping[str, Any], ...]
 
 

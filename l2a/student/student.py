@@ -12,11 +12,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from l2a.config import StudentConfig
-from l2a.data import TextInput, encoding
+from l2a.data import Bools, Floats, Ints, TextInput, encoding
 from l2a.teacher.labelling import token_vectors
 from l2a.teacher.model import PACKAGED, Checkpoint, Teacher, load_encoder, output_layer, usable_positions
 from l2a.util import UsageError, training
@@ -112,7 +111,7 @@ def load_checkpoint(model: str, label_names: tuple[str, ...], weights: bool = Tr
     return Student(loaded, checkpoint.tokenizer)
 
 
-def principal_word_vectors(states: NDArray[np.float32], size: int) -> torch.Tensor:
+def principal_word_vectors(states: Floats, size: int) -> torch.Tensor:
     """Project word states, float32 (V, d), onto their e leading principal components.
 
     Returns:
@@ -126,14 +125,14 @@ def principal_word_vectors(states: NDArray[np.float32], size: int) -> torch.Tens
     return projected.mul(0.1 * size**0.5 / projected.norm(dim=1).mean())
 
 
-def _even_word_vectors(states: NDArray[np.float32], size: int) -> torch.Tensor:
+def _even_word_vectors(states: Floats, size: int) -> torch.Tensor:
     """Likewise, whitened and every row's norm 0.1 sqrt(e): a word then matches itself or its like, none by chance."""
     projected = _projected(states, size)
     whitened = projected / projected.std(0).clamp_min(1e-6)
     return whitened.mul(0.1 * size**0.5).div(whitened.norm(dim=1, keepdim=True).clamp_min(1e-6))
 
 
-def _projected(states: NDArray[np.float32], size: int) -> torch.Tensor:
+def _projected(states: Floats, size: int) -> torch.Tensor:
     if size > states.shape[1]:
         raise UsageError(f"embedding_size is {size}, which exceeds the teacher's width {states.shape[1]}; lower it")
     centred = torch.from_numpy(states - states.mean(0))
@@ -185,7 +184,7 @@ def _compare(inner: nn.Linear, outer: nn.Linear, size: int) -> None:
         outer.weight[size : 2 * size, places] = sign * torch.eye(size) / 2.0
 
 
-def start_from_words(student: Student, vectors: NDArray[np.float32], of_pairs: bool) -> None:
+def start_from_words(student: Student, vectors: Floats, of_pairs: bool) -> None:
     """Let a fresh student start as a mean over words; over words and what sets them apart from their matches in a pair.
 
     Every attention block starts as the mean over all tokens: small random queries and keys attend to all tokens alike,
@@ -215,7 +214,7 @@ def start_from_words(student: Student, vectors: NDArray[np.float32], of_pairs: b
     open_head(student)
 
 
-def start_from_layers(student: Student, original: Any, kept: NDArray[np.int64], texts: Sequence[TextInput]) -> None:
+def start_from_layers(student: Student, original: Any, kept: Ints, texts: Sequence[TextInput]) -> None:
     """Give a student a trained encoder's layers and the vectors of the tokens that it keeps.
 
     Args:
@@ -285,7 +284,7 @@ def refuse_other_tokenizers(tokenizer: Any) -> None:
         raise UsageError(f"the generator {needed}; {fix}")
 
 
-def count_tokens(tokenizer: Any, texts: Sequence[TextInput]) -> NDArray[np.int64]:
+def count_tokens(tokenizer: Any, texts: Sequence[TextInput]) -> Ints:
     """Count how often each token of a fast tokenizer occurs in texts, single or pairs, int64 (V,)."""
     sides, counts = [side for text in texts for side in text], np.zeros(len(tokenizer), np.int64)
     for first in range(0, len(sides), 2000):
@@ -295,7 +294,7 @@ def count_tokens(tokenizer: Any, texts: Sequence[TextInput]) -> NDArray[np.int64
     return counts
 
 
-def needed_tokens(tokenizer: Any, counts: NDArray[np.int64]) -> NDArray[np.bool_]:
+def needed_tokens(tokenizer: Any, counts: Ints) -> Bools:
     """Tell which tokens no pruning may drop, bool (V,), by the counts of ``count_tokens``.
 
     These are the added tokens, special ones included, and, alone and as a continuation, every character that is ASCII
@@ -308,7 +307,7 @@ def needed_tokens(tokenizer: Any, counts: NDArray[np.int64]) -> NDArray[np.bool_
     return np.array([token in added or text in characters for token, text in zip(tokens, surfaces, strict=True)])
 
 
-def choose_tokens(tokenizer: Any, counts: NDArray[np.int64], size: int) -> NDArray[np.int64]:
+def choose_tokens(tokenizer: Any, counts: Ints, size: int) -> Ints:
     """Choose the tokens of a pruned vocabulary.
 
     After the needed tokens come all other characters, while characters take a third of the vocabulary at most, then the
@@ -332,7 +331,7 @@ def choose_tokens(tokenizer: Any, counts: NDArray[np.int64], size: int) -> NDArr
     return np.asarray(np.sort(order[:size]), dtype=np.int64)
 
 
-def keep_tokens(tokenizer: Any, kept: NDArray[np.int64]) -> Any:
+def keep_tokens(tokenizer: Any, kept: Ints) -> Any:
     """Cut a fast WordPiece tokenizer down to some of its tokens, so that its token i is that of ``kept[i]``."""
     from transformers import AutoTokenizer
 

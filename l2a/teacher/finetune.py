@@ -16,12 +16,11 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from l2a.config import TeacherConfig
-from l2a.data import Examples, TextInput, encoding
+from l2a.data import Examples, Ints, TextInput, encoding
 from l2a.teacher.model import Teacher
 from l2a.util import SILENT, Progress, RunError, cache_root, cached_folder, fingerprint, training
 
@@ -142,15 +141,15 @@ class LowerStates:
         lengths: int64 (N,), tokens in each text.
     """
 
-    states: NDArray[np.float16]
-    starts: NDArray[np.int64]
-    lengths: NDArray[np.int64]
+    states: np.typing.NDArray[np.float16]
+    starts: Ints
+    lengths: Ints
 
     def __len__(self) -> int:
         """Return the number of texts."""
         return len(self.lengths)
 
-    def padded(self, indices: NDArray[np.int64], device: torch.device = training.CPU) -> dict[str, torch.Tensor]:
+    def padded(self, indices: Ints, device: torch.device = training.CPU) -> dict[str, torch.Tensor]:
         """Build the inputs of the upper layers for a batch, padded to the nearest bucket.
 
         Args:
@@ -303,12 +302,12 @@ def frozen_fingerprint(teacher: Teacher, frozen: int) -> str:
 
 
 def _run_frozen(
-    teacher: Teacher, frozen: int, encoded: encoding.EncodedTexts, batches: Sequence[NDArray[np.int64]]
-) -> NDArray[np.float16]:
+    teacher: Teacher, frozen: int, encoded: encoding.EncodedTexts, batches: Sequence[Ints]
+) -> np.typing.NDArray[np.float16]:
     """Give the states of some batches, a row a token, (total, d), one text behind another."""
     layers, device = encoder_layers(teacher.encoder)[1], next(teacher.parameters()).device
     reached: list[torch.Tensor] = []
-    rows: list[NDArray[np.float16]] = []
+    rows: list[np.typing.NDArray[np.float16]] = []
 
     def stop(_: nn.Module, __: Any, output: Any) -> None:
         reached.append(output[0] if isinstance(output, tuple) else output)

@@ -20,10 +20,9 @@ from typing import Any
 import numpy as np
 import torch
 from filelock import FileLock
-from numpy.typing import NDArray
 from scipy.special import softmax
 
-from l2a.data import Examples, TextInput
+from l2a.data import Bools, Examples, Floats, Ints, TextInput
 from l2a.data.encoding import EncodedTexts, encode, inference_batches
 from l2a.teacher.finetune import LowerStates, lower_states, upper_layers
 from l2a.teacher.model import Teacher
@@ -66,7 +65,7 @@ class OutputStore:
         self._places: dict[bytes, int] = {}
         self._rows, self._logits = np.zeros(1, np.int64), np.full((1, classes), np.nan, np.float32)
 
-    def read(self, keys: Sequence[bytes]) -> tuple["TeacherOutputs", NDArray[np.bool_]]:
+    def read(self, keys: Sequence[bytes]) -> tuple["TeacherOutputs", Bools]:
         """Look N texts up by their keys; the embeddings stay on disk until they are read.
 
         Returns:
@@ -107,7 +106,7 @@ class OutputStore:
 
         self._run(insert)
 
-    def __getitem__(self, places: NDArray[np.int64]) -> NDArray[np.float32]:
+    def __getitem__(self, places: Ints) -> Floats:
         """Read embeddings, float32 (N, d), by the places, int64 (N,), that ``read`` gave to texts.
 
         Raises:
@@ -126,7 +125,7 @@ class OutputStore:
             raise RunError(f"{self.path}: {lost} embeddings are gone or damaged; run again to replace them")
         return found
 
-    def _intact(self, selected: sqlite3.Cursor) -> Iterator[tuple[NDArray[np.int64], NDArray[Any]]]:
+    def _intact(self, selected: sqlite3.Cursor) -> Iterator[tuple[Ints, np.typing.NDArray[Any]]]:
         """Yield the numbers of the rows that are undamaged and their records, some at a time."""
         while some := selected.fetchmany(4096):
             intact = [(row, record) for row, crc, record in some if zlib.crc32(record) == crc]
@@ -182,15 +181,15 @@ class StoredRows:
         places: int64 (N,), its place in that source.
     """
 
-    sources: "tuple[OutputStore | NDArray[np.float32] | StoredRows, ...]"
-    owners: NDArray[np.int64]
-    places: NDArray[np.int64]
+    sources: "tuple[OutputStore | Floats | StoredRows, ...]"
+    owners: Ints
+    places: Ints
 
-    def __getitem__(self, indices: NDArray[np.int64]) -> "StoredRows":
+    def __getitem__(self, indices: Ints) -> "StoredRows":
         """Select rows by position, int64; nothing is read."""
         return StoredRows(self.sources, self.owners[indices], self.places[indices])
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[np.float32]:
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Floats:
         """Read all rows, float32 (N, d)."""
         if len(self.sources) == 1:
             return np.asarray(self.sources[0][self.places])
@@ -211,25 +210,25 @@ class TeacherOutputs:
         states: float32 (N, d), the pooled last hidden state h_T(x), or where it is stored.
     """
 
-    logits: NDArray[np.float32]
-    states: NDArray[np.float32] | StoredRows
+    logits: Floats
+    states: Floats | StoredRows
 
     def __len__(self) -> int:
         """Return the number of texts."""
         return len(self.logits)
 
     @property
-    def embeddings(self) -> NDArray[np.float32]:
+    def embeddings(self) -> Floats:
         """The pooled last hidden state h_T(x), float32 (N, d); stored ones are read on every access."""
         return np.asarray(self.states)
 
-    def take(self, indices: NDArray[np.int64]) -> "TeacherOutputs":
+    def take(self, indices: Ints) -> "TeacherOutputs":
         """Select rows by position, int64; embeddings that are stored are not read."""
         return TeacherOutputs(self.logits[indices], self.states[indices])
 
-    def probabilities(self, temperature: float = 1.0) -> NDArray[np.float32]:
+    def probabilities(self, temperature: float = 1.0) -> Floats:
         """Turn logits into class probabilities, float32 (N, C); a temperature above 1 softens them."""
-        probabilities: NDArray[np.float32] = softmax(self.logits / np.float32(temperature), axis=1)
+        probabilities: Floats = softmax(self.logits / np.float32(temperature), axis=1)
         return probabilities
 
 
@@ -294,7 +293,7 @@ def run_teacher(teacher: Teacher, encoded: EncodedTexts | LowerStates, progress:
     return TeacherOutputs(logits, embeddings)
 
 
-def token_vectors(teacher: Teacher, progress: Progress = SILENT) -> NDArray[np.float32]:
+def token_vectors(teacher: Teacher, progress: Progress = SILENT) -> Floats:
     """Read the teacher's embedding of each token of the vocabulary alone, float32 (V, d); computed once and cached."""
     size, frame = len(teacher.tokenizer), np.array(teacher.tokenizer("")["input_ids"], np.int32)  # such as [CLS] [SEP]
     ids = np.insert(np.tile(frame, (size, 1)), (len(frame) + 1) // 2, np.arange(size), axis=1)
@@ -305,7 +304,7 @@ def token_vectors(teacher: Teacher, progress: Progress = SILENT) -> NDArray[np.f
         np.save(folder / "vectors.npy", run_teacher(teacher, encoded, progress).embeddings)
 
     folder = cached_folder("token_vectors", _key(teacher), build)
-    vectors: NDArray[np.float32] = np.load(folder / "vectors.npy", allow_pickle=False)
+    vectors: Floats = np.load(folder / "vectors.npy", allow_pickle=False)
     return vectors
 
 
