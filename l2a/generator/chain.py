@@ -17,8 +17,7 @@ from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from scipy.sparse import csr_array
-from scipy.special import expit
+from scipy import sparse, special
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
@@ -60,7 +59,7 @@ class WordAverage:
         rows = token_ids(self.tokenizer, inputs, self.max_length)
         ends = np.cumsum([0, *map(len, rows)])
         ids = np.fromiter((token for row in rows for token in row), np.int64, ends[-1])
-        counts = csr_array((np.ones(len(ids), np.float32), ids, ends), shape=(len(rows), len(self.vectors)))
+        counts = sparse.csr_array((np.ones(len(ids), np.float32), ids, ends), shape=(len(rows), len(self.vectors)))
         sums = np.asarray(counts @ self.vectors, np.float32)
         units: Floats = sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), np.float32(1e-9))
         return units
@@ -606,6 +605,6 @@ def _assemble(columns: Sequence[Ints], inputs: GeneratorInputs, space: Augmentat
         degrees=degrees.astype(np.float32),
         teacher=outputs,
         log_density=density.astype(np.float32),
-        domain_probability=expit(density * space.density.scale + space.density.location).astype(np.float32),
+        domain_probability=special.expit(density * space.density.scale + space.density.location).astype(np.float32),
         max_target_cosine=max_cosine(outputs.embeddings, inputs.labeller(inputs.target_inputs).embeddings),
     )

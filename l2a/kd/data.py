@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.random import Generator
-from torch import Tensor, nn
 
 from l2a.data import Floats, Ints
 from l2a.data.encoding import EncodedTexts
@@ -19,7 +18,7 @@ from l2a.teacher.labelling import TeacherOutputs, join_outputs
 from l2a.teacher.model import Teacher
 from l2a.util import RunError, training
 
-Batch = dict[str, Tensor]
+Batch = dict[str, torch.Tensor]
 """What a model reads: input_ids or inputs_embeds, attention_mask and token_type_ids, on the model's device."""
 
 
@@ -174,7 +173,7 @@ def cycle(positions: Ints, rng: Generator, uses: Ints | None = None) -> Iterator
 @contextmanager
 def compact_embeddings(
     student: Student, optimizer: torch.optim.Optimizer, texts: Sequence[EncodedTexts]
-) -> Iterator[tuple[list[EncodedTexts], Tensor, Tensor]]:
+) -> Iterator[tuple[list[EncodedTexts], torch.Tensor, torch.Tensor]]:
     """Give the student a table of the rows that occur in texts only; afterwards they return to their places.
 
     Neither gradient nor moments of the other rows are computed, which is most of a step's cost.
@@ -196,7 +195,7 @@ def compact_embeddings(
         # Ids up to the padding keep their numbers: some models tell positions by comparing ids with it.
         occurs[: encoded.pad_id + 1] = True
     rows, numbers = torch.from_numpy(np.flatnonzero(occurs)).to(full.device), np.cumsum(occurs, dtype=np.int32) - 1
-    compact = nn.Parameter(full.detach()[rows])
+    compact = torch.nn.Parameter(full.detach()[rows])
     moments = optimizer.state.pop(full, {})
     if moments:
         optimizer.state[compact] = {k: v[rows] if v.shape == full.shape else v for k, v in moments.items()}
@@ -214,7 +213,7 @@ def compact_embeddings(
             optimizer.state[full][name] = value
 
 
-def _exchange(optimizer: torch.optim.Optimizer, old: nn.Parameter, new: nn.Parameter) -> None:
+def _exchange(optimizer: torch.optim.Optimizer, old: torch.nn.Parameter, new: torch.nn.Parameter) -> None:
     for group in optimizer.param_groups:
         group["params"] = [new if parameter is old else parameter for parameter in group["params"]]
 
@@ -343,11 +342,11 @@ class PerturbedBatches:
         return batch | {"inputs_embeds": embeds.index_add(0, places, shift)}, taught
 
 
-def _step(gradient: Tensor, is_open: EncodedTexts, indices: Ints, length: float) -> Tensor:
+def _step(gradient: torch.Tensor, is_open: EncodedTexts, indices: Ints, length: float) -> torch.Tensor:
     """The sign of the gradient, scaled so that each open token moves by ``length``."""
     flags = is_open.padded(indices)["input_ids"].to(gradient.device)
-    flags = nn.functional.pad(flags, (0, gradient.shape[1] - flags.shape[1]))
-    step: Tensor = gradient.sign() * flags[:, :, None] * (length / gradient.shape[2] ** 0.5)
+    flags = torch.nn.functional.pad(flags, (0, gradient.shape[1] - flags.shape[1]))
+    step: torch.Tensor = gradient.sign() * flags[:, :, None] * (length / gradient.shape[2] ** 0.5)
     return step
 
 
@@ -365,7 +364,7 @@ def open_tokens(encoded: EncodedTexts, tokens: tuple[str, ...]) -> EncodedTexts:
     return replace(encoded, ids=allowed[encoded.ids], pad_id=0)
 
 
-def median_neighbour_distance(embeddings: Tensor, tokens: tuple[str, ...], rng: np.random.Generator) -> float:
+def median_neighbour_distance(embeddings: torch.Tensor, tokens: tuple[str, ...], rng: np.random.Generator) -> float:
     """Measure how far a word is from its nearest other word: the length of a step that stays among words.
 
     Args:

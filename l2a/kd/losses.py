@@ -11,12 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.random import Generator
-from scipy.linalg import eigh, lstsq, orth, qr
-from scipy.special import softmax
+from scipy import linalg, special
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
-from torch.nn import functional
 
 from l2a.data import Doubles, Floats, Ints
 from l2a.teacher.labelling import TeacherOutputs
@@ -36,9 +33,9 @@ def soft_label_loss(student_logits: Tensor, teacher_logits: Tensor, temperature:
     Returns:
         float32 (B,); 0 iff the two distributions are equal.
     """
-    student = functional.log_softmax(student_logits / temperature, dim=1)
-    teacher = functional.log_softmax(teacher_logits / temperature, dim=1)
-    losses: Tensor = temperature**2 * functional.kl_div(student, teacher, reduction="none", log_target=True).sum(1)
+    student = nn.functional.log_softmax(student_logits / temperature, dim=1)
+    teacher = nn.functional.log_softmax(teacher_logits / temperature, dim=1)
+    losses: Tensor = temperature**2 * nn.functional.kl_div(student, teacher, reduction="none", log_target=True).sum(1)
     return losses
 
 
@@ -61,7 +58,7 @@ def distillation_loss(
         float32 (B,).
     """
     soft = soft_label_loss(student_logits, teacher_logits, temperature)
-    hard = functional.cross_entropy(student_logits, labels.clamp(min=0), reduction="none")
+    hard = nn.functional.cross_entropy(student_logits, labels.clamp(min=0), reduction="none")
     real = (labels >= 0).to(soft.dtype)
     return soft * (1 - real * (1 - alpha)) + hard * real * (1 - alpha)
 
@@ -80,8 +77,8 @@ def hidden_state_loss(student_states: Tensor, teacher_states: Tensor, projection
     Returns:
         float32 (B,), 0 to 4.
     """
-    projected = functional.normalize(student_states @ projection, dim=1)
-    return (projected - functional.normalize(teacher_states, dim=1)).pow(2).sum(1)
+    projected = nn.functional.normalize(student_states @ projection, dim=1)
+    return (projected - nn.functional.normalize(teacher_states, dim=1)).pow(2).sum(1)
 
 
 def subclass_loss(
@@ -103,10 +100,10 @@ def subclass_loss(
         float32 (B,).
     """
     logits = head(features)
-    followed = functional.linear(features.detach(), output.weight, output.bias)
+    followed = nn.functional.linear(features.detach(), output.weight, output.bias)
     classes = fold(logits.detach(), counts).softmax(dim=1)
-    first = functional.cross_entropy(logits, targets, reduction="none")
-    second = functional.cross_entropy(followed, classes, reduction="none")
+    first = nn.functional.cross_entropy(logits, targets, reduction="none")
+    second = nn.functional.cross_entropy(followed, classes, reduction="none")
     # Less the entropy of the folded head, which has no gradient here: the term is 0 where the layer follows the head.
     return first.add(second).sub(torch.special.entr(classes).sum(1))
 
@@ -179,12 +176,12 @@ def teacher_output_weight(teacher: Teacher, outputs: TeacherOutputs) -> Doubles:
         return weight
     few = outputs.take(_thinned(np.arange(len(outputs))))
     centred = few.embeddings - few.embeddings.mean(axis=0, dtype=np.float64)
-    solution: Doubles = lstsq(centred, few.logits - few.logits.mean(axis=0))[0].T
+    solution: Doubles = linalg.lstsq(centred, few.logits - few.logits.mean(axis=0))[0].T
     return solution
 
 
 def fit_subclasses(
-    outputs: TeacherOutputs, output_weight: Doubles, objective: str, count: int, rng: Generator
+    outputs: TeacherOutputs, output_weight: Doubles, objective: str, count: int, rng: np.random.Generator
 ) -> LELPSubclasses:
     """Fit the subclasses on texts that the teacher has embedded; classes are the teacher's own decisions.
 
@@ -202,7 +199,7 @@ def fit_subclasses(
     Returns:
         The subclasses, of the same sizes for both objectives.
     """
-    seen = orth(output_weight.T)  # (d, rank)
+    seen = linalg.orth(output_weight.T)  # (d, rank)
     assigned = outputs.logits.argmax(axis=1)
     sizes = np.bincount(assigned, minlength=outputs.logits.shape[1]) // TEXTS_PER_SUBCLASS
     counts = tuple(int(size) for size in np.clip(sizes, 1, max(1, min(count, len(seen) - seen.shape[1]))))
@@ -214,7 +211,7 @@ def fit_subclasses(
 
 
 def _fit_class(
-    rows: Floats, seen: Doubles, count: int, objective: str, rng: Generator
+    rows: Floats, seen: Doubles, count: int, objective: str, rng: np.random.Generator
 ) -> tuple[Doubles, Doubles, float]:
     width = len(seen)
     mean: Doubles = rows.mean(axis=0, dtype=np.float64) if len(rows) else np.zeros(width)
@@ -222,10 +219,10 @@ def _fit_class(
     unseen -= (unseen @ seen) @ seen.T
     if objective == "lelp_random_directions":
         drawn = rng.standard_normal((width, count))
-        directions = qr(drawn - seen @ (seen.T @ drawn), mode="economic")[0]
+        directions = linalg.qr(drawn - seen @ (seen.T @ drawn), mode="economic")[0]
     else:
-        _, vectors = eigh(unseen.T @ unseen, subset_by_index=[width - count, width - 1])
-        orthonormal, triangular = qr(rng.standard_normal((count, count)))
+        _, vectors = linalg.eigh(unseen.T @ unseen, subset_by_index=[width - count, width - 1])
+        orthonormal, triangular = linalg.qr(rng.standard_normal((count, count)))
         rotation = orthonormal * np.where(np.diag(triangular) < 0, -1.0, 1.0)  # uniform (Mezzadri, 2007)
         directions = vectors @ rotation
         directions -= seen @ (seen.T @ directions)  # a class of rank below S_c has directions outside the null space
@@ -265,7 +262,7 @@ def subclass_targets(
     """
     scaled = subclasses.scores(outputs.embeddings) / subclass_temperature
     parts = np.split(scaled, np.cumsum(subclasses.counts)[:-1], axis=1)
-    inside = np.concatenate([softmax(part, axis=1) for part in parts], axis=1)
+    inside = np.concatenate([special.softmax(part, axis=1) for part in parts], axis=1)
     return (inside * outputs.probabilities(temperature)[:, owners(subclasses.counts)]).astype(np.float32)
 
 
@@ -319,12 +316,12 @@ def refit_output_layer(
     inputs = torch.from_numpy(features).double()
     weight, bias = (p.detach().cpu().double().requires_grad_() for p in (output.weight, output.bias))
     with torch.no_grad():
-        folded = fold(functional.linear(inputs, head.weight.cpu().double(), head.bias.cpu().double()), counts)
+        folded = fold(nn.functional.linear(inputs, head.weight.cpu().double(), head.bias.cpu().double()), counts)
     optimizer = torch.optim.LBFGS([weight, bias], max_iter=200, line_search_fn="strong_wolfe")
 
     def closure() -> float:
         optimizer.zero_grad()
-        loss = functional.cross_entropy(functional.linear(inputs, weight, bias), folded.softmax(dim=1))
+        loss = nn.functional.cross_entropy(nn.functional.linear(inputs, weight, bias), folded.softmax(dim=1))
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.item()
 
@@ -332,4 +329,4 @@ def refit_output_layer(
     with torch.no_grad():
         output.weight.copy_(weight)
         output.bias.copy_(bias)
-        return fold_parity(functional.linear(inputs, weight, bias), folded)
+        return fold_parity(nn.functional.linear(inputs, weight, bias), folded)

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.special import log_softmax
-from torch import Tensor, nn
 
 from l2a.config import KDConfig
 from l2a.data import Doubles, Examples, Floats, Ints, TextInput
@@ -126,7 +125,7 @@ def fit_output_layer(student: Student, data: kd_data.DistillationSet) -> None:
         weight, bias = (torch.zeros(part.shape, requires_grad=True) for part in (layer.weight, layer.bias))
         optimizer = torch.optim.Adam([weight, bias], lr=0.05)
         for _ in range(300):
-            loss = nn.functional.cross_entropy(inputs @ weight.T + bias, goals) + 1e-3 * weight.pow(2).sum()
+            loss = torch.nn.functional.cross_entropy(inputs @ weight.T + bias, goals) + 1e-3 * weight.pow(2).sum()
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -179,7 +178,7 @@ class WeightAverage:
         steps: Updates taken in.
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter], decay: float) -> None:
+    def __init__(self, parameters: Sequence[torch.nn.Parameter], decay: float) -> None:
         """Start at the present weights.
 
         Args:
@@ -247,14 +246,14 @@ class KDTrainer:
         self._validation = (encode(student.tokenizer, validation.inputs, max_length), validation.labels)
         generator, width = torch.Generator().manual_seed(self._seed), student.output.in_features
         start = torch.randn(width, teacher_width, generator=generator) / width**0.5
-        self._projection = nn.Parameter(start.to(self._device))
+        self._projection = torch.nn.Parameter(start.to(self._device))
         self._subclasses: LELPSubclasses | None = None
-        self._head: nn.Linear | None = None
+        self._head: torch.nn.Linear | None = None
         training.broadcast_weights(student.model.parameters())
         self._start_optimizer()
         self._average: WeightAverage | None = None
-        self._best_state: list[dict[str, Tensor]] = []
-        self._table: tuple[Tensor, Tensor] | None = None
+        self._best_state: list[dict[str, torch.Tensor]] = []
+        self._table: tuple[torch.Tensor, torch.Tensor] | None = None
         self._events: list[dict[str, Any]] = []  # of the present call, as are the logits at each renewal
         self._renewed: list[Floats] = []
 
@@ -361,7 +360,7 @@ class KDTrainer:
         how = [self._seed, self.steps_done, type(self.read_batch).__name__, training.arithmetic(self._device)]
         return fingerprint(texts, chosen_by, weights, asdict(self.config), how, plan)
 
-    def _beside(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def _beside(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """Give what a checkpoint keeps of a call, beside what its loop knows."""
         tensors = {f"renewed/{i}": torch.from_numpy(value) for i, value in enumerate(self._renewed)}
         tensors |= {f"average/{i}": value for i, value in enumerate(self._average.values if self._average else ())}
@@ -439,7 +438,7 @@ class KDTrainer:
         self._schedule.step()
         self.steps_done += 1
 
-    def _loss(self, data: kd_data.DistillationSet, indices: Ints, each: bool = False) -> Tensor:
+    def _loss(self, data: kd_data.DistillationSet, indices: Ints, each: bool = False) -> torch.Tensor:
         """Sum the weighted terms of the loss: the mean over the texts, or that of each."""
         config, device, model = self.config, self._device, self.student.model
         batch, taught = self.read_batch(self.student, data, indices)
@@ -467,10 +466,10 @@ class KDTrainer:
 
     def _clip_gradients(self) -> float:
         clipped = [parameter for parameter in self._trained_parameters if parameter is not self._projection]
-        return float(nn.utils.clip_grad_norm_(clipped, 1.0))
+        return float(torch.nn.utils.clip_grad_norm_(clipped, 1.0))
 
     @property
-    def _trained_parameters(self) -> list[nn.Parameter]:
+    def _trained_parameters(self) -> list[torch.nn.Parameter]:
         return [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
 
     def losses(self, data: kd_data.DistillationSet) -> Floats:
@@ -488,7 +487,7 @@ class KDTrainer:
                 found[indices] = self._loss(data, indices, each=True).cpu().numpy()
         return found
 
-    def moves_per_gradient(self, data: kd_data.DistillationSet) -> list[Tensor]:
+    def moves_per_gradient(self, data: kd_data.DistillationSet) -> list[torch.Tensor]:
         """Say how far each weight moves in the next update for a small change of its gradient, at the peak rate.
 
         AdamW moves a weight by m / sqrt(v). This is the derivative by the gradient, around the mean gradient of
@@ -542,7 +541,7 @@ class KDTrainer:
         return float(training.broadcast(losses.mean().numpy()))
 
     @property
-    def _modules(self) -> list[nn.Module]:
+    def _modules(self) -> list[torch.nn.Module]:
         return [self.student.model] if self._head is None else [self.student.model, self._head]
 
     def _keep(self) -> None:

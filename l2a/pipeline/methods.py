@@ -6,10 +6,8 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
-from scipy import sparse
-from scipy.special import softmax
-from sklearn import model_selection, pipeline, preprocessing
-from sklearn.feature_extraction.text import TfidfVectorizer
+from scipy import sparse, special
+from sklearn import feature_extraction, model_selection, pipeline, preprocessing
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
@@ -123,8 +121,8 @@ def fit_tfidf(inputs: Sequence[TextInput]) -> Callable[[Sequence[TextInput]], sp
     """
     texts = [side for text in inputs for side in text]
     how = {"sublinear_tf": True, "min_df": 2 if len(texts) > 200 else 1, "dtype": np.float32}
-    by_word = TfidfVectorizer(ngram_range=(1, 2), **how).fit(texts)
-    by_character = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), **how).fit(texts)
+    by_word = feature_extraction.text.TfidfVectorizer(ngram_range=(1, 2), **how).fit(texts)
+    by_character = feature_extraction.text.TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), **how).fit(texts)
 
     def features(inputs: Sequence[TextInput]) -> sparse.csr_matrix:
         sides = list(zip(*inputs, strict=True))
@@ -440,7 +438,7 @@ def run_method(config: DistillConfig, name: str, progress: Progress = SILENT) ->
 
 
 def _divergence(context: RunContext, inputs: Sequence[TextInput], logits: Floats) -> float:
-    teacher, student = (softmax(one, axis=1) for one in (context.labeller(inputs).logits, logits))
+    teacher, student = (special.softmax(one, axis=1) for one in (context.labeller(inputs).logits, logits))
     return float(kl_divergence(teacher, student).mean())
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
 from sklearn.model_selection import StratifiedKFold
 
 from l2a.config import DistillConfig
@@ -241,7 +240,7 @@ class TrainingSession:
     student: Student
     trainer: KDTrainer
 
-    def labelled(self, inputs: tuple[TextInput, ...], labels: ArrayLike | None = None) -> DistillationSet:
+    def labelled(self, inputs: tuple[TextInput, ...], labels: np.typing.ArrayLike | None = None) -> DistillationSet:
         """Label texts with the teacher and tokenise them for the student.
 
         Args:

@@ -11,7 +11,6 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from l2a.config import Count, Length, Positive, Seed
 from l2a.data import Bank, domains, encoding, held_out_words, load_domain, read_bank
@@ -87,20 +86,20 @@ def encode_texts(bank: Bank, tokenizer: Any, config: PretrainConfig) -> encoding
     return join_encoded([encoding.encode(tokenizer, part, config.max_length) for part in (texts, pairs)])
 
 
-class GeneralStudent(nn.Module):
+class GeneralStudent(torch.nn.Module):
     """What is trained of a sequence classifier: all but its output layer, through two projections that are dropped."""
 
     def __init__(self, classifier: Any, teacher_width: int) -> None:
         """Add projections from the classifier's width to the teacher's, d."""
         super().__init__()
         self.body, self.dense = classifier.base_model, classifier.classifier.dense
-        self.sentence_projection = nn.Linear(self.dense.out_features, teacher_width)
-        self.token_projection = nn.Linear(self.dense.out_features, teacher_width)
+        self.sentence_projection = torch.nn.Linear(self.dense.out_features, teacher_width)
+        self.token_projection = torch.nn.Linear(self.dense.out_features, teacher_width)
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Project what the output layer reads, to float32 (B, d), and the last hidden states, to float32 (B, L, d)."""
         hidden = self.body(**batch).last_hidden_state
-        sentence = nn.functional.gelu(self.dense(hidden[:, 0]))
+        sentence = torch.nn.functional.gelu(self.dense(hidden[:, 0]))
         return self.sentence_projection(sentence).float(), self.token_projection(hidden).float()
 
 
@@ -126,16 +125,16 @@ def make_classifier(teacher: Teacher, config: PretrainConfig) -> Any:
     return student.model
 
 
-def cosine_distance(predicted: Tensor, target: Tensor) -> Tensor:
+def cosine_distance(predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Mean of 1 - cos between projected states and the teacher's, float (N, d).
 
     The cosine term of DistilBERT (Sanh et al., 2019), after a projection as TinyBERT's hidden-state loss has (Jiao et
     al., 2020, equation 8).
     """
-    return (1.0 - nn.functional.cosine_similarity(predicted, target, dim=-1)).mean()
+    return (1.0 - torch.nn.functional.cosine_similarity(predicted, target, dim=-1)).mean()
 
 
-def similarity_loss(predicted: Tensor, target: Tensor, temperature: float = 0.05) -> Tensor:
+def similarity_loss(predicted: torch.Tensor, target: torch.Tensor, temperature: float = 0.05) -> torch.Tensor:
     """Match who is near whom in the batch (our derivation, in the manner of relational distillation).
 
     Every text's cosines to the others, divided by the temperature, are softmaxed; the loss is the mean over texts of
@@ -152,13 +151,13 @@ def similarity_loss(predicted: Tensor, target: Tensor, temperature: float = 0.05
     if len(predicted) < 2:
         return predicted.sum() * 0.0
     others = ~torch.eye(len(predicted), dtype=torch.bool, device=predicted.device)
-    states = (nn.functional.normalize(part, dim=-1) for part in (predicted, target))
+    states = (torch.nn.functional.normalize(part, dim=-1) for part in (predicted, target))
     cosines = ((part @ part.T)[others].view(len(others), -1) for part in states)
     student, teacher = (torch.log_softmax(part / temperature, dim=-1) for part in cosines)
-    return nn.functional.kl_div(student, teacher, reduction="batchmean", log_target=True)
+    return torch.nn.functional.kl_div(student, teacher, reduction="batchmean", log_target=True)
 
 
-def distillation_losses(model: GeneralStudent, teacher: Teacher, batch: Batch) -> dict[str, Tensor]:
+def distillation_losses(model: GeneralStudent, teacher: Teacher, batch: Batch) -> dict[str, torch.Tensor]:
     """Compare the student's states of a padded batch with the teacher's.
 
     Returns:

@@ -18,14 +18,12 @@ import torch
 from gymnasium import spaces
 from safetensors import SafetensorError
 from safetensors.torch import load, save
-from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common import buffers, vec_env
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import Schedule
-from stable_baselines3.common.vec_env import VecEnv, VecMonitor, VecNormalize
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from l2a.config import SelectorConfig
 from l2a.data import Bools, Floats
@@ -361,12 +359,12 @@ def _algorithm(
     tasks: Sequence[SelectionTask], card: agents.AgentCard, network: CandidateNetwork, seed: int
 ) -> OnPolicyAlgorithm:
     options, kind = dict(card.hyperparameters), agents.algorithm_class(card)
-    environments: VecEnv = VecMonitor(environment.SelectionVecEnv(tasks, card.environments, seed))
+    environments: vec_env.VecEnv = vec_env.VecMonitor(environment.SelectionVecEnv(tasks, card.environments, seed))
     options["policy_kwargs"] = {"network": network}
     try:
         if card.scale_rewards:  # log-likelihood gains are thousandths, and differ from pool to pool
             spread = environment.SpreadByPool(environments.get_attr("task"))
-            environments = VecNormalize(environments, norm_obs=False, gamma=float(options.get("gamma", 0.99)))
+            environments = vec_env.VecNormalize(environments, norm_obs=False, gamma=float(options.get("gamma", 0.99)))
             environments.ret_rms = spread
         algorithm: OnPolicyAlgorithm = kind(CandidatePolicy, environments, seed=seed, device="cpu", **options)
     except (TypeError, ValueError, AssertionError) as error:
@@ -387,9 +385,9 @@ def dvrl_loss(logits: Tensor, kept: Tensor, counts: Tensor, advantages: Tensor) 
     Returns:
         Scalar: advantage * BCE_sum(p, kept) + 1000 * [relu(mean p - 0.9) + relu(0.1 - mean p)].
     """
-    entropies = F.binary_cross_entropy_with_logits(logits, kept, reduction="none").sum(dim=2)
+    entropies = nn.functional.binary_cross_entropy_with_logits(logits, kept, reduction="none").sum(dim=2)
     mean = (torch.sigmoid(logits).mean(dim=2) * counts).sum() / counts.sum()
-    outside = F.relu(mean - HIGHEST_MEAN) + F.relu(1.0 - HIGHEST_MEAN - mean)
+    outside = nn.functional.relu(mean - HIGHEST_MEAN) + nn.functional.relu(1.0 - HIGHEST_MEAN - mean)
     return ((entropies * counts).sum(dim=0) * advantages).mean() + PENALTY * outside
 
 
@@ -401,7 +399,7 @@ class DVRL(OnPolicyAlgorithm):
     and an episode stands for the paper's batch. There is no critic; rewards must come in nats.
     """
 
-    def __init__(self, policy: Any, env: VecEnv, learning_rate: float = 0.01, **options: Any) -> None:
+    def __init__(self, policy: Any, env: vec_env.VecEnv, learning_rate: float = 0.01, **options: Any) -> None:
         """Make the algorithm, and measure its baseline; a rollout is as long as an episode, nothing is discounted.
 
         Args:
@@ -425,7 +423,7 @@ class DVRL(OnPolicyAlgorithm):
         super().__init__(policy, env, learning_rate, **{**unused, **options, **fixed})
 
     def collect_rollouts(
-        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
+        self, env: vec_env.VecEnv, callback: BaseCallback, rollout_buffer: buffers.RolloutBuffer, n_rollout_steps: int
     ) -> bool:
         """Reset every environment and play, so that each gives one whole episode; False if the callback ended it."""
         self._last_obs = np.asarray(env.reset())

@@ -10,7 +10,6 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium import spaces
 from scipy.special import softmax
 from stable_baselines3.common.vec_env import DummyVecEnv
 
@@ -66,8 +65,8 @@ class SharesEnvironment(gymnasium.Env[Any, Any]):
     def __init__(self, task: SelectionTask, arms: Ints) -> None:
         """Make the environment of a pool whose candidates have these arms, int64 (N,)."""
         self.task, self._arms, self._sizes = task, arms, np.bincount(arms)
-        self.observation_space = spaces.Box(-10.0, 10.0, (len(self._sizes) + 2,), np.float32)
-        self.action_space = spaces.Box(-1.0, 1.0, (len(self._sizes),), np.float32)
+        self.observation_space = gymnasium.spaces.Box(-10.0, 10.0, (len(self._sizes) + 2,), np.float32)
+        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (len(self._sizes),), np.float32)
         self._gains, self.returns = reward.Gains(task.surrogate, 1), list[float]()
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Floats, dict[str, Any]]:

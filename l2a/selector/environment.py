@@ -7,8 +7,6 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium import spaces
-from gymnasium.envs.registration import register, registry
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import DummyVecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
@@ -25,8 +23,9 @@ STATE_FEATURES = ("budget_left", "steps_left", "class_balance", "gain_so_far")
 OBSERVATION_BOUND = 10.0
 COSINE_DIRECTIONS = 16
 
-if ENVIRONMENT_ID not in registry:  # here, so that a process that is sent a task knows the environment by its id
-    register(ENVIRONMENT_ID, entry_point="l2a.selector.environment:SelectionEnvironment")
+# Registered here, so that a process that is sent a task knows the environment by its id.
+if ENVIRONMENT_ID not in gymnasium.registry:
+    gymnasium.register(ENVIRONMENT_ID, entry_point="l2a.selector.environment:SelectionEnvironment")
 
 
 @dataclass(frozen=True, eq=False)
@@ -216,8 +215,8 @@ class SelectionEnvironment(gymnasium.Env[Any, Any]):
     def __init__(self, task: SelectionTask) -> None:
         """Make the environment of a pool."""
         self.task, width = task, (task.observation_width,)
-        self.observation_space = spaces.Box(-OBSERVATION_BOUND, OBSERVATION_BOUND, width, np.float32)
-        self.action_space = spaces.MultiBinary(task.batch)
+        self.observation_space = gymnasium.spaces.Box(-OBSERVATION_BOUND, OBSERVATION_BOUND, width, np.float32)
+        self.action_space = gymnasium.spaces.MultiBinary(task.batch)
         self._episodes = Episodes(task, 1)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Floats, dict[str, Any]]:

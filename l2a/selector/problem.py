@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.special import logit, softmax
-from scipy.stats import rankdata
+from scipy import special, stats
 
 from l2a.data import Bools, Doubles, Floats, Ints
 from l2a.generator.chain import CandidatePool
@@ -189,7 +188,7 @@ def measurements(problem: SelectionProblem) -> dict[str, Floats]:
         float32 (N,) by name; operators and origins apart.
     """
     pool = problem.pool
-    teacher, student = pool.teacher.probabilities(), softmax(problem.student_logits, axis=1)
+    teacher, student = pool.teacher.probabilities(), special.softmax(problem.student_logits, axis=1)
     predicted = teacher.argmax(axis=1)
     best_two = np.sort(teacher, axis=1)[:, -2:]
     class_shares = np.bincount(predicted, minlength=teacher.shape[1]) / len(predicted)
@@ -269,7 +268,7 @@ def _domain_ratio(problem: SelectionProblem, rng: np.random.Generator) -> Floats
 
     That is importance resampling without replacement (Xie et al., NeurIPS 2023, arXiv 2302.03169), by Gumbel's noise.
     """
-    odds = logit(np.clip(problem.pool.domain_probability.astype(np.float64), 1e-6, 1 - 1e-6))
+    odds = special.logit(np.clip(problem.pool.domain_probability.astype(np.float64), 1e-6, 1 - 1e-6))
     scores: Floats = (odds + rng.gumbel(size=len(odds))).astype(np.float32)
     return scores
 
@@ -288,7 +287,7 @@ def _glitter(problem: SelectionProblem, rng: np.random.Generator) -> Floats:
     ``rescore_every`` does. The paper chooses among each text's own augmentations, this rule from the whole pool at the
     keep rate of every other agent (our adaptation).
     """
-    student = softmax(problem.student_logits / np.float32(GLITTER_TEMPERATURE), axis=1)
+    student = special.softmax(problem.student_logits / np.float32(GLITTER_TEMPERATURE), axis=1)
     return kl_divergence(problem.pool.teacher.probabilities(GLITTER_TEMPERATURE), student)
 
 
@@ -300,7 +299,7 @@ def _llkd(problem: SelectionProblem, rng: np.random.Generator) -> Floats:
     and the keep rate sets that quantile (our derivation): the score is the smaller of the two quantiles. Its card
     scores again as the student learns; the paper's weights of the loss are left out.
     """
-    teacher, student = problem.pool.teacher.probabilities(), softmax(problem.student_logits, axis=1)
+    teacher, student = problem.pool.teacher.probabilities(), special.softmax(problem.student_logits, axis=1)
     return np.minimum(quantiles(teacher.max(axis=1), problem.classes), quantiles(entropy(student), problem.classes))
 
 
@@ -328,7 +327,7 @@ def quantiles(values: Floats, groups: Ints) -> Floats:
     ranks = np.empty(len(values), np.float32)
     for group in np.unique(groups):
         members = groups == group
-        ranks[members] = rankdata(values[members], "ordinal") / members.sum()
+        ranks[members] = stats.rankdata(values[members], "ordinal") / members.sum()
     return ranks
 
 

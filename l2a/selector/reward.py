@@ -20,11 +20,8 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from scipy.special import softmax
-from scipy.stats import spearmanr
-from sklearn.decomposition import PCA
-from sklearn.linear_model import RidgeCV
-from sklearn.model_selection import cross_val_predict
+from scipy import special, stats
+from sklearn import decomposition, linear_model, model_selection
 
 from l2a.config import KDConfig
 from l2a.data import Bools, Doubles, Floats, Ints, encoding
@@ -173,12 +170,12 @@ def fitted_influences(problem: SelectionProblem, measured: Ints, values: Floats,
     if len(measured) == len(problem):
         return values
     outputs = problem.pool.teacher
-    gaps = outputs.probabilities() - softmax(problem.student_logits, axis=1)
-    places = PCA(min(COMPONENTS, len(measured), outputs.embeddings.shape[1]), whiten=True, random_state=0)
+    gaps = outputs.probabilities() - special.softmax(problem.student_logits, axis=1)
+    places = decomposition.PCA(min(COMPONENTS, len(measured), outputs.embeddings.shape[1]), whiten=True, random_state=0)
     places = places.fit(outputs.embeddings[measured]).transform(outputs.embeddings)
     columns = [candidate_features(problem).matrix, gaps, *(gap[:, None] * places for gap in gaps.T)]
-    read, model = np.concatenate(columns, axis=1), RidgeCV(np.geomspace(1, 1e4, 9))
-    agree = spearmanr(cross_val_predict(model, read[measured], values, cv=5), values).statistic
+    read, model = np.concatenate(columns, axis=1), linear_model.RidgeCV(np.geomspace(1, 1e4, 9))
+    agree = stats.spearmanr(model_selection.cross_val_predict(model, read[measured], values, cv=5), values).statistic
     progress.event("influences", measured=len(measured), candidates=len(problem), fit=round(float(agree), 3))
     found: Floats = model.fit(read[measured], values).predict(read).astype(np.float32)
     found[measured] = values

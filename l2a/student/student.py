@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from l2a.config import StudentConfig
 from l2a.data import Bools, Floats, Ints, TextInput, encoding
@@ -42,7 +41,7 @@ class Student:
         self._features = torch.zeros(0)
         self.output.register_forward_pre_hook(self._keep_features)
 
-    def _keep_features(self, module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
+    def _keep_features(self, module: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
         self._features = arguments[0]
 
     def __call__(self, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -168,13 +167,13 @@ def _attend_to_matches(attention: Any, size: int) -> None:
     query[:size], key[:size], value[:size], output[:, :size] = 0, 0, 0, 0
     for start in range(0, size, width):
         for weight, contrast in ((query, -4.0), (key, 4.0)):  # a token looks away from its own sentence
-            nn.init.eye_(weight[start : start + width - 1, : width - 1])
+            torch.nn.init.eye_(weight[start : start + width - 1, : width - 1])
             weight[start + width - 1, size - 1] = contrast
-    nn.init.eye_(value[:size, :size])
-    nn.init.eye_(output[size : 2 * size, :size])
+    torch.nn.init.eye_(value[:size, :size])
+    torch.nn.init.eye_(output[size : 2 * size, :size])
 
 
-def _compare(inner: nn.Linear, outer: nn.Linear, size: int) -> None:
+def _compare(inner: torch.nn.Linear, outer: torch.nn.Linear, size: int) -> None:
     """Replace the match y beside each word x by |x - y|, out of gelu(z) + gelu(-z) = |z| and gelu(z) - gelu(-z) = z."""
     identity = 2.0 * torch.eye(size)  # so sharp that gelu(z) + gelu(-z) is close to |z|
     inner.weight[: 4 * size], outer.weight[:, : 4 * size] = 0, 0
@@ -203,8 +202,8 @@ def start_from_words(student: Student, vectors: Floats, of_pairs: bool) -> None:
     aligned = aligned_size(body) if of_pairs and marks_sides else 0
     with torch.no_grad():
         for layer in body.encoder.layer:
-            nn.init.eye_(layer.attention.self.value.weight)
-            nn.init.eye_(layer.attention.output.dense.weight)
+            torch.nn.init.eye_(layer.attention.self.value.weight)
+            torch.nn.init.eye_(layer.attention.output.dense.weight)
         if aligned:
             table.weight.zero_()
             table.weight[:, : aligned - 1] = _even_word_vectors(vectors, aligned - 1)
@@ -242,7 +241,7 @@ def open_head(student: Student, texts: Sequence[TextInput] = ()) -> None:
         student: A BERT classifier in eval mode, its square layer changed in place.
         texts: Texts to measure on; none for the identity.
     """
-    dense = [module for module in student.model.modules() if isinstance(module, nn.Linear)][-2]
+    dense = [module for module in student.model.modules() if isinstance(module, torch.nn.Linear)][-2]
     mean, size = torch.zeros(dense.in_features), torch.ones(dense.in_features)
     if texts:
         states = _inputs_of(dense, student, texts)
@@ -254,7 +253,7 @@ def open_head(student: Student, texts: Sequence[TextInput] = ()) -> None:
 
 
 @torch.inference_mode()
-def _inputs_of(layer: nn.Linear, student: Student, texts: Sequence[TextInput]) -> torch.Tensor:
+def _inputs_of(layer: torch.nn.Linear, student: Student, texts: Sequence[TextInput]) -> torch.Tensor:
     sides = [(side,) for text in texts for side in text]
     sample = [sides[i] for i in np.linspace(0, len(sides) - 1, min(512, len(sides)), dtype=int)]
     encoded, states = encoding.encode(student.tokenizer, sample, max_length=64), list[torch.Tensor]()

@@ -17,7 +17,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from l2a.config import TeacherConfig
 from l2a.data import Examples, Ints, TextInput, encoding
@@ -101,7 +100,7 @@ def fine_tune(
         for step, indices in enumerate(itertools.islice(batches, loop.done, None), loop.done):
             with training.mixed_precision(device):
                 logits = model(read.padded(indices, device))[0]
-            loss = nn.functional.cross_entropy(logits.float(), labels[indices].to(device))
+            loss = torch.nn.functional.cross_entropy(logits.float(), labels[indices].to(device))
             if not torch.isfinite(loss):
                 texts = ", ".join(repr(examples.inputs[i][0][:80]) for i in indices[:3])
                 where = f"at step {step}, in the batch that begins with {texts}"
@@ -168,7 +167,7 @@ class LowerStates:
         return {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
 
 
-class _Given(nn.Module):
+class _Given(torch.nn.Module):
     """Stands where the embeddings were and hands on the states of the frozen layers."""
 
     def forward(self, *arguments: Any, **named: Any) -> torch.Tensor:
@@ -181,12 +180,12 @@ class _Reached(Exception):  # noqa: N818
     """The last frozen layer has been run; the rest is not needed."""
 
 
-def encoder_layers(encoder: nn.Module) -> tuple[str, nn.ModuleList]:
+def encoder_layers(encoder: torch.nn.Module) -> tuple[str, torch.nn.ModuleList]:
     """Find the stack of an encoder's layers and its name inside the encoder; an empty stack where there is none."""
     for name, module in encoder.named_modules():
-        if isinstance(module, nn.ModuleList) and name.split(".")[-1] in ("layer", "layers"):
+        if isinstance(module, torch.nn.ModuleList) and name.split(".")[-1] in ("layer", "layers"):
             return name, module
-    return "", nn.ModuleList()
+    return "", torch.nn.ModuleList()
 
 
 def frozen_layers(teacher: Teacher, wanted: Literal["auto"] | int | None) -> int | None:
@@ -221,10 +220,10 @@ def upper_layers(teacher: Teacher, frozen: int) -> Teacher:
     for part in parts:
         parent._modules[part] = _shallow(getattr(parent, part))
         parent = getattr(parent, part)
-    parent._modules[last] = nn.ModuleList(list(layers)[frozen:])
+    parent._modules[last] = torch.nn.ModuleList(list(layers)[frozen:])
     root._modules["embeddings"] = _Given()
     if "embeddings_project" in root._modules:  # ELECTRA widens narrow embeddings
-        root._modules["embeddings_project"] = nn.Identity()
+        root._modules["embeddings_project"] = torch.nn.Identity()
     return Teacher(root, teacher.tokenizer, teacher.label_names, teacher.head).train(teacher.training)
 
 
@@ -233,7 +232,7 @@ def _can_be_cut(teacher: Teacher, frozen: int) -> bool:
     return teacher.head is not None and 0 < frozen < len(layers) and hasattr(teacher.encoder, "embeddings")
 
 
-def _shallow(module: nn.Module) -> nn.Module:
+def _shallow(module: torch.nn.Module) -> torch.nn.Module:
     copied = copy.copy(module)
     copied._modules = dict(module._modules)
     return copied
@@ -309,7 +308,7 @@ def _run_frozen(
     reached: list[torch.Tensor] = []
     rows: list[np.typing.NDArray[np.float16]] = []
 
-    def stop(_: nn.Module, __: Any, output: Any) -> None:
+    def stop(_: torch.nn.Module, __: Any, output: Any) -> None:
         reached.append(output[0] if isinstance(output, tuple) else output)
         raise _Reached
 
