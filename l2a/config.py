@@ -1,8 +1,7 @@
 """All settings of a run, as frozen dataclasses that check themselves; the comment of a field says what it is."""
 
-import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -205,7 +204,7 @@ def settle(config: DistillConfig) -> DistillConfig:
     """
     if (shipped_folder("domains") / f"{config.target}.yaml").is_file():  # labels are plentiful: scarcity is simulated
         shots = 32 if config.shots is None else config.shots
-        return dataclasses.replace(config, source=config.source or "movies", shots=shots)
+        return replace(config, source=config.source or "movies", shots=shots)
     if config.source is None:
         fix = "give --source, a domain with the same labels and plenty of texts (--unlabelled cannot replace it)"
         raise UsageError(f"source is not given, and none can be assumed for {config.target!r}; {fix}")
@@ -247,12 +246,12 @@ def override(config: DistillConfig, changes: Mapping[str, Any]) -> DistillConfig
     Raises:
         UsageError: For unknown names and wrong values.
     """
-    return build(DistillConfig, _merge(dataclasses.asdict(config), changes), "settings")
+    return build(DistillConfig, _merge(asdict(config), changes), "settings")
 
 
 def as_yaml(config: DistillConfig) -> str:
     """Print a configuration as a file that ``--config`` reads back."""
-    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True)
 
 
 def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

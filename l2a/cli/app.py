@@ -64,15 +64,14 @@ def distill_command(
 
 def print_result(result: Any) -> None:
     """Print the comparison and where everything is."""
-    from l2a.report.page import verdict
-    from l2a.report.run_folder import SHORT_HEADERS, short_cells
+    from l2a.report import page, run_folder
 
-    print_table(SHORT_HEADERS, short_cells(result.rows), are_numbers=True)
+    print_table(run_folder.SHORT_HEADERS, run_folder.short_cells(result.rows), are_numbers=True)
     echo(
         "95 % bootstrap intervals over the test examples; ms: CPU time a text on one thread, alone and in batches of "
         "32, median ± half the interquartile range"
     )
-    echo(verdict(result.metrics))
+    echo(page.verdict(result.metrics))
     agreement = [facts["selector"].get("tier_correlation") for facts in result.metrics.get("rounds", [])]
     if agreement and None not in agreement:
         values = ", ".join(f"{value:.2f}" for value in agreement)

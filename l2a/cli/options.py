@@ -79,26 +79,25 @@ def print_table(
     headers: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None, are_numbers: bool = False
 ) -> None:
     """Print a table, whatever the terminal's width; columns of numbers, all but the first, are aligned to the right."""
-    from rich import box, console, markup  # not for --help
-    from rich.table import Column, Table
+    from rich import box, console, markup, table  # not for --help
 
     columns = [
-        Column(markup.escape(name), justify="right" if i and are_numbers else "left") for i, name in enumerate(headers)
+        table.Column(markup.escape(name), justify="right" if i and are_numbers else "left")
+        for i, name in enumerate(headers)
     ]
-    table = Table(*columns, box=box.SIMPLE, padding=(0, 1, 0, 0), title=title)
+    shown = table.Table(*columns, box=box.SIMPLE, padding=(0, 1, 0, 0), title=title)
     for row in rows:
-        table.add_row(*map(markup.escape, row))
-    console.Console(highlight=False, soft_wrap=True).print(table)
+        shown.add_row(*map(markup.escape, row))
+    console.Console(highlight=False, soft_wrap=True).print(shown)
 
 
 def print_facts(facts: Mapping[str, Any]) -> None:
     """Print names with what is known of them beside, wrapped to the terminal; lists and mappings come in one piece."""
-    from rich import console, markup
-    from rich.table import Column, Table
+    from rich import console, markup, table
 
-    table = Table.grid(Column(no_wrap=True), Column(), padding=(0, 2))
+    shown = table.Table.grid(table.Column(no_wrap=True), table.Column(), padding=(0, 2))
     for name, value in facts.items():
         listed = [f"{key} {item}" for key, item in value.items()] if isinstance(value, Mapping) else value
         text = ", ".join(map(str, listed)) if isinstance(listed, list) else str(listed)
-        table.add_row(markup.escape(name), markup.escape(text))
-    console.Console(highlight=False).print(table)
+        shown.add_row(markup.escape(name), markup.escape(text))
+    console.Console(highlight=False).print(shown)

@@ -206,13 +206,11 @@ def report_experiment(
     pages: Annotated[Path, Option(help="Folder of report pages.")] = Path("docs/experiments"),
 ) -> None:
     """Write a card's page, figures and summary from its results alone."""
-    from l2a.experiments.card import load_experiment
-    from l2a.experiments.report import summarise, write_report, write_summary
-    from l2a.experiments.runner import read_results
+    from l2a.experiments import card as cards, report, runner
 
-    experiment = load_experiment(card)
+    experiment = cards.load_experiment(card)
     page, data = pages / f"{experiment.name}.md", results / f"{experiment.name}.json"
-    summary = summarise(experiment, read_results(results / experiment.name))
-    write_report(page, summary)
-    write_summary(data, summary)
+    summary = report.summarise(experiment, runner.read_results(results / experiment.name))
+    report.write_report(page, summary)
+    report.write_summary(data, summary)
     echo(f"{page} and {data}: {len(summary.results)} cells, {summary.missing} missing")

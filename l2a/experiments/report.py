@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib
+import matplotlib.figure
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
@@ -203,11 +202,11 @@ def render_page(summary: Summary) -> str:
     )  # fmt: skip
 
 
-def _draw_dots(summary: Summary, pairs: Sequence[str | None], label: str) -> Figure:
+def _draw_dots(summary: Summary, pairs: Sequence[str | None], label: str) -> matplotlib.figure.Figure:
     """A panel for each pair, or for all, a row for each variant: its mean, the interval, and the values behind it."""
     order, columns = summary.best_first, min(3, len(pairs))
     rows = -(-len(pairs) // columns)
-    figure = Figure(figsize=(7.4, rows * (0.75 + 0.22 * len(order)) + 0.35), linewidth=1.0)
+    figure = matplotlib.figure.Figure(figsize=(7.4, rows * (0.75 + 0.22 * len(order)) + 0.35), linewidth=1.0)
     grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
     for axes in grid.flat[len(pairs) :]:
         axes.set_visible(False)
@@ -229,9 +228,9 @@ def _draw_dots(summary: Summary, pairs: Sequence[str | None], label: str) -> Fig
     return figure
 
 
-def _draw_shots(summary: Summary) -> Figure:
+def _draw_shots(summary: Summary) -> matplotlib.figure.Figure:
     """Learning curves: the mean accuracy of each variant over the number of labelled target examples."""
-    figure, shots = Figure(figsize=(7.0, 4.2), linewidth=1.0), sorted(summary.card.shots)
+    figure, shots = matplotlib.figure.Figure(figsize=(7.0, 4.2), linewidth=1.0), sorted(summary.card.shots)
     axes = figure.subplots()
     offsets = np.linspace(-0.06, 0.06, max(2, len(summary.variants)))  # in octaves, so that the intervals stay apart
     for name, offset in zip(summary.variants, offsets, strict=False):
@@ -254,7 +253,7 @@ def _style(summary: Summary, variant: str) -> dict[str, Any]:
     return {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)], "linestyle": "none"}
 
 
-def save_figure(figure: Figure, path: Path) -> None:
+def save_figure(figure: matplotlib.figure.Figure, path: Path) -> None:
     """Write a figure as SVG, the same bytes for the same drawing; to be called inside ``rc_context(STYLE)``."""
     with files.atomic_file(path) as file:
         figure.savefig(file, format="svg", metadata={"Date": None})

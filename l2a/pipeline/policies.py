@@ -17,10 +17,7 @@ from l2a.kd.trainer import KDTrainer, run_student, standard_error
 from l2a.pipeline.session import RunContext, TrainingSession, mixture, open_session
 from l2a.pipeline.students import Drawn, as_outputs, draw_candidates, near_and_clean, selection_problem, spare_labels
 from l2a.report.run_folder import versions
-from l2a.selector import reward
-from l2a.selector.agents import check_agent, load_agent
-from l2a.selector.algorithms import TrainedPolicy, Training, load_facts, load_policy, save_policy, train_agent
-from l2a.selector.environment import build_task
+from l2a.selector import agents, algorithms, environment, reward
 from l2a.selector.problem import RULES, SelectionProblem, candidate_features, keep_best
 from l2a.selector.select import Inspection, apply_policy, inspect_policy, rank_correlation, select
 from l2a.student.student import Student
@@ -143,7 +140,7 @@ def surrogate_problem(config: DistillConfig, progress: Progress = SILENT) -> Sel
 def train_selector(
     configs: Sequence[DistillConfig], folder: Path, overwrite: bool = False, progress: Progress = SILENT,
     problems: Sequence[SelectionProblem] | None = None,
-) -> Training:  # fmt: skip
+) -> algorithms.Training:  # fmt: skip
     """Train one policy on the surrogate environments of one pair or several, side by side, and save it.
 
     Args:
@@ -161,8 +158,8 @@ def train_selector(
         RunError: If the training diverges.
     """
     config = configs[0].selector
-    check_agent(config.agent)
-    if not (card := load_agent(config.agent)).learns:
+    agents.check_agent(config.agent)
+    if not (card := agents.load_agent(config.agent)).learns:
         raise UsageError(
             f"selector.agent is {config.agent!r}, which does not learn what other pools can use; give one like ppo"
         )
@@ -172,14 +169,16 @@ def train_selector(
         problems = problems or [surrogate_problem(one, progress) for one in configs]
         # One set of columns for all: a pool that lacks an operator has zeros there.
         names = tuple(dict.fromkeys(name for problem in problems for name in candidate_features(problem).names))
-        tasks = [build_task(problem, one.selector, names) for problem, one in zip(problems, configs, strict=True)]
-        training = train_agent(tasks, config.agent, card, config, configs[0].seed, progress=progress)
+        tasks = [
+            environment.build_task(problem, one.selector, names) for problem, one in zip(problems, configs, strict=True)
+        ]
+        training = algorithms.train_agent(tasks, config.agent, card, config, configs[0].seed, progress=progress)
         facts = training_facts(configs, training.steps, training.steps_per_second, training.reward_curve)
-        save_policy(training.snapshots[-1], unfinished, facts)
+        algorithms.save_policy(training.snapshots[-1], unfinished, facts)
     return training
 
 
-def open_policy(name: str) -> tuple[TrainedPolicy, dict[str, Any]]:
+def open_policy(name: str) -> tuple[algorithms.TrainedPolicy, dict[str, Any]]:
     """Read a saved policy.
 
     Args:
@@ -192,14 +191,14 @@ def open_policy(name: str) -> tuple[TrainedPolicy, dict[str, Any]]:
         UsageError: If it is not a trained policy.
         RunError: If it cannot be read.
     """
-    folder = load_agent(name).policy
+    folder = agents.load_agent(name).policy
     if folder is None:
         raise UsageError(f"policy: {name!r} is a card without a trained policy; give a folder that holds policy.json")
-    return load_policy(Path(folder)), load_facts(Path(folder))
+    return algorithms.load_policy(Path(folder)), algorithms.load_facts(Path(folder))
 
 
 def evaluate_policy(
-    config: DistillConfig, policy: TrainedPolicy, updates: int | None = None, progress: Progress = SILENT
+    config: DistillConfig, policy: algorithms.TrainedPolicy, updates: int | None = None, progress: Progress = SILENT
 ) -> Evaluation:
     """Compare a policy with every rule at the same keep rate and the same updates, on the reward texts.
 
@@ -335,7 +334,7 @@ def headroom_note(found: Mapping[str, Any]) -> str:
     return f"{gain}: that is the most that a selector can bring here"
 
 
-def explain_policy(config: DistillConfig, policy: TrainedPolicy, progress: Progress = SILENT) -> Inspection:
+def explain_policy(config: DistillConfig, policy: algorithms.TrainedPolicy, progress: Progress = SILENT) -> Inspection:
     """Explain what a policy keeps on a pair of domains.
 
     Args:

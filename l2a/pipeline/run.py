@@ -18,10 +18,7 @@ from l2a.pipeline.policies import headroom_note, known_headroom, open_policy, tr
 from l2a.pipeline.session import FEWEST_TO_CHOOSE, RunContext
 from l2a.pipeline.students import Round, TrainedStudent
 from l2a.report import page, run_folder
-from l2a.selector.agents import load_agent
-from l2a.selector.algorithms import save_policy
-from l2a.selector.problem import Selection
-from l2a.selector.select import inspect_policy
+from l2a.selector import agents, algorithms, problem, select
 from l2a.serving.classifier import fit_temperature, write_temperature
 from l2a.student.student import resolve_preset
 from l2a.teacher.model import PACKAGED
@@ -53,7 +50,7 @@ def train_and_write(
     context = RunContext(config, progress, data, client)
     with progress.stage("check the models"):
         context.check_models()
-    headroom = known_headroom(context) if load_agent(config.selector.agent).rule is None else {}
+    headroom = known_headroom(context) if agents.load_agent(config.selector.agent).rule is None else {}
     if headroom:
         progress.say(f"note: {headroom_note(headroom)} (l2a selector headroom)")
     students, rows, results = _compare(context)
@@ -213,7 +210,7 @@ def _explained(config: DistillConfig, last: Round) -> list[dict[str, Any]]:
     if last.problem is None or last.selection.policy is None:
         return []
     rng = np.random.default_rng([config.seed, 10])
-    found = inspect_policy(last.problem, last.selection.policy, config.selector, rng)
+    found = select.inspect_policy(last.problem, last.selection.policy, config.selector, rng)
     return [
         {"feature": name, "loss": loss, "changed": changed,
          "quartiles": [side.tolist() for side in found.quartiles.get(name, ())]}
@@ -221,7 +218,7 @@ def _explained(config: DistillConfig, last: Round) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def _write_selector(folder: Path, config: DistillConfig, selections: Sequence[Selection]) -> None:
+def _write_selector(folder: Path, config: DistillConfig, selections: Sequence[problem.Selection]) -> None:
     last = selections[-1]
     diagnostics: list[dict[str, Any]] = [dict(selection.diagnostics) for selection in selections]
     if last.policy is not None:  # it replaces the folder, so it comes first
@@ -232,6 +229,6 @@ def _write_selector(folder: Path, config: DistillConfig, selections: Sequence[Se
         else:  # it was trained elsewhere
             trained = open_policy(config.selector.agent)[1]
         used = last.diagnostics.get("chosen", "learned policy")
-        save_policy(last.policy, folder, {**trained, "used_in_the_last_round": used})
+        algorithms.save_policy(last.policy, folder, {**trained, "used_in_the_last_round": used})
     facts = {"agent": last.agent, "rounds": diagnostics}
     atomic_write_text(folder / "selection.json", to_json(facts, indent=1) + "\n")

@@ -7,18 +7,17 @@ import logging
 import math
 import re
 import types
-import typing
 from collections.abc import Callable, Mapping
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 import yaml
 
 from l2a.util.errors import UsageError, did_you_mean, os_error_sentence
 
 PACKAGE = Path(__file__).parent.parent
-T = typing.TypeVar("T")
+T = TypeVar("T")
 NO_TEXT = re.compile("[\0\ud800-\udfff]")
 logger = logging.getLogger(__name__)
 
@@ -125,7 +124,7 @@ class Checked:
 
     def __post_init__(self) -> None:
         """Raise a UsageError for the first value of another type, out of range or not finite."""
-        for name, hint in typing.get_type_hints(type(self), include_extras=True).items():
+        for name, hint in get_type_hints(type(self), include_extras=True).items():
             if problem := _misfit(getattr(self, name), hint, self._section + name):
                 raise UsageError(problem)
 
@@ -146,11 +145,11 @@ def build(cls: type[T], mapping: Mapping[str, Any], where: str) -> T:
     if problems:
         more = f"; and {len(problems) - 9} more" if len(problems) > 9 else ""
         raise UsageError(f"{where}: " + "; ".join(problems[:9]) + more)
-    return typing.cast(T, value)
+    return cast(T, value)
 
 
 def _build(cls: Any, mapping: Mapping[str, Any], prefix: str, problems: list[str]) -> Any:
-    hints = typing.get_type_hints(cls, include_extras=True)
+    hints = get_type_hints(cls, include_extras=True)
     fields = {field.name: field for field in dataclasses.fields(cls)}
     for key in mapping:
         if key not in fields:
@@ -167,7 +166,7 @@ def _build(cls: Any, mapping: Mapping[str, Any], prefix: str, problems: list[str
 def _convert(value: Any, hint: Any, where: str, problems: list[str]) -> Any:
     """Give plain data the form of an annotation, and note what does not fit it."""
     for kind in _kinds(hint):
-        origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+        origin, arguments = get_origin(kind), get_args(kind)
         if dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
             return _build(kind, value, f"{where}.", problems)
         if origin is tuple and isinstance(value, list | tuple):
@@ -183,7 +182,7 @@ def _convert(value: Any, hint: Any, where: str, problems: list[str]) -> Any:
 
 
 def _kinds(hint: Any) -> tuple[Any, ...]:
-    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 
 def _misfit(value: Any, hint: Any, where: str) -> str | None:
@@ -196,12 +195,12 @@ def _misfit(value: Any, hint: Any, where: str) -> str | None:
 
 
 def _fits(value: Any, kind: Any) -> bool:
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if kind is Any or origin is typing.Literal:
+    origin, arguments = get_origin(kind), get_args(kind)
+    if kind is Any or origin is Literal:
         return kind is Any or value in arguments
     if origin is Mapping:
         return isinstance(value, Mapping) and all(_fits(item, arguments[1]) for item in value.values())
-    base, *limits = arguments if origin is typing.Annotated else (origin or kind,)
+    base, *limits = arguments if origin is Annotated else (origin or kind,)
     if base not in (int, float):  # NUL characters and lone surrogates can stand in no path and no file
         return isinstance(value, base) and not (base is str and NO_TEXT.search(value))
     is_number = isinstance(value, Integral if base is int else Real) and not isinstance(value, bool)
@@ -209,10 +208,10 @@ def _fits(value: Any, kind: Any) -> bool:
 
 
 def _in_words(kind: Any) -> list[str]:
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin is typing.Literal:
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Literal:
         return [str(option) for option in arguments]
-    if origin is typing.Annotated:
+    if origin is Annotated:
         return [arguments[1].words]
     if origin is Mapping:
         return [f"a mapping of names to {_in_words(arguments[1])[0]}"]

@@ -46,7 +46,7 @@ def text_card(rated, tmp_path, monkeypatch):
     archive, card = rated(a=lines), load_card("neutral")
     artifact, ratings = replace(card.artifact, members=(archive.name,)), Ratings("a.txt", 0.5, "text")
     card = replace(card, artifact=artifact, ratings=ratings, rows_sha256=None)
-    monkeypatch.setattr(card_module, "fetch_artifact", lambda *_: tmp_path)
+    monkeypatch.setattr(card_module.fetch, "fetch_artifact", lambda *_: tmp_path)
     monkeypatch.setattr(card_module, "load_card", lambda _: card)
 
 
@@ -113,7 +113,7 @@ def test_rows_other_than_the_card_promises_are_refused(rated, tmp_path, monkeypa
     card = load_card("movies")
     artifact, ratings = replace(card.artifact, members=(archive.name,)), Ratings("a.txt", 0.5, "text")
     promised = card_module.rows_sha256(read_ratings(archive, ratings))
-    monkeypatch.setattr(card_module, "fetch_artifact", lambda *_: tmp_path)
+    monkeypatch.setattr(card_module.fetch, "fetch_artifact", lambda *_: tmp_path)
     monkeypatch.setattr(card_module, "load_card", lambda _: replace(card, artifact=artifact, ratings=ratings))
     with pytest.raises(RunError, match=f"domain card movies: the rows have sha256 {promised}, the card promises"):
         load_domain("movies")

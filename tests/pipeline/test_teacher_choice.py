@@ -87,7 +87,7 @@ def test_a_student_that_a_linear_model_or_a_constant_answer_beats(config, monkey
     labels = context.data.held_out_labels.labels
     logits = np.eye(2, dtype=np.float32)[labels if student_is_right else 1 - labels]
     monkeypatch.setattr(methods, "run_student", lambda *_: (logits, logits))
-    monkeypatch.setattr(methods, "encode", lambda *_: None)
+    monkeypatch.setattr(methods.encoding, "encode", lambda *_: None)
 
     trained = SimpleNamespace(student=SimpleNamespace(tokenizer=None))
     tested = np.array([0, 0, 1])
