@@ -5,20 +5,9 @@ What other folders need most is here by name; encoding.py, which imports torch, 
 
 from l2a.data.bank import Bank, read_bank
 from l2a.data.domains import load_domain
-from l2a.data.examples import (
-    Bools,
-    Domain,
-    Doubles,
-    Examples,
-    Floats,
-    Ints,
-    TextInput,
-    concatenate,
-    held_out_words,
-    normalised_hash,
-)
+from l2a.data.examples import Bools, Domain, Doubles, Examples, Floats, Ints, TextInput, concatenate, normalised_hash
 
 __all__ = [
-    "Bank", "Bools", "Domain", "Doubles", "Examples", "Floats", "Ints", "TextInput", "concatenate", "held_out_words",
-    "load_domain", "normalised_hash", "read_bank",
+    "Bank", "Bools", "Domain", "Doubles", "Examples", "Floats", "Ints", "TextInput", "concatenate", "load_domain",
+    "normalised_hash", "read_bank",
 ]  # fmt: skip

@@ -5,7 +5,6 @@ another. While it is written, sixteen bytes a text are in memory.
 """
 
 import hashlib
-import logging
 import mmap
 from array import array
 from collections import Counter, defaultdict
@@ -20,7 +19,8 @@ import numpy as np
 
 from l2a.data import domains, readers
 from l2a.data.examples import Domain, Ints, TextInput, normalised_hash, words_of
-from l2a.util import SILENT, Progress, UsageError, cached_folder, cards, fingerprint, os_error_sentence, sha256_file
+from l2a.util import SILENT, Progress, cached_folder, cards, fingerprint, sha256_file
+from l2a.util.errors import UsageError, logger, os_error_sentence
 
 RECIPE = 2  # to be raised whenever the same files would give another bank: part of the cache's key
 UNCUT, LEAST, MOST = 40, 3, 60  # words: of a text that is left whole, and of a piece of one that is cut
@@ -30,8 +30,6 @@ MARKS = frozenset(ENDS + CLOSERS)
 ABBREVIATIONS = frozenset(["mr.", "mrs.", "ms.", "dr.", "st.", "vs.", "e.g.", "i.e.", "prof.", "jr.", "u.s."])
 HELD_OUT = "held out or near copies of held-out texts"
 IsHeldOut = Callable[[str, Sequence[str]], bool]  # from a text's hash and its words
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,7 +19,7 @@ import numpy as np
 from l2a.config import Columns
 from l2a.data import fetch, readers
 from l2a.data.examples import Domain, Examples, HeldOut, TextInput, normalised_hash, words_key
-from l2a.util import SILENT, Progress, RunError, UsageError, did_you_mean, fingerprint, sha256_file
+from l2a.util import SILENT, Progress, RunError, UsageError, did_you_mean, fingerprint, logger, sha256_file
 from l2a.util.cards import build, find_card, list_cards, load_yaml
 
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(:[\w.-]+)?")
@@ -27,8 +27,6 @@ UNLABELLED = "unlabelled"  # the task of cards whose text has no labels
 OF_A_CARD = "its usual name, or by columns in a domain card"  # where no option of the command names one
 DEV_SHARE, TEST_SHARE = 0.1, 0.2
 DEV_PART_OF_TRAIN = 8  # an eighth of 80 % of the data is 10 % of all of it
-
-logger = logging.getLogger(__name__)
 
 
 def hashed_split(key: str) -> readers.SplitName:

@@ -1,7 +1,6 @@
 """Labelled texts, domains of them, the few labels that a run may use, and labels matched by name."""
 
 import hashlib
-import logging
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
@@ -10,11 +9,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from l2a.util import UsageError, did_you_mean
+from l2a.util import UsageError, did_you_mean, logger
 
 HELD_OUT_PART = 4  # reward and validation get at most a quarter of a class each when all labels are used
 WORD = re.compile(r"[^\W_]+")
-logger = logging.getLogger(__name__)
 
 Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]

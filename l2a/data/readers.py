@@ -5,7 +5,6 @@ import csv
 import gzip
 import io
 import json
-import logging
 import lzma
 import re
 import sys
@@ -20,7 +19,7 @@ from typing import IO, Any, Literal, NamedTuple
 
 from l2a.config import Columns
 from l2a.data.examples import TextInput
-from l2a.util import UsageError, did_you_mean, sha256_file
+from l2a.util import UsageError, did_you_mean, logger, sha256_file
 
 SplitName = Literal["train", "dev", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "dev", "test")
@@ -47,8 +46,6 @@ WINDOW = 2048  # records of a stream that are in memory at once
 LONGEST_TEXT = 1_000_000  # characters; tokenisers cut long texts, but not texts that are no texts
 HALF_PAIR = re.compile("[\ud800-\udfff]")
 FLAG = "--{}-column"  # how the command line names a column; that of a side is --source-{}-column or --target-{}-column
-
-logger = logging.getLogger(__name__)
 
 
 class Record(NamedTuple):

@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import json
-import logging
 import platform
 import shutil
 import time
@@ -25,7 +24,7 @@ from l2a.config import DistillConfig
 from l2a.evaluation.metrics import accuracy_and_macro_f1, one_thread
 from l2a.experiments.card import Cell, DataFiles, Group, Place, cell_files, cell_key
 from l2a.pipeline.methods import METHODS, MethodResult
-from l2a.util import SILENT, Progress, RunError, UsageError, cluster
+from l2a.util import SILENT, Progress, RunError, UsageError, cluster, logger
 from l2a.util.files import Checkpoint, atomic_write_text, cache_root, code_fingerprint, fingerprint
 
 RESULTS_FILE = "cells.jsonl"
@@ -33,7 +32,6 @@ FIRST_GUESS = 30.0  # seconds of a cell, and of a teacher, before any has been t
 RunMethod = Callable[[DistillConfig, str, Progress], MethodResult]
 """Trains and evaluates one method with one configuration; it alone opens the test split, at its end. The progress has
 the checkpoint of the cell."""
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ probability min(1, exp(score(z') - score(z))).
 """
 
 import itertools
-import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set as AbstractSet
@@ -26,9 +25,8 @@ from l2a.data import Bools, Doubles, Floats, Ints, TextInput, normalised_hash
 from l2a.generator.operators import CHAIN_OPERATORS, OPERATORS, SOURCE, operator_law
 from l2a.generator.tokens import TokenSpace, choose_slots, write_texts
 from l2a.teacher.labelling import Labeller, TeacherOutputs
-from l2a.util import SILENT, Progress, RunError, UsageError
+from l2a.util import SILENT, Progress, RunError, UsageError, logger
 
-logger = logging.getLogger(__name__)
 Embed = Callable[[Sequence[TextInput]], Floats]
 """Embeds N texts: float32 (N, d)."""
 Choice = Literal["near", "random", "far"]

@@ -1,6 +1,5 @@
 """The data of one run: both domains with their labels matched, and the labelled part of the target; without torch."""
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -9,12 +8,10 @@ from typing import Any
 import numpy as np
 
 from l2a.config import DistillConfig, settle
-from l2a.data import Domain, Examples, TextInput, examples, held_out_words, load_domain, normalised_hash, read_bank
+from l2a.data import Domain, Examples, TextInput, examples, load_domain, normalised_hash, read_bank
 from l2a.data.bank import HELD_OUT
 from l2a.data.domains import as_domain
-from l2a.util import SILENT, Progress, UsageError
-
-logger = logging.getLogger(__name__)
+from l2a.util import SILENT, Progress, UsageError, logger
 
 
 @dataclass(frozen=True)
@@ -77,7 +74,7 @@ def load_run_data(
     held_out = (*splits.reward.inputs, *splits.validation.inputs)
     forbidden = target.test.hashes | {normalised_hash(text) for text in held_out}
     _refuse_same_texts(source, target)
-    words = target.test.words | held_out_words(held_out)
+    words = target.test.words | examples.held_out_words(held_out)
     tested = examples.seen_in(source.train.inputs, forbidden, words)
     if tested.any():
         logger.warning(

@@ -1,6 +1,5 @@
 """The second half of a run, from its data to its folder."""
 
-import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -22,9 +21,7 @@ from l2a.selector import agents, algorithms, problem, select
 from l2a.serving.classifier import fit_temperature, write_temperature
 from l2a.student.student import resolve_preset
 from l2a.teacher.model import PACKAGED
-from l2a.util import Progress, atomic_write_text, process_rank, to_json
-
-logger = logging.getLogger(__name__)
+from l2a.util import Progress, atomic_write_text, logger, process_rank, to_json
 
 
 def train_and_write(

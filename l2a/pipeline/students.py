@@ -1,6 +1,5 @@
 """Trains the student: plainly, or in rounds of drawing, selecting and distilling candidates."""
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
@@ -21,14 +20,13 @@ from l2a.selector.select import apply_policy, select
 from l2a.student.student import Student
 from l2a.teacher.labelling import Labeller, TeacherOutputs
 from l2a.teacher.model import Teacher
-from l2a.util import RunError, UsageError, fingerprint, training
+from l2a.util import RunError, UsageError, fingerprint, logger, training
 
 CERTAIN = 10.0
 """Logit of a real label where a teacher's would stand."""
 DRAWS_LIMIT = 10
 """Drawing stops when enough different texts came, or after this many times as many draws."""
 Texts = tuple[TextInput, ...]
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from l2a.config import Count, Length, Positive, Seed
-from l2a.data import Bank, domains, encoding, held_out_words, load_domain, read_bank
+from l2a.data import Bank, domains, encoding, examples, load_domain, read_bank
 from l2a.kd.data import Batch, join_encoded
 from l2a.student.student import Student, attention_heads, classifier_of, start_from_words
 from l2a.teacher.labelling import token_vectors
@@ -73,7 +73,7 @@ def read_texts(config: PretrainConfig, progress: Progress = SILENT) -> Bank:
     """
     protected = [load_domain(name, progress=progress, flag=domains.OF_A_CARD) for name in config.protect]
     texts = [text for domain in protected for part in (domain.train, domain.dev) for text in part.inputs]
-    words = held_out_words(texts).union(*(domain.test.words for domain in protected))
+    words = examples.held_out_words(texts).union(*(domain.test.words for domain in protected))
     return read_bank(config.text, is_pair=False, progress=progress, held_out_words=words)
 
 

@@ -4,7 +4,6 @@ import contextlib
 import copy
 import itertools
 import json
-import logging
 import math
 import random
 import time
@@ -29,11 +28,11 @@ from l2a.config import SelectorConfig
 from l2a.data import Bools, Floats
 from l2a.selector import agents, environment
 from l2a.selector.environment import CHANGING_FEATURES, STATE_FEATURES, SelectionTask
-from l2a.util import SILENT, Advance, Progress, RunError, UsageError, atomic_write_text, files, to_json, training
+from l2a.util import SILENT, Advance, Progress, atomic_write_text, files, to_json, training
+from l2a.util.errors import RunError, UsageError, logger
 
 FORMAT = 1
 Activation = Literal["tanh", "relu"]
-logger = logging.getLogger(__name__)
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "relu": torch.relu}
 
 

@@ -1,6 +1,5 @@
 """Chooses candidates by a rule or a policy, checks a policy's choice by the real reward, and explains it."""
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,11 +16,10 @@ from l2a.selector.algorithms import TrainedPolicy, load_policy, train_agent, war
 from l2a.selector.arms import pool_arms, train_shares
 from l2a.selector.environment import Episodes, SelectionTask, build_task
 from l2a.selector.problem import Fact, Selection, SelectionProblem, keep_best
-from l2a.util import SILENT, Progress
+from l2a.util import SILENT, Progress, logger
 
 RETESTED = 3  # selections whose real reward is measured twice
 PASSES = 4  # times that a pool is shown to a policy, each in another order
-logger = logging.getLogger(__name__)
 
 
 def select(

@@ -7,7 +7,6 @@ and is written again; a file that is damaged is set aside and replaced.
 import copy
 import hashlib
 import json
-import logging
 import os
 import sqlite3
 import threading
@@ -26,7 +25,8 @@ from l2a.data import Bools, Examples, Floats, Ints, TextInput
 from l2a.data.encoding import EncodedTexts, encode, inference_batches
 from l2a.teacher.finetune import LowerStates, lower_states, upper_layers
 from l2a.teacher.model import Teacher
-from l2a.util import SILENT, Progress, RunError, cache_root, cached_folder, cluster, fingerprint, os_errors_as_run_error
+from l2a.util import SILENT, Progress, cache_root, cached_folder, cluster, fingerprint
+from l2a.util.errors import RunError, logger, os_errors_as_run_error
 from l2a.util.training import arithmetic, best_device, evaluating, mixed_precision
 
 SECONDS_TO_WAIT = 300.0
@@ -41,7 +41,6 @@ INSERT = "INSERT INTO outputs (crc, record) VALUES (?, ?)"
 ADDED = "SELECT row, crc, record FROM outputs WHERE row > ? AND typeof(record) = 'blob'"
 ASKED = """SELECT row, crc, record FROM json_each(?) asked CROSS JOIN outputs ON row = value
 WHERE typeof(record) = 'blob'"""
-logger = logging.getLogger(__name__)
 
 
 def content_key(text_input: TextInput) -> bytes:

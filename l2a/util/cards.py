@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import filecmp
-import logging
 import math
 import re
 import types
@@ -14,12 +13,11 @@ from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_
 
 import yaml
 
-from l2a.util.errors import UsageError, did_you_mean, os_error_sentence
+from l2a.util.errors import UsageError, did_you_mean, logger, os_error_sentence
 
 PACKAGE = Path(__file__).parent.parent
 T = TypeVar("T")
 NO_TEXT = re.compile("[\0\ud800-\udfff]")
-logger = logging.getLogger(__name__)
 
 
 def shipped_folder(kind: str) -> Path:

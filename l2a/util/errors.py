@@ -1,10 +1,14 @@
-"""Errors that a user can act on: each names the field, the value, what is allowed and the fix."""
+"""Errors that a user can act on: each names the field, the value, what is allowed and the fix; and warnings."""
 
 import contextlib
 import difflib
 import errno
+import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+logger = logging.getLogger("l2a")
+"""What the package warns of; ``Progress`` takes it while a run is on."""
 
 
 class UsageError(ValueError):

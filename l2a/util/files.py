@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import itertools
 import json
-import logging
 import operator
 import os
 import shutil
@@ -27,7 +26,7 @@ from platformdirs import user_cache_path
 
 from l2a import __version__
 from l2a.util.cards import PACKAGE
-from l2a.util.errors import RunError, UsageError, os_error_sentence, os_errors_as_run_error
+from l2a.util.errors import RunError, UsageError, logger, os_error_sentence, os_errors_as_run_error
 
 MARK, LOCK = "l2a.json", ".l2a.lock"
 NEW, READY = ".l2a-new.", ".l2a-ready"
@@ -37,8 +36,6 @@ CHECKPOINT = ".l2a-checkpoint"  # a folder, see Checkpoint
 SAVE_SECONDS, SAVE_COST = 20.0, 0.02  # least time between two saves, and the share of the time that they may take
 MANIFEST = "manifest.json"
 Hashable = Any  # str, bytes, numbers, None, numpy arrays, and lists, tuples or mappings of these
-
-logger = logging.getLogger(__name__)
 
 
 def leads_out(name: str) -> bool:
