@@ -157,9 +157,7 @@ def _download(artifact: Artifact, path: Path, progress: Progress) -> None:
 
 def _open_finders() -> tuple[Any, list[Any]]:
     """A client that goes by pip's settings, and a finder for each place to look in, so that none hides another."""
-    from unearth import PackageFinder
-    from unearth.auth import MultiDomainBasicAuth
-    from unearth.fetchers.sync import PyPIClient
+    from unearth import PackageFinder, auth, fetchers
 
     logging.getLogger("unearth").setLevel(logging.ERROR)  # an index that lacks a package is no reason to warn
     settings = _pip_settings()
@@ -170,11 +168,12 @@ def _open_finders() -> tuple[Any, list[Any]]:
     places += [{"find_links": [os.path.expanduser(link)]} for link in settings.get("find-links", "").split()]
     bundle = settings.get("cert") or os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE")
     try:
-        client: Any = PyPIClient(
+        client: Any = fetchers.PyPIClient(
             trusted_hosts=settings.get("trusted-host", "").split(), cert=settings.get("client-cert"),
             verify=ssl.create_default_context(cafile=bundle) if bundle else True, proxy=settings.get("proxy"),
             timeout=float(settings.get("timeout") or settings.get("default-timeout") or 15), follow_redirects=True,
-            auth=MultiDomainBasicAuth(prompting=False, index_urls=urls), event_hooks={"response": [_refuse_failure]},
+            auth=auth.MultiDomainBasicAuth(prompting=False, index_urls=urls),
+            event_hooks={"response": [_refuse_failure]},
         )  # fmt: skip
     except (OSError, ValueError) as error:
         raise UsageError(f"pip's settings are wrong: {error}; see `pip config list` and correct them") from error

@@ -11,6 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub.errors
+import huggingface_hub.utils
 import numpy as np
 import pyarrow as pa
 import torch
@@ -227,20 +229,18 @@ def model_card(metrics: Mapping[str, Any], facts: Mapping[str, Any], export: Any
     Returns:
         Markdown with a YAML header that the Hub reads.
     """
-    from huggingface_hub import EvalResult, ModelCardData
-
     data, models = metrics["data"], metrics["models"]
     target, rows = data["target"][0], {row["name"]: row for row in metrics["rows"]}
     student = rows[metrics["student"]]
     licence, reason = _licence(data, models)
     results = [
-        EvalResult(
+        huggingface_hub.EvalResult(
             "text-classification", target["name"], target["name"], metric, round(student[field]["value"], 4),
             dataset_split="test", dataset_args={"examples": facts["test"]["tested"]}, metric_name=name,
         )
         for metric, field, name in (("accuracy", "accuracy", "Accuracy"), ("f1", "macro_f1", "Macro-F1"))
     ]  # fmt: skip
-    header = ModelCardData(
+    header = huggingface_hub.ModelCardData(
         model_name=f"Classifier of {target['name']}", eval_results=results, license=licence,
         license_name="see-the-card" if licence == "other" else None, language=target["language"] or None,
         library_name="transformers", pipeline_tag="text-classification", base_model=models["start"]["hub"],
@@ -298,19 +298,15 @@ def files_to_push(run: Path, repo: str) -> dict[str, Path]:
         UsageError: If the run is not finished, the name is not valid or the card's header cannot be read.
         RunError: If a file is not as the run left it; the card may have been edited.
     """
-    from huggingface_hub import ModelCard
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
-
     try:
-        validate_repo_id(repo)
-    except HFValidationError as error:
+        huggingface_hub.utils.validate_repo_id(repo)  # type: ignore[attr-defined]
+    except huggingface_hub.errors.HFValidationError as error:
         raise UsageError(f"REPO is {repo!r}; give owner/name, of letters, digits, '-', '_' and '.'") from error
     wanted = [name for name in page.check_run(run, ()) if name.split("/")[0] in ("student", "onnx")]
     page.check_run(run, [name for name in wanted if name not in CARDS])
     card = run / "student" / "README.md"
     try:
-        ModelCard.load(card)
+        huggingface_hub.ModelCard.load(card)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise UsageError(f"{card}: its header cannot be read ({' '.join(str(error).split())}); correct it") from error
     return {name.removeprefix("student/"): run / name for name in wanted}
@@ -332,12 +328,10 @@ def push(files: Mapping[str, Path], repo: str, private: bool = False) -> str:
         RunError: If the Hub refuses or cannot be reached.
     """
     import httpx2
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
-    from huggingface_hub.errors import HfHubHTTPError
 
-    if (token := get_token()) is None:
+    if (token := huggingface_hub.get_token()) is None:
         raise UsageError("there is no token of the Hub; log in by `hf auth login`, or set HF_TOKEN")
-    api = HfApi(token=token)
+    api = huggingface_hub.HfApi(token=token)
     try:
         place = api.create_repo(repo, private=private or None, exist_ok=True)
         found = api.model_info(place.repo_id)
@@ -345,12 +339,12 @@ def push(files: Mapping[str, Path], repo: str, private: bool = False) -> str:
             raise UsageError(f"{place.repo_id} exists and is public; make it private on the Hub, or drop --private")
         # An older student's export would not belong to this one.
         old = [one.rfilename for one in found.siblings or () if one.rfilename.startswith("onnx/")]
-        gone = [CommitOperationDelete(name) for name in old if name not in files]
-        added = [CommitOperationAdd(name, path) for name, path in files.items()]
+        gone = [huggingface_hub.CommitOperationDelete(name) for name in old if name not in files]
+        added = [huggingface_hub.CommitOperationAdd(name, path) for name, path in files.items()]
         api.create_commit(place.repo_id, [*added, *gone], commit_message="Upload a student of l2a")
     except UsageError:
         raise
-    except HfHubHTTPError as error:
+    except huggingface_hub.errors.HfHubHTTPError as error:
         code = error.response.status_code
         reason = {401: "the token is not valid; log in again by `hf auth login`",
                   403: "the token may not write there; give one that may, or another repository"}  # fmt: skip

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 
 from l2a.config import StudentConfig
 from l2a.data import Bools, Floats, Ints, TextInput, encoding
@@ -102,11 +103,9 @@ def load_checkpoint(model: str, label_names: tuple[str, ...], weights: bool = Tr
         RunError: If it cannot be fetched.
         UsageError: If it is broken or no encoder with a fast tokenizer that fits it.
     """
-    from transformers import AutoModelForSequenceClassification
-
     checkpoint = Checkpoint("student.model", model)
     checkpoint.config.update(class_names(label_names))
-    loaded = checkpoint.load(AutoModelForSequenceClassification, weights, fresh_head=True)
+    loaded = checkpoint.load(transformers.AutoModelForSequenceClassification, weights, fresh_head=True)
     return Student(loaded, checkpoint.tokenizer)
 
 
@@ -332,8 +331,6 @@ def choose_tokens(tokenizer: Any, counts: Ints, size: int) -> Ints:
 
 def keep_tokens(tokenizer: Any, kept: Ints) -> Any:
     """Cut a fast WordPiece tokenizer down to some of its tokens, so that its token i is that of ``kept[i]``."""
-    from transformers import AutoTokenizer
-
     ids = {token: index for index, token in enumerate(tokenizer.convert_ids_to_tokens(kept.tolist()))}
 
     def renumber(part: dict[str, Any]) -> dict[str, Any]:
@@ -351,17 +348,15 @@ def keep_tokens(tokenizer: Any, kept: Ints) -> Any:
         content["added_tokens"] = [token | {"id": ids[token["content"]]} for token in content["added_tokens"]]
         content["post_processor"] = json.loads(json.dumps(content["post_processor"]), object_hook=renumber)
         path.write_text(json.dumps(content | {"truncation": None, "padding": None}), "utf-8")
-        pruned = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        pruned = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     pruned.name_or_path = tokenizer.name_or_path
     return pruned
 
 
 def classifier_of(config: Any, weights: bool = True) -> Any:
     """Make a sequence classifier with random weights in float32 and eval mode, or without memory for its weights."""
-    from transformers import AutoModelForSequenceClassification
-
     with torch.device("cpu" if weights else "meta"):
-        return AutoModelForSequenceClassification.from_config(  # type: ignore[no-untyped-call]
+        return transformers.AutoModelForSequenceClassification.from_config(  # type: ignore[no-untyped-call]
             config, dtype=torch.float32, trust_remote_code=False
         ).eval()
 
@@ -406,10 +401,9 @@ def _narrow(
     config: StudentConfig, teacher: Teacher, label_names: tuple[str, ...], texts: Sequence[TextInput], weights: bool
 ) -> Student:
     """Build the widest BERT over the teacher's vocabulary that is allowed and not wider than the teacher."""
-    from transformers import BertConfig
 
     def shape(width: int) -> Any:
-        return BertConfig(
+        return transformers.BertConfig(
             vocab_size=len(teacher.tokenizer),
             hidden_size=width,
             num_hidden_layers=max(2, int(teacher.encoder.config.num_hidden_layers) // 3),

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
 
 from l2a.config import TeacherConfig
@@ -182,28 +183,26 @@ class Checkpoint:
             RunError: If it cannot be fetched.
             UsageError: If it is broken or of no use here.
         """
-        from transformers import AutoConfig, AutoModel, AutoTokenizer
-        from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as ENCODERS
-
         silence_transformers()
         self.name, self.location = f"{field} {model!r}", locate(model, progress, field)
         tensors, size = self._check_files(Path(self.location))
         with self._reading("its config"):
-            self.config = AutoConfig.from_pretrained(self.location, trust_remote_code=False)
+            self.config = transformers.AutoConfig.from_pretrained(self.location, trust_remote_code=False)
         # With the package kernels, transformers would fetch and run what the first names; the second names weights.
         self.config._attn_implementation = self.config.transformers_weights = None
         kind, decodes = self.config.model_type, getattr(self.config, "is_decoder", False)
-        encodes = kind in ENCODERS and not self.config.is_encoder_decoder and not decodes
+        known = transformers.models.auto.modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+        encodes = kind in known and not self.config.is_encoder_decoder and not decodes
         self._require(encodes, f"a {kind} model is not an encoder; {GIVE_AN_ENCODER}")
         with self._reading("its tokenizer"):
-            tokenizer = AutoTokenizer.from_pretrained(self.location, trust_remote_code=False)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(self.location, trust_remote_code=False)
         fix = "set tokenizer.pad_token on one that has tokenizer.json, and save it again"
         usable = tokenizer.is_fast and tokenizer.pad_token_id is not None
         self._require(usable, f"its tokenizer has no padding token or is not a fast one; {fix}")
         self.tokenizer = fit_tokenizer(tokenizer, self.config)
         layers, fix = getattr(self.config, "num_hidden_layers", 0), "save config.json and model.safetensors together"
         self._require(layers <= tensors, f"config.json has {layers} layers, the weights only {tensors} tensors; {fix}")
-        empty = self.load(AutoModel, weights=False)
+        empty = self.load(transformers.AutoModel, weights=False)
         wanted = sum(parameter.numel() for parameter in empty.parameters())
         self._require(wanted <= size, f"config.json has {wanted} parameters, the weights only {size} bytes; {fix}")
         last, table = max(tokenizer.get_vocab().values()), empty.get_input_embeddings()
@@ -302,10 +301,8 @@ def load_encoder(
         RunError: If the weights cannot be had.
         UsageError: If the model is broken or no encoder with a fast tokenizer.
     """
-    from transformers import AutoModel
-
     checkpoint = Checkpoint("teacher.model", model, progress)
-    encoder = checkpoint.load(AutoModel, weights)
+    encoder = checkpoint.load(transformers.AutoModel, weights)
     if "pooler" in dict(encoder.named_children()):
         encoder.pooler = None  # mean pooling is used; an untouched pooler would only be counted and hashed
     head = nn.Linear(encoder.config.hidden_size, len(label_names), device=encoder.device)
@@ -326,14 +323,12 @@ def load_fine_tuned(
         RunError: If the weights cannot be had.
         UsageError: If the model is broken, no encoder with a fast tokenizer, or its class names differ.
     """
-    from transformers import AutoModelForSequenceClassification
-
     checkpoint = Checkpoint("teacher.model", model, progress)
     names = checkpoint.label_names
     if sorted(names) != sorted(label_names):
         both = f"its labels are {', '.join(names)}, the target's are {', '.join(label_names)}"
         raise UsageError(f"{checkpoint.name}: {both}; rename the labels of one, or set teacher.fine_tuned to false")
-    classifier = checkpoint.load(AutoModelForSequenceClassification, weights)
+    classifier = checkpoint.load(transformers.AutoModelForSequenceClassification, weights)
     order, layer = [names.index(name) for name in label_names], output_layer(classifier)
     with torch.no_grad():
         layer.weight.copy_(layer.weight[order].clone())
