@@ -30,6 +30,7 @@ def docs(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Static types, the fast suite, then the slow one; `nox -s tests -- -m "not slow"` runs the fast one alone."""
     session.install(*CONSTRAINTS, "-e", ".[dev]")
+    session.install("--no-deps", "axe-playwright-python==0.1.8")  # for the axe-core in it; a test asks Chromium alone
     if session.posargs:
         session.run("pytest", *session.posargs)
     else:

@@ -1,6 +1,7 @@
 """The page as a reader has it: laid out, filtered, and read with the keyboard; ``checks.html`` looks at it."""
 
 import html
+import importlib.util
 import json
 import re
 import shutil
@@ -15,6 +16,25 @@ from tests.report.conftest import fill
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 OPTIONS = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
            "--allow-file-access-from-files", "--enable-logging=stderr", "--dump-dom")  # fmt: skip
+AXE = importlib.util.find_spec("axe_playwright_python")  # which comes with axe-core; nothing of it is imported
+ASK_AXE = """<script>%s</script><script>
+addEventListener("load", async () => {
+  for (const part of document.querySelectorAll("details")) part.open = true;
+  const { passes, violations } = await axe.run();
+  const wrong = violations.map(({ id, nodes }) => `${id}: ${nodes.map((node) => node.html.slice(0, 99))}`);
+  const dark = matchMedia("(prefers-color-scheme: dark)").matches;
+  const found = document.body.appendChild(document.createElement("pre"));
+  found.textContent = JSON.stringify({ dark, passes: passes.map(({ id }) => id), wrong });
+  found.id = "found";
+});
+</script></body>"""
+
+
+def open_page(page, *options):
+    """What a page writes into its element "found", and what the browser says."""
+    command = [CHROMIUM, *OPTIONS, *options, f"--user-data-dir={page.parent / 'profile'}", page.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    return json.loads(html.unescape(re.search('<pre id="found">(.+?)</pre>', done.stdout, re.DOTALL)[1])), done.stderr
 
 
 @pytest.mark.slow
@@ -22,12 +42,9 @@ OPTIONS = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--d
 def test_a_reader_can_see_filter_and_walk_through_the_page(tmp_path):
     fill(tmp_path)
     (tmp_path / "report.html").write_text(render_page(tmp_path))
-    checks = shutil.copy(Path(__file__).with_name("checks.html"), tmp_path)
-    command = [CHROMIUM, *OPTIONS, f"--user-data-dir={tmp_path / 'profile'}", Path(checks).as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    found = json.loads(html.unescape(re.search('<pre id="found">(.+?)</pre>', done.stdout, re.DOTALL)[1]))
+    found, said = open_page(Path(shutil.copy(Path(__file__).with_name("checks.html"), tmp_path)))
 
-    assert "CONSOLE" not in done.stderr and (found["hacked"], found["loaded"]) == (None, [])
+    assert "CONSOLE" not in said and (found["hacked"], found["loaded"]) == (None, [])
     assert (found["cut"], found["overlapping"], found["wider"]) == ([], [], [0, 0, 0])
 
     texts = json.loads((tmp_path / "report.json").read_text())["test"]["texts"]
@@ -40,3 +57,18 @@ def test_a_reader_can_see_filter_and_walk_through_the_page(tmp_path):
     *walked, back = found["places"]
     assert walked == sorted(set(walked)) and back < walked[-1]
     assert found["sources"] == 0 and found["reachable"] == [1]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None or AXE is None, reason="there is no Chromium or no axe-core")
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1300), ("dark", 1300), ("light", 400), ("dark", 400)])
+def test_axe_core_finds_nothing_wrong(tmp_path, scheme, width):
+    fill(tmp_path)
+    axe = (Path(AXE.origin).parent / "axe.min.js").read_text("utf-8")
+    # The page lets no script but its own run.
+    drawn = re.sub('<meta http-equiv="Content-Security-Policy"[^>]*>', "", render_page(tmp_path))
+    (tmp_path / "report.html").write_text(drawn.replace("</body>", ASK_AXE % axe))
+    options = (f"--window-size={width},900", f"--blink-settings=preferredColorScheme={int(scheme == 'light')}")
+    found, _ = open_page(tmp_path / "report.html", *options, "--virtual-time-budget=60000")
+    assert found["dark"] == (scheme == "dark") and {"color-contrast", "label", "region"} <= set(found["passes"])
+    assert found["wrong"] == []
