@@ -17,8 +17,6 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnxruntime.quantization as quantization
 import torch
 from transformers import MPNetConfig, MPNetForSequenceClassification
 
@@ -37,7 +35,6 @@ subprocess.run(sys.argv[1:], check=True)
 usage = resource.getrusage(resource.RUSAGE_CHILDREN)
 print(usage.ru_maxrss, usage.ru_utime + usage.ru_stime)
 """
-CALIBRATION_BATCHES, CALIBRATION_BATCH = 16, 16
 
 
 def teacher_latency(student: Classifier, inputs: list[TextInput]) -> dict[str, float]:
@@ -48,37 +45,6 @@ def teacher_latency(student: Classifier, inputs: list[TextInput]) -> dict[str, f
     read, answer = ["input_ids", "attention_mask"], partial(classifier.run_torch, model)
     teacher = engine._replace(model=model, read=read, names=("a", "b"), run=answer)
     return dict(measure_latency(lambda texts: run(teacher, texts).argmax(axis=1), inputs[:64], model, seconds=6))
-
-
-def static_quantisation(
-    student: Classifier, folder: Path, inputs: list[TextInput], labels: list[str]
-) -> dict[str, Any]:
-    """Quantise matrix products and embeddings with calibrated activations, which no export does, and measure it."""
-    engine, texts = student.engine, iter(inputs)
-    fields = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
-
-    class Calibration(quantization.CalibrationDataReader):
-        left = CALIBRATION_BATCHES
-
-        def get_next(self) -> dict[str, np.ndarray] | None:
-            batch, self.left = list(islice(texts, CALIBRATION_BATCH)), self.left - 1
-            if self.left < 0 or not batch:
-                return None
-            encoded = engine.tokenizer.encode_batch([text if len(text) == 2 else text[0] for text in batch])
-            return {name: np.array([getattr(one, fields[name]) for one in encoded]) for name in engine.read}
-
-    path = folder / "static.onnx"
-    quantization.quantize_static(
-        folder / "model.onnx", path, Calibration(), op_types_to_quantize=["MatMul", "Gather"],
-        weight_type=quantization.QuantType.QInt8, extra_options={"MatMulConstBOnly": True},
-    )  # fmt: skip
-    other = Classifier(path, 1)
-    found = other.predict_proba(inputs)
-    latency = measure_latency(lambda texts: run(other.engine, texts).argmax(axis=1), inputs[:64])
-    path.unlink()
-    agreement = (found.argmax(axis=1) == student.predict_proba(inputs).argmax(axis=1)).mean()
-    accuracy = (other.classes_[found.argmax(axis=1)] == labels).mean()
-    return {"label_agreement": float(agreement), "accuracy": float(accuracy), "latency_ms": dict(latency)}
 
 
 def predict_cost(student: Path, inputs: list[TextInput], lines: int, folder: Path) -> dict[str, float]:
@@ -127,15 +93,14 @@ def main() -> None:
     os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     torch.set_num_threads(1)
     inputs, labels = labelled_texts(given.domain, run=Path(given.run))
-    report, student = export_onnx(given.run, inputs, labels), Classifier.from_pretrained(given.run)
+    report, student = export_onnx(given.run, inputs, labels, static=True), Classifier.from_pretrained(given.run)
     served = Path(given.run) / "onnx" / "model_int8.onnx"
-    original, _, int8 = report["models"]
+    original, _, int8, static = report["models"]
     reader = served
     if given.predict:
         export_onnx(given.predict, inputs, labels)
         reader = Path(given.predict) / "onnx" / "model_int8.onnx"
     teacher = teacher_latency(student, inputs)
-    static = static_quantisation(student, Path(given.run) / "onnx", inputs, labels)
     with tempfile.TemporaryDirectory() as folder:
         few, many = (predict_cost(reader, inputs, lines, Path(folder)) for lines in given.lines)
     seconds = (many["cpu_seconds"] - few["cpu_seconds"]) / (many["lines"] - few["lines"])  # without the start

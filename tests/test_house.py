@@ -5,7 +5,7 @@ import importlib.util
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-LIMITS = {"files": 55, "code_lines": 9_450, "import_share": 0.0917}
+LIMITS = {"files": 55, "code_lines": 9_430, "import_share": 0.0886}
 """Aims: 8,500 code lines, 0.09."""
 ORDER = (
     "util", "config", "data", "teacher", "student", "generator", "kd", "selector", "pretrain", "evaluation", "report",

@@ -134,8 +134,7 @@ def evaluate_command(
     columns = Columns(text_column, text_pair_column, label_column)
     found = evaluate(classifier, *labelled_texts(domain, columns, classifier.engine.folder.parent))
     for name, value in (("accuracy", found.metrics.accuracy), ("macro-F1", found.metrics.macro_f1)):
-        total = found.confusion.sum()
-        echo(f"{name} {value.value:.1%} ({value.low:.1%} to {value.high:.1%}) on {total:,} texts")
+        echo(f"{name} {value.value:.1%} ({value.low:.1%} to {value.high:.1%}) on {found.confusion.sum():,} texts")
     rows = [
         (name, *(f"{100 * score:.1f}" for score in scores), *map(str, counts))
         for name, scores, counts in zip(found.classes, found.scores, found.confusion, strict=True)
@@ -152,12 +151,13 @@ def evaluate_command(
 @app.command("export")
 def export_command(
     run: Annotated[str, Argument(metavar="RUN", help="A run folder, or a student folder.")],
-    texts: Annotated[str | None, Option(help="Texts to compare on; by default the run's candidates.")] = None,
+    texts: Annotated[str | None, Option(help="Texts to compare on; by default the run's own, some labelled.")] = None,
+    static: Annotated[bool, Option("--static", help="Also write one with fixed scales of activations.")] = False,
 ) -> None:
     """Write the student as ONNX, float32 and int8, into RUN/onnx, if both answer as the PyTorch student does."""
     from l2a.serving.export import comparison_texts, export_onnx
 
-    report = export_onnx(run, *comparison_texts(run, texts))
+    report = export_onnx(run, *comparison_texts(run, texts), static)
     rows = []
     for one in report["models"]:
         size, labels = f"{one['bytes'] / 1e6:.2f}", f"{100 * one['label_agreement']:.1f}"
@@ -166,7 +166,8 @@ def export_command(
         times = [f"{one['latency_ms'][batch]:.2f}" for batch in ("batch_1", "batch_32")]
         rows.append((one["file"], size, labels, difference, accuracy, *times))
     print_table(("model", "MB", "labels %", "difference", "accuracy %", "ms", "ms/32"), rows, are_numbers=True)
-    echo(f"ONNX opset {report['opset']}, compared on {report['texts']:,} texts: {Path(run) / 'onnx'}")
+    count = f"{report['texts']:,} texts ({report['labelled']:,} labelled)"
+    echo(f"ONNX opset {report['opset']}, compared on {count}: {Path(run) / 'onnx'}")
 
 
 @app.command("push")

@@ -63,10 +63,8 @@ def with_run_options(names: Iterable[str] = RUN_OPTIONS) -> Callable[[Callable[.
             config = load_config(preset, file, flags)  # which the command settles where it names the domains itself
             command(config=settle(config) if "target" in shared else config, **given)
 
-        parameters = []
-        for name, annotation in shared.items():
-            default = "default" if name == "preset" else None
-            parameters.append(inspect.Parameter(name, keyword, default=default, annotation=annotation))
+        parameters = [inspect.Parameter(name, keyword, default=None, annotation=kind) for name, kind in shared.items()]
+        parameters[0] = parameters[0].replace(default="default")  # of the preset
         own = [one for one in inspect.signature(command).parameters.values() if one.name != "config"]
         parameters += [one.replace(kind=keyword) for one in own]
         with_options.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

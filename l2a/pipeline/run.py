@@ -193,9 +193,11 @@ def _evidence(
         "kept candidate": [text for text, kept in drawn if kept],
     }  # fmt: skip
     assert teacher.logits is not None and student.logits is not None
+    known = zip(data.held_out_labels.inputs, data.held_out_labels.labels, strict=True)
     return {
         "format": page.FORMAT, **names, "is_pair": data.target.is_pair, "teacher": config.teacher.model,
         "label_names": data.label_names,
+        "held_out": [[*page.storable(text), data.label_names[label]] for text, label in known],
         "test": page.compare_on_test(student.test, teacher.logits, student.logits, temperature),
         "policy": _explained(config, rounds[-1]),
         "map": page.map_texts(kinds, context.labeller, data.label_names, np.random.default_rng([config.seed, 9])),

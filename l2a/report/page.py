@@ -27,9 +27,14 @@ Labeller = Callable[[Sequence[TextInput]], Any]
 """Gives texts the teacher's outputs, as ``l2a.teacher.labelling`` does, which imports torch: drawing does without."""
 
 
+def storable(text: TextInput) -> list[str]:
+    """The sides of a text; lone surrogates, which no file in UTF-8 can hold, become question marks."""
+    return [side.encode("utf-8", "replace").decode("utf-8") for side in text]
+
+
 def shown_text(text: TextInput, longest: int) -> str:
-    """Join the sides of a text and cut it; lone surrogates, which no file in UTF-8 can hold, become question marks."""
-    joined = " | ".join(text).encode("utf-8", "replace").decode("utf-8")
+    """Join the sides of a text and cut it."""
+    joined = " | ".join(storable(text))
     return joined if len(joined) <= longest else f"{joined[: longest - 1]}…"
 
 
@@ -244,8 +249,7 @@ def verdict(metrics: Mapping[str, Any]) -> str:
 
 def read_evidence(folder: Path) -> tuple[Any, Any, Any]:
     """Read ``metrics.json``, ``report.json`` and ``export.json``, which is empty before an export, of a run."""
-    exists = (folder / EXPORT).is_file()
-    names = ("metrics.json", EVIDENCE, *([EXPORT] if exists else []))
+    names = ("metrics.json", EVIDENCE, *([EXPORT] if (folder / EXPORT).is_file() else []))
     metrics, facts, *export = (json.loads((folder / name).read_text("utf-8")) for name in names)
     return metrics, facts, export[0] if export else {}
 

@@ -206,8 +206,7 @@ def write_augmentations(path: Path, rounds: Sequence[tuple[CandidatePool, Select
     )
     tables = [schema.empty_table()]
     for number, (pool, selection) in enumerate(rounds):
-        # JSON sources may hold lone surrogates, which UTF-8, and so Parquet, cannot.
-        texts = [[side.encode("utf-8", "replace").decode("utf-8") for side in text] for text in pool.inputs]
+        texts = [page.storable(text) for text in pool.inputs]
         columns = [
             [text[0] for text in texts], [(*text, None)[1] for text in texts], pool.origins, pool.operators,
             pool.degrees, list(pool.teacher.probabilities()), selection.scores, selection.kept, [number] * len(texts),

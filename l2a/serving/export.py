@@ -3,45 +3,42 @@
 import logging
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 
-from l2a.data import TextInput
+from l2a.data import Floats, Ints, TextInput
 from l2a.evaluation.metrics import measure_latency
-from l2a.report.run_folder import refresh
-from l2a.serving.classifier import Classifier, labelled_texts, run, write_temperature
+from l2a.report import page, run_folder
+from l2a.serving.classifier import Classifier, Engine, labelled_texts, run, write_temperature
 from l2a.util import RunError, UsageError, atomic_write_text, files, sha256_file, to_json
 
-OPSET = 17
-REPORT = "export.json"
+OPSET, REPORT, STATIC = 17, "export.json", "model_int8_static.onnx"
+CALIBRATION_TEXTS = 128  # the last of those to compare on
+EXACT = {"agreement": 0.999, "difference": 0.001, "accuracy": 0.001}
+INT8 = {"agreement": 0.97, "difference": 0.3, "accuracy": 0.01}
+TOLERANCES = {"model.onnx": EXACT, "model_int8.onnx": INT8, STATIC: INT8}
+"""Least share of equal labels, largest difference of a probability, and largest loss of accuracy."""
 
 
-class Tolerance(NamedTuple):
-    """Least share of equal labels, largest difference of a probability, and largest loss of accuracy."""
-
-    agreement: float
-    difference: float
-    accuracy: float
-
-
-TOLERANCES = {"model.onnx": Tolerance(0.999, 0.001, 0.001), "model_int8.onnx": Tolerance(0.97, 0.3, 0.01)}
-
-
-def export_onnx(student: str, inputs: Sequence[TextInput], labels: Sequence[str] = ()) -> dict[str, Any]:
+def export_onnx(
+    student: str, inputs: Sequence[TextInput], labels: Sequence[str] = (), static: bool = False
+) -> dict[str, Any]:
     """Write a student as ONNX into its folder ``onnx``, compare it on given texts, and measure it.
 
     Args:
         student: A run folder or a student folder.
         inputs: N texts to compare on, N at least 1.
-        labels: Their N labels, or none.
+        labels: Of the first of them, as many as are known.
+        static: Also write a model whose activations have fixed scales, which some of the texts give.
 
     Returns:
-        The content of ``export.json``: "texts", "opset", "tolerances", and "models", each with its bytes, how it
-        compares, and its latencies as ``measure_latency`` gives them; the PyTorch student comes first.
+        The content of ``export.json``: "texts", how many of them are "labelled", "opset", "tolerances", and "models",
+        each with its bytes, how it compares, and its latencies as ``measure_latency`` gives them; the PyTorch student
+        comes first.
 
     Raises:
         UsageError: If it is no PyTorch student, a package is missing, or the folder holds other files.
@@ -57,25 +54,27 @@ def export_onnx(student: str, inputs: Sequence[TextInput], labels: Sequence[str]
     models = [_compared(original, original, weights, inputs, labels)]
     with files.atomic_folder(folder) as temporary:
         _write(original, temporary)
-        for name, tolerance in TOLERANCES.items():
-            models.append(_compared(original, Classifier(temporary / name, 1), temporary / name, inputs, labels))
-            if problem := _beyond(models[-1], models[0], tolerance):
-                refused.append(f"{name} is refused, on {len(inputs)} texts {problem}")
+        if static:
+            _quantise_statically(original.engine, temporary, inputs[-CALIBRATION_TEXTS:])
+        for path in sorted(temporary.glob("*.onnx")):
+            models.append(_compared(original, Classifier(path, 1), path, inputs, labels))
+            if problem := _beyond(models[-1], models[0], TOLERANCES[path.name], 1 / max(1, len(labels))):
+                refused.append(f"{path.name} is refused, on {len(inputs)} texts {problem}")
                 del models[-1]
-                (temporary / name).unlink()
+                path.unlink()
         if len(models) == 1:
-            raise RunError(refused[0])
-        tolerances = {name: tolerance._asdict() for name, tolerance in TOLERANCES.items()}
-        report = {"texts": len(inputs), "opset": OPSET, "tolerances": tolerances, "models": models}
+            raise RunError("; ".join(refused))
+        facts = {"texts": len(inputs), "labelled": len(labels), "opset": OPSET, "tolerances": TOLERANCES}
+        report = {**facts, "models": models}
         atomic_write_text(temporary / REPORT, to_json(report, indent=1) + "\n")
     mark = files.read_mark(folder.parent / files.MARK)
     if mark["kind"]:  # so that a later run in this folder removes what was exported of this one
         others = {name: digest for name, digest in mark["files"].items() if not name.startswith("onnx/")}
         mark["files"] = others | {f"onnx/{path.name}": sha256_file(path) for path in folder.iterdir()}
         atomic_write_text(folder.parent / files.MARK, to_json({"format": 1, **mark}, indent=1) + "\n")
-        refresh(folder.parent)
+        run_folder.refresh(folder.parent)
     if refused:
-        raise RunError(f"{refused[0]}; the other model is in {folder}")
+        raise RunError(f"{'; '.join(refused)}; what is as it should be is in {folder}")
     return report
 
 
@@ -105,6 +104,27 @@ def _write(original: Classifier, folder: Path) -> None:
     logging.disable(logging.NOTSET)
 
 
+def _quantise_statically(engine: Engine, folder: Path, texts: Sequence[TextInput]) -> None:
+    from onnxruntime import quantization
+
+    batches: list[dict[str, Ints]] = []
+
+    def keep(batch: dict[str, Ints]) -> Sequence[Floats]:
+        batches.append(batch)
+        return [np.zeros((len(batch["input_ids"]), len(engine.names)), np.float32)]
+
+    class Calibration(quantization.CalibrationDataReader):  # type: ignore[misc]
+        def get_next(self) -> dict[str, Ints] | None:
+            return batches.pop() if batches else None
+
+    run(engine._replace(run=keep), texts)
+    # Layer norms and softmax in 8 bits would break the student.
+    quantization.quantize_static(
+        folder / "model.onnx", folder / STATIC, Calibration(), op_types_to_quantize=["MatMul", "Gather"],
+        weight_type=quantization.QuantType.QInt8, extra_options={"MatMulConstBOnly": True},
+    )  # fmt: skip
+
+
 def _compared(
     original: Classifier, other: Classifier, file: Path, inputs: Sequence[TextInput], labels: Sequence[str]
 ) -> dict[str, Any]:
@@ -115,35 +135,41 @@ def _compared(
         "label_agreement": float((expected.argmax(axis=1) == found.argmax(axis=1)).mean()),
         "largest_probability_difference": float(np.abs(expected - found).max()),
     }  # fmt: skip
-    accuracy = {"accuracy": float((other.classes_[found.argmax(axis=1)] == labels).mean())} if len(labels) else {}
-    return facts | accuracy
+    said = other.classes_[found[: len(labels)].argmax(axis=1)]
+    return facts | ({"accuracy": float((said == labels).mean())} if len(labels) else {})
 
 
-def _beyond(found: dict[str, Any], original: dict[str, Any], tolerance: Tolerance) -> str:
-    """What is beyond the tolerance, or nothing."""
+def _beyond(found: Mapping[str, Any], original: Mapping[str, Any], limits: Mapping[str, float], one_text: float) -> str:
+    """What is beyond the tolerance, or nothing; one labelled text may always be lost, as few of them say little."""
     agreement, difference = found["label_agreement"], found["largest_probability_difference"]
-    if not agreement >= tolerance.agreement:
-        return f"{agreement:.1%} of the labels are the PyTorch student's (at least {tolerance.agreement:.1%} must be)"
-    if not difference <= tolerance.difference:  # also for a NaN
-        return f"a probability differs by {difference:.3g} from the PyTorch student's (allowed: {tolerance.difference})"
-    loss = original.get("accuracy", 0.0) - found.get("accuracy", 0.0)
-    return f"it is less accurate by {loss:.1%} (allowed: {tolerance.accuracy:.1%})" if loss > tolerance.accuracy else ""
+    loss, allowed = original.get("accuracy", 0.0) - found.get("accuracy", 0.0), max(limits["accuracy"], one_text)
+    if not agreement >= limits["agreement"]:
+        return f"{agreement:.1%} of the labels are the PyTorch student's (at least {limits['agreement']:.1%} must be)"
+    if not difference <= limits["difference"]:  # also for a NaN
+        return f"a probability differs by {difference:.3g} from the PyTorch student's (allowed: {limits['difference']})"
+    return f"it is less accurate by {loss:.1%} (allowed: {allowed:.1%})" if loss > allowed + 1e-9 else ""
 
 
 def comparison_texts(student: str, reference: str | None) -> tuple[list[TextInput], list[str]]:
     """Read what an export is compared on.
 
     Args:
-        student: The run folder, whose candidates are read where nothing else is named.
+        student: The run folder, whose held-out labelled texts and candidates are read where nothing else is named.
         reference: A file with or without labels, or a domain.
 
     Returns:
-        Texts, and their labels or none.
+        Texts, and the labels of the first of them, as many as there are.
 
     Raises:
         UsageError: If there are no texts.
+        RunError: If a file of the run is not as the run left it.
     """
-    path = Path(reference or Path(student) / "augmentations.parquet").expanduser()
-    if reference is None and not path.is_file():
-        raise UsageError(f"{path}: there is no such file of texts to compare on; name one by --texts")
-    return labelled_texts(str(path), needed=False)
+    folder = Path(student).expanduser()
+    if reference:
+        return labelled_texts(reference, needed=False)
+    if not (folder / "augmentations.parquet").is_file():
+        raise UsageError(f"{folder} has no augmentations.parquet, whose texts to compare on; name others by --texts")
+    page.check_run(folder)
+    held_out = page.read_evidence(folder)[1].get("held_out", [])
+    inputs, _ = labelled_texts(str(folder / "augmentations.parquet"), needed=False)
+    return [*(tuple(sides) for *sides, _ in held_out), *inputs], [label for *_, label in held_out]

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import filecmp
 import math
 import re
 import types
@@ -49,17 +48,10 @@ def find_card(kind: str, name: str) -> Path:
             f"known: {', '.join(cards)}; add your own as {kind}/{name}.yaml"
         )
     own = Path.cwd() / kind / f"{name}.yaml"
-    if name != "default" and own.is_file() and _differ(own, cards[name]):
-        logger.warning("%s/%s.yaml is not used, because a shipped card has that name; rename it", kind, name)
+    with contextlib.suppress(OSError):  # in a checkout the shipped cards lie in the working directory too
+        if name != "default" and own.is_file() and own.read_bytes() != cards[name].read_bytes():
+            logger.warning("%s/%s.yaml is not used, because a shipped card has that name; rename it", kind, name)
     return cards[name]
-
-
-def _differ(own: Path, shipped: Path) -> bool:
-    """In a checkout the shipped cards lie in the working directory too: copies of them hide nothing."""
-    try:
-        return not filecmp.cmp(own, shipped, shallow=False)
-    except OSError:
-        return True
 
 
 class _PlainLoader(yaml.SafeLoader):

@@ -22,6 +22,7 @@ from l2a.pipeline.distill import distill
 from l2a.pipeline.methods import METHODS, compared_methods, run_method
 from l2a.pipeline.session import RunContext
 from l2a.selector.algorithms import load_facts
+from l2a.serving.export import comparison_texts
 from l2a.util import files
 from l2a.util.errors import RunError, UsageError
 
@@ -45,6 +46,11 @@ def test_a_run_leaves_a_complete_folder(config, result):
     expected = {"parameter_share", "labels_used", "seconds_by_stage", "peak_memory_mb", "seed", "versions", "command"}
     assert expected <= metrics.keys()
     assert metrics["labels_used"] == 2 * (8 + 6 + 6)
+    drawn = pd.read_parquet(result.output_dir / "augmentations.parquet")
+    inputs, labels = comparison_texts(str(result.output_dir), None)
+    held_out = load_run_data(config).held_out_labels
+    assert labels == [held_out.label_names[label] for label in held_out.labels]
+    assert inputs == [*held_out.inputs, *((text,) for text in drawn["text"])]
 
 
 @pytest.mark.slow

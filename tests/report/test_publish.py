@@ -126,7 +126,11 @@ def test_an_export_is_shown_on_the_page_and_on_cards_that_nobody_edited(run):
     run_folder.refresh(run)
     assert (run / "README.md").read_text() == "my own words"
     assert "`onnx/model_int8.onnx` | 11.7" in (run / "student" / "README.md").read_text()
-    assert "model_<wbr>int8.onnx" in (run / page.PAGE).read_text()
+    assert "model_<wbr>int8.onnx" in (drawn := (run / page.PAGE).read_text()) and "<td>81.6</td>" in drawn
+    assert "Of the 38 labelled ones among them, `model.safetensors` classifies 81.6 % rightly, " in card(
+        run, export=EXPORT
+    )
+    assert "labelled ones" not in card(run, export={name: EXPORT[name] for name in EXPORT if name != "labelled"})
     assert run_folder.files_to_push(run, "me/student")["README.md"] == run / "student" / "README.md"
     old = json.loads((run / "report.json").read_text()) | {"format": 1}
     add_to_folder(run, "report.json", json.dumps(old).encode())
