@@ -120,10 +120,12 @@ def _quantise_statically(engine: Engine, folder: Path, texts: Sequence[TextInput
     run(engine._replace(run=keep), texts)
     # Layer norms and softmax in 8 bits would break the student; signed weights or activations cost 2 % of the labels.
     kind = quantization.QuantType.QUInt8
+    logging.disable(logging.WARNING)  # as above
     quantization.quantize_static(
         folder / "model.onnx", folder / STATIC, Calibration(), op_types_to_quantize=["MatMul", "Gather"],
         activation_type=kind, weight_type=kind, extra_options={"MatMulConstBOnly": True},
     )  # fmt: skip
+    logging.disable(logging.NOTSET)
 
 
 def _compared(

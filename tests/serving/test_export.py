@@ -71,8 +71,10 @@ def test_the_report_holds_what_was_measured(run):
     assert small["bytes"] == (run / "onnx" / "model_int8.onnx").stat().st_size < 0.6 * original["bytes"]
     assert whole["latency_ms"] == LATENCY
     # Fixed scales of activations are in the file, calibrated on texts; those of model_int8.onnx follow each text.
-    kinds = [{node.op_type for node in onnx.load(run / "onnx" / one["file"]).graph.node} for one in (small, static)]
+    graphs = [onnx.load(run / "onnx" / one["file"]).graph for one in (small, static)]
+    kinds = [{node.op_type for node in graph.node} for graph in graphs]
     assert "DynamicQuantizeLinear" in kinds[0] - kinds[1] and "QuantizeLinear" in kinds[1]
+    assert all(onnx.TensorProto.INT8 not in {one.data_type for one in graph.initializer} for graph in graphs)
     assert onnx.load(run / "onnx" / "model.onnx").opset_import[0].version == 17
     assert {"onnx/model.onnx", "onnx/export.json", "student/config.json"} <= read_mark(run / "l2a.json")["files"].keys()
 
@@ -127,6 +129,11 @@ def test_the_labels_belong_to_the_first_texts(again):
     labels[:5] = "no class"
     report = export_onnx(str(again), INPUTS, labels)
     assert report["labelled"] == 10 and [model["accuracy"] for model in report["models"][:2]] == [0.5, 0.5]
+
+
+def test_a_static_model_comes_without_advice(again, monkeypatch, caplog):
+    monkeypatch.setitem(module.TOLERANCES, "model_int8_static.onnx", LOOSE)
+    assert len(export_onnx(str(again), INPUTS, static=True)["models"]) == 4 and not caplog.messages
 
 
 def test_the_export_command_shows_what_it_measured(again, capsys):
