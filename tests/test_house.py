@@ -35,7 +35,7 @@ def test_no_module_imports_from_a_folder_to_its_right():
     for path in (ROOT / "l2a").rglob("*.py"):
         place = path.relative_to(ROOT / "l2a").with_suffix("").parts[0]
         seen.add(place)
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        for node in HOUSE.nodes_of(path.read_text("utf-8")):
             names = [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
             names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             parts = [name.split(".")[1] for name in names if name.startswith("l2a.")]

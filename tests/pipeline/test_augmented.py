@@ -19,8 +19,8 @@ def context(config):
     return RunContext(override(config, {"generator.degree": 0.5}))
 
 
-def with_operator(context, operator, copies=1):
-    return RunContext(override(context.config, {"generator.operator": operator, "generator.copies": copies}))
+def with_operator(context, operator):
+    return RunContext(override(context.config, {"generator.operator": operator}))
 
 
 @pytest.fixture
@@ -67,7 +67,8 @@ def drawn(context, monkeypatch):
 
 @pytest.mark.parametrize(("operator", "copies"), [("augpro_mix", 1), ("knn", 2)])
 def test_candidates_are_new_and_as_many_as_asked(context, monkeypatch, operator, copies):
-    context = with_operator(context, operator, copies)
+    quick = {"generator.operator": operator, "generator.copies": copies, "kd.warmup_steps": 2, "kd.round_steps": 2}
+    context = RunContext(override(context.config, quick))
     splits, test = context.data.splits, context.data.target.test.hashes
     own = {normalised_hash(text) for text in splits.train.inputs}
     for inputs in drawn(context, monkeypatch):

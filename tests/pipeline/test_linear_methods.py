@@ -6,7 +6,7 @@ from l2a.data.examples import Examples
 from l2a.pipeline import methods
 from tests.conftest import LABELS, make_examples
 
-SOURCE, TARGET, TEST = make_examples(80, 1), make_examples(30, 2), make_examples(60, 3)
+SOURCE, TARGET, TEST = make_examples(80, 1), make_examples(12, 2), make_examples(60, 3)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def accuracy(baseline, examples):
 
 @pytest.mark.parametrize("name", ["tfidf", "frozen_teacher", "vector_sum"])
 def test_every_baseline_learns_what_one_word_decides_and_repeats_it(fit, fitted, name):
-    source, target, test = (make_examples(n, seed, pairs=True) for n, seed in ((60, 1), (30, 2), (40, 3)))
+    source, target, test = (make_examples(n, seed, pairs=True) for n, seed in ((60, 1), (12, 2), (40, 3)))
     assert accuracy(fitted[name], TEST) > 0.9
     assert accuracy(fit[name](source, target), test) > 0.9
     found, again = (each.predict(TEST.inputs) for each in (fitted[name], fit[name](SOURCE, TARGET)))

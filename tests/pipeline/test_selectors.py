@@ -17,6 +17,7 @@ from l2a.pipeline.methods import run_method
 from l2a.pipeline.policies import ORACLES, open_policy, pair_name, prepare_pair, train_selector
 from l2a.pipeline.session import RunContext
 from l2a.pipeline.students import near_and_clean, spare_labels, train_l2a_student
+from l2a.selector.agents import load_agent
 from l2a.selector.environment import build_task
 from l2a.selector.problem import RULES, keep_best
 from l2a.selector.reward import real_reward, reward_score, surrogate_reward
@@ -190,7 +191,11 @@ def test_agents_that_follow_the_student_score_anew_and_the_others_do_not(config,
 def test_a_run_trains_no_saved_policy_and_scores_anew_by_it_unless_other_scores_won(config, policy_folder, monkeypatch):
     """The run goes on to say who chose."""
     monkeypatch.setattr("l2a.selector.select.train_agent", lambda *_: pytest.fail("a trained policy was trained"))
-    changes = {"selector.agent": str(policy_folder), "kd.rounds": 1, "kd.round_steps": 30, "kd.warmup_steps": 5}
+    card = load_agent(str(policy_folder))
+    assert card.rescore_every == 25
+    often = dataclasses.replace(card, rescore_every=4)
+    monkeypatch.setattr("l2a.pipeline.students.load_agent", lambda _: often)
+    changes = {"selector.agent": str(policy_folder), "kd.rounds": 1, "kd.round_steps": 6, "kd.warmup_steps": 2}
     context = RunContext(override(config, {**changes, "kd.pool_size": 24}))
     saved = open_policy(str(policy_folder))[0].network.state_dict()
     for fell_back in (False, True):
@@ -207,7 +212,7 @@ def test_a_run_trains_no_saved_policy_and_scores_anew_by_it_unless_other_scores_
 def test_the_reward_split_does_not_choose_the_model(config, monkeypatch):
     """Without a policy those labels train and choose nothing: flipped, they give the same student to the bit."""
     monkeypatch.setattr("l2a.pipeline.session.refuse_useless_teacher", lambda *_: 1.0)
-    settings = {"selector.agent": "confidence", "kd.rounds": 1, "kd.warmup_steps": 5}
+    settings = {"selector.agent": "confidence", "kd.rounds": 1, "kd.warmup_steps": 5, "kd.round_steps": 4}
     changed = override(config, settings)
     plain, data = train_l2a_student(RunContext(changed)), load_run_data(changed)
     flipped = dataclasses.replace(data.splits.reward, labels=1 - data.splits.reward.labels)

@@ -46,7 +46,7 @@ def test_every_shipped_card_is_valid():
     assert {card.rescore_every for name, card in cards.items() if name in (*LEARNED, "pretrained")} == {25}
 
 
-@pytest.mark.parametrize("keep_rate", [0.1, 0.5, 0.77])
+@pytest.mark.parametrize("keep_rate", [0.1, 0.77])
 @pytest.mark.parametrize("agent", [*sorted(set(RULES) - {"all"}), *OF_ARMS, "ppo", "pretrained"])
 def test_every_agent_keeps_exactly_the_asked_share(problem, agent, keep_rate):
     config = dataclasses.replace(QUICK, agent=agent, keep_rate=keep_rate)
@@ -127,9 +127,11 @@ def test_shares_are_found_that_favour_the_arms_that_help(problem_and_good):
     """Good candidates are near, so the arms of near ones hold more of them; inside an arm nothing is known."""
     problem, good = problem_and_good
     near = problem.pool.log_density >= np.median(problem.pool.log_density)
-    for agent, steps in (("bandit", 400), ("shares", 6000)):
+    degrees = np.zeros(len(problem), np.float32)
+    two = dataclasses.replace(problem.pool, operators=("knn",) * len(problem), degrees=degrees)  # arms, soon learned
+    for agent, steps, pool in (("bandit", 400, problem.pool), ("shares", 1536, two)):
         config = dataclasses.replace(QUICK, agent=agent, training_steps=steps, keep_rate=0.2)
-        found = select(problem, config, rng())
+        found = select(dataclasses.replace(problem, pool=pool), config, rng())
         assert near[found.kept].mean() > 0.8 and good[found.kept].mean() > good.mean() + 0.2
         assert sum(found.diagnostics["arms"].values()) == pytest.approx(1)
         assert len(found.diagnostics["reward_curve"]) > 0 and found.policy is None

@@ -14,7 +14,7 @@ from l2a.selector.select import Tiers, rank_correlation, rerank, retest, select
 CONFIG = SelectorConfig(agent="ppo", batch=16, episode_steps=4, training_steps=256, snapshots=2, real_evaluations=8)
 
 
-LONGER = dataclasses.replace(CONFIG, training_steps=4000)
+LONGER = dataclasses.replace(CONFIG, training_steps=1000)
 
 
 def rng():
