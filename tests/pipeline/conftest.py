@@ -51,5 +51,5 @@ def config(shared_cache, encoder_folder, tmp_path_factory):
 @pytest.fixture(scope="session")
 def result(config, shared_cache):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("l2a.pipeline.run.measure_latency", partial(measure_latency, seconds=0.05))
+        patch.setattr("l2a.pipeline.run.measure_latency", partial(measure_latency, seconds=0.005))
         return distill(config)

@@ -245,7 +245,7 @@ def test_all_labels_can_be_trained_on(config, tmp_path, monkeypatch):
     every = override(config, {"dev_shots": 0, "selector.agent": "all", "kd.warmup_steps": 2, "kd.rounds": 1})
     context = RunContext(every)
     assert not len(context.data.held_out_labels) and len(context.data.splits.train) == context.data.splits.labels_used
-    monkeypatch.setattr("l2a.pipeline.run.measure_latency", partial(measure_latency, seconds=0.05))
+    monkeypatch.setattr("l2a.pipeline.run.measure_latency", partial(measure_latency, seconds=0.005))
     result = distill(override(every, {"output_dir": str(tmp_path / "run")}))
     assert result.metrics["validation_log_likelihood"] == {} and result.metrics["divergence"]["l2a_student"] > 0
     for name in ("report.html", "README.md"):

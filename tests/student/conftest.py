@@ -27,13 +27,13 @@ PRESETS = tuple(SHARES)
 
 @pytest.fixture(scope="session")
 def large_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An encoder of six layers over some 1,200 tokens."""
+    """An encoder of three layers over some 1,200 tokens."""
     folder = tmp_path_factory.mktemp("large")
     tokens = [*SPECIALS, *CHARACTERS, *WORDS, *ENDINGS, *(f"##{character}" for character in CHARACTERS)]
     (folder / "vocab.txt").write_text("\n".join(tokens) + "\n")
     tokenizer = BertTokenizerFast(vocab=str(folder / "vocab.txt"), do_lower_case=True)
     torch.manual_seed(3)
-    sizes = {"hidden_size": 128, "num_hidden_layers": 6, "intermediate_size": 512}
+    sizes = {"hidden_size": 128, "num_hidden_layers": 3, "intermediate_size": 512}
     encoder = BertModel(tiny_bert_config(tokenizer, **sizes))
     # A trained encoder's attention is sharp and large beside the residual stream; a random one's is neither.
     for attention in (layer.attention for layer in encoder.encoder.layer):
@@ -68,7 +68,7 @@ def domain_texts() -> tuple[TextInput, ...]:
     """Texts of few words, one letter that is not ASCII among them."""
     rng = np.random.default_rng(7)
     words = ["ж", "kada", *rng.choice(WORDS, 60, replace=False)]
-    return tuple((" ".join(rng.choice(words, 8)) + " !",) for _ in range(400))
+    return tuple((" ".join(rng.choice(words, 8)) + " !",) for _ in range(200))
 
 
 def make_student(preset: Preset, teacher: Teacher, texts: tuple[TextInput, ...], seed: int = 0) -> Student:
