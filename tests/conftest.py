@@ -6,9 +6,7 @@ import copy
 import gc
 import os
 import signal
-from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,15 +14,11 @@ import pytest
 from hypothesis import settings
 from threadpoolctl import threadpool_limits
 
-from l2a.data.examples import Examples
-from l2a.util import files
-from l2a.util.progress import Progress
+from l2a.data import Examples
+from l2a.util import Progress, files
 
 if TYPE_CHECKING:  # the process that only deals tests to workers loads no torch
-    import pandas as pd
-    from transformers import BertConfig, BertTokenizerFast, PreTrainedTokenizerFast
-
-    from l2a.teacher.model import Teacher
+    pass
 
 POSITIVE = ("good", "great", "fine", "lovely")
 NEGATIVE = ("bad", "awful", "poor", "nasty")
@@ -37,25 +31,25 @@ settings.register_profile("nightly", deadline=None, max_examples=1000)
 settings.load_profile("quick")
 
 
-def pytest_configure() -> None:
+def pytest_configure():
     """Load modules without looking for garbage: they all stay, and the looking takes a quarter of the time."""
     gc.disable()
 
 
-def pytest_collection_finish() -> None:
+def pytest_collection_finish():
     gc.freeze()
     gc.enable()
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _one_blas_thread() -> Iterator[None]:
+def _one_blas_thread():
     """Small matrices gain nothing from more threads, and lose much where other work runs."""
     with threadpool_limits(1):
         yield
 
 
 @pytest.fixture(autouse=True)
-def private_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+def private_cache(tmp_path_factory, monkeypatch):
     """Give every test an empty cache and one thread, whatever the one before has set."""
     import torch
 
@@ -66,7 +60,7 @@ def private_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.
 
 
 @pytest.fixture(scope="session")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> BertTokenizerFast:
+def tokenizer(tmp_path_factory):
     from transformers import BertTokenizerFast
 
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *POSITIVE, *NEGATIVE, *NEUTRAL]
@@ -76,7 +70,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> BertTokenizerFast:
     return BertTokenizerFast(vocab=str(path), do_lower_case=True)
 
 
-def tiny_bert_config(tokenizer: BertTokenizerFast, **changes: object) -> BertConfig:
+def tiny_bert_config(tokenizer, **changes):
     from transformers import BertConfig
 
     sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
@@ -96,7 +90,7 @@ ARCHITECTURES: dict[str, dict[str, object]] = {
 """Encoders of transformers, with what their tiny checkpoints change."""
 
 
-def plain_tokenizer(tokenizer: BertTokenizerFast, **changes: object) -> PreTrainedTokenizerFast:
+def plain_tokenizer(tokenizer, **changes):
     """The same tokens in a tokenizer of no architecture, whose own call gives no token types and cuts nothing."""
     from transformers import PreTrainedTokenizerFast
 
@@ -104,7 +98,7 @@ def plain_tokenizer(tokenizer: BertTokenizerFast, **changes: object) -> PreTrain
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, **{**names, **changes})
 
 
-def save_tiny(kind: str, folder: Path, tokenizer: PreTrainedTokenizerFast, classify: bool = False, **changes: object):
+def save_tiny(kind, folder, tokenizer, classify=False, **changes):
     """Save a random checkpoint of an architecture; changes are settings of its config."""
     import torch
     from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
@@ -118,7 +112,7 @@ def save_tiny(kind: str, folder: Path, tokenizer: PreTrainedTokenizerFast, class
 
 
 @pytest.fixture(scope="session")
-def encoder_folder(tokenizer: BertTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def encoder_folder(tokenizer, tmp_path_factory):
     """A pretrained encoder as a folder."""
     import torch
     from transformers import BertModel
@@ -131,7 +125,7 @@ def encoder_folder(tokenizer: BertTokenizerFast, tmp_path_factory: pytest.TempPa
 
 
 @pytest.fixture(scope="session")
-def classifier_folder(tokenizer: BertTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def classifier_folder(tokenizer, tmp_path_factory):
     """A classifier as a folder, its labels in the other order."""
     import torch
     from transformers import BertForSequenceClassification
@@ -146,25 +140,25 @@ def classifier_folder(tokenizer: BertTokenizerFast, tmp_path_factory: pytest.Tem
 
 
 @pytest.fixture
-def saved_after_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+def saved_after_every_step(monkeypatch):
     """Keep the state of every step, which a run of seconds would not reach to do."""
     monkeypatch.setattr(files, "SAVE_SECONDS", 0.0)
     monkeypatch.setattr(files, "SAVE_COST", float("inf"))
 
 
 @pytest.fixture(scope="session")
-def loaded_teacher(encoder_folder: Path) -> Teacher:
+def loaded_teacher(encoder_folder):
     from l2a.teacher.model import load_encoder
 
     return load_encoder(str(encoder_folder), LABELS, seed=0)
 
 
 @pytest.fixture
-def teacher(loaded_teacher: Teacher) -> Teacher:
+def teacher(loaded_teacher):
     return copy.deepcopy(loaded_teacher)
 
 
-def make_examples(count: int, seed: int = 0, pairs: bool = False) -> Examples:
+def make_examples(count, seed=0, pairs=False):
     """Sentences whose one loaded word decides the label."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 2, count)
@@ -178,11 +172,11 @@ def make_examples(count: int, seed: int = 0, pairs: bool = False) -> Examples:
 
 
 @pytest.fixture
-def examples() -> Examples:
+def examples():
     return make_examples(96)
 
 
-def save_frame(frame: pd.DataFrame, path: Path) -> Path:
+def save_frame(frame, path):
     """Write a frame in the format and packing that the name says, without a header as .txt."""
     if ".parquet" in path.suffixes:
         frame.to_parquet(path)
@@ -196,7 +190,7 @@ def save_frame(frame: pd.DataFrame, path: Path) -> Path:
     return path
 
 
-def write_domain(path: Path, count: int, seed: int, prefix: str = "") -> Path:
+def write_domain(path, count, seed, prefix=""):
     """Write a domain of distinct sentences as JSON lines with splits."""
     import json
 

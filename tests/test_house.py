@@ -26,8 +26,7 @@ def test_the_package_stays_within_its_limits():
 
 def test_a_line_is_code_when_it_holds_more_than_comments_and_docstrings():
     source = '"""Module."""\n\nimport os  # why\n\ndef f():\n    """Doc.\n\n    More."""\n    return (\nos)\n'
-    assert HOUSE.code_lines(source) == {3, 5, 9, 10}
-    assert HOUSE.import_lines(source) == {3}
+    assert HOUSE.code_lines(source) == {3, 5, 9, 10} and HOUSE.import_lines(source) == {3}
 
 
 def test_no_module_imports_from_a_folder_to_its_right():

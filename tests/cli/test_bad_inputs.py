@@ -99,32 +99,32 @@ FILES = {
 """Files that hold something wrong, by name."""
 
 
-def without_padding(folder: Path) -> None:
+def without_padding(folder):
     for name in ("tokenizer_config.json", "tokenizer.json"):
         content = json.loads((folder / name).read_text())
         (folder / name).write_text(json.dumps(content | {"pad_token": None, "padding": None}))
 
 
-def with_added_tokens(folder: Path) -> None:
+def with_added_tokens(folder):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.add_tokens([f"added{i}" for i in range(80)])
     tokenizer.save_pretrained(folder)
 
 
-def with_remote_code(folder: Path) -> None:
+def with_remote_code(folder):
     config = json.loads((folder / "config.json").read_text())
     config |= {"model_type": "stranger", "auto_map": {"AutoConfig": "code.Config", "AutoModel": "code.Model"}}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "code.py").write_text("raise SystemError('code of the model folder has run')\n")
 
 
-def with_shards_of_pickles(folder: Path) -> None:
+def with_shards_of_pickles(folder):
     (folder / WEIGHTS).rename(folder / "other.safetensors")
     (folder / f"{WEIGHTS}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": {"x": "pickled.bin"}}))
 
 
-def change_json(name: str, **changes: object) -> Callable[[Path], object]:
-    def change(folder: Path) -> None:
+def change_json(name, **changes):
+    def change(folder):
         (folder / name).write_text(json.dumps(json.loads((folder / name).read_text()) | changes))
 
     return change

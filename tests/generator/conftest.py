@@ -1,13 +1,11 @@
 """A small WordPiece vocabulary, its neighbour table, and a problem whose target density is known by construction."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import pytest
 import torch
 from transformers import BertTokenizerFast
 
-from l2a.data.examples import TextInput, normalised_hash
+from l2a.data import normalised_hash
 from l2a.generator.chain import GeneratorInputs
 from l2a.generator.tokens import NeighbourTable, TokenSpace, find_neighbours, token_kinds, vocabulary
 from l2a.teacher.labelling import TeacherOutputs
@@ -22,30 +20,30 @@ WORDS = [*FILM, *PHONE, *COMMON]
 
 
 @pytest.fixture(scope="session")
-def word_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> BertTokenizerFast:
+def word_tokenizer(tmp_path_factory):
     path = tmp_path_factory.mktemp("words") / "vocab.txt"
     path.write_text("\n".join([*SPECIALS, *WORDS, *PIECES, *MARKS]) + "\n")
     return BertTokenizerFast(vocab=str(path), do_lower_case=True)
 
 
 @pytest.fixture(scope="session")
-def tokens(word_tokenizer: BertTokenizerFast) -> tuple[str, ...]:
+def tokens(word_tokenizer):
     return vocabulary(word_tokenizer)
 
 
 @pytest.fixture(scope="session")
-def embeddings(tokens: tuple[str, ...]) -> torch.Tensor:
+def embeddings(tokens):
     return torch.randn(len(tokens), 8, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture(scope="session")
-def table(tokens: tuple[str, ...], embeddings: torch.Tensor) -> NeighbourTable:
+def table(tokens, embeddings):
     word_start, allowed = token_kinds(tokens)
     ids = find_neighbours(embeddings, word_start, allowed, k=4)
     return NeighbourTable(ids, word_start, allowed)
 
 
-def toy_outputs(inputs: Sequence[TextInput]) -> TeacherOutputs:
+def toy_outputs(inputs):
     """Embed a text by how often it names phones and films: the two domains are two clouds."""
     rows = []
     for text in inputs:
@@ -56,15 +54,15 @@ def toy_outputs(inputs: Sequence[TextInput]) -> TeacherOutputs:
     return TeacherOutputs(np.stack([embeddings[:, 0], -embeddings[:, 0]], axis=1), embeddings)
 
 
-def embed_toy(inputs: Sequence[TextInput]) -> np.ndarray:
+def embed_toy(inputs):
     return toy_outputs(inputs).embeddings
 
 
-def hash_fraction(text: TextInput) -> float:
+def hash_fraction(text):
     return int(normalised_hash(text)[:8], 16) / 2**32
 
 
-def sentences(topic: list[str], count: int, seed: int) -> tuple[TextInput, ...]:
+def sentences(topic, count, seed):
     rng = np.random.default_rng(seed)
     made = dict.fromkeys(
         " ".join([*rng.choice(COMMON, 3), *rng.choice(topic, 2), rng.choice(COMMON), "!"]) for _ in range(2 * count)
@@ -73,10 +71,10 @@ def sentences(topic: list[str], count: int, seed: int) -> tuple[TextInput, ...]:
 
 
 @pytest.fixture(scope="session")
-def space(word_tokenizer: BertTokenizerFast, embeddings: torch.Tensor, table: NeighbourTable) -> TokenSpace:
+def space(word_tokenizer, embeddings, table):
     """Reads 16 tokens of a text; the gradient is the same for every token."""
 
-    def gradient(inputs: Sequence[TextInput]) -> list[np.ndarray]:
+    def gradient(inputs):
         rows = word_tokenizer(*map(list, zip(*inputs, strict=True)), truncation=True, max_length=16)["input_ids"]
         return [np.tile(np.arange(8, dtype=np.float32), (len(row), 1)) for row in rows]
 
@@ -84,7 +82,7 @@ def space(word_tokenizer: BertTokenizerFast, embeddings: torch.Tensor, table: Ne
 
 
 @pytest.fixture(scope="session")
-def problem(space: TokenSpace) -> GeneratorInputs:
+def problem(space):
     """Films as the source, phones as the target; one source text is a forbidden test text."""
     source, target = sentences(FILM, 60, seed=1), sentences(PHONE, 12, seed=2)
     return GeneratorInputs(

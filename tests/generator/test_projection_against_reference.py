@@ -15,22 +15,22 @@ EVERYTHING = torch.ones(V, dtype=torch.bool)
 
 
 @pytest.fixture(scope="module")
-def matrix() -> torch.Tensor:
+def matrix():
     return torch.randn(V, D, generator=torch.Generator().manual_seed(3))
 
 
 @pytest.fixture(scope="module")
-def full_table(matrix: torch.Tensor) -> NeighbourTable:
+def full_table(matrix):
     return NeighbourTable(find_neighbours(matrix, EVERYTHING, EVERYTHING, V - 1), EVERYTHING, EVERYTHING)
 
 
-def draw(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+def draw(seed):
     generator = torch.Generator().manual_seed(seed)
     ids, partners = torch.randint(0, V, (2, COUNT), generator=generator)
     return ids, partners
 
 
-def exhaustive(points: torch.Tensor, rows: torch.Tensor, excluded: torch.Tensor) -> torch.Tensor:
+def exhaustive(points, rows, excluded):
     distances = torch.cdist(points, rows)
     return distances.scatter(1, excluded[:, None], torch.inf).argmin(dim=1)
 

@@ -5,11 +5,11 @@ import pytest
 
 import l2a.pipeline.students as augmented
 from l2a.config import override
-from l2a.data.examples import normalised_hash
+from l2a.data import normalised_hash
 from l2a.pipeline.methods import METHODS, prepare, run_method
 from l2a.pipeline.session import RunContext, TrainingSession
 from l2a.pipeline.students import train_augmented_student, train_fine_tuned_student
-from l2a.util.errors import UsageError
+from l2a.util import UsageError
 
 OPERATORS = [None, "augpro_mix", "augpro_fgsm", "knn", "source", "target_only", "mixkd", "unprojected_fgsm"]
 
@@ -103,8 +103,7 @@ def test_fine_tuning_inherits_labels_and_asks_no_teacher(context, no_teacher, mo
     parts = (data.source, data.splits.train)
     real = {text: label for part in parts for text, label in zip(part.inputs, part.labels.tolist(), strict=True)}
     for kept, (inputs, bases) in zip(sets, texts, strict=True):
-        assert kept.labels.tolist() == [real[base] for base in bases]
-        assert inputs != bases
+        assert kept.labels.tolist() == [real[base] for base in bases] and inputs != bases
         assert all(len(one[0].split()) == len(base[0].split()) for one, base in zip(inputs, bases, strict=True))
 
 

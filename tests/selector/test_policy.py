@@ -12,7 +12,7 @@ from l2a.config import SelectorConfig
 from l2a.selector.algorithms import CandidateNetwork, CandidatePolicy, TrainedPolicy, load_policy, save_policy
 from l2a.selector.environment import CHANGING_FEATURES, STATE_FEATURES, SelectionEnvironment, build_task
 from l2a.selector.select import apply_policy
-from l2a.util.errors import RunError
+from l2a.util import RunError
 
 FEATURES = ("log_density", "operator=knn", "operator=unheard_of")
 WIDTH = len(FEATURES) + len(CHANGING_FEATURES)
@@ -80,8 +80,7 @@ def test_a_saved_policy_chooses_the_same(problem, tmp_path):
     config = SelectorConfig()
     first = apply_policy(problem, policy, config, np.random.default_rng(0))
     second = apply_policy(problem, again, config, np.random.default_rng(0))
-    assert again.feature_names == FEATURES
-    assert again.agent == "ppo"
+    assert again.feature_names == FEATURES and again.agent == "ppo"
     assert np.array_equal(first.scores, second.scores)
     assert first.kept.sum() == round(config.keep_rate * len(problem))
 

@@ -12,7 +12,7 @@ from l2a.selector.agents import AgentCard, agent_parts, check_agent, load_agent
 from l2a.selector.algorithms import load_facts, load_policy, save_policy
 from l2a.selector.reward import build_surrogate, surrogate_reward
 from l2a.selector.select import apply_policy, select
-from l2a.util.errors import RunError, UsageError
+from l2a.util import RunError, UsageError
 
 QUICK = SelectorConfig(agent="ppo", batch=16, episode_steps=4, training_steps=256, snapshots=1, real_evaluations=0)
 FACTS = {"pairs": ["a:b"], "steps": 256, "reward_curve": [0.1, 0.2]}
@@ -38,8 +38,7 @@ def saved(problem, tmp_path, monkeypatch, request):
 def test_decisions_are_those_of_the_policy_that_was_saved(problem, saved, agent):
     expected = apply_policy(problem, saved, QUICK, rng())
     found = select(problem, dataclasses.replace(QUICK, agent=agent), rng())
-    assert np.array_equal(found.scores, expected.scores)
-    assert np.array_equal(found.kept, expected.kept)
+    assert np.array_equal(found.scores, expected.scores) and np.array_equal(found.kept, expected.kept)
     assert found.policy.network.activation == saved.network.activation
 
 

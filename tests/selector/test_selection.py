@@ -24,8 +24,7 @@ from l2a.selector.problem import (
 )
 from l2a.selector.reward import PRIOR, Gains, build_surrogate, fitted_influences, surrogate_reward
 from l2a.selector.select import select
-from l2a.util.cards import list_cards
-from l2a.util.errors import RunError, UsageError
+from l2a.util import RunError, UsageError, list_cards
 
 QUICK = SelectorConfig(agent="ppo", batch=16, episode_steps=4, training_steps=256, snapshots=2, real_evaluations=5)
 LEARNED = ("a2c", "dvrl", "ppo", "reinforce")
@@ -51,8 +50,7 @@ def test_every_shipped_card_is_valid():
 def test_every_agent_keeps_exactly_the_asked_share(problem, agent, keep_rate):
     config = dataclasses.replace(QUICK, agent=agent, keep_rate=keep_rate)
     selection = select(problem, config, rng())
-    assert selection.kept.sum() == round(keep_rate * len(problem))
-    assert selection.scores.shape == (len(problem),)
+    assert selection.kept.sum() == round(keep_rate * len(problem)) and selection.scores.shape == (len(problem),)
     assert selection.scores.dtype == np.float32
     for label in np.unique(problem.classes):
         scores, kept = (values[problem.classes == label] for values in (selection.scores, selection.kept))
@@ -245,13 +243,11 @@ def test_ranks_within_groups():
 
 def test_features_are_standardised_and_found_by_name(problem):
     features = candidate_features(problem)
-    assert np.isfinite(features.matrix).all()
-    assert np.abs(features.matrix).max() <= 5.0
+    assert np.isfinite(features.matrix).all() and np.abs(features.matrix).max() <= 5.0
     column = features.matrix[:, features.names.index("log_density")]
     assert abs(np.median(column)) < 1e-5
     picked = candidate_features(problem, ("operator=absent", "log_density"))
-    assert np.array_equal(picked.matrix[:, 1], column)
-    assert not picked.matrix[:, 0].any()
+    assert np.array_equal(picked.matrix[:, 1], column) and not picked.matrix[:, 0].any()
 
 
 @given(st.integers(0, 1000), st.floats(0.1, 0.9), st.integers(2, 4))
@@ -280,8 +276,7 @@ def test_dropped_candidates_gain_nothing_and_a_reset_forgets(problem):
     kept = np.zeros((2, 8), bool)
     kept[1, :4] = True
     gains.add(np.arange(16).reshape(2, 8), kept)
-    assert gains.gain[0] == 0.0
-    assert gains.gain[1] != 0.0
+    assert gains.gain[0] == 0.0 and gains.gain[1] != 0.0
     gains.reset(np.array([1]))
     assert gains.gain[1] == 0.0
 

@@ -36,8 +36,7 @@ def judge(problem, scores, real_reward, evaluations=8):
 def test_tiers_that_agree_are_trusted(problem, policy_scores):
     surrogate = build_surrogate(problem)
     tiers, _ = judge(problem, policy_scores, lambda kept: surrogate_reward(surrogate, kept))
-    assert tiers.correlation > 0.6
-    assert tiers.trusted
+    assert tiers.correlation > 0.6 and tiers.trusted
     assert tiers.chosen == int(np.argmax(tiers.real[:2]))
 
 
@@ -56,24 +55,21 @@ def test_other_selections_do_not_compete_while_the_surrogate_is_trusted(problem,
 def test_without_a_policy_the_best_random_selection_is_chosen(problem):
     surrogate = build_surrogate(problem)
     tiers, _ = judge(problem, [], lambda kept: surrogate_reward(surrogate, kept))
-    assert tiers.trusted
-    assert tiers.chosen == int(np.argmax(tiers.real))
+    assert tiers.trusted and tiers.chosen == int(np.argmax(tiers.real))
 
 
 def test_tiers_that_disagree_warn_and_let_random_policies_compete(problem, policy_scores, caplog):
     surrogate = build_surrogate(problem)
     with caplog.at_level(logging.WARNING):
         tiers, _ = judge(problem, policy_scores, lambda kept: -surrogate_reward(surrogate, kept))
-    assert tiers.correlation < -0.6
-    assert not tiers.trusted
+    assert tiers.correlation < -0.6 and not tiers.trusted
     assert tiers.chosen == int(np.argmax(tiers.real)) >= 2
     assert "Spearman" in caplog.text
 
 
 def test_a_constant_real_reward_is_not_trusted_and_warned_of(problem, policy_scores, caplog):
     tiers, _ = judge(problem, policy_scores, lambda kept: 0.0)
-    assert np.isnan(tiers.correlation)
-    assert not tiers.trusted
+    assert np.isnan(tiers.correlation) and not tiers.trusted
     assert [message.split(", so")[0] for message in caplog.messages] == [
         "selector: the real reward is 0 in all 8 cases"
     ]
@@ -86,8 +82,7 @@ def test_two_values_of_a_reward_are_enough_to_correlate():
 def test_the_number_of_real_rewards_is_what_was_asked_for(problem, policy_scores):
     calls = []
     judge(problem, policy_scores, lambda kept: calls.append(kept) or float(len(calls)), evaluations=6)
-    assert len(calls) == 6
-    assert len({kept.tobytes() for kept in calls}) == 6
+    assert len(calls) == 6 and len({kept.tobytes() for kept in calls}) == 6
     assert {int(kept.sum()) for kept in calls} == {len(problem) // 2}
 
 
@@ -98,8 +93,7 @@ def test_select_reports_the_tiers(problem_and_good):
     facts = selection.diagnostics
     assert len(facts["real_rewards"]) == len(facts["surrogate_rewards"]) == 8
     assert -1.0 <= facts["tier_correlation"] <= 1.0
-    assert float(good[selection.kept].mean()) in facts["real_rewards"]
-    assert facts["steps_per_second"] > 0
+    assert float(good[selection.kept].mean()) in facts["real_rewards"] and facts["steps_per_second"] > 0
     assert len(facts["reward_curve"]) > 0
 
 

@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import pytest
 import torch
 from transformers import BertForSequenceClassification
@@ -14,7 +12,7 @@ NAMES = ("positive", "negative", "mixed")
 
 
 @pytest.fixture(scope="session")
-def run_folder(tokenizer, tmp_path_factory) -> Path:
+def run_folder(tokenizer, tmp_path_factory):
     """A run folder with nothing but its student, whose weights are random and large enough to tell texts apart."""
     run = tmp_path_factory.mktemp("run")
     torch.manual_seed(3)
@@ -24,10 +22,10 @@ def run_folder(tokenizer, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def student(run_folder) -> Path:
+def student(run_folder):
     return run_folder / "student"
 
 
 @pytest.fixture(scope="session")
-def classifier(student) -> Classifier:
+def classifier(student):
     return Classifier.from_pretrained(student)

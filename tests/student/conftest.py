@@ -1,18 +1,16 @@
 """A teacher with a vocabulary that is worth pruning, and texts of two domains."""
 
 import copy
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from transformers import BertModel, BertTokenizerFast
 
-from l2a.config import Preset, StudentConfig
-from l2a.data.examples import TextInput
-from l2a.student.student import Student, build_student
+from l2a.config import StudentConfig
+from l2a.student.student import build_student
 from l2a.teacher import model
-from l2a.teacher.model import Teacher, load_encoder
+from l2a.teacher.model import load_encoder
 from tests.conftest import LABELS, tiny_bert_config
 
 SPECIALS = ["[PAD]", *(f"[unused{i}]" for i in range(9)), "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -26,7 +24,7 @@ PRESETS = tuple(SHARES)
 
 
 @pytest.fixture(scope="session")
-def large_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def large_folder(tmp_path_factory):
     """An encoder of three layers over some 1,200 tokens."""
     folder = tmp_path_factory.mktemp("large")
     tokens = [*SPECIALS, *CHARACTERS, *WORDS, *ENDINGS, *(f"##{character}" for character in CHARACTERS)]
@@ -45,7 +43,7 @@ def large_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def packaged(monkeypatch: pytest.MonkeyPatch, large_folder: Path) -> None:
+def packaged(monkeypatch, large_folder):
     """Lets the packaged encoders be the large one."""
     locate = model.locate
     monkeypatch.setattr(
@@ -54,23 +52,23 @@ def packaged(monkeypatch: pytest.MonkeyPatch, large_folder: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def loaded_large_teacher(large_folder: Path) -> Teacher:
+def loaded_large_teacher(large_folder):
     return load_encoder(str(large_folder), LABELS, seed=0)
 
 
 @pytest.fixture
-def large_teacher(loaded_large_teacher: Teacher) -> Teacher:
+def large_teacher(loaded_large_teacher):
     return copy.deepcopy(loaded_large_teacher)
 
 
 @pytest.fixture(scope="session")
-def domain_texts() -> tuple[TextInput, ...]:
+def domain_texts():
     """Texts of few words, one letter that is not ASCII among them."""
     rng = np.random.default_rng(7)
     words = ["ж", "kada", *rng.choice(WORDS, 60, replace=False)]
     return tuple((" ".join(rng.choice(words, 8)) + " !",) for _ in range(200))
 
 
-def make_student(preset: Preset, teacher: Teacher, texts: tuple[TextInput, ...], seed: int = 0) -> Student:
+def make_student(preset, teacher, texts, seed=0):
     config = StudentConfig(preset=preset, max_share=SHARES.get(preset, 0.133))
     return build_student(config, teacher, LABELS, texts, seed)

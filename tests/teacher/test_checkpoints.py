@@ -18,7 +18,7 @@ from l2a.student.student import build_student, check_student, load_checkpoint
 from l2a.teacher.finetune import fine_tune
 from l2a.teacher.labelling import predict, token_vectors
 from l2a.teacher.model import check_teacher, load_encoder, load_fine_tuned
-from l2a.util.errors import UsageError
+from l2a.util import UsageError
 from tests.conftest import ARCHITECTURES, LABELS, make_examples, plain_tokenizer, save_tiny, tiny_bert_config
 
 PAIRS = make_examples(8, pairs=True)
