@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import settings
 from threadpoolctl import threadpool_limits
 
@@ -202,6 +203,20 @@ def write_domain(path, count, seed, prefix=""):
         rows.append({"text": f"{prefix}{text[0]} {tag}", "label": LABELS[label], "split": split})
     path.write_text("\n".join(json.dumps(row) for row in rows) + "\n")
     return path
+
+
+@pytest.fixture
+def write_agent(tmp_path, monkeypatch):
+    """Write the card of an agent into the working directory, and give its path."""
+
+    def write(name="mine", **card):
+        path = tmp_path / "agents" / f"{name}.yaml"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(yaml.safe_dump({"description": "A trial.", **card}))
+        monkeypatch.chdir(tmp_path)
+        return path
+
+    return write
 
 
 class Killing(Progress):

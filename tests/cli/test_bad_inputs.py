@@ -137,6 +137,8 @@ MODEL_FAULTS: dict[str, Callable[[Path], object]] = {
     "layers": change_json("config.json", num_hidden_layers=10**7),
     "negative": change_json("config.json", hidden_size=-64),
     "decoder": change_json("config.json", model_type="gpt2"),
+    "both_ways": change_json("config.json", model_type="bart"),
+    "no_type": change_json("config.json", model_type=None),
     "panic": change_json("tokenizer.json", normalizer=PANIC),
     "pickles": with_shards_of_pickles,
     "no_padding": without_padding,

@@ -6,7 +6,6 @@ import functools
 import numpy as np
 import pytest
 import torch
-import yaml
 from scipy.stats import spearmanr
 
 from l2a.config import override
@@ -166,11 +165,8 @@ def test_the_first_tier_foretells_the_second(config):
 
 
 @pytest.mark.slow
-def test_a_rule_that_says_so_scores_anew_inside_a_round(config, tmp_path, monkeypatch):
-    (tmp_path / "agents").mkdir()
-    card = {"description": "A trial.", "algorithm": "rule: glitter", "rescore_every": 4}
-    (tmp_path / "agents" / "often.yaml").write_text(yaml.safe_dump(card))
-    monkeypatch.chdir(tmp_path)
+def test_a_rule_that_says_so_scores_anew_inside_a_round(config, write_agent):
+    write_agent("often", algorithm="rule: glitter", rescore_every=4)
     quick = {"kd.rounds": 1, "kd.warmup_steps": 5}
     trained = train_l2a_student(RunContext(override(config, {"selector.agent": "often", **quick})))
     (done,) = trained.rounds

@@ -5,10 +5,9 @@ import json
 
 import numpy as np
 import pytest
-import yaml
 
 from l2a.config import SelectorConfig
-from l2a.selector.agents import AgentCard, agent_parts, check_agent, load_agent
+from l2a.selector.agents import agent_parts, check_agent, load_agent
 from l2a.selector.algorithms import load_facts, load_policy, save_policy
 from l2a.selector.reward import build_surrogate, surrogate_reward
 from l2a.selector.select import apply_policy, select
@@ -23,13 +22,11 @@ def rng():
 
 
 @pytest.fixture(params=["ppo", "dvrl"])
-def saved(problem, tmp_path, monkeypatch, request):
+def saved(problem, write_agent, tmp_path, monkeypatch, request):
     """A policy in agents/shipped, and a card beside it; no training is possible any more."""
     policy = select(problem, dataclasses.replace(QUICK, agent=request.param), rng()).policy
     save_policy(policy, tmp_path / "agents" / "shipped", FACTS)
-    card = {"description": "A trial.", "algorithm": "stable_baselines3.PPO", "policy": "shipped/"}
-    (tmp_path / "agents" / "mine.yaml").write_text(yaml.safe_dump(card))
-    monkeypatch.chdir(tmp_path)
+    write_agent(algorithm="stable_baselines3.PPO", policy="shipped/")
     monkeypatch.setattr("l2a.selector.select.train_agent", lambda *_: pytest.fail("a trained policy was trained"))
     return policy
 
@@ -74,33 +71,12 @@ def test_an_unknown_activation_is_refused(saved, tmp_path):
         check_agent("agents/shipped")
 
 
-@pytest.mark.parametrize(("agent", "message"), [("no/such", "no/such holds no policy.json"), ("empty", "policy.json")])
-def test_a_folder_without_a_policy_is_refused(tmp_path, monkeypatch, agent, message):
+@pytest.mark.parametrize(("agent", "folder"), [("no/such", "no/such"), ("empty", "empty"), ("mine", "gone")])
+def test_a_folder_or_a_card_without_a_policy_is_refused(write_agent, tmp_path, agent, folder):
+    write_agent(algorithm="l2a.B", policy="gone/")
     (tmp_path / "empty").mkdir()
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UsageError, match=message):
+    with pytest.raises(UsageError, match=rf"{folder} holds no policy\.json"):
         load_agent(agent)
-
-
-def test_a_card_whose_policy_is_missing_is_refused(tmp_path, monkeypatch):
-    (tmp_path / "agents").mkdir()
-    (tmp_path / "agents" / "mine.yaml").write_text("{description: d, algorithm: l2a.B, policy: gone/}")
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UsageError, match=r"gone holds no policy\.json"):
-        load_agent("mine")
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"environments": 0}, "environments is 0"),
-        ({"hidden": ()}, "hidden"),
-        ({"rescore_every": 0}, "rescore_every is 0"),
-    ],
-)
-def test_wrong_numbers_on_a_card_are_refused_by_name(changes, message):
-    with pytest.raises(UsageError, match=message):
-        AgentCard("d", "stable_baselines3.PPO", **changes)
 
 
 def test_a_hash_of_a_policy_holds_however_long_it_was_trained(saved, tmp_path):
@@ -119,10 +95,3 @@ def test_a_policy_that_reads_what_is_not_measured_is_refused(problem, saved, tmp
     path.write_text(path.read_text().replace('"log_density"', '"density"'))
     with pytest.raises(RunError, match="the policy reads density"):
         apply_policy(problem, load_policy(path.parent), QUICK, rng())
-
-
-def test_a_policy_without_widths_is_refused(saved, tmp_path):
-    path = tmp_path / "agents" / "shipped" / "policy.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "hidden": []}))
-    with pytest.raises(RunError, match="cannot be read"):
-        load_policy(path.parent)
