@@ -99,12 +99,6 @@ FILES = {
 """Files that hold something wrong, by name."""
 
 
-def without_padding(folder):
-    for name in ("tokenizer_config.json", "tokenizer.json"):
-        content = json.loads((folder / name).read_text())
-        (folder / name).write_text(json.dumps(content | {"pad_token": None, "padding": None}))
-
-
 def with_added_tokens(folder):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.add_tokens([f"added{i}" for i in range(80)])
@@ -141,7 +135,7 @@ MODEL_FAULTS: dict[str, Callable[[Path], object]] = {
     "no_type": change_json("config.json", model_type=None),
     "panic": change_json("tokenizer.json", normalizer=PANIC),
     "pickles": with_shards_of_pickles,
-    "no_padding": without_padding,
+    "no_padding": change_json("tokenizer_config.json", pad_token=None, tokenizer_class="PreTrainedTokenizerFast"),
     "added_tokens": with_added_tokens,
     "remote_code": with_remote_code,
     "no_weights": lambda folder: (folder / WEIGHTS).unlink(),

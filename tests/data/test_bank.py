@@ -11,9 +11,10 @@ import pytest
 from datasets import Dataset, DatasetDict
 from hypothesis import given, strategies as st
 
-from l2a.data import bank as bank_module, held_out_words, normalised_hash, read_bank, readers
+from l2a.data import bank as bank_module, normalised_hash, read_bank, readers
 from l2a.data.bank import sentences, unlabelled_files
 from l2a.data.domains import as_domain
+from l2a.data.examples import held_out_words
 from l2a.util import RunError, UsageError, sha256_file
 from tests.conftest import save_frame
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from l2a.config import override
-from l2a.data import held_out_words, normalised_hash
+from l2a.data import normalised_hash
+from l2a.data.examples import held_out_words
 from l2a.pipeline.data import load_run_data
 from l2a.pipeline.session import RunContext, open_session
 from l2a.pipeline.students import draw_candidates, generator_inputs

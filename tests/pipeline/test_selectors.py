@@ -190,7 +190,7 @@ def test_a_run_trains_no_saved_policy_and_scores_anew_by_it_unless_other_scores_
     card = load_agent(str(policy_folder))
     assert card.rescore_every == 25
     often = dataclasses.replace(card, rescore_every=4)
-    monkeypatch.setattr("l2a.pipeline.students.load_agent", lambda _: often)
+    monkeypatch.setattr("l2a.selector.agents.load_agent", lambda _: often)
     changes = {"selector.agent": str(policy_folder), "kd.rounds": 1, "kd.round_steps": 6, "kd.warmup_steps": 2}
     context = RunContext(override(config, {**changes, "kd.pool_size": 24}))
     saved = open_policy(str(policy_folder))[0].network.state_dict()
