@@ -8,7 +8,6 @@ import io
 import json
 import tokenize
 from collections import defaultdict
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +18,13 @@ DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 COUNTS = ("files", "code_lines", "import_lines", "total_lines")
 
 
-@cache
-def nodes_of(source: str) -> tuple[ast.AST, ...]:
-    """Parse a module, once, and list all nodes of its tree."""
-    return tuple(ast.walk(ast.parse(source)))
-
-
 def code_lines(source: str) -> set[int]:
     """Find the lines of a module with a token that is neither a comment nor part of a docstring."""
     lines: set[int] = set()
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type not in LAYOUT:
             lines.update(range(token.start[0], token.end[0] + 1))
-    for node in nodes_of(source):
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
             lines -= set(range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1))
     return lines
@@ -39,7 +32,7 @@ def code_lines(source: str) -> set[int]:
 
 def import_lines(source: str) -> set[int]:
     """Find the lines of a module that its import statements take, wherever they stand."""
-    imports = [node for node in nodes_of(source) if isinstance(node, ast.Import | ast.ImportFrom)]
+    imports = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Import | ast.ImportFrom)]
     return {line for node in imports for line in range(node.lineno, (node.end_lineno or 0) + 1)}
 
 

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import copy
-import gc
 import os
 import signal
+from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-import yaml
 from hypothesis import settings
 from threadpoolctl import threadpool_limits
 
-from l2a.data import Examples
-from l2a.util import Progress, files
+from l2a.data.examples import Examples
+from l2a.util import files
+from l2a.util.progress import Progress
 
 if TYPE_CHECKING:  # the process that only deals tests to workers loads no torch
-    pass
+    import pandas as pd
+    from transformers import BertConfig, BertTokenizerFast, PreTrainedTokenizerFast
+
+    from l2a.teacher.model import Teacher
 
 POSITIVE = ("good", "great", "fine", "lovely")
 NEGATIVE = ("bad", "awful", "poor", "nasty")
@@ -32,25 +36,15 @@ settings.register_profile("nightly", deadline=None, max_examples=1000)
 settings.load_profile("quick")
 
 
-def pytest_configure():
-    """Load modules without looking for garbage: they all stay, and the looking takes a quarter of the time."""
-    gc.disable()
-
-
-def pytest_collection_finish():
-    gc.freeze()
-    gc.enable()
-
-
 @pytest.fixture(autouse=True, scope="session")
-def _one_blas_thread():
+def _one_blas_thread() -> Iterator[None]:
     """Small matrices gain nothing from more threads, and lose much where other work runs."""
     with threadpool_limits(1):
         yield
 
 
 @pytest.fixture(autouse=True)
-def private_cache(tmp_path_factory, monkeypatch):
+def private_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Give every test an empty cache and one thread, whatever the one before has set."""
     import torch
 
@@ -61,7 +55,7 @@ def private_cache(tmp_path_factory, monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def tokenizer(tmp_path_factory):
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> BertTokenizerFast:
     from transformers import BertTokenizerFast
 
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *POSITIVE, *NEGATIVE, *NEUTRAL]
@@ -71,7 +65,7 @@ def tokenizer(tmp_path_factory):
     return BertTokenizerFast(vocab=str(path), do_lower_case=True)
 
 
-def tiny_bert_config(tokenizer, **changes):
+def tiny_bert_config(tokenizer: BertTokenizerFast, **changes: object) -> BertConfig:
     from transformers import BertConfig
 
     sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
@@ -91,7 +85,7 @@ ARCHITECTURES: dict[str, dict[str, object]] = {
 """Encoders of transformers, with what their tiny checkpoints change."""
 
 
-def plain_tokenizer(tokenizer, **changes):
+def plain_tokenizer(tokenizer: BertTokenizerFast, **changes: object) -> PreTrainedTokenizerFast:
     """The same tokens in a tokenizer of no architecture, whose own call gives no token types and cuts nothing."""
     from transformers import PreTrainedTokenizerFast
 
@@ -99,7 +93,7 @@ def plain_tokenizer(tokenizer, **changes):
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, **{**names, **changes})
 
 
-def save_tiny(kind, folder, tokenizer, classify=False, **changes):
+def save_tiny(kind: str, folder: Path, tokenizer: PreTrainedTokenizerFast, classify: bool = False, **changes: object):
     """Save a random checkpoint of an architecture; changes are settings of its config."""
     import torch
     from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
@@ -113,7 +107,7 @@ def save_tiny(kind, folder, tokenizer, classify=False, **changes):
 
 
 @pytest.fixture(scope="session")
-def encoder_folder(tokenizer, tmp_path_factory):
+def encoder_folder(tokenizer: BertTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pretrained encoder as a folder."""
     import torch
     from transformers import BertModel
@@ -126,7 +120,7 @@ def encoder_folder(tokenizer, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def classifier_folder(tokenizer, tmp_path_factory):
+def classifier_folder(tokenizer: BertTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A classifier as a folder, its labels in the other order."""
     import torch
     from transformers import BertForSequenceClassification
@@ -141,25 +135,25 @@ def classifier_folder(tokenizer, tmp_path_factory):
 
 
 @pytest.fixture
-def saved_after_every_step(monkeypatch):
+def saved_after_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep the state of every step, which a run of seconds would not reach to do."""
     monkeypatch.setattr(files, "SAVE_SECONDS", 0.0)
     monkeypatch.setattr(files, "SAVE_COST", float("inf"))
 
 
 @pytest.fixture(scope="session")
-def loaded_teacher(encoder_folder):
+def loaded_teacher(encoder_folder: Path) -> Teacher:
     from l2a.teacher.model import load_encoder
 
     return load_encoder(str(encoder_folder), LABELS, seed=0)
 
 
 @pytest.fixture
-def teacher(loaded_teacher):
+def teacher(loaded_teacher: Teacher) -> Teacher:
     return copy.deepcopy(loaded_teacher)
 
 
-def make_examples(count, seed=0, pairs=False):
+def make_examples(count: int, seed: int = 0, pairs: bool = False) -> Examples:
     """Sentences whose one loaded word decides the label."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 2, count)
@@ -173,11 +167,11 @@ def make_examples(count, seed=0, pairs=False):
 
 
 @pytest.fixture
-def examples():
+def examples() -> Examples:
     return make_examples(96)
 
 
-def save_frame(frame, path):
+def save_frame(frame: pd.DataFrame, path: Path) -> Path:
     """Write a frame in the format and packing that the name says, without a header as .txt."""
     if ".parquet" in path.suffixes:
         frame.to_parquet(path)
@@ -191,7 +185,7 @@ def save_frame(frame, path):
     return path
 
 
-def write_domain(path, count, seed, prefix=""):
+def write_domain(path: Path, count: int, seed: int, prefix: str = "") -> Path:
     """Write a domain of distinct sentences as JSON lines with splits."""
     import json
 
@@ -203,20 +197,6 @@ def write_domain(path, count, seed, prefix=""):
         rows.append({"text": f"{prefix}{text[0]} {tag}", "label": LABELS[label], "split": split})
     path.write_text("\n".join(json.dumps(row) for row in rows) + "\n")
     return path
-
-
-@pytest.fixture
-def write_agent(tmp_path, monkeypatch):
-    """Write the card of an agent into the working directory, and give its path."""
-
-    def write(name="mine", **card):
-        path = tmp_path / "agents" / f"{name}.yaml"
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(yaml.safe_dump({"description": "A trial.", **card}))
-        monkeypatch.chdir(tmp_path)
-        return path
-
-    return write
 
 
 class Killing(Progress):

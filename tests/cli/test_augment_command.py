@@ -1,5 +1,6 @@
 import json
 import shutil
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -9,25 +10,26 @@ from transformers import BertForMaskedLM
 import l2a.generator.operators as words_module
 import l2a.pipeline.augment as augment_file_module
 from l2a.pipeline.augment import AugmentJob, augment_file
-from l2a.util import UsageError, files
+from l2a.util import files
+from l2a.util.errors import UsageError
 from tests.conftest import make_examples, tiny_bert_config
 
 
 @pytest.fixture
-def texts(tmp_path):
+def texts(tmp_path: Path) -> Path:
     path = tmp_path / "texts.txt"
     path.write_text("\n".join(text[0] for text in make_examples(25).inputs) + "\n")
     return path
 
 
 @pytest.fixture
-def source(tmp_path):
+def source(tmp_path: Path) -> Path:
     path = tmp_path / "source.csv"
     path.write_text("id,text\n" + "".join(f"{i},{t[0]}\n" for i, t in enumerate(make_examples(40, seed=3).inputs)))
     return path
 
 
-def read(path):
+def read(path: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in path.read_text("utf-8").split("\n") if line]
 
 
@@ -56,7 +58,7 @@ def test_a_file_becomes_a_file(run, texts, source, encoder_folder, tmp_path, ope
     assert not list(tmp_path.glob(".*"))
 
 
-def job(texts, out, encoder_folder, **changes):
+def job(texts: Path, out: Path, encoder_folder: Path, **changes: object) -> AugmentJob:
     settings = {"operator": "knn", "degree": 0.5, "copies": 2, "batch_size": 4, "teacher": str(encoder_folder)}
     return AugmentJob(texts, out, **{**settings, **changes})
 

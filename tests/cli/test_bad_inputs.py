@@ -99,26 +99,32 @@ FILES = {
 """Files that hold something wrong, by name."""
 
 
-def with_added_tokens(folder):
+def without_padding(folder: Path) -> None:
+    for name in ("tokenizer_config.json", "tokenizer.json"):
+        content = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps(content | {"pad_token": None, "padding": None}))
+
+
+def with_added_tokens(folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.add_tokens([f"added{i}" for i in range(80)])
     tokenizer.save_pretrained(folder)
 
 
-def with_remote_code(folder):
+def with_remote_code(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     config |= {"model_type": "stranger", "auto_map": {"AutoConfig": "code.Config", "AutoModel": "code.Model"}}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "code.py").write_text("raise SystemError('code of the model folder has run')\n")
 
 
-def with_shards_of_pickles(folder):
+def with_shards_of_pickles(folder: Path) -> None:
     (folder / WEIGHTS).rename(folder / "other.safetensors")
     (folder / f"{WEIGHTS}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": {"x": "pickled.bin"}}))
 
 
-def change_json(name, **changes):
-    def change(folder):
+def change_json(name: str, **changes: object) -> Callable[[Path], object]:
+    def change(folder: Path) -> None:
         (folder / name).write_text(json.dumps(json.loads((folder / name).read_text()) | changes))
 
     return change
@@ -131,11 +137,9 @@ MODEL_FAULTS: dict[str, Callable[[Path], object]] = {
     "layers": change_json("config.json", num_hidden_layers=10**7),
     "negative": change_json("config.json", hidden_size=-64),
     "decoder": change_json("config.json", model_type="gpt2"),
-    "both_ways": change_json("config.json", model_type="bart"),
-    "no_type": change_json("config.json", model_type=None),
     "panic": change_json("tokenizer.json", normalizer=PANIC),
     "pickles": with_shards_of_pickles,
-    "no_padding": change_json("tokenizer_config.json", pad_token=None, tokenizer_class="PreTrainedTokenizerFast"),
+    "no_padding": without_padding,
     "added_tokens": with_added_tokens,
     "remote_code": with_remote_code,
     "no_weights": lambda folder: (folder / WEIGHTS).unlink(),

@@ -26,7 +26,7 @@ def test_help_loads_nothing_heavy():
 
 @pytest.mark.slow
 def test_help_is_quick():
-    def seconds():
+    def seconds() -> float:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run([sys.executable, "-m", "l2a", "--help"], capture_output=True, check=True)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -1,6 +1,7 @@
 """`l2a selector` from end to end on tiny data."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -19,13 +20,13 @@ selector: {batch: 8, episode_steps: 4, real_evaluations: 3}
 
 
 @pytest.fixture
-def base(tmp_path, encoder_folder):
+def base(tmp_path: Path, encoder_folder: Path) -> list[str]:
     (tmp_path / "settings.yaml").write_text(SETTINGS)
     return ["--config", str(tmp_path / "settings.yaml"), "--teacher", str(encoder_folder), "--shots", "8"]
 
 
 @pytest.fixture
-def pair(tmp_path):
+def pair(tmp_path: Path) -> tuple[str, str]:
     source = write_domain(tmp_path / "source.jsonl", 200, seed=1, prefix="the story ")
     return str(source), str(write_domain(tmp_path / "target.jsonl", 150, seed=2, prefix="this phone "))
 

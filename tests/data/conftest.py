@@ -1,12 +1,12 @@
 import io
 import tarfile
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from l2a.data import Domain, Examples
-from l2a.data.examples import HeldOut
+from l2a.data.examples import Domain, Examples, HeldOut
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +23,7 @@ def cache(tmp_path, monkeypatch):
 def write(tmp_path):
     """Write a file of the working directory and give its path."""
 
-    def write_file(name, content):
+    def write_file(name: str, content: str | bytes) -> Path:
         path = tmp_path / "work" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content.encode() if isinstance(content, str) else content)
@@ -34,7 +34,7 @@ def write(tmp_path):
 
 @pytest.fixture
 def make_examples():
-    def make(prefix, counts):
+    def make(prefix: str, counts: dict[str, int]) -> Examples:
         names = tuple(counts)
         labels = np.concatenate([np.full(count, i, dtype=np.int64) for i, count in enumerate(counts.values())])
         return Examples(tuple((f"{prefix} {i}",) for i in range(len(labels))), labels, names)
@@ -44,7 +44,7 @@ def make_examples():
 
 @pytest.fixture
 def make_domain(make_examples):
-    def make(train, dev, test, name="target"):
+    def make(train: dict[str, int], dev: dict[str, int], test: dict[str, int], name: str = "target") -> Domain:
         held_out = HeldOut.of(make_examples("test text", test))
         train_examples, dev_examples = make_examples("train text", train), make_examples("dev text", dev)
         return Domain(name, tuple(train), False, train_examples, dev_examples, held_out, {})
@@ -54,7 +54,7 @@ def make_domain(make_examples):
 
 @pytest.fixture
 def make_tar(tmp_path):
-    def make(name, members, links=None):
+    def make(name: str, members: dict[str, bytes], links: dict[str, str] | None = None) -> Path:
         with tarfile.open(tmp_path / name, "w:gz") as tar:
             for member, content in members.items():
                 info = tarfile.TarInfo(member)
@@ -71,7 +71,7 @@ def make_tar(tmp_path):
 
 @pytest.fixture
 def make_wheel(tmp_path):
-    def make(package, members, folder="index"):
+    def make(package: str, members: dict[str, bytes], folder: str = "index") -> Path:
         path = tmp_path / folder / f"{package}-1.0-py3-none-any.whl"
         path.parent.mkdir(exist_ok=True)
         info = f"{package}-1.0.dist-info"

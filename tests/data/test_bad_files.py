@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, strategies as st
 
 from l2a.config import Columns
-from l2a.data import load_domain
-from l2a.util import UsageError
+from l2a.data.domains import load_domain
+from l2a.util.errors import UsageError
 
 SPEC = importlib.util.spec_from_file_location("fuzz", Path(__file__).parents[2] / "benchmarks" / "fuzz.py")
 FUZZ = importlib.util.module_from_spec(SPEC)

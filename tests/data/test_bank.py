@@ -11,11 +11,12 @@ import pytest
 from datasets import Dataset, DatasetDict
 from hypothesis import given, strategies as st
 
-from l2a.data import bank as bank_module, normalised_hash, read_bank, readers
-from l2a.data.bank import sentences, unlabelled_files
+from l2a.data import bank as bank_module, readers
+from l2a.data.bank import read_bank, sentences, unlabelled_files
 from l2a.data.domains import as_domain
-from l2a.data.examples import held_out_words
-from l2a.util import RunError, UsageError, sha256_file
+from l2a.data.examples import held_out_words, normalised_hash
+from l2a.util.errors import RunError, UsageError
+from l2a.util.files import sha256_file
 from tests.conftest import save_frame
 
 TEXTS = [("one fine film",), ("zwei: schöne Filme",), ("three",)]
@@ -169,7 +170,8 @@ def test_pieces_have_all_words_and_three_to_sixty_of_them_each(words):
 def test_a_few_broken_lines_are_left_out_with_a_warning(write, caplog):
     path = write("x.txt", b"good\ncaf\xe9\nnul\0\n" + b"fine\n" + b"w" * 3_000_001 + b"\nlast\nmore\n")
     found = read_bank([str(path)], False)
-    assert list(found) == [("good",), ("fine",), ("last",), ("more",)] and "3 unreadable lines" in found.summary
+    assert list(found) == [("good",), ("fine",), ("last",), ("more",)]
+    assert "3 unreadable lines" in found.summary
     assert "3 of 7 lines cannot be read and are left out: " in caplog.text
     assert "x.txt, line 2: not UTF-8" in caplog.text
 

@@ -8,9 +8,9 @@ import pyarrow.parquet
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 
-from l2a.data import load_domain
+from l2a.data.domains import load_domain
 from l2a.data.examples import align_labels
-from l2a.util import UsageError
+from l2a.util.errors import UsageError
 
 TEXTS = [("bad 1", "bad"), ("good 1", "good"), ("good 2", "good"), ("bad 2", "bad")]
 

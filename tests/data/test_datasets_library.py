@@ -3,8 +3,8 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from l2a.config import Columns
-from l2a.data import load_domain
-from l2a.util import RunError, UsageError
+from l2a.data.domains import load_domain
+from l2a.util.errors import RunError, UsageError
 
 FEATURES = Features({"sentence": Value("string"), "label": ClassLabel(names=["neg", "pos"])})
 

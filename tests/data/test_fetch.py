@@ -15,7 +15,8 @@ from hypothesis import given, strategies as st
 
 from l2a.data import fetch
 from l2a.data.fetch import Artifact, fetch_artifact, fetch_joined, unpack
-from l2a.util import RunError, UsageError, sha256_file
+from l2a.util.errors import RunError, UsageError
+from l2a.util.files import sha256_file
 
 WHEEL = "toydata-1.0-py3-none-any.whl"
 SHA256 = "0" * 64
@@ -381,7 +382,8 @@ def test_parts_in_the_wrong_order_are_no_archive(parts, cache):
 def test_only_wanted_members_are_unpacked_without_the_top_folder(make_tar, out):
     archive = make_tar("p.tar.gz", {"p-1/data/a.txt": b"a", "p-1/data/b/c.txt": b"c", "p-1/setup.py": b"evil"})
     unpack(archive, ("data/*",), out)
-    assert everything_in(out) == {"data/a.txt", "data/b/c.txt"} and (out / "data/b/c.txt").read_bytes() == b"c"
+    assert everything_in(out) == {"data/a.txt", "data/b/c.txt"}
+    assert (out / "data/b/c.txt").read_bytes() == b"c"
     unpack(archive, ("p-1/setup.py",), out, skip=0)
     assert (out / "p-1/setup.py").read_bytes() == b"evil"
 

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from l2a.data.examples import align_labels
-from l2a.util import UsageError
+from l2a.util.errors import UsageError
 
 
 def named(domain, part):
@@ -14,11 +14,13 @@ def test_labels_are_matched_by_name_in_every_split(make_domain):
     source = make_domain({"positive": 2, "negative": 3}, {"positive": 1, "negative": 2}, {"positive": 2, "negative": 1})
     target = make_domain({"negative": 1, "positive": 1}, {"negative": 1, "positive": 1}, {"negative": 1, "positive": 1})
     aligned, same = align_labels(source, target)
-    assert same is target and aligned.label_names == aligned.train.label_names == target.label_names
+    assert same is target
+    assert aligned.label_names == aligned.train.label_names == target.label_names
     assert named(aligned, aligned.train) == named(source, source.train)
     assert named(aligned, aligned.dev) == named(source, source.dev)
     assert named(aligned, aligned.test.reveal()) == named(source, source.test.reveal())
-    assert aligned.train.labels.tolist() == [1, 1, 0, 0, 0] and aligned.test.hashes == source.test.hashes
+    assert aligned.train.labels.tolist() == [1, 1, 0, 0, 0]
+    assert aligned.test.hashes == source.test.hashes
 
 
 def test_a_label_that_one_domain_lacks_is_named(make_domain):

@@ -5,9 +5,8 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDataset, Value
 
 from l2a.config import Columns
-from l2a.data import load_domain
-from l2a.data.domains import as_domain
-from l2a.util import UsageError
+from l2a.data.domains import as_domain, load_domain
+from l2a.util.errors import UsageError
 
 ROWS = [("fine", "good", "train"), ("awful", "bad", "train"), ("so fine", "good", "dev"), ("so bad", "bad", "test")]
 FRAME = pd.DataFrame(ROWS, columns=["review", "label", "split"])

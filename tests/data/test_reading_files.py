@@ -9,10 +9,9 @@ import pytest
 from hypothesis import given, strategies as st
 
 from l2a.config import Columns
-from l2a.data import load_domain
-from l2a.data.domains import hashed_split, text_key
+from l2a.data.domains import hashed_split, load_domain, text_key
 from l2a.data.readers import NO_LABELS, USUAL_COLUMNS, Table, check_table, read_records
-from l2a.util import UsageError
+from l2a.util.errors import UsageError
 from tests.conftest import save_frame
 
 RECORDS = [
@@ -33,9 +32,11 @@ def test_every_format_gives_the_same_domain(tmp_path, suffix):
     path = tmp_path / f"films{suffix}"
     save_frame(pd.DataFrame(RECORDS), path)
     domain = load_domain(str(path))
-    assert domain.name == "films" and domain.label_names == ("negative", "positive")
+    assert domain.name == "films"
+    assert domain.label_names == ("negative", "positive")
     assert domain.train.inputs == (("a, fine film",), ('a "bad" one\nin two lines',))
-    assert domain.train.labels.tolist() == [1, 0] and domain.dev.inputs == (("über gut",),)
+    assert domain.train.labels.tolist() == [1, 0]
+    assert domain.dev.inputs == (("über gut",),)
     assert domain.test.size == 1 and domain.test.reveal().inputs == (("so-so",),)
     assert domain.files == {path.name: hashlib.sha256(path.read_bytes()).hexdigest()}
 
@@ -43,7 +44,8 @@ def test_every_format_gives_the_same_domain(tmp_path, suffix):
 def test_a_file_without_splits_is_cut_by_hash_about_70_10_20(write):
     lines = "".join(f"sentence {i},{'xy'[i % 2]}\n" for i in range(2000))
     domain = load_domain(str(write("all.csv", "text,label\n" + lines)))
-    assert abs(len(domain.train) - 1400) < 60 and abs(len(domain.dev) - 200) < 45
+    assert abs(len(domain.train) - 1400) < 60
+    assert abs(len(domain.dev) - 200) < 45
     assert abs(domain.test.size - 400) < 55
     assert all(hashed_split(text_key(text)) == "train" for text in domain.train.inputs)
 
@@ -59,7 +61,8 @@ def test_copies_that_differ_in_case_fall_into_one_split(write):
 def test_data_without_dev_gives_an_eighth_of_train_away_and_leaves_test_alone(write):
     lines = "".join(f"s {i},{'xy'[i % 2]},{'test' if i % 5 == 0 else 'train'}\n" for i in range(1000))
     domain = load_domain(str(write("all.csv", "text,label,split\n" + lines)))
-    assert abs(len(domain.dev) - 100) < 35 and domain.test.size == 200
+    assert abs(len(domain.dev) - 100) < 35
+    assert domain.test.size == 200
 
 
 def test_pairs_are_found_and_pairs_with_one_premise_stay_together(write):

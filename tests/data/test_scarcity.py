@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from l2a.data import Domain, Examples, concatenate, normalised_hash
-from l2a.data.examples import HeldOut, few_shot_splits, words_key
-from l2a.util import UsageError
+from l2a.data.examples import Domain, Examples, HeldOut, concatenate, few_shot_splits, normalised_hash, words_key
+from l2a.util.errors import UsageError
 
 BALANCED = {"negative": 40, "positive": 40}
 

@@ -2,7 +2,7 @@ import pytest
 
 from benchmarks.selector import policies
 from l2a.experiments.card import expand, load_experiment
-from l2a.util import UsageError
+from l2a.util.errors import UsageError
 
 from .conftest import CARD, write_card
 

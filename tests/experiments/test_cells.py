@@ -8,7 +8,7 @@ import pytest
 from l2a.config import DistillConfig, override
 from l2a.experiments import card
 from l2a.experiments.card import cell_files, cell_key, choose, data_files, expand, load_experiment
-from l2a.util import UsageError
+from l2a.util.errors import UsageError
 
 from .conftest import write_card, write_domain
 
@@ -80,7 +80,8 @@ def test_each_pair_names_the_files_of_both_domains_even_when_they_are_called_ali
     pair = {"name": "folders", "source": "one/train.jsonl", "target": "two/train.jsonl"}
     write_card(workspace, pairs=[pair])
     files = data_files(expand(load_experiment("tiny"), workspace / "data"))["folders"]
-    assert sorted(files) == ["one/train.jsonl", "two/train.jsonl"] and len(set(files.values())) == 2
+    assert sorted(files) == ["one/train.jsonl", "two/train.jsonl"]
+    assert len(set(files.values())) == 2
 
 
 def test_a_changed_file_changes_the_key(workspace):

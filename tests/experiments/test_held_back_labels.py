@@ -78,4 +78,5 @@ def test_flipped_test_labels_change_no_prediction_of_any_method(workspace, encod
     before, after = results
     assert before.predictions == after.predictions
     assert before.accuracy == pytest.approx(1 - after.accuracy)  # the labels that it is judged by did change
-    assert len(openings) == 2 and all(names[0] == "evaluate_method" for names in openings)
+    assert len(openings) == 2
+    assert all(names[0] == "evaluate_method" for names in openings)

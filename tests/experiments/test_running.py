@@ -14,7 +14,8 @@ from l2a.experiments import runner
 from l2a.experiments.card import data_files, expand, load_experiment
 from l2a.experiments.runner import Workers, cost_seconds, plan, read_results, run_groups
 from l2a.pipeline.methods import run_method
-from l2a.util import RunError, UsageError, fingerprint
+from l2a.util.errors import RunError, UsageError
+from l2a.util.files import fingerprint
 
 from .conftest import write_card, write_card_of_one_cell
 
@@ -49,7 +50,8 @@ def test_every_cell_runs_once_on_one_thread_and_none_again_for_whatever_card(wor
     assert run_tiny(workspace, fake_run_method, "results/tiny") == []
     results = read_results(workspace / "results/tiny")
     assert {result.diagnostics["threads"] for result in results} == {1}
-    assert sorted(results[0].data) == ["land.jsonl", "sky.jsonl"] and results[0].labels_used == (4 + 2 * 16) * 2
+    assert sorted(results[0].data) == ["land.jsonl", "sky.jsonl"]
+    assert results[0].labels_used == (4 + 2 * 16) * 2
     assert results[0].code == runner.code_fingerprint()
     outcomes = run_tiny(workspace, fake_run_method, "results/other")
     assert Counter(outcome.status for outcome in outcomes) == {"found": 12}
@@ -81,7 +83,8 @@ def test_results_are_identical_with_one_and_with_two_workers(workspace, fake_run
     run_tiny(workspace, fake_run_method, "one/tiny")
     run_tiny(workspace, fake_run_method, "two/tiny", workers=Workers(2, backend))
     one, two = without_times(workspace / "one/tiny"), without_times(workspace / "two/tiny")
-    assert one == two and len({result.diagnostics["weights"] for result in one}) > 1
+    assert one == two
+    assert len({result.diagnostics["weights"] for result in one}) > 1
 
 
 def test_a_failed_cell_is_reported_and_stops_no_other(workspace, fake_run_method, monkeypatch):
@@ -90,7 +93,8 @@ def test_a_failed_cell_is_reported_and_stops_no_other(workspace, fake_run_method
     assert Counter(outcome.status for outcome in outcomes) == {"ran": 8, "failed": 4}
     assert "as it was told to" in next(outcome.message for outcome in outcomes if outcome.status == "failed")
     monkeypatch.delenv("FAIL_METHOD")
-    assert len(run_tiny(workspace, fake_run_method)) == 4 and len(read_results(workspace / "results")) == 12
+    assert len(run_tiny(workspace, fake_run_method)) == 4
+    assert len(read_results(workspace / "results")) == 12
 
 
 def test_an_unexpected_error_is_a_failed_cell_too(workspace, caplog):
@@ -193,7 +197,8 @@ def test_the_cost_is_learned_from_finished_cells(workspace, make_result):
     slow = [make_result(variant=name, seconds=100.0, wall_seconds=110.0) for name in ("tfidf", "plain", "random")]
     learned = planned(workspace, slow)
     assert cost_seconds(planned(workspace), 1) == 12 * 30 + 4 * 30  # a teacher for each pair and seed
-    assert cost_seconds(learned, 1) == 12 * 100 + 4 * 10 and cost_seconds(learned, 2) == (12 * 100 + 4 * 10) / 2
+    assert cost_seconds(learned, 1) == 12 * 100 + 4 * 10
+    assert cost_seconds(learned, 2) == (12 * 100 + 4 * 10) / 2
     assert cost_seconds(learned, 100) == 3 * 100 + 10  # the cells of a group run one after another
 
 

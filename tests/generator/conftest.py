@@ -1,11 +1,13 @@
 """A small WordPiece vocabulary, its neighbour table, and a problem whose target density is known by construction."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import torch
 from transformers import BertTokenizerFast
 
-from l2a.data import normalised_hash
+from l2a.data.examples import TextInput, normalised_hash
 from l2a.generator.chain import GeneratorInputs
 from l2a.generator.tokens import NeighbourTable, TokenSpace, find_neighbours, token_kinds, vocabulary
 from l2a.teacher.labelling import TeacherOutputs
@@ -20,30 +22,30 @@ WORDS = [*FILM, *PHONE, *COMMON]
 
 
 @pytest.fixture(scope="session")
-def word_tokenizer(tmp_path_factory):
+def word_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> BertTokenizerFast:
     path = tmp_path_factory.mktemp("words") / "vocab.txt"
     path.write_text("\n".join([*SPECIALS, *WORDS, *PIECES, *MARKS]) + "\n")
     return BertTokenizerFast(vocab=str(path), do_lower_case=True)
 
 
 @pytest.fixture(scope="session")
-def tokens(word_tokenizer):
+def tokens(word_tokenizer: BertTokenizerFast) -> tuple[str, ...]:
     return vocabulary(word_tokenizer)
 
 
 @pytest.fixture(scope="session")
-def embeddings(tokens):
+def embeddings(tokens: tuple[str, ...]) -> torch.Tensor:
     return torch.randn(len(tokens), 8, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture(scope="session")
-def table(tokens, embeddings):
+def table(tokens: tuple[str, ...], embeddings: torch.Tensor) -> NeighbourTable:
     word_start, allowed = token_kinds(tokens)
     ids = find_neighbours(embeddings, word_start, allowed, k=4)
     return NeighbourTable(ids, word_start, allowed)
 
 
-def toy_outputs(inputs):
+def toy_outputs(inputs: Sequence[TextInput]) -> TeacherOutputs:
     """Embed a text by how often it names phones and films: the two domains are two clouds."""
     rows = []
     for text in inputs:
@@ -54,15 +56,15 @@ def toy_outputs(inputs):
     return TeacherOutputs(np.stack([embeddings[:, 0], -embeddings[:, 0]], axis=1), embeddings)
 
 
-def embed_toy(inputs):
+def embed_toy(inputs: Sequence[TextInput]) -> np.ndarray:
     return toy_outputs(inputs).embeddings
 
 
-def hash_fraction(text):
+def hash_fraction(text: TextInput) -> float:
     return int(normalised_hash(text)[:8], 16) / 2**32
 
 
-def sentences(topic, count, seed):
+def sentences(topic: list[str], count: int, seed: int) -> tuple[TextInput, ...]:
     rng = np.random.default_rng(seed)
     made = dict.fromkeys(
         " ".join([*rng.choice(COMMON, 3), *rng.choice(topic, 2), rng.choice(COMMON), "!"]) for _ in range(2 * count)
@@ -71,10 +73,10 @@ def sentences(topic, count, seed):
 
 
 @pytest.fixture(scope="session")
-def space(word_tokenizer, embeddings, table):
+def space(word_tokenizer: BertTokenizerFast, embeddings: torch.Tensor, table: NeighbourTable) -> TokenSpace:
     """Reads 16 tokens of a text; the gradient is the same for every token."""
 
-    def gradient(inputs):
+    def gradient(inputs: Sequence[TextInput]) -> list[np.ndarray]:
         rows = word_tokenizer(*map(list, zip(*inputs, strict=True)), truncation=True, max_length=16)["input_ids"]
         return [np.tile(np.arange(8, dtype=np.float32), (len(row), 1)) for row in rows]
 
@@ -82,7 +84,7 @@ def space(word_tokenizer, embeddings, table):
 
 
 @pytest.fixture(scope="session")
-def problem(space):
+def problem(space: TokenSpace) -> GeneratorInputs:
     """Films as the source, phones as the target; one source text is a forbidden test text."""
     source, target = sentences(FILM, 60, seed=1), sentences(PHONE, 12, seed=2)
     return GeneratorInputs(

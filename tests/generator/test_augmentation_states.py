@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from l2a.config import GeneratorConfig
-from l2a.data import normalised_hash
+from l2a.data.examples import normalised_hash
 from l2a.generator.chain import FORBIDDEN, MOVES, AugmentationSpace, metropolis_hastings
 from l2a.generator.operators import CHAIN_OPERATORS, SOURCE
-from l2a.util import UsageError
+from l2a.util.errors import UsageError
 
 from .conftest import embed_toy
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from l2a.config import GeneratorConfig
-from l2a.data import normalised_hash
+from l2a.data.examples import normalised_hash
 from l2a.generator.chain import draw_pool, max_cosine
 from l2a.generator.operators import CHAIN_OPERATORS
-from l2a.util import RunError
+from l2a.util.errors import RunError
 
 from .conftest import embed_toy, sentences, toy_outputs
 
@@ -21,7 +21,8 @@ def draw(problem, config=CONFIG, size=80, seed=0):
 def test_candidates_are_different_and_hold_no_test_text_and_no_labelled_target_text(problem):
     pool, _ = draw(problem)
     hashes = [normalised_hash(text) for text in pool.inputs]
-    assert len(pool) == len(set(hashes)) == 80 and not set(hashes) & problem.forbidden_hashes
+    assert len(pool) == len(set(hashes)) == 80
+    assert not set(hashes) & problem.forbidden_hashes
     assert not set(hashes) & {normalised_hash(text) for text in problem.target_inputs}
 
 
@@ -92,7 +93,8 @@ def test_diagnostics_count_the_work(problem):
     assert len(pool) <= chain.visited_texts <= (chain.steps + 1) * 16 and chain.chains == 16
     assert 1 <= chain.effective_sample_size <= (chain.steps - 2) * 16
     assert 0 < chain.distinct_share <= 1 and 0 < chain.labelling_seconds < chain.seconds
-    assert chain.sample_log_density > chain.proposal_log_density and chain.degree == 0.4
+    assert chain.sample_log_density > chain.proposal_log_density
+    assert chain.degree == 0.4
     assert draw(problem, size=1)[1].steps == 3, "the two steps of the burn-in are left out, and no other"
 
 

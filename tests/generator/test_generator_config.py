@@ -2,7 +2,7 @@ import pytest
 
 from l2a.config import GeneratorConfig, resolve_degree
 from l2a.generator.operators import CHAIN_OPERATORS, OPERATORS, check_operators
-from l2a.util import UsageError
+from l2a.util.errors import UsageError
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from hypothesis import given, settings, strategies as st
 
 import l2a.generator.tokens as neighbours
 from l2a.generator.tokens import build_neighbour_table, find_neighbours, token_kinds
-from l2a.util import UsageError
+from l2a.util.errors import UsageError
 
 
 def test_only_pieces_of_two_letters_or_more_may_change():

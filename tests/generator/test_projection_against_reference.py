@@ -15,22 +15,22 @@ EVERYTHING = torch.ones(V, dtype=torch.bool)
 
 
 @pytest.fixture(scope="module")
-def matrix():
+def matrix() -> torch.Tensor:
     return torch.randn(V, D, generator=torch.Generator().manual_seed(3))
 
 
 @pytest.fixture(scope="module")
-def full_table(matrix):
+def full_table(matrix: torch.Tensor) -> NeighbourTable:
     return NeighbourTable(find_neighbours(matrix, EVERYTHING, EVERYTHING, V - 1), EVERYTHING, EVERYTHING)
 
 
-def draw(seed):
+def draw(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     ids, partners = torch.randint(0, V, (2, COUNT), generator=generator)
     return ids, partners
 
 
-def exhaustive(points, rows, excluded):
+def exhaustive(points: torch.Tensor, rows: torch.Tensor, excluded: torch.Tensor) -> torch.Tensor:
     distances = torch.cdist(points, rows)
     return distances.scatter(1, excluded[:, None], torch.inf).argmin(dim=1)
 

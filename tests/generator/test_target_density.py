@@ -4,10 +4,10 @@ from scipy.special import expit
 from sklearn.metrics import roc_auc_score
 
 from l2a.generator.chain import fit_target_density
-from l2a.util import UsageError
+from l2a.util.errors import UsageError
 
 
-def two_domains(source_count, target_count, seed=0, width=48):
+def two_domains(source_count: int, target_count: int, seed: int = 0, width: int = 48):
     rng = np.random.default_rng(seed)
     mixing = rng.normal(size=(width, width)) * np.linspace(2.0, 0.1, width)
     source = rng.normal(size=(source_count, width)) @ mixing

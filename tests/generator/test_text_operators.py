@@ -17,7 +17,7 @@ from l2a.generator.operators import (
     find_words,
     tinybert,
 )
-from l2a.util import UsageError
+from l2a.util.errors import UsageError
 
 from .conftest import COMMON, FILM, MARKS, PHONE, SPECIALS, WORDS
 

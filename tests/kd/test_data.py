@@ -20,7 +20,8 @@ from l2a.kd.data import (
 )
 from l2a.kd.trainer import run_student
 from l2a.teacher.labelling import TeacherOutputs
-from l2a.util import Progress, RunError
+from l2a.util.errors import RunError
+from l2a.util.progress import Progress
 from l2a.util.training import adamw
 from tests.kd.test_trainer import make_set, make_trainer
 
@@ -92,7 +93,7 @@ def test_the_other_sets_go_on_where_they_were(student, monkeypatch):
     assert np.ptp(seen[96:104]) <= 1, "of those in use, the ones used least come first"
 
 
-def make_random_set(tokenizer, count, seed=0):
+def make_random_set(tokenizer, count: int, seed: int = 0) -> DistillationSet:
     rng = np.random.default_rng(seed)
     encoded = encode(tokenizer, [("good " * int(n),) for n in rng.integers(1, 9, count)], 16)
     outputs = TeacherOutputs(
@@ -111,7 +112,8 @@ def test_every_step_gives_a_whole_batch_of_existing_texts(sizes, batch_size, ste
     lengths, rng = np.arange(sum(sizes)) % 7 + 1, np.random.default_rng(0)
     shares = [1.0 if size else 0.0 for size in sizes]
     batches = list(mixture_batches(cycles_of(sizes, rng), shares, lengths, batch_size, steps, rng))
-    assert len(batches) == steps and all(len(batch) == batch_size for batch in batches)
+    assert len(batches) == steps
+    assert all(len(batch) == batch_size for batch in batches)
     assert all(0 <= i < sum(sizes) for batch in batches for i in batch)
 
 
@@ -119,14 +121,16 @@ def test_shares_hold_over_the_run_and_a_small_set_repeats_evenly():
     rng = np.random.default_rng(0)
     batches = mixture_batches(cycles_of([4, 1000], rng), [0.25, 0.75], np.ones(1004), 32, 64, rng)
     counts = np.bincount(np.concatenate(list(batches)), minlength=1004)
-    assert counts[:4].sum() == pytest.approx(0.25 * 32 * 64, abs=2) and np.ptp(counts[:4]) <= 1
+    assert counts[:4].sum() == pytest.approx(0.25 * 32 * 64, abs=2)
+    assert np.ptp(counts[:4]) <= 1
 
 
 def test_joining_and_taking_keep_texts_with_their_labels(tokenizer):
     first, second = make_random_set(tokenizer, 5, 0), make_random_set(tokenizer, 7, 1)
     both = join([first, second])
     back = both.take(np.arange(5, 12))
-    assert (back.labels == second.labels).all() and (back.encoded.ids == second.encoded.ids).all()
+    assert (back.labels == second.labels).all()
+    assert (back.encoded.ids == second.encoded.ids).all()
     assert (back.teacher.logits == second.teacher.logits).all()
     assert (back.encoded.padded(np.array([3]))["input_ids"] == second.encoded.padded(np.array([3]))["input_ids"]).all()
 
@@ -146,27 +150,27 @@ VOCABULARY = 40
 class TableOnly:
     """A stand-in for a student: an embedding table and what the context asks of it."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.layer = nn.Embedding(VOCABULARY, 3, padding_idx=0)
         nn.init.normal_(self.layer.weight, generator=torch.Generator().manual_seed(0))
         self.model = self
 
-    def get_input_embeddings(self):
+    def get_input_embeddings(self) -> nn.Embedding:
         return self.layer
 
 
-def encoded_of(ids):
+def encoded_of(ids: list[int]) -> EncodedTexts:
     return EncodedTexts(np.array(ids, np.int32), np.zeros(len(ids), np.int8), np.array([0, len(ids)]), 0)
 
 
-def descend(table, optimizer, ids, steps):
+def descend(table: TableOnly, optimizer: torch.optim.Optimizer, ids: list[int], steps: int) -> None:
     for _ in range(steps):
         optimizer.zero_grad()
         table.layer(torch.tensor(ids)).pow(2).sum().backward()
         optimizer.step()
 
 
-def train_table(rounds, compact):
+def train_table(rounds: list[list[int]], compact: bool) -> tuple[torch.Tensor, torch.optim.Optimizer, TableOnly]:
     table = TableOnly()
     optimizer = adamw([([table.layer.weight], 1e-2)], weight_decay=0.0)
     for ids in rounds:
@@ -195,7 +199,8 @@ def test_rows_that_do_not_occur_keep_their_values_to_the_bit(first, second):
     start = TableOnly().layer.weight.detach()
     end, *_ = train_table([first, second], compact=True)
     absent = sorted(set(range(VOCABULARY)) - set(first) - set(second))
-    assert torch.equal(start[absent], end[absent]) and not torch.equal(start[first], end[first])
+    assert torch.equal(start[absent], end[absent])
+    assert not torch.equal(start[first], end[first])
 
 
 def test_table_padding_and_moments_return_to_their_places():
@@ -205,7 +210,8 @@ def test_table_padding_and_moments_return_to_their_places():
     assert table.layer.padding_idx == 0
     assert optimizer.param_groups[0]["params"] == [weight]
     moments = optimizer.state[weight]["exp_avg"]
-    assert moments.shape == weight.shape and set(moments.abs().sum(1).nonzero().flatten().tolist()) == {3, 5, 7}
+    assert moments.shape == weight.shape
+    assert set(moments.abs().sum(1).nonzero().flatten().tolist()) == {3, 5, 7}
 
 
 def test_the_table_returns_after_a_failure():
@@ -222,4 +228,5 @@ def test_renumbered_texts_read_the_same_rows_and_the_padding_keeps_its_number(id
     table, encoded = TableOnly(), replace(encoded_of(ids), pad_id=pad)
     with compact_embeddings(table, adamw([([table.layer.weight], 1e-2)]), [encoded]) as ((renumbered,), rows, full):
         assert torch.equal(table.layer.weight[renumbered.ids], full[ids])
-        assert rows[renumbered.ids].tolist() == ids and renumbered.pad_id == rows[renumbered.pad_id] == pad
+        assert rows[renumbered.ids].tolist() == ids
+        assert renumbered.pad_id == rows[renumbered.pad_id] == pad

@@ -20,6 +20,7 @@ from l2a.kd.losses import (
     teacher_output_weight,
 )
 from l2a.kd.trainer import run_student
+from l2a.student.student import Student
 from l2a.teacher.labelling import TeacherOutputs
 from l2a.teacher.model import load_fine_tuned
 from tests.conftest import LABELS, make_examples
@@ -28,7 +29,7 @@ OBJECTIVES = ("lelp", "lelp_random_directions")
 WIDTH = 12
 
 
-def make_outputs(count, classes, seed=0):
+def make_outputs(count: int, classes: int, seed: int = 0) -> tuple[TeacherOutputs, np.ndarray]:
     """Embeddings of unequal variance and the logits of a linear head on them."""
     rng = np.random.default_rng(seed)
     embeddings = (rng.normal(size=(count, WIDTH)) * np.geomspace(4, 0.2, WIDTH) + 1).astype(np.float32)
@@ -50,7 +51,8 @@ def test_summed_over_a_class_the_targets_are_its_tempered_probability(objective,
     subclasses = fit(outputs, weight, objective, count)
     targets = subclass_targets(subclasses, outputs, tau, beta)
     sums = np.stack([targets[:, owners(subclasses.counts) == c].sum(1) for c in range(classes)], axis=1)
-    assert targets.min() >= 0 and np.allclose(targets.sum(1), 1, atol=1e-5)
+    assert targets.min() >= 0
+    assert np.allclose(targets.sum(1), 1, atol=1e-5)
     assert np.allclose(sums, outputs.probabilities(tau), atol=1e-5)
 
 
@@ -116,7 +118,8 @@ def test_a_class_of_few_dimensions_still_has_directions_that_the_output_weights_
     outputs, weight = make_outputs(40, 2)
     flat = outputs.embeddings[:, :1] * np.random.default_rng(1).normal(size=WIDTH)
     subclasses = fit(TeacherOutputs(outputs.logits, flat.astype(np.float32)), weight, count=9)
-    assert subclasses.directions.shape[1] > 4 and np.abs(weight @ subclasses.directions).max() < 1e-9
+    assert subclasses.directions.shape[1] > 4
+    assert np.abs(weight @ subclasses.directions).max() < 1e-9
 
 
 def test_of_very_many_texts_some_are_fitted_on_and_all_are_counted(monkeypatch):
@@ -135,7 +138,8 @@ def test_a_higher_temperature_splits_more_evenly():
     subclasses = fit(outputs, weight)
     sharp, even = (subclass_targets(subclasses, outputs, 2.0, beta).max(1).mean() for beta in (0.1, 100.0))
     uniform = outputs.probabilities(2.0).max(1).mean() / 3
-    assert even == pytest.approx(uniform, rel=0.05) and sharp > 2 * even
+    assert even == pytest.approx(uniform, rel=0.05)
+    assert sharp > 2 * even
 
 
 def test_new_texts_are_split_by_the_fitted_directions():
@@ -145,7 +149,8 @@ def test_new_texts_are_split_by_the_fitted_directions():
     text = subclasses.means[1] + 5 * subclasses.rms[1] * subclasses.directions[:, 4]
     new = TeacherOutputs(np.array([[-9.0, 9.0]], np.float32), text[None].astype(np.float32))
     targets = subclass_targets(subclasses, new, 1.0, 0.5)
-    assert targets[0].argmax() == 4 and targets[0, 4] > 0.99
+    assert targets[0].argmax() == 4
+    assert targets[0, 4] > 0.99
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -154,7 +159,8 @@ def test_one_seed_gives_one_split_and_another_seed_another(objective):
     first, same, other = (
         subclass_targets(fit(outputs, weight, objective, seed=seed), outputs, 2.0, 1.0) for seed in (0, 0, 1)
     )
-    assert np.array_equal(first, same) and not np.allclose(first, other, atol=1e-3)
+    assert np.array_equal(first, same)
+    assert not np.allclose(first, other, atol=1e-3)
 
 
 def test_a_random_direction_is_not_a_leading_component():
@@ -177,7 +183,7 @@ def test_the_weight_of_a_hidden_head_is_the_map_that_fits_its_logits(classifier_
 COUNTS = (3, 1, 2)
 
 
-def make_layer(outputs, seed=0, width=5, scale=1.0):
+def make_layer(outputs: int, seed: int = 0, width: int = 5, scale: float = 1.0) -> nn.Linear:
     layer = nn.Linear(width, outputs)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -214,7 +220,8 @@ def test_the_body_and_the_head_do_not_feel_the_output_layer():
         output = make_layer(3, seed=seed)
         loss = subclass_loss(features, head, output, targets, COUNTS).mean()
         gradients.append(torch.autograd.grad(loss, [features, head.weight, output.weight]))
-    assert torch.equal(gradients[0][0], gradients[1][0]) and torch.equal(gradients[0][1], gradients[1][1])
+    assert torch.equal(gradients[0][0], gradients[1][0])
+    assert torch.equal(gradients[0][1], gradients[1][1])
     assert gradients[0][2].abs().max() > 0
 
 
@@ -234,13 +241,15 @@ def test_parity_counts_equal_decisions_and_averages_probabilities():
     first = torch.tensor([[0.8, 0.2], [0.6, 0.4]]).log()
     second = torch.tensor([[0.7, 0.3], [0.4, 0.6]]).log()
     parity = fold_parity(first, second)
-    assert parity["agreement"] == 0.5 and parity["probability_difference"] == pytest.approx(0.15)
+    assert parity["agreement"] == 0.5
+    assert parity["probability_difference"] == pytest.approx(0.15)
 
 
 def test_a_refit_is_exact_where_the_fold_is_linear():
     goal, output, features = make_layer(3), make_layer(3, seed=1), torch.randn(200, 5).numpy()
     parity = refit_output_layer(output, subclass_head(goal, COUNTS), COUNTS, features)
-    assert parity["agreement"] == 1 and parity["probability_difference"] < 1e-4
+    assert parity["agreement"] == 1
+    assert parity["probability_difference"] < 1e-4
 
 
 def test_a_refit_is_the_best_layer_for_a_fold_that_is_not_linear():
@@ -251,7 +260,7 @@ def test_a_refit_is_the_best_layer_for_a_fold_that_is_not_linear():
     assert output.weight.grad.abs().max() < 1e-3
 
 
-def train_on_subclasses(student, objective):
+def train_on_subclasses(student: Student, objective: str) -> tuple[nn.Linear, tuple[int, ...], np.ndarray]:
     """Some steps on subclasses of separable embeddings; gives the head, its counts and unseen features."""
     examples, fresh, rng = make_examples(96), make_examples(64, seed=4), np.random.default_rng(0)
     sign = (2.0 * examples.labels - 1)[:, None]
@@ -277,5 +286,6 @@ def test_a_student_trained_on_subclasses_decides_alike_without_them(student):
     with torch.no_grad():
         folded, classes = fold(head(states), counts), student.output(states)
     parity = fold_parity(classes, folded)
-    assert parity["agreement"] > 0.97 and parity["probability_difference"] < 0.02
+    assert parity["agreement"] > 0.97
+    assert parity["probability_difference"] < 0.02
     assert (classes.argmax(1).numpy() == make_examples(64, seed=4).labels).mean() > 0.9

@@ -23,14 +23,17 @@ from l2a.kd.trainer import (
     fit_output_layer,
     run_student,
 )
+from l2a.student.student import Student
 from l2a.teacher.labelling import TeacherOutputs
-from l2a.util import Checkpoint, Progress, RunError, UsageError
+from l2a.util.errors import RunError, UsageError
+from l2a.util.files import Checkpoint
+from l2a.util.progress import Progress
 from tests.conftest import NEGATIVE, POSITIVE, make_examples
 
 CONFIG = KDConfig(warmup_steps=20, rounds=1, round_steps=20, batch_size=8, learning_rate=3e-3, evaluate_every=5)
 
 
-def make_set(student, count, seed=0):
+def make_set(student: Student, count: int, seed: int = 0) -> DistillationSet:
     examples = make_examples(count, seed)
     logits = np.stack([-2.0 * (examples.labels * 2 - 1), 2.0 * (examples.labels * 2 - 1)], axis=1).astype(np.float32)
     logits += np.random.default_rng(seed).normal(scale=0.3, size=logits.shape).astype(np.float32)
@@ -38,7 +41,7 @@ def make_set(student, count, seed=0):
     return DistillationSet(encode(student.tokenizer, examples.inputs, 16), outputs, examples.labels)
 
 
-def make_trainer(student, config=CONFIG):
+def make_trainer(student: Student, config: KDConfig = CONFIG) -> KDTrainer:
     return KDTrainer(student, config, make_examples(16, seed=5), 64, 16, seed=0)
 
 
@@ -90,11 +93,11 @@ class Told(Progress):
         self.events += [values] if name == "validation" else []
 
 
-@pytest.mark.parametrize(("killed_at", "embedding_rate"), [(5, 0.0), (13, 1.0)])
+@pytest.mark.parametrize(("killed_at", "embedding_rate"), [(9, 0.0), (21, 1.0)])
 def test_a_killed_training_goes_on_to_the_same_student(
     built_student, tmp_path, monkeypatch, saved_after_every_step, killed_at, embedding_rate
 ):
-    config = dataclasses.replace(CONFIG, warmup_steps=4, round_steps=10, embedding_rate=embedding_rate)
+    config = dataclasses.replace(CONFIG, warmup_steps=8, round_steps=14, embedding_rate=embedding_rate)
     steps, real = [], KDTrainer._step
 
     def step(trainer, *batch):
@@ -110,7 +113,7 @@ def test_a_killed_training_goes_on_to_the_same_student(
         trainer.follow(make_set(student, 8, seed=3))
         sets, shares, pool = [make_set(student, 12, seed=1), make_set(student, 16, seed=2)], [0.5, 0.5], None
         trainer.train(sets, shares, config.warmup_steps, told)
-        pool = Renewal(sets[1], np.arange(8), 4, lambda logits: chosen.append(logits) or np.argsort(logits[:, 0])[:8])
+        pool = Renewal(sets[1], np.arange(8), 6, lambda logits: chosen.append(logits) or np.argsort(logits[:, 0])[:8])
         trainer.train(sets, shares, config.round_steps, told, renewal=pool)
         trainer.restore_best()
         return student.snapshot(), told.events, np.stack(chosen), trainer._rng.bit_generator.state
@@ -125,7 +128,7 @@ def test_a_killed_training_goes_on_to_the_same_student(
     assert steps.pop() == killed_at, "the training was killed there"
     killing = False
     again = run(tmp_path / "killed")
-    assert steps == list(range(14)), "no step is lost and none is repeated"
+    assert steps == list(range(22)), "no step is lost and none is repeated"
     assert all(torch.equal(again[0][name], value) for name, value in whole[0].items())
     assert again[1] == whole[1] and (again[2] == whole[2]).all() and again[3] == whole[3]
 
@@ -168,7 +171,8 @@ def test_gradients_have_one_row_a_token_and_do_not_depend_on_the_batch(student):
     alone = embedding_gradients(student, labeller, inputs[:1], 16)
     lengths = encode(student.tokenizer, inputs, 16).lengths
     assert [len(rows) for rows in together] == lengths.tolist()
-    assert np.allclose(together[0], alone[0], atol=1e-6) and np.abs(together[0]).max() > 0
+    assert np.allclose(together[0], alone[0], atol=1e-6)
+    assert np.abs(together[0]).max() > 0
 
 
 def test_the_score_of_a_state_rewards_ranking_not_confidence():
@@ -252,7 +256,7 @@ def test_processes_that_start_apart_end_equal(tmp_path, objective):
     assert all(torch.equal(value, second[name]) for name, value in first.items())
 
 
-def run_processes(out, processes, *arguments):
+def run_processes(out: Path, processes: int, *arguments: str) -> None:
     out.mkdir()
     flags = ["--num_processes", str(processes), "--num_machines", "1", "--mixed_precision", "no"]
     flags += ["--dynamo_backend", "no", "--num_cpu_threads_per_process", "1"]
@@ -265,7 +269,7 @@ def run_processes(out, processes, *arguments):
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def without_dropout(student):
+def without_dropout(student: Student) -> Student:
     for module in student.model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0

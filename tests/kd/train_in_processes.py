@@ -16,13 +16,13 @@ from l2a.kd.losses import fit_subclasses
 from l2a.kd.trainer import KDTrainer, fit_output_layer
 from l2a.student.student import Student
 from l2a.teacher.labelling import TeacherOutputs
-from l2a.util import process_count, process_rank
+from l2a.util.progress import process_count, process_rank
 from tests.conftest import NEGATIVE, NEUTRAL, POSITIVE, make_examples
 
 CONFIG = KDConfig(warmup_steps=12, rounds=1, round_steps=1, batch_size=10, evaluate_every=4, embedding_rate=1.0)
 
 
-def make_student(folder, seed):
+def make_student(folder: Path, seed: int) -> Student:
     vocabulary = folder / f"vocab{process_rank()}.txt"
     vocabulary.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *POSITIVE, *NEGATIVE, *NEUTRAL]))
     tokenizer = BertTokenizerFast(vocab=str(vocabulary))
@@ -32,7 +32,7 @@ def make_student(folder, seed):
     return Student(BertForSequenceClassification(config), tokenizer)
 
 
-def main(out, processes, start, objective="soft_labels"):
+def main(out: Path, processes: int, start: str, objective: str = "soft_labels") -> None:
     torch.set_num_threads(1)
     seed = process_rank() if start == "apart" else 0
     student, examples = make_student(out, seed), make_examples(50)

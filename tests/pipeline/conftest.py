@@ -1,26 +1,23 @@
 """One tiny whole run, shared by the tests that only read it."""
 
-import copy
-from functools import cache, partial
+from functools import partial
 
 import pytest
 import torch
 
 from l2a.config import DistillConfig, override
 from l2a.evaluation.metrics import measure_latency
-from l2a.pipeline import session
 from l2a.pipeline.distill import distill
 from tests.conftest import write_domain
 
 
 @pytest.fixture(scope="session")
 def shared_cache(tmp_path_factory):
-    """A cache that these tests share, so that teachers are trained and loaded once."""
-    folder, load_once = tmp_path_factory.mktemp("shared-cache"), cache(session.load_encoder)
+    """A cache that these tests share, so that teachers are trained once."""
+    folder = tmp_path_factory.mktemp("shared-cache")
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("L2A_CACHE", str(folder))
-        patch.setattr(session, "load_encoder", lambda *asked: copy.deepcopy(load_once(*asked[:3])))
         yield folder
 
 
@@ -51,5 +48,5 @@ def config(shared_cache, encoder_folder, tmp_path_factory):
 @pytest.fixture(scope="session")
 def result(config, shared_cache):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("l2a.pipeline.run.measure_latency", partial(measure_latency, seconds=0.005))
+        patch.setattr("l2a.pipeline.run.measure_latency", partial(measure_latency, seconds=0.05))
         return distill(config)

@@ -5,11 +5,11 @@ import pytest
 
 import l2a.pipeline.students as augmented
 from l2a.config import override
-from l2a.data import normalised_hash
+from l2a.data.examples import normalised_hash
 from l2a.pipeline.methods import METHODS, prepare, run_method
 from l2a.pipeline.session import RunContext, TrainingSession
 from l2a.pipeline.students import train_augmented_student, train_fine_tuned_student
-from l2a.util import UsageError
+from l2a.util.errors import UsageError
 
 OPERATORS = [None, "augpro_mix", "augpro_fgsm", "knn", "source", "target_only", "mixkd", "unprojected_fgsm"]
 
@@ -19,8 +19,8 @@ def context(config):
     return RunContext(override(config, {"generator.degree": 0.5}))
 
 
-def with_operator(context, operator):
-    return RunContext(override(context.config, {"generator.operator": operator}))
+def with_operator(context, operator, copies=1):
+    return RunContext(override(context.config, {"generator.operator": operator, "generator.copies": copies}))
 
 
 @pytest.fixture
@@ -67,8 +67,7 @@ def drawn(context, monkeypatch):
 
 @pytest.mark.parametrize(("operator", "copies"), [("augpro_mix", 1), ("knn", 2)])
 def test_candidates_are_new_and_as_many_as_asked(context, monkeypatch, operator, copies):
-    quick = {"generator.operator": operator, "generator.copies": copies, "kd.warmup_steps": 2, "kd.round_steps": 2}
-    context = RunContext(override(context.config, quick))
+    context = with_operator(context, operator, copies)
     splits, test = context.data.splits, context.data.target.test.hashes
     own = {normalised_hash(text) for text in splits.train.inputs}
     for inputs in drawn(context, monkeypatch):
@@ -103,7 +102,8 @@ def test_fine_tuning_inherits_labels_and_asks_no_teacher(context, no_teacher, mo
     parts = (data.source, data.splits.train)
     real = {text: label for part in parts for text, label in zip(part.inputs, part.labels.tolist(), strict=True)}
     for kept, (inputs, bases) in zip(sets, texts, strict=True):
-        assert kept.labels.tolist() == [real[base] for base in bases] and inputs != bases
+        assert kept.labels.tolist() == [real[base] for base in bases]
+        assert inputs != bases
         assert all(len(one[0].split()) == len(base[0].split()) for one, base in zip(inputs, bases, strict=True))
 
 

@@ -14,8 +14,7 @@ import pytest
 from benchmarks import kills
 from l2a.cli.app import print_result
 from l2a.config import as_yaml, override
-from l2a.data import normalised_hash
-from l2a.data.examples import HeldOut
+from l2a.data.examples import HeldOut, normalised_hash
 from l2a.evaluation.metrics import measure_latency
 from l2a.kd.trainer import KDTrainer
 from l2a.pipeline.data import load_run_data
@@ -24,7 +23,8 @@ from l2a.pipeline.methods import METHODS, compared_methods, run_method
 from l2a.pipeline.session import RunContext
 from l2a.selector.algorithms import load_facts
 from l2a.serving.export import comparison_texts
-from l2a.util import RunError, UsageError, files
+from l2a.util import files
+from l2a.util.errors import RunError, UsageError
 
 
 def test_a_run_leaves_a_complete_folder(config, result):
@@ -44,7 +44,8 @@ def test_a_run_leaves_a_complete_folder(config, result):
         assert row["latency_ms"].keys() >= {"batch_1", "batch_1_spread", "batch_32", "batch_32_spread"}
         assert row["accuracy"]["low"] <= row["accuracy"]["value"] <= row["accuracy"]["high"]
     expected = {"parameter_share", "labels_used", "seconds_by_stage", "peak_memory_mb", "seed", "versions", "command"}
-    assert expected <= metrics.keys() and metrics["labels_used"] == 2 * (8 + 6 + 6)
+    assert expected <= metrics.keys()
+    assert metrics["labels_used"] == 2 * (8 + 6 + 6)
     drawn = pd.read_parquet(result.output_dir / "augmentations.parquet")
     inputs, labels = comparison_texts(str(result.output_dir), None)
     held_out = load_run_data(config).held_out_labels
@@ -125,6 +126,12 @@ def test_a_second_run_trains_no_teacher(config, result, monkeypatch, tmp_path):
     changed = {"output_dir": str(tmp_path / "second"), "selector.agent": "random", "report": False}
     assert distill(override(config, changed)).rows[1].metrics == result.rows[1].metrics
     assert not (tmp_path / "second" / "report.html").exists() and (tmp_path / "second" / "report.json").exists()
+
+
+@pytest.mark.parametrize("agent", ["nearest", "a2c"])
+def test_every_kind_of_selector_runs(config, agent):
+    changed = override(config, {"selector.agent": agent, "kd.rounds": 1, "kd.warmup_steps": 5})
+    assert len(run_method(changed, "l2a_student").predictions) == 30
 
 
 @pytest.mark.slow
@@ -241,10 +248,10 @@ def test_the_summary_shows_how_far_the_two_rewards_agree(result, capsys):
 
 
 def test_all_labels_can_be_trained_on(config, tmp_path, monkeypatch):
-    every = override(config, {"dev_shots": 0, "selector.agent": "all", "kd.warmup_steps": 2, "kd.rounds": 1})
+    every = override(config, {"dev_shots": 0, "selector.agent": "all", "kd.warmup_steps": 5, "kd.rounds": 1})
     context = RunContext(every)
     assert not len(context.data.held_out_labels) and len(context.data.splits.train) == context.data.splits.labels_used
-    monkeypatch.setattr("l2a.pipeline.run.measure_latency", partial(measure_latency, seconds=0.005))
+    monkeypatch.setattr("l2a.pipeline.run.measure_latency", partial(measure_latency, seconds=0.05))
     result = distill(override(every, {"output_dir": str(tmp_path / "run")}))
     assert result.metrics["validation_log_likelihood"] == {} and result.metrics["divergence"]["l2a_student"] > 0
     for name in ("report.html", "README.md"):

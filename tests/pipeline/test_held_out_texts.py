@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from l2a.config import override
-from l2a.data import normalised_hash
-from l2a.data.examples import held_out_words
+from l2a.data.examples import held_out_words, normalised_hash
 from l2a.pipeline.data import load_run_data
 from l2a.pipeline.session import RunContext, open_session
 from l2a.pipeline.students import draw_candidates, generator_inputs
@@ -62,7 +61,8 @@ def drawing(leaking):
 def test_drawn_texts_hold_no_text_of_reward_validation_or_test(leaking, drawing):
     _, pool, inputs = drawing
     origins = {origin.rpartition(":")[0] for origin in pool.origins}
-    assert origins >= {"source", "target", "more.txt"} and origins & {"damaged 0.2", "damaged 0.6"}
+    assert origins >= {"source", "target", "more.txt"}
+    assert origins & {"damaged 0.2", "damaged 0.6"}
     for split in held_out(leaking.data):
         assert split <= inputs.forbidden_hashes
         for texts in (pool.inputs, inputs.source_inputs, inputs.target_inputs):

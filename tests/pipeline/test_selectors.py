@@ -6,23 +6,22 @@ import functools
 import numpy as np
 import pytest
 import torch
+import yaml
 from scipy.stats import spearmanr
 
 from l2a.config import override
-from l2a.data import Examples, normalised_hash
-from l2a.data.examples import HeldOut
+from l2a.data.examples import Examples, HeldOut, normalised_hash
 from l2a.pipeline import policies
 from l2a.pipeline.data import load_run_data
 from l2a.pipeline.methods import run_method
 from l2a.pipeline.policies import ORACLES, open_policy, pair_name, prepare_pair, train_selector
 from l2a.pipeline.session import RunContext
 from l2a.pipeline.students import near_and_clean, spare_labels, train_l2a_student
-from l2a.selector.agents import load_agent
 from l2a.selector.environment import build_task
 from l2a.selector.problem import RULES, keep_best
 from l2a.selector.reward import real_reward, reward_score, surrogate_reward
 from l2a.selector.select import select
-from l2a.util import UsageError
+from l2a.util.errors import UsageError
 from tests.conftest import LABELS, write_domain
 
 
@@ -133,7 +132,8 @@ def test_neither_test_nor_model_choice_labels_reach_a_selector(config, prepared,
     monkeypatch.setattr("l2a.pipeline.session.load_run_data", lambda *_: changed)
     monkeypatch.setattr(HeldOut, "reveal", lambda self: pytest.fail("the test split was opened"))
     other = prepare_pair(config).problem
-    assert other.pool.inputs == plain.pool.inputs and np.array_equal(other.student_logits, plain.student_logits)
+    assert other.pool.inputs == plain.pool.inputs
+    assert np.array_equal(other.student_logits, plain.student_logits)
     assert np.array_equal(other.influences(), plain.influences())
     kept = np.arange(len(plain)) % 2 == 0
     assert other.real_reward(kept) == plain.real_reward(kept)
@@ -165,8 +165,11 @@ def test_the_first_tier_foretells_the_second(config):
 
 
 @pytest.mark.slow
-def test_a_rule_that_says_so_scores_anew_inside_a_round(config, write_agent):
-    write_agent("often", algorithm="rule: glitter", rescore_every=4)
+def test_a_rule_that_says_so_scores_anew_inside_a_round(config, tmp_path, monkeypatch):
+    (tmp_path / "agents").mkdir()
+    card = {"description": "A trial.", "algorithm": "rule: glitter", "rescore_every": 4}
+    (tmp_path / "agents" / "often.yaml").write_text(yaml.safe_dump(card))
+    monkeypatch.chdir(tmp_path)
     quick = {"kd.rounds": 1, "kd.warmup_steps": 5}
     trained = train_l2a_student(RunContext(override(config, {"selector.agent": "often", **quick})))
     (done,) = trained.rounds
@@ -187,11 +190,7 @@ def test_agents_that_follow_the_student_score_anew_and_the_others_do_not(config,
 def test_a_run_trains_no_saved_policy_and_scores_anew_by_it_unless_other_scores_won(config, policy_folder, monkeypatch):
     """The run goes on to say who chose."""
     monkeypatch.setattr("l2a.selector.select.train_agent", lambda *_: pytest.fail("a trained policy was trained"))
-    card = load_agent(str(policy_folder))
-    assert card.rescore_every == 25
-    often = dataclasses.replace(card, rescore_every=4)
-    monkeypatch.setattr("l2a.selector.agents.load_agent", lambda _: often)
-    changes = {"selector.agent": str(policy_folder), "kd.rounds": 1, "kd.round_steps": 6, "kd.warmup_steps": 2}
+    changes = {"selector.agent": str(policy_folder), "kd.rounds": 1, "kd.round_steps": 30, "kd.warmup_steps": 5}
     context = RunContext(override(config, {**changes, "kd.pool_size": 24}))
     saved = open_policy(str(policy_folder))[0].network.state_dict()
     for fell_back in (False, True):
@@ -208,7 +207,7 @@ def test_a_run_trains_no_saved_policy_and_scores_anew_by_it_unless_other_scores_
 def test_the_reward_split_does_not_choose_the_model(config, monkeypatch):
     """Without a policy those labels train and choose nothing: flipped, they give the same student to the bit."""
     monkeypatch.setattr("l2a.pipeline.session.refuse_useless_teacher", lambda *_: 1.0)
-    settings = {"selector.agent": "confidence", "kd.rounds": 1, "kd.warmup_steps": 5, "kd.round_steps": 4}
+    settings = {"selector.agent": "confidence", "kd.rounds": 1, "kd.warmup_steps": 5}
     changed = override(config, settings)
     plain, data = train_l2a_student(RunContext(changed)), load_run_data(changed)
     flipped = dataclasses.replace(data.splits.reward, labels=1 - data.splits.reward.labels)

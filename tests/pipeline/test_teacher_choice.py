@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from l2a.config import override
-from l2a.data import Examples
+from l2a.data.examples import Examples
 from l2a.pipeline import methods, session
 from l2a.pipeline.methods import METHODS, MethodResult
 from l2a.pipeline.run import warn_of_student

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ from l2a.cli.app import app
 from l2a.pretrain import trainer
 from l2a.pretrain.trainer import PretrainConfig, cosine_distance, pretrain, similarity_loss
 from l2a.teacher.model import load_encoder
-from l2a.util import RunError, UsageError, files
+from l2a.util import files
+from l2a.util.errors import RunError, UsageError
 from tests.conftest import write_domain
 
 MakeConfig = Callable[..., PretrainConfig]
@@ -22,7 +24,7 @@ WORDS = ("good", "bad", "film", "story", "phone", "battery", "great", "awful", "
 
 
 @pytest.fixture
-def text_file(tmp_path):
+def text_file(tmp_path: Path) -> Path:
     lines = [f"the {WORDS[i % 12]} {WORDS[i % 11]} {WORDS[i % 7]} was {WORDS[(5 * i) % 12]} {i}" for i in range(40)]
     path = tmp_path / "text.txt"
     path.write_text("\n".join(lines) + "\n")
@@ -30,7 +32,9 @@ def text_file(tmp_path):
 
 
 @pytest.fixture
-def make_config(text_file, encoder_folder, tmp_path, monkeypatch):
+def make_config(
+    text_file: Path, encoder_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., PretrainConfig]:
     """Settings that train in a second: six steps of 16 texts, three epochs and a half."""
     monkeypatch.setattr(trainer, "BATCH_SIZE", 16)
     config = PretrainConfig(
@@ -40,19 +44,20 @@ def make_config(text_file, encoder_folder, tmp_path, monkeypatch):
     return lambda **changes: dataclasses.replace(config, **changes)
 
 
-def weights(folder):
+def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
 
 
-def equal(first, second):
+def equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_the_student_is_an_ordinary_classifier_folder(make_config, saved_after_every_step):
+def test_the_student_is_an_ordinary_classifier_folder(make_config: MakeConfig, saved_after_every_step: None) -> None:
     folder = pretrain(make_config())
     model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=3)
     inputs = AutoTokenizer.from_pretrained(folder)("a good film", return_tensors="pt")
-    assert model(**inputs).logits.shape == (1, 3) and model.dtype == torch.float32
+    assert model(**inputs).logits.shape == (1, 3)
+    assert model.dtype == torch.float32
     assert (folder / "model.safetensors").stat().st_mode & 0o777 == 0o644, "readable by everybody"
     assert {value.dtype for value in weights(folder).values()} == {torch.float16}
     assert not any("out_proj" in name for name in weights(folder))
@@ -63,13 +68,13 @@ def test_the_student_is_an_ordinary_classifier_folder(make_config, saved_after_e
 
 
 def test_a_killed_run_resumes_to_the_same_student_and_another_seed_gives_another(
-    make_config, tmp_path, monkeypatch, saved_after_every_step
-):
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saved_after_every_step: None
+) -> None:
     whole = weights(pretrain(make_config(output_dir=tmp_path / "whole")))
     assert not equal(weights(pretrain(make_config(output_dir=tmp_path / "other", seed=1))), whole)
     losses, done = trainer.distillation_losses, []
 
-    def dying(*arguments):
+    def dying(*arguments: object) -> object:
         if len(done) == 4:
             raise KeyboardInterrupt
         done.append(1)
@@ -86,7 +91,9 @@ def test_a_killed_run_resumes_to_the_same_student_and_another_seed_gives_another
     assert len(done) == 2
 
 
-def test_a_run_killed_at_its_end_writes_the_student_alone(make_config, monkeypatch, saved_after_every_step):
+def test_a_run_killed_at_its_end_writes_the_student_alone(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, saved_after_every_step: None
+) -> None:
     with monkeypatch.context() as broken, pytest.raises(ZeroDivisionError):
         broken.setattr(trainer, "_card", lambda *_: 1 / 0)
         pretrain(make_config())
@@ -98,20 +105,20 @@ def test_a_run_killed_at_its_end_writes_the_student_alone(make_config, monkeypat
     assert not folder.exists()
 
 
-def test_a_finished_student_is_replaced_only_when_asked(make_config):
+def test_a_finished_student_is_replaced_only_when_asked(make_config: MakeConfig) -> None:
     pretrain(make_config(steps=1))
     with pytest.raises(UsageError, match="--overwrite"):
         pretrain(make_config(steps=2))
     assert "--steps 2" in (pretrain(make_config(steps=2, overwrite=True)) / "README.md").read_text()
 
 
-def test_training_brings_the_student_nearer_to_the_teacher(make_config):
+def test_training_brings_the_student_nearer_to_the_teacher(make_config: MakeConfig) -> None:
     config = make_config(steps=40, learning_rate=3e-3)
     teacher = load_encoder(config.teacher, ("0", "1"), seed=0)
     encoded = trainer.encode_texts(trainer.read_texts(config), teacher.tokenizer, config)
     model = trainer.GeneralStudent(trainer.make_classifier(teacher, config), teacher.hidden_size)
 
-    def mean_loss():
+    def mean_loss() -> float:
         with torch.no_grad():
             batch = encoded.padded(np.arange(len(encoded)))
             return trainer.distillation_losses(model, teacher, batch)["total"].item()
@@ -121,7 +128,7 @@ def test_training_brings_the_student_nearer_to_the_teacher(make_config):
     assert mean_loss() < 0.7 * before
 
 
-def test_a_diverged_loss_ends_the_run(make_config, monkeypatch):
+def test_a_diverged_loss_ends_the_run(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     diverged = {name: torch.tensor(float("nan")) for name in ("token", "total")}
     monkeypatch.setattr(trainer, "distillation_losses", lambda *_: diverged)
     with pytest.raises(
@@ -131,7 +138,7 @@ def test_a_diverged_loss_ends_the_run(make_config, monkeypatch):
         pretrain(make_config())
 
 
-def test_the_student_reads_texts_and_texts_with_the_next(make_config, encoder_folder):
+def test_the_student_reads_texts_and_texts_with_the_next(make_config: MakeConfig, encoder_folder: Path) -> None:
     tokenizer, bank = AutoTokenizer.from_pretrained(encoder_folder), [("good film",), ("bad story",), ("a phone",)]
     encoded = trainer.encode_texts(bank, tokenizer, make_config())
     texts = {tokenizer.decode(encoded.ids[slice(*encoded.offsets[i : i + 2])]) for i in range(len(encoded))}
@@ -141,7 +148,7 @@ def test_the_student_reads_texts_and_texts_with_the_next(make_config, encoder_fo
     assert len(trainer.encode_texts([("film",)] * 100, tokenizer, make_config(steps=1))) == 16 + 4, "no more than read"
 
 
-def test_no_text_of_a_protected_domain_is_read(make_config, tmp_path):
+def test_no_text_of_a_protected_domain_is_read(make_config: MakeConfig, tmp_path: Path) -> None:
     own = write_domain(tmp_path / "own.jsonl", 40, seed=0, prefix="source ")
     protected = write_domain(tmp_path / "protected.jsonl", 40, seed=1, prefix="target ")
     leaked = tmp_path / "leaked.txt"
@@ -155,18 +162,18 @@ def test_no_text_of_a_protected_domain_is_read(make_config, tmp_path):
 
 
 @pytest.mark.parametrize("wrong", [{"steps": 0}, {"text": ()}, {"learning_rate": float("nan")}, {"hidden_size": 33}])
-def test_wrong_settings_are_refused(make_config, wrong):
+def test_wrong_settings_are_refused(make_config: MakeConfig, wrong: dict[str, object]) -> None:
     with pytest.raises(UsageError, match=next(iter(wrong))):
         make_config(**wrong)
 
 
-def test_sizes_that_do_not_suit_the_teacher_are_refused(make_config):
+def test_sizes_that_do_not_suit_the_teacher_are_refused(make_config: MakeConfig) -> None:
     for wrong, field in (({"embedding_size": 500}, "embedding_size"), ({"max_length": 128}, "max_length")):
         with pytest.raises(UsageError, match=field):
             pretrain(make_config(**wrong))
 
 
-def test_the_command_writes_a_student(text_file, encoder_folder, tmp_path):
+def test_the_command_writes_a_student(text_file: Path, encoder_folder: Path, tmp_path: Path) -> None:
     flags = ["--text", str(text_file), "--teacher", str(encoder_folder), "--output-dir", str(tmp_path / "made")]
     flags += ["--steps=2", "--max-length=32", "--embedding-size=8", "--hidden-size=16", "--layers=1"]
     result = CliRunner().invoke(app, ["pretrain", *flags])
@@ -178,7 +185,7 @@ def test_the_command_writes_a_student(text_file, encoder_folder, tmp_path):
 SIZES = st.tuples(st.integers(1, 6), st.integers(2, 5), st.integers(0, 10_000))
 
 
-def draw(count, width, seed):
+def draw(count: int, width: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     first, second = (torch.randn(count, width, generator=generator) for _ in range(2))
     return first, second
@@ -186,28 +193,29 @@ def draw(count, width, seed):
 
 @given(SIZES)
 @settings(max_examples=20, deadline=None)
-def test_losses_are_zero_only_for_the_teachers_directions(sizes):
+def test_losses_are_zero_only_for_the_teachers_directions(sizes: tuple[int, int, int]) -> None:
     predicted, target = draw(*sizes)
     for loss in (cosine_distance, similarity_loss):
-        assert loss(3.0 * target, target).item() < 1e-5 and loss(predicted, target).item() >= -1e-6
+        assert loss(3.0 * target, target).item() < 1e-5
+        assert loss(predicted, target).item() >= -1e-6
     assert cosine_distance(predicted, target).item() > 1e-4
 
 
-def test_similarity_loss_ignores_rotation_and_penalises_other_neighbours():
+def test_similarity_loss_ignores_rotation_and_penalises_other_neighbours() -> None:
     predicted, target = draw(6, 4, 1)
     rotation, _ = torch.linalg.qr(draw(4, 4, 2)[0])
     assert similarity_loss(target @ rotation, target).item() < 1e-4
     assert similarity_loss(predicted, target).item() > 0.1
 
 
-def test_similarity_loss_of_one_text_is_zero_with_a_gradient_path():
+def test_similarity_loss_of_one_text_is_zero_with_a_gradient_path() -> None:
     predicted = torch.ones(1, 3, requires_grad=True)
     loss = similarity_loss(predicted, torch.ones(1, 3))
     loss.backward()
     assert loss.item() == 0.0 and predicted.grad is not None
 
 
-def test_padding_does_not_change_the_losses(make_config, encoder_folder):
+def test_padding_does_not_change_the_losses(make_config: MakeConfig, encoder_folder: Path) -> None:
     config = make_config()
     teacher = load_encoder(str(encoder_folder), ("0", "1"), seed=0)
     model = trainer.GeneralStudent(trainer.make_classifier(teacher, config), teacher.hidden_size)

@@ -5,14 +5,13 @@ import json
 import numpy as np
 import pytest
 
-from l2a.data import Examples
+from l2a.data.examples import Examples
 from l2a.generator.chain import CandidatePool
 from l2a.report import page
 from l2a.report.run_folder import write_augmentations
 from l2a.selector.problem import Selection
 from l2a.teacher.labelling import TeacherOutputs
-from l2a.util import to_json
-from l2a.util.files import output_folder
+from l2a.util.files import output_folder, to_json
 
 HOSTILE = (
     "</script><script>window.hacked = 1</script><img src=http://evil.test/x onerror='window.hacked = 2'>\ud83d\x00"

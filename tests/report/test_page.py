@@ -11,9 +11,9 @@ from filelock import FileLock
 from hypothesis import given, settings, strategies as st
 
 from l2a.cli.app import report_command
-from l2a.data import Examples
+from l2a.data.examples import Examples
 from l2a.report import page
-from l2a.util import RunError, UsageError
+from l2a.util.errors import RunError, UsageError
 from l2a.util.files import output_folder
 from tests.report.conftest import HOSTILE, METHODS, fill, label
 
@@ -138,7 +138,8 @@ def test_figures_and_tables_say_what_they_are(shown):
         assert drawing.get("aria-hidden") == "true" or (drawing["role"] in ("img", "group") and named <= set(ids))
     assert len(parsed.all("caption")) == len(parsed.all("table")) and all("scope" in head for head in parsed.all("th"))
     points = [attributes for attributes in parsed.all("path") if attributes.get("class") == "point"]
-    assert len(points) == 200 + 20 + 9 + 191 and [point["tabindex"] for point in points].count("0") == 1
+    assert len(points) == 200 + 20 + 9 + 191
+    assert [point["tabindex"] for point in points].count("0") == 1
 
 
 OTHERS = [(20, True, {}), (3, False, {"rounds": [{"selector": {}}], "student": "l2a_without_unlabelled_student"})]

@@ -15,8 +15,8 @@ from l2a.cli.app import push_command
 from l2a.report import page, run_folder
 from l2a.report.run_folder import export_student, model_facts
 from l2a.student.student import class_names
-from l2a.util import RunError, UsageError, to_json
-from l2a.util.files import add_to_folder, output_folder, read_mark
+from l2a.util.errors import RunError, UsageError
+from l2a.util.files import add_to_folder, output_folder, read_mark, to_json
 from tests.conftest import tiny_bert_config
 from tests.report.conftest import DATA, EXPORT, HOSTILE, METHODS, MODELS, PART, fill, metrics
 

@@ -25,7 +25,7 @@ from l2a.selector.problem import Selection
 from l2a.student.student import build_student, class_names, load_checkpoint
 from l2a.teacher.labelling import TeacherOutputs
 from l2a.teacher.model import load_encoder
-from l2a.util import RunError
+from l2a.util.errors import RunError
 from tests.conftest import LABELS, make_examples, plain_tokenizer, save_tiny, tiny_bert_config
 
 TEXTS, PAIRS = make_examples(6).inputs, make_examples(6, pairs=True).inputs
@@ -62,7 +62,8 @@ def test_metrics_have_the_promised_fields():
         "parameters": 1234567,
         "latency_ms": {"batch_1": 1.234, "batch_1_spread": 0.1, "batch_32": 0.5, "batch_32_spread": 0.02},
     }
-    assert {"python", "l2a", "torch", "transformers"} <= metrics["versions"].keys() and metrics["threads"] == 1
+    assert {"python", "l2a", "torch", "transformers"} <= metrics["versions"].keys()
+    assert metrics["threads"] == 1
 
 
 def test_a_number_that_is_not_finite_is_refused_with_its_row():
@@ -183,7 +184,8 @@ def test_a_saved_student_of_pairs_tells_the_sides_apart_by_itself(of_pairs, tmp_
 def test_a_saved_student_cuts_texts_where_it_was_trained_to(of_pairs, tmp_path):
     export_student(of_pairs.model, of_pairs.tokenizer, tmp_path / "student", "", 12)
     loaded = AutoTokenizer.from_pretrained(tmp_path / "student")
-    assert loaded.model_max_length == 12 and len(loaded("good " * 99, truncation=True)["input_ids"]) == 12
+    assert loaded.model_max_length == 12
+    assert len(loaded("good " * 99, truncation=True)["input_ids"]) == 12
     saved = json.loads((tmp_path / "student" / "tokenizer.json").read_text())
     assert saved["truncation"] is None and saved["padding"] is None
     assert scores(tmp_path / "student", "good " * 9, "bad " * 99) == pytest.approx(

@@ -5,15 +5,33 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings, strategies as st
 from stable_baselines3.common.vec_env import VecMonitor
 
 from l2a.config import SelectorConfig
 from l2a.selector.agents import load_agent
-from l2a.selector.algorithms import DVRL, CandidateNetwork, CandidatePolicy, dvrl_loss, train_agent
+from l2a.selector.algorithms import DVRL, CandidateNetwork, CandidatePolicy, TrainedPolicy, dvrl_loss, train_agent
 from l2a.selector.environment import STATE_FEATURES, SelectionVecEnv, build_task, gain_of_everything
 from l2a.selector.problem import keep_best
 from l2a.selector.reward import surrogate_reward
 from l2a.selector.select import score_pool
+
+WIDTH = 7
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 1000), batch=st.integers(1, 9))
+def test_permuting_candidates_permutes_its_scores(seed, batch):
+    card, generator = load_agent("dvrl"), torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)
+    network = CandidateNetwork(WIDTH, len(STATE_FEATURES), card.hidden, 0.5, card.activation).eval()
+    policy = TrainedPolicy(network.requires_grad_(False), tuple("abcde"), "dvrl")
+    candidates = torch.randn(2, batch, WIDTH, generator=generator)
+    state = torch.randn(2, len(STATE_FEATURES), generator=generator)
+    order = torch.randperm(batch, generator=generator)
+    first = policy.logits(torch.cat([candidates.flatten(1), state], dim=1).numpy())
+    second = policy.logits(torch.cat([candidates[:, order].flatten(1), state], dim=1).numpy())
+    np.testing.assert_allclose(second, first[:, order.numpy()], atol=1e-5)
 
 
 def test_the_loss_is_the_published_one():

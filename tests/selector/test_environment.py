@@ -88,7 +88,8 @@ def test_whatever_the_pool_and_the_actions_all_is_finite_and_an_episode_ends(
 
 def test_the_same_seed_gives_the_same_episode(task):
     first, second = play(SelectionEnvironment(task), 3), play(SelectionEnvironment(task), 3)
-    assert np.array_equal(first[0], second[0]) and np.array_equal(first[1], second[1])
+    assert np.array_equal(first[0], second[0])
+    assert np.array_equal(first[1], second[1])
     assert not np.array_equal(first[0], play(SelectionEnvironment(task), 4)[0])
 
 
@@ -109,7 +110,8 @@ def test_spending_the_budget_terminates(task):
 
 def test_running_out_of_candidates_terminates_with_budget_left(task):
     ends = play(SelectionEnvironment(task), 0, keep=0.0)[2]
-    assert len(ends) == task.steps and ends[-1] == (True, False)
+    assert len(ends) == task.steps
+    assert ends[-1] == (True, False)
 
 
 def test_a_time_limit_truncates(task):
@@ -168,7 +170,8 @@ def test_many_environments_in_one_call_follow_the_same_process(task):
             observation, reward, terminated, _, _ = environment.step(actions[position])
             last = infos[position].get("terminal_observation", observations[position])
             np.testing.assert_allclose(last, observation, atol=1e-4)
-            assert rewards[position] == pytest.approx(reward, abs=1e-5) and ended[position] == terminated
+            assert rewards[position] == pytest.approx(reward, abs=1e-5)
+            assert ended[position] == terminated
         if ended.any():
             break
     assert ended.tolist() == [False, False, True]

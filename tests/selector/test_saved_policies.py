@@ -5,13 +5,14 @@ import json
 
 import numpy as np
 import pytest
+import yaml
 
 from l2a.config import SelectorConfig
-from l2a.selector.agents import agent_parts, check_agent, load_agent
+from l2a.selector.agents import AgentCard, agent_parts, check_agent, load_agent
 from l2a.selector.algorithms import load_facts, load_policy, save_policy
 from l2a.selector.reward import build_surrogate, surrogate_reward
 from l2a.selector.select import apply_policy, select
-from l2a.util import RunError, UsageError
+from l2a.util.errors import RunError, UsageError
 
 QUICK = SelectorConfig(agent="ppo", batch=16, episode_steps=4, training_steps=256, snapshots=1, real_evaluations=0)
 FACTS = {"pairs": ["a:b"], "steps": 256, "reward_curve": [0.1, 0.2]}
@@ -22,11 +23,13 @@ def rng():
 
 
 @pytest.fixture(params=["ppo", "dvrl"])
-def saved(problem, write_agent, tmp_path, monkeypatch, request):
+def saved(problem, tmp_path, monkeypatch, request):
     """A policy in agents/shipped, and a card beside it; no training is possible any more."""
     policy = select(problem, dataclasses.replace(QUICK, agent=request.param), rng()).policy
     save_policy(policy, tmp_path / "agents" / "shipped", FACTS)
-    write_agent(algorithm="stable_baselines3.PPO", policy="shipped/")
+    card = {"description": "A trial.", "algorithm": "stable_baselines3.PPO", "policy": "shipped/"}
+    (tmp_path / "agents" / "mine.yaml").write_text(yaml.safe_dump(card))
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("l2a.selector.select.train_agent", lambda *_: pytest.fail("a trained policy was trained"))
     return policy
 
@@ -35,7 +38,8 @@ def saved(problem, write_agent, tmp_path, monkeypatch, request):
 def test_decisions_are_those_of_the_policy_that_was_saved(problem, saved, agent):
     expected = apply_policy(problem, saved, QUICK, rng())
     found = select(problem, dataclasses.replace(QUICK, agent=agent), rng())
-    assert np.array_equal(found.scores, expected.scores) and np.array_equal(found.kept, expected.kept)
+    assert np.array_equal(found.scores, expected.scores)
+    assert np.array_equal(found.kept, expected.kept)
     assert found.policy.network.activation == saved.network.activation
 
 
@@ -71,12 +75,33 @@ def test_an_unknown_activation_is_refused(saved, tmp_path):
         check_agent("agents/shipped")
 
 
-@pytest.mark.parametrize(("agent", "folder"), [("no/such", "no/such"), ("empty", "empty"), ("mine", "gone")])
-def test_a_folder_or_a_card_without_a_policy_is_refused(write_agent, tmp_path, agent, folder):
-    write_agent(algorithm="l2a.B", policy="gone/")
+@pytest.mark.parametrize(("agent", "message"), [("no/such", "no/such holds no policy.json"), ("empty", "policy.json")])
+def test_a_folder_without_a_policy_is_refused(tmp_path, monkeypatch, agent, message):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UsageError, match=rf"{folder} holds no policy\.json"):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=message):
         load_agent(agent)
+
+
+def test_a_card_whose_policy_is_missing_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "agents").mkdir()
+    (tmp_path / "agents" / "mine.yaml").write_text("{description: d, algorithm: l2a.B, policy: gone/}")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=r"gone holds no policy\.json"):
+        load_agent("mine")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"environments": 0}, "environments is 0"),
+        ({"hidden": ()}, "hidden"),
+        ({"rescore_every": 0}, "rescore_every is 0"),
+    ],
+)
+def test_wrong_numbers_on_a_card_are_refused_by_name(changes, message):
+    with pytest.raises(UsageError, match=message):
+        AgentCard("d", "stable_baselines3.PPO", **changes)
 
 
 def test_a_hash_of_a_policy_holds_however_long_it_was_trained(saved, tmp_path):
@@ -95,3 +120,10 @@ def test_a_policy_that_reads_what_is_not_measured_is_refused(problem, saved, tmp
     path.write_text(path.read_text().replace('"log_density"', '"density"'))
     with pytest.raises(RunError, match="the policy reads density"):
         apply_policy(problem, load_policy(path.parent), QUICK, rng())
+
+
+def test_a_policy_without_widths_is_refused(saved, tmp_path):
+    path = tmp_path / "agents" / "shipped" / "policy.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "hidden": []}))
+    with pytest.raises(RunError, match="cannot be read"):
+        load_policy(path.parent)

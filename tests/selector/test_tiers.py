@@ -1,6 +1,7 @@
 """Real distillation steps re-rank policies, and tell when the surrogate cannot be trusted."""
 
 import dataclasses
+import logging
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from l2a.selector.select import Tiers, rank_correlation, rerank, retest, select
 CONFIG = SelectorConfig(agent="ppo", batch=16, episode_steps=4, training_steps=256, snapshots=2, real_evaluations=8)
 
 
-LONGER = dataclasses.replace(CONFIG, training_steps=1000)
+LONGER = dataclasses.replace(CONFIG, training_steps=4000)
 
 
 def rng():
@@ -27,54 +28,52 @@ def policy_scores(problem_and_good):
     return [good + 3 * noise, good + noise]
 
 
-def foretold(problem):
-    """A real reward that is the fast one."""
-    surrogate = build_surrogate(problem)
-    return lambda kept: surrogate_reward(surrogate, kept)
-
-
-@pytest.fixture
-def judged(problem_and_good):
-    """A problem whose real reward is the share of good candidates, and which are good."""
-    problem, good = problem_and_good
-    return dataclasses.replace(problem, real_reward=lambda kept: float(good[kept].mean())), good
-
-
 def judge(problem, scores, real_reward, evaluations=8):
     config = dataclasses.replace(CONFIG, real_evaluations=evaluations)
     return rerank(scores, build_task(problem, config), real_reward, config, rng())
 
 
 def test_tiers_that_agree_are_trusted(problem, policy_scores):
-    tiers, _ = judge(problem, policy_scores, foretold(problem))
-    assert tiers.correlation > 0.6 and tiers.trusted
+    surrogate = build_surrogate(problem)
+    tiers, _ = judge(problem, policy_scores, lambda kept: surrogate_reward(surrogate, kept))
+    assert tiers.correlation > 0.6
+    assert tiers.trusted
     assert tiers.chosen == int(np.argmax(tiers.real[:2]))
 
 
 def test_other_selections_do_not_compete_while_the_surrogate_is_trusted(problem, policy_scores):
     """Not even the best half of all by both rewards, which is judged beside the policies."""
-    task, best = build_task(problem, CONFIG), (build_surrogate(problem).influences,)
-    tiers, scores = rerank(policy_scores, task, foretold(problem), CONFIG, rng(), best)
+    surrogate, task = build_surrogate(problem), build_task(problem, CONFIG)
+
+    def real_reward(kept):
+        return surrogate_reward(surrogate, kept)
+
+    tiers, scores = rerank(policy_scores, task, real_reward, CONFIG, rng(), (surrogate.influences,))
     assert tiers.trusted and int(np.argmax(tiers.real)) == 2  # the best half: it comes after the two policies
     assert tiers.chosen == int(np.argmax(tiers.real[:2])) and scores[tiers.chosen] is policy_scores[tiers.chosen]
 
 
 def test_without_a_policy_the_best_random_selection_is_chosen(problem):
-    tiers, _ = judge(problem, [], foretold(problem))
-    assert tiers.trusted and tiers.chosen == int(np.argmax(tiers.real))
+    surrogate = build_surrogate(problem)
+    tiers, _ = judge(problem, [], lambda kept: surrogate_reward(surrogate, kept))
+    assert tiers.trusted
+    assert tiers.chosen == int(np.argmax(tiers.real))
 
 
 def test_tiers_that_disagree_warn_and_let_random_policies_compete(problem, policy_scores, caplog):
-    reward = foretold(problem)
-    tiers, _ = judge(problem, policy_scores, lambda kept: -reward(kept))
-    assert tiers.correlation < -0.6 and not tiers.trusted
+    surrogate = build_surrogate(problem)
+    with caplog.at_level(logging.WARNING):
+        tiers, _ = judge(problem, policy_scores, lambda kept: -surrogate_reward(surrogate, kept))
+    assert tiers.correlation < -0.6
+    assert not tiers.trusted
     assert tiers.chosen == int(np.argmax(tiers.real)) >= 2
     assert "Spearman" in caplog.text
 
 
 def test_a_constant_real_reward_is_not_trusted_and_warned_of(problem, policy_scores, caplog):
     tiers, _ = judge(problem, policy_scores, lambda kept: 0.0)
-    assert np.isnan(tiers.correlation) and not tiers.trusted
+    assert np.isnan(tiers.correlation)
+    assert not tiers.trusted
     assert [message.split(", so")[0] for message in caplog.messages] == [
         "selector: the real reward is 0 in all 8 cases"
     ]
@@ -87,29 +86,36 @@ def test_two_values_of_a_reward_are_enough_to_correlate():
 def test_the_number_of_real_rewards_is_what_was_asked_for(problem, policy_scores):
     calls = []
     judge(problem, policy_scores, lambda kept: calls.append(kept) or float(len(calls)), evaluations=6)
-    assert len(calls) == 6 and len({kept.tobytes() for kept in calls}) == 6
+    assert len(calls) == 6
+    assert len({kept.tobytes() for kept in calls}) == 6
     assert {int(kept.sum()) for kept in calls} == {len(problem) // 2}
 
 
-def test_select_reports_the_tiers(judged):
-    problem, good = judged
-    selection = select(problem, CONFIG, rng())
+def test_select_reports_the_tiers(problem_and_good):
+    problem, good = problem_and_good
+    with_reward = dataclasses.replace(problem, real_reward=lambda kept: float(good[kept].mean()))
+    selection = select(with_reward, CONFIG, rng())
     facts = selection.diagnostics
     assert len(facts["real_rewards"]) == len(facts["surrogate_rewards"]) == 8
     assert -1.0 <= facts["tier_correlation"] <= 1.0
-    assert float(good[selection.kept].mean()) in facts["real_rewards"] and facts["steps_per_second"] > 0
+    assert float(good[selection.kept].mean()) in facts["real_rewards"]
+    assert facts["steps_per_second"] > 0
     assert len(facts["reward_curve"]) > 0
 
 
 @pytest.mark.parametrize(("fall", "vetoed"), [(0.0, False), (0.05, False), (1.0, True)])
-def test_labels_refuse_a_selection_under_which_they_clearly_fall(judged, caplog, fall, vetoed):
+def test_labels_refuse_a_selection_under_which_they_clearly_fall(problem_and_good, caplog, fall, vetoed):
     """They fall by so much for each good candidate that is kept beyond half; the noise of 32 of them is 0.1."""
-    (problem, good), noise = judged, rng().normal(size=32)
+    problem, good = problem_and_good
+    noise = rng().normal(size=32)
 
     def labels(kept):
         return (good[kept].mean() > 0.55) * (noise * 0.5 - fall)
 
-    found = select(dataclasses.replace(problem, veto=labels), LONGER, rng())
+    def real_reward(kept):
+        return float(good[kept].mean())
+
+    found = select(dataclasses.replace(problem, real_reward=real_reward, veto=labels), LONGER, rng())
     facts = found.diagnostics
     assert facts["vetoed"] is vetoed is found.fell_back
     assert facts["label_gain"] == pytest.approx(noise.mean() / 2 - fall) and facts["label_noise"] > 0.05
@@ -117,14 +123,19 @@ def test_labels_refuse_a_selection_under_which_they_clearly_fall(judged, caplog,
     assert ("labels refuse" in facts["chosen"]) is vetoed
 
 
-def test_both_rewards_are_measured_again(judged):
-    problem, _ = judged
+def test_both_rewards_are_measured_again(problem_and_good):
+    problem, good = problem_and_good
     values, other = problem.influences(), rng().normal(size=len(problem)).astype(np.float32)
-    same = select(dataclasses.replace(problem, repeated=problem), CONFIG, rng()).diagnostics
+
+    def real_reward(kept):
+        return float(good[kept].mean())
+
+    judged = dataclasses.replace(problem, real_reward=real_reward)
+    same = select(dataclasses.replace(judged, repeated=judged), CONFIG, rng()).diagnostics
     assert same["surrogate_retest"] == pytest.approx(1) and same["real_retest"] == pytest.approx(1)
     assert same["surrogate_noise"] == same["real_noise"] == 0
-    again = dataclasses.replace(problem, influences=lambda: values + other, real_reward=lambda kept: other[kept].mean())
-    facts = select(dataclasses.replace(problem, repeated=again), CONFIG, rng()).diagnostics
+    again = dataclasses.replace(judged, influences=lambda: values + other, real_reward=lambda kept: other[kept].mean())
+    facts = select(dataclasses.replace(judged, repeated=again), CONFIG, rng()).diagnostics
     assert facts["surrogate_retest"] < 1 and facts["surrogate_noise"] > 0 and facts["real_noise"] > 0
 
 

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import BertForSequenceClassification
@@ -12,7 +14,7 @@ NAMES = ("positive", "negative", "mixed")
 
 
 @pytest.fixture(scope="session")
-def run_folder(tokenizer, tmp_path_factory):
+def run_folder(tokenizer, tmp_path_factory) -> Path:
     """A run folder with nothing but its student, whose weights are random and large enough to tell texts apart."""
     run = tmp_path_factory.mktemp("run")
     torch.manual_seed(3)
@@ -22,10 +24,10 @@ def run_folder(tokenizer, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def student(run_folder):
+def student(run_folder) -> Path:
     return run_folder / "student"
 
 
 @pytest.fixture(scope="session")
-def classifier(student):
+def classifier(student) -> Classifier:
     return Classifier.from_pretrained(student)

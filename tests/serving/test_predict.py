@@ -17,10 +17,13 @@ import pytest
 from sklearn.metrics import accuracy_score, f1_score, precision_recall_fscore_support
 
 from l2a.config import Columns
-from l2a.data import load_domain, readers
+from l2a.data import readers
+from l2a.data.domains import load_domain
 from l2a.serving.classifier import Classifier, evaluate, labelled_texts, predict_file
-from l2a.util import Progress, UsageError, files
+from l2a.util import files
 from l2a.util.cluster import open_client
+from l2a.util.errors import UsageError
+from l2a.util.progress import Progress
 from tests.cli.conftest import run as run
 from tests.conftest import Killing, make_examples, save_frame, write_domain
 
@@ -60,7 +63,8 @@ def test_every_format_is_read_and_written_in_order(classifier, tmp_path, monkeyp
     expected = classifier.predict_proba(TEXTS)
     names = [f"p_{name}" for name in ("mixed", "negative", "positive")]
     assert np.allclose(found[names].to_numpy(), expected, atol=1e-4)
-    assert np.allclose(found["confidence"], expected.max(axis=1), atol=1e-4) and len(set(found["label"])) > 1
+    assert np.allclose(found["confidence"], expected.max(axis=1), atol=1e-4)
+    assert len(set(found["label"])) > 1
 
 
 BROKEN = {
@@ -109,7 +113,8 @@ def test_abstains_below_the_threshold_and_keeps_the_probabilities(classifier, tm
     done = predict_file(classifier, source, tmp_path / "out.csv", threshold=threshold)
     found = read(tmp_path / "out.csv")
     assert done.abstained == int((confidence < threshold).sum()) > 0
-    assert np.array_equal(found["label"].isna(), confidence < threshold) and found["p_mixed"].notna().all()
+    assert np.array_equal(found["label"].isna(), confidence < threshold)
+    assert found["p_mixed"].notna().all()
 
 
 def test_columns_of_the_input_are_never_replaced(classifier, tmp_path):

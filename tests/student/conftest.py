@@ -1,16 +1,18 @@
 """A teacher with a vocabulary that is worth pruning, and texts of two domains."""
 
 import copy
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from transformers import BertModel, BertTokenizerFast
 
-from l2a.config import StudentConfig
-from l2a.student.student import build_student
+from l2a.config import Preset, StudentConfig
+from l2a.data.examples import TextInput
+from l2a.student.student import Student, build_student
 from l2a.teacher import model
-from l2a.teacher.model import load_encoder
+from l2a.teacher.model import Teacher, load_encoder
 from tests.conftest import LABELS, tiny_bert_config
 
 SPECIALS = ["[PAD]", *(f"[unused{i}]" for i in range(9)), "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -24,14 +26,14 @@ PRESETS = tuple(SHARES)
 
 
 @pytest.fixture(scope="session")
-def large_folder(tmp_path_factory):
-    """An encoder of three layers over some 1,200 tokens."""
+def large_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An encoder of six layers over some 1,200 tokens."""
     folder = tmp_path_factory.mktemp("large")
     tokens = [*SPECIALS, *CHARACTERS, *WORDS, *ENDINGS, *(f"##{character}" for character in CHARACTERS)]
     (folder / "vocab.txt").write_text("\n".join(tokens) + "\n")
     tokenizer = BertTokenizerFast(vocab=str(folder / "vocab.txt"), do_lower_case=True)
     torch.manual_seed(3)
-    sizes = {"hidden_size": 128, "num_hidden_layers": 3, "intermediate_size": 512}
+    sizes = {"hidden_size": 128, "num_hidden_layers": 6, "intermediate_size": 512}
     encoder = BertModel(tiny_bert_config(tokenizer, **sizes))
     # A trained encoder's attention is sharp and large beside the residual stream; a random one's is neither.
     for attention in (layer.attention for layer in encoder.encoder.layer):
@@ -43,7 +45,7 @@ def large_folder(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def packaged(monkeypatch, large_folder):
+def packaged(monkeypatch: pytest.MonkeyPatch, large_folder: Path) -> None:
     """Lets the packaged encoders be the large one."""
     locate = model.locate
     monkeypatch.setattr(
@@ -52,23 +54,23 @@ def packaged(monkeypatch, large_folder):
 
 
 @pytest.fixture(scope="session")
-def loaded_large_teacher(large_folder):
+def loaded_large_teacher(large_folder: Path) -> Teacher:
     return load_encoder(str(large_folder), LABELS, seed=0)
 
 
 @pytest.fixture
-def large_teacher(loaded_large_teacher):
+def large_teacher(loaded_large_teacher: Teacher) -> Teacher:
     return copy.deepcopy(loaded_large_teacher)
 
 
 @pytest.fixture(scope="session")
-def domain_texts():
+def domain_texts() -> tuple[TextInput, ...]:
     """Texts of few words, one letter that is not ASCII among them."""
     rng = np.random.default_rng(7)
     words = ["ж", "kada", *rng.choice(WORDS, 60, replace=False)]
-    return tuple((" ".join(rng.choice(words, 8)) + " !",) for _ in range(200))
+    return tuple((" ".join(rng.choice(words, 8)) + " !",) for _ in range(400))
 
 
-def make_student(preset, teacher, texts, seed=0):
+def make_student(preset: Preset, teacher: Teacher, texts: tuple[TextInput, ...], seed: int = 0) -> Student:
     config = StudentConfig(preset=preset, max_share=SHARES.get(preset, 0.133))
     return build_student(config, teacher, LABELS, texts, seed)

@@ -6,7 +6,7 @@ from torch import nn
 
 from l2a.config import StudentConfig
 from l2a.student.student import attention_heads, largest_fitting, principal_word_vectors
-from l2a.util import UsageError
+from l2a.util.errors import UsageError
 
 
 @pytest.fixture
@@ -44,7 +44,8 @@ def test_more_components_than_the_teacher_has_are_refused(states):
 @given(st.integers(1, 128).map(lambda eighth: 8 * eighth))
 def test_heads_divide_every_width_into_even_parts(width):
     heads = attention_heads(width)
-    assert width % heads == 0 and (width // heads) % 2 == 0
+    assert width % heads == 0
+    assert (width // heads) % 2 == 0
     assert heads == 1 or width // heads >= 32
 
 

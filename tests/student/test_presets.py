@@ -16,7 +16,7 @@ from l2a.kd.trainer import embedding_gradients, run_student
 from l2a.report.run_folder import export_student
 from l2a.student.student import build_student
 from l2a.teacher.labelling import predict
-from l2a.util import UsageError
+from l2a.util.errors import UsageError
 from tests.conftest import LABELS, make_examples
 from tests.student.conftest import PRESETS, make_student
 

@@ -38,7 +38,8 @@ def unknown(tokenizer, text):
 def test_every_token_keeps_its_text_under_its_new_number(full, kept, pruned):
     assert len(pruned) == len(kept) == 200
     assert vocabulary(pruned) == tuple(full.convert_ids_to_tokens(kept.tolist()))
-    assert sorted(pruned.get_vocab().values()) == list(range(200)) and pruned.is_fast
+    assert sorted(pruned.get_vocab().values()) == list(range(200))
+    assert pruned.is_fast
 
 
 KNOWN = [character for character in CHARACTERS if character.isascii() or character == "ж"]
@@ -65,7 +66,8 @@ def test_the_most_frequent_tokens_stay(full, domain_texts):
     room = 10
     kept = choose_tokens(full, counts, int(needed.sum()) + room)
     chosen = np.setdiff1d(kept, np.flatnonzero(needed))
-    assert len(chosen) == room and counts[chosen].min() >= np.delete(counts, kept).max() > 0
+    assert len(chosen) == room
+    assert counts[chosen].min() >= np.delete(counts, kept).max() > 0
 
 
 @pytest.mark.parametrize(("size", "stays"), [(200, False), (600, True)])

@@ -1,6 +1,7 @@
 """Any encoder is a teacher; a checkpoint that is none is refused in one sentence before anything is trained."""
 
 import io
+import itertools
 import json
 import shutil
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModel, BertModel, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModel, BertModel, PreTrainedModel, PreTrainedTokenizerFast
 
 from l2a.config import StudentConfig, TeacherConfig
 from l2a.data.encoding import encode
@@ -17,7 +18,7 @@ from l2a.student.student import build_student, check_student, load_checkpoint
 from l2a.teacher.finetune import fine_tune
 from l2a.teacher.labelling import predict, token_vectors
 from l2a.teacher.model import check_teacher, load_encoder, load_fine_tuned
-from l2a.util import UsageError
+from l2a.util.errors import UsageError
 from tests.conftest import ARCHITECTURES, LABELS, make_examples, plain_tokenizer, save_tiny, tiny_bert_config
 
 PAIRS = make_examples(8, pairs=True)
@@ -50,14 +51,52 @@ def test_all_positions_that_a_model_has_can_be_used_and_no_more(kind, positions,
         check_teacher(TeacherConfig(str(tmp_path)), LABELS, 65)
 
 
+def cut(folder, name, size):
+    (folder / name).write_bytes((folder / name).read_bytes()[:size])
+
+
 def change(folder, name, **content):
     known = json.loads((folder / name).read_text())
     (folder / name).write_text(json.dumps({k: v for k, v in (known | content).items() if v is not None}))
 
 
+def add_tokens(folder):
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    tokenizer.add_tokens(["January", "March"])
+    tokenizer.save_pretrained(folder)
+
+
+FAULTS = {
+    "the folder has no tokenizer": lambda folder: (folder / "tokenizer.json").unlink(),
+    "the folder has no weights": lambda folder: (folder / "model.safetensors").unlink(),
+    "the folder has no config": lambda folder: (folder / "config.json").unlink(),
+    r"model\.safetensors cannot be read": lambda folder: cut(folder, "model.safetensors", -9),
+    r"model\.safetensors cannot be read \(": lambda folder: (folder / "model.safetensors").write_bytes(b"junk" * 99),
+    "its config cannot be read": lambda folder: cut(folder, "config.json", 30),
+    "its config cannot be read ": lambda folder: change(folder, "config.json", model_type=None),
+    "its tokenizer cannot be read": lambda folder: cut(folder, "tokenizer.json", 30),
+    "its tokenizer has no padding token": lambda folder: change(folder, "tokenizer_config.json", pad_token=None),
+    "numbers tokens up to 80, but the model has embeddings for 79": add_tokens,
+    "a gpt2 model is not an encoder": lambda folder: AutoConfig.for_model("gpt2").save_pretrained(folder),
+    "a bart model is not an encoder": lambda folder: AutoConfig.for_model("bart").save_pretrained(folder),
+}
+
+
 @pytest.fixture(scope="module")
 def whole(tokenizer, tmp_path_factory):
     return save_tiny("bert", tmp_path_factory.mktemp("whole"), plain_tokenizer(tokenizer))
+
+
+@pytest.mark.parametrize(("fault", "field"), zip(FAULTS, itertools.cycle(["teacher", "student"])))
+def test_a_checkpoint_that_cannot_be_used_is_refused_in_one_sentence(fault, field, whole, tmp_path):
+    folder = shutil.copytree(whole, tmp_path / "model")
+    FAULTS[fault](folder)
+    with pytest.raises(UsageError, match=rf"^{field}\.model '{folder}': .*{fault}") as caught:
+        if field == "teacher":
+            check_teacher(TeacherConfig(str(folder)), LABELS, 16)
+        else:
+            load_checkpoint(str(folder), LABELS, weights=False)
+    assert "\n" not in str(caught.value)
 
 
 def test_weights_that_do_not_belong_to_the_config_are_refused(whole, tmp_path):

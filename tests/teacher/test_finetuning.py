@@ -8,7 +8,9 @@ from l2a.config import TeacherConfig
 from l2a.teacher.finetune import fine_tune, fine_tuned
 from l2a.teacher.labelling import TeacherOutputs, predict, refuse_useless_teacher
 from l2a.teacher.model import load_encoder, load_fine_tuned, locate
-from l2a.util import SILENT, Checkpoint, RunError, UsageError
+from l2a.util.errors import RunError, UsageError
+from l2a.util.files import Checkpoint
+from l2a.util.progress import SILENT
 from tests.conftest import LABELS, make_examples
 
 CONFIG = TeacherConfig(learning_rate=2e-3, head_learning_rate=5e-3, batch_size=16, frozen_layers=0)
@@ -51,7 +53,8 @@ def test_a_killed_fine_tuning_goes_on_to_the_same_teacher(
 def test_fewer_examples_than_a_batch_train(teacher, examples, count):
     before = teacher.head.weight.clone()
     fine_tune(teacher, examples.take(range(count)), CONFIG, 1, 24, 0, "train")
-    assert not torch.equal(before, teacher.head.weight) and not teacher.training
+    assert not torch.equal(before, teacher.head.weight)
+    assert not teacher.training
 
 
 @pytest.mark.parametrize("frozen", [1, None])

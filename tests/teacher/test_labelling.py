@@ -5,8 +5,8 @@ from l2a.config import TeacherConfig
 from l2a.teacher.finetune import fine_tuned
 from l2a.teacher.labelling import OutputStore, cached_labeller, predict, run_teacher, token_vectors
 from l2a.teacher.model import load_encoder
-from l2a.util import cache_root
 from l2a.util.cluster import open_client
+from l2a.util.files import cache_root
 from tests.conftest import Killing, make_examples
 
 TEXTS = make_examples(20).inputs
@@ -29,7 +29,8 @@ def test_a_text_is_labelled_once_whatever_its_place(teacher, calls):
     label = cached_labeller(teacher, 24)
     first = label(TEXTS)
     again = label([*reversed(TEXTS), TEXTS[0], ("the phone was poor",)])
-    assert len(calls) == len(set(TEXTS)) + 1 and np.array_equal(again.logits[: len(TEXTS)], first.logits[::-1])
+    assert len(calls) == len(set(TEXTS)) + 1
+    assert np.array_equal(again.logits[: len(TEXTS)], first.logits[::-1])
 
 
 def test_labels_survive_the_process_and_match_a_fresh_prediction(teacher, calls):

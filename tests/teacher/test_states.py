@@ -1,6 +1,7 @@
 """The frozen layers of a teacher are run once for a text; everything after reads their states and gives the same."""
 
 import errno
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +11,8 @@ from l2a.config import TeacherConfig
 from l2a.teacher import finetune as states
 from l2a.teacher.finetune import fine_tune, frozen_layers, lower_states, upper_layers
 from l2a.teacher.labelling import cached_labeller, predict, run_teacher
-from l2a.teacher.model import PACKAGED, check_teacher, load_encoder
-from l2a.util import RunError, UsageError
+from l2a.teacher.model import PACKAGED, Teacher, check_teacher, load_encoder
+from l2a.util.errors import RunError, UsageError
 from tests.conftest import ARCHITECTURES, LABELS, make_examples, plain_tokenizer, save_tiny
 
 EXAMPLES = make_examples(12)
@@ -40,7 +41,7 @@ def test_the_upper_layers_over_kept_states_are_the_whole_model_and_alone_are_tra
     assert states.frozen_fingerprint(teacher, 1) == lower and teacher.fingerprint() != before
 
 
-def test_states_are_computed_once_and_serve_repeated_and_reordered_texts(teacher, runs):
+def test_states_are_computed_once_and_serve_repeated_and_reordered_texts(teacher: Teacher, runs):
     few = EXAMPLES.inputs[:5]
     first = lower_states(teacher, 1, few, 32)
     again = lower_states(teacher, 1, (*few, few[2]), 32)
@@ -53,12 +54,12 @@ def test_states_are_computed_once_and_serve_repeated_and_reordered_texts(teacher
     assert len(runs) == 3
 
 
-def test_nothing_is_run_where_only_kept_states_are_wanted(teacher, runs):
+def test_nothing_is_run_where_only_kept_states_are_wanted(teacher: Teacher, runs):
     assert lower_states(teacher, 1, EXAMPLES.inputs, 32, only_kept=True) is None
     assert not runs
 
 
-def test_the_states_stay_valid_while_the_upper_layers_are_trained(teacher, runs):
+def test_the_states_stay_valid_while_the_upper_layers_are_trained(teacher: Teacher, runs):
     fine_tune(teacher, EXAMPLES, TeacherConfig(frozen_layers=1), 1, 32, 0, "train")
     whole = predict(teacher, EXAMPLES.inputs, 32)
     labelled = cached_labeller(teacher, 32, frozen=1)(EXAMPLES.inputs)
@@ -66,14 +67,14 @@ def test_the_states_stay_valid_while_the_upper_layers_are_trained(teacher, runs)
     assert len(runs) == 1
 
 
-def test_a_model_that_computes_something_else_from_its_states_is_run_whole(teacher, monkeypatch):
+def test_a_model_that_computes_something_else_from_its_states_is_run_whole(teacher: Teacher, monkeypatch):
     monkeypatch.setattr(states, "TOLERANCE", -1.0)
     assert lower_states(teacher, 1, EXAMPLES.inputs, 32) is None
     fine_tune(teacher, EXAMPLES, TeacherConfig(frozen_layers=1), 1, 32, 0, "train")
 
 
 @pytest.mark.parametrize("frozen", [0, 2])
-def test_without_a_layer_below_or_above_no_states_are_kept(frozen, teacher, runs):
+def test_without_a_layer_below_or_above_no_states_are_kept(frozen, teacher: Teacher, runs):
     assert lower_states(teacher, frozen, EXAMPLES.inputs, 32) is None
     assert not runs
 
@@ -87,7 +88,7 @@ def test_two_thirds_of_a_deep_model_and_a_third_of_another_are_frozen(depth, wan
     assert frozen_layers(check_teacher(TeacherConfig(str(folder)), LABELS, 16), wanted) == frozen
 
 
-def test_a_full_disk_is_named_and_leaves_nothing(teacher, private_cache, monkeypatch):
+def test_a_full_disk_is_named_and_leaves_nothing(teacher: Teacher, private_cache: Path, monkeypatch):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -98,7 +99,8 @@ def test_a_full_disk_is_named_and_leaves_nothing(teacher, private_cache, monkeyp
 
 
 def test_packaged_models_are_pinned_and_offered_where_a_name_is_mistyped():
-    assert set(PACKAGED) == {"minilm-l6", "mpnet-base", "bert-tiny"} and len(PACKAGED["mpnet-base"].parts) == 5
+    assert set(PACKAGED) == {"minilm-l6", "mpnet-base", "bert-tiny"}
+    assert len(PACKAGED["mpnet-base"].parts) == 5
     assert all(member.startswith(packaged.folder) for packaged in PACKAGED.values() for member in packaged.members)
     with pytest.raises(UsageError, match="did you mean 'mpnet-base'"):
         check_teacher(TeacherConfig("mpnetbase"), LABELS, 16)

@@ -15,18 +15,18 @@ from scipy.special import softmax
 
 import l2a.teacher.labelling as module
 from l2a.teacher.labelling import OutputStore, TeacherOutputs, content_key, join_outputs
-from l2a.util import RunError
+from l2a.util.errors import RunError
 
 CLASSES, WIDTH = 3, 5
 KEYS = [content_key((str(i),)) for i in range(40)]
 PROCESSES = multiprocessing.get_context("fork")  # a fresh interpreter would load torch for seconds
 
 
-def open_store(folder):
+def open_store(folder: Path) -> OutputStore:
     return OutputStore(folder, CLASSES, WIDTH)
 
 
-def make_outputs(count, seed=0):
+def make_outputs(count: int, seed: int = 0) -> TeacherOutputs:
     rng = np.random.default_rng(seed)
     embeddings = rng.normal(size=(count, WIDTH)).astype(np.float16).astype(np.float32)
     return TeacherOutputs(rng.normal(size=(count, CLASSES)).astype(np.float32), embeddings)
@@ -35,19 +35,19 @@ def make_outputs(count, seed=0):
 OUTPUTS = make_outputs(len(KEYS))
 
 
-def fill(folder):
+def fill(folder: Path) -> OutputStore:
     store = open_store(folder)
     store.append(KEYS, OUTPUTS)
     return store
 
 
-def holds(store, keys=KEYS, expected=OUTPUTS):
+def holds(store: OutputStore, keys: list[bytes] = KEYS, expected: TeacherOutputs = OUTPUTS) -> bool:
     outputs, known = store.read(keys)
     same = known.all() and np.array_equal(outputs.logits, expected.logits)
     return bool(same and np.array_equal(outputs.embeddings, expected.embeddings))
 
 
-def change(path, row, column, value):
+def change(path: Path, row: int, column: str, value: object) -> None:
     connection = sqlite3.connect(path)
     connection.execute(f"UPDATE outputs SET {column} = ? WHERE row = ?", (value, row))
     connection.commit()
@@ -68,7 +68,8 @@ def test_every_text_gives_back_exactly_what_was_stored_for_it_last(tmp_path_fact
         found, known = reader.read(keys)
         assert known.all()
         for key, logits, embedding in zip(keys, found.logits, found.embeddings, strict=True):
-            assert np.array_equal(logits, last[key][0]) and np.array_equal(embedding, last[key][1])
+            assert np.array_equal(logits, last[key][0])
+            assert np.array_equal(embedding, last[key][1])
     assert not store.read([content_key(("never",))])[1].any()
 
 
@@ -148,7 +149,7 @@ def test_open_stores_see_each_other_and_an_emptied_folder(tmp_path):
         _ = outputs.embeddings
 
 
-def write_and_read(folder, first):
+def write_and_read(folder: Path, first: int) -> bool:
     store = open_store(folder)
     for i in range(first, len(KEYS), 4):
         store.append([KEYS[i]], OUTPUTS.take(np.array([i])))
@@ -162,7 +163,7 @@ def test_several_processes_write_and_read_at_once(tmp_path):
     assert holds(open_store(tmp_path))
 
 
-def append_and_die(folder):
+def append_and_die(folder: Path) -> None:
     store = open_store(folder)
     store.append(KEYS[:20], OUTPUTS.take(np.arange(20)))
     connection = sqlite3.connect(store.path)
@@ -178,7 +179,8 @@ def test_a_kill_in_the_middle_of_an_append_loses_that_append_alone(tmp_path, cap
     process.join()
     assert process.exitcode == -signal.SIGKILL
     store = open_store(tmp_path)
-    assert Path(f"{store.path}-journal").exists() and store.read(KEYS)[1].tolist() == [True] * 20 + [False] * 20
+    assert Path(f"{store.path}-journal").exists()
+    assert store.read(KEYS)[1].tolist() == [True] * 20 + [False] * 20
     with sqlite3.connect(store.path) as connection:
         assert connection.execute("SELECT max(row) FROM outputs").fetchone() == (20,)
     assert not caplog.records

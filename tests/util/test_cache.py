@@ -7,7 +7,9 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 
-from l2a.util import RunError, UsageError, files, fingerprint
+from l2a.util import files
+from l2a.util.errors import RunError, UsageError
+from l2a.util.files import fingerprint
 
 
 @pytest.fixture

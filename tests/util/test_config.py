@@ -11,8 +11,9 @@ import yaml
 from hypothesis import given, settings, strategies as st
 
 from l2a.config import DistillConfig, GeneratorConfig, as_yaml, load_config, override, settle
-from l2a.util import Progress, UsageError, find_card
-from l2a.util.cards import shipped_folder
+from l2a.util.cards import find_card, shipped_folder
+from l2a.util.errors import UsageError
+from l2a.util.progress import Progress
 
 
 def load(tmp_path, text, **options):
@@ -92,7 +93,8 @@ def test_a_card_of_the_working_directory_adds_a_name_and_hides_none(tmp_path, mo
     for name, content in (("fast", "shots: 5"), ("default", "defaults: [hydra]"), ("mine", "shots: 6")):
         (tmp_path / "configs" / f"{name}.yaml").write_text(content)
     assert load_config("fast").shots is None and "fast.yaml" in caplog.text
-    assert load_config("default") == DistillConfig() and load_config("mine").shots == 6
+    assert load_config("default") == DistillConfig()
+    assert load_config("mine").shots == 6
     with pytest.raises(UsageError, match="did you mean 'fast'"):
         find_card("configs", "fsat")
 

@@ -14,7 +14,7 @@ from l2a.data.encoding import (
     refuse_long_sequences,
     training_batches,
 )
-from l2a.util import UsageError
+from l2a.util.errors import UsageError
 from tests.conftest import plain_tokenizer
 
 lengths_of_texts = st.lists(st.integers(1, 60), min_size=1, max_size=80)

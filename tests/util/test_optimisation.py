@@ -30,7 +30,8 @@ def test_second_moments_are_carried_without_momentum_and_as_copies():
     carry_second_moments(optimizer, target)
     for old, new in zip(layer.parameters(), other.parameters(), strict=True):
         assert torch.equal(target.state[new]["exp_avg_sq"], optimizer.state[old]["exp_avg_sq"])
-        assert not target.state[new]["exp_avg"].any() and float(target.state[new]["step"]) == 7
+        assert not target.state[new]["exp_avg"].any()
+        assert float(target.state[new]["step"]) == 7
     target.zero_grad()
     other(torch.ones(1, 3)).sum().backward()
     before = optimizer.state[layer.weight]["exp_avg_sq"].clone()

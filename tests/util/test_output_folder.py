@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from l2a.util import Checkpoint, RunError, UsageError, files
-from l2a.util.files import MARK, output_folder, read_mark
+from l2a.util import files
+from l2a.util.errors import RunError, UsageError
+from l2a.util.files import MARK, Checkpoint, output_folder, read_mark
 
 
 def write(path, content, overwrite=False):
