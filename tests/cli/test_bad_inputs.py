@@ -99,12 +99,6 @@ FILES = {
 """Files that hold something wrong, by name."""
 
 
-def without_padding(folder: Path) -> None:
-    for name in ("tokenizer_config.json", "tokenizer.json"):
-        content = json.loads((folder / name).read_text())
-        (folder / name).write_text(json.dumps(content | {"pad_token": None, "padding": None}))
-
-
 def with_added_tokens(folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.add_tokens([f"added{i}" for i in range(80)])
@@ -137,9 +131,11 @@ MODEL_FAULTS: dict[str, Callable[[Path], object]] = {
     "layers": change_json("config.json", num_hidden_layers=10**7),
     "negative": change_json("config.json", hidden_size=-64),
     "decoder": change_json("config.json", model_type="gpt2"),
+    "both_ways": change_json("config.json", model_type="bart"),
+    "no_type": change_json("config.json", model_type=None),
     "panic": change_json("tokenizer.json", normalizer=PANIC),
     "pickles": with_shards_of_pickles,
-    "no_padding": without_padding,
+    "no_padding": change_json("tokenizer_config.json", pad_token=None, tokenizer_class="PreTrainedTokenizerFast"),
     "added_tokens": with_added_tokens,
     "remote_code": with_remote_code,
     "no_weights": lambda folder: (folder / WEIGHTS).unlink(),
