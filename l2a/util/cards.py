@@ -49,8 +49,9 @@ def find_card(kind: str, name: str) -> Path:
         )
     own = Path.cwd() / kind / f"{name}.yaml"
     with contextlib.suppress(OSError):  # in a checkout the shipped cards lie in the working directory too
-        if name != "default" and own.is_file() and own.read_bytes() != cards[name].read_bytes():
-            logger.warning("%s/%s.yaml is not used, because a shipped card has that name; rename it", kind, name)
+        if name == "default" or not own.is_file() or own.read_bytes() == cards[name].read_bytes():
+            return cards[name]
+    logger.warning("%s/%s.yaml is not used, because a shipped card has that name; rename it", kind, name)
     return cards[name]
 
 

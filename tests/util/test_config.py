@@ -5,6 +5,7 @@ import math
 import re
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -85,6 +86,18 @@ def test_the_printed_configuration_reads_back(tmp_path):
 @pytest.mark.parametrize("preset", ["fast", "default", "full", "screening", "standard"])
 def test_shipped_presets_are_valid(preset):
     assert isinstance(load_config(preset), DistillConfig)
+
+
+def test_a_card_that_cannot_be_read_is_told_like_one_that_differs(tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "fast.yaml").touch()
+
+    def refuse(_):
+        raise PermissionError
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    assert find_card("configs", "fast") != tmp_path / "configs" / "fast.yaml" and "is not used" in caplog.text
 
 
 def test_a_card_of_the_working_directory_adds_a_name_and_hides_none(tmp_path, monkeypatch, caplog):
