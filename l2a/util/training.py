@@ -85,13 +85,15 @@ def plain_attention(model: Any) -> Iterator[None]:
 
     There the backward pass of torch's fused attention takes four times as long on short texts as both passes do so.
     """
-    device, before = next(model.parameters()).device, model.config._attn_implementation
-    pays = before == "sdpa" and device.type == "cpu" and _bfloat16_pays(device, model.config.hidden_size)
+    device, used = next(model.parameters()).device, model.config._attn_implementation
+    if used != "sdpa" or device.type != "cpu" or not _bfloat16_pays(device, model.config.hidden_size):
+        yield
+        return
+    model.set_attn_implementation("eager")
     try:
-        model.set_attn_implementation("eager" if pays else before)
         yield
     finally:
-        model.set_attn_implementation(before)
+        model.set_attn_implementation(used)
 
 
 def join_processes() -> None:
@@ -152,23 +154,20 @@ def adamw(groups: Sequence[tuple[Sequence[nn.Parameter], float]], weight_decay: 
     return torch.optim.AdamW([option for option in options if option["params"]], betas=(0.9, 0.98), fused=True)
 
 
-def linear_schedule(
-    optimizer: torch.optim.Optimizer, total_steps: int, warmup_share: float = 0.1, floor: float = 0.0
-) -> LambdaLR:
+def linear_schedule(optimizer: torch.optim.Optimizer, total_steps: int, warmup_share: float = 0.1) -> LambdaLR:
     """Warm up linearly, then decay linearly; the scheduler is to step after each update.
 
     Args:
         optimizer: Its peak rates are scaled.
-        total_steps: Steps until the floor.
+        total_steps: Steps until a rate of 0.
         warmup_share: Share of the steps that warm up.
-        floor: Share of the peak rate that remains at the end.
     """
     warmup = max(1, round(total_steps * warmup_share))
 
     def scale(step: int) -> float:
         if step < warmup:
             return (step + 1) / warmup
-        return max(floor, (total_steps - step) / max(1, total_steps - warmup))
+        return max(0.0, (total_steps - step) / max(1, total_steps - warmup))
 
     return LambdaLR(optimizer, scale)
 
