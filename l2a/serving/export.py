@@ -53,9 +53,7 @@ def export_onnx(
     original.engine.model.to("cpu")
     models = [_compared(original, original, weights, inputs, labels)]
     with files.atomic_folder(folder) as temporary:
-        _write(original, temporary)
-        if static:
-            _quantise_statically(original.engine, temporary, inputs[-CALIBRATION_TEXTS:])
+        _write(original, temporary, inputs[-CALIBRATION_TEXTS:] if static else ())
         for path in sorted(temporary.glob("*.onnx")):
             models.append(_compared(original, Classifier(path, 1), path, inputs, labels))
             if problem := _beyond(models[-1], models[0], TOLERANCES[path.name], 1 / max(1, len(labels))):
@@ -64,8 +62,7 @@ def export_onnx(
                 path.unlink()
         if len(models) == 1:
             raise RunError("; ".join(refused))
-        facts = {"texts": len(inputs), "labelled": len(labels), "opset": OPSET, "tolerances": TOLERANCES}
-        report = {**facts, "models": models}
+        report = dict(texts=len(inputs), labelled=len(labels), opset=OPSET, tolerances=TOLERANCES, models=models)
         atomic_write_text(temporary / REPORT, to_json(report, indent=1) + "\n")
     mark = files.read_mark(folder.parent / files.MARK)
     if mark["kind"]:  # so that a later run in this folder removes what was exported of this one
@@ -78,7 +75,7 @@ def export_onnx(
     return report
 
 
-def _write(original: Classifier, folder: Path) -> None:
+def _write(original: Classifier, folder: Path, calibration: Sequence[TextInput]) -> None:
     try:
         from onnxruntime.quantization import quant_utils, quantize_dynamic
     except ImportError as error:
@@ -97,11 +94,15 @@ def _write(original: Classifier, folder: Path) -> None:
             engine.model, (), str(folder / "model.onnx"), kwargs=example, input_names=list(example),
             output_names=["logits"], dynamic_axes=axes, opset_version=OPSET, dynamo=False,
         )  # fmt: skip
-    logging.disable(logging.WARNING)  # it advises a step that changes nothing here
     # Unsigned, since processors without VNNI saturate in the products of signed weights.
     kind = quant_utils.QuantType.QUInt8
-    quantize_dynamic(folder / "model.onnx", folder / "model_int8.onnx", per_channel=True, weight_type=kind)
-    logging.disable(logging.NOTSET)
+    logging.disable(logging.WARNING)  # it advises a step that changes nothing here
+    try:
+        quantize_dynamic(folder / "model.onnx", folder / "model_int8.onnx", per_channel=True, weight_type=kind)
+        if calibration:
+            _quantise_statically(engine, folder, calibration)
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def _quantise_statically(engine: Engine, folder: Path, texts: Sequence[TextInput]) -> None:
@@ -120,12 +121,10 @@ def _quantise_statically(engine: Engine, folder: Path, texts: Sequence[TextInput
     run(engine._replace(run=keep), texts)
     # Layer norms and softmax in 8 bits would break the student; signed weights or activations cost 2 % of the labels.
     kind = quantization.QuantType.QUInt8
-    logging.disable(logging.WARNING)  # as above
     quantization.quantize_static(
         folder / "model.onnx", folder / STATIC, Calibration(), op_types_to_quantize=["MatMul", "Gather"],
         activation_type=kind, weight_type=kind, extra_options={"MatMulConstBOnly": True},
     )  # fmt: skip
-    logging.disable(logging.NOTSET)
 
 
 def _compared(

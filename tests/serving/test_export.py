@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -89,10 +90,8 @@ WRONG = [
 @pytest.fixture
 def again(run, tmp_path, monkeypatch):
     """The student of the run, whose next export has the models of the last one."""
-    ignored = shutil.ignore_patterns(module.STATIC)
-    monkeypatch.setattr(
-        module, "_write", lambda _, to: shutil.copytree(run / "onnx", to, ignore=ignored, dirs_exist_ok=True)
-    )
+    copy = partial(shutil.copytree, run / "onnx", ignore=shutil.ignore_patterns(module.STATIC), dirs_exist_ok=True)
+    monkeypatch.setattr(module, "_write", lambda _, folder, calibration: copy(folder))
     monkeypatch.setitem(module.TOLERANCES, "model_int8.onnx", LOOSE)
     shutil.copytree(run / "student", tmp_path / "student")
     return tmp_path
@@ -131,9 +130,11 @@ def test_the_labels_belong_to_the_first_texts(again):
     assert report["labelled"] == 10 and [model["accuracy"] for model in report["models"][:2]] == [0.5, 0.5]
 
 
-def test_a_static_model_comes_without_advice(again, monkeypatch, caplog):
-    monkeypatch.setitem(module.TOLERANCES, "model_int8_static.onnx", LOOSE)
-    assert len(export_onnx(str(again), INPUTS, static=True)["models"]) == 4 and not caplog.messages
+def test_a_static_model_comes_without_advice(run, tmp_path, monkeypatch, caplog):
+    for name in ("model_int8.onnx", "model_int8_static.onnx"):
+        monkeypatch.setitem(module.TOLERANCES, name, LOOSE)
+    shutil.copytree(run / "student", tmp_path / "student")
+    assert len(export_onnx(str(tmp_path), INPUTS, static=True)["models"]) == 4 and not caplog.messages
 
 
 def test_the_export_command_shows_what_it_measured(again, capsys):
