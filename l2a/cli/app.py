@@ -161,11 +161,11 @@ def export_command(
     rows = []
     for one in report["models"]:
         size, labels = f"{one['bytes'] / 1e6:.2f}", f"{100 * one['label_agreement']:.1f}"
-        difference = f"{one['largest_probability_difference']:.2g}"
+        difference = f"{one['largest_logit_difference']:.2g}"
         accuracy = f"{100 * one['accuracy']:.1f}" if "accuracy" in one else ""
         times = [f"{one['latency_ms'][batch]:.2f}" for batch in ("batch_1", "batch_32")]
         rows.append((one["file"], size, labels, difference, accuracy, *times))
-    print_table(("model", "MB", "labels %", "difference", "accuracy %", "ms", "ms/32"), rows, are_numbers=True)
+    print_table(("model", "MB", "labels %", "logits ±", "accuracy %", "ms", "ms/32"), rows, are_numbers=True)
     count = f"{report['texts']:,} texts ({report['labelled']:,} labelled)"
     echo(f"ONNX opset {report['opset']}, compared on {count}: {Path(run) / 'onnx'}")
 

@@ -18,10 +18,10 @@ from l2a.util import RunError, UsageError, atomic_write_text, files, sha256_file
 
 OPSET, REPORT, STATIC = 17, "export.json", "model_int8_static.onnx"
 CALIBRATION_TEXTS = 128  # the last of those to compare on
-EXACT = {"agreement": 0.999, "difference": 0.001, "accuracy": 0.001}
-INT8 = {"agreement": 0.97, "difference": 0.3, "accuracy": 0.01}
+EXACT = {"agreement": 0.999, "difference": 0.01, "accuracy": 0.001}
+INT8 = {"agreement": 0.97, "difference": 2.0, "accuracy": 0.01}
 TOLERANCES = {"model.onnx": EXACT, "model_int8.onnx": INT8, STATIC: INT8}
-"""Least share of equal labels, largest difference of a probability, and largest loss of accuracy."""
+"""Least share of equal labels, largest difference of a logit, and largest loss of accuracy."""
 
 
 def export_onnx(
@@ -106,6 +106,7 @@ def _write(original: Classifier, folder: Path, calibration: Sequence[TextInput])
 
 
 def _quantise_statically(engine: Engine, folder: Path, texts: Sequence[TextInput]) -> None:
+    import onnx
     from onnxruntime import quantization
 
     batches: list[dict[str, Ints]] = []
@@ -119,36 +120,43 @@ def _quantise_statically(engine: Engine, folder: Path, texts: Sequence[TextInput
             return batches.pop() if batches else None
 
     run(engine._replace(run=keep), texts)
+    graph, kind, model = onnx.load(folder / "model.onnx").graph, quantization.QuantType.QUInt8, folder / STATIC
+    shapes = {one.name: one.dims for one in graph.initializer if len(one.dims) == 2}
+    products = [(node.name, shapes.get(node.input[1])) for node in graph.node if node.op_type == "MatMul"]
+    # What gelu leaves has a few large entries, which no fixed scale suits: it would cost 4 % of the labels.
+    narrowing = [name for name, shape in products if shape and shape[0] > shape[1]]
+    options: dict[str, Any] = {"per_channel": True, "weight_type": kind}
+    quantization.quantize_dynamic(folder / "model.onnx", model, nodes_to_quantize=narrowing, **options)
     # Layer norms and softmax in 8 bits would break the student; signed weights or activations cost 2 % of the labels.
-    kind = quantization.QuantType.QUInt8
     quantization.quantize_static(
-        folder / "model.onnx", folder / STATIC, Calibration(), op_types_to_quantize=["MatMul", "Gather"],
-        activation_type=kind, weight_type=kind, extra_options={"MatMulConstBOnly": True},
+        model, model, Calibration(), op_types_to_quantize=["MatMul", "Gather"], activation_type=kind,
+        extra_options={"MatMulConstBOnly": True}, **options,
     )  # fmt: skip
 
 
 def _compared(
     original: Classifier, other: Classifier, file: Path, inputs: Sequence[TextInput], labels: Sequence[str]
 ) -> dict[str, Any]:
-    expected, found = original.predict_proba(inputs), other.predict_proba(inputs)
+    # Divided by the temperature, so that a difference means the same for every student.
+    expected, found = (run(one.engine, inputs) / original.engine.temperature for one in (original, other))
     latency = measure_latency(lambda texts: run(other.engine, texts).argmax(axis=1), inputs[:64])
     facts = {
         "file": file.name, "bytes": file.stat().st_size, "latency_ms": dict(latency),
         "label_agreement": float((expected.argmax(axis=1) == found.argmax(axis=1)).mean()),
-        "largest_probability_difference": float(np.abs(expected - found).max()),
+        "largest_logit_difference": float(np.abs(expected - found).max()),
     }  # fmt: skip
-    said = other.classes_[found[: len(labels)].argmax(axis=1)]
+    said = np.array(original.engine.names)[found[: len(labels)].argmax(axis=1)]
     return facts | ({"accuracy": float((said == labels).mean())} if len(labels) else {})
 
 
 def _beyond(found: Mapping[str, Any], original: Mapping[str, Any], limits: Mapping[str, float], one_text: float) -> str:
     """What is beyond the tolerance, or nothing; one labelled text may always be lost, as few of them say little."""
-    agreement, difference = found["label_agreement"], found["largest_probability_difference"]
+    agreement, difference = found["label_agreement"], found["largest_logit_difference"]
     loss, allowed = original.get("accuracy", 0.0) - found.get("accuracy", 0.0), max(limits["accuracy"], one_text)
     if not agreement >= limits["agreement"]:
         return f"{agreement:.1%} of the labels are the PyTorch student's (at least {limits['agreement']:.1%} must be)"
     if not difference <= limits["difference"]:  # also for a NaN
-        return f"a probability differs by {difference:.3g} from the PyTorch student's (allowed: {limits['difference']})"
+        return f"a logit differs by {difference:.3g} from the PyTorch student's (allowed: {limits['difference']})"
     return f"it is less accurate by {loss:.1%} (allowed: {allowed:.1%})" if loss > allowed + 1e-9 else ""
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections import Counter
 from functools import partial
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from tests.conftest import make_examples
 PAGE = (Path(__file__).parents[2] / "docs" / "export.md").read_text("utf-8")
 INPUTS = list(make_examples(40).inputs)
 LATENCY = {"batch_1": 1.0, "batch_1_spread": 0.1, "batch_32": 0.5, "batch_32_spread": 0.1}
-LOOSE = {"agreement": 0.8, "difference": 0.5, "accuracy": 0.2}
+LOOSE = {"agreement": 0.8, "difference": 5, "accuracy": 0.2}
 """Large random weights lose more in 8 bits than trained ones."""
 
 
@@ -68,13 +69,16 @@ def test_the_report_holds_what_was_measured(run):
     files = ["model.safetensors", "model.onnx", "model_int8.onnx", "model_int8_static.onnx"]
     assert [model["file"] for model in report["models"]] == files
     assert original["accuracy"] == whole["accuracy"] == 1.0 and whole["label_agreement"] == 1.0
-    assert 0 < whole["largest_probability_difference"] < 1e-4 < small["largest_probability_difference"]
+    assert 0 < whole["largest_logit_difference"] < 1e-4 < small["largest_logit_difference"]
     assert small["bytes"] == (run / "onnx" / "model_int8.onnx").stat().st_size < 0.6 * original["bytes"]
     assert whole["latency_ms"] == LATENCY
-    # Fixed scales of activations are in the file, calibrated on texts; those of model_int8.onnx follow each text.
+    # Fixed scales of activations are in the file, calibrated on texts; those of model_int8.onnx follow each text, as
+    # those that a layer's narrowing product reads do in both.
     graphs = [onnx.load(run / "onnx" / one["file"]).graph for one in (small, static)]
-    kinds = [{node.op_type for node in graph.node} for graph in graphs]
-    assert "DynamicQuantizeLinear" in kinds[0] - kinds[1] and "QuantizeLinear" in kinds[1]
+    kinds = [Counter(node.op_type for node in graph.node) for graph in graphs]
+    layers = json.loads((run / "onnx" / "config.json").read_text())["num_hidden_layers"]
+    assert kinds[0]["DynamicQuantizeLinear"] > kinds[1]["DynamicQuantizeLinear"] == layers
+    assert kinds[0]["QuantizeLinear"] == 0 < kinds[1]["QuantizeLinear"]
     assert all(onnx.TensorProto.INT8 not in {one.data_type for one in graph.initializer} for graph in graphs)
     assert onnx.load(run / "onnx" / "model.onnx").opset_import[0].version == 17
     assert {"onnx/model.onnx", "onnx/export.json", "student/config.json"} <= read_mark(run / "l2a.json")["files"].keys()
@@ -82,8 +86,8 @@ def test_the_report_holds_what_was_measured(run):
 
 WRONG = [
     ("model.onnx", {"agreement": 1.01, "difference": 1, "accuracy": 1}, "labels are the PyTorch student's"),
-    ("model_int8.onnx", {"agreement": 0, "difference": 1e-9, "accuracy": 1}, "a probability differs by"),
-    ("model_int8.onnx", {"agreement": 0, "difference": 1, "accuracy": 0.99}, "less accurate by 100.0%"),
+    ("model_int8.onnx", {"agreement": 0, "difference": 1e-9, "accuracy": 1}, "a logit differs by"),
+    ("model_int8.onnx", {"agreement": 0, "difference": 99, "accuracy": 0.99}, "less accurate by 100.0%"),
 ]
 
 
@@ -100,14 +104,14 @@ def again(run, tmp_path, monkeypatch):
 @pytest.mark.parametrize(("name", "tolerance", "reason"), WRONG)
 def test_a_model_beyond_its_tolerance_is_not_kept(again, monkeypatch, name, tolerance, reason):
     monkeypatch.setitem(module.TOLERANCES, name, tolerance)
-    labels, answer = l2a.Classifier(again).predict(INPUTS), l2a.Classifier.predict_proba
+    labels, answer = l2a.Classifier(again).predict(INPUTS), module.run
 
-    def other_classes(classifier, texts):
-        found = answer(classifier, texts)
-        return np.roll(found, 1, axis=1) if Path(classifier.student).name == name else found
+    def other_classes(engine, texts):
+        is_wrong = getattr(engine.model, "_model_path", "").endswith(f"/{name}")
+        return np.roll(answer(engine, texts), 1, axis=1) if is_wrong else answer(engine, texts)
 
     if "accurate" in reason:
-        monkeypatch.setattr(l2a.Classifier, "predict_proba", other_classes)
+        monkeypatch.setattr(module, "run", other_classes)
     with pytest.raises(RunError, match=f"{name} is refused, on 40 texts .*{reason}"):
         export_onnx(str(again), INPUTS, labels)
     kept = {path.name for path in (again / "onnx").glob("*.onnx")}
@@ -118,7 +122,7 @@ def test_a_single_labelled_text_may_be_lost():
     limits = module.TOLERANCES["model_int8.onnx"]
     for labelled, lost, words in ((40, 1, ""), (40, 2, "less accurate by 5.0% (allowed: 2.5%)"), (1000, 10, ""),
                                   (1000, 11, "less accurate by 1.1% (allowed: 1.0%)")):  # fmt: skip
-        found = {"label_agreement": 1.0, "largest_probability_difference": 0.0, "accuracy": 0.9 - lost / labelled}
+        found = {"label_agreement": 1.0, "largest_logit_difference": 0.0, "accuracy": 0.9 - lost / labelled}
         problem = module._beyond(found, {"accuracy": 0.9}, limits, 1 / labelled)
         assert words in problem and bool(words) == bool(problem)
 
