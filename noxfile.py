@@ -120,6 +120,13 @@ def mutation(session: nox.Session) -> None:
     session.run("python", "benchmarks/mutation.py", *session.posargs)
 
 
+@nox.session
+def optimum(session: nox.Session) -> None:
+    """Load an export by optimum, which needs older transformers than l2a; `-- runs/latest/onnx` names it."""
+    session.install("torch==2.13.0", "optimum-onnx[onnxruntime]==0.1.0")
+    session.run("python", "benchmarks/load_with_optimum.py", *session.posargs)
+
+
 EXTRAS = ("experiments", "export")
 LOCK = "requirements.lock"
 

@@ -229,8 +229,7 @@ def load_config(preset: str, file: Path | None = None, flags: Mapping[str, Any] 
     if file is not None:
         settings = _merge(settings, load_yaml(file))
     config = build(DistillConfig, settings, f"preset {preset}" if file is None else str(file))
-    given = {name: value for name, value in (flags or {}).items() if value is not None}
-    return override(config, given)
+    return override(config, {name: value for name, value in (flags or {}).items() if value is not None})
 
 
 def override(config: DistillConfig, changes: Mapping[str, Any]) -> DistillConfig:

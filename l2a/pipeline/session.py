@@ -68,8 +68,7 @@ class RunContext:
     @cached_property
     def without_unlabelled(self) -> "RunContext":
         """The same run without its unlabelled text, for all methods that read none; teachers come from the cache."""
-        without = replace(self.data, unlabelled=())
-        return replace(self, config=replace(self.config, unlabelled=()), loaded=without)
+        return replace(self, config=replace(self.config, unlabelled=()), loaded=replace(self.data, unlabelled=()))
 
     def check_models(self) -> None:
         """Refuse models that cannot be used, before anything is trained.

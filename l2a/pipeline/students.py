@@ -412,8 +412,7 @@ class WithoutTeacher(RunContext):
         classes, width = len(self.data.label_names), self.teacher.hidden_size
 
         def label(inputs: Sequence[TextInput]) -> TeacherOutputs:
-            numbers = np.array([self.real_labels.get(text, -1) for text in inputs], np.int64)
-            return as_outputs(numbers, classes, width)
+            return as_outputs(np.array([self.real_labels.get(text, -1) for text in inputs], np.int64), classes, width)
 
         return label
 

@@ -245,8 +245,7 @@ def pretrain(config: PretrainConfig, progress: Progress = SILENT) -> Path:
             model = GeneralStudent(classifier, teacher.hidden_size).to(best_device())
         longest = classifier.config.max_position_embeddings
         tokenizer = encoding.fit_tokenizer(teacher.tokenizer, classifier.config, longest)
-        encoded = encode_texts(bank, tokenizer, config)
-        train(model, teacher, encoded, config, progress)
+        train(model, teacher, encode_texts(bank, tokenizer, config), config, progress)
         # Without the output layer: AutoModelForSequenceClassification draws a fresh one for any number of classes.
         weights = {name: value for name, value in classifier.state_dict().items() if "out_proj" not in name}
         classifier.save_pretrained(folder, state_dict={name: value.half() for name, value in weights.items()})

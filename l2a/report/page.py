@@ -118,8 +118,7 @@ def map_texts(
     places = reduction.fit_transform(outputs.embeddings).tolist()
     for (kind, text), (x, y), given in zip(chosen, places, outputs.probabilities(), strict=True):
         says = [names[given.argmax()], round(float(given.max()), 4)]
-        point = {"kind": kind, "x": round(x, 4), "y": round(y, 4), "text": shown_text(text, 200), "says": says}
-        points.append(point)
+        points.append({"kind": kind, "x": round(x, 4), "y": round(y, 4), "text": shown_text(text, 200), "says": says})
     counts = {kind: len(texts) for kind, texts in present.items()}
     return {"texts": counts, "variance": reduction.explained_variance_ratio_.tolist(), "points": points}
 

@@ -68,7 +68,8 @@ def fill(folder, classes=3, is_pair=False, **changes):
     kinds |= {"dropped candidate": texts[:9], "kept candidate": texts[9:]}
     evidence = {
         "format": page.FORMAT, "is_pair": is_pair,
-        "target": HOSTILE[:50], "source": "movies", "unlabelled": None, "teacher": "minilm-l6", "label_names": names,
+        "target": HOSTILE[:50], "source": "movies", "unlabelled": ["a.txt", HOSTILE[:50]],
+        "teacher": "minilm-l6", "label_names": names,
         "test": page.compare_on_test(test, teacher, student, 1.5),
         "policy": [{"feature": "degree", "loss": 0.012, "changed": 0.3, "quartiles": [[0, 0.1, 0.2], [None] * 3]},
                    {"feature": "operator", "loss": -0.001, "changed": 0.1, "quartiles": []}],

@@ -152,6 +152,7 @@ def test_other_runs_have_a_page_too(tmp_path, classes, is_pair, changes):
     assert ("most frequent confusions" in shown) == (classes == 20)
     assert ("Fast reward" in shown) == ("rounds" not in changes)
     assert (" | second" in shown) == is_pair and all(name in shown for name in METHODS)
+    assert "movies as the source" in shown and "and unlabelled text of a.txt, &lt;/script" in shown
 
 
 def test_a_page_drawn_later_belongs_to_the_run(finished, capsys):

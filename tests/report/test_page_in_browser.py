@@ -37,6 +37,16 @@ def open_page(page, *options):
     return json.loads(html.unescape(re.search('<pre id="found">(.+?)</pre>', done.stdout, re.DOTALL)[1])), done.stderr
 
 
+def ask_axe(folder, page, scheme, width):
+    """What axe-core says of a page."""
+    axe = (Path(AXE.origin).parent / "axe.min.js").read_text("utf-8")
+    # The page lets no script but its own run.
+    drawn = re.sub('<meta http-equiv="Content-Security-Policy"[^>]*>', "", page)
+    (folder / "report.html").write_text(drawn.replace("</body>", ASK_AXE % axe))
+    options = (f"--window-size={width},900", f"--blink-settings=preferredColorScheme={int(scheme == 'light')}")
+    return open_page(folder / "report.html", *options, "--virtual-time-budget=60000")[0]
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
 def test_a_reader_can_see_filter_and_walk_through_the_page(tmp_path):
@@ -64,11 +74,18 @@ def test_a_reader_can_see_filter_and_walk_through_the_page(tmp_path):
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1300), ("dark", 1300), ("light", 400), ("dark", 400)])
 def test_axe_core_finds_nothing_wrong(tmp_path, scheme, width):
     fill(tmp_path)
-    axe = (Path(AXE.origin).parent / "axe.min.js").read_text("utf-8")
-    # The page lets no script but its own run.
-    drawn = re.sub('<meta http-equiv="Content-Security-Policy"[^>]*>', "", render_page(tmp_path))
-    (tmp_path / "report.html").write_text(drawn.replace("</body>", ASK_AXE % axe))
-    options = (f"--window-size={width},900", f"--blink-settings=preferredColorScheme={int(scheme == 'light')}")
-    found, _ = open_page(tmp_path / "report.html", *options, "--virtual-time-budget=60000")
+    found = ask_axe(tmp_path, render_page(tmp_path), scheme, width)
     assert found["dark"] == (scheme == "dark") and {"color-contrast", "label", "region"} <= set(found["passes"])
     assert found["wrong"] == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None or AXE is None, reason="there is no Chromium or no axe-core")
+def test_axe_core_finds_what_is_wrong_with_a_faulty_page(tmp_path):
+    fill(tmp_path)
+    faulty = render_page(tmp_path).replace(
+        "</main>", '<p style="color: #888; background: #777">grey</p><img src=""></main>'
+    )
+    assert faulty.count("grey") > render_page(tmp_path).count("grey")
+    found = ask_axe(tmp_path, faulty.replace('<html lang="en">', "<html>"), "light", 1300)
+    assert {line.partition(":")[0] for line in found["wrong"]} == {"color-contrast", "html-has-lang", "image-alt"}
