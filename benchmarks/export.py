@@ -2,7 +2,8 @@
 
 It writes benchmarks/results/export.json. The run's student is exported and compared on a labelled domain with itself in
 PyTorch, beside a teacher of base size, whose weights are random as they do not change its speed. ``l2a predict`` then
-classifies files of two sizes with the int8 model. Times are CPU time on one thread.
+classifies files of two sizes with the int8 model, and two shorter ones where another student reads the long one. Times
+are CPU time on one thread.
 """
 
 import argparse
@@ -60,6 +61,11 @@ def predict_cost(student: Path, inputs: list[TextInput], lines: int, folder: Pat
     return {"lines": lines, "peak_mb": peak * 1024 / 1e6, "cpu_seconds": cpu}
 
 
+def seconds_a_line(few: dict[str, float], many: dict[str, float]) -> float:
+    """Give the CPU seconds of a line, the start of the command left out."""
+    return (many["cpu_seconds"] - few["cpu_seconds"]) / (many["lines"] - few["lines"])
+
+
 def own_seconds(student: Classifier, inputs: list[TextInput], count: int) -> float:
     """Measure the CPU seconds that the model itself takes for a text, tokenisation and everything else left out."""
     spent, engine = 0.0, student.engine
@@ -88,6 +94,9 @@ def main() -> None:
     parser.add_argument("--predict", help="a run whose student classifies the two files, such as a small one")
     parser.add_argument("--domain", default="tweets", help="labelled texts that the run did not train on")
     parser.add_argument("--lines", type=int, nargs=2, default=(10_000, 1_000_000), help="sizes of the two files")
+    parser.add_argument(
+        "--own-lines", type=int, nargs=2, default=(2_000, 40_000), help="those for the run's own student"
+    )
     parser.add_argument("--output", type=Path, default=RESULT)
     given = parser.parse_args()
     os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -103,21 +112,23 @@ def main() -> None:
     teacher = teacher_latency(student, inputs)
     with tempfile.TemporaryDirectory() as folder:
         few, many = (predict_cost(reader, inputs, lines, Path(folder)) for lines in given.lines)
-    seconds = (many["cpu_seconds"] - few["cpu_seconds"]) / (many["lines"] - few["lines"])  # without the start
+        start, whole = (predict_cost(served, inputs, lines, Path(folder)) for lines in given.own_lines)
     own, of_student = (own_seconds(Classifier(path, 1), inputs, 2048) for path in (reader, served))
     content = {
         "int8_accuracy_drop": original["accuracy"] - int8["accuracy"],
         "speedup_teacher_batch_1": teacher["batch_1"] / int8["latency_ms"]["batch_1"],
         "size_ratio": int8["bytes"] / original["bytes"],
         "memory_growth": many["peak_mb"] / few["peak_mb"],
-        "throughput_share": own / seconds,
-        "texts_per_second": {"predict": 1 / seconds, "model": 1 / own, "student": 1 / of_student},
+        "throughput_share": of_student / seconds_a_line(start, whole),
+        "throughput_share_predict": own / seconds_a_line(few, many),
+        "texts_per_second": {"predict": 1 / seconds_a_line(few, many), "model": 1 / own, "student": 1 / of_student},
         "parameters": {"predict": parameters(reader.parents[1]), "student": parameters(Path(given.run))},
-        "predict": [few, many], "teacher_latency_ms": teacher, "static": static, "export": report,
+        "predict": [few, many], "own_predict": [start, whole],
+        "teacher_latency_ms": teacher, "static": static, "export": report,
         "domain": given.domain, "versions": versions(),
     }  # fmt: skip
     atomic_write_text(given.output, to_json(content, indent=1) + "\n")
-    print(to_json({name: content[name] for name in list(content)[:6]}, indent=1))
+    print(to_json({name: content[name] for name in list(content)[:7]}, indent=1))
 
 
 if __name__ == "__main__":

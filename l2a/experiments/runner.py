@@ -114,8 +114,7 @@ def save_result(folder: Path, result: CellResult) -> None:
     """
     with lock_for(folder, "results"):
         known = {other.place: other for other in read_results(folder)} | {result.place: result}
-        lines = [to_line(known[place]) for place in sorted(known)]
-        atomic_write_text(folder / RESULTS_FILE, "\n".join(lines) + "\n")
+        atomic_write_text(folder / RESULTS_FILE, "".join(f"{to_line(known[place])}\n" for place in sorted(known)))
 
 
 def lock_for(folder: Path, name: str) -> FileLock:

@@ -376,8 +376,7 @@ class AugmentationSpace:
         fresh = self._draw(count, rng)
         lengths, places = self._store.lengths[states.base], np.arange(self._longest)
         start = rng.integers(0, lengths)[:, None]
-        end = start + rng.integers(1, lengths // 2 + 2)[:, None]
-        block = (places >= start) & (places < end)
+        block = (places >= start) & (places < start + rng.integers(1, lengths // 2 + 2)[:, None])
         local = states._replace(u=np.where(block[:, :, None], fresh.u, states.u))
         partner = states._replace(partner=self._draw_from(states.base < self._other_count, rng))
         moved = choose_states(moves == 0, fresh, choose_states(moves == 1, local, partner))

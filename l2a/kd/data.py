@@ -360,8 +360,7 @@ def open_tokens(encoded: EncodedTexts, tokens: tuple[str, ...]) -> EncodedTexts:
     Returns:
         The same texts with 1 for each such token and 0 for the others.
     """
-    allowed = token_kinds(tokens)[1].numpy().astype(np.int32)
-    return replace(encoded, ids=allowed[encoded.ids], pad_id=0)
+    return replace(encoded, ids=token_kinds(tokens)[1].numpy().astype(np.int32)[encoded.ids], pad_id=0)
 
 
 def median_neighbour_distance(embeddings: torch.Tensor, tokens: tuple[str, ...], rng: np.random.Generator) -> float:

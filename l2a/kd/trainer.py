@@ -37,7 +37,7 @@ def run_student(student: Student, encoded: EncodedTexts, precise: bool = True) -
     features = np.zeros((len(encoded), student.output.in_features), np.float32)
     device = student.output.weight.device
     precision = nullcontext() if precise else training.mixed_precision(device, student.model.config.hidden_size)
-    with training.evaluating(student.model), torch.inference_mode(), precision:
+    with training.evaluating(student.model), torch.no_grad(), precision:
         for indices in inference_batches(encoded):
             found = student(encoded.padded(indices, device))
             logits[indices], features[indices] = (part.float().cpu().numpy() for part in found)

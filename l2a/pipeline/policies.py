@@ -225,8 +225,7 @@ def evaluate_policy(
             real.append(_after_updates(pair, mask, steps, None)[0] - before)
             advance(1)
     first = [reward.surrogate_reward(surrogate, mask) for mask in kept.values()]
-    counts = [int(mask.sum()) for mask in kept.values()]
-    verdicts = tuple(map(Verdict, kept, counts, real, first))
+    verdicts = tuple(map(Verdict, kept, [int(mask.sum()) for mask in kept.values()], real, first))
     return Evaluation(verdicts, steps, rank_correlation(first, real))
 
 

@@ -55,6 +55,7 @@ class RunContext:
     client: Any = None
 
     def __post_init__(self) -> None:
+        training.keep_freed_memory()
         check_operators(self.config.generator)
 
     @cached_property

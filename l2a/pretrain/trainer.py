@@ -18,9 +18,8 @@ from l2a.kd.data import Batch, join_encoded
 from l2a.student.student import Student, attention_heads, classifier_of, start_from_words
 from l2a.teacher.labelling import token_vectors
 from l2a.teacher.model import Teacher, load_encoder, mean_pool
-from l2a.util import SILENT, Allowed, Checked, Progress, RunError, UsageError
+from l2a.util import SILENT, Allowed, Checked, Progress, RunError, UsageError, training
 from l2a.util.files import CHECKPOINT, Checkpoint, atomic_write_text, fingerprint, output_folder
-from l2a.util.training import Loop, adamw, arithmetic, best_device, linear_schedule, mixed_precision, seeded
 
 BATCH_SIZE = 128
 Width = Annotated[int, Allowed("an even number of at least 2", lambda value: value >= 2 and value % 2 == 0)]
@@ -164,7 +163,7 @@ def distillation_losses(model: GeneralStudent, teacher: Teacher, batch: Batch) -
         The three losses and their sum as "total"; the similarity's gradient is the largest by far at equal weights.
     """
     mask = batch["attention_mask"]
-    with mixed_precision(mask.device):
+    with training.mixed_precision(mask.device):
         with torch.no_grad():
             taught = teacher.encoder(**encoding.model_inputs(teacher.encoder.config, batch)).last_hidden_state.float()
         sentence, tokens = model(batch)
@@ -197,9 +196,10 @@ def train(
     others = [parameter for parameter in model.parameters() if parameter is not words]
     # Most words are seen in few steps, so their vectors move faster.
     groups = [([words], 3 * config.learning_rate), (others, config.learning_rate)]
-    schedule = linear_schedule(adamw(groups), config.steps, warmup_share=0.05)
-    key = fingerprint(teacher.fingerprint(), arithmetic(words.device), encoded.ids, encoded.types, encoded.offsets)
-    loop = Loop(progress.checkpoint, key, schedule, config.steps)
+    schedule = training.linear_schedule(training.adamw(groups), config.steps, warmup_share=0.05)
+    read = (encoded.ids, encoded.types, encoded.offsets)
+    key = fingerprint(teacher.fingerprint(), training.arithmetic(words.device), *read)
+    loop = training.Loop(progress.checkpoint, key, schedule, config.steps)
     # The order of an epoch is drawn from its number, so that a resumed run reads what a whole one reads.
     rngs = (np.random.default_rng([config.seed, 2, epoch]) for epoch in count())
     epochs = (encoding.training_batches(encoded.lengths, BATCH_SIZE, rng) for rng in rngs)
@@ -238,11 +238,12 @@ def pretrain(config: PretrainConfig, progress: Progress = SILENT) -> Path:
         progress = progress.keeping(Checkpoint(config.output_dir / CHECKPOINT, settings))
         bank = read_texts(config, progress)
         progress.say(bank.summary)
-        teacher = load_encoder(config.teacher, ("0", "1"), seed=0, progress=progress).to(best_device())
+        training.keep_freed_memory()
+        teacher = load_encoder(config.teacher, ("0", "1"), seed=0, progress=progress).to(training.best_device())
         encoding.refuse_long_sequences(f"teacher {config.teacher!r}", teacher.positions, config.max_length)
-        with seeded(config.seed):
+        with training.seeded(config.seed):
             classifier = make_classifier(teacher, config)
-            model = GeneralStudent(classifier, teacher.hidden_size).to(best_device())
+            model = GeneralStudent(classifier, teacher.hidden_size).to(training.best_device())
         longest = classifier.config.max_position_embeddings
         tokenizer = encoding.fit_tokenizer(teacher.tokenizer, classifier.config, longest)
         train(model, teacher, encode_texts(bank, tokenizer, config), config, progress)

@@ -123,8 +123,7 @@ def thompson(task: SelectionTask, arms: Ints, pulls: int, seed: int) -> tuple[Fl
         if counts[arm] <= sizes[arm]:  # seeing the same candidates again makes no arm better known
             sums[arm], counts[arm] = sums[arm] + seen.sum(), counts[arm] + len(seen)
         rewards.append(float(seen.mean()))
-    shares = np.bincount(pulled[pulls // 2 :], minlength=len(sizes)) / (pulls - pulls // 2)
-    return shares.astype(np.float32), rewards
+    return (np.bincount(pulled[pulls // 2 :], minlength=len(sizes)) / (pulls - pulls // 2)).astype(np.float32), rewards
 
 
 def train_shares(

@@ -105,8 +105,7 @@ def label_scores(student: Student, labelled: DistillationSet) -> Doubles:
 
 
 def _whole_batch(kd: KDConfig, kept: DistillationSet, share_of_rate: float = 1.0) -> KDConfig:
-    rate = share_of_rate * kd.peak_rate
-    return replace(kd, learning_rate=rate, batch_size=max(process_count(), len(kept)))
+    return replace(kd, learning_rate=share_of_rate * kd.peak_rate, batch_size=max(process_count(), len(kept)))
 
 
 def _trial(trainer: KDTrainer, kd: KDConfig, steps: int, order: int = 0) -> KDTrainer:

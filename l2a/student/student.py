@@ -465,8 +465,7 @@ def resolve_preset(config: StudentConfig, teacher: Teacher) -> StudentConfig:
 
 def wants_small_rate(config: StudentConfig, teacher: Teacher, width: int) -> bool:
     """Tell whether a student of a width starts from a pretrained encoder that large updates would spoil."""
-    pretrained = config.model is not None or resolve_preset(config, teacher).preset in PACKAGED
-    return pretrained and width >= WIDE
+    return width >= WIDE and (config.model is not None or resolve_preset(config, teacher).preset in PACKAGED)
 
 
 def check_student(

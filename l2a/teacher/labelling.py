@@ -85,8 +85,8 @@ class OutputStore:
         with self._lock:
             self._run(note_added)
             places = np.array([self._places.get(key, 0) for key in keys], np.int64)
-            logits = self._logits[places]
-        return TeacherOutputs(logits, StoredRows((self,), np.zeros(len(keys), np.int64), places)), places > 0
+            states = StoredRows((self,), np.zeros(len(keys), np.int64), places)
+            return TeacherOutputs(self._logits[places], states), places > 0
 
     def append(self, keys: Sequence[bytes], outputs: "TeacherOutputs") -> None:
         """Add N texts by their keys in one step: a process that is killed here leaves the store as it was.
@@ -284,7 +284,7 @@ def run_teacher(teacher: Teacher, encoded: EncodedTexts | LowerStates, progress:
     device = next(teacher.parameters()).device
     stage = progress.stage("label with the teacher", len(encoded))
     # One context around all batches: the weights are rounded once, not for every batch.
-    with evaluating(teacher), torch.inference_mode(), mixed_precision(device), stage as advance:
+    with evaluating(teacher), torch.no_grad(), mixed_precision(device), stage as advance:
         for indices in inference_batches(encoded):
             found = teacher(encoded.padded(indices, device))
             logits[indices], embeddings[indices] = (part.float().cpu().numpy() for part in found)

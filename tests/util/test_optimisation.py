@@ -1,6 +1,10 @@
 """Second moments that are carried to a trial, the slope of the next updates, and how a model attends in training."""
 
 import copy
+import os
+import platform
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -92,3 +96,23 @@ def test_a_model_attends_by_plain_products_only_while_it_trains_in_bfloat16(teac
         torch.testing.assert_close(model(**batch).last_hidden_state[:, :2], before[:, :2])
         raise RuntimeError
     assert model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_memory_that_is_freed_is_kept_for_the_next_batch():
+    code = """
+import resource, torch
+from l2a.util.training import keep_freed_memory
+keep_freed_memory()
+def pages():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for count in range(12):
+    if count == 2:
+        before = pages()
+    first, second = torch.ones(2_000_000), torch.ones(3_000_000)
+    del first, second
+print(pages() - before)
+"""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC", "GLIBC"))}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert int(done.stdout) < 1000  # of 50,000 where memory is given back
