@@ -157,7 +157,9 @@ def export_command(
     """Write the student as ONNX, float32 and int8, into RUN/onnx, if both answer as the PyTorch student does."""
     from l2a.serving.export import comparison_texts, export_onnx
 
-    report = export_onnx(run, *comparison_texts(run, texts), static)
+    inputs, labels = comparison_texts(run, texts)
+    echo(f"writing the models and comparing them on {len(inputs):,} texts, which takes a minute or two", err=True)
+    report = export_onnx(run, inputs, labels, static)
     rows = []
     for one in report["models"]:
         size, labels = f"{one['bytes'] / 1e6:.2f}", f"{100 * one['label_agreement']:.1f}"
@@ -165,9 +167,12 @@ def export_command(
         accuracy = f"{100 * one['accuracy']:.1f}" if "accuracy" in one else ""
         times = [f"{one['latency_ms'][batch]:.2f}" for batch in ("batch_1", "batch_32")]
         rows.append((one["file"], size, labels, difference, accuracy, *times))
-    print_table(("model", "MB", "labels %", "logits ±", "accuracy %", "ms", "ms/32"), rows, are_numbers=True)
-    count = f"{report['texts']:,} texts ({report['labelled']:,} labelled)"
-    echo(f"ONNX opset {report['opset']}, compared on {count}: {Path(run) / 'onnx'}")
+    print_table(("model", "MB", "labels %", "logits", "accuracy %", "ms", "ms/32"), rows, are_numbers=True)
+    echo(
+        f"ONNX opset {report['opset']}, compared on {report['texts']:,} texts ({report['labelled']:,} labelled) with "
+        "PyTorch's: equal labels and the largest difference of a logit over the temperature, both within the limits of "
+        f"export.json: {Path(run) / 'onnx'}"
+    )
 
 
 @app.command("push")
@@ -347,7 +352,7 @@ def _environment() -> dict[str, Any]:
         "memory": f"{memory.total / 1e9:.1f} GB, {memory.available / 1e9:.1f} GB free",
         "packages": packages,
         "cache": f"{cache_root()}, {cached / 1e6:,.1f} MB",
-        "variables": {name: value for name, value in os.environ.items() if name.startswith(VARIABLES)},
+        "variables": {name: value for name, value in os.environ.items() if name.startswith(VARIABLES)} or "none",
     }
     try:
         import torch
@@ -412,7 +417,7 @@ def main() -> None:
     except (UsageError, RunError) as error:
         _fail(str(error), 2 if isinstance(error, UsageError) else 1)
     except (_Interrupted, KeyboardInterrupt) as error:
-        kept = "teachers, labels, finished cells and the last state of what was trained, made or classified are kept"
+        kept = "what is finished, such as teachers and labels, and the last state of the rest are kept"
         again = shlex.join(["l2a", *sys.argv[1:]])
         _fail(f"interrupted; {kept}; go on with: {again}", 128 + (error.args or (signal.SIGINT,))[0])
     except MemoryError:

@@ -149,8 +149,7 @@ def fit_target_density(source: Floats, target: Floats) -> TargetDensity:
         raw = TargetDensity(mean, model.coef_[0] / spread, float(model.intercept_[0]))
         # At most 2,000 texts of each domain fix the zero and the unit.
         of_source, of_target = (raw.log_odds(few[:: math.ceil(len(few) / 2000)]) for few in (source, target))
-    gap = of_target.mean() - of_source.mean()
-    scale = float(np.sqrt((of_source.var() + of_target.var()) / 2 + gap**2 / 4))
+    scale = float(np.sqrt((of_source.var() + of_target.var()) / 2 + (of_target.mean() - of_source.mean()) ** 2 / 4))
     return replace(raw, location=float(np.median(of_source)), scale=max(scale, 1e-6))
 
 

@@ -285,8 +285,7 @@ class MaskedLanguageModel:
 
     def _mask(self, text: TextInput, place: Place) -> TextInput:
         side, span = place
-        masked = _replace_spans(text[side], [(span, self._tokenizer.mask_token)])
-        return (*text[:side], masked, *text[side + 1 :])
+        return (*text[:side], _replace_spans(text[side], [(span, self._tokenizer.mask_token)]), *text[side + 1 :])
 
 
 def masked_words(name: str, max_length: int, progress: Progress = SILENT) -> MaskedCandidates | None:

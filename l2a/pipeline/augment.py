@@ -120,8 +120,7 @@ def augment_file(job: AugmentJob, progress: Progress = SILENT) -> int:
                 # The number of the batch seeds it, so that it does not matter what ran before.
                 rng = np.random.default_rng([job.seed, start // job.batch_size])
                 rows = np.arange(start, min(start + job.batch_size, total)) % len(inputs)
-                partners = rng.integers(0, len(source), size=len(rows))
-                made.append(make(rows, partners, rng))
+                made.append(make(rows, rng.integers(0, len(source), size=len(rows)), rng))
                 advance(len(rows))
         if is_parquet:
             import pyarrow.json
@@ -143,8 +142,7 @@ def _line_maker(
 ) -> LineMaker:
     operator, degree = OPERATORS[job.operator], 0.0
     if operator.works_on != "copies":
-        wanted = job.degree or operator.default_degree or GeneratorConfig().degree
-        degree = float(resolve_degree(wanted, len(inputs)))
+        degree = resolve_degree(job.degree or operator.default_degree or GeneratorConfig().degree, len(inputs))
 
     @cache
     def end(share: float) -> bytes:

@@ -313,8 +313,7 @@ def _headroom_file(context: RunContext) -> Path:
     files, settings = tuple(sorted(context.data.files.items())), asdict(context.config)
     unread = {"seed", "selector", "output_dir", "overwrite", "compare", "report", "data_root", "source", "target"}
     decisive = {name: value for name, value in settings.items() if name not in unread | {"unlabelled"}}
-    key = fingerprint(files, context.config.selector.keep_rate, decisive)
-    return cache_root() / "headroom" / f"{key}.json"
+    return cache_root() / "headroom" / f"{fingerprint(files, context.config.selector.keep_rate, decisive)}.json"
 
 
 def known_headroom(context: RunContext) -> dict[str, Any]:

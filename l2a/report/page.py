@@ -62,8 +62,7 @@ def compare_on_test(test: Examples, teacher: Floats, student: Floats, temperatur
         counts = np.bincount(labels * len(names) + said[side], minlength=len(names) ** 2)
         facts[side] = {"confusion": counts.reshape(len(names), -1).tolist(), **_calibration(values, labels)}
     facts["calibrated"] = {"temperature": temperature, **_calibration(student / np.float32(temperature), labels)}
-    outcomes = np.bincount(2 * right["teacher"] + right["student"], minlength=4)
-    facts["outcomes"] = outcomes[::-1].reshape(2, 2).tolist()
+    facts["outcomes"] = np.bincount(2 * ~right["teacher"] + ~right["student"], minlength=4).reshape(2, 2).tolist()
     errors = np.flatnonzero(~right["student"] & ~agree)
     facts |= {"errors": len(errors), "texts": []}
     for i in errors[np.argsort(-sure["student"][errors], kind="stable")][:MOST_ERRORS].tolist():

@@ -199,8 +199,7 @@ def influences(
         float32 (N,), nats for an update that consists of this text alone.
     """
     parameters, before = list(trainer.student.model.parameters()), trainer.student.snapshot()
-    slopes = reward_gradient(trainer.student, reward)
-    direction = [move * slope for move, slope in zip(moves, slopes, strict=True)]
+    direction = [move * slope for move, slope in zip(moves, reward_gradient(trainer.student, reward), strict=True)]
     length = _length(direction)
     if length == 0:
         return np.zeros(len(texts), np.float32)

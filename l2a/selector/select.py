@@ -134,8 +134,7 @@ def apply_policy(
     Returns:
         Exactly round(keep_rate * N) kept candidates.
     """
-    task = build_task(problem, config, policy.feature_names)
-    scores = score_pool(policy, task, config.keep_rate, rng)
+    scores = score_pool(policy, build_task(problem, config, policy.feature_names), config.keep_rate, rng)
     return Selection(keep_best(scores, config.keep_rate, problem.classes), scores, policy.agent, {}, policy)
 
 

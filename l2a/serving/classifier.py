@@ -222,7 +222,7 @@ def as_inputs(texts: Any) -> list[TextInput]:
     inputs = [tuple(item) if np.ndim(item) and len(item) else (item,) for item in items]
     wrong = next((item for item in inputs if len(item) > 2 or not all(isinstance(side, str) for side in item)), None)
     if isinstance(texts, str) or wrong is not None or len({len(item) for item in inputs}) > 1:
-        found = f"{texts!r:.40}" if wrong is None else f"{wrong!r:.40}"
+        found = f"{texts!r:.40}" if wrong is None else f"{wrong if len(wrong) > 1 else wrong[0]!r:.40}"
         raise UsageError(f"texts are {found}; give a list of strings, or a list of pairs of strings")
     return inputs
 

@@ -197,8 +197,7 @@ def start_from_words(student: Student, vectors: Floats, of_pairs: bool) -> None:
             that marks the texts.
     """
     body, table = student.model.base_model, student.model.get_input_embeddings()
-    marks_sides = any(student.tokenizer("a", "a")["token_type_ids"])
-    aligned = aligned_size(body) if of_pairs and marks_sides else 0
+    aligned = aligned_size(body) if of_pairs and any(student.tokenizer("a", "a")["token_type_ids"]) else 0
     with torch.no_grad():
         for layer in body.encoder.layer:
             torch.nn.init.eye_(layer.attention.self.value.weight)

@@ -300,10 +300,14 @@ class Checkpoint:
         old = (folder / MARK).read_text("utf-8", "replace") if (folder / MARK).exists() else self._mark
         lines = itertools.zip_longest(old.splitlines(), self._mark.splitlines(), fillvalue="nothing")
         if different := [(one.strip(" ,"), other.strip(" ,")) for one, other in lines if one != other]:
-            there, here = different[0]
+            (there, here), fix = different[0], "or delete the folder to start anew"
+            if there.startswith('"l2a"'):
+                raise UsageError(
+                    f"{folder} keeps an interrupted run of another version of l2a; finish it with that, {fix}"
+                )
             raise UsageError(
                 f"{folder} keeps an interrupted run with another setting ({there} there, {here} here); repeat the "
-                "command of that run to finish it, or delete the folder to start anew"
+                f"command of that run to finish it, {fix}"
             )
 
     def load(self, key: str) -> bytes | None:

@@ -143,6 +143,15 @@ def test_a_state_of_other_settings_or_with_a_damaged_mark_is_refused(tmp_path, d
     assert keep(tmp_path / "kept", settings={"seed": 1}).load("stage") is None
 
 
+def test_a_state_of_another_version_is_refused_as_such(tmp_path, monkeypatch):
+    keep(tmp_path / "kept", b"state")
+    monkeypatch.setattr("l2a.util.files.code_fingerprint", lambda: "of other code")
+    with pytest.raises(
+        UsageError, match="kept keeps an interrupted run of another version of l2a; finish it with that,"
+    ):
+        keep(tmp_path / "kept")
+
+
 @pytest.mark.parametrize(
     ("call", "number", "said"), [("write", 28, "full"), ("fsync", 28, "full"), ("replace", 30, "read")]
 )
