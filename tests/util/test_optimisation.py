@@ -106,8 +106,8 @@ from l2a.util.training import keep_freed_memory
 keep_freed_memory()
 def pages():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for count in range(12):
-    if count == 2:
+for count in range(50):
+    if count == 10:
         before = pages()
     first, second = torch.ones(2_000_000), torch.ones(3_000_000)
     del first, second
@@ -115,4 +115,4 @@ print(pages() - before)
 """
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC", "GLIBC"))}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
-    assert int(done.stdout) < 1000  # of 50,000 where memory is given back
+    assert int(done.stdout) < 20_000  # of 200,000 where memory is given back
