@@ -157,9 +157,9 @@ def export_command(
     """Write the student as ONNX, float32 and int8, into RUN/onnx, if both answer as the PyTorch student does."""
     from l2a.serving.export import comparison_texts, export_onnx
 
-    inputs, labels = comparison_texts(run, texts)
+    inputs, known = comparison_texts(run, texts)
     echo(f"writing the models and comparing them on {len(inputs):,} texts, which takes a minute or two", err=True)
-    report = export_onnx(run, inputs, labels, static)
+    report = export_onnx(run, inputs, known, static)
     rows = []
     for one in report["models"]:
         size, labels = f"{one['bytes'] / 1e6:.2f}", f"{100 * one['label_agreement']:.1f}"
