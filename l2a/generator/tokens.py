@@ -297,8 +297,7 @@ class Rewrite(NamedTuple):
 def changed_shares(slots: Slots, tokens: Ints) -> Doubles:
     """Measure the share of each of B texts' tokens, float64, that the new tokens, int64 (K,), change."""
     changed = slots.owners[tokens != slots.store.ids[slots.places]]
-    counts = np.bincount(changed, minlength=len(slots.rows))
-    shares: Doubles = counts / np.maximum(slots.store.words[slots.rows], 1)
+    shares: Doubles = np.bincount(changed, minlength=len(slots.rows)) / np.maximum(slots.store.words[slots.rows], 1)
     return shares
 
 

@@ -226,8 +226,7 @@ def _fit_class(
         rotation = orthonormal * np.where(np.diag(triangular) < 0, -1.0, 1.0)  # uniform (Mezzadri, 2007)
         directions = vectors @ rotation
         directions -= seen @ (seen.T @ directions)  # a class of rank below S_c has directions outside the null space
-    rms = float(np.sqrt(np.mean((unseen @ directions) ** 2))) if len(rows) else 1.0
-    return mean, directions, max(rms, 1e-6)
+    return mean, directions, max(float(np.sqrt(np.mean((unseen @ directions) ** 2))) if len(rows) else 1.0, 1e-6)
 
 
 def _thinned(indices: Ints) -> Ints:

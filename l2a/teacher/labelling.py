@@ -25,9 +25,8 @@ from l2a.data import Bools, Examples, Floats, Ints, TextInput
 from l2a.data.encoding import EncodedTexts, encode, inference_batches
 from l2a.teacher.finetune import LowerStates, lower_states, upper_layers
 from l2a.teacher.model import Teacher
-from l2a.util import SILENT, Progress, cache_root, cached_folder, cluster, fingerprint
+from l2a.util import SILENT, Progress, cache_root, cached_folder, cluster, fingerprint, training
 from l2a.util.errors import RunError, logger, os_errors_as_run_error
-from l2a.util.training import arithmetic, best_device, evaluating, mixed_precision
 
 SECONDS_TO_WAIT = 300.0
 """A writer holds the file for less than a second: after this long it hangs."""
@@ -284,7 +283,7 @@ def run_teacher(teacher: Teacher, encoded: EncodedTexts | LowerStates, progress:
     device = next(teacher.parameters()).device
     stage = progress.stage("label with the teacher", len(encoded))
     # One context around all batches: the weights are rounded once, not for every batch.
-    with evaluating(teacher), torch.no_grad(), mixed_precision(device), stage as advance:
+    with training.evaluating(teacher), torch.no_grad(), training.mixed_precision(device), stage as advance:
         for indices in inference_batches(encoded):
             found = teacher(encoded.padded(indices, device))
             logits[indices], embeddings[indices] = (part.float().cpu().numpy() for part in found)
@@ -309,7 +308,7 @@ def token_vectors(teacher: Teacher, progress: Progress = SILENT) -> Floats:
 
 def _key(teacher: Teacher, *more: int) -> str:
     """Name what a teacher says: by its weights, the recipe and the arithmetic."""
-    return fingerprint(teacher.fingerprint(), RECIPE, arithmetic(next(teacher.parameters()).device), *more)
+    return fingerprint(teacher.fingerprint(), RECIPE, training.arithmetic(next(teacher.parameters()).device), *more)
 
 
 def cached_labeller(
@@ -344,7 +343,7 @@ def cached_labeller(
                 for some_keys, texts in pieces:
                     store.append(some_keys, predict(teacher, texts, max_length, progress, frozen))
                 continue
-            sent = copy.deepcopy(teacher).cpu(), max_length, arithmetic(next(teacher.parameters()).device)
+            sent = copy.deepcopy(teacher).cpu(), max_length, training.arithmetic(next(teacher.parameters()).device)
             with progress.stage("label with the teacher", len(new)) as advance:
                 for some_keys, found in cluster.spread(client, _predict_there, sent, pieces):
                     store.append(some_keys, found)
@@ -357,9 +356,9 @@ def cached_labeller(
 def _predict_there(sent: tuple[Teacher, int, str], texts: Sequence[TextInput]) -> TeacherOutputs:
     """Label in a process of a cluster, whose labels are kept as this one's and have to be computed alike."""
     teacher, max_length, expected = sent
-    if (found := arithmetic(best_device())) != expected:
+    if (found := training.arithmetic(training.best_device())) != expected:
         raise RunError(f"a worker of the cluster computes in {found}, this process in {expected}; use workers alike")
-    return predict(teacher.to(best_device()), texts, max_length)
+    return predict(teacher.to(training.best_device()), texts, max_length)
 
 
 def refuse_useless_teacher(labeller: Labeller, reward: Examples, progress: Progress = SILENT) -> float:

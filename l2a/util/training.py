@@ -1,5 +1,6 @@
 """What every training needs: seeds, devices, precision, several processes, AdamW and its schedule."""
 
+import atexit
 import ctypes
 import json
 import os
@@ -111,10 +112,11 @@ def plain_attention(model: Any) -> Iterator[None]:
 
 def join_processes() -> None:
     """Connect the processes of one launch; without a launcher nothing happens."""
-    if process_count() > 1:
+    if process_count() > 1 and not torch.distributed.is_initialized():
         from accelerate import PartialState
 
         PartialState(cpu=not uses_gpu())
+        atexit.register(torch.distributed.destroy_process_group)  # a thread of its own could abort the exit
 
 
 def broadcast_weights(tensors: Iterable[torch.Tensor]) -> None:

@@ -57,7 +57,7 @@ def test_another_length_or_other_weights_do_not_share_labels(teacher, calls):
     ("changed", "value"),
     [
         (("teacher.labelling.RECIPE", "teacher.finetune.RECIPE"), 99),
-        (("teacher.labelling.arithmetic", "util.training.arithmetic"), lambda device: "cuda bfloat16"),
+        (("util.training.arithmetic",), lambda device: "cuda bfloat16"),
     ],
     ids=["code", "arithmetic"],
 )
