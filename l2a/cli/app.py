@@ -158,7 +158,7 @@ def export_command(
     from l2a.serving.export import comparison_texts, export_onnx
 
     inputs, known = comparison_texts(run, texts)
-    echo(f"writing the models and comparing them on {len(inputs):,} texts, which takes a minute or two", err=True)
+    echo(f"writing the models and comparing them on {len(inputs):,} texts, which can take a minute", err=True)
     report = export_onnx(run, inputs, known, static)
     rows = []
     for one in report["models"]:

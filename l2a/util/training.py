@@ -112,11 +112,12 @@ def plain_attention(model: Any) -> Iterator[None]:
 
 def join_processes() -> None:
     """Connect the processes of one launch; without a launcher nothing happens."""
-    if process_count() > 1 and not torch.distributed.is_initialized():
+    if process_count() > 1:
         from accelerate import PartialState
 
+        if not torch.distributed.is_initialized():
+            atexit.register(torch.distributed.destroy_process_group)  # a thread of its own could abort the exit
         PartialState(cpu=not uses_gpu())
-        atexit.register(torch.distributed.destroy_process_group)  # a thread of its own could abort the exit
 
 
 def broadcast_weights(tensors: Iterable[torch.Tensor]) -> None:
