@@ -51,11 +51,13 @@ def export_onnx(
     if folder.exists() and not (folder / REPORT).exists():
         raise UsageError(f"{folder} holds files that are no export; move it and run again")
     original.engine.model.to("cpu")
-    models = [_compared(original, original, weights, inputs, labels)]
+    # Divided by the temperature, so that a difference means the same for every student.
+    expected = run(original.engine, inputs) / original.engine.temperature
+    models = [_compared(expected, original, weights, inputs, labels)]
     with files.atomic_folder(folder) as temporary:
         _write(original, temporary, inputs[-CALIBRATION_TEXTS:] if static else ())
         for path in sorted(temporary.glob("*.onnx")):
-            models.append(_compared(original, Classifier(path, 1), path, inputs, labels))
+            models.append(_compared(expected, Classifier(path, 1), path, inputs, labels))
             if problem := _beyond(models[-1], models[0], TOLERANCES[path.name], 1 / max(1, len(labels))):
                 refused.append(f"{path.name} is refused, on {len(inputs)} texts {problem}")
                 del models[-1]
@@ -134,17 +136,15 @@ def _quantise_statically(engine: Engine, folder: Path, texts: Sequence[TextInput
 
 
 def _compared(
-    original: Classifier, other: Classifier, file: Path, inputs: Sequence[TextInput], labels: Sequence[str]
+    expected: Floats, other: Classifier, file: Path, inputs: Sequence[TextInput], labels: Sequence[str]
 ) -> dict[str, Any]:
-    # Divided by the temperature, so that a difference means the same for every student.
-    expected, found = (run(one.engine, inputs) / original.engine.temperature for one in (original, other))
-    latency = measure_latency(lambda texts: run(other.engine, texts).argmax(axis=1), inputs[:64])
+    found = run(other.engine, inputs) / other.engine.temperature
     facts = {
-        "file": file.name, "bytes": file.stat().st_size, "latency_ms": dict(latency),
-        "label_agreement": float((expected.argmax(axis=1) == found.argmax(axis=1)).mean()),
-        "largest_logit_difference": float(np.abs(expected - found).max()),
+        "file": file.name, "label_agreement": float((expected.argmax(axis=1) == found.argmax(axis=1)).mean()),
+        "bytes": file.stat().st_size, "largest_logit_difference": float(np.abs(expected - found).max()),
+        "latency_ms": dict(measure_latency(lambda texts: run(other.engine, texts).argmax(axis=1), inputs[:64])),
     }  # fmt: skip
-    said = np.array(original.engine.names)[found[: len(labels)].argmax(axis=1)]
+    said = np.array(other.engine.names)[found[: len(labels)].argmax(axis=1)]
     return facts | ({"accuracy": float((said == labels).mean())} if len(labels) else {})
 
 
