@@ -78,6 +78,7 @@ class GeneratorConfig(Checked, section="generator."):
     degrees: tuple[Share, ...] = ()  # several such shares, one drawn for each text, in place of ``degree``
     max_degree: Weight = 0.5  # realised share of changed tokens up to which ``beta`` costs nothing
     # How often each operator of the chains is proposed: 0 never, 1 where it is not named; only the proportions count.
+    # Where "source" (an unchanged text) is not named, unlabelled texts add their share of all texts to its probability.
     operators: Mapping[str, NotNegative] = field(default_factory=dict)
     # Texts that word operators, such as eda or damaged, add to what the chains start from, as shares of it.
     mixture: Mapping[str, Weight] = field(default_factory=dict)

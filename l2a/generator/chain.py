@@ -362,7 +362,8 @@ class AugmentationSpace:
         usual = resolve_degree(config.degree, self._source_count + len(inputs.target_inputs))
         self._degrees = np.array(config.degrees or (usual,))
         self.degree = float(self._degrees.mean())
-        self._operator_law = operator_law(config, has_gradient=inputs.space.gradient is not None)
+        unlabelled_share = len(inputs.unlabelled_inputs) / len(others)
+        self._operator_law = operator_law(config, inputs.space.gradient is not None, unlabelled_share)
 
     def draw(self, count: int, rng: np.random.Generator) -> AugmentationState:
         """Draw independent states of ``count`` chains from the base law mu, with their texts labelled."""

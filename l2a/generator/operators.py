@@ -413,12 +413,14 @@ def check_operators(config: GeneratorConfig) -> None:
     operator_law(config, has_gradient=True)
 
 
-def operator_law(config: GeneratorConfig, has_gradient: bool) -> Doubles:
+def operator_law(config: GeneratorConfig, has_gradient: bool, unlabelled_share: float = 0.0) -> Doubles:
     """Turn the weights into the probabilities with which the chains propose each of ``CHAIN_OPERATORS``, float64.
 
     Args:
         config: Settings; an operator that ``operators`` does not name weighs 1.
         has_gradient: Whether there is a student whose gradient can be read.
+        unlabelled_share: Of what the chains start from, below 1. Where ``operators`` does not name "source", a text
+            is left unchanged with this probability, besides by its weight of 1: text as people write it teaches more.
 
     Raises:
         UsageError: If no operator is left.
@@ -429,7 +431,8 @@ def operator_law(config: GeneratorConfig, has_gradient: bool) -> Doubles:
         can = "can run" if has_gradient else "can run without a student's gradient"
         names = ", ".join(CHAIN_OPERATORS)
         raise UsageError(f"generator.operators weighs no operator that {can}; give one of {names} a weight above 0")
-    law: Doubles = weights / weights.sum()
+    unchanged = 0.0 if "source" in config.operators else unlabelled_share
+    law: Doubles = (1 - unchanged) * weights / weights.sum() + unchanged * (np.arange(len(weights)) == SOURCE)
     return law
 
 

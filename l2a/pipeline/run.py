@@ -55,10 +55,8 @@ def train_and_write(
     best = next(iter(students))
     for name, trained in students.items():
         best = name if trained.score.beats(students[best].score) else best
-    count, teacher_count = students[best].student.parameters_count, context.teacher.parameters_count
-    progress.say(
-        f"the student has {count:,} parameters, {count / teacher_count:.1%} of the teacher's {teacher_count:,}"
-    )
+    count, whole = students[best].student.parameters_count, context.teacher.parameters_count
+    progress.say(f"the student has {count:,} parameters, {count / whole:.1%} of the teacher's {whole:,}")
     if len(students) > 1:
         scores = ", ".join(f"{name} {trained.score}" for name, trained in students.items() if name != best)
         progress.say(f"{best} is saved: it follows the teacher best, {students[best].score} ({scores})")

@@ -45,6 +45,14 @@ def test_draws_follow_the_base_law(problem):
     assert (states.degree[states.operator == SOURCE] == 0).all()
 
 
+@pytest.mark.parametrize(("operators", "unchanged"), [({}, 0.75 + 0.25 / 4), ({"source": 1}, 0.25)])
+def test_unlabelled_text_mostly_comes_unchanged_unless_it_is_said_how_often(problem, operators, unchanged):
+    some = replace(problem, unlabelled_inputs=tuple((f"a {i}",) for i in range(3 * len(problem.source_inputs))))
+    space, _ = open_space(some, GeneratorConfig(operators=operators))
+    states = space.draw(4000, np.random.default_rng(0))
+    assert (states.operator == SOURCE).mean() == pytest.approx(unchanged, abs=0.03)
+
+
 def test_each_move_changes_its_part_and_no_other_and_local_moves_one_block(problem):
     space, _ = open_space(problem, GeneratorConfig())
     rng = np.random.default_rng(0)
