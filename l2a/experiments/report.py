@@ -222,8 +222,7 @@ def _draw_dots(summary: Summary, pairs: Sequence[str | None], label: str) -> mat
             if level is not None:
                 axes.hlines(position, 100 * level.low, 100 * level.high, color=style["color"], linewidth=1.5)
                 axes.plot(100 * level.mean, position, markersize=6, **style)
-    grid[0, 0].set_yticks(range(len(order)), order)
-    grid[0, 0].set_ylim(len(order) - 0.5, -0.5)
+    grid[0, 0].set(yticks=range(len(order)), yticklabels=order, ylim=(len(order) - 0.5, -0.5))
     figure.supxlabel(label, fontsize=9)
     return figure
 
@@ -242,8 +241,7 @@ def _draw_shots(summary: Summary) -> matplotlib.figure.Figure:
         )  # fmt: skip
     axes.set_xscale("log", base=2)
     axes.set_xticks(shots, [str(k) for k in shots])
-    axes.set_xlabel("labelled target examples per class")
-    axes.set_ylabel("accuracy, % (mean, 95 % interval)")
+    axes.set(xlabel="labelled target examples per class", ylabel="accuracy, % (mean, 95 % interval)")
     axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
 

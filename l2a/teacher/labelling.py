@@ -153,6 +153,9 @@ class OutputStore:
             self._number, self._last, self._places = number, 0, {}
             self._rows[:] = 0
             self._connection.executescript(SETUP)
+            # A page that was cut short may be read by one query and not by the next.
+            if (found := self._connection.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
+                raise sqlite3.DatabaseError(found)
         return self._connection
 
     def _refuse_or_replace(self, error: sqlite3.DatabaseError) -> None:

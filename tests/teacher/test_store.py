@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import example, given, settings, strategies as st
 from scipy.special import softmax
 
 import l2a.teacher.labelling as module
@@ -103,6 +103,7 @@ def test_a_file_that_is_no_store_is_put_aside_with_one_warning(tmp_path, caplog,
 
 @settings(max_examples=12)
 @given(st.floats(0, 0.999))
+@example(0.5053220549017247)  # within the last page
 def test_a_file_cut_anywhere_is_filled_again(tmp_path_factory, share):
     folder = tmp_path_factory.mktemp("store")
     path = fill(folder).path
