@@ -223,10 +223,10 @@ def _fit_class(
     else:
         _, vectors = linalg.eigh(unseen.T @ unseen, subset_by_index=[width - count, width - 1])
         orthonormal, triangular = linalg.qr(rng.standard_normal((count, count)))
-        rotation = orthonormal * np.where(np.diag(triangular) < 0, -1.0, 1.0)  # uniform (Mezzadri, 2007)
-        directions = vectors @ rotation
+        directions = vectors @ (orthonormal * np.where(np.diag(triangular) < 0, -1.0, 1.0))  # uniform (Mezzadri, 2007)
         directions -= seen @ (seen.T @ directions)  # a class of rank below S_c has directions outside the null space
-    return mean, directions, max(float(np.sqrt(np.mean((unseen @ directions) ** 2))) if len(rows) else 1.0, 1e-6)
+    rms = float(np.sqrt(np.mean((unseen @ directions) ** 2))) if len(rows) else 1.0
+    return mean, directions, max(rms, 1e-6)
 
 
 def _thinned(indices: Ints) -> Ints:

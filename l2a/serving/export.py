@@ -53,11 +53,13 @@ def export_onnx(
     original.engine.model.to("cpu")
     # Divided by the temperature, so that a difference means the same for every student.
     expected = run(original.engine, inputs) / original.engine.temperature
-    models = [_compared(expected, original, weights, inputs, labels)]
+    models = [_compared(expected, expected, original.engine, weights, inputs, labels)]
     with files.atomic_folder(folder) as temporary:
         _write(original, temporary, inputs[-CALIBRATION_TEXTS:] if static else ())
         for path in sorted(temporary.glob("*.onnx")):
-            models.append(_compared(expected, Classifier(path, 1), path, inputs, labels))
+            engine = Classifier(path, 1).engine
+            found = run(engine, inputs) / engine.temperature
+            models.append(_compared(expected, found, engine, path, inputs, labels))
             if problem := _beyond(models[-1], models[0], TOLERANCES[path.name], 1 / max(1, len(labels))):
                 refused.append(f"{path.name} is refused, on {len(inputs)} texts {problem}")
                 del models[-1]
@@ -97,17 +99,17 @@ def _write(original: Classifier, folder: Path, calibration: Sequence[TextInput])
             output_names=["logits"], dynamic_axes=axes, opset_version=OPSET, dynamo=False,
         )  # fmt: skip
     # Unsigned, since processors without VNNI saturate in the products of signed weights.
-    kind = quant_utils.QuantType.QUInt8
+    options = {"per_channel": True, "weight_type": quant_utils.QuantType.QUInt8}
     logging.disable(logging.WARNING)  # it advises a step that changes nothing here
     try:
-        quantize_dynamic(folder / "model.onnx", folder / "model_int8.onnx", per_channel=True, weight_type=kind)
+        quantize_dynamic(folder / "model.onnx", folder / "model_int8.onnx", **options)
         if calibration:
-            _quantise_statically(engine, folder, calibration)
+            _quantise_statically(engine, folder, calibration, options)
     finally:
         logging.disable(logging.NOTSET)
 
 
-def _quantise_statically(engine: Engine, folder: Path, texts: Sequence[TextInput]) -> None:
+def _quantise_statically(engine: Engine, folder: Path, texts: Sequence[TextInput], options: dict[str, Any]) -> None:
     import onnx
     from onnxruntime import quantization
 
@@ -122,29 +124,27 @@ def _quantise_statically(engine: Engine, folder: Path, texts: Sequence[TextInput
             return batches.pop() if batches else None
 
     run(engine._replace(run=keep), texts)
-    graph, kind, model = onnx.load(folder / "model.onnx").graph, quantization.QuantType.QUInt8, folder / STATIC
+    graph, model = onnx.load(folder / "model.onnx").graph, folder / STATIC
     narrow = {one.name for one in graph.initializer if len(one.dims) == 2 and one.dims[0] > one.dims[1]}
     # What gelu leaves has a few large entries, which no fixed scale suits: it would cost 2 % of the labels more.
     narrowing = [node.name for node in graph.node if node.op_type == "MatMul" and node.input[1] in narrow]
-    options: dict[str, Any] = {"per_channel": True, "weight_type": kind}
     quantization.quantize_dynamic(folder / "model.onnx", model, nodes_to_quantize=narrowing, **options)
     # Layer norms and softmax in 8 bits would break the student; signed weights or activations cost 2 % of the labels.
     quantization.quantize_static(
-        model, model, Calibration(), op_types_to_quantize=["MatMul", "Gather"], activation_type=kind,
-        extra_options={"MatMulConstBOnly": True}, **options,
+        model, model, Calibration(), op_types_to_quantize=["MatMul", "Gather"],
+        activation_type=options["weight_type"], extra_options={"MatMulConstBOnly": True}, **options,
     )  # fmt: skip
 
 
 def _compared(
-    expected: Floats, other: Classifier, file: Path, inputs: Sequence[TextInput], labels: Sequence[str]
+    expected: Floats, found: Floats, engine: Engine, file: Path, inputs: Sequence[TextInput], labels: Sequence[str]
 ) -> dict[str, Any]:
-    found = run(other.engine, inputs) / other.engine.temperature
     facts = {
         "file": file.name, "label_agreement": float((expected.argmax(axis=1) == found.argmax(axis=1)).mean()),
         "bytes": file.stat().st_size, "largest_logit_difference": float(np.abs(expected - found).max()),
-        "latency_ms": dict(measure_latency(lambda texts: run(other.engine, texts).argmax(axis=1), inputs[:64])),
+        "latency_ms": dict(measure_latency(lambda texts: run(engine, texts).argmax(axis=1), inputs[:64])),
     }  # fmt: skip
-    said = np.array(other.engine.names)[found[: len(labels)].argmax(axis=1)]
+    said = np.array(engine.names)[found[: len(labels)].argmax(axis=1)]
     return facts | ({"accuracy": float((said == labels).mean())} if len(labels) else {})
 
 
