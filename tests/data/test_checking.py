@@ -1,15 +1,135 @@
+"""Whatever is wrong with a file is said at once; names of classes stand over their numbers."""
+
+import json
 import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.feather
+import pyarrow.parquet
 import pytest
+from datasets import ClassLabel, Dataset, Features, Value
 from typer.testing import CliRunner
 
 import l2a
 from l2a.cli.app import domains_app
-from l2a.data.domains import check_domain
+from l2a.data.domains import check_domain, load_domain
+from l2a.data.examples import align_labels
+from l2a.util.errors import UsageError
+
+TEXTS = [("bad 1", "bad"), ("good 1", "good"), ("good 2", "good"), ("bad 2", "bad")]
+
+
+def dataset(names, texts=TEXTS):
+    features = Features({"text": Value("string"), "label": ClassLabel(names=names), "split": Value("string")})
+    rows = [{"text": text, "label": names.index(label), "split": "train"} for text, label in texts]
+    return Dataset.from_list(rows, features=features)
+
+
+def save(data, path):
+    if path.suffix == ".parquet":
+        data.to_parquet(path)
+    elif path.name == "stream.arrow":
+        with pa.ipc.new_stream(path, data.data.schema) as writer:
+            writer.write_table(data.data.table)
+    elif path.suffix in (".arrow", ".feather"):
+        pa.feather.write_feather(data.data.table, path)
+    else:
+        data.save_to_disk(path)
+
+
+def labels_of(domain):
+    return {
+        text: domain.label_names[label] for (text,), label in zip(domain.train.inputs, domain.train.labels, strict=True)
+    }
+
+
+@pytest.mark.parametrize("name", ["x.parquet", "stream.arrow", "x.arrow", "x.feather", "saved"])
+def test_two_files_with_the_classes_in_another_order_are_matched_by_name(tmp_path, name):
+    domains = []
+    for folder, names in (("one", ["bad", "good"]), ("other", ["good", "bad"])):
+        (tmp_path / folder).mkdir()
+        save(dataset(names), tmp_path / folder / name)
+        domains.append(load_domain(str(tmp_path / folder / name)))
+    source, target = align_labels(*domains)
+    assert labels_of(source) == labels_of(target) == {text: label for text, label in TEXTS if text in labels_of(target)}
+    assert source.label_names == ("bad", "good")
+
+
+def test_columns_of_categories_give_their_names(tmp_path):
+    labels = pa.DictionaryArray.from_arrays([1, 0, 1], ["good", "bad"])
+    table = pa.table({"text": ["a", "b", "c"], "label": labels, "split": ["train"] * 3})
+    pyarrow.parquet.write_table(table, tmp_path / "x.parquet")
+    assert labels_of(load_domain(str(tmp_path / "x.parquet")))["b"] == "good"
+
+
+def test_a_column_of_names_is_read_before_one_of_numbers(write):
+    path = write("x.csv", "text,label,label_text,split\na,1,good,train\nb,0,bad,train\nc,1,good,train\n")
+    assert load_domain(str(path)).label_names == ("bad", "good")
+
+
+def test_numbers_on_one_side_and_names_on_the_other_are_refused(tmp_path, write):
+    dataset(["bad", "good"]).to_parquet(tmp_path / "named.parquet")
+    numbered = load_domain(str(write("numbered.csv", "text,label,split\na,0,train\nb,1,train\n")))
+    message = "numbered has the labels 0, 1 and named has bad, good; .*give names in both"
+    with pytest.raises(UsageError, match=message):
+        align_labels(load_domain(str(tmp_path / "named.parquet")), numbered)
+
+
+def test_splits_with_numbers_and_names_and_a_number_without_a_name_are_refused(write, tmp_path):
+    write("f/test.jsonl", json.dumps({"text": "a", "label": 1}) + "\n")
+    named = dataset(["bad", "good"])
+    named.to_parquet(tmp_path / "work/f/train.parquet")
+    with pytest.raises(UsageError, match="test has the label '1', which train lacks"):
+        load_domain("f")
+    table = named.data.table.set_column(1, "label", pa.array([0, 1, 7, 0]))
+    table = table.replace_schema_metadata(named.data.schema.metadata)
+    pyarrow.parquet.write_table(table, tmp_path / "x.parquet")
+    with pytest.raises(UsageError, match=r"x\.parquet, row 3: the class 7 of 'label' has no name; the data name"):
+        load_domain(str(tmp_path / "x.parquet"))
+
+
+def named(domain, part):
+    return [(text, domain.label_names[label]) for text, label in zip(part.inputs, part.labels, strict=True)]
+
+
+def test_labels_are_matched_by_name_in_every_split(make_domain):
+    source = make_domain({"positive": 2, "negative": 3}, {"positive": 1, "negative": 2}, {"positive": 2, "negative": 1})
+    target = make_domain({"negative": 1, "positive": 1}, {"negative": 1, "positive": 1}, {"negative": 1, "positive": 1})
+    aligned, same = align_labels(source, target)
+    assert same is target
+    assert aligned.label_names == aligned.train.label_names == target.label_names
+    assert named(aligned, aligned.train) == named(source, source.train)
+    assert named(aligned, aligned.dev) == named(source, source.dev)
+    assert named(aligned, aligned.test.reveal()) == named(source, source.test.reveal())
+    assert aligned.train.labels.tolist() == [1, 1, 0, 0, 0]
+    assert aligned.test.hashes == source.test.hashes
+
+
+def test_a_label_that_one_domain_lacks_is_named(make_domain):
+    source = make_domain({"Negative": 1, "positive": 1}, {"Negative": 1}, {"Negative": 1}, name="films")
+    target = make_domain({"negative": 1, "positive": 1}, {"negative": 1}, {"negative": 1}, name="posts")
+    message = r"posts lacks the label 'Negative' of films \(did you mean 'negative'\?\); films lacks the label 'nega"
+    with pytest.raises(UsageError, match=message):
+        align_labels(source, target)
+
+
+def test_integers_never_match_names(make_domain):
+    source = make_domain({"0": 1, "1": 1}, {"0": 1}, {"0": 1})
+    target = make_domain({"negative": 1, "positive": 1}, {"negative": 1}, {"negative": 1})
+    with pytest.raises(UsageError, match="matched by name"):
+        align_labels(source, target)
+
+
+def test_pairs_and_single_texts_do_not_go_together(make_domain):
+    domain = make_domain({"a": 1, "b": 1}, {"a": 1}, {"a": 1}, name="single")
+    with pytest.raises(UsageError, match="pairs has pairs of texts and single single ones"):
+        align_labels(replace(domain, is_pair=True, name="pairs"), domain)
+
 
 GOOD = """text,label,split
 one two,x,train

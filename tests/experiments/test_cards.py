@@ -1,10 +1,19 @@
+"""Cards of experiments, their cells, and the keys of these."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
 from benchmarks.selector import policies
-from l2a.experiments.card import expand, load_experiment
+from l2a.config import DistillConfig, override
+from l2a.experiments import card
+from l2a.experiments.card import cell_files, cell_key, choose, data_files, expand, load_experiment
 from l2a.util.errors import UsageError
 
-from .conftest import CARD, write_card
+from .conftest import CARD, write_card, write_domain
 
 
 def test_a_card_becomes_a_grid(workspace):
@@ -79,3 +88,134 @@ def test_the_two_budgets_of_the_baselines_have_the_same_variants():
     ]  # fmt: skip
     assert variants[0] == variants[1]
     assert screening.pairs == standard.pairs
+
+
+def cell_of(name, **change):
+    """A cell of the tiny card, or of a method that it does not have, with some settings changed."""
+    variant, *method = name.split()
+    cells = (cell for group in expand(load_experiment("tiny"), Path("data")) for cell in group)
+    cell = next(cell for cell in cells if cell.place.variant == variant)
+    return replace(cell, method=(*method, cell.method)[0], config=override(cell.config, change))
+
+
+def test_a_missing_policy_is_refused_before_anything_runs(workspace):
+    variants = {"own": {"method": "l2a_student", "overrides": {"selector.agent": "policies/of_{pair}"}}}
+    write_card(workspace, variants=variants)
+    with pytest.raises(UsageError, match=r"policies/of_.* holds no policy\.json"):
+        card.refuse_missing_agents(expand(load_experiment("tiny"), None))
+
+
+def test_groups_share_pair_shots_and_seed_and_neighbours_have_different_sources(workspace):
+    groups = expand(load_experiment("tiny"), None)
+    assert [group[0].config.source for group in groups] == ["sea.jsonl", "land.jsonl", "sea.jsonl", "land.jsonl"]
+    assert all(len({cell.place[:3] for cell in group}) == 1 and len(group) == 3 for group in groups)
+
+
+def test_cells_are_chosen_by_a_part_of_their_name(workspace):
+    groups = expand(load_experiment("tiny"), None)
+    names = [[cell.place.name for cell in group] for group in choose(groups, ["land_sky 4 0 t", "sea_sky 4 1 "])]
+    assert names == [["land_sky 4 0 tfidf"], ["sea_sky 4 1 tfidf", "sea_sky 4 1 plain", "sea_sky 4 1 random"]]
+    with pytest.raises(UsageError, match=r"'sky 5', but no cell's name contains it; .* as in 'sea_sky 4 0 tfidf'"):
+        choose(groups, ["sky 5"])
+
+
+CHAIN, ONE_OPERATOR = "random augmented_kd_student", {"generator.operator": "eda"}
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "change", "stays"),
+    [
+        ("random", {}, {"selector.agent": "nearest"}, False),
+        ("random", {}, {"selector.agent": "gone"}, False),  # old results of an agent that is lost can be reported
+        ("random", {}, {"kd.alpha": 0.5}, False),
+        ("plain", {}, {"kd.alpha": 0.5}, False),
+        ("plain", {}, {"generator.tau": 2.0}, True),
+        ("random", {}, {"generator.tau": 2.0}, False),
+        ("random", {}, {"generator.operator": "eda", "generator.copies": 4}, True),
+        ("tfidf", {}, {"kd.alpha": 0.5}, True),
+        ("tfidf", {}, {"student.preset": "narrow"}, True),
+        ("tfidf", {}, {"max_length": 32}, False),
+        ("tfidf", {}, {"source_size": 5}, False),
+        ("tfidf", {}, {"seed": 5}, False),
+        ("random", {}, {"output_dir": "else", "data_root": "/moved", "overwrite": True, "compare": False}, True),
+        *((CHAIN, {}, change, False) for change in (ONE_OPERATOR, {"generator.copies": 4}, {"kd.alpha": 0.5})),
+        (CHAIN, {}, {"generator.degree": 0.3}, False),
+        (CHAIN, {}, {"selector.agent": "nearest"}, True),
+        *((CHAIN, given, {f"generator.{field}": 9}, bool(given)) for field in ("tau", "beta", "burn_in")
+          for given in ({}, ONE_OPERATOR)),
+    ],
+)  # fmt: skip
+def test_the_key_changes_with_what_decides_the_result(workspace, name, given, change, stays):
+    before, after = (cell_key(cell_of(name, **it), {"sea.jsonl": "a"}) for it in (given, given | change))
+    assert (before == after) == stays
+
+
+def test_each_pair_names_the_files_of_both_domains_even_when_they_are_called_alike(workspace):
+    for seed, folder in enumerate(("one", "two")):
+        write_domain(workspace / "data" / folder / "rows.jsonl", folder, seed)
+        (workspace / "data" / folder / "rows.jsonl").rename(workspace / "data" / folder / "train.jsonl")
+    pair = {"name": "folders", "source": "one/train.jsonl", "target": "two/train.jsonl"}
+    write_card(workspace, pairs=[pair])
+    files = data_files(expand(load_experiment("tiny"), workspace / "data"))["folders"]
+    assert sorted(files) == ["one/train.jsonl", "two/train.jsonl"]
+    assert len(set(files.values())) == 2
+
+
+def test_a_changed_file_changes_the_key(workspace):
+    groups = expand(load_experiment("tiny"), workspace / "data")
+    before = data_files(groups)["sea_sky"]
+    shutil.copy(workspace / "data" / "land.jsonl", workspace / "data" / "sea.jsonl")
+    after = data_files(groups)["sea_sky"]
+    cell = groups[0][0]
+    assert cell_key(cell, before) != cell_key(cell, after)
+
+
+def test_the_content_of_unlabelled_text_decides_the_rows_that_read_it(workspace):
+    pair = {"name": "sea_sky", "source": "sea.jsonl", "target": "sky.jsonl", "unlabelled": ["more.txt"]}
+    methods = ("l2a_student", "augmented_kd_student", "plain_kd_student")
+    variants = {method: {"method": method, "unlabelled": True} for method in methods}
+    write_card(workspace, pairs=[pair], seeds=[0], variants=variants)
+    (group,) = expand(load_experiment("tiny"), workspace / "data")
+    keys = []
+    for text in ("a calm day", "a rough night"):
+        (workspace / "data" / "more.txt").write_text(text)
+        files = data_files([group])["sea_sky"]
+        keys.append([cell_key(cell, files) for cell in group])
+        read = [set(cell_files(cell, files)) for cell in group]
+        assert read == [{"sea.jsonl", "sky.jsonl", "more.txt"}, *[{"sea.jsonl", "sky.jsonl"}] * 2]
+    assert [one == other for one, other in zip(*keys, strict=True)] == [False, True, True]
+
+
+def test_what_decides_the_agents_choices_decides_only_the_rows_that_select(workspace):
+    agent, policy = workspace / "agents" / "mine.yaml", workspace / "agents" / "trained" / "policy.json"
+    policy.parent.mkdir(parents=True)
+    policy.with_name("policy.safetensors").write_bytes(b"weights")
+    cells = [cell_of(name, **{"selector.agent": "mine"}) for name in ("random", "plain")]
+    keys = []
+    for description, more, policy_text in (
+        ("a", "", "{}"), ("b", "\nrescore_every: null", "{}"), ("b", "", '{"format": 1}'),
+        ("b", "\nrescore_every: 5", "{}"),
+    ):  # fmt: skip
+        agent.write_text(f"description: {description}\nalgorithm: stable_baselines3.PPO\npolicy: trained{more}\n")
+        policy.write_text(policy_text)
+        keys.append([cell_key(cell, {}) for cell in cells])
+    selecting, plain = zip(*keys, strict=True)
+    assert len(set(plain)) == 1
+    assert selecting[0] == selecting[1]  # a description, and a field at its default
+    assert len(set(selecting)) == 3
+
+
+def test_a_new_field_at_its_default_changes_no_key(workspace, monkeypatch):
+    cell, flat = cell_of("random"), card._flat
+    before = cell_key(cell, {})
+    for value, stays in ((0.0, True), (1.0, False)):
+        added = {id(cell.config): value}  # all other configurations have the default
+        monkeypatch.setattr(card, "_flat", lambda config, to=added: {**flat(config), "kd.new": to.get(id(config), 0.0)})
+        assert (cell_key(cell, {}) == before) == stays
+
+
+def test_a_changed_default_is_noted_so_that_old_keys_keep_their_meaning():
+    """A key leaves out fields at their default: enter the old value of a changed one in ``FORMER_DEFAULTS``."""
+    kept = json.loads((Path(__file__).parent / "defaults.json").read_text())
+    now = json.loads(json.dumps({**card._flat(DistillConfig()), **card.FORMER_DEFAULTS}))
+    assert {name: value for name, value in kept.items() if name in now and now[name] != value} == {}
