@@ -24,7 +24,7 @@ from l2a.config import DistillConfig
 from l2a.evaluation.metrics import accuracy_and_macro_f1, one_thread
 from l2a.experiments.card import Cell, DataFiles, Group, Place, cell_files, cell_key
 from l2a.pipeline.methods import METHODS, MethodResult
-from l2a.util import SILENT, Progress, RunError, UsageError, cluster, logger
+from l2a.util import SILENT, Progress, RunError, UsageError, cluster, logger, to_json
 from l2a.util.files import Checkpoint, atomic_write_text, cache_root, code_fingerprint, fingerprint
 
 RESULTS_FILE = "cells.jsonl"
@@ -67,7 +67,7 @@ class CellResult:
 
 def to_line(result: CellResult) -> str:
     """Write a result as one line of JSON that carries its own checksum as its last field."""
-    body = json.dumps(asdict(result), ensure_ascii=False, default=float)[:-1]
+    body = to_json(asdict(result))[:-1]
     return body + _last_field(body.encode())
 
 

@@ -20,7 +20,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 
 from l2a.config import Columns
 from l2a.data import Doubles, Floats, Ints, TextInput, concatenate, domains, readers
-from l2a.util import SILENT, Progress, UsageError, atomic_write_text, cluster, did_you_mean, files, sha256_file, to_json
+from l2a.util import SILENT, Progress, UsageError, cluster, did_you_mean, files, sha256_file
 
 if TYPE_CHECKING:
     from l2a.evaluation.metrics import ClassificationMetrics
@@ -247,7 +247,7 @@ def fit_temperature(logits: np.typing.NDArray[np.floating[Any]], labels: Ints) -
 
 def write_temperature(folder: Path, temperature: float) -> None:
     """Keep a temperature in a student folder's ``l2a.json``."""
-    atomic_write_text(folder / files.MARK, to_json({"format": 1, "temperature": temperature}, indent=1) + "\n")
+    files.write_mark(folder, temperature=temperature)
 
 
 def read_temperature(folder: Path) -> float:

@@ -72,7 +72,7 @@ def export_onnx(
     if mark["kind"]:  # so that a later run in this folder removes what was exported of this one
         others = {name: digest for name, digest in mark["files"].items() if not name.startswith("onnx/")}
         mark["files"] = others | {f"onnx/{path.name}": sha256_file(path) for path in folder.iterdir()}
-        atomic_write_text(folder.parent / files.MARK, to_json({"format": 1, **mark}, indent=1) + "\n")
+        files.write_mark(folder.parent, **mark)
         run_folder.refresh(folder.parent)
     if refused:
         raise RunError(f"{'; '.join(refused)}; what is as it should be is in {folder}")

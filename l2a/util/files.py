@@ -178,8 +178,7 @@ def output_folder(path: Path, kind: str, overwrite: bool = False) -> Iterator[Pa
                     if taken := [*kept, *(name for name in hashes if not stays_inside(path, name))]:
                         foreign = f"--output-dir {path}: {taken[0]} exists but is not part of a {kind}"
                         raise RunError(f"{foreign}; move it and run again")
-                    mark = {"format": 1, "kind": kind, "files": hashes}
-                    atomic_write_text(staging / MARK, to_json(mark, indent=1) + "\n")
+                    write_mark(staging, kind=kind, files=hashes)
                     sync(staging, *staging.rglob("*"))
                     os.replace(staging, path / READY)
                     _finish(path)
@@ -231,6 +230,11 @@ def read_mark(file: Path) -> dict[str, Any]:
     return {"kind": None, "files": {}}
 
 
+def write_mark(folder: Path, **content: Any) -> None:
+    """Write a folder's mark in one step."""
+    atomic_write_text(folder / MARK, to_json({"format": 1, **content}, indent=1) + "\n")
+
+
 def add_to_folder(path: Path, name: str, data: bytes) -> None:
     """Add a file to a finished output folder, or replace it there; the mark then lists it.
 
@@ -245,8 +249,7 @@ def add_to_folder(path: Path, name: str, data: bytes) -> None:
     with os_errors_as_run_error(path), _locked(path, path):
         atomic_write_bytes(path / name, data)
         mark = read_mark(path / MARK)
-        files = {**mark["files"], name: sha256_file(path / name)}
-        atomic_write_text(path / MARK, to_json({"format": 1, "kind": mark["kind"], "files": files}, indent=1) + "\n")
+        write_mark(path, **mark | {"files": mark["files"] | {name: sha256_file(path / name)}})
 
 
 def _finish(path: Path) -> None:
