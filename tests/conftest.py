@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import signal
 from collections.abc import Iterator
@@ -68,14 +69,10 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> BertTokenizerFast:
 def tiny_bert_config(tokenizer: BertTokenizerFast, **changes: object) -> BertConfig:
     from transformers import BertConfig
 
-    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
-    return BertConfig(vocab_size=len(tokenizer), max_position_embeddings=64, **{**sizes, **changes})
+    return BertConfig(vocab_size=len(tokenizer), max_position_embeddings=64, **{**SMALL, **changes})
 
 
-SMALL = {
-    "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128, "pad_token_id": 0,
-    "max_position_embeddings": 66,
-}  # fmt: skip
+SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
 FRAME = {"cls_token_id": 2, "sep_token_id": 3, "bos_token_id": 2, "eos_token_id": 3}
 ARCHITECTURES: dict[str, dict[str, object]] = {
     "bert": {}, "mpnet": {}, "roberta": {"type_vocab_size": 1}, "distilbert": {"hidden_dim": 128},
@@ -98,8 +95,8 @@ def save_tiny(kind: str, folder: Path, tokenizer: PreTrainedTokenizerFast, class
     import torch
     from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
-    torch.manual_seed(0)
-    sizes = {**SMALL, **ARCHITECTURES.get(kind, {}), **changes}
+    torch.manual_seed(int(classify))
+    sizes = {**SMALL, "pad_token_id": 0, "max_position_embeddings": 66, **ARCHITECTURES.get(kind, {}), **changes}
     config = AutoConfig.for_model(kind, vocab_size=len(tokenizer), **sizes)
     (AutoModelForSequenceClassification if classify else AutoModel).from_config(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -109,29 +106,15 @@ def save_tiny(kind: str, folder: Path, tokenizer: PreTrainedTokenizerFast, class
 @pytest.fixture(scope="session")
 def encoder_folder(tokenizer: BertTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pretrained encoder as a folder."""
-    import torch
-    from transformers import BertModel
-
-    folder = tmp_path_factory.mktemp("encoder")
-    torch.manual_seed(0)
-    BertModel(tiny_bert_config(tokenizer)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return save_tiny("bert", tmp_path_factory.mktemp("encoder"), tokenizer, max_position_embeddings=64)
 
 
 @pytest.fixture(scope="session")
 def classifier_folder(tokenizer: BertTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A classifier as a folder, its labels in the other order."""
-    import torch
-    from transformers import BertForSequenceClassification
-
+    names = {"id2label": {0: "positive", 1: "negative"}, "label2id": {"positive": 0, "negative": 1}}
     folder = tmp_path_factory.mktemp("classifier")
-    torch.manual_seed(1)
-    names = {0: "positive", 1: "negative"}
-    config = tiny_bert_config(tokenizer, id2label=names, label2id={name: i for i, name in names.items()})
-    BertForSequenceClassification(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return save_tiny("bert", folder, tokenizer, classify=True, max_position_embeddings=64, **names)
 
 
 @pytest.fixture
@@ -161,8 +144,7 @@ def make_examples(count: int, seed: int = 0, pairs: bool = False) -> Examples:
     for label in labels:
         words = list(rng.choice(NEUTRAL, int(rng.integers(2, 8))))
         words.insert(int(rng.integers(len(words) + 1)), str(rng.choice(POSITIVE if label else NEGATIVE)))
-        sentence = " ".join(words)
-        inputs.append((sentence, "it was") if pairs else (sentence,))
+        inputs.append((" ".join(words), "it was")[: 1 + pairs])
     return Examples(tuple(inputs), labels.astype(np.int64), LABELS)
 
 
@@ -185,16 +167,17 @@ def save_frame(frame: pd.DataFrame, path: Path) -> Path:
     return path
 
 
+def labelled(count: int, seed: int, prefix: str = "") -> list[tuple[str, str]]:
+    """Distinct sentences with the names of their labels."""
+    examples, letters = make_examples(count, seed), str.maketrans("0123456789", "abcdefghij")
+    found = enumerate(zip(examples.inputs, examples.labels, strict=True))
+    return [(f"{prefix}{text} {str(i).translate(letters)}", LABELS[label]) for i, ((text,), label) in found]
+
+
 def write_domain(path: Path, count: int, seed: int, prefix: str = "") -> Path:
     """Write a domain of distinct sentences as JSON lines with splits."""
-    import json
-
-    examples = make_examples(count, seed)
-    rows = []
-    for i, (text, label) in enumerate(zip(examples.inputs, examples.labels, strict=True)):
-        split = ("train", "train", "train", "dev", "test")[i % 5]
-        tag = "".join("abcdefghij"[int(digit)] for digit in str(i))
-        rows.append({"text": f"{prefix}{text[0]} {tag}", "label": LABELS[label], "split": split})
+    made = zip(labelled(count, seed, prefix), ["train", "train", "train", "dev", "test"] * count, strict=False)
+    rows = [{"text": text, "label": label, "split": split} for (text, label), split in made]
     path.write_text("\n".join(json.dumps(row) for row in rows) + "\n")
     return path
 

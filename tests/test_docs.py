@@ -22,14 +22,13 @@ import yaml
 from nbclient import NotebookClient
 from typer.testing import CliRunner
 
-import l2a.pipeline.distill
-import l2a.pipeline.estimator
 from l2a.cli.app import app
 from l2a.config import load_config
 from l2a.data.domains import load_card
 from l2a.experiments.card import load_experiment
+from l2a.pipeline.distill import distill
 from l2a.selector.agents import load_agent
-from tests.conftest import LABELS, make_examples, write_domain
+from tests.conftest import labelled, write_domain
 
 ROOT = Path(__file__).parents[1]
 PAGES = {
@@ -128,13 +127,6 @@ def test_commands_in_the_text_of_pages_exist_with_their_options():
         assert not missing, f"{page}: `{shown}` has {missing}"
 
 
-def labelled(count, seed, prefix):
-    examples = make_examples(count, seed)
-    tags = ["".join("abcdefghij"[int(digit)] for digit in str(number)) for number in range(count)]
-    texts = (f"{prefix} {text} {tag}" for (text,), tag in zip(examples.inputs, tags, strict=True))
-    return [(text, LABELS[label]) for text, label in zip(texts, examples.labels, strict=True)]
-
-
 TINY = {
     "teacher": {"learning_rate": 1e-3, "frozen_layers": 0}, "student": {"max_share": 0.9, "preset": "narrow"},
     "generator": {"chains": 8}, "dev_shots": 6, "max_length": 24, "compare": False, "report": False,
@@ -182,18 +174,17 @@ def workplace(encoder_folder, tokenizer, tmp_path_factory):
     """A folder with the files that the pages speak of, and one finished run."""
     folder = tmp_path_factory.mktemp("work")
     shutil.copytree(encoder_folder, folder / "my-encoder")
-    mine, theirs = labelled(150, 2, "this phone"), labelled(240, 1, "the story")
-    more, words = labelled(90, 3, "a battery"), ["text", "label"]
-    tables = {"mine": mine, "topics": mine, "theirs": theirs, "other_topics": theirs, "movies": theirs, "more": more}
-    for name, rows in {**tables, "new": more, "texts": more}.items():
-        pd.DataFrame(rows, columns=words).to_csv(folder / f"{name}.csv", index=False)
+    mine, theirs = labelled(150, 2, "this phone "), labelled(240, 1, "the story ")
+    more = labelled(90, 3, "a battery ")
+    tables = {"mine": mine, "topics": mine, "theirs": theirs, "other_topics": theirs, "movies": theirs}
+    for name, rows in {**tables, "more": more, "new": more, "texts": more}.items():
+        pd.DataFrame(rows, columns=["text", "label"]).to_csv(folder / f"{name}.csv", index=False)
     for name, rows in {"pairs": mine, "other_pairs": theirs, "new_pairs": more}.items():
-        frame = pd.DataFrame([(text, f"it was {label}", label) for text, label in rows])
-        frame.columns = ["text", "text_pair", "label"]
+        frame = pd.DataFrame(rows, columns=["text", "label"]).assign(text_pair=lambda it: "it was " + it["label"])
         frame.to_csv(folder / f"{name}.csv", index=False)
         frame.to_parquet(folder / f"{name}.parquet")
     for name in ("unlabelled", "texts", "tweets"):
-        (folder / f"{name}.txt").write_text("".join(f"{text}\n" for text, _ in labelled(80, 4, "a very fine film")))
+        (folder / f"{name}.txt").write_text("".join(f"{text}\n" for text, _ in labelled(80, 4, "a very fine film ")))
     (folder / "tiny.yaml").write_text(yaml.safe_dump(merge(TINY, {"teacher": {"model": "my-encoder"}})))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -244,14 +235,15 @@ def test_a_page_runs_from_top_to_bottom(page, workplace, tmp_path, monkeypatch):
     monkeypatch.setenv("L2A_CACHE", str(workplace / "cache"))
     write_files(page, folder)
     small = yaml.safe_load(Path("tiny.yaml").read_text())
-    real = l2a.pipeline.distill.distill
-    for module in (l2a.pipeline.distill, l2a.pipeline.estimator):
-        monkeypatch.setattr(
-            module, "distill", lambda *given, **own: real(*given, **(own if given else merge(small, own)))
-        )
+
+    def quick(*given, **own):
+        return distill(*given, **(own if given else merge(small, own)))
+
+    monkeypatch.setattr("l2a.pipeline.distill.distill", quick)
+    monkeypatch.setattr("l2a.pipeline.estimator.distill", quick)
     monkeypatch.setattr(HTTPServer, "serve_forever", lambda self: self.server_close())
-    mine, more = labelled(150, 2, "this phone"), [text for text, _ in labelled(60, 3, "a phone")]
-    plenty, (texts, labels) = labelled(200, 1, "the story"), map(list, zip(*mine, strict=True))
+    mine, plenty, more = labelled(150, 2, "this phone "), labelled(200, 1, "the story "), labelled(60, 3, "a phone ")
+    (texts, labels), (more, _) = (map(list, zip(*rows, strict=True)) for rows in (mine, more))
     frame = pd.DataFrame(plenty, columns=["text", "label"])
     names = {"mine": mine, "plenty": plenty, "more": more, "texts": texts, "labels": labels, "frame": frame}
     names |= {"model": "my-encoder", "small": {key: small[key] for key in small if key != "max_length"}}
@@ -269,10 +261,9 @@ def test_a_page_runs_from_top_to_bottom(page, workplace, tmp_path, monkeypatch):
     f"typer=={typer.__version__}\n" not in (ROOT / "constraints.txt").read_text(), reason="another version"
 )
 def test_the_page_of_the_command_line_is_current():
-    spec = importlib.util.spec_from_file_location("cli_page", ROOT / "benchmarks" / "cli_page.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    assert module.page() == PAGES["docs/cli.md"], "options have changed; run: python benchmarks/cli_page.py"
+    from benchmarks import cli_page
+
+    assert cli_page.page() == PAGES["docs/cli.md"], "options have changed; run: python benchmarks/cli_page.py"
 
 
 def test_the_cost_of_many_texts_follows_from_the_measured_rates():

@@ -1,6 +1,7 @@
 import json
 import shutil
 from pathlib import Path
+from unittest.mock import Mock
 
 import pandas as pd
 import pytest
@@ -22,27 +23,20 @@ def texts(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    path = tmp_path / "source.csv"
-    path.write_text("id,text\n" + "".join(f"{i},{t[0]}\n" for i, t in enumerate(make_examples(40, seed=3).inputs)))
-    return path
-
-
 def read(path: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in path.read_text("utf-8").split("\n") if line]
 
 
 @pytest.mark.parametrize("operator", ["augpro_mix", "source"])
-def test_a_file_becomes_a_file(run, texts, source, encoder_folder, tmp_path, operator):
-    out = tmp_path / "new.jsonl"
+def test_a_file_becomes_a_file(run, texts, encoder_folder, tmp_path, operator):
+    out, source, other = tmp_path / "new.jsonl", tmp_path / "source.csv", [t for (t,) in make_examples(40, 3).inputs]
+    pd.DataFrame({"text": other}).to_csv(source, index_label="id")
     code, shown, err = run(
         "augment", str(texts), str(out), "--operator", operator, "--source", str(source), "--copies", "2",
         "--degree", "0.5", "--teacher", str(encoder_folder), "--batch-size", "8", "--seed", "5",
     )  # fmt: skip
-    assert code == 0, err
-    assert "50 texts" in shown
-    rows, old, other = read(out), texts.read_text().splitlines(), pd.read_csv(source)["text"].tolist()
+    assert code == 0 and "50 texts" in shown, err
+    rows, old = read(out), texts.read_text().splitlines()
     assert len(rows) == 50
     assert {row["operator"] for row in rows} == {operator} and {row["seed"] for row in rows} == {5}
     assert {row["degree"] for row in rows} == {0.0 if operator == "source" else 0.5}
@@ -114,16 +108,16 @@ def test_an_output_that_is_read_or_there_is_refused(run, texts, tmp_path):
         assert rows.read_bytes() == before
 
 
-def test_columns_of_either_side_can_be_named(run, encoder_folder, tmp_path):
+def test_columns_of_either_side_can_be_named(run, encoder_folder, tmp_path, monkeypatch):
     (tmp_path / "in.csv").write_text("body,text\ngood film,wrong\n")
     (tmp_path / "from.csv").write_text("review,text\nbad story,wrong\n")
-    arguments = ("augment", str(tmp_path / "in.csv"), str(tmp_path / "o.jsonl"), "--degree", "1")
-    arguments += ("--source", str(tmp_path / "from.csv"), "--teacher", str(encoder_folder), "--text-column")
-    code, _, err = run(*arguments, "body")
+    monkeypatch.chdir(tmp_path)
+    request = f"augment in.csv o.jsonl --degree 1 --source from.csv --teacher {encoder_folder} --text-column"
+    code, _, err = run(*request.split(), "body")
     assert code == 2 and "from.csv" in err and "--source-text-column" in err
-    code, _, err = run(*arguments, "boddy", "--source-text-column", "review")
+    code, _, err = run(*request.split(), "boddy", "--source-text-column", "review")
     assert code == 2 and "did you mean 'body'" in err and "--text-column" in err
-    code, _, err = run(*arguments, "body", "--source-text-column", "review")
+    code, _, err = run(*request.split(), "body", "--source-text-column", "review")
     assert code == 0, err
     assert [row["text"] for row in read(tmp_path / "o.jsonl")] == ["bad story"]
 
@@ -133,8 +127,7 @@ ODD = ['a "good" film \\ bad\tstory', "caf\u00e9 good\u2028bad \u0007", "\U0001f
 
 @pytest.mark.parametrize(("operator", "pairs"), [("augpro_mix", True), ("knn", False)])
 def test_a_file_too_large_to_be_kept_gives_the_same_lines(encoder_folder, tmp_path, monkeypatch, operator, pairs):
-    path = tmp_path / "odd.jsonl"
-    sides = ("text", "text_pair")[: 1 + pairs]
+    path, sides = tmp_path / "odd.jsonl", ("text", "text_pair")[: 1 + pairs]
     rows = [dict(zip(sides, both, strict=False)) for both in zip(ODD, ODD[::-1], strict=True)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows * 3))
     request = {"operator": operator, "copies": 4, "degree": 0.9, "batch_size": 7}
@@ -171,20 +164,18 @@ def test_tinybert_asks_a_model_with_a_masked_head_and_the_word_vectors_without(
     torch.manual_seed(0)
     BertForMaskedLM(tiny_bert_config(tokenizer)).save_pretrained(tmp_path / "masked")
     tokenizer.save_pretrained(tmp_path / "masked")
-    asked: list[str] = []
-    monkeypatch.setattr(
-        words_module, "load_glove", lambda *_: lambda words: [asked.append(w) or ["zebra"] for w in words]
-    )
+    glove = Mock(side_effect=lambda words: [["zebra"]] * len(words))
+    monkeypatch.setattr(words_module, "load_glove", lambda *_: glove)
     for folder, out in ((tmp_path / "masked", "with.jsonl"), (encoder_folder, "without.jsonl")):
-        before = len(asked)
+        glove.reset_mock()
         augment_file(job(texts, tmp_path / out, folder, operator="tinybert", degree=1.0, copies=1))
         made = " ".join(str(row["text"]) for row in read(tmp_path / out))
-        assert ("zebra" in made) == (len(asked) > before) == (folder == encoder_folder)
+        asked = any(words for (words,), _ in glove.call_args_list)
+        assert ("zebra" in made) == asked == (folder == encoder_folder)
         assert any(row["changed_share"] > 0 for row in read(tmp_path / out))
 
 
 def test_augpro_fgsm_reads_two_classifiers(texts, classifier_folder, tmp_path):
-    out = tmp_path / "new.jsonl"
-    folder = str(classifier_folder)
-    augment_file(job(texts, out, classifier_folder, operator="augpro_fgsm", student=folder, copies=1))
+    out, student = tmp_path / "new.jsonl", str(classifier_folder)
+    augment_file(job(texts, out, classifier_folder, operator="augpro_fgsm", student=student, copies=1))
     assert any(row["changed_share"] > 0 for row in read(out))

@@ -22,8 +22,8 @@ from transformers import AutoTokenizer
 
 from l2a.util.cards import shipped_folder
 from tests.conftest import write_domain
+from tests.data.bad_files import BAD_FILES
 
-ROW = '{"text": "good film", "label": "a", "split": "train"}\n'
 CSV = "text,label,split\ngood film,a,train\nbad film,b,train\nfine film,a,test\n"
 PAIR = "--source {source} --target {target} --shots 4 --dev-shots 4 --teacher {encoder}"
 COMMANDS = {
@@ -32,32 +32,11 @@ COMMANDS = {
     "TRAIN": f"selector train {PAIR} --output-dir {{out}} --max-length 32",
 }
 """Beginnings of requests that are right so far."""
-FILES = {
-    "empty.csv": b"",
-    "header.csv": b"text,label\n",
-    "semicolon.csv": b"text;label;split\ngood film;a;train\nbad film;b;train\n",
-    "ragged.csv": CSV.encode() + b"one,two,three,four\n",
-    "quote.csv": b'text,label\n"never closed,a\n',
-    "twice.csv": b"text,text,label\na,b,c\n",
-    "nan.csv": b"text,label,split\ngood,NaN,train\nbad,b,train\nfine,c,test\n",
-    "split.csv": b"text,label,split\ngood,a,trian\nbad,b,train\n",
-    "nolabel.csv": b"text,label,split\ngood,,train\nbad,b,train\n",
-    "columns.csv": b"body,verdict\ngood,a\nbad,b\n",
-    "latin.csv": "text,label\ncaf\u00e9,a\n".encode("latin-1"),
-    "utf16.csv": "text,label\ngood,a\n".encode("utf-16"),
-    "nul.jsonl": b'{"text": "a\x00b", "label": "a"}\n',
-    "broken.jsonl": ROW.encode() + b'{"text": "bad\n',
-    "list.jsonl": b'["good", "a"]\n',
-    "list.json": b'[{"text": "good", "label": "a"}]',
-    "surrogate.jsonl": b'{"text": "\\ud800", "label": "a"}\n',
-    "number.jsonl": b'{"text": 3, "label": "a"}\n',
-    "blank.jsonl": b'{"text": "  ", "label": "a"}\n',
-    "oneclass.jsonl": ROW.encode() * 3,
+FILES = {name: content for name, content, _ in BAD_FILES} | {
+    "unclosed.csv": b'text,label\n"never closed,a\n',
+    "raw_nul.jsonl": b'{"text": "a\x00b", "label": "a"}\n',
     "notest.csv": b"text,label,split\ngood,negative,train\nbad,positive,train\n",
     "labels.csv": b"text,label,split\ngood,no,train\nbad,yes,train\nfine,no,test\n",
-    "broken.parquet": b"PAR1 not really",
-    "empty.parquet": b"",
-    "book.xlsx": b"PK\x03\x04",
     "data.pkl": b"\x80\x04.",
     "empty.txt": b"\n\n",
     "binary.txt": bytes(range(256)),
@@ -69,9 +48,7 @@ FILES = {
     "cut.csv.bz2": bz2.compress(CSV.encode())[:-9],
     "cut.csv.gz": gzip.compress(CSV.encode())[:-9],
     "cut.csv.xz": lzma.compress(CSV.encode())[:-9],
-    "cut.arrow": b"ARROW1\0\0cut",
     "escape.yaml": b"name: ../../escape\ndescription: d\npreset: fast\npairs: []\nvariants: {}\n",
-    "huge.jsonl": b'{"text": "' + b"x" * 1_100_000 + b'", "label": "a"}\n',
     "import.yaml": b"description: d\nalgorithm: os.system\n",
     "module.yaml": b"description: d\nalgorithm: no.such.Class\n",
     "roomy.yaml": b"student: {max_share: 1}\n",
@@ -186,11 +163,10 @@ def planted(encoder_folder, classifier_folder, tmp_path_factory):
     for name in ("folder", "full"):
         (root / name).mkdir()
     (root / "full" / "metrics.json").write_text("mine")
-    names = {path.name: str(path) for path in root.iterdir()} | {"encoder": str(encoder_folder)}
+    names = {path.name: str(path) for path in root.iterdir()} | {"missing": str(root / "missing")}
+    names |= {"encoder": str(encoder_folder), "classifier": str(classifier_folder)}
     names |= {name: str(root / f"{name}.jsonl") for name in ("source", "target")}
-    names |= {"classifier": str(classifier_folder)}
-    names |= {"words": str(root / "words.txt"), "below_file": str(root / "words.txt" / "run")}
-    return names | {"missing": str(root / "missing")}
+    return names | {"words": str(root / "words.txt"), "below_file": str(root / "words.txt" / "run")}
 
 
 CASES = Path(__file__).with_name("wrong_requests.txt").read_text("utf-8").splitlines()

@@ -17,14 +17,14 @@ from tests.conftest import write_domain
 
 from .conftest import COMMANDS
 
+HELP = "sys.argv = ['l2a', '--help']\ntry:\n    l2a.cli.app.main()\nexcept SystemExit:\n    pass"
+HEAVY = {"torch", "transformers", "sklearn", "gymnasium", "pandas", "datasets", "matplotlib", "pyarrow"}
 
-def test_help_loads_nothing_heavy():
-    code = (
-        "import sys\nsys.argv = ['l2a', '--help']\nfrom l2a.cli.app import main\n"
-        "try:\n    main()\nexcept SystemExit:\n    pass\n"
-        "heavy = {'torch', 'transformers', 'numpy', 'sklearn', 'gymnasium', 'pandas', 'datasets', 'matplotlib'}\n"
-        "sys.exit(bool(heavy & set(sys.modules)))"
-    )
+
+@pytest.mark.parametrize("module", ["l2a.cli.app", "l2a.data.domains", "l2a.data.bank"])
+def test_help_and_the_modules_that_read_data_load_nothing_heavy(module):
+    then, also = (HELP, {"numpy"}) if module == "l2a.cli.app" else ("", set())
+    code = f"import sys, {module}\n{then}\nsys.exit(bool({HEAVY | {'unearth', 'httpx2'} | also} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
 
@@ -57,8 +57,8 @@ def test_the_configuration_is_printed_and_columns_are_named_for_both_sides_or_fo
     code, out, _ = run("distill", "--print-config", "--shots", "7", "--preset", "fast", *columns.split())
     config = yaml.safe_load(out)
     assert code == 0 and config["shots"] == 7 and config["compare"] is False
-    assert config["source_columns"] == {"text": "review", "text_pair": None, "label": "stars"}
-    assert config["target_columns"] == {"text": "tweet", "text_pair": None, "label": "stars"}
+    for side, text in (("source", "review"), ("target", "tweet")):
+        assert config[f"{side}_columns"] == {"text": text, "text_pair": None, "label": "stars"}
 
 
 def test_an_error_is_one_line_and_moves_no_cursor(run):
@@ -110,73 +110,58 @@ selector: {batch: 8, episode_steps: 4, real_evaluations: 3}
 """
 
 
-@pytest.fixture
-def base(tmp_path: Path, encoder_folder: Path) -> list[str]:
-    (tmp_path / "settings.yaml").write_text(SETTINGS)
-    return ["--config", str(tmp_path / "settings.yaml"), "--teacher", str(encoder_folder), "--shots", "8"]
-
-
-@pytest.fixture
-def pair(tmp_path: Path) -> tuple[str, str]:
-    source = write_domain(tmp_path / "source.jsonl", 200, seed=1, prefix="the story ")
-    return str(source), str(write_domain(tmp_path / "target.jsonl", 150, seed=2, prefix="this phone "))
-
-
 @pytest.mark.slow
-def test_a_policy_is_trained_compared_shown_and_used(run, base, pair, tmp_path):
-    folder, domains = str(tmp_path / "policy"), ["--source", pair[0], "--target", pair[1]]
-    code, out, err = run(
-        "selector", "train", "--pair", ":".join(pair), "--agent", "a2c", "--steps", "128", "--seed", "0", "--seed", "1",
-        "--output-dir", folder, *base,
-    )  # fmt: skip
-    assert code == 0, err
-    assert "reward of training episodes" in out and folder in out
-    facts = json.loads((tmp_path / "policy" / "policy.json").read_text())["facts"]
-    assert facts["pairs"] == [":".join(pair)] and facts["seeds"] == [0, 1] and facts["steps"] == 128
+def test_a_policy_is_trained_compared_shown_and_used(run, encoder_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("settings.yaml").write_text(SETTINGS)
+    write_domain(tmp_path / "source.jsonl", 200, seed=1, prefix="the story ")
+    write_domain(tmp_path / "target.jsonl", 150, seed=2, prefix="this phone ")
+    base = ["--config", "settings.yaml", "--teacher", str(encoder_folder), "--shots", "8"]
+    domains = ["--source", "source.jsonl", "--target", "target.jsonl"]
 
-    code, out, err = run("selector", "evaluate", folder, *domains, "--updates", "2", *base)
-    assert code == 0, err
+    def done(request, *options):
+        code, out, err = run(*request.split(), *options)
+        assert code == 0, err
+        return out
+
+    pair = "source.jsonl:target.jsonl"
+    out = done(f"selector train --pair {pair} --agent a2c --steps 128 --seed 0 --seed 1 --output-dir learnt", *base)
+    assert "reward of training episodes" in out and "learnt" in out
+    facts = json.loads(Path("learnt/policy.json").read_text())["facts"]
+    assert facts["pairs"] == [pair] and facts["seeds"] == [0, 1] and facts["steps"] == 128
+
+    out = done("selector evaluate learnt --updates 2", *domains, *base)
     assert all(name in out for name in ("policy", "all", "random", "nearest", "glitter", "low_variance"))
     assert "after 2 updates" in out and "was trained on" in out
 
-    code, out, err = run("selector", "show", folder)
-    assert code == 0, err
+    out = done("selector show learnt")
     assert "a2c" in out and "seeds" in out and "reward of training episodes" in out and "give --source" in out
 
-    code, out, err = run("selector", "show", folder, *domains, *base)
-    assert code == 0, err
+    out = done("selector show learnt", *domains, *base)
     assert "permutation importance" in out and "log_density" in out and "operator" in out
-    assert sum(line.split()[:1] == ["kept"] for line in out.splitlines()) == 10
-    assert sum(line.split()[:1] == ["dropped"] for line in out.splitlines()) == 10
+    first_words = [line.split()[:1] for line in out.splitlines()]
+    assert first_words.count(["kept"]) == first_words.count(["dropped"]) == 10
 
-    done = str(tmp_path / "run")
-    code, _, err = run("distill", *domains, "--selector", folder, "--no-compare", "--output-dir", done, *base)
-    assert code == 0, err
-    assert json.loads((tmp_path / "run" / "selector" / "selection.json").read_text())["agent"] == folder
+    done("distill --selector learnt --no-compare --output-dir run", *domains, *base)
+    assert json.loads(Path("run/selector/selection.json").read_text())["agent"] == "learnt"
 
 
 @pytest.fixture
 def configs(monkeypatch):
     """The configurations that a training would get; nothing is trained."""
-    seen = []
-    nothing = Training((), (), 0, 0.0)
+    seen, nothing = [], Training((), (), 0, 0.0)
     monkeypatch.setattr("l2a.pipeline.policies.train_selector", lambda runs, *_: seen.extend(runs) or nothing)
     return seen
 
 
 @pytest.mark.parametrize(
     ("file", "flags", "trained"),
-    [
-        ("seed: 0", [], "ppo"),
-        ("selector: {agent: dvrl}", [], "dvrl"),
-        ("selector: {agent: dvrl}", ["--agent", "a2c"], "a2c"),
-    ],
+    [("{}", "", "ppo"), ("selector: {agent: dvrl}", "", "dvrl"), ("selector: {agent: dvrl}", "--agent a2c", "a2c")],
 )
 def test_the_agent_to_train_is_that_of_the_flag_then_of_the_file(run, tmp_path, configs, file, flags, trained):
     (tmp_path / "own.yaml").write_text(file)
-    code, _, err = run("selector", "train", "--config", str(tmp_path / "own.yaml"), "--output-dir", "policy", *flags)
-    assert code == 0, err
-    assert [config.selector.agent for config in configs] == [trained]
+    code, _, err = run(*f"selector train --config {tmp_path / 'own.yaml'} --output-dir policy {flags}".split())
+    assert code == 0 and [config.selector.agent for config in configs] == [trained], err
 
 
 def test_pairs_and_seeds_each_give_a_configuration(run, configs):

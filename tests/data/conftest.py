@@ -10,13 +10,11 @@ from l2a.data.examples import Domain, Examples, HeldOut
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
+def cache(private_cache, tmp_path, monkeypatch):
     """Every test has its own cache and working directory."""
-    monkeypatch.setenv("L2A_CACHE", str(tmp_path / "cache"))
-    work = tmp_path / "work"
-    work.mkdir()
-    monkeypatch.chdir(work)
-    return tmp_path / "cache"
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    return private_cache
 
 
 @pytest.fixture
@@ -33,37 +31,28 @@ def write(tmp_path):
 
 
 @pytest.fixture
-def make_examples():
-    def make(prefix: str, counts: dict[str, int]) -> Examples:
-        names = tuple(counts)
-        labels = np.concatenate([np.full(count, i, dtype=np.int64) for i, count in enumerate(counts.values())])
-        return Examples(tuple((f"{prefix} {i}",) for i in range(len(labels))), labels, names)
+def make_domain():
+    """Make a domain of distinct texts, so many of each class in each split."""
 
-    return make
+    def examples(split: str, counts: dict[str, int]) -> Examples:
+        labels = np.array([i for i, count in enumerate(counts.values()) for _ in range(count)], np.int64)
+        return Examples(tuple((f"{split} text {i}",) for i in range(len(labels))), labels, tuple(counts))
 
-
-@pytest.fixture
-def make_domain(make_examples):
     def make(train: dict[str, int], dev: dict[str, int], test: dict[str, int], name: str = "target") -> Domain:
-        held_out = HeldOut.of(make_examples("test text", test))
-        train_examples, dev_examples = make_examples("train text", train), make_examples("dev text", dev)
-        return Domain(name, tuple(train), False, train_examples, dev_examples, held_out, {})
+        held_out = HeldOut.of(examples("test", test))
+        return Domain(name, tuple(train), False, examples("train", train), examples("dev", dev), held_out, {})
 
     return make
 
 
 @pytest.fixture
 def make_tar(tmp_path):
-    def make(name: str, members: dict[str, bytes], links: dict[str, str] | None = None) -> Path:
+    def make(name: str, members: dict[str, bytes]) -> Path:
         with tarfile.open(tmp_path / name, "w:gz") as tar:
             for member, content in members.items():
                 info = tarfile.TarInfo(member)
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content))
-            for member, destination in (links or {}).items():
-                info = tarfile.TarInfo(member)
-                info.type, info.linkname = tarfile.SYMTYPE, destination
-                tar.addfile(info)
         return tmp_path / name
 
     return make
@@ -71,14 +60,9 @@ def make_tar(tmp_path):
 
 @pytest.fixture
 def make_wheel(tmp_path):
-    def make(package: str, members: dict[str, bytes], folder: str = "index") -> Path:
-        path = tmp_path / folder / f"{package}-1.0-py3-none-any.whl"
+    def make(package: str, members: dict[str, bytes]) -> Path:
+        path = tmp_path / "index" / f"{package}-1.0-py3-none-any.whl"
         path.parent.mkdir(exist_ok=True)
-        info = f"{package}-1.0.dist-info"
-        members = {
-            **members, f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n".encode(),
-            f"{info}/WHEEL": b"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n", f"{info}/RECORD": b"",
-        }  # fmt: skip
         with zipfile.ZipFile(path, "w") as wheel:
             for member, content in members.items():
                 wheel.writestr(member, content)

@@ -58,14 +58,8 @@ def test_dev_helps_out_when_train_is_short(make_domain):
 @pytest.mark.parametrize(("train", "dev"), [(7, 40), (9, 6), (15, 0)])
 def test_too_few_examples_are_refused_with_the_counts(make_domain, train, dev):
     domain = make_domain({"negative": 40, "positive": train}, {"negative": 40, "positive": dev}, BALANCED)
-    message = f"need 16 different .* positive has {train} in train and {dev} in dev.*--shots"
-    with pytest.raises(UsageError, match=message):
+    with pytest.raises(UsageError, match=f"16 different .* positive has {train} in train and {dev} in dev.*--shots"):
         draw(domain, 8, 4)
-
-
-def test_exactly_enough_is_enough(make_domain):
-    domain = make_domain({"negative": 16, "positive": 16}, {"negative": 0, "positive": 0}, BALANCED)
-    assert draw(domain, 8, 4).labels_used == 32
 
 
 def test_all_labels_are_used_when_no_number_of_shots_is_given(make_domain):
@@ -90,13 +84,12 @@ def test_a_class_of_two_examples_is_refused(make_domain):
         draw(make_domain({"a": 9, "b": 2}, {"a": 0, "b": 0}, BALANCED), None, 16)
 
 
-def test_copies_do_not_count_and_never_stand_in_two_parts(make_domain):
+def test_exactly_enough_is_enough_but_copies_do_not_count(make_domain):
     domain = make_domain({"negative": 16, "positive": 16}, {"negative": 0, "positive": 0}, BALANCED)
-    inputs = tuple((text[0].upper(),) if i % 2 else text for i, text in enumerate(domain.train.inputs))
-    copies = Examples(domain.train.inputs[:1] * 32, domain.train.labels, domain.label_names)
-    draw(replace(domain, train=Examples(inputs, domain.train.labels, domain.label_names)), 8, 4)
-    with pytest.raises(UsageError, match="different examples"):
-        draw(replace(domain, train=copies), 8, 4)
+    assert draw(domain, 8, 4).labels_used == 32
+    copied = Examples((*domain.train.inputs[:31], ("TRAIN  text 30",)), domain.train.labels, domain.label_names)
+    with pytest.raises(UsageError, match="positive has 15 in train and 0 in dev"):
+        draw(replace(domain, train=copied), 8, 4)
 
 
 @pytest.mark.parametrize(("shots", "dev_shots"), [(0, 4), (8, -1), (-1, 4)])
@@ -107,13 +100,11 @@ def test_numbers_that_make_no_sense_and_a_target_without_test_are_refused(make_d
         draw(make_domain(BALANCED, BALANCED, {"negative": 0, "positive": 0}), 8, 4)
 
 
-NUMBERED = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 1)), max_size=80)
+NUMBERS = st.integers(0, 30)
+NUMBERED = st.lists(st.tuples(NUMBERS, st.integers(0, 1)), max_size=80)
 
 
-@given(
-    NUMBERED, NUMBERED, st.lists(st.integers(0, 30), min_size=1, max_size=10), st.integers(0, 5),
-    st.sampled_from([2, None]),
-)  # fmt: skip
+@given(NUMBERED, NUMBERED, st.lists(NUMBERS, min_size=1, max_size=10), st.integers(0, 5), st.sampled_from([2, None]))
 def test_parts_are_disjoint_and_free_of_test_texts(train, dev, test, seed, shots):
     def examples(pairs):
         inputs = tuple((f"Text  {number}" if label else f"text, {number}!",) for number, label in pairs)
@@ -133,7 +124,8 @@ def test_parts_are_disjoint_and_free_of_test_texts(train, dev, test, seed, shots
 
 
 SHIPPED = ("editorials", "movies", "products", "tweets")
-BODY = "description: d\ntask: t\nlabels: [x, y]\nlicence: MIT\n"
+CARD = "name: mine\ndescription: d\ntask: t\nlabels: [x, y]\nlicence: MIT\ndata: posts.csv\n"
+RATINGS = Ratings("a.txt", 0.5, "text")
 
 
 @pytest.fixture
@@ -146,40 +138,41 @@ def rated(make_tar):
 
 def test_ratings_become_labels_and_the_middle_is_dropped(rated):
     lines = "1\t0.51\tgood\r\n2\t0.5\tmeh\r\n3\t-0.5\tmeh too\r\n4\t-0.51\tbad\r\n5\t3.9\tgreat\tfilm"
-    rows = read_ratings(rated(a=lines), Ratings("a.txt", 0.5, "text"))
-    assert [(row.text, row.label) for row in rows] == [
-        (("good",), "positive"), (("bad",), "negative"), (("great\tfilm",), "positive"),
-    ]  # fmt: skip
+    rows = read_ratings(rated(a=lines), RATINGS)
+    assert [row.text for row in rows] == [("good",), ("bad",), ("great\tfilm",)]
+    assert [row.label for row in rows] == ["positive", "negative", "positive"]
 
 
 def test_neutral_sentences_of_all_files_are_text_without_labels(rated):
     also = "1\t0\tMeh!\n2\t0.2\tfine\n3\t0.1\tkept out"
     archive = rated(a="1\t0.51\tgood\n2\t-0.5\tmeh\n3\t0\tso so", b=also, c="1\t0\tkept out")
-    ratings = Ratings("a.txt", 0.5, "text", exclude=("c.txt",), also=("b.txt",))
-    rows = read_ratings(archive, ratings, neutral=True)
+    rows = read_ratings(archive, replace(RATINGS, exclude=("c.txt",), also=("b.txt",)), neutral=True)
     assert rows == [Row((text,), "", "train") for text in ("meh", "so so", "fine")]
 
 
 @pytest.fixture
-def text_card(rated, tmp_path, monkeypatch):
-    """The shipped card of text without labels, with the sentences of a domain's test split in its package."""
+def plant(rated, tmp_path, monkeypatch):
+    """Put ratings of our own into the package of a shipped card."""
+
+    def plant_ratings(name, lines, **changes):
+        archive, card = rated(a=lines), load_card(name)
+        artifact = replace(card.artifact, members=(archive.name,))
+        monkeypatch.setattr(card_module.fetch, "fetch_artifact", lambda *_: tmp_path)
+        card = replace(card, artifact=artifact, ratings=RATINGS, **changes)
+        monkeypatch.setattr(card_module, "load_card", lambda _: card)
+        return archive
+
+    return plant_ratings
+
+
+def test_text_without_labels_goes_into_a_bank_without_held_out_sentences_and_is_no_source(plant):
     lines = "".join(f"{i}\t0.1\tthis is a sentence of number {i}\n" for i in range(40))
-    archive, card = rated(a=lines), load_card("neutral")
-    artifact, ratings = replace(card.artifact, members=(archive.name,)), Ratings("a.txt", 0.5, "text")
-    card = replace(card, artifact=artifact, ratings=ratings, rows_sha256=None)
-    monkeypatch.setattr(card_module.fetch, "fetch_artifact", lambda *_: tmp_path)
-    monkeypatch.setattr(card_module, "load_card", lambda _: card)
-
-
-def test_text_without_labels_is_read_into_a_bank_without_held_out_sentences(text_card):
+    plant("neutral", lines, rows_sha256=None)
     rows = [(f"So: THIS is a sentence of number {i}!", "xy"[i % 2], ("train", "test")[i % 2]) for i in range(4)]
     target = as_domain([*rows, ("other", "y", "train")], "target")
     found = read_bank(["neutral"], False, target.test.hashes, held_out_words=target.test.words)
     assert len(found) == 38 and found.files.keys() == {"a.txt"}
     assert not {f"this is a sentence of number {i}" for i in (1, 3)} & {text for (text,) in found}
-
-
-def test_text_without_labels_is_no_source_and_its_check_says_so(text_card):
     with pytest.raises(UsageError, match="'neutral' has no labels; give it to --unlabelled"):
         load_domain("neutral")
     found, counts, notes = check_domain("neutral")
@@ -188,31 +181,27 @@ def test_text_without_labels_is_no_source_and_its_check_says_so(text_card):
 
 
 def test_entities_are_decoded_even_when_encoded_twice(rated):
-    rows = read_ratings(rated(a="1\t1\ta &amp;amp; b &lt;3"), Ratings("a.txt", 0.5, "text"))
-    assert rows[0].text == ("a & b <3",)
+    assert read_ratings(rated(a="1\t1\ta &amp;amp; b &lt;3"), RATINGS)[0].text == ("a & b <3",)
 
 
 def test_copies_go_inside_and_across_domains(rated):
     archive = rated(a="1\t1\tWow!\r\n2\t1\twow...\r\n3\t1\t!!!\r\n4\t1\tnice", b="1\t0\tNice.")
-    rows = read_ratings(archive, Ratings("a.txt", 0.5, "text", exclude=("b.txt",)))
+    rows = read_ratings(archive, replace(RATINGS, exclude=("b.txt",)))
     assert [row.text for row in rows] == [("Wow!",)]
 
 
 def test_documents_are_never_cut_in_two(rated):
     lines = "\r\n".join(f"{document}_{i}\t1\tsentence {document} {i}" for document in range(60) for i in range(5))
-    by_document, by_text = ({}, {})
     archive = rated(a=lines)
-    for split_by, found in (("document", by_document), ("text", by_text)):
-        for row in read_ratings(archive, Ratings("a.txt", 0.5, split_by)):
-            found.setdefault(row.text[0].split()[1], set()).add(row.split)
-    assert {len(splits) for splits in by_document.values()} == {1}
-    assert set().union(*by_document.values()) == {"train", "dev", "test"}
-    assert max(len(splits) for splits in by_text.values()) > 1
+    rows = {by: read_ratings(archive, replace(RATINGS, split_by=by)) for by in ("document", "text")}
+    places = {by: {(row.text[0].split()[1], row.split) for row in rows[by]} for by in rows}
+    assert len(places["document"]) == 60 < len(places["text"])
+    assert {split for _, split in places["document"]} == {"train", "dev", "test"}
 
 
 def test_a_damaged_file_of_ratings_is_refused(rated):
     with pytest.raises(RunError, match=r"rated\.tar\.gz: a\.txt is not a file of ratings"):
-        read_ratings(rated(a="1\tmuch\tgood"), Ratings("a.txt", 0.5, "text"))
+        read_ratings(rated(a="1\tmuch\tgood"), RATINGS)
 
 
 def test_words_key_keeps_letters_and_digits_alone():
@@ -229,17 +218,12 @@ def test_all_shipped_cards_are_valid_and_pinned():
         assert card.rows_sha256 is not None and list(card.sizes) == ["train", "dev", "test"]
 
 
-def test_rows_other_than_the_card_promises_are_refused(rated, tmp_path, monkeypatch):
-    archive = rated(a="\r\n".join(f"{i}\t{(-1) ** i}\tsentence {i}" for i in range(40)))
-    card = load_card("movies")
-    artifact, ratings = replace(card.artifact, members=(archive.name,)), Ratings("a.txt", 0.5, "text")
-    promised = card_module.rows_sha256(read_ratings(archive, ratings))
-    monkeypatch.setattr(card_module.fetch, "fetch_artifact", lambda *_: tmp_path)
-    monkeypatch.setattr(card_module, "load_card", lambda _: replace(card, artifact=artifact, ratings=ratings))
+def test_rows_other_than_the_card_promises_are_refused(plant):
+    lines = "\r\n".join(f"{i}\t{(-1) ** i}\tsentence {i}" for i in range(40))
+    promised = card_module.rows_sha256(read_ratings(plant("movies", lines), RATINGS))
     with pytest.raises(RunError, match=f"domain card movies: the rows have sha256 {promised}, the card promises"):
         load_domain("movies")
-    card = replace(card, rows_sha256=promised)
-    domain = load_domain("movies")
+    archive, domain = plant("movies", lines, rows_sha256=promised), load_domain("movies")
     assert len(domain.train) + len(domain.dev) + domain.test.size == 40
     assert domain.files == {"a.txt": hashlib.sha256(archive.read_bytes()).hexdigest()}
 
@@ -252,30 +236,26 @@ def test_the_hash_of_rows_sees_text_label_split_and_order():
 
 def test_a_users_card_names_a_file_beside_it_its_columns_and_the_order_of_labels(write):
     write("domains/posts.csv", "body,stars,split\na,x,train\nb,y,train\nc,y,test\n")
-    body = BODY.replace("[x, y]", "[y, x]")
-    write("domains/mine.yaml", f"name: mine\n{body}data: posts.csv\ncolumns: {{text: body, label: stars}}\n")
+    write("domains/mine.yaml", CARD.replace("[x, y]", "[y, x]") + "columns: {text: body, label: stars}\n")
     domain = load_domain("mine")
     assert (domain.name, domain.label_names, domain.test.size) == ("mine", ("y", "x"), 1)
     assert domain.train.labels.tolist() == [1, 0]
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("right", "wrong", "message"),
     [
-        (f"name: other\n{BODY}data: posts.csv\n", "name is 'other'; make it the file's name, 'mine'"),
-        (f"name: mine\n{BODY}", "give either data, or both artifact and ratings"),
-        (f"name: mine\n{BODY}data: posts.csv\nlabel: x\n", r"unknown key label.*did you mean 'labels'"),
-        (
-            f"name: mine\n{BODY.replace('task: t', 'task: unlabelled')}data: posts.csv\n",
-            r"the task is 'unlabelled' and labels are \['x', 'y'\]; give labels, or the task 'unlabelled' with an",
-        ),
-        (f"name: mine\n{BODY.replace('[x, y]', '[]')}data: posts.csv\n", r"the task is 't' and labels are \[\]"),
-        (f"name: mine\n{BODY.replace('y', 'z')}data: posts.csv\n", r"the card has the labels \['x', 'z'\], its data"),
+        ("mine", "other", "name is 'other'; make it the file's name, 'mine'"),
+        ("data: posts.csv\n", "", "give either data, or both artifact and ratings"),
+        ("task", "label: x\ntask", r"unknown key label.*did you mean 'labels'"),
+        (": t", ": unlabelled", r"is 'unlabelled' and labels are \['x', 'y'\]; give labels, or the task 'unlabelled'"),
+        ("[x, y]", "[]", r"the task is 't' and labels are \[\]"),
+        ("[x, y]", "[x, z]", r"the card has the labels \['x', 'z'\], its data"),
     ],
 )
-def test_wrong_cards_are_refused(write, text, message):
+def test_wrong_cards_are_refused(write, right, wrong, message):
     write("domains/posts.csv", "text,label,split\na,x,train\nb,y,train\n")
-    write("domains/mine.yaml", text)
+    write("domains/mine.yaml", CARD.replace(right, wrong))
     with pytest.raises(UsageError, match=message):
         load_domain("mine")
 

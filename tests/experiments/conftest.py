@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import yaml
 
-from l2a.experiments.runner import CellResult
+from l2a.experiments.card import data_files, expand, load_experiment
+from l2a.experiments.runner import CellResult, Workers, plan, read_results, run_groups
 
 CARD = {
     "description": "A grid for tests.",
@@ -25,6 +26,8 @@ CARD = {
 }
 
 
+WITH_MORE = [{**CARD["pairs"][0], "unlabelled": ["more.txt"]}]
+"""The first pair with a file of unlabelled text."""
 TINY_RUN = {
     "teacher.source_epochs": 1, "teacher.target_epochs": 1, "teacher.target_only_epochs": 1,
     "teacher.frozen_layers": 0, "dev_shots": 2, "student.max_share": 1.0, "kd.warmup_steps": 4, "kd.round_steps": 4,
@@ -59,13 +62,21 @@ def write_card(folder, name="tiny", **changes):
 
 def write_card_of_one_cell(folder, row, encoder):
     """A card for the real pipeline with a tiny teacher."""
-    one_pair = [{"name": "sea_sky", "source": "sea.jsonl", "target": "sky.jsonl", "unlabelled": ["more.txt"]}]
     (folder / "data" / "more.txt").write_text("calm day again\nwind and a rough night\nbright\n")
-    overrides = TINY_RUN | {"teacher.model": str(encoder)}
-    if row.startswith("augmented"):
-        overrides["generator.operator"] = "knn"
+    operator = {"generator.operator": "knn"} if row.startswith("augmented") else {}
+    overrides = {**TINY_RUN, "teacher.model": str(encoder), **operator}
     variant = {"method": row, "overrides": overrides, "unlabelled": "unlabelled" in row}
-    write_card(folder, pairs=one_pair, seeds=[0], variants={"it": variant})
+    write_card(folder, pairs=WITH_MORE, seeds=[0], variants={"it": variant})
+
+
+def planned(workspace, finished=()):
+    groups = expand(load_experiment("tiny"), workspace / "data")
+    return plan(groups, data_files(groups), finished)
+
+
+def run_tiny(workspace, run_method, folder="results", workers=None):
+    left = planned(workspace, read_results(workspace / folder))
+    return run_groups(left, workspace / folder, run_method, workers or Workers(1))
 
 
 def write_domain(path, topic, seed):
@@ -74,8 +85,7 @@ def write_domain(path, topic, seed):
     rows = []
     for split, count in (("train", 60), ("dev", 20), ("test", 40)):
         for i in range(count):
-            label = ("good", "bad")[i % 2]
-            said = rng.choice(words[label] + ["day", "night", "wind"], size=4)
+            said = rng.choice(words[label := ("good", "bad")[i % 2]] + ["day", "night", "wind"], size=4)
             rows.append({"text": f"{topic} {split} {i} {' '.join(said)}", "label": label, "split": split})
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(json.dumps(row) for row in rows) + "\n", "utf-8")
@@ -107,27 +117,24 @@ def fake_run_method(trace):
             raise RunError("the row failed, as it was told to")
         time.sleep(float(os.environ.get("METHOD_SECONDS", "0")))
         data = load_run_data(config)
-        features = torch.nn.EmbeddingBag(64, 8, mode="sum")
-        head = torch.nn.Sequential(torch.nn.Dropout(0.2), torch.nn.Linear(8, len(data.label_names)))
-        weights = [*features.parameters(), *head.parameters()]
+        head = torch.nn.Linear(8, len(data.label_names))
+        model = torch.nn.Sequential(torch.nn.EmbeddingBag(64, 8, mode="sum"), torch.nn.Dropout(0.2), head)
+        optimiser = torch.optim.SGD(model.parameters(), 0.1)
 
         def logits(inputs):
-            ids = [[sum(word.encode()) % 64 for word in text[0].split()] for text in inputs]
-            return head(features(torch.tensor([line[:7] for line in ids])))
+            return model(torch.tensor([[sum(word.encode()) % 64 for word in text.split()] for (text,) in inputs]))
 
-        train = data.target_labels
         for _ in range(8):
-            loss = torch.nn.functional.cross_entropy(logits(train.inputs), torch.from_numpy(train.labels))
-            with torch.no_grad():
-                for weight, gradient in zip(weights, torch.autograd.grad(loss, weights), strict=True):
-                    weight -= 0.1 * gradient
-        head.eval()
+            optimiser.zero_grad()
+            labels = torch.from_numpy(data.target_labels.labels)
+            torch.nn.functional.cross_entropy(logits(data.target_labels.inputs), labels).backward()
+            optimiser.step()
+        model.eval()
         test = data.target.test.reveal()
-        predictions = logits(test.inputs).argmax(1).numpy()
-        facts = {"threads": torch.get_num_threads(), "weights": head[1].weight.sum().item()}
         return SimpleNamespace(
-            name=row, test=test, predictions=predictions, parameters=100, labels_used=data.splits.labels_used,
-            seconds=0.5, diagnostics=facts,
+            name=row, test=test, predictions=logits(test.inputs).argmax(1).numpy(), parameters=100, seconds=0.5,
+            labels_used=data.splits.labels_used,
+            diagnostics={"threads": torch.get_num_threads(), "weights": head.weight.sum().item()},
         )  # fmt: skip
 
     return run_method

@@ -1,7 +1,6 @@
 """Cards of experiments, their cells, and the keys of these."""
 
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from l2a.experiments import card
 from l2a.experiments.card import cell_files, cell_key, choose, data_files, expand, load_experiment
 from l2a.util.errors import UsageError
 
-from .conftest import CARD, write_card, write_domain
+from .conftest import CARD, WITH_MORE, write_card, write_domain
 
 
 def test_a_card_becomes_a_grid(workspace):
@@ -55,12 +54,13 @@ def test_what_is_wrong_with_a_card_is_said_before_anything_runs(workspace, chang
     assert all(word in said for word in words) and said.count("kd.alfa") <= 1, said
 
 
-def test_an_override_may_hold_the_name_of_the_pair(workspace):
-    variants = {"moved": {"method": "l2a_student", "overrides": {"selector.agent": "policies/without_{pair}"}}}
-    write_card(workspace, variants=variants)
+def test_an_override_may_hold_the_name_of_the_pair_and_a_missing_policy_is_refused_before_anything_runs(workspace):
+    write_card(workspace, **of_l2a(**{"selector.agent": "policies/without_{pair}"}))
     cells = [cell for group in expand(load_experiment("tiny"), workspace / "data") for cell in group]
     assert {cell.config.selector.agent for cell in cells} == {f"policies/without_{cell.place.pair}" for cell in cells}
     assert len({cell.place.pair for cell in cells}) > 1
+    with pytest.raises(UsageError, match=r"policies/without_.* holds no policy\.json"):
+        card.refuse_missing_agents([cells])
 
 
 def test_the_policies_of_a_card_are_trained_with_its_ppo_row():
@@ -80,14 +80,13 @@ def test_the_shipped_cards_are_right(name, cells):
 
 
 def test_the_two_budgets_of_the_baselines_have_the_same_variants():
-    screening, standard = load_experiment("baselines"), load_experiment("baselines_standard")
-    variants = [
-        {name: (variant.method, {k: v for k, v in variant.overrides.items() if k != "kd.pool_size"})
-         for name, variant in card.variants.items()}
-        for card in (screening, standard)
-    ]  # fmt: skip
-    assert variants[0] == variants[1]
-    assert screening.pairs == standard.pairs
+    def but_for_the_pool(name):
+        card = load_experiment(name)
+        return card.pairs, {
+            name: (it.method, {**it.overrides, "kd.pool_size": 0}) for name, it in card.variants.items()
+        }
+
+    assert but_for_the_pool("baselines") == but_for_the_pool("baselines_standard")
 
 
 def cell_of(name, **change):
@@ -96,13 +95,6 @@ def cell_of(name, **change):
     cells = (cell for group in expand(load_experiment("tiny"), Path("data")) for cell in group)
     cell = next(cell for cell in cells if cell.place.variant == variant)
     return replace(cell, method=(*method, cell.method)[0], config=override(cell.config, change))
-
-
-def test_a_missing_policy_is_refused_before_anything_runs(workspace):
-    variants = {"own": {"method": "l2a_student", "overrides": {"selector.agent": "policies/of_{pair}"}}}
-    write_card(workspace, variants=variants)
-    with pytest.raises(UsageError, match=r"policies/of_.* holds no policy\.json"):
-        card.refuse_missing_agents(expand(load_experiment("tiny"), None))
 
 
 def test_groups_share_pair_shots_and_seed_and_neighbours_have_different_sources(workspace):
@@ -152,38 +144,27 @@ def test_the_key_changes_with_what_decides_the_result(workspace, name, given, ch
 
 def test_each_pair_names_the_files_of_both_domains_even_when_they_are_called_alike(workspace):
     for seed, folder in enumerate(("one", "two")):
-        write_domain(workspace / "data" / folder / "rows.jsonl", folder, seed)
-        (workspace / "data" / folder / "rows.jsonl").rename(workspace / "data" / folder / "train.jsonl")
-    pair = {"name": "folders", "source": "one/train.jsonl", "target": "two/train.jsonl"}
-    write_card(workspace, pairs=[pair])
+        write_domain(workspace / "data" / folder / "train.jsonl", folder, seed)
+    write_card(workspace, pairs=[{"name": "folders", "source": "one/train.jsonl", "target": "two/train.jsonl"}])
     files = data_files(expand(load_experiment("tiny"), workspace / "data"))["folders"]
-    assert sorted(files) == ["one/train.jsonl", "two/train.jsonl"]
-    assert len(set(files.values())) == 2
+    assert sorted(files) == ["one/train.jsonl", "two/train.jsonl"] and len(set(files.values())) == 2
 
 
-def test_a_changed_file_changes_the_key(workspace):
-    groups = expand(load_experiment("tiny"), workspace / "data")
-    before = data_files(groups)["sea_sky"]
-    shutil.copy(workspace / "data" / "land.jsonl", workspace / "data" / "sea.jsonl")
-    after = data_files(groups)["sea_sky"]
-    cell = groups[0][0]
-    assert cell_key(cell, before) != cell_key(cell, after)
-
-
-def test_the_content_of_unlabelled_text_decides_the_rows_that_read_it(workspace):
-    pair = {"name": "sea_sky", "source": "sea.jsonl", "target": "sky.jsonl", "unlabelled": ["more.txt"]}
+def test_the_content_of_a_file_decides_the_rows_that_read_it(workspace):
     methods = ("l2a_student", "augmented_kd_student", "plain_kd_student")
     variants = {method: {"method": method, "unlabelled": True} for method in methods}
-    write_card(workspace, pairs=[pair], seeds=[0], variants=variants)
+    write_card(workspace, pairs=WITH_MORE, seeds=[0], variants=variants)
     (group,) = expand(load_experiment("tiny"), workspace / "data")
     keys = []
-    for text in ("a calm day", "a rough night"):
-        (workspace / "data" / "more.txt").write_text(text)
+    for unlabelled, source in (("a calm day", "sea"), ("a rough night", "sea"), ("a rough night", "lake")):
+        (workspace / "data" / "more.txt").write_text(unlabelled)
+        write_domain(workspace / "data" / "sea.jsonl", source, 0)
         files = data_files([group])["sea_sky"]
         keys.append([cell_key(cell, files) for cell in group])
         read = [set(cell_files(cell, files)) for cell in group]
         assert read == [{"sea.jsonl", "sky.jsonl", "more.txt"}, *[{"sea.jsonl", "sky.jsonl"}] * 2]
-    assert [one == other for one, other in zip(*keys, strict=True)] == [False, True, True]
+    assert [one == other for one, other in zip(*keys[:2], strict=True)] == [False, True, True]
+    assert not set(keys[1]) & set(keys[2])
 
 
 def test_what_decides_the_agents_choices_decides_only_the_rows_that_select(workspace):
@@ -200,9 +181,8 @@ def test_what_decides_the_agents_choices_decides_only_the_rows_that_select(works
         policy.write_text(policy_text)
         keys.append([cell_key(cell, {}) for cell in cells])
     selecting, plain = zip(*keys, strict=True)
-    assert len(set(plain)) == 1
     assert selecting[0] == selecting[1]  # a description, and a field at its default
-    assert len(set(selecting)) == 3
+    assert len(set(selecting)) == 3 and len(set(plain)) == 1
 
 
 def test_a_new_field_at_its_default_changes_no_key(workspace, monkeypatch):

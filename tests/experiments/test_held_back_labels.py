@@ -6,19 +6,18 @@ import sys
 import pytest
 
 from l2a.data.examples import HeldOut
-from l2a.experiments.card import data_files, expand, load_experiment
+from l2a.experiments.card import load_experiment
 from l2a.experiments.report import summarise
-from l2a.experiments.runner import Workers, plan, read_results, run_groups
+from l2a.experiments.runner import read_results
 from l2a.pipeline.methods import METHODS, run_method
 
-from .conftest import write_card_of_one_cell
+from .conftest import run_tiny, write_card_of_one_cell
 
 
 @pytest.fixture
 def openings(monkeypatch):
     """Who was on the stack whenever a test split was opened."""
-    stacks = []
-    reveal = HeldOut.reveal
+    stacks, reveal = [], HeldOut.reveal
 
     def spy(self):
         frame, names = sys._getframe(1), []
@@ -34,25 +33,20 @@ def openings(monkeypatch):
 
 
 def run_card(workspace, run_method):
-    groups = expand(load_experiment("tiny"), workspace / "data")
-    data = data_files(groups)
-    planned = plan(groups, data, read_results(workspace / "results"))
-    assert {o.message for o in run_groups(planned, workspace / "results", run_method, Workers(1))} <= {""}
+    assert not any(outcome.message for outcome in run_tiny(workspace, run_method))
 
 
 def flip_test_labels(path):
-    other = {"good": "bad", "bad": "good"}
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     for row in rows:
-        row["label"] = other[row["label"]] if row["split"] == "test" else row["label"]
+        row["label"] = {"good": "bad", "bad": "good"}[row["label"]] if row["split"] == "test" else row["label"]
     path.write_text("\n".join(json.dumps(row) for row in rows) + "\n")
 
 
 @pytest.mark.slow
 def test_the_runner_opens_no_test_split_itself(workspace, fake_run_method, openings):
     run_card(workspace, fake_run_method)
-    assert len(openings) == 12  # once a cell
-    assert all(names[0] == "run_method" for names in openings)
+    assert [names[0] for names in openings] == ["run_method"] * 12  # once a cell
     openings.clear()
     run_card(workspace, fake_run_method)
     summarise(load_experiment("tiny"), read_results(workspace / "results"))
@@ -78,5 +72,4 @@ def test_flipped_test_labels_change_no_prediction_of_any_method(workspace, encod
     before, after = results
     assert before.predictions == after.predictions
     assert before.accuracy == pytest.approx(1 - after.accuracy)  # the labels that it is judged by did change
-    assert len(openings) == 2
-    assert all(names[0] == "evaluate_method" for names in openings)
+    assert [names[0] for names in openings] == ["evaluate_method"] * 2

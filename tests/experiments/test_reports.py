@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,13 +17,12 @@ from typer.testing import CliRunner
 from l2a.cli.research import experiment_app
 from l2a.experiments.card import cell_key, expand, load_experiment
 from l2a.experiments.report import compare, estimate, render_page, summarise
-from l2a.experiments.runner import CellResult, read_results, save_result
+from l2a.experiments.runner import read_results, save_result
 from l2a.util.errors import RunError, UsageError
 from l2a.util.files import code_fingerprint
 
 from .conftest import CARD, write_card
 
-Make = Callable[..., CellResult]
 COMPARISON = {
     "variant", "baseline", "metric", "mean_difference", "low", "high", "p_value", "wins", "ties", "losses", "cells",
 }  # fmt: skip
@@ -38,12 +36,9 @@ def simulate(make, name, seed=0):
         for cell in group:
             data = {cell.config.source: "0" * 64, cell.config.target: "1" * 64}
             accuracy = round(LEVELS[cell.place.variant] + float(rng.normal(0, 0.01)), 3)
-            result = make(
-                **cell.place._asdict(), method=cell.method, key=cell_key(cell, data), data=data,
-                accuracy=accuracy, macro_f1=accuracy - 0.01,
-            )  # fmt: skip
-            results.append(result)
-            save_result(Path("benchmarks/results") / name, result)
+            place = {**cell.place._asdict(), "method": cell.method, "key": cell_key(cell, data)}
+            results.append(make(**place, data=data, accuracy=accuracy, macro_f1=accuracy - 0.01))
+            save_result(Path("benchmarks/results") / name, results[-1])
     return results
 
 
@@ -100,7 +95,7 @@ def test_missing_and_outdated_cells_are_said(workspace, simulated):
     fewer = [replace(result, key="of old") if result.seed == 1 else result for result in simulated[3:]]
     summary = summarise(card, fewer)
     assert (summary.missing, summary.outdated) == (3, sum(result.key == "of old" for result in fewer))
-    strangers = [replace(result, variant="gone") for result in simulated]
+    strangers = (replace(result, variant="gone") for result in simulated)
     assert summarise(card, [*simulated, *strangers]).results == tuple(simulated)
 
 
@@ -117,11 +112,6 @@ def test_a_report_says_which_cells_other_code_ran(workspace, make_result):
         page = render_page(summarise(load_experiment("tiny"), results))
         assert made in page
         assert f"cells not run by the code that wrote this page: {other}." in page
-
-
-def test_a_card_without_results_says_how_to_get_them(workspace):
-    with pytest.raises(UsageError, match="l2a experiment run tiny"):
-        summarise(load_experiment("tiny"), ())
 
 
 def test_a_dry_run_tells_what_is_left_and_runs_nothing(workspace, make_result):
@@ -146,12 +136,11 @@ def test_run_and_report_work_together(workspace, fake_run_method, monkeypatch):
     assert "12 cells, 0 missing" in call("report", "tiny")
 
 
-def test_missing_data_is_a_clear_error(workspace):
+def test_what_is_missing_of_data_results_and_packages_is_named(workspace, monkeypatch):
     with pytest.raises(UsageError, match=r"sea\.jsonl"):
         call("run", "tiny", "--data-root", "nowhere", "--workers", "1")
-
-
-def test_packages_that_are_missing_are_named(workspace, monkeypatch):
+    with pytest.raises(UsageError, match="l2a experiment run tiny"):
+        call("report", "tiny")
     monkeypatch.setattr("l2a.cli.research.EXTRA_PACKAGES", ("joblib", "no_such_package"))
     with pytest.raises(UsageError, match=r"need no_such_package; .*l2a\[experiments\]"):
         call("report", "tiny")
@@ -160,8 +149,7 @@ def test_packages_that_are_missing_are_named(workspace, monkeypatch):
 def by_place(table):
     """A (pairs, seeds) table of accuracies as cells; NaN where one is missing."""
     places = [(f"pair{pair}", 32, seed) for pair, seed in np.ndindex(table.shape)]
-    index = pd.MultiIndex.from_tuples(places, names=["pair", "shots", "seed"])
-    return pd.Series(table.ravel(), index)
+    return pd.Series(table.ravel(), pd.MultiIndex.from_tuples(places, names=["pair", "shots", "seed"]))
 
 
 def level(table):

@@ -1,10 +1,12 @@
 """A small WordPiece vocabulary, its neighbour table, and a problem whose target density is known by construction."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import strategies as st
 from transformers import BertTokenizerFast
 
 from l2a.data.examples import TextInput, normalised_hash
@@ -41,8 +43,7 @@ def embeddings(tokens: tuple[str, ...]) -> torch.Tensor:
 @pytest.fixture(scope="session")
 def table(tokens: tuple[str, ...], embeddings: torch.Tensor) -> NeighbourTable:
     word_start, allowed = token_kinds(tokens)
-    ids = find_neighbours(embeddings, word_start, allowed, k=4)
-    return NeighbourTable(ids, word_start, allowed)
+    return NeighbourTable(find_neighbours(embeddings, word_start, allowed, k=4), word_start, allowed)
 
 
 def toy_outputs(inputs: Sequence[TextInput]) -> TeacherOutputs:
@@ -51,7 +52,7 @@ def toy_outputs(inputs: Sequence[TextInput]) -> TeacherOutputs:
     for text in inputs:
         words = " ".join(text).split()
         phones, films = sum(word in PHONE for word in words), sum(word in FILM for word in words)
-        rows.append([phones - films, 0.1 * len(words), 0.05 * (hash_fraction(text) - 0.5)])
+        rows.append([phones - films, 0.1 * len(words), 0.05 * (int(normalised_hash(text)[:8], 16) / 2**32 - 0.5)])
     embeddings = np.array(rows, dtype=np.float32).reshape(-1, 3)
     return TeacherOutputs(np.stack([embeddings[:, 0], -embeddings[:, 0]], axis=1), embeddings)
 
@@ -60,16 +61,27 @@ def embed_toy(inputs: Sequence[TextInput]) -> np.ndarray:
     return toy_outputs(inputs).embeddings
 
 
-def hash_fraction(text: TextInput) -> float:
-    return int(normalised_hash(text)[:8], 16) / 2**32
+class Recorder:
+    """Keeps what a function is asked for."""
+
+    def __init__(self, function: Callable[[Sequence[TextInput]], Any]) -> None:
+        self.function, self.asked = function, list[TextInput]()
+
+    def __call__(self, inputs: Sequence[TextInput]) -> Any:
+        self.asked.extend(inputs)
+        return self.function(inputs)
+
+
+def batches_of(*words: str) -> st.SearchStrategy[list[TextInput]]:
+    """Some texts of these words, all single or all pairs."""
+    side = st.lists(st.sampled_from(words), max_size=12).map(" ".join)
+    return st.one_of(*(st.lists(st.tuples(*text), min_size=2, max_size=5) for text in ([side], [side, side])))
 
 
 def sentences(topic: list[str], count: int, seed: int) -> tuple[TextInput, ...]:
     rng = np.random.default_rng(seed)
-    made = dict.fromkeys(
-        " ".join([*rng.choice(COMMON, 3), *rng.choice(topic, 2), rng.choice(COMMON), "!"]) for _ in range(2 * count)
-    )
-    return tuple((sentence,) for sentence in list(made)[:count])
+    words = ([*rng.choice(COMMON, 3), *rng.choice(topic, 2), rng.choice(COMMON), "!"] for _ in range(2 * count))
+    return tuple((sentence,) for sentence in list(dict.fromkeys(map(" ".join, words)))[:count])
 
 
 @pytest.fixture(scope="session")
@@ -87,12 +99,4 @@ def space(word_tokenizer: BertTokenizerFast, embeddings: torch.Tensor, table: Ne
 def problem(space: TokenSpace) -> GeneratorInputs:
     """Films as the source, phones as the target; one source text is a forbidden test text."""
     source, target = sentences(FILM, 60, seed=1), sentences(PHONE, 12, seed=2)
-    return GeneratorInputs(
-        source_inputs=source,
-        unlabelled_inputs=(),
-        target_inputs=target,
-        embed=embed_toy,
-        space=space,
-        labeller=toy_outputs,
-        forbidden_hashes=frozenset({normalised_hash(source[0])}),
-    )
+    return GeneratorInputs(source, (), target, embed_toy, space, toy_outputs, frozenset({normalised_hash(source[0])}))

@@ -11,20 +11,12 @@ from scipy.special import expit
 from sklearn.metrics import roc_auc_score
 
 from l2a.config import GeneratorConfig, resolve_degree
-from l2a.data.examples import normalised_hash
-from l2a.generator.chain import (
-    choose_texts,
-    draw_pool,
-    effective_sample_size,
-    fit_target_density,
-    fit_word_average,
-    max_cosine,
-    metropolis_hastings,
-)
+from l2a.data import normalised_hash
+from l2a.generator import chain
 from l2a.generator.operators import CHAIN_OPERATORS, OPERATORS, check_operators
-from l2a.util.errors import RunError, UsageError
+from l2a.util import RunError, UsageError
 
-from .conftest import COMMON, FILM, PHONE, embed_toy, sentences, toy_outputs
+from .conftest import COMMON, FILM, PHONE, Recorder, embed_toy, sentences, toy_outputs
 
 STATES = 24
 SCORES = np.concatenate([np.linspace(-2.0, 2.0, STATES - 1), [-np.inf]])
@@ -52,7 +44,7 @@ def propose(states: ToyStates, rng: np.random.Generator, is_reversible: bool = T
 def distance_to_target(is_reversible: bool) -> float:
     rng = np.random.default_rng(0)
     start = ToyStates(rng.integers(0, STATES, size=500))
-    steps = metropolis_hastings(start, lambda states, rng: propose(states, rng, is_reversible), score, rng)
+    steps = chain.metropolis_hastings(start, lambda states, rng: propose(states, rng, is_reversible), score, rng)
     places = [step.states.place for _, step in zip(range(360), steps, strict=False)]
     counts = np.bincount(np.concatenate(places[60:]), minlength=STATES)
     return 0.5 * float(np.abs(counts / counts.sum() - TARGET).sum())
@@ -64,9 +56,8 @@ def test_the_empirical_law_is_the_stationary_law_and_moves_that_are_not_reversib
 
 
 def test_a_forbidden_state_is_left_and_never_entered():
-    rng = np.random.default_rng(1)
     start = ToyStates(np.full(50, STATES - 1))
-    steps = metropolis_hastings(start, propose, score, rng)
+    steps = chain.metropolis_hastings(start, propose, score, np.random.default_rng(1))
     visited = [step.states.place for step, _ in zip(steps, range(60), strict=False)]
     assert (visited[-1] != STATES - 1).all()
     left = np.stack(visited) != STATES - 1
@@ -78,7 +69,7 @@ def test_the_acceptance_rule():
     uniform = np.array([0.999, np.exp(-1) - 1e-6, np.exp(-1) + 1e-6, 0.0, 0.999, 0.0])
     move = ToyStates(np.arange(6, 12)), np.zeros(6, np.int64)
     scores, rng = np.concatenate([current, proposed]), SimpleNamespace(random=lambda count: uniform)
-    step = next(metropolis_hastings(ToyStates(np.arange(6)), lambda *_: move, lambda s: scores[s.place], rng))
+    step = next(chain.metropolis_hastings(ToyStates(np.arange(6)), lambda *_: move, lambda s: scores[s.place], rng))
     assert step.accepted.tolist() == [True, True, False, False, True, False]
     assert step.states.place.tolist() == [6, 7, 2, 3, 10, 5]
 
@@ -95,18 +86,15 @@ def autoregression(correlation: float, steps: int, chains: int) -> np.ndarray:
 def test_correlated_draws_count_as_theory_says(correlation):
     trace = autoregression(correlation, steps=1500, chains=20)
     expected = trace.size * (1 - correlation) / (1 + correlation)
-    assert effective_sample_size(trace) == pytest.approx(expected, rel=0.15)
+    assert chain.effective_sample_size(trace) == pytest.approx(expected, rel=0.15)
 
 
-def test_chains_that_never_move_count_once_each_at_most():
+def test_chains_that_never_move_count_once_each_at_most_and_chains_that_disagree_for_less():
     stuck = np.repeat(np.random.default_rng(0).normal(size=(1, 30)), 200, axis=0)
-    assert effective_sample_size(stuck) <= 40
-    assert effective_sample_size(np.ones((50, 3))) == 3
-
-
-def test_chains_that_disagree_count_for_less():
+    assert chain.effective_sample_size(stuck) <= 40
+    assert chain.effective_sample_size(np.ones((50, 3))) == 3
     trace = autoregression(0.2, steps=400, chains=6)
-    assert effective_sample_size(trace + 5 * np.arange(6)) < 0.1 * effective_sample_size(trace)
+    assert chain.effective_sample_size(trace + 5 * np.arange(6)) < 0.1 * chain.effective_sample_size(trace)
 
 
 def two_domains(source_count: int, target_count: int, seed: int = 0, width: int = 48):
@@ -120,7 +108,7 @@ def two_domains(source_count: int, target_count: int, seed: int = 0, width: int 
 @pytest.mark.parametrize("target_count", [2, 8, 64, 8000])
 def test_held_out_target_text_ranks_above_source_text(target_count):
     source, target = two_domains(600, target_count + 200)
-    density = fit_target_density(source[:400], target[:target_count])
+    density = chain.fit_target_density(source[:400], target[:target_count])
     values = density.log_density(np.concatenate([source[400:], target[target_count:]]))
     assert np.isfinite(values).all()
     assert roc_auc_score(np.repeat([0, 1], 200), values) > (0.5 if target_count == 2 else 0.75)
@@ -128,14 +116,14 @@ def test_held_out_target_text_ranks_above_source_text(target_count):
 
 def test_the_scale_does_not_depend_on_the_unit_of_the_embeddings():
     source, target = two_domains(300, 32)
-    one, other = fit_target_density(source, target), fit_target_density(100 * source, 100 * target)
+    one, other = chain.fit_target_density(source, target), chain.fit_target_density(100 * source, 100 * target)
     assert one.log_density(source) == pytest.approx(other.log_density(100 * source), abs=1e-2)
 
 
 @pytest.mark.parametrize("shift", [0.0, 1.0, 1000.0])
 def test_the_target_lies_at_most_two_units_above_the_source(shift):
     source, target = two_domains(300, 32)
-    density = fit_target_density(source, target + np.float32(shift))
+    density = chain.fit_target_density(source, target + np.float32(shift))
     values, target_values = density.log_density(source), density.log_density(target + np.float32(shift))
     assert np.median(values) == pytest.approx(0, abs=1e-6)
     assert 0 < target_values.mean() - values.mean() <= 2.0001
@@ -143,15 +131,15 @@ def test_the_target_lies_at_most_two_units_above_the_source(shift):
 
 def test_fewer_points_than_dimensions_and_constant_embeddings_stay_finite():
     source, target = two_domains(5, 3)
-    assert np.isfinite(fit_target_density(source, target).log_density(1000 * source)).all()
+    assert np.isfinite(chain.fit_target_density(source, target).log_density(1000 * source)).all()
     same = np.ones((4, 6), dtype=np.float32)
-    density = fit_target_density(same, same[:2])
+    density = chain.fit_target_density(same, same[:2])
     assert np.isfinite(density.log_density(same)).all() and np.isfinite(density.log_odds(same)).all()
 
 
 def test_the_log_odds_tell_the_domains_apart_with_equal_priors():
     source, target = two_domains(400, 40)
-    density = fit_target_density(source[:200], target[:20])
+    density = chain.fit_target_density(source[:200], target[:20])
     assert expit(density.log_odds(source[200:])).mean() < 0.35
     assert expit(density.log_odds(target[20:])).mean() > 0.65
 
@@ -160,46 +148,45 @@ def test_the_log_odds_tell_the_domains_apart_with_equal_priors():
 def test_too_few_texts_are_refused(sources, targets):
     source, target = two_domains(8, 8)
     with pytest.raises(UsageError, match="at least 2 of each domain"):
-        fit_target_density(source[:sources], target[:targets])
+        chain.fit_target_density(source[:sources], target[:targets])
 
 
 CONFIG = GeneratorConfig(chains=16, burn_in=2, degree=0.4, max_degree=1.0)
 
 
 def draw(problem, config=CONFIG, size=80, seed=0):
-    return draw_pool(problem, config, size, np.random.default_rng(seed))
+    return chain.draw_pool(problem, config, size, np.random.default_rng(seed))
 
 
-def test_candidates_are_different_and_hold_no_test_text_and_no_labelled_target_text(problem):
-    pool, _ = draw(problem)
-    hashes = [normalised_hash(text) for text in pool.inputs]
-    assert len(pool) == len(set(hashes)) == 80
-    assert not set(hashes) & problem.forbidden_hashes
-    assert not set(hashes) & {normalised_hash(text) for text in problem.target_inputs}
+@pytest.fixture(scope="module")
+def pool(problem):
+    return draw(problem)[0]
 
 
-def test_every_field_describes_its_text(problem):
-    pool, _ = draw(problem)
+def test_candidates_are_different_and_hold_no_test_text_and_no_labelled_target_text(problem, pool):
+    hashes = {normalised_hash(text) for text in pool.inputs}
+    assert len(pool) == len(hashes) == 80
+    assert not hashes & {*problem.forbidden_hashes, *(normalised_hash(text) for text in problem.target_inputs)}
+
+
+def test_every_field_describes_its_text(problem, pool):
     expected = toy_outputs(pool.inputs)
     assert np.array_equal(pool.teacher.embeddings, expected.embeddings)
     assert np.array_equal(pool.teacher.logits, expected.logits)
-    assert pool.max_target_cosine == pytest.approx(
-        max_cosine(expected.embeddings, embed_toy(problem.target_inputs)), abs=1e-6
-    )
+    cosine = chain.max_cosine(expected.embeddings, embed_toy(problem.target_inputs))
+    assert pool.max_target_cosine == pytest.approx(cosine, abs=1e-6)
     for name in ("degrees", "log_density", "domain_probability", "max_target_cosine"):
         values = getattr(pool, name)
         assert values.shape == (80,) and values.dtype == np.float32 and np.isfinite(values).all()
     assert ((pool.domain_probability >= 0) & (pool.domain_probability <= 1)).all()
 
 
-def test_operators_origins_and_degrees_fit_the_texts(problem):
-    pool, _ = draw(problem)
+def test_operators_origins_and_degrees_fit_the_texts(problem, pool):
     assert set(pool.operators) == set(CHAIN_OPERATORS)
     for text, origin, operator, degree in zip(pool.inputs, pool.origins, pool.operators, pool.degrees, strict=True):
         domain, index = origin.split(":")
-        base = (problem.source_inputs if domain == "source" else problem.target_inputs)[int(index)]
-        old, new = base[0].split(), text[0].split()
-        changed = sum(one != other for one, other in zip(old, new, strict=True))
+        old = (problem.source_inputs if domain == "source" else problem.target_inputs)[int(index)][0].split()
+        changed = sum(one != other for one, other in zip(old, text[0].split(), strict=True))
         assert degree == pytest.approx(changed / len(old)), "the realised share of changed tokens"
         assert (operator == "source") == (changed == 0)
 
@@ -211,55 +198,44 @@ def test_the_same_seed_draws_the_same_pool_and_another_seed_another(problem):
 
 
 def test_a_lower_temperature_comes_nearer_to_the_target(problem):
-    config = replace(CONFIG, operators={"augpro_fgsm": 0})
-    densities = []
+    config, densities = replace(CONFIG, operators={"augpro_fgsm": 0}), []
     for tau in (float("inf"), 1.0, 0.2):
-        pool, chain = draw(problem, replace(config, tau=tau), size=200)
-        densities.append(chain.sample_log_density)
-        assert chain.proposal_log_density == pytest.approx(densities[0], abs=0.35)
+        pool, facts = draw(problem, replace(config, tau=tau), size=200)
+        densities.append(facts.sample_log_density)
+        assert facts.proposal_log_density == pytest.approx(densities[0], abs=0.35)
         assert pool.log_density.std() > 0
     assert densities[0] + 0.3 < densities[1] and densities[1] + 0.1 < densities[2]
 
 
 def test_plain_proposals_are_all_accepted_at_infinite_temperature(problem):
-    _, chain = draw(replace(problem, forbidden_hashes=frozenset()), replace(CONFIG, tau=float("inf")))
-    assert chain.acceptance == {"jump": 1.0, "local": 1.0, "partner": 1.0}
+    _, facts = draw(replace(problem, forbidden_hashes=frozenset()), replace(CONFIG, tau=float("inf")))
+    assert facts.acceptance == {"jump": 1.0, "local": 1.0, "partner": 1.0}
 
 
 def test_the_limit_on_the_degree_holds_texts_back(problem):
-    free, _ = draw(problem, replace(CONFIG, degree=0.9, tau=float("inf")))
-    limited = replace(CONFIG, degree=0.9, tau=float("inf"), max_degree=0.3, beta=50.0, burn_in=30)
-    held, _ = draw(problem, limited, size=60)
+    config = replace(CONFIG, degree=0.9, tau=float("inf"))
+    free, _ = draw(problem, config)
+    held, _ = draw(problem, replace(config, max_degree=0.3, beta=50.0, burn_in=30), size=60)
     assert held.degrees.max() <= 0.5 < np.quantile(free.degrees, 0.7)
 
 
 def test_diagnostics_count_the_work(problem):
-    asked = []
-
-    def labeller(inputs):
-        asked.extend(inputs)
-        return toy_outputs(inputs)
-
-    pool, chain = draw(replace(problem, labeller=labeller))
-    assert set(asked) == set(pool.inputs) | set(problem.target_inputs), "the teacher reads what the pool holds"
-    assert len(pool) <= chain.visited_texts <= (chain.steps + 1) * 16 and chain.chains == 16
-    assert 1 <= chain.effective_sample_size <= (chain.steps - 2) * 16
-    assert 0 < chain.distinct_share <= 1 and 0 < chain.labelling_seconds < chain.seconds
-    assert chain.sample_log_density > chain.proposal_log_density
-    assert chain.degree == 0.4
+    labeller = Recorder(toy_outputs)
+    pool, facts = draw(replace(problem, labeller=labeller))
+    assert set(labeller.asked) == set(pool.inputs) | set(problem.target_inputs), "the teacher reads what the pool holds"
+    assert len(pool) <= facts.visited_texts <= (facts.steps + 1) * 16 and facts.chains == 16
+    assert 1 <= facts.effective_sample_size <= (facts.steps - 2) * 16
+    assert 0 < facts.distinct_share <= 1 and 0 < facts.labelling_seconds < facts.seconds
+    assert facts.sample_log_density > facts.proposal_log_density and facts.degree == 0.4
     assert draw(problem, size=1)[1].steps == 3, "the two steps of the burn-in are left out, and no other"
 
 
-def test_a_pool_that_cannot_be_filled_is_smaller_and_says_so(problem, caplog):
+def test_a_pool_that_cannot_be_filled_is_smaller_and_says_so_and_an_empty_one_is_a_failed_run(problem, caplog):
     config = replace(CONFIG, operators={"augpro_mix": 0, "augpro_fgsm": 0, "knn": 0})
     pool, _ = draw(problem, config, size=100)
     assert len(pool) <= 59 and set(pool.operators) == {"source"}
     assert "of 100 candidates" in caplog.text
-
-
-def test_no_candidate_at_all_is_a_failed_run(problem):
     everything = frozenset(normalised_hash(text) for text in problem.source_inputs)
-    config = replace(CONFIG, operators={"augpro_mix": 0, "augpro_fgsm": 0, "knn": 0})
     with pytest.raises(RunError, match="no candidate"):
         draw(replace(problem, forbidden_hashes=everything), config)
 
@@ -267,28 +243,21 @@ def test_no_candidate_at_all_is_a_failed_run(problem):
 def test_pairs_keep_their_sides(problem):
     source = tuple((text[0], "my phone is bad !") for text in problem.source_inputs)
     target = tuple(("the film was good", text[0]) for text in problem.target_inputs)
-    pairs = replace(
-        problem, source_inputs=source, target_inputs=target, space=replace(problem.space, gradient=None, max_length=32)
-    )
+    space = replace(problem.space, gradient=None, max_length=32)
+    pairs = replace(problem, source_inputs=source, target_inputs=target, space=space)
     pool, _ = draw(pairs, replace(CONFIG, operators={"source": 0, "augpro_fgsm": 0, "knn": 0}, target_share=0.0))
     first_side = {word for text in target for word in text[0].split()}
     for text, origin in zip(pool.inputs, pool.origins, strict=True):
-        base = source[int(origin.removeprefix("source:"))]
-        new = set(text[0].split()) - set(base[0].split())
+        new = set(text[0].split()) - set(source[int(origin.removeprefix("source:"))][0].split())
         assert new <= first_side, "a word of the partner's second side came into the first"
 
 
 def test_unlabelled_texts_are_bases_too_but_not_of_the_operator_that_reads_their_labels(problem):
-    asked, more = [], sentences(["toaster", "kettle"], 300, seed=5)
-
-    def gradient(inputs):
-        asked.extend(inputs)
-        return problem.space.gradient(inputs)
-
+    gradient, more = Recorder(problem.space.gradient), sentences(["toaster", "kettle"], 300, seed=5)
     watched = replace(problem, unlabelled_inputs=more, space=replace(problem.space, gradient=gradient))
     pool, _ = draw(watched, replace(CONFIG, tau=float("inf")), size=300)
     of = [int(origin.split(":")[1]) for origin in pool.origins if origin.startswith("unlabelled")]
-    assert len(of) > 50 and asked and not set(asked) & set(more)
+    assert len(of) > 50 and gradient.asked and not set(gradient.asked) & set(more)
     unchanged = [i for i in range(len(pool)) if pool.operators[i] == "source" and "unlabelled" in pool.origins[i]]
     assert unchanged and all(pool.inputs[i] == more[int(pool.origins[i].split(":")[1])] for i in unchanged)
 
@@ -299,14 +268,11 @@ def test_one_pool_has_texts_of_several_degrees(problem):
     assert (degrees < 0.35).mean() > 0.3 and (degrees > 0.65).mean() > 0.3
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        *[("tau", 0.0), ("beta", -0.1), ("degree", 1.5), ("max_degree", -0.1), ("target_share", 1.1), ("chains", 0)],
-        *[("burn_in", -1), ("neighbours", 0), ("operators", 3)],
-        *[("operators", {"knn": weight}) for weight in (-1.0, float("nan"))],
-    ],
-)
+NUMBERS = {"tau": 0.0, "beta": -0.1, "degree": 1.5, "max_degree": -0.1, "target_share": 1.1, "chains": 0, "burn_in": -1}
+WEIGHTS = [("operators", value) for value in (3, {"knn": -1.0}, {"knn": float("nan")})]
+
+
+@pytest.mark.parametrize(("field", "value"), [*NUMBERS.items(), ("neighbours", 0), *WEIGHTS])
 def test_wrong_settings_are_named(field, value):
     with pytest.raises(UsageError, match=f"generator.{field} is "):
         GeneratorConfig(**{field: value})
@@ -335,12 +301,12 @@ def test_the_degree_follows_the_amount_of_data(degree, inputs, expected):
 
 @pytest.fixture
 def embed(word_tokenizer, embeddings):
-    return fit_word_average(word_tokenizer, embeddings, sentences(FILM, 60, seed=1), 16)
+    return chain.fit_word_average(word_tokenizer, embeddings, sentences(FILM, 60, seed=1), 16)
 
 
 def test_a_text_is_the_direction_of_its_rare_words(word_tokenizer, embeddings):
     common = tuple((" ".join([*COMMON, word]),) for word in FILM)
-    embed = fit_word_average(word_tokenizer, embeddings, common, 16)
+    embed = chain.fit_word_average(word_tokenizer, embeddings, common, 16)
     (film, framed, phone, none) = embed([("film",), ("the film was this",), ("the phone was this",), ("",)])
     centred = embeddings.numpy() - embeddings.numpy().mean(0)
     vector = centred[word_tokenizer.convert_tokens_to_ids("film")]
@@ -358,16 +324,14 @@ def test_both_sides_of_a_pair_and_no_more_than_the_longest_length_are_read(embed
 @pytest.mark.parametrize(("choice", "least", "most"), [("near", 0.65, 1.0), ("random", 0.15, 0.5), ("far", 0.0, 0.12)])
 def test_near_texts_are_those_of_the_target(embed, choice, least, most):
     near, far = sentences(PHONE, 90, seed=7), sentences(FILM, 210, seed=8)
-    bank = tuple(np.random.default_rng(0).permutation(np.array(near + far)).reshape(-1, 1).tolist())
-    bank = tuple(map(tuple, bank))
-    target = sentences(PHONE, 12, seed=2)
-    chosen = choose_texts(bank, target, 60, choice, embed, np.random.default_rng(0))
-    chosen = [bank[i] for i in chosen]
+    bank = tuple((near + far)[i] for i in np.random.default_rng(0).permutation(300))
+    places = chain.choose_texts(bank, sentences(PHONE, 12, seed=2), 60, choice, embed, np.random.default_rng(0))
+    chosen = [bank[i] for i in places]
     assert len(set(chosen)) == 60 and [text for text in bank if text in set(chosen)] == chosen
     assert least <= np.mean([text in set(near) for text in chosen]) <= most
 
 
 def test_a_bank_that_is_small_enough_is_taken_whole(embed):
     bank = sentences(FILM, 5, seed=1)
-    chosen = choose_texts(bank, sentences(PHONE, 4, seed=2), 5, "near", embed, np.random.default_rng(0))
+    chosen = chain.choose_texts(bank, sentences(PHONE, 4, seed=2), 5, "near", embed, np.random.default_rng(0))
     assert chosen.tolist() == [0, 1, 2, 3, 4]

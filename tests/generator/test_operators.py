@@ -7,51 +7,27 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
-from transformers import BertConfig, BertForMaskedLM
+from transformers import BertForMaskedLM
 
 from l2a.config import GeneratorConfig
-from l2a.data.examples import normalised_hash
-from l2a.generator import operators as words_module
-from l2a.generator.chain import FORBIDDEN, MOVES, AugmentationSpace, metropolis_hastings
-from l2a.generator.operators import (
-    CHAIN_OPERATORS,
-    SOURCE,
-    MaskedLanguageModel,
-    NearestWords,
-    WordSources,
-    build_operator,
-    eda,
-    find_words,
-    tinybert,
-)
-from l2a.util.errors import UsageError
+from l2a.data import normalised_hash
+from l2a.generator import chain, operators
+from l2a.generator.operators import SOURCE, MaskedLanguageModel, NearestWords, build_operator, find_words
+from l2a.util import UsageError
+from tests.conftest import tiny_bert_config
 
-from .conftest import COMMON, FILM, MARKS, PHONE, SPECIALS, WORDS, embed_toy
-
-
-class Recorder:
-    """Keeps what a function is asked for."""
-
-    def __init__(self, function):
-        self.function, self.asked = function, []
-
-    def __call__(self, inputs):
-        self.asked.extend(inputs)
-        return self.function(inputs)
+from .conftest import FILM, MARKS, PHONE, SPECIALS, WORDS, Recorder, batches_of, embed_toy
 
 
 def open_space(problem, config):
-    space = AugmentationSpace(problem, replace(config, degree=0.4))
+    space = chain.AugmentationSpace(problem, replace(config, degree=0.4))
     return space, space.visited
 
 
 def test_draws_follow_the_base_law(problem):
-    config = GeneratorConfig(operators={"source": 2, "knn": 0}, target_share=0.25)
-    space, _ = open_space(problem, config)
-    states = space.draw(4000, np.random.default_rng(0))
-    sources = len(problem.source_inputs)
-    shares = np.bincount(states.operator, minlength=4) / 4000
-    assert shares == pytest.approx([0.5, 0.25, 0.25, 0.0], abs=0.03)
+    space, _ = open_space(problem, GeneratorConfig(operators={"source": 2, "knn": 0}, target_share=0.25))
+    states, sources = space.draw(4000, np.random.default_rng(0)), len(problem.source_inputs)
+    assert np.bincount(states.operator, minlength=4) / 4000 == pytest.approx([0.5, 0.25, 0.25, 0.0], abs=0.03)
     assert len(np.unique(states.base)) == len(np.unique(states.partner)) == sources + 12, "every text is drawn"
     from_target = states.base >= sources
     assert from_target[states.operator != SOURCE].mean() == pytest.approx(0.25, abs=0.03)
@@ -60,24 +36,22 @@ def test_draws_follow_the_base_law(problem):
     assert (states.degree[states.operator == SOURCE] == 0).all()
 
 
-@pytest.mark.parametrize(("operators", "unchanged"), [({}, 0.75 + 0.25 / 4), ({"source": 1}, 0.25)])
-def test_unlabelled_text_mostly_comes_unchanged_unless_it_is_said_how_often(problem, operators, unchanged):
+@pytest.mark.parametrize(("weights", "unchanged"), [({}, 0.75 + 0.25 / 4), ({"source": 1}, 0.25)])
+def test_unlabelled_text_mostly_comes_unchanged_unless_it_is_said_how_often(problem, weights, unchanged):
     some = replace(problem, unlabelled_inputs=tuple((f"a {i}",) for i in range(3 * len(problem.source_inputs))))
-    space, _ = open_space(some, GeneratorConfig(operators=operators))
-    states = space.draw(4000, np.random.default_rng(0))
+    states = open_space(some, GeneratorConfig(operators=weights))[0].draw(4000, np.random.default_rng(0))
     assert (states.operator == SOURCE).mean() == pytest.approx(unchanged, abs=0.03)
 
 
 def test_each_move_changes_its_part_and_no_other_and_local_moves_one_block(problem):
-    space, _ = open_space(problem, GeneratorConfig())
-    rng = np.random.default_rng(0)
+    (space, _), rng = open_space(problem, GeneratorConfig()), np.random.default_rng(0)
     states = space.draw(600, rng)
     proposed, moves = space.propose(states, rng)
     for move, kept in (("local", {"base", "operator", "partner"}), ("partner", {"base", "operator", "u"})):
-        chains = moves == MOVES.index(move)
+        chains = moves == chain.MOVES.index(move)
         for name in ("base", "operator", "partner", "u"):
             assert np.array_equal(getattr(proposed, name)[chains], getattr(states, name)[chains]) == (name in kept)
-    chains = moves == MOVES.index("local")
+    chains = moves == chain.MOVES.index("local")
     redrawn = (proposed.u != states.u).any(axis=2)[chains]
     edges = np.abs(np.diff(np.pad(redrawn.astype(int), ((0, 0), (1, 1))), axis=1)).sum(axis=1)
     assert (edges == 2).all()
@@ -100,14 +74,12 @@ def cell_of(states, problem):
 
 def test_the_law_of_the_chain_is_the_reweighted_base_law(problem):
     """Plain draws, weighted by exp(score), estimate the same stationary law as the chain does."""
-    config = GeneratorConfig(tau=0.5, beta=5.0, max_degree=0.2)
-    space, _ = open_space(problem, config)
-    rng = np.random.default_rng(0)
+    (space, _), rng = open_space(problem, GeneratorConfig(tau=0.5, beta=5.0, max_degree=0.2)), np.random.default_rng(0)
     plain = space.draw(12_000, rng)
     weights = np.exp(space.score(plain))
     expected = np.bincount(cell_of(plain, problem), weights=weights, minlength=8) / weights.sum()
     counts = np.zeros(8)
-    steps = metropolis_hastings(space.draw(500, rng), space.propose, space.score, rng)
+    steps = chain.metropolis_hastings(space.draw(500, rng), space.propose, space.score, rng)
     for number, step in zip(range(45), steps, strict=False):
         if number >= 5:
             counts += np.bincount(cell_of(step.states, problem), minlength=8)
@@ -119,25 +91,22 @@ def test_the_law_of_the_chain_is_the_reweighted_base_law(problem):
 def test_an_infinite_temperature_leaves_only_the_limit_on_the_degree(problem):
     space, _ = open_space(problem, GeneratorConfig(tau=float("inf"), beta=2.0, max_degree=0.3))
     states = space.draw(200, np.random.default_rng(0))
-    allowed = states.row != FORBIDDEN
+    allowed = states.row != chain.FORBIDDEN
     expected = -2.0 * np.maximum(0.0, states.degree - 0.3)
     assert space.score(states)[allowed] == pytest.approx(expected[allowed])
     assert (space.score(states)[~allowed] == -np.inf).all()
 
 
 def test_test_texts_are_never_embedded_or_visited(problem):
-    embed = Recorder(embed_toy)
-    plain = open_space(problem, GeneratorConfig())[0]
-    plain.draw(300, np.random.default_rng(0))
-    free, labelled = open_space(problem, GeneratorConfig())
+    embed, (free, labelled) = Recorder(embed_toy), open_space(problem, GeneratorConfig())
     free.draw(300, np.random.default_rng(0))
     texts = set(labelled.inputs) - set(problem.source_inputs + problem.target_inputs)
     made = {normalised_hash(text) for text in sorted(texts)[:30]}
     guarded, _ = open_space(replace(problem, embed=embed, forbidden_hashes=made), GeneratorConfig())
     states = guarded.draw(300, np.random.default_rng(0))
-    assert (states.row == FORBIDDEN).any()
+    assert (states.row == chain.FORBIDDEN).any()
     assert not made & {normalised_hash(text) for text in embed.asked}
-    assert (guarded.score(states)[states.row == FORBIDDEN] == -np.inf).all()
+    assert (guarded.score(states)[states.row == chain.FORBIDDEN] == -np.inf).all()
 
 
 def test_each_text_is_embedded_once_and_each_gradient_asked_for_once(problem):
@@ -155,17 +124,15 @@ def test_each_text_is_embedded_once_and_each_gradient_asked_for_once(problem):
 def test_fgsm_needs_a_gradient(problem):
     without = replace(problem, space=replace(problem.space, gradient=None))
     states = open_space(without, GeneratorConfig())[0].draw(300, np.random.default_rng(0))
-    assert not (states.operator == CHAIN_OPERATORS.index("augpro_fgsm")).any()
+    assert not (states.operator == operators.CHAIN_OPERATORS.index("augpro_fgsm")).any()
     with pytest.raises(UsageError, match="without a student's gradient"):
         open_space(without, GeneratorConfig(operators={"source": 0, "augpro_mix": 0, "knn": 0}))
 
 
 def test_a_gradient_of_the_wrong_shape_is_refused(problem):
-    wrong = replace(
-        problem, space=replace(problem.space, gradient=lambda inputs: [np.zeros((3, 8), np.float32) for _ in inputs])
-    )
+    space = replace(problem.space, gradient=lambda inputs: [np.zeros((3, 8), np.float32) for _ in inputs])
     with pytest.raises(ValueError, match="one row for each token"):
-        open_space(wrong, GeneratorConfig())[0].draw(100, np.random.default_rng(0))
+        open_space(replace(problem, space=space), GeneratorConfig())[0].draw(100, np.random.default_rng(0))
 
 
 def test_rows_keep_their_own_density(problem):
@@ -174,39 +141,29 @@ def test_rows_keep_their_own_density(problem):
     rows = visited.rows(texts)
     assert rows.tolist() == [0, 1, 2, 0]
     assert visited.densities(rows) == pytest.approx(space.density.log_density(embed_toy(texts)))
-    assert visited.densities(np.array([[FORBIDDEN, 0]]))[0, 0] == -np.inf
+    assert visited.densities(np.array([[chain.FORBIDDEN, 0]]))[0, 0] == -np.inf
 
 
 OPERATORS = ("augpro_mix", "augpro_fgsm", "knn", "eda", "tinybert", "masked", "source", "target_only")
-words = st.lists(
-    st.sampled_from([*FILM, *PHONE, *COMMON, *MARKS, *SPECIALS[:5], "don't", "10th", "#film", "good-bad", "Filming"]),
-    max_size=12,
-)
-sides = words.map(" ".join)
-batches = st.one_of(
-    st.lists(st.tuples(sides), min_size=2, max_size=5), st.lists(st.tuples(sides, sides), min_size=2, max_size=5)
-)
+batches = batches_of(*WORDS, *MARKS, *SPECIALS[:5], "don't", "10th", "#film", "good-bad", "Filming")
 SYNONYMS = {word: [other for other in group if other != word] for group in (FILM, PHONE) for word in group}
 
 
 @pytest.fixture(scope="module")
-def masked(word_tokenizer, tokens):
+def masked(word_tokenizer):
     torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(tokens), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
-        max_position_embeddings=64,
-    )  # fmt: skip
+    config = tiny_bert_config(word_tokenizer, hidden_size=16, num_hidden_layers=1, intermediate_size=16)
     return MaskedLanguageModel(BertForMaskedLM(config).eval(), word_tokenizer, 14, count=5)
 
 
 @pytest.fixture(scope="module")
-def operators(space, masked):
+def rewrites(space, masked):
     vectors = torch.nn.functional.normalize(torch.randn(len(WORDS), 6, generator=torch.Generator().manual_seed(1)))
-    sources, with_model = WordSources(lambda: None), WordSources(lambda: masked)
+    sources, with_model = operators.WordSources(lambda: None), operators.WordSources(lambda: masked)
     sources.nearest = with_model.nearest = lambda: NearestWords(WORDS, vectors.numpy(), count=4)
     sources.synonyms = lambda: SYNONYMS
-    made = {name: partial(work, sources) for name, work in (("eda", eda), ("tinybert", tinybert))}
-    made |= {"masked": partial(tinybert, with_model)}
+    made = {name: partial(operators.OPERATORS[name].rewrite, sources) for name in ("eda", "tinybert")}
+    made |= {"masked": partial(operators.tinybert, with_model)}
     return made | {name: build_operator(name, lambda: space, lambda: None) for name in OPERATORS if name not in made}
 
 
@@ -219,10 +176,10 @@ def closed_words(side, name):
 @pytest.mark.parametrize("name", OPERATORS)
 @settings(max_examples=25)
 @given(batch=batches, seed=st.integers(0, 10_000), degree=st.floats(0.05, 1.0))
-def test_guards(operators, name, batch, seed, degree):
+def test_guards(rewrites, name, batch, seed, degree):
     partners = batch[::-1]
-    made = operators[name](batch, partners, degree, np.random.default_rng(seed))
-    assert made == operators[name](batch, partners, degree, np.random.default_rng(seed)), "the seed decides"
+    made = rewrites[name](batch, partners, degree, np.random.default_rng(seed))
+    assert made == rewrites[name](batch, partners, degree, np.random.default_rng(seed)), "the seed decides"
     assert len(made) == len(batch)
     for base, partner, rewrite in zip(batch, partners, made, strict=True):
         kept = partner if name == "source" else base
@@ -231,15 +188,13 @@ def test_guards(operators, name, batch, seed, degree):
         assert (rewrite.changed_share == 0) >= (rewrite.text == kept), "a changed share of an unchanged text"
         for old, new in zip(kept, rewrite.text, strict=True):
             assert name == "eda" or len(new.split()) == len(old.split()), "a word came or went"
-            assert closed_words(new, name) == closed_words(old, name), (
-                "a special token, number or mark changed or was emitted"
-            )
+            assert closed_words(new, name) == closed_words(old, name), "a special token, number or mark came or went"
 
 
-@given(text=st.lists(st.sampled_from([*FILM, *PHONE, *COMMON]), min_size=1, max_size=30), seed=st.integers(0, 10_000))
-def test_eda_changes_as_many_words_as_its_degree_says(operators, text, seed):
+@given(text=st.lists(st.sampled_from(WORDS), min_size=1, max_size=30), seed=st.integers(0, 10_000))
+def test_eda_changes_as_many_words_as_its_degree_says(rewrites, text, seed):
     base = (" ".join(text),)
-    (rewrite,) = operators["eda"]([base], [base], 0.2, np.random.default_rng(seed))
+    (rewrite,) = rewrites["eda"]([base], [base], 0.2, np.random.default_rng(seed))
     allowed, after = max(1, int(0.2 * len(text))), rewrite.text[0].split()
     assert len(after) <= len(text) + allowed, "more words were inserted"
     assert len(after) >= 1, "all words were deleted"
@@ -250,17 +205,17 @@ def test_eda_changes_as_many_words_as_its_degree_says(operators, text, seed):
 
 
 @pytest.mark.parametrize("name", ["augpro_mix", "augpro_fgsm", "knn", "tinybert", "masked"])
-def test_the_changed_share_is_the_degree_on_the_average(operators, name):
+def test_the_changed_share_is_the_degree_on_the_average(rewrites, name):
     base, partner = (" ".join(FILM),), (" ".join(PHONE),)
-    made = operators[name]([base] * 400, [partner] * 400, 0.3, np.random.default_rng(0))
+    made = rewrites[name]([base] * 400, [partner] * 400, 0.3, np.random.default_rng(0))
     changed = [np.mean([old not in (new,) for old, new in zip(FILM, one.text[0].split(), strict=True)]) for one in made]
     assert np.mean([one.changed_share for one in made]) == pytest.approx(0.3, abs=0.03)
     assert np.mean(changed) == pytest.approx(0.3, abs=0.03)
 
 
-def test_tinybert_leaves_stop_words_and_takes_only_candidates(operators):
+def test_tinybert_leaves_stop_words_and_takes_only_candidates(rewrites):
     base = ("This Film was very GOOD",)
-    made = operators["tinybert"]([base] * 50, [base] * 50, 1.0, np.random.default_rng(0))
+    made = rewrites["tinybert"]([base] * 50, [base] * 50, 1.0, np.random.default_rng(0))
     for rewrite in made:
         this, film, was, very, good = rewrite.text[0].split()
         assert (this, was, very) == ("This", "was", "very"), "a stop word changed"
@@ -276,17 +231,10 @@ def test_masked_words_are_asked_with_their_text(masked):
     assert several == [], "a word of several tokens is for the word vectors"
 
 
-def test_augpro_mix_takes_tokens_of_the_partner(operators):
-    base, partner = (" ".join(FILM[:5]), "my phone"), (" ".join(PHONE[:5]), "the film")
-    (rewrite,) = operators["augpro_mix"]([base], [partner], 1.0, np.random.default_rng(0))
-    assert set(rewrite.text[0].split()) <= set(PHONE)
-    assert set(rewrite.text[1].split()) <= {"the", "film"}, "the second side took tokens of the first"
-
-
-def test_a_text_beyond_the_longest_sequence_keeps_its_end(operators):
+def test_a_text_beyond_the_longest_sequence_keeps_its_end(rewrites):
     base = (" ".join(FILM * 5),)
     for name in ("augpro_mix", "augpro_fgsm", "knn"):
-        (rewrite,) = operators[name]([base], [(" ".join(PHONE * 5),)], 1.0, np.random.default_rng(0))
+        (rewrite,) = rewrites[name]([base], [(" ".join(PHONE * 5),)], 1.0, np.random.default_rng(0))
         assert rewrite.text[0].split()[14:] == base[0].split()[14:]
         assert rewrite.text[0].split()[:14] != base[0].split()[:14]
 
@@ -297,9 +245,9 @@ def test_augpro_fgsm_without_gradients_is_refused(space):
         operator([("film",)], [("film",)], 1.0, np.random.default_rng(0))
 
 
-def test_neighbouring_words_can_both_be_deleted(operators):
+def test_neighbouring_words_can_both_be_deleted(rewrites):
     base = ("film good bad",)
-    made = operators["eda"]([base] * 200, [base] * 200, 0.6, np.random.default_rng(0))
+    made = rewrites["eda"]([base] * 200, [base] * 200, 0.6, np.random.default_rng(0))
     texts = {rewrite.text[0] for rewrite in made}
     assert {"bad", "good", "film"} <= {text.strip() for text in texts}
     assert {"good bad", "film bad", "film good"} <= texts, "one blank goes with a word"
@@ -312,7 +260,7 @@ def test_synonyms_are_the_other_words_of_a_synset():
         "00001740 00 a 02 Able(p) 0 24-hour 0 000 | having the means",
         "00002000 00 v 02 film 0 shoot 4 000 | make a film",
     ]
-    synonyms = words_module.read_synsets(lines)
+    synonyms = operators.read_synsets(lines)
     assert synonyms["film"] == ["movie", "picture", "moving picture", "flick", "shoot"]
     assert "able" not in synonyms and synonyms["shoot"] == ["film"]
 
@@ -336,7 +284,7 @@ def test_what_is_no_plain_word_stays(side):
 
 
 def test_words_are_counted_over_both_sides():
-    assert words_module.count_words(("one two", "three")) == 3 and words_module.count_words(("",)) == 1
+    assert operators.count_words(("one two", "three")) == 3 and operators.count_words(("",)) == 1
 
 
 def test_damaged_texts_have_fewer_of_the_same_words_in_another_order():

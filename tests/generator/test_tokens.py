@@ -7,38 +7,21 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-import l2a.generator.tokens as neighbours
-from l2a.generator import tokens as operators
+from l2a.generator import tokens as module
 from l2a.generator.operators import OPERATORS
-from l2a.generator.tokens import (
-    FROZEN,
-    SPECIAL,
-    NeighbourTable,
-    Slots,
-    build_neighbour_table,
-    choose_slots,
-    find_neighbours,
-    shares_characters,
-    token_kinds,
-    write_texts,
-)
-from l2a.util.errors import UsageError
+from l2a.util import UsageError
 
-from .conftest import COMMON, FILM, MARKS, PHONE
+from .conftest import COMMON, FILM, MARKS, PHONE, batches_of
 
 TOKEN_OPERATORS = [name for name, operator in OPERATORS.items() if operator.works_on == "tokens"]
-words = st.lists(st.sampled_from([*FILM, *PHONE, *COMMON, *MARKS, "filming", "phoned", "goodness", "qq"]), max_size=12)
-sides = words.map(" ".join)
-batches = st.one_of(
-    st.lists(st.tuples(sides), min_size=2, max_size=5), st.lists(st.tuples(sides, sides), min_size=2, max_size=5)
-)
+batches = batches_of(*FILM, *PHONE, *COMMON, *MARKS, "filming", "phoned", "goodness", "qq")
 texts = st.text(st.sampled_from("filmphoneTHE don't!,.#@ é4\u00a0\u4e2d\U0001f600"), max_size=40)
 
 
 def change(name, space, batch, u, degree):
     """The store, the slots and the new tokens of a batch whose texts have one another as partners."""
     store, rows = space.tokenize(batch), np.arange(len(batch))
-    slots = choose_slots(store, rows, rows[::-1].copy(), u, degree)
+    slots = module.choose_slots(store, rows, rows[::-1].copy(), u, degree)
     return store, slots, OPERATORS[name].rewrite(slots)
 
 
@@ -53,7 +36,7 @@ def test_guards(space, table, name, batch, seed, degree):
     u = drawn(batch, seed)
     store, slots, tokens = change(name, space, batch, u, degree)
     old, places = store.ids[slots.places], slots.places
-    assert (store.segments[places] != SPECIAL).all(), "a special token changes"
+    assert (store.segments[places] != module.SPECIAL).all(), "a special token changes"
     assert table.allowed[old].all(), "a number, a mark or a single letter changes"
     assert table.allowed[tokens].all(), "a token that is not allowed is emitted"
     assert (table.word_start[tokens] == table.word_start[old]).all(), "## and word starts are mixed"
@@ -72,23 +55,21 @@ def test_a_text_does_not_depend_on_its_batch(space, name):
     first, second, other = ("the film was good",), ("my phone is bad",), (" ".join([*FILM, *PHONE]),)
     u = drawn([first] * 4, 0)
     _, slots, tokens = change(name, space, [first, other, other, second], u, 0.7)  # the partners stay the same
-    among = write_texts(slots, tokens)
+    among = module.write_texts(slots, tokens)
     _, slots, tokens = change(name, space, [first, second], u[::3], 0.7)
-    assert write_texts(slots, tokens) == among[::3]
+    assert module.write_texts(slots, tokens) == among[::3]
 
 
 def test_partners_meet_by_rank_within_side_and_kind(space, tokens):
     batch = [("the filming, was good", "my movie"), ("screened battery", "signal camera")]
     store, slots, found = change("augpro_mix", space, batch, np.zeros((2, 16, 2), np.float32), 1.0)
-    assert [tokens[i] for i in found[slots.owners == 0]] == [
-        "screen", "battery", "##ed", "screen", "battery", "signal", "camera",
-    ]  # fmt: skip
+    assert " ".join(tokens[i] for i in found[slots.owners == 0]) == "screen battery ##ed screen battery signal camera"
     assert store.segments.tolist()[:11] == [-1, 0, 0, 0, 0, 0, 0, -1, 1, 1, -1]
 
 
 def test_a_partner_with_nothing_to_offer_leaves_the_text(space):
     _, slots, found = change("augpro_mix", space, [("the film",), ("! 4",)], np.zeros((2, 16, 2), np.float32), 1.0)
-    assert [made.text for made in write_texts(slots, found)] == [("the film",), ("! 4",)]
+    assert [made.text for made in module.write_texts(slots, found)] == [("the film",), ("! 4",)]
 
 
 @given(text=st.one_of(st.tuples(texts), st.tuples(texts, texts)), seed=st.integers(0, 10_000))
@@ -97,24 +78,24 @@ def test_only_the_changed_spans_change(space, word_tokenizer, tokens, text, seed
     read = word_tokenizer(*([side] for side in text), truncation=True, max_length=16)
     assert [store.ids.tolist()] == read["input_ids"], "not the tokens that models read"
     u, row = drawn([text], seed), np.zeros(1, np.int64)
-    slots = choose_slots(store, row, row, u, 0.5)
-    (same,) = write_texts(slots, store.ids[slots.places])
+    slots = module.choose_slots(store, row, row, u, 0.5)
+    (same,) = module.write_texts(slots, store.ids[slots.places])
     assert same == (text, 0.0), "unchanged tokens give another text"
     expected, movie = list(text), tokens.index("movie")
     for place in slots.places[::-1]:
         side, (start, end) = store.segments[place], store.spans[place]
         if store.ids[place] != movie:
             expected[side] = expected[side][:start] + "movie" + expected[side][end:]
-    (made,) = write_texts(slots, np.full(len(slots.places), movie))
+    (made,) = module.write_texts(slots, np.full(len(slots.places), movie))
     assert made.text == tuple(expected)
 
 
 def test_case_marks_and_what_lies_beyond_the_maximum_length_stay(space, tokens):
     text = (f"The FILMing, it's  #Great! {'film ' * 20}",)
     store, row = space.tokenize([text]), np.zeros(1, np.int64)
-    slots = choose_slots(store, row, row, np.zeros((1, 16, 2), np.float32), 1.0)
+    slots = module.choose_slots(store, row, row, np.zeros((1, 16, 2), np.float32), 1.0)
     pieces = [tokens.index("##ed" if tokens[token].startswith("##") else "phone") for token in store.ids[slots.places]]
-    (made,) = write_texts(slots, np.array(pieces))
+    (made,) = module.write_texts(slots, np.array(pieces))
     assert made.text[0].startswith("phone phoneed, it's  #phone! phone ") and made.text[0].endswith("film film film ")
     assert made.changed_share == len(pieces) / 14
 
@@ -122,12 +103,13 @@ def test_case_marks_and_what_lies_beyond_the_maximum_length_stay(space, tokens):
 def test_tokens_that_share_a_character_stay(space):
     spans = np.array([[0, 0], [0, 1], [0, 2], [1, 2], [3, 5], [0, 0], [0, 4], [0, 0]], np.int32)
     segments = np.array([-1, 0, 0, 0, 0, -1, 1, -1], np.int8)
-    assert shares_characters(spans, segments).tolist() == [False, True, True, True, False, False, False, False]
-    assert (space.tokenize([("4 !",)]).slots == FROZEN).all()
+    assert module.shares_characters(spans, segments).tolist() == [False, True, True, True, False, False, False, False]
+    assert (space.tokenize([("4 !",)]).slots == module.FROZEN).all()
 
 
 V, D, COUNT = 300, 48, 64
 EVERYTHING = torch.ones(V, dtype=torch.bool)
+IDS = torch.randint(0, V, (COUNT,), generator=torch.Generator().manual_seed(6))
 
 
 @pytest.fixture(scope="module")
@@ -136,71 +118,41 @@ def matrix() -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def full_table(matrix: torch.Tensor) -> NeighbourTable:
-    return NeighbourTable(find_neighbours(matrix, EVERYTHING, EVERYTHING, V - 1), EVERYTHING, EVERYTHING)
-
-
-def draw(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    ids, partners = torch.randint(0, V, (2, COUNT), generator=generator)
-    return ids, partners
-
-
-def exhaustive(points: torch.Tensor, rows: torch.Tensor, excluded: torch.Tensor) -> torch.Tensor:
-    distances = torch.cdist(points, rows)
-    return distances.scatter(1, excluded[:, None], torch.inf).argmin(dim=1)
-
-
-@settings(max_examples=20, deadline=None)
-@given(seed=st.integers(0, 10_000), degree=st.floats(0.05, 0.95))
-def test_mix_is_the_nearest_row_to_the_interpolated_vector(matrix, seed, degree):
-    """lambda, the weight of the own token, falls below a half with the degree as probability."""
-    ids, partners = draw(seed)
-    decide = torch.rand(COUNT, generator=torch.Generator().manual_seed(seed + 1))
-    weight = torch.where(decide < degree, decide / (2 * degree), 0.5 + (decide - degree) / (2 * (1 - degree)))[:, None]
-    nearest = torch.cdist(weight * matrix[ids] + (1 - weight) * matrix[partners], matrix).argmin(dim=1)
-    found = torch.where(decide < degree, partners, ids)
-    ends = torch.stack([ids, partners], dim=1)
-    points = weight * matrix[ids] + (1 - weight) * matrix[partners]
-    to_ends = (points[:, None] - matrix[ends]).norm(dim=2).argmin(dim=1)
-    assert torch.equal(found, ends.gather(1, to_ends[:, None])[:, 0])
-    assert (found == nearest).float().mean() > 0.9, "a third row should seldom be nearer than both ends"
+def full_table(matrix: torch.Tensor) -> module.NeighbourTable:
+    return module.NeighbourTable(module.find_neighbours(matrix, EVERYTHING, EVERYTHING, V - 1), EVERYTHING, EVERYTHING)
 
 
 def test_fgsm_takes_the_neighbour_with_the_largest_first_order_gain(matrix, full_table):
-    ids, _ = draw(6)
     gradients = torch.randn(COUNT, D, generator=torch.Generator().manual_seed(1))
-    few = NeighbourTable(full_table.ids[:, :5], EVERYTHING, EVERYTHING)
-    found = operators.steepest_neighbours(ids, gradients, few.ids, matrix)
-    for place, token in enumerate(ids.tolist()):
-        gains = {w: float((matrix[w] - matrix[token]) @ gradients[place]) for w in few.ids[token].tolist()}
+    few = full_table.ids[:, :5]
+    found = module.steepest_neighbours(IDS, gradients, few, matrix)
+    for place, token in enumerate(IDS.tolist()):
+        gains = {w: float((matrix[w] - matrix[token]) @ gradients[place]) for w in few[token].tolist()}
         assert found[place] == max(gains, key=gains.__getitem__)
 
 
 def test_fgsm_over_all_rows_is_a_long_step_projected_exhaustively(matrix, full_table, monkeypatch):
-    ids, _ = draw(7)
     gradients = torch.nn.functional.normalize(torch.randn(COUNT, D, generator=torch.Generator().manual_seed(2)), dim=-1)
     rows = torch.nn.functional.normalize(matrix, dim=-1)
-    nearest = exhaustive(rows[ids] + 1e3 * gradients, rows, ids)
-    assert torch.equal(operators.steepest_neighbours(ids, gradients, full_table.ids, rows), nearest)
-    monkeypatch.setattr(operators, "POSITIONS_AT_ONCE", 7)
-    assert torch.equal(operators.steepest_neighbours(ids, gradients, full_table.ids, rows), nearest)
+    distances = torch.cdist(rows[IDS] + 1e3 * gradients, rows).scatter(1, IDS[:, None], torch.inf)
+    for at_once in (module.POSITIONS_AT_ONCE, 7):
+        monkeypatch.setattr(module, "POSITIONS_AT_ONCE", at_once)
+        assert torch.equal(module.steepest_neighbours(IDS, gradients, full_table.ids, rows), distances.argmin(dim=1))
 
 
 def test_knn_draws_each_neighbour_alike(full_table):
-    few = NeighbourTable(full_table.ids[:, :4], EVERYTHING, EVERYTHING)
+    few = module.NeighbourTable(full_table.ids[:, :4], EVERYTHING, EVERYTHING)
     places = np.arange(COUNT).repeat(400)
     choice = np.random.default_rng(0).random(len(places), dtype=np.float32)
-    store = SimpleNamespace(ids=draw(8)[0].numpy(), space=SimpleNamespace(neighbours=few))
-    slots = Slots(store, places, places, places, places, choice)
-    found = operators.knn(slots)
+    store = SimpleNamespace(ids=IDS.numpy(), space=SimpleNamespace(neighbours=few))
+    found = module.knn(module.Slots(store, places, places, places, places, choice))
     ranks = (few.ids.numpy()[store.ids[places]] == found[:, None]).mean(axis=0)
     assert ranks == pytest.approx(0.25, abs=0.02) and ranks.sum() == 1
 
 
 def test_only_pieces_of_two_letters_or_more_may_change():
     tokens = ["[CLS]", "[unused3]", "film", "##ing", "##s", "a", "10", "!", "don't", "für", "##"]
-    word_start, allowed = token_kinds(tokens)
+    word_start, allowed = module.token_kinds(tokens)
     assert [tokens[i] for i in allowed.nonzero()] == ["film", "##ing", "für"]
     assert [tokens[i] for i in (~word_start).nonzero()] == ["##ing", "##s", "##"]
 
@@ -208,7 +160,7 @@ def test_only_pieces_of_two_letters_or_more_may_change():
 @pytest.mark.parametrize("token", ["\u0120film", "\u2581film"])
 def test_other_vocabularies_are_refused(token):
     with pytest.raises(UsageError, match="not WordPiece"):
-        token_kinds(["[CLS]", token])
+        module.token_kinds(["[CLS]", token])
 
 
 @settings(max_examples=25, deadline=None)
@@ -217,7 +169,7 @@ def test_neighbours_are_the_nearest_compatible_tokens(seed, size, k):
     rng = np.random.default_rng(seed)
     embeddings = torch.from_numpy(rng.normal(size=(size, 5)).astype(np.float32))
     word_start, allowed = (torch.from_numpy(rng.random(size) < share) for share in (0.6, 0.7))
-    ids = find_neighbours(embeddings, word_start, allowed, k)
+    ids = module.find_neighbours(embeddings, word_start, allowed, k)
     rows = torch.nn.functional.normalize(embeddings, dim=-1)
     exact = torch.cdist(rows, rows)
     for token in range(size):
@@ -233,30 +185,29 @@ def test_neighbours_are_the_nearest_compatible_tokens(seed, size, k):
 def test_short_untrained_rows_are_not_near_everything():
     trained = torch.randn(50, 64, generator=torch.Generator().manual_seed(0))
     embeddings = torch.cat([trained, 1e-3 * torch.ones(1, 64)])
-    everything = torch.ones(51, dtype=torch.bool)
-    ids = find_neighbours(embeddings, everything, everything, k=3)
+    ids = module.find_neighbours(embeddings, EVERYTHING[:51], EVERYTHING[:51], k=3)
     raw = torch.cdist(trained, embeddings).topk(4, largest=False).indices
     assert (raw == 50).any(dim=1).float().mean() > 0.9
     assert (ids[:50] == 50).any(dim=1).float().mean() < 0.3
 
 
 def test_a_matrix_is_searched_once(tokens, embeddings, monkeypatch):
-    first = build_neighbour_table(embeddings, tokens, k=4)
-    monkeypatch.setattr(neighbours, "find_neighbours", lambda *_: pytest.fail("searched again"))
-    second = build_neighbour_table(embeddings, tokens, k=4)
+    first = module.build_neighbour_table(embeddings, tokens, k=4)
+    monkeypatch.setattr(module, "find_neighbours", lambda *_: pytest.fail("searched again"))
+    second = module.build_neighbour_table(embeddings, tokens, k=4)
     assert torch.equal(first.ids, second.ids)
     monkeypatch.undo()
-    assert not torch.equal(first.ids, build_neighbour_table(embeddings.flip(0), tokens, k=4).ids)
+    assert not torch.equal(first.ids, module.build_neighbour_table(embeddings.flip(0), tokens, k=4).ids)
     assert not second.allowed[tokens.index("[unused1]")] and second.allowed[tokens.index("film")]
 
 
 def test_the_size_of_a_block_changes_no_neighbour(embeddings, table, monkeypatch):
-    monkeypatch.setattr(neighbours, "BLOCK", 5)
-    assert torch.equal(find_neighbours(embeddings, table.word_start, table.allowed, k=4), table.ids)
+    monkeypatch.setattr(module, "BLOCK", 5)
+    assert torch.equal(module.find_neighbours(embeddings, table.word_start, table.allowed, k=4), table.ids)
 
 
 def test_a_token_that_is_the_only_one_of_its_kind_stays():
     words = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
     names = ["film", "movie", "##ing"]
-    assert build_neighbour_table(words, names, k=1).allowed.tolist() == [True, True, False]
-    assert build_neighbour_table(words, names, k=0).ids.shape == (3, 0)
+    assert module.build_neighbour_table(words, names, k=1).allowed.tolist() == [True, True, False]
+    assert module.build_neighbour_table(words, names, k=0).ids.shape == (3, 0)

@@ -11,27 +11,11 @@ from torch import nn
 
 from l2a.data.encoding import EncodedTexts, encode
 from l2a.generator.tokens import vocabulary
-from l2a.kd.data import (
-    DistillationSet,
-    MixedBatches,
-    PerturbedBatches,
-    Renewal,
-    compact_embeddings,
-    cycle,
-    join,
-    median_neighbour_distance,
-    mix_pairs,
-    mixed_outputs,
-    mixture_batches,
-    open_tokens,
-    read_tokens,
-    refuse_constant_targets,
-)
+from l2a.kd import data as kd_data
 from l2a.kd.losses import soft_label_loss
-from l2a.kd.trainer import run_student
+from l2a.kd.trainer import KDTrainer, run_student
 from l2a.teacher.labelling import TeacherOutputs, run_teacher
-from l2a.util.errors import RunError
-from l2a.util.progress import Progress
+from l2a.util import Progress, RunError
 from l2a.util.training import adamw
 from tests.conftest import make_examples
 
@@ -46,21 +30,26 @@ def weights_after(student, train):
     return after
 
 
+@pytest.fixture
+def batches(monkeypatch):
+    """The texts of every step that is taken."""
+    taken, step = [], KDTrainer._step
+    monkeypatch.setattr(KDTrainer, "_step", lambda self, data, i: taken.append(i) or step(self, data, i))
+    return taken
+
+
 def test_a_renewal_that_never_comes_and_keeps_all_changes_nothing(student):
     known, pool = make_set(student, 24), make_set(student, 16, seed=3)
-    never = Renewal(pool, np.arange(16), 20, lambda logits: pytest.fail("it was not time"))
+    never = kd_data.Renewal(pool, np.arange(16), 20, lambda logits: pytest.fail("it was not time"))
     plain = weights_after(student, lambda trainer: trainer.train([known, pool], [0.5, 0.5], 12))
     renewed = weights_after(student, lambda trainer: trainer.train([known, pool], [0.5, 0.5], 12, renewal=never))
     assert all(torch.equal(plain[name], renewed[name]) for name in plain)
 
 
-def test_only_texts_in_use_are_learnt_from(student, monkeypatch):
-    known, pool = make_set(student, 24), make_set(student, 16, seed=3)
-    trainer, batches = make_trainer(student), []
-    step = type(trainer)._step
-    monkeypatch.setattr(type(trainer), "_step", lambda self, data, i: batches.append(set(i)) or step(self, data, i))
+def test_only_texts_in_use_are_learnt_from(student, batches):
+    known, pool, trainer = make_set(student, 24), make_set(student, 16, seed=3), make_trainer(student)
     chosen = iter([np.array([4, 5]), np.array([9])])
-    renewal = Renewal(pool, np.array([0, 1, 2]), 5, lambda logits: next(chosen))
+    renewal = kd_data.Renewal(pool, np.array([0, 1, 2]), 5, lambda logits: next(chosen))
     trainer.train([known, pool], [0.5, 0.5], 12, renewal=renewal)
     in_use = [set().union(*batches[start : start + 5]) - set(range(24)) for start in (0, 5, 10)]
     assert in_use == [{24, 25, 26}, {28, 29}, {33}]
@@ -76,7 +65,7 @@ def test_the_choice_sees_the_student_as_it_is_now(student, monkeypatch):
         monkeypatch.setattr(type(trainer), "_step", lambda *_: setattr(trainer, "steps_done", trainer.steps_done + 1))
         return np.arange(16)
 
-    trainer.train([known, pool], [0.5, 0.5], 8, renewal=Renewal(pool, np.arange(4), 4, choose))
+    trainer.train([known, pool], [0.5, 0.5], 8, renewal=kd_data.Renewal(pool, np.arange(4), 4, choose))
     logits, _ = run_student(student, pool.encoded)  # no update came after the choice
     np.testing.assert_allclose(seen[0], logits, atol=1e-5)
 
@@ -89,109 +78,92 @@ def test_looks_at_the_choice_split_do_not_grow_in_number(student, tmp_path):
             weights_after(student, lambda t: t.train([known, pool], [0.5, 0.5], 20, progress, renewal=renewal))
         return (tmp_path / name).read_text().count("validation")
 
-    often = Renewal(pool, np.arange(8), 3, lambda logits: np.arange(8))
+    often = kd_data.Renewal(pool, np.arange(8), 3, lambda logits: np.arange(8))
     assert looks("often", often) == looks("never", None) == 4
 
 
-def test_the_other_sets_go_on_where_they_were(student, monkeypatch):
+def test_the_other_sets_go_on_where_they_were(student, batches):
     known, pool = make_set(student, 96), make_set(student, 16, seed=3)
-    trainer, batches = make_trainer(student), []
-    step = type(trainer)._step
-    monkeypatch.setattr(type(trainer), "_step", lambda self, data, i: batches.append(i) or step(self, data, i))
-    renewal = Renewal(pool, np.arange(8), 2, lambda logits: np.arange(8))
-    trainer.train([known, pool], [0.5, 0.5], 12, renewal=renewal)
+    renewal = kd_data.Renewal(pool, np.arange(8), 2, lambda logits: np.arange(8))
+    make_trainer(student).train([known, pool], [0.5, 0.5], 12, renewal=renewal)
     seen = np.bincount(np.concatenate(batches), minlength=112)
     assert np.ptp(seen[:96]) <= 1, "a text came again before all had come"
     assert np.ptp(seen[96:104]) <= 1, "of those in use, the ones used least come first"
 
 
-def make_random_set(tokenizer, count: int, seed: int = 0) -> DistillationSet:
-    rng = np.random.default_rng(seed)
-    encoded = encode(tokenizer, [("good " * int(n),) for n in rng.integers(1, 9, count)], 16)
-    outputs = TeacherOutputs(
-        rng.normal(size=(count, 2)).astype(np.float32), rng.normal(size=(count, 4)).astype(np.float32)
-    )
-    return DistillationSet(encoded, outputs, rng.integers(0, 2, count))
-
-
 def cycles_of(sizes, rng):
-    parts = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
-    return [cycle(part, rng) for part in parts]
+    return [kd_data.cycle(part, rng) for part in np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])]
 
 
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=4).filter(any), st.integers(1, 12), st.integers(1, 40))
 def test_every_step_gives_a_whole_batch_of_existing_texts(sizes, batch_size, steps):
     lengths, rng = np.arange(sum(sizes)) % 7 + 1, np.random.default_rng(0)
     shares = [1.0 if size else 0.0 for size in sizes]
-    batches = list(mixture_batches(cycles_of(sizes, rng), shares, lengths, batch_size, steps, rng))
-    assert len(batches) == steps
-    assert all(len(batch) == batch_size for batch in batches)
+    batches = list(kd_data.mixture_batches(cycles_of(sizes, rng), shares, lengths, batch_size, steps, rng))
+    assert [len(batch) for batch in batches] == [batch_size] * steps
     assert all(0 <= i < sum(sizes) for batch in batches for i in batch)
 
 
 def test_shares_hold_over_the_run_and_a_small_set_repeats_evenly():
     rng = np.random.default_rng(0)
-    batches = mixture_batches(cycles_of([4, 1000], rng), [0.25, 0.75], np.ones(1004), 32, 64, rng)
+    batches = kd_data.mixture_batches(cycles_of([4, 1000], rng), [0.25, 0.75], np.ones(1004), 32, 64, rng)
     counts = np.bincount(np.concatenate(list(batches)), minlength=1004)
     assert counts[:4].sum() == pytest.approx(0.25 * 32 * 64, abs=2)
     assert np.ptp(counts[:4]) <= 1
 
 
-def test_joining_and_taking_keep_texts_with_their_labels(tokenizer):
-    first, second = make_random_set(tokenizer, 5, 0), make_random_set(tokenizer, 7, 1)
-    both = join([first, second])
-    back = both.take(np.arange(5, 12))
+def test_joining_and_taking_keep_texts_with_their_labels(student):
+    second = make_set(student, 7, seed=1)
+    back = kd_data.join([make_set(student, 5), second]).take(np.arange(5, 12))
     assert (back.labels == second.labels).all()
     assert (back.encoded.ids == second.encoded.ids).all()
     assert (back.teacher.logits == second.teacher.logits).all()
     assert (back.encoded.padded(np.array([3]))["input_ids"] == second.encoded.padded(np.array([3]))["input_ids"]).all()
 
 
-def test_constant_teacher_labels_are_refused(tokenizer):
-    data = make_random_set(tokenizer, 6)
+def test_constant_teacher_labels_are_refused(student):
+    data = make_set(student, 6)
     constant = replace(data, teacher=TeacherOutputs(np.ones((6, 2), np.float32), data.teacher.embeddings))
     with pytest.raises(RunError, match="same probabilities"):
-        refuse_constant_targets(constant.take(np.arange(2)))
-    refuse_constant_targets(constant.take(np.arange(1)))
-    refuse_constant_targets(data)
+        kd_data.refuse_constant_targets(constant.take(np.arange(2)))
+    kd_data.refuse_constant_targets(constant.take(np.arange(1)))
+    kd_data.refuse_constant_targets(data)
 
 
 VOCABULARY = 40
 
 
 class TableOnly:
-    """A stand-in for a student: an embedding table and what the context asks of it."""
+    """A stand-in for a student: an embedding table, its optimiser and what the context asks of it."""
 
     def __init__(self) -> None:
         self.layer = nn.Embedding(VOCABULARY, 3, padding_idx=0)
         nn.init.normal_(self.layer.weight, generator=torch.Generator().manual_seed(0))
-        self.model = self
+        self.model, self.optimizer = self, adamw([([self.layer.weight], 1e-2)], weight_decay=0.0)
 
     def get_input_embeddings(self) -> nn.Embedding:
         return self.layer
+
+    def descend(self, ids: list[int]) -> None:
+        for _ in range(3):
+            self.optimizer.zero_grad()
+            self.layer(torch.tensor(ids)).pow(2).sum().backward()
+            self.optimizer.step()
 
 
 def encoded_of(ids: list[int]) -> EncodedTexts:
     return EncodedTexts(np.array(ids, np.int32), np.zeros(len(ids), np.int8), np.array([0, len(ids)]), 0)
 
 
-def descend(table: TableOnly, optimizer: torch.optim.Optimizer, ids: list[int], steps: int) -> None:
-    for _ in range(steps):
-        optimizer.zero_grad()
-        table.layer(torch.tensor(ids)).pow(2).sum().backward()
-        optimizer.step()
-
-
-def train_table(rounds: list[list[int]], compact: bool) -> tuple[torch.Tensor, torch.optim.Optimizer, TableOnly]:
+def train_table(rounds: list[list[int]], compact: bool = True) -> TableOnly:
     table = TableOnly()
-    optimizer = adamw([([table.layer.weight], 1e-2)], weight_decay=0.0)
     for ids in rounds:
         if compact:
-            with compact_embeddings(table, optimizer, [encoded_of(ids)]) as (texts, *_):
-                descend(table, optimizer, texts[0].ids.tolist(), 3)
+            with kd_data.compact_embeddings(table, table.optimizer, [encoded_of(ids)]) as (texts, *_):
+                table.descend(texts[0].ids.tolist())
         else:
-            descend(table, optimizer, ids, 3)
-    return table.layer.weight.detach(), optimizer, table
+            table.descend(ids)
+    return table
 
 
 tokens = st.lists(st.integers(1, VOCABULARY - 1), min_size=1, max_size=12)
@@ -200,36 +172,32 @@ tokens = st.lists(st.integers(1, VOCABULARY - 1), min_size=1, max_size=12)
 @given(ids=tokens)
 @settings(max_examples=25, deadline=None)
 def test_training_the_occurring_rows_is_training_the_whole_table(ids):
-    dense, *_ = train_table([ids, ids], compact=False)
-    compact, *_ = train_table([ids, ids], compact=True)
+    dense, compact = (train_table([ids, ids], compact=compact).layer.weight for compact in (False, True))
     torch.testing.assert_close(dense, compact)
 
 
 @given(first=tokens, second=tokens)
 @settings(max_examples=25, deadline=None)
 def test_rows_that_do_not_occur_keep_their_values_to_the_bit(first, second):
-    start = TableOnly().layer.weight.detach()
-    end, *_ = train_table([first, second], compact=True)
+    start, end = TableOnly().layer.weight, train_table([first, second]).layer.weight
     absent = sorted(set(range(VOCABULARY)) - set(first) - set(second))
     assert torch.equal(start[absent], end[absent])
     assert not torch.equal(start[first], end[first])
 
 
 def test_table_padding_and_moments_return_to_their_places():
-    end, optimizer, table = train_table([[3, 5], [5, 7]], compact=True)
+    table = train_table([[3, 5], [5, 7]])
     weight = table.layer.weight
-    assert end.shape == (VOCABULARY, 3)
-    assert table.layer.padding_idx == 0
-    assert optimizer.param_groups[0]["params"] == [weight]
-    moments = optimizer.state[weight]["exp_avg"]
+    assert weight.shape == (VOCABULARY, 3) and table.layer.padding_idx == 0
+    assert table.optimizer.param_groups[0]["params"] == [weight]
+    moments = table.optimizer.state[weight]["exp_avg"]
     assert moments.shape == weight.shape
     assert set(moments.abs().sum(1).nonzero().flatten().tolist()) == {3, 5, 7}
 
 
 def test_the_table_returns_after_a_failure():
     table = TableOnly()
-    optimizer = adamw([([table.layer.weight], 1e-2)])
-    with pytest.raises(KeyboardInterrupt), compact_embeddings(table, optimizer, [encoded_of([4])]):
+    with pytest.raises(KeyboardInterrupt), kd_data.compact_embeddings(table, table.optimizer, [encoded_of([4])]):
         raise KeyboardInterrupt
     assert table.layer.weight.shape == (VOCABULARY, 3)
 
@@ -238,7 +206,7 @@ def test_the_table_returns_after_a_failure():
 @settings(max_examples=25, deadline=None)
 def test_renumbered_texts_read_the_same_rows_and_the_padding_keeps_its_number(ids, pad):
     table, encoded = TableOnly(), replace(encoded_of(ids), pad_id=pad)
-    with compact_embeddings(table, adamw([([table.layer.weight], 1e-2)]), [encoded]) as ((renumbered,), rows, full):
+    with kd_data.compact_embeddings(table, table.optimizer, [encoded]) as ((renumbered,), rows, full):
         assert torch.equal(table.layer.weight[renumbered.ids], full[ids])
         assert rows[renumbered.ids].tolist() == ids
         assert renumbered.pad_id == rows[renumbered.pad_id] == pad
@@ -250,19 +218,18 @@ def texts(count, seed):
 
 def test_a_weight_of_one_or_zero_gives_one_of_the_two_texts(teacher):
     first, second = texts(6, 0), texts(6, 1)
-    pairs = encode(teacher.tokenizer, (*first, *second), 32)
+    pairs, six = encode(teacher.tokenizer, (*first, *second), 32), np.arange(6)
     for weight, alone in ((1.0, first), (0.0, second)):
-        batch = mix_pairs(teacher.encoder, pairs, np.arange(6), np.arange(6, 12), np.full(6, weight, np.float32))
+        batch = kd_data.mix_pairs(teacher.encoder, pairs, six, six + 6, np.full(6, weight, np.float32))
         encoded = encode(teacher.tokenizer, alone, 32)
-        plain = teacher.encoder.get_input_embeddings()(encoded.padded(np.arange(6))["input_ids"])
+        plain = teacher.encoder.get_input_embeddings()(encoded.padded(six)["input_ids"])
         for row, length in enumerate(encoded.lengths):
             assert torch.allclose(batch["inputs_embeds"][row, :length], plain[row, :length], atol=1e-6)
 
 
 def test_mixing_a_text_with_itself_gives_the_teachers_plain_outputs(teacher):
-    inputs = texts(9, 0)
-    weights = np.random.default_rng(0).random(9).astype(np.float32)
-    mixed = mixed_outputs(teacher, encode(teacher.tokenizer, (*inputs, *inputs), 32), weights)
+    inputs, weights = texts(9, 0), np.random.default_rng(0).random(9).astype(np.float32)
+    mixed = kd_data.mixed_outputs(teacher, encode(teacher.tokenizer, (*inputs, *inputs), 32), weights)
     plain = run_teacher(teacher, encode(teacher.tokenizer, inputs, 32))
     assert mixed.logits == pytest.approx(plain.logits, abs=5e-3)
     assert mixed.embeddings == pytest.approx(plain.embeddings, abs=5e-3)
@@ -270,24 +237,19 @@ def test_mixing_a_text_with_itself_gives_the_teachers_plain_outputs(teacher):
 
 def test_a_mix_covers_the_longer_text(teacher):
     pairs = encode(teacher.tokenizer, (("film",), ("the film was very good and the story is fine",)), 32)
-    batch = mix_pairs(teacher.encoder, pairs, np.array([0]), np.array([1]), np.array([0.5], np.float32))
+    batch = kd_data.mix_pairs(teacher.encoder, pairs, np.array([0]), np.array([1]), np.array([0.5], np.float32))
     assert int(batch["attention_mask"].sum()) == pairs.lengths.max()
 
 
 def test_only_the_augmented_examples_are_mixed_and_gradients_reach_the_embeddings(student):
-    plain, bases, partners = make_set(student, 5), make_set(student, 4, 1), make_set(student, 4, 2)
-    data = join([plain, bases, partners])
-    reader = MixedBatches(5, 9, np.full(4, 0.5, np.float32))
-    indices = np.array([0, 6, 3])
-    batch, taught = reader(student, data, indices)
-    expected, _ = read_tokens(student, data, indices)
-    table = student.model.get_input_embeddings()
-    plain_embeds = table(expected["input_ids"])
-    width = plain_embeds.shape[1]
+    data = kd_data.join([make_set(student, 5), make_set(student, 4, 1), make_set(student, 4, 2)])
+    indices, table = np.array([0, 6, 3]), student.model.get_input_embeddings()
+    batch, taught = kd_data.MixedBatches(5, 9, np.full(4, 0.5, np.float32))(student, data, indices)
+    expected, _ = kd_data.read_tokens(student, data, indices)
+    plain = table(expected["input_ids"])
     for row, is_same in enumerate([True, False, True]):
         length = int(expected["attention_mask"][row].sum())
-        same = torch.allclose(batch["inputs_embeds"][row, :length], plain_embeds[row, :length], atol=1e-6)
-        assert same == is_same and length <= width
+        assert torch.allclose(batch["inputs_embeds"][row, :length], plain[row, :length], atol=1e-6) == is_same
     assert np.array_equal(taught.logits, data.teacher.logits[indices])
     batch["inputs_embeds"].sum().backward()
     assert table.weight.grad is not None and table.weight.grad.abs().sum() > 0
@@ -295,20 +257,17 @@ def test_only_the_augmented_examples_are_mixed_and_gradients_reach_the_embedding
 
 def perturbed(teacher, student, bases, teacher_step=0.05, student_step=0.05):
     encoded = encode(teacher.tokenizer, bases, 32)
-    words = vocabulary(teacher.tokenizer)
-    mine = open_tokens(encode(student.tokenizer, bases, 16), vocabulary(student.tokenizer))
-    return PerturbedBatches(5, teacher, encoded, open_tokens(encoded, words), mine, teacher_step, student_step)
+    theirs = kd_data.open_tokens(encoded, vocabulary(teacher.tokenizer))
+    mine = kd_data.open_tokens(encode(student.tokenizer, bases, 16), vocabulary(student.tokenizer))
+    return kd_data.PerturbedBatches(5, teacher, encoded, theirs, mine, teacher_step, student_step)
 
 
 def test_each_step_raises_the_divergence_and_spares_special_tokens(student, teacher):
-    bases = texts(8, 1)
-    data = join([make_set(student, 5), make_set(student, 8, 1)])
+    data, indices = kd_data.join([make_set(student, 5), make_set(student, 8, 1)]), np.array([0, *range(5, 13)])
     student.model.eval()
-    indices = np.array([0, *range(5, 13)])
-    clean, _ = read_tokens(student, data, indices)
-    divergences = []
+    (clean, _), divergences = kd_data.read_tokens(student, data, indices), []
     for steps in ((0.0, 0.0), (0.1, 0.0), (0.0, 0.5)):
-        batch, taught = perturbed(teacher, student, bases, *steps)(student, data, indices)
+        batch, taught = perturbed(teacher, student, texts(8, 1), *steps)(student, data, indices)
         with torch.no_grad():
             logits, _ = student(batch)
         divergences.append(float(soft_label_loss(logits[1:], torch.from_numpy(taught.logits[1:]), 1.0).mean()))
@@ -318,24 +277,18 @@ def test_each_step_raises_the_divergence_and_spares_special_tokens(student, teac
     assert moved[special].max() < 1e-6 and moved[0].max() < 1e-6
     assert float(moved[~special].detach().max()) == pytest.approx(0.5, rel=1e-3)
     assert np.array_equal(taught.logits[0], data.teacher.logits[0])
-
-
-def test_a_batch_without_augmented_examples_is_read_plainly(student, teacher):
-    data = join([make_set(student, 5), make_set(student, 8, 1)])
     batch, _ = perturbed(teacher, student, texts(8, 1))(student, data, np.array([0, 4]))
-    assert "input_ids" in batch
+    assert "input_ids" in batch, "a batch without augmented examples is read plainly"
 
 
 @pytest.mark.parametrize(("kind", "rate"), [("mixed", 0.0), ("perturbed", 1.0)])
 def test_students_train_on_augmented_embeddings_and_repeat(teacher, built_student, kind, rate):
-    from dataclasses import replace
-
     scores = []
     for _ in range(2):
         student = copy.deepcopy(built_student)
         trainer = make_trainer(student, replace(CONFIG, embedding_rate=rate))
         sets = [make_set(student, 5), make_set(student, 8, 1), make_set(student, 8, 2)]
-        mixed = MixedBatches(5, 13, np.linspace(0, 1, 8, dtype=np.float32))
+        mixed = kd_data.MixedBatches(5, 13, np.linspace(0, 1, 8, dtype=np.float32))
         trainer.read_batch = mixed if kind == "mixed" else perturbed(teacher, student, texts(8, 1))
         trainer.train(sets, [0.5, 0.5, 0.0], 5)
         scores.append(trainer.best.log_likelihood)
@@ -346,5 +299,4 @@ def test_students_train_on_augmented_embeddings_and_repeat(teacher, built_studen
 def test_the_step_is_as_long_as_the_way_to_the_nearest_word():
     tokens = ("[CLS]", "film", "movie", "##ing", "phone")
     embeddings = torch.tensor([[0.0, 0.0], [1.0, 0.0], [2.0, 0.0], [4.0, 0.0], [7.0, 0.0]])
-    distance = median_neighbour_distance(embeddings, tokens, np.random.default_rng(0))
-    assert distance == pytest.approx(1.0)
+    assert kd_data.median_neighbour_distance(embeddings, tokens, np.random.default_rng(0)) == pytest.approx(1.0)

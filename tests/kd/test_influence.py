@@ -63,10 +63,9 @@ def test_the_gradient_of_the_reward_is_that_of_small_moves(student, trainer, jud
     assert reward_score(student, judge) == pytest.approx(start, abs=1e-6) != 0
     assert reward_score(student, judge.take(np.arange(0))) == 0, "a number, so that the page of a run can show it"
     gradients = reward_gradient(student, judge)
-    parameters = list(student.model.parameters())
     length = float(torch.stack([g.square().sum() for g in gradients]).sum().sqrt())
     with torch.no_grad():
-        for parameter, gradient in zip(parameters, gradients, strict=True):
+        for parameter, gradient in zip(student.model.parameters(), gradients, strict=True):
             parameter.add_(gradient, alpha=reach / length)
     assert score(student, judge) - start == pytest.approx(reach * length, rel=0.1)
 
@@ -77,8 +76,7 @@ def test_an_influence_is_what_a_step_on_the_text_alone_adds_to_first_order(stude
     trainer = lelp_trainer(student, texts) if objective == "lelp" else make_trainer(student)
     trainer.train([texts], [1.0], 10)
     moves = [torch.ones_like(p) for p in student.model.parameters()]
-    found, slope = influences(trainer, texts, moves, judge), reward_gradient(student, judge)
-    expected = []
+    found, slope, expected = influences(trainer, texts, moves, judge), reward_gradient(student, judge), []
     for i in range(len(texts)):
         loss = trainer._loss(texts, np.array([i]))
         gradients = torch.autograd.grad(loss, list(student.model.parameters()), allow_unused=True)
@@ -149,8 +147,7 @@ def test_slopes_foretell_real_steps_on_halves_of_the_texts(student, trainer, jud
     foretold, real, before = [], [], student.snapshot()
     for _ in range(10):
         half = rng.permutation(64)[:32]
-        trial = trainer.on_trial(one_batch, judge)
-        trial.train([texts.take(half)], [1.0], 2)
+        trainer.on_trial(one_batch, judge).train([texts.take(half)], [1.0], 2)
         foretold.append(found[half].mean())
         real.append(score(student, judge))
         student.restore(before)

@@ -1,8 +1,8 @@
 import copy
-import dataclasses
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,21 +13,13 @@ from torch import nn
 
 from l2a.config import KDConfig
 from l2a.data.encoding import encode
+from l2a.kd import trainer as kd_trainer
 from l2a.kd.data import DistillationSet, MixedBatches, Renewal
 from l2a.kd.losses import soft_label_loss
-from l2a.kd.trainer import (
-    KDTrainer,
-    Score,
-    calibrated_log_likelihoods,
-    embedding_gradients,
-    fit_output_layer,
-    run_student,
-)
+from l2a.kd.trainer import KDTrainer, Score, run_student
 from l2a.student.student import Student
 from l2a.teacher.labelling import TeacherOutputs
-from l2a.util.errors import RunError, UsageError
-from l2a.util.files import Checkpoint
-from l2a.util.progress import Progress
+from l2a.util import Checkpoint, Progress, RunError, UsageError
 from tests.conftest import NEGATIVE, POSITIVE, make_examples
 
 CONFIG = KDConfig(warmup_steps=20, rounds=1, round_steps=20, batch_size=8, learning_rate=3e-3, evaluate_every=5)
@@ -35,7 +27,7 @@ CONFIG = KDConfig(warmup_steps=20, rounds=1, round_steps=20, batch_size=8, learn
 
 def make_set(student: Student, count: int, seed: int = 0) -> DistillationSet:
     examples = make_examples(count, seed)
-    logits = np.stack([-2.0 * (examples.labels * 2 - 1), 2.0 * (examples.labels * 2 - 1)], axis=1).astype(np.float32)
+    logits = ((2.0 * examples.labels - 1)[:, None] * [-2.0, 2.0]).astype(np.float32)
     logits += np.random.default_rng(seed).normal(scale=0.3, size=logits.shape).astype(np.float32)
     outputs = TeacherOutputs(logits, np.random.default_rng(1).normal(size=(count, 64)).astype(np.float32))
     return DistillationSet(encode(student.tokenizer, examples.inputs, 16), outputs, examples.labels)
@@ -57,29 +49,23 @@ def test_few_examples_train(student, count):
 @pytest.mark.slow
 def test_the_student_comes_to_agree_with_its_teacher(student):
     data = make_set(student, 96)
-    trainer = make_trainer(student, dataclasses.replace(CONFIG, warmup_steps=60, round_steps=60))
+    trainer = make_trainer(student, replace(CONFIG, warmup_steps=60, round_steps=60))
     trainer.train([data], [1.0], 120)
-    agreement = (run_student(student, data.encoded)[0].argmax(1) == data.teacher.logits.argmax(1)).mean()
-    assert agreement > 0.9
+    assert (run_student(student, data.encoded)[0].argmax(1) == data.teacher.logits.argmax(1)).mean() > 0.9
 
 
 def test_evaluations_leave_the_student_in_training(student, monkeypatch):
-    trainer, modes = make_trainer(student, dataclasses.replace(CONFIG, evaluate_every=1)), []
-    step = KDTrainer._step
-    monkeypatch.setattr(
-        KDTrainer, "_step", lambda self, *rest: modes.append(student.model.training) or step(self, *rest)
-    )
-    trainer.train([make_set(student, 16)], [1.0], 3)
-    assert modes == [True, True, True]
-    assert not student.model.training
+    modes, step = [], KDTrainer._step
+    monkeypatch.setattr(KDTrainer, "_step", lambda run, *rest: modes.append(student.model.training) or step(run, *rest))
+    make_trainer(student, replace(CONFIG, evaluate_every=1)).train([make_set(student, 16)], [1.0], 3)
+    assert modes == [True, True, True] and not student.model.training
 
 
 def test_trials_neither_score_nor_copy_the_student(student, monkeypatch):
     monkeypatch.setattr(KDTrainer, "evaluate", lambda self: pytest.fail("scored"))
     monkeypatch.setattr(KDTrainer, "_keep", lambda self: pytest.fail("copied"))
-    make_trainer(student, dataclasses.replace(CONFIG, evaluate_every=1)).train(
-        [make_set(student, 8)], [1.0], 2, evaluate=False
-    )
+    trainer = make_trainer(student, replace(CONFIG, evaluate_every=1))
+    trainer.train([make_set(student, 8)], [1.0], 2, evaluate=False)
 
 
 class Told(Progress):
@@ -97,7 +83,7 @@ class Told(Progress):
 def test_a_killed_training_goes_on_to_the_same_student(
     built_student, tmp_path, monkeypatch, saved_after_every_step, killed_at, embedding_rate
 ):
-    config = dataclasses.replace(CONFIG, warmup_steps=8, round_steps=14, embedding_rate=embedding_rate)
+    config = replace(CONFIG, warmup_steps=8, round_steps=14, embedding_rate=embedding_rate)
     steps, real = [], KDTrainer._step
 
     def step(trainer, *batch):
@@ -111,7 +97,7 @@ def test_a_killed_training_goes_on_to_the_same_student(
         student.model.dropout = nn.Dropout(0.3)
         trainer, told, chosen = make_trainer(student, config), Told(folder), []
         trainer.follow(make_set(student, 8, seed=3))
-        sets, shares, pool = [make_set(student, 12, seed=1), make_set(student, 16, seed=2)], [0.5, 0.5], None
+        sets, shares = [make_set(student, 12, seed=1), make_set(student, 16, seed=2)], [0.5, 0.5]
         trainer.train(sets, shares, config.warmup_steps, told)
         pool = Renewal(sets[1], np.arange(8), 6, lambda logits: chosen.append(logits) or np.argsort(logits[:, 0])[:8])
         trainer.train(sets, shares, config.round_steps, told, renewal=pool)
@@ -136,7 +122,7 @@ def test_a_killed_training_goes_on_to_the_same_student(
 def test_only_the_same_training_continues_from_what_a_killed_one_kept(student):
     data, key = make_set(student, 8), make_trainer(student)._key(make_set(student, 8))
     assert make_trainer(student)._key(data) == key != make_trainer(student)._key(make_set(student, 9))
-    config, mixed = dataclasses.replace(CONFIG, batch_size=4), MixedBatches(0, 0, np.ones(1, np.float32))
+    config, mixed = replace(CONFIG, batch_size=4), MixedBatches(0, 0, np.ones(1, np.float32))
     for name, value in (("_seed", 1), ("steps_done", 5), ("read_batch", mixed), ("config", config)):
         other = make_trainer(student)
         setattr(other, name, value)
@@ -147,28 +133,25 @@ def test_a_loss_that_is_not_finite_stops_the_run(student):
     data = make_set(student, 8)
     data.teacher.embeddings[:] = np.nan
     text = rf"'[^']*({'|'.join((*POSITIVE, *NEGATIVE))})[^']*'"
-    with pytest.raises(
-        RunError, match=rf"loss is nan at step 0, in the batch that begins with {text}(, {text}){{2}}; lower"
-    ):
+    message = rf"loss is nan at step 0, in the batch that begins with {text}(, {text}){{2}}; lower"
+    with pytest.raises(RunError, match=message):
         make_trainer(student).train([data], [1.0], 2)
 
 
 def test_fitting_the_output_layer_alone_leaves_the_body(student):
     data, before = make_set(student, 64), student.snapshot()
-    fit_output_layer(student, data)
+    kd_trainer.fit_output_layer(student, data)
     changed = {name for name, value in student.snapshot().items() if not torch.equal(before[name], value)}
     assert changed == {"classifier.weight", "classifier.bias"}
 
 
 def test_gradients_have_one_row_a_token_and_do_not_depend_on_the_batch(student):
     inputs = make_examples(6).inputs
-    logits = np.tile(np.array([[2.0, -2.0]], np.float32), (6, 1))
-
-    def labeller(texts):
-        return TeacherOutputs(logits[: len(texts)], np.zeros((len(texts), 64), np.float32))
-
-    together = embedding_gradients(student, labeller, inputs, 16)
-    alone = embedding_gradients(student, labeller, inputs[:1], 16)
+    outputs = TeacherOutputs(np.tile(np.array([[2.0, -2.0]], np.float32), (6, 1)), np.zeros((6, 64), np.float32))
+    together, alone = (
+        kd_trainer.embedding_gradients(student, lambda texts: outputs.take(np.arange(len(texts))), inputs[:count], 16)
+        for count in (6, 1)
+    )
     lengths = encode(student.tokenizer, inputs, 16).lengths
     assert [len(rows) for rows in together] == lengths.tolist()
     assert np.allclose(together[0], alone[0], atol=1e-6)
@@ -179,9 +162,10 @@ def test_the_score_of_a_state_rewards_ranking_not_confidence():
     labels = np.array([0, 1, 0, 1])
     right = np.array([[1.0, -1], [-1, 1], [1, -1], [-1, 1]], np.float32)
     one_wrong = right * np.array([[1], [1], [1], [-1]], np.float32)
-    of_right, of_wrong = (calibrated_log_likelihoods(logits, labels) for logits in (right, one_wrong))
+    cases = (right, one_wrong, 4 * one_wrong)
+    of_right, of_wrong, sure = (kd_trainer.calibrated_log_likelihoods(logits, labels) for logits in cases)
     assert of_right.shape == (4,) and of_right.mean() > of_wrong.mean()
-    assert of_wrong.mean() == pytest.approx(calibrated_log_likelihoods(4 * one_wrong, labels).mean(), abs=0.01)
+    assert of_wrong.mean() == pytest.approx(sure.mean(), abs=0.01)
 
 
 @pytest.mark.parametrize("embedding_rate", [0.0, 1.0])
@@ -189,9 +173,11 @@ def test_a_large_batch_is_computed_in_parts_without_a_change_of_the_result(built
     ends, sizes, loss = [], [], KDTrainer._loss
     monkeypatch.setattr(KDTrainer, "_loss", lambda self, data, i: sizes.append(len(i)) or loss(self, data, i))
     for part in (8, 24):
-        student = without_dropout(copy.deepcopy(built_student))
-        config = dataclasses.replace(CONFIG, batch_size=24, embedding_rate=embedding_rate)
-        run = make_trainer(student, dataclasses.replace(config, batch_size=part))
+        student = copy.deepcopy(built_student)
+        for module in student.model.modules():
+            module.p = 0.0  # no dropout; nothing else reads it
+        config = replace(CONFIG, batch_size=24, embedding_rate=embedding_rate)
+        run = make_trainer(student, replace(config, batch_size=part))
         run.on_trial(config, make_set(student, 16, 5)).train([make_set(student, 40)], [1.0], 6)
         ends.append(student.snapshot())
         assert max(sizes) <= part and sum(sizes) == 6 * 24
@@ -202,11 +188,10 @@ def test_a_large_batch_is_computed_in_parts_without_a_change_of_the_result(built
 
 
 def test_embeddings_stay_where_they_are_at_rate_zero_and_move_otherwise(student):
-    before = student.word_embeddings().clone()
-    make_trainer(student, dataclasses.replace(CONFIG, embedding_rate=0.0)).train([make_set(student, 32)], [1.0], 4)
+    before, data = student.word_embeddings().clone(), make_set(student, 32)
+    make_trainer(student, replace(CONFIG, embedding_rate=0.0)).train([data], [1.0], 4)
     assert torch.equal(student.word_embeddings(), before)
-    data = make_set(student, 32)
-    make_trainer(student, dataclasses.replace(CONFIG, embedding_rate=1.0)).train([data], [1.0], 4)
+    make_trainer(student, replace(CONFIG, embedding_rate=1.0)).train([data], [1.0], 4)
     moved = (student.word_embeddings() != before).any(1).nonzero().flatten().tolist()
     choice = encode(student.tokenizer, make_examples(16, 5).inputs, 16)
     assert moved and set(moved) <= {*data.encoded.ids.tolist(), *choice.ids.tolist(), choice.pad_id}
@@ -214,7 +199,7 @@ def test_embeddings_stay_where_they_are_at_rate_zero_and_move_otherwise(student)
 
 def test_the_best_state_holds_the_whole_table_when_rows_are_trained(student):
     shape = student.word_embeddings().shape
-    trainer = make_trainer(student, dataclasses.replace(CONFIG, embedding_rate=1.0))
+    trainer = make_trainer(student, replace(CONFIG, embedding_rate=1.0))
     trainer.train([make_set(student, 32)], [1.0], 20)
     best = trainer.best.log_likelihood
     trainer.restore_best()
@@ -230,7 +215,7 @@ def test_more_processes_than_texts_in_a_batch_are_refused(student, monkeypatch):
 
 
 def test_the_judged_state_is_the_average_of_the_steps(student):
-    trainer = make_trainer(student, dataclasses.replace(CONFIG, average=0.9, evaluate_every=1000))
+    trainer = make_trainer(student, replace(CONFIG, average=0.9, evaluate_every=1000))
     trainer.train([make_set(student, 32)], [1.0], 15)
     last = student.snapshot()
     trainer.restore_best()
@@ -269,13 +254,6 @@ def run_processes(out: Path, processes: int, *arguments: str) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def without_dropout(student: Student) -> Student:
-    for module in student.model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-    return student
-
-
 def test_a_state_is_kept_for_following_the_teacher_unless_the_labels_forbid_it():
     few = np.array([-0.1, -0.3, -0.2, -0.4])
     state = Score(0.5, few)
@@ -299,7 +277,7 @@ def test_the_best_state_is_the_one_nearest_to_the_teacher_on_texts_set_apart(stu
         return next(divergences)
 
     monkeypatch.setattr(KDTrainer, "_divergence", measure)
-    trainer = make_trainer(student, dataclasses.replace(CONFIG, embedding_rate=0.0))
+    trainer = make_trainer(student, replace(CONFIG, embedding_rate=0.0))
     monkeypatch.setattr(trainer, "_log_likelihoods", lambda: np.zeros(0))
     trainer.train([make_set(student, 32)], [1.0], 20)
     trainer.restore_best()

@@ -6,7 +6,6 @@ import functools
 import numpy as np
 import pytest
 import torch
-import yaml
 from scipy.stats import spearmanr
 
 from l2a.config import override
@@ -81,16 +80,14 @@ def test_a_policy_is_explained_on_a_pair(config, policy_folder):
 
 def test_headroom_reads_labels_that_no_run_reads_and_is_known_to_later_runs(config, tmp_path):
     target = write_domain(tmp_path / "target.jsonl", 260, seed=2, prefix="this phone ")
-    changed = override(
-        config, {"target": str(target), "selector.keep_rate": 0.25, "kd.warmup_steps": 5, "kd.round_steps": 4}
-    )
+    quick = {"selector.keep_rate": 0.25, "kd.warmup_steps": 5, "kd.round_steps": 4}
+    changed = override(config, {"target": str(target), **quick})
     context = RunContext(changed)
     assert policies.known_headroom(context) == {}
     found, splits = policies.measure_headroom(changed), context.data.splits
     rows = {row["name"]: row for row in found["verdicts"]}
-    assert {name: row["kept"] for name, row in rows.items()} == {
-        **dict.fromkeys((*ORACLES, "random"), 8), "all": 32, "none": 0,
-    }  # fmt: skip
+    kept = {**dict.fromkeys((*ORACLES, "random"), 8), "all": 32, "none": 0}
+    assert {name: row["kept"] for name, row in rows.items()} == kept
     best = max(rows[name]["accuracy"] for name in ORACLES)
     assert found["points"] == pytest.approx(100 * (best - rows["random"]["accuracy"]), abs=1e-4) and found["noise"] >= 0
     seen, unseen = spare_labels(context)
@@ -125,8 +122,7 @@ def test_the_oracle_keeps_unchanged_texts_near_the_target(prepared, monkeypatch)
 def test_neither_test_nor_model_choice_labels_reach_a_selector(config, prepared, monkeypatch):
     """What an environment is made of stays the same to the bit when those labels are flipped, and the test is shut."""
     assert config.teacher.learns_from == "both"  # the choice of the teacher may read validation labels
-    plain = prepared.problem
-    data = load_run_data(config)
+    plain, data = prepared.problem, load_run_data(config)
     flipped = dataclasses.replace(data.splits.validation, labels=1 - data.splits.validation.labels)
     changed = dataclasses.replace(data, splits=dataclasses.replace(data.splits, validation=flipped))
     monkeypatch.setattr("l2a.pipeline.session.load_run_data", lambda *_: changed)
@@ -141,17 +137,14 @@ def test_neither_test_nor_model_choice_labels_reach_a_selector(config, prepared,
 
 def test_the_real_reward_judges_candidates_and_not_their_order(prepared):
     """The same candidates in another order get the same reward; other candidates do not; the student is untouched."""
-    pair = prepared
-    candidates, kept = pair.drawn.candidates, np.arange(len(pair.problem)) % 2 == 0
-    chosen = np.flatnonzero(kept)
-    before = pair.session.student.snapshot()
-    score = functools.partial(reward_score, reward=pair.session.reward)
-    judge = functools.partial(real_reward, pair.session.trainer, score=score, kd=pair.session.context.config.kd)
+    problem, session, candidates = prepared.problem, prepared.session, prepared.drawn.candidates
+    kept, before = np.arange(len(problem)) % 2 == 0, session.student.snapshot()
+    chosen, score = np.flatnonzero(kept), functools.partial(reward_score, reward=session.reward)
+    judge = functools.partial(real_reward, session.trainer, score=score, kd=session.context.config.kd)
     reward = judge(candidates.take(chosen))
-    assert reward == pair.problem.real_reward(kept)
+    assert reward == problem.real_reward(kept) != problem.real_reward(~kept)
     assert reward == pytest.approx(judge(candidates.take(chosen[::-1])), abs=0.02)
-    assert reward != pair.problem.real_reward(~kept)
-    assert all((value == before[name]).all() for name, value in pair.session.student.snapshot().items())
+    assert all((value == before[name]).all() for name, value in session.student.snapshot().items())
 
 
 @pytest.mark.slow
@@ -167,15 +160,16 @@ def test_the_first_tier_foretells_the_second(config):
 @pytest.mark.slow
 def test_a_rule_that_says_so_scores_anew_inside_a_round(config, tmp_path, monkeypatch):
     (tmp_path / "agents").mkdir()
-    card = {"description": "A trial.", "algorithm": "rule: glitter", "rescore_every": 4}
-    (tmp_path / "agents" / "often.yaml").write_text(yaml.safe_dump(card))
+    card = 'description: A trial.\nalgorithm: "rule: glitter"\nrescore_every: 4\n'
+    (tmp_path / "agents" / "often.yaml").write_text(card)
     monkeypatch.chdir(tmp_path)
-    quick = {"kd.rounds": 1, "kd.warmup_steps": 5}
-    trained = train_l2a_student(RunContext(override(config, {"selector.agent": "often", **quick})))
-    (done,) = trained.rounds
+    quick = override(config, {"kd.rounds": 1, "kd.warmup_steps": 5})
+    done, once = (
+        train_l2a_student(RunContext(override(quick, {"selector.agent": agent}))).rounds[0]
+        for agent in ("often", "glitter")
+    )
     assert done.selection.diagnostics["rescored"] == 2  # at 4 and 8 of 10 updates
     assert done.selection.kept.sum() == len(done.pool) // 2
-    once = train_l2a_student(RunContext(override(config, {"selector.agent": "glitter", **quick}))).rounds[0]
     assert once.pool.inputs == done.pool.inputs
     assert not np.array_equal(once.selection.scores, done.selection.scores)
 
@@ -207,8 +201,7 @@ def test_a_run_trains_no_saved_policy_and_scores_anew_by_it_unless_other_scores_
 def test_the_reward_split_does_not_choose_the_model(config, monkeypatch):
     """Without a policy those labels train and choose nothing: flipped, they give the same student to the bit."""
     monkeypatch.setattr("l2a.pipeline.session.refuse_useless_teacher", lambda *_: 1.0)
-    settings = {"selector.agent": "confidence", "kd.rounds": 1, "kd.warmup_steps": 5}
-    changed = override(config, settings)
+    changed = override(config, {"selector.agent": "confidence", "kd.rounds": 1, "kd.warmup_steps": 5})
     plain, data = train_l2a_student(RunContext(changed)), load_run_data(changed)
     flipped = dataclasses.replace(data.splits.reward, labels=1 - data.splits.reward.labels)
     other = dataclasses.replace(data, splits=dataclasses.replace(data.splits, reward=flipped))
@@ -218,21 +211,12 @@ def test_the_reward_split_does_not_choose_the_model(config, monkeypatch):
     assert torch.equal(again.student.output.weight, plain.student.output.weight)
 
 
-@pytest.mark.parametrize("agent", ["nearest", "policy"])
-def test_what_does_not_learn_is_not_trained(config, policy_folder, tmp_path, agent):
-    name = str(policy_folder) if agent == "policy" else agent
-    with pytest.raises(UsageError, match="does not learn"):
-        train_selector([override(config, {"selector.agent": name})], tmp_path / "policy")
+def test_what_does_not_learn_is_not_trained(config, policy_folder, tmp_path):
+    for agent in ("nearest", str(policy_folder)):
+        with pytest.raises(UsageError, match="does not learn"):
+            train_selector([override(config, {"selector.agent": agent})], tmp_path / "policy")
 
 
-def test_a_policy_and_foreign_files_are_not_overwritten(config, policy_folder, tmp_path):
+def test_a_policy_is_not_overwritten(config, policy_folder):
     with pytest.raises(UsageError, match="--overwrite"):
         train_selector([config], policy_folder)
-    (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(UsageError, match="holds other files"):
-        train_selector([config], tmp_path, overwrite=True)
-
-
-def test_a_card_that_only_learns_is_no_policy():
-    with pytest.raises(UsageError, match="without a trained policy"):
-        open_policy("ppo")

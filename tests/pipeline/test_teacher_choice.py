@@ -66,19 +66,14 @@ def test_the_target_alone_must_be_ahead_by_more_than_two_standard_errors(config,
     assert context.teacher.stage == f"teacher: {stage}"
 
 
-def test_one_label_of_a_class_chooses_nothing(config, stages, monkeypatch):
-    monkeypatch.setattr(session, "predict", lambda *_: pytest.fail("asked"))
-    assert (
-        RunContext(override(config, {"shots": 1, "dev_shots": 0, "teacher.learns_from": "auto"})).teacher.stage
-        == "teacher: target"
-    )
+BOTH, ALONE = ["teacher: source", "teacher: target"], ["teacher: target alone"]
 
 
-@pytest.mark.parametrize(("learns_from", "last"), [("both", "teacher: target"), ("target", "teacher: target alone")])
-def test_the_choice_can_be_made_beforehand(config, stages, monkeypatch, learns_from, last):
+@pytest.mark.parametrize(("shots", "way", "trained"), [(8, "both", BOTH), (8, "target", ALONE), (1, "auto", BOTH)])
+def test_one_label_of_a_class_or_a_choice_made_judges_no_teacher(config, stages, monkeypatch, shots, way, trained):
     monkeypatch.setattr(session, "predict", lambda *_: pytest.fail("asked"))
-    context = RunContext(override(config, {"dev_shots": 8, "teacher.learns_from": learns_from}))
-    assert context.teacher.stage == stages[-1] == last and len(stages) == (2 if learns_from == "both" else 1)
+    context = RunContext(override(config, {"shots": shots, "dev_shots": 0, "teacher.learns_from": way}))
+    assert context.teacher.stage == stages[-1] and stages == trained
 
 
 @pytest.mark.parametrize("student_is_right", [True, False])
@@ -88,17 +83,14 @@ def test_a_student_that_a_linear_model_or_a_constant_answer_beats(config, monkey
     logits = np.eye(2, dtype=np.float32)[labels if student_is_right else 1 - labels]
     monkeypatch.setattr(methods, "run_student", lambda *_: (logits, logits))
     monkeypatch.setattr(methods.encoding, "encode", lambda *_: None)
-
-    trained = SimpleNamespace(student=SimpleNamespace(tokenizer=None))
-    tested = np.array([0, 0, 1])
-    said = tested if student_is_right else 0 * tested
+    trained, tested = SimpleNamespace(student=SimpleNamespace(tokenizer=None)), np.array([0, 0, 1])
     test = Examples(tuple((f"text {i}",) for i in tested), tested, ("bad", "good", "so so"))
+    said = tested if student_is_right else 0 * tested
     warn_of_student(context, trained, MethodResult("l2a_student", test, said, 1, 1, 0.0, {}))
     absent, *others = caplog.messages
     assert absent == "test split: no example of so so; add some, or leave the class out everywhere"
-    if student_is_right:
-        assert not others
-    else:
+    assert bool(others) is not student_is_right
+    if others:
         assert re.search(r"right on 66\.7%.*'bad' to every text is on 66\.7%.*give more", others[0])
         assert "tfidf_logreg" in others[1] and "the student on 0%" in others[1]
 

@@ -16,16 +16,11 @@ from l2a.selector.reward import candidate_influences, real_reward, reward_score
 )
 def test_steps_on_trial_have_the_loss_of_the_run_and_leave_no_trace(config, monkeypatch, changes, term):
     session = open_session(RunContext(override(config, changes)))
-    trainer, used = session.trainer, []
-    original = getattr(l2a.kd.losses, term)
+    used, original, before = [], getattr(l2a.kd.losses, term), traces(session)
     monkeypatch.setattr(l2a.kd.losses, term, lambda *arguments: used.append(term) or original(*arguments))
-    kept = [session.student.model.state_dict()] + ([trainer._head.state_dict()] if trainer._head else [])
-    before = [{name: value.clone() for name, value in state.items()} for state in kept]
     score = partial(reward_score, reward=session.reward)
     real_reward(session.trainer, session.target, score, session.context.config.kd)
-    assert used
-    for state, earlier in zip(kept, before, strict=True):
-        assert all(torch.equal(state[name], earlier[name]) for name in earlier)
+    assert used and all(torch.equal(one, other) for one, other in zip(before, traces(session), strict=True))
 
 
 def test_steps_on_trial_start_from_copies_of_what_was_learned_so_far(config):
@@ -44,15 +39,12 @@ def test_measuring_influences_leaves_no_trace(config, changes):
     """Whatever is trained, and also where the real reward takes its steps on a part of the candidates."""
     session = open_session(RunContext(override(config, changes)))
     session.distil(None, 6, "warm-up")
-    trainer = session.trainer
-    before = traces(session)
-    few, kd = session.target.take(np.arange(4)), session.context.config.kd
-    found = candidate_influences(trainer, session.target, few, session.reward, kd)
-    assert np.isfinite(found).all() and found.std() > 0
-    assert found.shape == (len(session.target),)
+    before, few, kd = traces(session), session.target.take(np.arange(4)), session.context.config.kd
+    found = candidate_influences(session.trainer, session.target, few, session.reward, kd)
+    assert np.isfinite(found).all() and found.std() > 0 and found.shape == (len(session.target),)
     assert all(torch.equal(one, other) for one, other in zip(before, traces(session), strict=True))
     assert all(parameter.grad is None for parameter in session.student.model.parameters())
-    assert not session.student.model.training and trainer.steps_done == 6
+    assert not session.student.model.training and session.trainer.steps_done == 6
 
 
 def traces(session):

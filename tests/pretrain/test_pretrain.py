@@ -2,6 +2,7 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from typer.testing import CliRunner
 from l2a.cli.app import app
 from l2a.pretrain import trainer
 from l2a.pretrain.trainer import PretrainConfig, cosine_distance, pretrain, similarity_loss
-from l2a.teacher.model import load_encoder
+from l2a.teacher.model import Teacher, load_encoder
 from l2a.util import files
 from l2a.util.errors import RunError, UsageError
 from tests.conftest import write_domain
@@ -26,15 +27,12 @@ WORDS = ("good", "bad", "film", "story", "phone", "battery", "great", "awful", "
 @pytest.fixture
 def text_file(tmp_path: Path) -> Path:
     lines = [f"the {WORDS[i % 12]} {WORDS[i % 11]} {WORDS[i % 7]} was {WORDS[(5 * i) % 12]} {i}" for i in range(40)]
-    path = tmp_path / "text.txt"
-    path.write_text("\n".join(lines) + "\n")
-    return path
+    (tmp_path / "text.txt").write_text("\n".join(lines) + "\n")
+    return tmp_path / "text.txt"
 
 
 @pytest.fixture
-def make_config(
-    text_file: Path, encoder_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., PretrainConfig]:
+def make_config(text_file: Path, encoder_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeConfig:
     """Settings that train in a second: six steps of 16 texts, three epochs and a half."""
     monkeypatch.setattr(trainer, "BATCH_SIZE", 16)
     config = PretrainConfig(
@@ -52,12 +50,12 @@ def equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bo
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_the_student_is_an_ordinary_classifier_folder(make_config: MakeConfig, saved_after_every_step: None) -> None:
+@pytest.mark.usefixtures("saved_after_every_step")
+def test_the_student_is_an_ordinary_classifier_folder(make_config: MakeConfig) -> None:
     folder = pretrain(make_config())
     model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=3)
     inputs = AutoTokenizer.from_pretrained(folder)("a good film", return_tensors="pt")
-    assert model(**inputs).logits.shape == (1, 3)
-    assert model.dtype == torch.float32
+    assert model(**inputs).logits.shape == (1, 3) and model.dtype == torch.float32
     assert (folder / "model.safetensors").stat().st_mode & 0o777 == 0o644, "readable by everybody"
     assert {value.dtype for value in weights(folder).values()} == {torch.float16}
     assert not any("out_proj" in name for name in weights(folder))
@@ -67,33 +65,25 @@ def test_the_student_is_an_ordinary_classifier_folder(make_config: MakeConfig, s
     assert not (folder / files.CHECKPOINT).exists()
 
 
+@pytest.mark.usefixtures("saved_after_every_step")
 def test_a_killed_run_resumes_to_the_same_student_and_another_seed_gives_another(
-    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saved_after_every_step: None
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = weights(pretrain(make_config(output_dir=tmp_path / "whole")))
     assert not equal(weights(pretrain(make_config(output_dir=tmp_path / "other", seed=1))), whole)
     losses, done = trainer.distillation_losses, []
-
-    def dying(*arguments: object) -> object:
-        if len(done) == 4:
-            raise KeyboardInterrupt
-        done.append(1)
-        return losses(*arguments)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(trainer, "distillation_losses", dying)
-    with pytest.raises(KeyboardInterrupt):
+    calls = iter([losses] * 4 + [Mock(side_effect=KeyboardInterrupt)])
+    with monkeypatch.context() as dying, pytest.raises(KeyboardInterrupt):
+        dying.setattr(trainer, "distillation_losses", lambda *arguments: next(calls)(*arguments))
         pretrain(make_config())
-    done.clear()
     monkeypatch.setattr(trainer, "distillation_losses", lambda *arguments: done.append(1) or losses(*arguments))
     with pytest.raises(UsageError, match=r"\"seed\": 0 there, \"seed\": 1 here"):
         pretrain(make_config(seed=1))
-    assert equal(weights(pretrain(make_config(overwrite=True))), whole)
-    assert len(done) == 2
+    assert equal(weights(pretrain(make_config(overwrite=True))), whole) and len(done) == 2
 
 
-def test_a_run_killed_at_its_end_writes_the_student_alone(
-    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, saved_after_every_step: None
-) -> None:
+@pytest.mark.usefixtures("saved_after_every_step")
+def test_a_run_killed_at_its_end_trains_no_more(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as broken, pytest.raises(ZeroDivisionError):
         broken.setattr(trainer, "_card", lambda *_: 1 / 0)
         pretrain(make_config())
@@ -112,11 +102,15 @@ def test_a_finished_student_is_replaced_only_when_asked(make_config: MakeConfig)
     assert "--steps 2" in (pretrain(make_config(steps=2, overwrite=True)) / "README.md").read_text()
 
 
+def untrained(config: PretrainConfig) -> tuple[Teacher, trainer.GeneralStudent]:
+    teacher = load_encoder(config.teacher, ("0", "1"), seed=0)
+    return teacher, trainer.GeneralStudent(trainer.make_classifier(teacher, config), teacher.hidden_size)
+
+
 def test_training_brings_the_student_nearer_to_the_teacher(make_config: MakeConfig) -> None:
     config = make_config(steps=40, learning_rate=3e-3)
-    teacher = load_encoder(config.teacher, ("0", "1"), seed=0)
+    teacher, model = untrained(config)
     encoded = trainer.encode_texts(trainer.read_texts(config), teacher.tokenizer, config)
-    model = trainer.GeneralStudent(trainer.make_classifier(teacher, config), teacher.hidden_size)
 
     def mean_loss() -> float:
         with torch.no_grad():
@@ -131,10 +125,8 @@ def test_training_brings_the_student_nearer_to_the_teacher(make_config: MakeConf
 def test_a_diverged_loss_ends_the_run(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     diverged = {name: torch.tensor(float("nan")) for name in ("token", "total")}
     monkeypatch.setattr(trainer, "distillation_losses", lambda *_: diverged)
-    with pytest.raises(
-        RunError,
-        match=r"step 1 is not finite \(token nan, total nan\), in the .* with '.+', '.+'; lower --learning-rate",
-    ):
+    said = r"step 1 is not finite \(token nan, total nan\), in the .* with '.+', '.+'; lower --learning-rate"
+    with pytest.raises(RunError, match=said):
         pretrain(make_config())
 
 
@@ -161,16 +153,9 @@ def test_no_text_of_a_protected_domain_is_read(make_config: MakeConfig, tmp_path
         trainer.read_texts(make_config(text=(str(leaked),), protect=(str(protected),)))
 
 
-@pytest.mark.parametrize("wrong", [{"steps": 0}, {"text": ()}, {"learning_rate": float("nan")}, {"hidden_size": 33}])
-def test_wrong_settings_are_refused(make_config: MakeConfig, wrong: dict[str, object]) -> None:
-    with pytest.raises(UsageError, match=next(iter(wrong))):
-        make_config(**wrong)
-
-
-def test_sizes_that_do_not_suit_the_teacher_are_refused(make_config: MakeConfig) -> None:
-    for wrong, field in (({"embedding_size": 500}, "embedding_size"), ({"max_length": 128}, "max_length")):
-        with pytest.raises(UsageError, match=field):
-            pretrain(make_config(**wrong))
+def test_an_embedding_that_is_wider_than_the_teachers_is_refused(make_config: MakeConfig) -> None:
+    with pytest.raises(UsageError, match="embedding_size"):
+        pretrain(make_config(embedding_size=500))
 
 
 def test_the_command_writes_a_student(text_file: Path, encoder_folder: Path, tmp_path: Path) -> None:
@@ -186,8 +171,7 @@ SIZES = st.tuples(st.integers(1, 6), st.integers(2, 5), st.integers(0, 10_000))
 
 
 def draw(count: int, width: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    first, second = (torch.randn(count, width, generator=generator) for _ in range(2))
+    first, second = torch.randn(2, count, width, generator=torch.Generator().manual_seed(seed))
     return first, second
 
 
@@ -202,9 +186,8 @@ def test_losses_are_zero_only_for_the_teachers_directions(sizes: tuple[int, int,
 
 
 def test_similarity_loss_ignores_rotation_and_penalises_other_neighbours() -> None:
-    predicted, target = draw(6, 4, 1)
-    rotation, _ = torch.linalg.qr(draw(4, 4, 2)[0])
-    assert similarity_loss(target @ rotation, target).item() < 1e-4
+    (predicted, target), (square, _) = draw(6, 4, 1), draw(4, 4, 2)
+    assert similarity_loss(target @ torch.linalg.qr(square)[0], target).item() < 1e-4
     assert similarity_loss(predicted, target).item() > 0.1
 
 
@@ -215,10 +198,9 @@ def test_similarity_loss_of_one_text_is_zero_with_a_gradient_path() -> None:
     assert loss.item() == 0.0 and predicted.grad is not None
 
 
-def test_padding_does_not_change_the_losses(make_config: MakeConfig, encoder_folder: Path) -> None:
+def test_padding_does_not_change_the_losses(make_config: MakeConfig) -> None:
     config = make_config()
-    teacher = load_encoder(str(encoder_folder), ("0", "1"), seed=0)
-    model = trainer.GeneralStudent(trainer.make_classifier(teacher, config), teacher.hidden_size)
+    teacher, model = untrained(config)
     batch = trainer.encode_texts([("good film",), ("a bad bad story",)], teacher.tokenizer, config).padded(np.arange(2))
     wider = {name: torch.nn.functional.pad(value, (0, 5)) for name, value in batch.items()}
     first, second = (trainer.distillation_losses(model, teacher, one)["total"].item() for one in (batch, wider))

@@ -31,9 +31,7 @@ EXPORT = {"texts": 1600, "labelled": 38, "models": [
 def label(texts, classes=3):
     """Stand in for a teacher, at random."""
     rng = np.random.default_rng(len(texts))
-    return TeacherOutputs(
-        rng.normal(size=(len(texts), classes)).astype(np.float32), rng.normal(size=(len(texts), 6)).astype(np.float32)
-    )
+    return TeacherOutputs(*(rng.normal(size=(len(texts), width)).astype(np.float32) for width in (classes, 6)))
 
 
 def interval(value):
@@ -84,9 +82,8 @@ def fill(folder, classes=3, is_pair=False, **changes):
     (folder / "log.jsonl").write_text("\n".join(map(json.dumps, events)) + "\n")
     rounds = []
     for size in (40, 60):
-        numbers, operators = np.arange(size, dtype=np.float32), ("knn", HOSTILE[:20])
-        used = tuple(operators[i % 3 // 2] for i in range(size))
-        origins = (f"source:{HOSTILE[:10]}",) * size
+        numbers, origins = np.arange(size, dtype=np.float32), (f"source:{HOSTILE[:10]}",) * size
+        used = tuple(("knn", HOSTILE[:20])[i % 3 // 2] for i in range(size))
         outputs = label(texts[:size], classes)
         pool = CandidatePool(tuple(texts[:size]), origins, used, numbers, outputs, numbers, numbers, numbers)
         rounds.append((pool, Selection(numbers >= size / 4, numbers, "random", {})))

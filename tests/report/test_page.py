@@ -166,9 +166,8 @@ def test_a_page_drawn_later_belongs_to_the_run(finished, capsys):
 
 
 def test_what_has_no_page_is_refused_in_a_sentence(finished, tmp_path):
-    (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match="not the folder of a finished run"):
-        page.renew_page(tmp_path / "empty")
+        page.renew_page(tmp_path)
     with output_folder(tmp_path / "older", "run") as folder:
         (folder / "metrics.json").write_text("{}")
     with pytest.raises(UsageError, match=r"kept no report\.json"):

@@ -1,14 +1,21 @@
-"""The model card as a hub and a reader have it, and the way of a student to a stand-in of the Hub."""
+"""The model card as a hub and a reader have it, and the way of a student to a server that answers as the Hub does."""
 
+import hashlib
 import json
+import os
 import shutil
-from types import SimpleNamespace
+import signal
+import subprocess
+import sys
+import threading
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from unittest.mock import Mock
 
 import httpx2
 import pytest
 import torch
-from huggingface_hub import CommitOperationAdd, ModelCard, RepoUrl
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub import HfApi, ModelCard
 from transformers import BertForSequenceClassification
 
 from l2a.cli.app import push_command
@@ -17,10 +24,8 @@ from l2a.report.run_folder import export_student, model_facts
 from l2a.student.student import class_names
 from l2a.util.errors import RunError, UsageError
 from l2a.util.files import add_to_folder, output_folder, read_mark, to_json
-from tests.conftest import tiny_bert_config
+from tests.conftest import LABELS, tiny_bert_config
 from tests.report.conftest import DATA, EXPORT, HOSTILE, METHODS, MODELS, PART, fill, metrics
-
-NAMES = ("negative", "positive")
 
 
 def card(folder, place=".", export=None, **changes):
@@ -31,7 +36,7 @@ def card(folder, place=".", export=None, **changes):
 @pytest.fixture(scope="module")
 def student(tokenizer, tmp_path_factory):
     torch.manual_seed(0)
-    model = BertForSequenceClassification(tiny_bert_config(tokenizer, **class_names(NAMES)))
+    model = BertForSequenceClassification(tiny_bert_config(tokenizer, **class_names(LABELS)))
     export_student(model, tokenizer, tmp_path_factory.mktemp("made") / "student", "", 32)
     return next(tmp_path_factory.getbasetemp().glob("made*")) / "student"
 
@@ -140,58 +145,130 @@ def test_an_export_is_shown_on_the_page_and_on_cards_that_nobody_edited(run):
         page.renew_page(run)
 
 
-class Hub:
-    """Stands in for the client of the Hub: repositories with their files, in memory."""
+class Hub(ThreadingHTTPServer):
+    """What the Hub answers to a push: repositories, blobs of large files and commits, all in memory."""
+
+    daemon_threads = True
 
     def __init__(self):
-        self.repos, self.error = {}, None
+        super().__init__(("127.0.0.1", 0), Answering)
+        self.address, self.status = f"http://127.0.0.1:{self.server_port}", None
+        self.repos, self.blobs, self.uploads = {}, {}, []
+        self.hold, self.holding = threading.Event(), threading.Event()
+        self.hold.set()
+        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
 
-    def create_repo(self, repo, private, exist_ok):
-        if self.error:
-            raise self.error
-        self.repos.setdefault(f"me/{repo}", SimpleNamespace(private=bool(private), files={}))
-        return RepoUrl(f"https://huggingface.co/me/{repo}")
+    def respond(self, method, path, body):
+        kind = path.split("?")[0].split("/")
+        if self.status:
+            return {"error": "no\nmore"}, self.status
+        if path.startswith("/api/repos/create"):
+            asked = json.loads(body)
+            name = f"me/{asked['name']}"
+            status = 409 if name in self.repos else 200
+            self.repos.setdefault(name, {"private": asked.get("visibility") == "private", "files": {}})
+            return {"url": f"{self.address}/{name}"}, status
+        if path.startswith("/api/validate-yaml"):
+            return {"errors": [], "warnings": []}, 200
+        if method == "PUT":
+            self.uploads.append(kind[-1])
+            self.holding.set()
+            self.hold.wait(60)
+            assert hashlib.sha256(body).hexdigest() == kind[-1]
+            self.blobs[kind[-1]] = body
+            return {}, 200
+        if path.endswith("/info/lfs/objects/batch"):
+            objects = json.loads(body)["objects"]
+            for one in objects:
+                if one["oid"] not in self.blobs:
+                    one["actions"] = {"upload": {"href": f"{self.address}/blob/{one['oid']}"}}
+            return {"transfer": "basic", "objects": objects}, 200
+        repo = self.repos["/".join(kind[3:5])]
+        if "/preupload/" in path:
+            files = [{"path": one["path"], "shouldIgnore": False,
+                      "uploadMode": "lfs" if one["path"].endswith((".safetensors", ".onnx")) else "regular"}
+                     for one in json.loads(body)["files"]]  # fmt: skip
+            return {"files": files}, 200
+        if "/commit/" in path:
+            for line in map(json.loads, body.splitlines()):
+                value = line["value"]
+                if line["key"] in ("file", "lfsFile"):
+                    repo["files"][value["path"]] = value.get("oid") or value["content"]
+                elif line["key"] == "deletedFile":
+                    del repo["files"][value["path"]]
+            return {"commitUrl": f"{self.address}/me/x/commit/{'a' * 40}", "commitOid": "a" * 40}, 200
+        siblings = [{"rfilename": name} for name in repo["files"]]
+        return {"id": "/".join(kind[3:5]), "private": repo["private"], "siblings": siblings}, 200
 
-    def model_info(self, name):
-        siblings = [SimpleNamespace(rfilename=path) for path in self.repos[name].files]
-        return SimpleNamespace(private=self.repos[name].private, siblings=siblings)
 
-    def create_commit(self, name, operations, commit_message):
-        for operation in operations:
-            if isinstance(operation, CommitOperationAdd):
-                self.repos[name].files[operation.path_in_repo] = operation.path_or_fileobj
-            else:
-                del self.repos[name].files[operation.path_in_repo]
+class Answering(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def handle_any(self):
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        content, status = self.server.respond(self.command, self.path, body)
+        answer = json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    do_GET = do_POST = do_PUT = handle_any  # noqa: N815
 
 
 @pytest.fixture
 def hub(monkeypatch):
-    hub = Hub()
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    monkeypatch.setattr("huggingface_hub.HfApi", lambda token: hub)
-    return hub
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    with Hub() as hub:
+        monkeypatch.setattr("huggingface_hub.HfApi", partial(HfApi, hub.address))
+        yield hub
+        hub.hold.set()
+        hub.shutdown()
 
 
 def upload(run, private=False):
     return run_folder.push(run_folder.files_to_push(run, "student"), "student", private)
 
 
+STUDENT = {"README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+EXPORTED = {*STUDENT, "onnx/model.onnx", "onnx/export.json"}
+
+
 def test_a_push_uploads_the_student_and_its_export_and_none_of_the_data(run, hub):
     (run / "student" / "notes.txt").write_text("not of the run")
-    assert upload(run, private=True) == "https://huggingface.co/me/student"
+    assert upload(run, private=True) == f"{hub.address}/me/student"
     repo = hub.repos["me/student"]
-    expected = {"README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
-    assert repo.private and repo.files.keys() == {*expected, "onnx/model.onnx", "onnx/export.json"}
-    assert repo.files["model.safetensors"] == str(run / "student" / "model.safetensors")
+    assert repo["private"] and repo["files"].keys() == EXPORTED
+    digest = hashlib.sha256((run / "student" / "model.safetensors").read_bytes()).hexdigest()
+    assert repo["files"]["model.safetensors"] == digest
     files = {name: path for name, path in run_folder.files_to_push(run, "student").items() if "onnx" not in name}
     run_folder.push(files, "student")
-    assert repo.files.keys() == expected
-    repo.private = False
+    assert repo["files"].keys() == STUDENT
+    repo["private"] = False
     with pytest.raises(UsageError, match="me/student exists and is public"):
         upload(run, private=True)
 
 
-REQUEST = httpx2.Request("POST", "https://huggingface.co")
+@pytest.mark.slow
+def test_a_push_after_a_killed_one_uploads_everything(run, hub):
+    hub.hold.clear()
+    environment = {**os.environ, "HF_ENDPOINT": hub.address, "HF_HUB_DISABLE_XET": "1"}
+    command = [sys.executable, "-c", "from l2a.cli.app import main; main()", "push", str(run), "student", "--private"]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as killed:
+        assert hub.holding.wait(120)
+        killed.send_signal(signal.SIGKILL)
+    assert hub.repos["me/student"]["files"] == {}
+    hub.hold.set()
+    shown = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    assert hub.repos["me/student"]["files"].keys() == EXPORTED and set(hub.blobs) == set(hub.uploads)
+    assert f"uploaded: {hub.address}/me/student" in shown
+    hub.status = 401
+    refused = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert refused.returncode == 1 and "the Hub answers 401: the token is not valid" in refused.stderr
+    assert refused.stderr.count("\n") == 1 and "hf_secret" not in refused.stderr + shown
+
+
 REFUSALS = {
     401: "the Hub answers 401: the token is not valid",
     403: "the Hub answers 403: the token may not write",
@@ -200,11 +277,10 @@ REFUSALS = {
 }
 
 
-def test_a_refusal_of_the_hub_or_none_is_one_sentence(run, hub):
-    for status, said in REFUSALS.items():
-        hub.error = httpx2.ConnectError("Connection\nrefused")
-        if status:
-            hub.error = HfHubHTTPError("no\nmore", response=httpx2.Response(status, request=REQUEST))
+def test_a_refusal_of_the_hub_or_none_is_one_sentence(run, hub, monkeypatch):
+    for hub.status, said in REFUSALS.items():
+        if hub.status is None:
+            monkeypatch.setattr(HfApi, "create_repo", Mock(side_effect=httpx2.ConnectError("Connection\nrefused")))
         with pytest.raises(RunError, match=f"student: {said}") as caught:
             upload(run)
         assert "\n" not in str(caught.value)

@@ -5,6 +5,7 @@ import random
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from l2a.generator.chain import CandidatePool
 from l2a.selector.problem import SelectionProblem
@@ -53,6 +54,18 @@ def problem_and_good():
 @pytest.fixture(scope="session")
 def make_problem():
     return synthetic_problem
+
+
+@pytest.fixture
+def write_card(tmp_path, monkeypatch):
+    """Writes a card into the folder ``agents`` of the working directory."""
+    (tmp_path / "agents").mkdir()
+    monkeypatch.chdir(tmp_path)
+
+    def write(name="mine", **card):
+        (tmp_path / "agents" / f"{name}.yaml").write_text(yaml.safe_dump({"description": "A trial.", **card}))
+
+    return write
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env as gymnasium_check_env
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis.strategies import floats, integers
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
@@ -29,9 +30,7 @@ def task(problem):
 
 def play(environment, seed, keep=0.5, steps=20):
     """Random actions; returns all that came back."""
-    rng = np.random.default_rng(seed)
-    seen = [environment.reset(seed=seed)[0]]
-    rewards, ends = [], []
+    rng, seen, rewards, ends = np.random.default_rng(seed), [environment.reset(seed=seed)[0]], [], []
     for _ in range(steps):
         action = (rng.random(environment.action_space.n) < keep).astype(np.int8)
         observation, reward, terminated, truncated, _ = environment.step(action)
@@ -67,14 +66,7 @@ def test_shares_draw_each_candidate_once_and_earn_the_gain_of_what_they_drew(tas
     assert sum(rewards) == pytest.approx(surrogate_reward(task.surrogate, kept), abs=1e-6)
 
 
-@given(
-    st.integers(8, 80),
-    st.integers(2, 4),
-    st.integers(1, 12),
-    st.integers(1, 6),
-    st.floats(0.01, 1.0),
-    st.integers(0, 99),
-)
+@given(integers(8, 80), integers(2, 4), integers(1, 12), integers(1, 6), floats(0.01, 1.0), integers(0, 99))
 def test_whatever_the_pool_and_the_actions_all_is_finite_and_an_episode_ends(
     make_problem, size, classes, batch, steps, keep, seed
 ):
@@ -86,10 +78,11 @@ def test_whatever_the_pool_and_the_actions_all_is_finite_and_an_episode_ends(
     assert any(ends[-1]) and len(ends) <= steps
 
 
-def test_the_same_seed_gives_the_same_episode(task):
+def test_the_same_seed_gives_the_same_episode_and_no_global_randomness_is_touched(task, global_generators):
+    before = global_generators()
     first, second = play(SelectionEnvironment(task), 3), play(SelectionEnvironment(task), 3)
-    assert np.array_equal(first[0], second[0])
-    assert np.array_equal(first[1], second[1])
+    assert global_generators() == before
+    assert np.array_equal(first[0], second[0]) and np.array_equal(first[1], second[1])
     assert not np.array_equal(first[0], play(SelectionEnvironment(task), 4)[0])
 
 
@@ -103,21 +96,11 @@ def test_a_pickled_environment_continues_where_it_was(task):
     assert np.array_equal(copy.reset()[0], environment.reset()[0])
 
 
-def test_spending_the_budget_terminates(task):
-    ends = play(SelectionEnvironment(task), 0, keep=1.0)[2]
-    assert ends == [(False, False), (True, False)]  # half of 4 batches
-
-
-def test_running_out_of_candidates_terminates_with_budget_left(task):
-    ends = play(SelectionEnvironment(task), 0, keep=0.0)[2]
-    assert len(ends) == task.steps
-    assert ends[-1] == (True, False)
-
-
-def test_a_time_limit_truncates(task):
-    environment = gymnasium.make(ENVIRONMENT_ID, task=task, max_episode_steps=2)
-    ends = play(environment, 0, keep=0.0)[2]
-    assert ends == [(False, False), (False, True)]
+def test_an_episode_ends_with_the_budget_or_the_candidates_and_is_truncated_by_a_time_limit(task):
+    limited = gymnasium.make(ENVIRONMENT_ID, task=task, max_episode_steps=2)
+    assert play(SelectionEnvironment(task), 0, keep=1.0)[2] == [(False, False), (True, False)]  # half of 4 batches
+    assert play(SelectionEnvironment(task), 0, keep=0.0)[2] == [(False, False)] * 3 + [(True, False)]
+    assert play(limited, 0, keep=0.0)[2] == [(False, False), (False, True)]
 
 
 def test_no_candidate_is_shown_twice_in_an_episode(task):
@@ -129,18 +112,15 @@ def test_no_candidate_is_shown_twice_in_an_episode(task):
     assert len(np.unique(np.concatenate(shown))) == task.steps * task.batch
 
 
-def test_keeping_nothing_gains_nothing(task):
-    assert np.array_equal(play(SelectionEnvironment(task), 0, keep=0.0)[1], np.zeros(task.steps))
-
-
-def test_the_rewards_of_an_episode_add_up_to_the_whole_gain(task):
+def test_the_rewards_of_an_episode_add_up_to_the_whole_gain_and_keeping_nothing_gains_nothing(task):
     environment = SelectionEnvironment(task)
+    assert np.array_equal(play(environment, 0, keep=0.0)[1], np.zeros(task.steps))
     _, rewards, _ = play(environment, 0)
     assert rewards.sum() == pytest.approx(environment._episodes.gains.gain[0], abs=1e-5)
 
 
 def test_what_exceeds_the_budget_is_dropped(problem):
-    task = build_task(problem, SelectorConfig(batch=8, episode_steps=4, keep_rate=0.125))
+    task = build_task(problem, dataclasses.replace(SMALL, keep_rate=0.125))
     environment = SelectionEnvironment(task)
     play(environment, 0, keep=1.0)
     assert environment._episodes.kept_count[0] == task.budget == 4
@@ -180,23 +160,13 @@ def test_many_environments_in_one_call_follow_the_same_process(task):
 def test_what_labels_say_of_a_candidate_does_not_stand_in_an_observation(problem):
     """The start of an episode looks the same whatever the candidates would add on the reward split."""
     flipped = dataclasses.replace(problem, influences=lambda: -problem.influences())
-    first = SelectionEnvironment(build_task(problem, SMALL)).reset(seed=0)[0]
-    second = SelectionEnvironment(build_task(flipped, SMALL)).reset(seed=0)[0]
+    first, second = (SelectionEnvironment(build_task(one, SMALL)).reset(seed=0)[0] for one in (problem, flipped))
     assert np.array_equal(first, second)
-
-
-def test_no_global_randomness_is_touched(task, global_generators):
-    before = global_generators()
-    play(SelectionEnvironment(task), 0)
-    assert global_generators() == before
 
 
 @pytest.mark.slow
 def test_a_process_that_is_sent_a_task_knows_the_environment(task):
-    code = (
-        "import pickle, sys, gymnasium\n"
-        "task = pickle.load(sys.stdin.buffer)\n"
-        f"print(gymnasium.make({ENVIRONMENT_ID!r}, task=task).action_space)"
-    )
+    code = "import pickle, sys, gymnasium\ntask = pickle.load(sys.stdin.buffer)\n"
+    code += f"print(gymnasium.make({ENVIRONMENT_ID!r}, task=task).action_space)"
     done = subprocess.run([sys.executable, "-c", code], input=pickle.dumps(task), capture_output=True, check=True)
     assert done.stdout.strip() == b"MultiBinary(8)"

@@ -5,26 +5,18 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-import yaml
-from hypothesis import given, settings, strategies as st
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecMonitor
 
 from l2a.config import SelectorConfig
+from l2a.selector import environment
 from l2a.selector.agents import load_agent
-from l2a.selector.algorithms import DVRL, CandidateNetwork, CandidatePolicy, TrainedPolicy, dvrl_loss, train_agent
-from l2a.selector.environment import (
-    STATE_FEATURES,
-    Episodes,
-    SelectionVecEnv,
-    SpreadByPool,
-    build_task,
-    gain_of_everything,
-)
+from l2a.selector.algorithms import DVRL, CandidateNetwork, CandidatePolicy, dvrl_loss, train_agent
+from l2a.selector.environment import STATE_FEATURES, SelectionVecEnv, build_task
 from l2a.selector.problem import candidate_features, keep_best
 from l2a.selector.reward import surrogate_reward
 from l2a.selector.select import score_pool, select
-from l2a.util.errors import UsageError
+from l2a.util import UsageError
 
 QUICK = SelectorConfig(agent="ppo", batch=16, episode_steps=4, training_steps=256, snapshots=2, real_evaluations=0)
 
@@ -56,7 +48,7 @@ def same(first, second):
 def test_each_pool_keeps_its_own_environments(two_tasks):
     together = SelectionVecEnv(two_tasks, 5, seed=0)
     together.reset()
-    alone = [Episodes(task, count) for task, count in zip(two_tasks, (3, 2), strict=True)]
+    alone = [environment.Episodes(task, count) for task, count in zip(two_tasks, (3, 2), strict=True)]
     for group, episodes in zip(together._groups, alone, strict=True):
         episodes.reset(np.arange(episodes.count), group.candidates.copy())
     actions = np.random.default_rng(0).random((5, 16)) < 0.3
@@ -79,8 +71,7 @@ def test_a_policy_learns_from_all_pools(two_tasks):
 
 
 def test_pools_that_differ_in_features_are_refused(make_problem):
-    problem = make_problem()[0]
-    tasks = [build_task(problem, QUICK), build_task(make_problem(size=9)[0], QUICK)]
+    tasks = [build_task(make_problem(size=size)[0], QUICK) for size in (512, 9)]
     with pytest.raises(UsageError, match=r"selector.batch: .*\[9, 16\]"):
         SelectionVecEnv(tasks, 2, seed=0)
 
@@ -95,47 +86,27 @@ def test_callbacks_of_the_user_run_and_can_end_the_training(task):
     assert stop.n_calls == 3
 
 
-def test_an_algorithm_of_ones_own_plugs_in_by_a_card(problem, tmp_path, monkeypatch):
-    (tmp_path / "my_algorithms.py").write_text(
-        "from stable_baselines3 import A2C\n\n\n"
-        "class Shy(A2C):\n"
-        "    updates = 0\n\n"
-        "    def train(self):\n"
-        "        Shy.updates += 1\n"
-        "        super().train()\n"
-    )
-    card = {"description": "A trial.", "algorithm": "my_algorithms.Shy", "hyperparameters": {"n_steps": 4}}
-    (tmp_path / "shy.yaml").write_text(yaml.safe_dump(card))
-    monkeypatch.chdir(tmp_path)
+def test_an_algorithm_of_ones_own_plugs_in_by_a_card(problem, tmp_path, monkeypatch, write_card):
+    (tmp_path / "my_algorithms.py").write_text("from stable_baselines3 import A2C\n\n\nclass Shy(A2C):\n    pass\n")
+    write_card(algorithm="my_algorithms.Shy", hyperparameters={"n_steps": 4})
     monkeypatch.syspath_prepend(tmp_path)
-    selection = select(problem, dataclasses.replace(QUICK, agent="./shy.yaml"), np.random.default_rng(0))
-    import my_algorithms  # type: ignore[import-not-found]
+    from my_algorithms import Shy  # type: ignore[import-not-found]
 
-    assert my_algorithms.Shy.updates == 256 // (4 * 16)
-    assert selection.policy.agent == "./shy.yaml" and selection.kept.sum() == len(problem) // 2
-
-
-PLANTED = """
-from pathlib import Path
-
-from stable_baselines3 import A2C
-
-Path("ran").touch()
-
-
-class Agent(A2C):
-    pass
-"""
+    updates, update = [], Shy.train
+    monkeypatch.setattr(Shy, "train", lambda algorithm: updates.append(update(algorithm)))
+    selection = select(problem, dataclasses.replace(QUICK, agent="./agents/mine.yaml"), np.random.default_rng(0))
+    assert len(updates) == 256 // (4 * 16)
+    assert selection.policy.agent == "./agents/mine.yaml" and selection.kept.sum() == len(problem) // 2
 
 
 @pytest.mark.parametrize("algorithm", ["planted.Agent", "planted:Agent", "planted.deep.Agent"])
-def test_a_card_in_the_working_directory_runs_no_module_that_lies_beside_it(problem, tmp_path, monkeypatch, algorithm):
-    (tmp_path / "planted.py").write_text(PLANTED)
-    (tmp_path / "agents").mkdir()
-    card = yaml.safe_dump({"description": "A trial.", "algorithm": algorithm, "hyperparameters": {"n_steps": 4}})
+def test_a_card_in_the_working_directory_runs_no_module_that_lies_beside_it(
+    problem, tmp_path, monkeypatch, write_card, algorithm
+):
+    planted = "from pathlib import Path\nfrom stable_baselines3 import A2C as Agent\nPath('ran').touch()\n"
+    (tmp_path / "planted.py").write_text(planted)
     for name in ("trap", "ppo"):  # the second never hides the shipped one
-        (tmp_path / "agents" / f"{name}.yaml").write_text(card)
-    monkeypatch.chdir(tmp_path)
+        write_card(name, algorithm=algorithm, hyperparameters={"n_steps": 4})
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UsageError, match=r"outside stable_baselines3, sb3_contrib, l2a; .*give the card by its path"):
         select(problem, dataclasses.replace(QUICK, agent="trap"), np.random.default_rng(0))
@@ -147,7 +118,7 @@ def test_a_card_in_the_working_directory_runs_no_module_that_lies_beside_it(prob
 
 
 def test_every_pool_has_its_own_scale_of_rewards(two_tasks):
-    spread = SpreadByPool(SelectionVecEnv(two_tasks, 4, seed=0).get_attr("task"))
+    spread = environment.SpreadByPool(SelectionVecEnv(two_tasks, 4, seed=0).get_attr("task"))
     for step in range(20):
         spread.update(np.array([1.0, -1.0, 100.0, -100.0]) * (-1) ** step)
     np.testing.assert_allclose(spread.var, [1.0, 1.0, 1e4, 1e4], rtol=1e-3)
@@ -155,35 +126,13 @@ def test_every_pool_has_its_own_scale_of_rewards(two_tasks):
 
 @pytest.mark.parametrize("changes", [{"learning_rate": -1}, {"learning_rate": "fast"}, {"nonsense": 1}])
 def test_wrong_hyperparameters_are_a_usage_error(task, changes):
-    given = {**load_agent("ppo").hyperparameters, **changes}
     with pytest.raises(UsageError, match="hyperparameters"):
-        train([task], name="ppo", hyperparameters=given)
+        train([task], name="ppo", hyperparameters={**load_agent("ppo").hyperparameters, **changes})
 
 
-def test_numbers_that_yaml_reads_as_text_are_numbers(tmp_path, monkeypatch):
-    (tmp_path / "agents").mkdir()
-    card = "description: A trial.\nalgorithm: stable_baselines3.PPO\nhyperparameters: {learning_rate: 3e-4}\n"
-    (tmp_path / "agents" / "mine.yaml").write_text(card)
-    monkeypatch.chdir(tmp_path)
+def test_numbers_that_yaml_reads_as_text_are_numbers(write_card):
+    write_card(algorithm="stable_baselines3.PPO", hyperparameters={"learning_rate": "3e-4"})
     assert load_agent("mine").hyperparameters == {"learning_rate": 3e-4}
-
-
-WIDTH = 7
-
-
-@settings(max_examples=20, deadline=None)
-@given(seed=st.integers(0, 1000), batch=st.integers(1, 9))
-def test_permuting_candidates_permutes_its_scores(seed, batch):
-    card, generator = load_agent("dvrl"), torch.Generator().manual_seed(seed)
-    torch.manual_seed(seed)
-    network = CandidateNetwork(WIDTH, len(STATE_FEATURES), card.hidden, 0.5, card.activation).eval()
-    policy = TrainedPolicy(network.requires_grad_(False), tuple("abcde"), "dvrl")
-    candidates = torch.randn(2, batch, WIDTH, generator=generator)
-    state = torch.randn(2, len(STATE_FEATURES), generator=generator)
-    order = torch.randperm(batch, generator=generator)
-    first = policy.logits(torch.cat([candidates.flatten(1), state], dim=1).numpy())
-    second = policy.logits(torch.cat([candidates[:, order].flatten(1), state], dim=1).numpy())
-    np.testing.assert_allclose(second, first[:, order.numpy()], atol=1e-5)
 
 
 def test_the_loss_is_the_published_one():
@@ -211,7 +160,7 @@ def make_dvrl(tasks, count):
 def test_its_baseline_is_the_gain_of_everything(make_problem):
     tasks = [build_task(make_problem(seed=seed)[0], SelectorConfig(batch=8, episode_steps=4)) for seed in (0, 1)]
     gains = make_dvrl(tasks, 4).gains_of_everything
-    expected = [gain_of_everything(task, np.random.default_rng(0)) for task in tasks]
+    expected = [environment.gain_of_everything(task, np.random.default_rng(0)) for task in tasks]
     assert gains[:2] == pytest.approx(expected[0], abs=1e-6) and len(set(gains[2:])) == 1
     assert gains[2] == pytest.approx(expected[1], abs=0.02) and gains[0] != gains[2]
 
@@ -219,16 +168,13 @@ def test_its_baseline_is_the_gain_of_everything(make_problem):
 def test_an_update_sees_one_whole_episode_of_each_environment(problem, monkeypatch):
     """The gains that it learns from are those of the episodes that the monitor saw."""
     task = build_task(problem, SelectorConfig(batch=8, episode_steps=4, keep_rate=0.25))
-    algorithm = make_dvrl([task], 3)
-    seen = []
-    loss = dvrl_loss
-    monkeypatch.setattr("l2a.selector.algorithms.dvrl_loss", lambda *values: seen.append(values) or loss(*values))
+    algorithm, seen = make_dvrl([task], 3), []
+    monkeypatch.setattr("l2a.selector.algorithms.dvrl_loss", lambda *values: seen.append(values) or dvrl_loss(*values))
     algorithm.learn(12)
     (logits, kept, counts, advantages), baseline = seen[0], algorithm.gains_of_everything
     assert logits.shape == kept.shape == (4, 3, 8) and len(seen) == 1
     returns = [info["r"] for info in algorithm.ep_info_buffer]
-    whole = advantages.numpy() + baseline
-    assert all(any(abs(value - other) < 1e-5 for other in returns) for value in whole)
+    assert all(any(abs(value - other) < 1e-5 for other in returns) for value in advantages.numpy() + baseline)
     assert counts.sum(dim=0).max() < 4  # the budget of a quarter is spent before the rollout ends
 
 
@@ -241,6 +187,5 @@ def test_it_learns_to_beat_random_selection(make_problem):
     policy = train_agent([task], "dvrl", card, config, 0).snapshots[-1]
     kept = keep_best(score_pool(policy, task, 0.5, rng(0)), 0.5, task.classes)
     chance = keep_best(rng(1).random(512, np.float32), 0.5, task.classes)
-    gains = [surrogate_reward(task.surrogate, mask) for mask in (kept, chance)]
-    assert gains[0] > gains[1] + 0.02
+    assert surrogate_reward(task.surrogate, kept) > surrogate_reward(task.surrogate, chance) + 0.02
     assert good[kept].mean() > 0.55

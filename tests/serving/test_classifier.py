@@ -24,7 +24,7 @@ from l2a.report.run_folder import export_student
 from l2a.serving.classifier import as_inputs, fit_temperature, write_temperature
 from l2a.student.student import class_names
 from l2a.util.errors import UsageError
-from tests.conftest import LABELS, make_examples, tiny_bert_config, write_domain
+from tests.conftest import LABELS, labelled, make_examples, tiny_bert_config
 
 TEXTS = [text for (text,) in make_examples(40).inputs] + ["good " * 60]
 PAIRS = list(make_examples(12, pairs=True).inputs)
@@ -37,8 +37,7 @@ def test_probabilities_are_those_of_transformers(classifier, student, texts):
     classify = pipeline("text-classification", model=str(student), truncation=True, top_k=None, device="cpu")
     asked = [text if isinstance(text, str) else {"text": text[0], "text_pair": text[1]} for text in texts]
     expected = [{one["label"]: one["score"] for one in answer} for answer in classify(asked)]
-    names = classifier.classes_.tolist()
-    assert names == ["mixed", "negative", "positive"]
+    assert (names := classifier.classes_.tolist()) == ["mixed", "negative", "positive"]
     assert np.allclose(found, [[answer[name] for name in names] for answer in expected], atol=1e-5)
     assert list(classifier.predict(texts)) == [max(answer, key=answer.get) for answer in expected]
     assert len(classifier.predict([])) == 0 and classifier.predict_proba([]).shape == (0, 3)
@@ -51,9 +50,8 @@ def test_works_inside_scikit_learn(classifier):
     assert classifier.score(TEXTS, labels) == 1.0
     for copied in (clone(classifier), pickle.loads(pickle.dumps(classifier))):
         assert np.array_equal(copied.predict(TEXTS[:3]), labels[:3])
-    texts = TEXTS * 3
-    calibrated = CalibratedClassifierCV(FrozenEstimator(classifier)).fit(texts, np.tile(labels, 3))
-    assert calibrated.predict_proba(texts).shape == (len(texts), len(set(labels)))
+    calibrated = CalibratedClassifierCV(FrozenEstimator(classifier)).fit(TEXTS * 3, np.tile(labels, 3))
+    assert calibrated.predict_proba(TEXTS).shape == (len(TEXTS), len(set(labels)))
     assert (calibrated.predict(TEXTS) == labels).mean() > 0.9
 
 
@@ -97,11 +95,10 @@ def test_a_wrong_temperature_is_refused(student, tmp_path):
 
 
 def test_a_folder_without_a_student_is_refused(student, tmp_path):
-    with pytest.raises(UsageError, match="with a model beside it"):
-        l2a.Classifier.from_pretrained(tmp_path)
-    shutil.copy(student / "config.json", tmp_path)
-    with pytest.raises(UsageError, match="with a model beside it"):
-        l2a.Classifier.from_pretrained(tmp_path)
+    for _ in range(2):
+        with pytest.raises(UsageError, match="with a model beside it"):
+            l2a.Classifier.from_pretrained(tmp_path)
+        shutil.copy(student / "config.json", tmp_path)
     (tmp_path / "model.onnx").write_bytes(b"x")
     with pytest.raises(UsageError, match="write it again by l2a export"):
         l2a.Classifier.from_pretrained(tmp_path)
@@ -168,14 +165,10 @@ def test_numbers_as_labels_come_back_as_numbers_from_cross_validation_and_calibr
 
 
 @pytest.mark.slow
-def test_an_estimator_distils_and_classifies(encoder_folder, tmp_path):
-    source, target = (
-        pd.read_json(write_domain(tmp_path / "x.jsonl", count, seed, prefix), lines=True)
-        for count, seed, prefix in ((150, 1, "the "), (120, 2, "this "))
-    )
-    texts, labels = target["text"].tolist(), target["label"].tolist()
+def test_an_estimator_distils_and_classifies(encoder_folder):
+    texts, labels = map(list, zip(*labelled(120, 2, "this "), strict=True))
     made = l2a.L2AClassifier(
-        source=list(zip(source["text"], source["label"], strict=True)),
+        source=labelled(150, 1, "the "),
         teacher={"model": str(encoder_folder), "learning_rate": 1e-3, "frozen_layers": 0}, student={"max_share": 0.9},
         generator={"chains": 8}, selector={"agent": "random"}, max_length=32, dev_shots=6, compare=False,
         kd={"warmup_steps": 40, "rounds": 1, "round_steps": 10, "pool_size": 48},

@@ -33,8 +33,7 @@ def large_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "vocab.txt").write_text("\n".join(tokens) + "\n")
     tokenizer = BertTokenizerFast(vocab=str(folder / "vocab.txt"), do_lower_case=True)
     torch.manual_seed(3)
-    sizes = {"hidden_size": 128, "num_hidden_layers": 6, "intermediate_size": 512}
-    encoder = BertModel(tiny_bert_config(tokenizer, **sizes))
+    encoder = BertModel(tiny_bert_config(tokenizer, hidden_size=128, num_hidden_layers=6, intermediate_size=512))
     # A trained encoder's attention is sharp and large beside the residual stream; a random one's is neither.
     for attention in (layer.attention for layer in encoder.encoder.layer):
         for part in (attention.self.query, attention.self.key, attention.self.value, attention.output.dense):
@@ -47,10 +46,8 @@ def large_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def packaged(monkeypatch: pytest.MonkeyPatch, large_folder: Path) -> None:
     """Lets the packaged encoders be the large one."""
-    locate = model.locate
-    monkeypatch.setattr(
-        model, "locate", lambda name, *more: str(large_folder) if name in model.PACKAGED else locate(name, *more)
-    )
+    large, locate = str(large_folder), model.locate
+    monkeypatch.setattr(model, "locate", lambda name, *rest: large if name in model.PACKAGED else locate(name, *rest))
 
 
 @pytest.fixture(scope="session")
@@ -72,5 +69,4 @@ def domain_texts() -> tuple[TextInput, ...]:
 
 
 def make_student(preset: Preset, teacher: Teacher, texts: tuple[TextInput, ...], seed: int = 0) -> Student:
-    config = StudentConfig(preset=preset, max_share=SHARES.get(preset, 0.133))
-    return build_student(config, teacher, LABELS, texts, seed)
+    return build_student(StudentConfig(preset=preset, max_share=SHARES[preset]), teacher, LABELS, texts, seed)

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ import torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 from sklearn.linear_model import Ridge
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer
 
 from l2a.config import StudentConfig
 from l2a.data.encoding import encode
@@ -22,20 +23,10 @@ from l2a.generator.tokens import vocabulary
 from l2a.kd.trainer import embedding_gradients, run_student
 from l2a.report.run_folder import export_student
 from l2a.student import student as presets
-from l2a.student.student import (
-    aligned_size,
-    attention_heads,
-    build_student,
-    choose_tokens,
-    count_tokens,
-    keep_tokens,
-    largest_fitting,
-    needed_tokens,
-    principal_word_vectors,
-)
+from l2a.student.student import build_student, choose_tokens, count_tokens, keep_tokens
 from l2a.teacher.labelling import predict
-from l2a.util.errors import UsageError
-from tests.conftest import LABELS, make_examples
+from l2a.util import UsageError
+from tests.conftest import LABELS, make_examples, plain_tokenizer
 from tests.student.conftest import CHARACTERS, PRESETS, SPECIALS, WORDS, make_student
 
 LOADING = """
@@ -44,13 +35,10 @@ sys.modules["l2a"] = None
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 found = []
 for folder in sys.argv[2:]:
-    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    found.append([])
-    for sides in json.loads(sys.argv[1]):
-        inputs = tokenizer(*sides, padding=True, return_tensors="pt")
-        with torch.inference_mode():
-            found[-1].append(model(**inputs).logits.tolist())
+    model, tokenizer = AutoModelForSequenceClassification.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    inputs = [tokenizer(*sides, padding=True, return_tensors="pt") for sides in json.loads(sys.argv[1])]
+    with torch.inference_mode():
+        found.append([model.eval()(**batch).logits.tolist() for batch in inputs])
 print(json.dumps(found))
 """
 
@@ -97,13 +85,8 @@ def test_one_seed_gives_one_student_and_another_seed_another(preset, large_teach
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_gives_gradients_at_its_word_embeddings(preset, large_teacher, domain_texts):
-    student = make_student(preset, large_teacher, domain_texts)
-    inputs = domain_texts[:6]
-
-    def label(texts):
-        return predict(large_teacher, texts, 32)
-
-    gradients = embedding_gradients(student, label, inputs, 32)
+    student, inputs = make_student(preset, large_teacher, domain_texts), domain_texts[:6]
+    gradients = embedding_gradients(student, lambda texts: predict(large_teacher, texts, 32), inputs, 32)
     lengths = encode(student.tokenizer, inputs, 32).lengths
     assert [gradient.shape for gradient in gradients] == [(n, student.word_embeddings().shape[1]) for n in lengths]
     assert all(np.abs(gradient).sum(axis=1).min() > 0 for gradient in gradients)
@@ -168,7 +151,7 @@ def of_pairs(loaded_large_teacher, domain_texts, tmp_path_factory):
 
 def mismatches(student, pairs):
     """Mean size of what the first layer leaves beside the words, over the tokens of each pair."""
-    size, encoded = aligned_size(student.model.bert), encode(student.tokenizer, list(pairs), 64)
+    size, encoded = presets.aligned_size(student.model.bert), encode(student.tokenizer, list(pairs), 64)
     batch = encoded.padded(np.arange(len(pairs)))
     with torch.inference_mode():
         states = student.model.bert(**batch, output_hidden_states=True).hidden_states[1]
@@ -187,19 +170,18 @@ def test_words_are_matched_in_the_other_text_not_in_their_own(of_pairs, word_pai
     body.set_attn_implementation("eager")
     with torch.inference_mode():
         weights = body(**batch, output_attentions=True).attentions[0][:, 0]
-    words = (batch["attention_mask"] == 1) & (batch["input_ids"] != of_pairs.tokenizer.sep_token_id)
-    words &= batch["input_ids"] != of_pairs.tokenizer.cls_token_id
-    other = (batch["token_type_ids"][:, :, None] != batch["token_type_ids"][:, None, :]) & words[:, None, :]
-    alike = (batch["input_ids"][:, :, None] == batch["input_ids"][:, None, :]) & other
+    ids, sides = batch["input_ids"], batch["token_type_ids"]
+    words = ~torch.isin(ids, torch.tensor(of_pairs.tokenizer.all_special_ids))
+    other = (sides[:, :, None] != sides[:, None, :]) & words[:, None, :]
+    alike = (ids[:, :, None] == ids[:, None, :]) & other
     assert (weights * alike).sum(2)[words].mean() > 0.7
     assert (weights * other).sum(2)[words].mean() > 0.9
 
 
 def test_a_student_of_single_texts_keeps_whole_word_vectors(large_teacher, domain_texts, of_pairs):
     single = build_student(WIDE, large_teacher, LABELS, domain_texts, seed=0)
-    size = aligned_size(single.model.bert)
-    assert size > 0
-    assert single.word_embeddings()[:, size:].abs().sum() > 0
+    size = presets.aligned_size(single.model.bert)
+    assert size > 0 and single.word_embeddings()[:, size:].abs().sum() > 0
     assert of_pairs.word_embeddings()[:, size - 1 :].abs().sum() == 0
 
 
@@ -209,37 +191,32 @@ def states():
 
 
 def test_word_vectors_are_the_same_whichever_sign_the_machine_gives(states, monkeypatch):
-    before = principal_word_vectors(states, 6)
-    solve = torch.linalg.eigh
+    before, solve = presets.principal_word_vectors(states, 6), torch.linalg.eigh
 
     def turned(matrix):
         found = solve(matrix)
         return torch.return_types.linalg_eigh((found.eigenvalues, found.eigenvectors * torch.tensor([1.0, -1.0] * 8)))
 
     monkeypatch.setattr(torch.linalg, "eigh", turned)
-    assert torch.equal(principal_word_vectors(states, 6), before)
+    assert torch.equal(presets.principal_word_vectors(states, 6), before)
 
 
 def test_word_vectors_are_the_leading_components_at_one_scale(states):
-    found = principal_word_vectors(states, 3).numpy()
-    _, values, directions = np.linalg.svd(states - states.mean(0), full_matrices=False)
-    expected = np.abs((states - states.mean(0)) @ directions[:3].T)
-    ratios = np.abs(found) / expected
+    found, centred = presets.principal_word_vectors(states, 3).numpy(), states - states.mean(0)
+    ratios = np.abs(found / (centred @ np.linalg.svd(centred, full_matrices=False)[2][:3].T))
     assert np.allclose(ratios, ratios[0, 0], rtol=1e-2)
     assert np.linalg.norm(found, axis=1).mean() == pytest.approx(0.1 * 3**0.5, rel=1e-4)
-    assert values[0] > values[2]
 
 
 def test_more_components_than_the_teacher_has_are_refused(states):
     with pytest.raises(UsageError, match="exceeds the teacher's width 16"):
-        principal_word_vectors(states, 17)
+        presets.principal_word_vectors(states, 17)
 
 
 @given(st.integers(1, 128).map(lambda eighth: 8 * eighth))
 def test_heads_divide_every_width_into_even_parts(width):
-    heads = attention_heads(width)
-    assert width % heads == 0
-    assert (width // heads) % 2 == 0
+    heads = presets.attention_heads(width)
+    assert width % heads == 0 == (width // heads) % 2
     assert heads == 1 or width // heads >= 32
 
 
@@ -248,13 +225,9 @@ def test_the_largest_size_that_fits_is_found(budget):
     config = StudentConfig(max_share=budget / 10_000)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("l2a.student.student.classifier_of", lambda size, weights: nn.Linear(10, size))
-        size = largest_fitting(config, _Teacher(10_000), range(1, 400), lambda size: size)
+        teacher = SimpleNamespace(parameters_count=10_000)
+        size = presets.largest_fitting(config, teacher, range(1, 400), lambda size: size)
     assert 11 * size <= int(config.max_share * 10_000) < 11 * (size + 1)
-
-
-class _Teacher:
-    def __init__(self, parameters_count):
-        self.parameters_count = parameters_count
 
 
 @pytest.fixture(scope="session")
@@ -278,10 +251,9 @@ def unknown(tokenizer, text):
 
 
 def test_every_token_keeps_its_text_under_its_new_number(full, kept, pruned):
-    assert len(pruned) == len(kept) == 200
+    assert len(pruned) == len(kept) == 200 and pruned.is_fast
     assert vocabulary(pruned) == tuple(full.convert_ids_to_tokens(kept.tolist()))
     assert sorted(pruned.get_vocab().values()) == list(range(200))
-    assert pruned.is_fast
 
 
 KNOWN = [character for character in CHARACTERS if character.isascii() or character == "ж"]
@@ -304,11 +276,10 @@ def test_words_of_the_texts_stay_whole_and_others_split(full, pruned, domain_tex
 
 def test_the_most_frequent_tokens_stay(full, domain_texts):
     counts = count_tokens(full, domain_texts)
-    needed = needed_tokens(full, counts)
-    room = 10
-    kept = choose_tokens(full, counts, int(needed.sum()) + room)
+    needed = presets.needed_tokens(full, counts)
+    kept = choose_tokens(full, counts, int(needed.sum()) + 10)
     chosen = np.setdiff1d(kept, np.flatnonzero(needed))
-    assert len(chosen) == room
+    assert len(chosen) == 10
     assert counts[chosen].min() >= np.delete(counts, kept).max() > 0
 
 
@@ -323,10 +294,7 @@ def test_characters_that_no_text_shows_stay_where_there_is_room(full, domain_tex
 @pytest.mark.parametrize("kind", ["of its architecture", "of any architecture"])
 def test_special_tokens_frame_single_texts_and_pairs(kind, full, kept):
     if kind == "of any architecture":
-        names = {
-            name: getattr(full, name) for name in ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
-        }
-        full = PreTrainedTokenizerFast(tokenizer_object=full.backend_tokenizer, **names)
+        full = plain_tokenizer(full)
     pruned = keep_tokens(full, kept)
     assert set(full.all_special_tokens) == set(pruned.all_special_tokens)
     encoded = pruned("kada", "kada !", return_token_type_ids=True)
@@ -339,8 +307,7 @@ def test_special_tokens_frame_single_texts_and_pairs(kind, full, kept):
 def test_tokens_that_were_added_to_the_vocabulary_stay(full, domain_texts):
     full = copy.deepcopy(full)
     full.add_tokens(["<user>"])
-    counts = count_tokens(full, [*domain_texts, ("kada <user> !",)])
-    pruned = keep_tokens(full, choose_tokens(full, counts, 200))
+    pruned = keep_tokens(full, choose_tokens(full, count_tokens(full, [*domain_texts, ("kada <user> !",)]), 200))
     assert pruned.tokenize("kada <user> !") == ["kada", "<user>", "!"]
     assert sorted(pruned.get_vocab().values()) == list(range(200))
     assert pruned.convert_tokens_to_ids("<user>") == 199
@@ -356,8 +323,7 @@ def test_texts_count_both_sides_of_pairs(full):
 def test_a_packaged_encoder_is_kept_whole_over_the_tokens_that_fit(large_teacher, domain_texts):
     student = make_student("bert-tiny", large_teacher, domain_texts)  # the packaged encoder is the teacher's
     ids = large_teacher.tokenizer.convert_tokens_to_ids(list(vocabulary(student.tokenizer)))
-    assert SPECIALS[0] in student.tokenizer.get_vocab()
-    assert 0 < len(ids) < len(large_teacher.tokenizer)
+    assert SPECIALS[0] in student.tokenizer.get_vocab() and 0 < len(ids) < len(large_teacher.tokenizer)
     assert torch.equal(student.word_embeddings(), large_teacher.word_embeddings()[ids])
     for name, value in large_teacher.encoder.encoder.state_dict().items():
         assert torch.equal(student.model.bert.encoder.state_dict()[name], value)
@@ -373,7 +339,6 @@ def test_the_features_of_a_packaged_encoder_start_centred(large_teacher, domain_
 def test_auto_is_minilm_where_its_layers_fit_and_narrow_elsewhere(room, preset, large_teacher, monkeypatch):
     monkeypatch.setattr(presets, "ROOM_FOR_MINILM", room)
     assert presets.resolve_preset(StudentConfig(), large_teacher).preset == preset
-    for width in (128, 384):
-        small = presets.wants_small_rate(StudentConfig(), large_teacher, width)
-        assert small == (preset == "minilm-l6" and width == 384)
+    small = [presets.wants_small_rate(StudentConfig(), large_teacher, width) for width in (128, 384)]
+    assert small == [False, preset == "minilm-l6"]
     assert presets.wants_small_rate(StudentConfig(model="a checkpoint of the user"), large_teacher, 384)

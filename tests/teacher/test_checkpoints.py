@@ -4,6 +4,8 @@ import io
 import itertools
 import json
 import shutil
+from contextlib import nullcontext
+from functools import partial
 
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ from l2a.student.student import build_student, check_student, load_checkpoint
 from l2a.teacher.finetune import fine_tune
 from l2a.teacher.labelling import predict, token_vectors
 from l2a.teacher.model import check_teacher, load_encoder, load_fine_tuned
-from l2a.util.errors import UsageError
+from l2a.util import UsageError
 from tests.conftest import ARCHITECTURES, LABELS, make_examples, plain_tokenizer, save_tiny, tiny_bert_config
 
 PAIRS = make_examples(8, pairs=True)
@@ -44,9 +46,8 @@ def test_all_positions_that_a_model_has_can_be_used_and_no_more(kind, positions,
     save_tiny(kind, tmp_path, plain_tokenizer(tokenizer))
     teacher = check_teacher(TeacherConfig(str(tmp_path)), LABELS, 64)
     assert teacher.positions == positions
-    loaded = load_encoder(str(tmp_path), LABELS, 0)
-    batch = {name: torch.ones(1, positions, dtype=torch.long) for name in ("input_ids", "attention_mask")}
-    assert loaded(batch)[0].shape == (1, 2)
+    batch = dict.fromkeys(("input_ids", "attention_mask"), torch.ones(1, positions, dtype=torch.long))
+    assert load_encoder(str(tmp_path), LABELS, 0)(batch)[0].shape == (1, 2)
     with pytest.raises(UsageError, match=rf"max_length is 65, but .* at most {positions} tokens; give --max-length 64"):
         check_teacher(TeacherConfig(str(tmp_path)), LABELS, 65)
 
@@ -103,10 +104,9 @@ def test_weights_that_do_not_belong_to_the_config_are_refused(whole, tmp_path):
     for number, changes in enumerate(({"num_hidden_layers": 3}, {"intermediate_size": 48})):
         folder = shutil.copytree(whole, tmp_path / str(number))
         change(folder, "config.json", **changes)
-        with pytest.raises(UsageError, match=r"model .*: its weights"):
-            load_encoder(str(folder), LABELS, 0)
-        with pytest.raises(UsageError, match=r"model .*: its weights"):
-            load_checkpoint(str(folder), LABELS)
+        for load in (partial(load_encoder, seed=0), load_checkpoint):
+            with pytest.raises(UsageError, match=r"model .*: its weights"):
+                load(str(folder), LABELS)
 
 
 def test_a_model_without_its_head_is_no_fine_tuned_teacher(tokenizer, tmp_path):
@@ -134,13 +134,12 @@ def test_code_in_a_models_folder_never_runs_whatever_is_answered(model_type, tok
     names["AutoModelForSequenceClassification"] = names["AutoModel"]
     change(folder, "config.json", model_type=model_type, auto_map=names)
     change(folder, "tokenizer_config.json", auto_map={"AutoTokenizer": [None, "planted.BertTokenizerFast"]})
-    for load in (lambda: load_encoder(str(folder), LABELS, 0), lambda: load_checkpoint(str(folder), LABELS)):
+    refusal = pytest.raises(UsageError, match="needs its own code, which l2a never runs")
+    for load in (partial(load_encoder, seed=0), load_checkpoint):
         monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 9))
-        if model_type == "bert":  # transformers has the architecture, so that the folder's code is not needed
-            load()
-        else:
-            with pytest.raises(UsageError, match="needs its own code, which l2a never runs"):
-                load()
+        # transformers has the architecture of BERT, so that the folder's code is not needed
+        with nullcontext() if model_type == "bert" else refusal:
+            load(str(folder), LABELS)
     assert not marker.exists()
 
 
@@ -197,8 +196,7 @@ def test_a_classifier_without_a_pooler_keeps_its_body(tokenizer, tmp_path):
 def test_a_config_cannot_name_code_or_weights_of_others(changes, encoder_folder, tmp_path, monkeypatch):
     """With the package kernels, transformers fetches and runs the kernel that a config names."""
     folder = shutil.copytree(encoder_folder, tmp_path / "model")
-    config = json.loads((folder / "config.json").read_text()) | changes
-    (folder / "config.json").write_text(json.dumps(config))
+    change(folder, "config.json", **changes)
     monkeypatch.setattr("transformers.modeling_utils.is_kernel", lambda name: "/" in (name or "") and 1 / 0)
     loaded, plain = (load_encoder(str(place), LABELS, seed=0) for place in (folder, encoder_folder))
     assert loaded.encoder.config._attn_implementation == plain.encoder.config._attn_implementation

@@ -12,10 +12,8 @@ from l2a.config import TeacherConfig
 from l2a.teacher import finetune as states
 from l2a.teacher.finetune import fine_tune, fine_tuned, frozen_layers, lower_states, upper_layers
 from l2a.teacher.labelling import TeacherOutputs, cached_labeller, predict, refuse_useless_teacher, run_teacher
-from l2a.teacher.model import PACKAGED, Teacher, check_teacher, load_encoder, load_fine_tuned, locate
-from l2a.util.errors import RunError, UsageError
-from l2a.util.files import Checkpoint
-from l2a.util.progress import SILENT
+from l2a.teacher.model import PACKAGED, Teacher, check_teacher, load_encoder, load_fine_tuned
+from l2a.util import SILENT, Checkpoint, RunError, UsageError
 from tests.conftest import ARCHITECTURES, LABELS, make_examples, plain_tokenizer, save_tiny
 
 CONFIG = TeacherConfig(learning_rate=2e-3, head_learning_rate=5e-3, batch_size=16, frozen_layers=0)
@@ -58,8 +56,7 @@ def test_a_killed_fine_tuning_goes_on_to_the_same_teacher(
 def test_fewer_examples_than_a_batch_train(teacher, examples, count):
     before = teacher.head.weight.clone()
     fine_tune(teacher, examples.take(range(count)), CONFIG, 1, 24, 0, "train")
-    assert not torch.equal(before, teacher.head.weight)
-    assert not teacher.training
+    assert not torch.equal(before, teacher.head.weight) and not teacher.training
 
 
 @pytest.mark.parametrize("frozen", [1, None])
@@ -90,15 +87,9 @@ def test_the_same_training_is_read_from_the_cache_and_other_settings_train_again
 
 
 def test_a_fine_tuned_model_is_brought_into_our_label_order(classifier_folder):
-    ours = load_fine_tuned(str(classifier_folder), LABELS)
-    as_saved = load_fine_tuned(str(classifier_folder), LABELS[::-1])
-    texts = make_examples(5).inputs
-    assert np.allclose(predict(ours, texts, 24).logits, predict(as_saved, texts, 24).logits[:, ::-1], atol=1e-5)
-
-
-def test_a_missing_folder_is_named():
-    with pytest.raises(UsageError, match="no such folder"):
-        locate("./nowhere")
+    models = (load_fine_tuned(str(classifier_folder), names) for names in (LABELS, LABELS[::-1]))
+    ours, as_saved = (predict(model, make_examples(5).inputs, 24).logits for model in models)
+    assert np.allclose(ours, as_saved[:, ::-1], atol=1e-5)
 
 
 def test_a_teacher_below_chance_is_refused_and_one_that_no_label_judges_is_warned_of(examples, caplog):
@@ -113,8 +104,7 @@ def test_a_teacher_below_chance_is_refused_and_one_that_no_label_judges_is_warne
 
 
 def test_pairs_use_both_sides(teacher):
-    one = predict(teacher, [("good film", "it was bad")], 24).logits
-    other = predict(teacher, [("good film", "it was lovely")], 24).logits
+    one, other = predict(teacher, [("good film", "it was bad"), ("good film", "it was lovely")], 24).logits
     assert not np.allclose(one, other)
 
 
@@ -135,8 +125,7 @@ def test_the_upper_layers_over_kept_states_are_the_whole_model_and_alone_are_tra
     """All that the kept states depend on stays, also what all layers share, such as MPNet's relative positions."""
     teacher = load_encoder(str(save_tiny(kind, tmp_path / kind, plain_tokenizer(tokenizer))), LABELS, seed=0)
     kept = lower_states(teacher, 1, PAIRS.inputs, 32)
-    parts = run_teacher(upper_layers(teacher, 1), kept)
-    whole = predict(teacher, PAIRS.inputs, 32)
+    parts, whole = run_teacher(upper_layers(teacher, 1), kept), predict(teacher, PAIRS.inputs, 32)
     assert np.allclose(parts.logits, whole.logits, atol=2e-2)
     assert np.allclose(parts.embeddings, whole.embeddings, atol=2e-2)
     lower, before = states.frozen_fingerprint(teacher, 1), teacher.fingerprint()
@@ -146,20 +135,13 @@ def test_the_upper_layers_over_kept_states_are_the_whole_model_and_alone_are_tra
 
 def test_states_are_computed_once_and_serve_repeated_and_reordered_texts(teacher: Teacher, runs):
     few = EXAMPLES.inputs[:5]
-    first = lower_states(teacher, 1, few, 32)
-    again = lower_states(teacher, 1, (*few, few[2]), 32)
+    first, again = lower_states(teacher, 1, few, 32), lower_states(teacher, 1, (*few, few[2]), 32)
     assert len(runs) == 1
     batch, copy = first.padded(np.array([2])), again.padded(np.array([5]))
-    assert torch.equal(batch["inputs_embeds"], copy["inputs_embeds"])
-    assert torch.equal(batch["attention_mask"], copy["attention_mask"])
+    assert all(torch.equal(batch[name], copy[name]) for name in ("inputs_embeds", "attention_mask"))
     lower_states(teacher, 1, few[::-1], 32)
     lower_states(teacher, 1, few, 16)
     assert len(runs) == 3
-
-
-def test_nothing_is_run_where_only_kept_states_are_wanted(teacher: Teacher, runs):
-    assert lower_states(teacher, 1, EXAMPLES.inputs, 32, only_kept=True) is None
-    assert not runs
 
 
 def test_the_states_stay_valid_while_the_upper_layers_are_trained(teacher: Teacher, runs):
@@ -176,9 +158,9 @@ def test_a_model_that_computes_something_else_from_its_states_is_run_whole(teach
     fine_tune(teacher, EXAMPLES, TeacherConfig(frozen_layers=1), 1, 32, 0, "train")
 
 
-@pytest.mark.parametrize("frozen", [0, 2])
-def test_without_a_layer_below_or_above_no_states_are_kept(frozen, teacher: Teacher, runs):
-    assert lower_states(teacher, frozen, EXAMPLES.inputs, 32) is None
+@pytest.mark.parametrize(("frozen", "only_kept"), [(1, True), (0, False), (2, False)])
+def test_nothing_is_run_for_kept_states_alone_or_with_layers_on_one_side(frozen, only_kept, teacher: Teacher, runs):
+    assert lower_states(teacher, frozen, EXAMPLES.inputs, 32, only_kept=only_kept) is None
     assert not runs
 
 
@@ -198,7 +180,7 @@ def test_a_full_disk_is_named_and_leaves_nothing(teacher: Teacher, private_cache
     monkeypatch.setattr(np.lib.format, "open_memmap", full)
     with pytest.raises(RunError, match="the disk is full"):
         lower_states(teacher, 1, EXAMPLES.inputs, 32)
-    assert not [path for path in private_cache.rglob("*.npy")]
+    assert not list(private_cache.rglob("*.npy"))
 
 
 def test_packaged_models_are_pinned_and_offered_where_a_name_is_mistyped():

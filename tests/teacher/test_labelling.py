@@ -5,8 +5,8 @@ from l2a.config import TeacherConfig
 from l2a.teacher.finetune import fine_tuned
 from l2a.teacher.labelling import OutputStore, cached_labeller, predict, run_teacher, token_vectors
 from l2a.teacher.model import load_encoder
+from l2a.util import cache_root
 from l2a.util.cluster import open_client
-from l2a.util.files import cache_root
 from tests.conftest import Killing, make_examples
 
 TEXTS = make_examples(20).inputs
@@ -37,8 +37,7 @@ def test_labels_survive_the_process_and_match_a_fresh_prediction(teacher, calls)
     first = cached_labeller(teacher, 24)(TEXTS)
     calls.clear()
     second = cached_labeller(teacher, 24)(TEXTS)
-    assert not calls
-    assert np.array_equal(first.logits, second.logits)
+    assert not calls and np.array_equal(first.logits, second.logits)
     assert np.allclose(second.logits, predict(teacher, TEXTS, 24).logits, atol=1e-3)
 
 
@@ -53,31 +52,25 @@ def test_another_length_or_other_weights_do_not_share_labels(teacher, calls):
     assert len(calls) == len(set(TEXTS))
 
 
-@pytest.mark.parametrize(
-    ("changed", "value"),
-    [
-        (("teacher.labelling.RECIPE", "teacher.finetune.RECIPE"), 99),
-        (("util.training.arithmetic",), lambda device: "cuda bfloat16"),
-    ],
-    ids=["code", "arithmetic"],
-)
-def test_other_code_or_arithmetic_labels_and_trains_anew(teacher, calls, monkeypatch, changed, value, encoder_folder):
-    def train():
+CHANGES = {"code": ("teacher.labelling.RECIPE", "teacher.finetune.RECIPE"), "arithmetic": ("util.training.arithmetic",)}
+
+
+@pytest.mark.parametrize("changed", CHANGES)
+def test_other_code_or_arithmetic_labels_and_trains_anew(teacher, calls, monkeypatch, changed, encoder_folder):
+    def work():
+        """Give the names of what lies in the cache once all has been made."""
+        cached_labeller(teacher, 24)(TEXTS)
+        token_vectors(teacher)
         base = load_encoder(str(encoder_folder), teacher.label_names, 0)
         fine_tuned(base, make_examples(8), TeacherConfig(), 1, 24, 0, "train")
+        return {path.name for path in cache_root().glob("*/*") if path.is_dir()}
 
-    cached_labeller(teacher, 24)(TEXTS)
-    token_vectors(teacher)
-    train()
+    entries = work()
     calls.clear()
-    entries = {path.name for path in cache_root().glob("*/*") if path.is_dir()}
-    for name in changed:
-        monkeypatch.setattr(f"l2a.{name}", value)
-    cached_labeller(teacher, 24)(TEXTS)
-    token_vectors(teacher)
-    train()
+    for name in CHANGES[changed]:
+        monkeypatch.setattr(f"l2a.{name}", 99 if changed == "code" else lambda device: "cuda bfloat16")
+    assert len(work() - entries) == len(entries) == 3
     assert len(calls) == len(set(TEXTS))
-    assert len({path.name for path in cache_root().glob("*/*") if path.is_dir()} - entries) == len(entries) == 3
 
 
 def test_the_teacher_keeps_its_mode(teacher):
@@ -114,8 +107,7 @@ def test_an_interrupted_labelling_keeps_the_blocks_that_were_done(teacher, calls
 @pytest.mark.slow
 def test_a_cluster_labels_every_text_once_though_a_worker_is_killed(teacher, monkeypatch):
     monkeypatch.setattr("l2a.teacher.labelling.SENT_AT_ONCE", 8)
-    texts, written = make_examples(600, seed=3).inputs, []
-    append = OutputStore.append
+    texts, written, append = make_examples(600, seed=3).inputs, [], OutputStore.append
     note = lambda store, keys, *rest: (written.extend(keys), append(store, keys, *rest))  # noqa: E731
     monkeypatch.setattr(OutputStore, "append", note)
     with open_client(2) as client:

@@ -15,7 +15,7 @@ from scipy.special import softmax
 
 import l2a.teacher.labelling as module
 from l2a.teacher.labelling import OutputStore, TeacherOutputs, content_key, join_outputs
-from l2a.util.errors import RunError
+from l2a.util import RunError
 
 CLASSES, WIDTH = 3, 5
 KEYS = [content_key((str(i),)) for i in range(40)]
@@ -47,6 +47,16 @@ def holds(store: OutputStore, keys: list[bytes] = KEYS, expected: TeacherOutputs
     return bool(same and np.array_equal(outputs.embeddings, expected.embeddings))
 
 
+def label_again(store: OutputStore, times: int) -> None:
+    """Read a store and write what is lost, some times; what is found is right, and in the end all is there."""
+    for _ in range(times):
+        outputs, known = store.read(KEYS)
+        assert np.array_equal(outputs.logits[known], OUTPUTS.logits[known])
+        lost = np.flatnonzero(~known)
+        store.append([KEYS[i] for i in lost], OUTPUTS.take(lost))
+    assert holds(open_store(store.path.parent))
+
+
 def change(path: Path, row: int, column: str, value: object) -> None:
     connection = sqlite3.connect(path)
     connection.execute(f"UPDATE outputs SET {column} = ? WHERE row = ?", (value, row))
@@ -67,9 +77,8 @@ def test_every_text_gives_back_exactly_what_was_stored_for_it_last(tmp_path_fact
     for reader in (store, open_store(folder)):
         found, known = reader.read(keys)
         assert known.all()
-        for key, logits, embedding in zip(keys, found.logits, found.embeddings, strict=True):
-            assert np.array_equal(logits, last[key][0])
-            assert np.array_equal(embedding, last[key][1])
+        for key, *rows in zip(keys, found.logits, found.embeddings, strict=True):
+            assert all(map(np.array_equal, rows, last[key]))
     assert not store.read([content_key(("never",))])[1].any()
 
 
@@ -81,13 +90,7 @@ def test_no_changed_bit_of_the_file_gives_wrong_outputs_or_stops_labelling(tmp_p
     content = bytearray(path.read_bytes())
     content[place % (100 if header else len(content))] ^= 1 << bit
     path.write_bytes(content)
-    store = open_store(folder)
-    for _ in range(3):
-        outputs, known = store.read(KEYS)
-        assert np.array_equal(outputs.logits[known], OUTPUTS.logits[known])
-        lost = np.flatnonzero(~known)
-        store.append([KEYS[i] for i in lost], OUTPUTS.take(lost))
-    assert holds(open_store(folder))
+    label_again(open_store(folder), 3)
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage" * 999, b"SQLite format 3\0" + b"\xff" * 9000])
@@ -109,13 +112,8 @@ def test_a_file_cut_anywhere_is_filled_again(tmp_path_factory, share):
     path = fill(folder).path
     os.truncate(path, int(share * path.stat().st_size))
     store = open_store(folder)
-    assert not store.read(KEYS)[1].all()
-    for _ in range(2):  # writing may find more damage than reading did: then even what was found before goes
-        outputs, known = store.read(KEYS)
-        assert np.array_equal(outputs.logits[known], OUTPUTS.logits[known])  # a row before the cut may be whole
-        lost = np.flatnonzero(~known)
-        store.append([KEYS[i] for i in lost], OUTPUTS.take(lost))
-    assert holds(open_store(folder))
+    assert not store.read(KEYS)[1].all()  # a row before the cut may be whole
+    label_again(store, 2)  # writing may find more damage than reading did: then even what was found before goes
 
 
 @pytest.mark.parametrize(("column", "value"), [("record", bytes(38)), ("record", b""), ("record", None), ("crc", 7)])

@@ -6,6 +6,7 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import yaml
@@ -88,35 +89,23 @@ def test_shipped_presets_are_valid(preset):
     assert isinstance(load_config(preset), DistillConfig)
 
 
-def test_a_card_that_cannot_be_read_is_told_like_one_that_differs(tmp_path, monkeypatch, caplog):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "configs").mkdir()
-    (tmp_path / "configs" / "fast.yaml").touch()
-
-    def refuse(_):
-        raise PermissionError
-
-    monkeypatch.setattr(Path, "read_bytes", refuse)
-    assert find_card("configs", "fast") != tmp_path / "configs" / "fast.yaml" and "is not used" in caplog.text
-
-
 def test_a_card_of_the_working_directory_adds_a_name_and_hides_none(tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").mkdir()
     for name, content in (("fast", "shots: 5"), ("default", "defaults: [hydra]"), ("mine", "shots: 6")):
         (tmp_path / "configs" / f"{name}.yaml").write_text(content)
     assert load_config("fast").shots is None and "fast.yaml" in caplog.text
-    assert load_config("default") == DistillConfig()
-    assert load_config("mine").shots == 6
+    assert load_config("default") == DistillConfig() and load_config("mine").shots == 6
     with pytest.raises(UsageError, match="did you mean 'fast'"):
         find_card("configs", "fsat")
 
 
-def test_a_copy_of_a_shipped_card_in_the_working_directory_is_no_matter(tmp_path, monkeypatch, caplog):
+def test_a_copy_of_a_shipped_card_is_no_matter_and_one_that_cannot_be_read_is_told(tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "configs").mkdir()
-    shutil.copy(shipped_folder("configs") / "fast.yaml", tmp_path / "configs")
+    shutil.copytree(shipped_folder("configs"), tmp_path / "configs")
     assert find_card("configs", "fast") == shipped_folder("configs") / "fast.yaml" and not caplog.text
+    monkeypatch.setattr(Path, "read_bytes", Mock(side_effect=PermissionError))
+    assert find_card("configs", "fast") == shipped_folder("configs") / "fast.yaml" and "is not used" in caplog.text
 
 
 def test_yaml_is_read_strictly_and_exponents_without_a_dot_are_numbers(tmp_path):

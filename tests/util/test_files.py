@@ -2,14 +2,13 @@
 
 import contextlib
 import json
-import os
 import stat
 import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -88,11 +87,11 @@ def test_what_a_killed_build_left_is_removed(entry):
 
 def test_an_interrupted_folder_keeps_the_old_content(tmp_path):
     target = tmp_path / "run"
-    for content, error in (("old", None), ("new", KeyboardInterrupt)):
-        with pytest.raises(error) if error else nullcontext(), files.atomic_folder(target) as folder:
-            (folder / "x").write_text(content)
-            if error:
-                raise error
+    with files.atomic_folder(target) as folder:
+        (folder / "x").write_text("old")
+    with pytest.raises(KeyboardInterrupt), files.atomic_folder(target) as folder:
+        (folder / "x").write_text("new")
+        raise KeyboardInterrupt
     assert (target / "x").read_text() == "old" and list(tmp_path.iterdir()) == [target]
     with files.atomic_folder(target) as folder:
         (folder / "y").write_text("new")
@@ -106,16 +105,6 @@ def test_the_cache_is_listed_and_cleared_by_kind(entry):
     with pytest.raises(UsageError, match="teachers"):
         files.clear_cache(("teacher",))
     assert files.clear_cache(("teachers",)) > 10 and list(files.cache_sizes()) == ["artifacts"]
-
-
-def test_a_cache_that_is_a_file_or_cannot_be_made_is_one_sentence(tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("L2A_CACHE", str(tmp_path / "file"))
-    with pytest.raises(UsageError, match="L2A_CACHE"):
-        files.cache_root()
-    monkeypatch.setenv("L2A_CACHE", str(tmp_path / "file" / "below"))
-    with pytest.raises(RunError, match="a part of the path is a file"):
-        files.cache_root()
 
 
 def write(path, content, overwrite=False):
@@ -249,28 +238,18 @@ def test_a_state_of_other_settings_or_with_a_damaged_mark_is_refused(tmp_path, d
 def test_a_state_of_another_version_is_refused_as_such(tmp_path, monkeypatch):
     keep(tmp_path / "kept", b"state")
     monkeypatch.setattr("l2a.util.files.code_fingerprint", lambda: "of other code")
-    with pytest.raises(
-        UsageError, match="kept keeps an interrupted run of another version of l2a; finish it with that,"
-    ):
+    with pytest.raises(UsageError, match="kept keeps an interrupted run of another version of l2a; finish it with"):
         keep(tmp_path / "kept")
 
 
 @pytest.mark.parametrize(
-    ("call", "number", "said"), [("write", 28, "full"), ("fsync", 28, "full"), ("replace", 30, "read")]
+    ("call", "number", "said"), [("fdopen", 28, "full"), ("fsync", 28, "full"), ("replace", 30, "read")]
 )
 def test_a_write_that_fails_leaves_the_last_state(tmp_path, monkeypatch, call, number, said):
     checkpoint = keep(tmp_path / "kept", b"first", b"second")
-
-    def fail(*_):
-        raise OSError(number, "no")
-
-    with monkeypatch.context() as patch:
-        if call == "write":
-            patch.setattr(files.os, "fdopen", lambda handle, mode: os.close(handle) or fail())
-        else:
-            patch.setattr(files.os, call, fail)
-        with pytest.raises(RunError, match=said):
-            checkpoint.save("stage", b"third")
+    with monkeypatch.context() as patch, pytest.raises(RunError, match=said):
+        patch.setattr(files.os, call, Mock(side_effect=OSError(number, "no")))
+        checkpoint.save("stage", b"third")
     assert checkpoint.load("stage") == b"second"
     assert sorted(path.suffix for path in (tmp_path / "kept").iterdir()) == [".json", ".safetensors"]
 
@@ -291,21 +270,15 @@ def test_two_runs_cannot_write_one_folder(tmp_path):
         write(tmp_path / "run", NEW_RUN)
 
 
-def test_a_path_below_a_file_and_one_that_cannot_be_written_are_one_sentence(tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("")
-    for path in (tmp_path / "file", tmp_path / "file" / "run"):
-        with pytest.raises(UsageError, match="is a file"):
-            write(path, NEW_RUN)
-    monkeypatch.setattr(files.tempfile, "mkdtemp", lambda **k: (_ for _ in ()).throw(OSError(30, "Read-only", "x")))
-    with pytest.raises(RunError, match="read-only"):
+@pytest.mark.parametrize(
+    ("owner", "call", "number", "said"),
+    [(files.tempfile, "mkdtemp", 30, "is read-only"), (files, "atomic_write_text", 28, "disk is full")],
+)
+def test_a_failure_of_the_disk_is_one_sentence_and_leaves_nothing(tmp_path, monkeypatch, owner, call, number, said):
+    with monkeypatch.context() as patch, pytest.raises(RunError, match=said):
+        patch.setattr(owner, call, Mock(side_effect=OSError(number, "no")))
         write(tmp_path / "run", NEW_RUN)
-
-
-def test_a_full_disk_while_results_are_put_in_place_is_one_sentence(tmp_path, monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setattr(files, "atomic_write_text", lambda path, text: (_ for _ in ()).throw(OSError(28, "No space")))
-        with pytest.raises(RunError, match="disk is full"):
-            write(tmp_path / "run", NEW_RUN)
+    assert not any(tmp_path.iterdir())
     write(tmp_path / "run", NEW_RUN)
     assert content_of(tmp_path / "run") == NEW_RUN
 
@@ -313,8 +286,7 @@ def test_a_full_disk_while_results_are_put_in_place_is_one_sentence(tmp_path, mo
 def test_the_mark_tells_what_every_file_held(tmp_path):
     write(tmp_path / "run", NEW_RUN)
     mark = json.loads((tmp_path / "run" / MARK).read_text())
-    digest = mark["files"]["metrics.json"]
-    assert mark["kind"] == "run" and digest == files.sha256_file(tmp_path / "run" / "metrics.json")
+    assert mark["kind"] == "run" and mark["files"]["metrics.json"] == files.sha256_file(tmp_path / "run/metrics.json")
     (tmp_path / "run" / MARK).write_text("[]")
     with pytest.raises(UsageError, match="other files"):
         write(tmp_path / "run", NEW_RUN, overwrite=True)

@@ -34,8 +34,7 @@ def test_second_moments_are_carried_without_momentum_and_as_copies():
     carry_second_moments(optimizer, target)
     for old, new in zip(layer.parameters(), other.parameters(), strict=True):
         assert torch.equal(target.state[new]["exp_avg_sq"], optimizer.state[old]["exp_avg_sq"])
-        assert not target.state[new]["exp_avg"].any()
-        assert float(target.state[new]["step"]) == 7
+        assert not target.state[new]["exp_avg"].any() and float(target.state[new]["step"]) == 7
     target.zero_grad()
     other(torch.ones(1, 3)).sum().backward()
     before = optimizer.state[layer.weight]["exp_avg_sq"].clone()
@@ -46,8 +45,7 @@ def test_second_moments_are_carried_without_momentum_and_as_copies():
 
 def test_of_an_optimiser_without_steps_nothing_is_carried():
     layer, optimizer = trained(0)
-    target = adamw([(list(layer.parameters()), 1e-3)])
-    carry_second_moments(optimizer, target)
+    carry_second_moments(optimizer, target := adamw([(list(layer.parameters()), 1e-3)]))
     assert not target.state
 
 
@@ -72,13 +70,12 @@ def test_a_weight_that_was_never_used_has_no_slope_and_a_new_optimiser_has_one()
     layer, optimizer = trained(3)
     optimizer.state[layer.weight]["exp_avg_sq"][0] = 0.0
     layer.weight.grad = torch.ones(2, 3)
-    assert not adamw_update_derivative(optimizer)[layer.weight][0].any()
-    assert adamw_update_derivative(optimizer)[layer.weight][1].all()
+    slopes = adamw_update_derivative(optimizer)[layer.weight]
+    assert not slopes[0].any() and slopes[1].all()
     fresh, new = trained(0)
     fresh.weight.grad = torch.full((2, 3), 0.5)
-    assert adamw_update_derivative(new)[fresh.weight][0, 0].item() == pytest.approx(
-        1e-3 * 0.98**STEPS_AHEAD / 0.5, rel=1e-5
-    )
+    slope = adamw_update_derivative(new)[fresh.weight][0, 0].item()
+    assert slope == pytest.approx(1e-3 * 0.98**STEPS_AHEAD / 0.5, rel=1e-5)
 
 
 @pytest.mark.parametrize(("fast", "used"), [(True, "eager"), (False, "sdpa")])
@@ -86,10 +83,8 @@ def test_a_model_attends_by_plain_products_only_while_it_trains_in_bfloat16(teac
     monkeypatch.setattr(training, "_bfloat16_pays", lambda device, width: fast)
     model = teacher.encoder
     model.set_attn_implementation("sdpa")
-    batch = {
-        "input_ids": torch.ones(2, 6, dtype=torch.int64),
-        "attention_mask": torch.tensor([[1] * 6, [1, 1] + [0] * 4]),
-    }
+    mask = torch.tensor([[1] * 6, [1, 1] + [0] * 4])
+    batch = {"input_ids": torch.ones_like(mask), "attention_mask": mask}
     before = model(**batch).last_hidden_state
     with pytest.raises(RuntimeError), training.plain_attention(model):
         assert model.config._attn_implementation == used
