@@ -19,9 +19,10 @@ HOUSE = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(HOUSE)
 
 
-def test_the_package_stays_within_its_limits():
+def test_the_package_stays_within_its_limits_and_its_tests_are_no_longer_than_it():
     found = HOUSE.count(ROOT / "l2a")
     assert {name: found[name] for name, limit in LIMITS.items() if found[name] > limit} == {}
+    assert HOUSE.count(ROOT / "tests")["code_lines"] <= found["code_lines"]
 
 
 def test_a_line_is_code_when_it_holds_more_than_comments_and_docstrings():
