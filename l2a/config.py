@@ -1,5 +1,6 @@
 """All settings of a run, as frozen dataclasses that check themselves; the comment of a field says what it is."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -7,12 +8,11 @@ from typing import Annotated, Any, Literal
 
 import yaml
 
-from l2a.util import Allowed, Checked, UsageError, build, find_card, load_yaml
-from l2a.util.cards import shipped_folder
+from l2a.util import Allowed, Checked, UsageError, build, cards, find_card, load_yaml
 
-Positive = Annotated[float, Allowed("a number above 0", lambda value: value > 0)]
-Temperature = Annotated[float, Allowed("a number above 0, or inf", lambda value: value > 0, infinite=True)]
-NotNegative = Annotated[float, Allowed("a number of 0 or more", lambda value: value >= 0)]
+Positive = Annotated[float, Allowed("a number above 0", lambda value: 0 < value < math.inf)]
+Temperature = Annotated[float, Allowed("a number above 0, or inf", lambda value: value > 0)]
+NotNegative = Annotated[float, Allowed("a number of 0 or more", lambda value: 0 <= value < math.inf)]
 Weight = Annotated[float, Allowed("a number from 0 to 1", lambda value: 0 <= value <= 1)]
 Share = Annotated[float, Allowed("a share above 0 and at most 1", lambda value: 0 < value <= 1)]
 Decay = Annotated[float, Allowed("a number from 0 to below 1", lambda value: 0 <= value < 1)]
@@ -53,9 +53,6 @@ class TeacherConfig(Checked, section="teacher."):
     source_seed: Seed = 0  # of the source stage, apart from the run's, so that runs share a source teacher
 
 
-Preset = Literal["auto", "narrow", "minilm-l6", "bert-tiny"]
-
-
 @dataclass(frozen=True)
 class StudentConfig(Checked, section="student."):
     """The student."""
@@ -63,7 +60,7 @@ class StudentConfig(Checked, section="student."):
     # "minilm-l6", "bert-tiny": these pretrained encoders over as many of their tokens as are allowed. "narrow": a fresh
     # narrow BERT over word vectors read from the teacher. "auto": "minilm-l6" beside a teacher of base size, else
     # "narrow".
-    preset: Preset = "auto"
+    preset: Literal["auto", "narrow", "minilm-l6", "bert-tiny"] = "auto"
     model: str | None = None  # a folder or Hub id to start from instead of a preset
     max_share: Share = 0.133  # largest allowed share of the teacher's parameters
 
@@ -191,11 +188,6 @@ class DistillConfig(Checked):
     selector: SelectorConfig = field(default_factory=SelectorConfig)
     kd: KDConfig = field(default_factory=KDConfig)
 
-    @property
-    def data_folder(self) -> Path | None:
-        """Folder that relative data paths start from first, where there is one."""
-        return Path(self.data_root) if self.data_root else None
-
 
 def settle(config: DistillConfig) -> DistillConfig:
     """Fill in the source and the shots where they follow from the target; shots that stay None mean all labels.
@@ -203,7 +195,8 @@ def settle(config: DistillConfig) -> DistillConfig:
     Raises:
         UsageError: If there is no source and none can be assumed.
     """
-    if (shipped_folder("domains") / f"{config.target}.yaml").is_file():  # labels are plentiful: scarcity is simulated
+    # Of shipped targets labels are plentiful: scarcity is simulated.
+    if (cards.shipped_folder("domains") / f"{config.target}.yaml").is_file():
         shots = 32 if config.shots is None else config.shots
         return replace(config, source=config.source or "movies", shots=shots)
     if config.source is None:

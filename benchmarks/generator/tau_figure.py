@@ -6,7 +6,6 @@ Target texts are 64 training texts of "tweets", source texts 2,000 of "movies". 
 chains' samples are to the target and how many of them are different.
 """
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from l2a.config import GeneratorConfig
 from l2a.data.domains import load_domain
 from l2a.data.examples import normalised_hash
 from l2a.experiments.report import COLOURS, STYLE, save_figure
-from l2a.generator.chain import ChainDiagnostics, GeneratorInputs, draw_pool, fit_word_average
+from l2a.generator.chain import Diagnostics, GeneratorInputs, draw_pool, fit_word_average
 from l2a.generator.tokens import TokenSpace, build_neighbour_table, vocabulary
 from l2a.teacher.labelling import cached_labeller
 from l2a.teacher.model import load_encoder
@@ -37,8 +36,8 @@ def main() -> None:
     for tau in TAUS:
         config = GeneratorConfig(tau=tau, operators={"augpro_fgsm": 0.0})
         facts.append(draw_pool(problem, config, POOL, np.random.default_rng(SEED))[1])
-        print(f"tau {tau}: {facts[-1].sample_log_density:.2f}, {facts[-1].distinct_share:.0%} different")
-    numbers = {str(tau): dataclasses.asdict(fact) for tau, fact in zip(TAUS, facts, strict=True)}
+        print(f"tau {tau}: {facts[-1]['sample_log_density']:.2f}, {facts[-1]['distinct_share']:.0%} different")
+    numbers = {str(tau): dict(fact) for tau, fact in zip(TAUS, facts, strict=True)}
     atomic_write_text(NUMBERS, json.dumps(numbers, indent=1) + "\n")
     with matplotlib.rc_context(STYLE):
         save_figure(_draw(facts), FOLDER / "tau.svg")
@@ -55,7 +54,7 @@ def _problem() -> GeneratorInputs:
     return GeneratorInputs(
         source_inputs=tuple(text for text in far.inputs if normalised_hash(text) not in target.test.hashes),
         target_inputs=near.inputs,
-        unlabelled_inputs=(),
+        unlabelled={},
         embed=fit_word_average(teacher.tokenizer, embeddings, far.inputs + near.inputs, LENGTH),
         space=TokenSpace(
             teacher.tokenizer,
@@ -69,20 +68,20 @@ def _problem() -> GeneratorInputs:
     )
 
 
-def _draw(facts: list[ChainDiagnostics]) -> Figure:
+def _draw(facts: list[Diagnostics]) -> Figure:
     figure = Figure(figsize=(7.4, 3.2), facecolor="white", layout="constrained", edgecolor="#BBBBBB", linewidth=1.0)
     near, different = figure.subplots(1, 2)
     places, names = range(len(TAUS)), ["plain" if np.isinf(tau) else f"{tau:g}" for tau in TAUS]
-    near.plot(places, [fact.sample_log_density for fact in facts], "o-", color=COLOURS[0], label="chains' samples")
-    plain, target = facts[-1].proposal_log_density, facts[0].target_log_density
+    near.plot(places, [fact["sample_log_density"] for fact in facts], "o-", color=COLOURS[0], label="chains' samples")
+    plain, target = facts[-1]["proposal_log_density"], facts[0]["target_log_density"]
     near.axhline(plain, color=COLOURS[1], linestyle="--", label="plain proposals")
     near.axhline(target, color="#444444", linestyle=":", label="target texts")
     near.set_ylabel("standardised log target density")
     near.legend(frameon=False, fontsize=8)
     different.plot(
-        places, [100 * fact.distinct_share for fact in facts], "s-", color=COLOURS[2], label="different texts"
+        places, [100 * fact["distinct_share"] for fact in facts], "s-", color=COLOURS[2], label="different texts"
     )
-    accepted = [100 * fact.acceptance["jump"] for fact in facts]
+    accepted = [100 * fact["acceptance"]["jump"] for fact in facts]
     different.plot(places, accepted, "^--", color=COLOURS[3], label="accepted jumps")
     different.set_ylabel("%")
     different.set_ylim(0, 105)

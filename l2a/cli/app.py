@@ -7,7 +7,6 @@ import shlex
 import signal
 import sys
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,9 +15,8 @@ from typer import Argument, Exit, Option, Typer, echo
 from l2a import __version__
 from l2a.cli import options, research
 from l2a.cli.options import LabelColumn, Overwrite, Quiet, TextColumn, TextPairColumn, Verbose, print_table
-from l2a.config import Columns, DistillConfig, as_yaml
-from l2a.util import Progress, RunError, UsageError, find_card, list_cards, os_error_sentence, process_rank
-from l2a.util.files import cache_root, cache_sizes, clear_cache, to_json
+from l2a.config import Columns, DistillConfig, GeneratorConfig, as_yaml
+from l2a.util import Progress, RunError, UsageError, build, errors, files, find_card, list_cards, process_rank
 
 app = Typer(
     help="Distil a small text classifier for a domain with few labels.",
@@ -212,11 +210,7 @@ def augment_command(
     quiet: Quiet = False,
 ) -> None:
     """Make new texts from a file of texts; the output file appears when all are made."""
-    share: Any = degree
-    with suppress(ValueError):
-        share = degree and float(degree)
-    if degree not in (None, "auto") and not (isinstance(share, float) and 0 < share <= 1):
-        raise UsageError(f'--degree is {degree!r}; give "auto" or a share above 0 and at most 1')
+    share = None if degree is None else build(GeneratorConfig, {"degree": degree}, "--degree").degree
     from l2a.pipeline.augment import AugmentJob, augment_file
 
     columns = Columns(text_column, text_pair_column)
@@ -260,17 +254,14 @@ def list_domains() -> None:
     """List the domain cards: the shipped ones and those in ./domains."""
     from l2a.data.domains import load_card
 
-    shown, skipped = {}, []
+    shown = {}
     for name in list_cards("domains"):
         try:
             card = load_card(name)
+            shown[name] = f"{card.description}\nlabels: {_labels(card.labels)}\n{_sizes(card)}\nlicence: {card.licence}"
         except UsageError as error:
-            skipped.append(f"note: skipped, because it is not a domain card: {error}")
-            continue
-        facts = (card.description, f"labels: {_labels(card.labels)}", _sizes(card), f"licence: {card.licence}")
-        shown[name] = "\n".join(facts)
+            shown[name] = f"note: skipped, because it is not a domain card: {error}"
     options.print_facts(shown)
-    echo("".join(f"{note}\n" for note in skipped), nl=False)
 
 
 @domains_app.command("show")
@@ -304,7 +295,7 @@ def check(
     from l2a.data.domains import check_domain
 
     with Progress() as progress:
-        found, counts, notes = check_domain(path, Columns(text_column, text_pair_column, label_column), None, progress)
+        found, counts, notes = check_domain(path, Columns(text_column, text_pair_column, label_column), progress)
     if counts:
         kind = "pairs of texts" if found.is_pair else "single texts"
         echo(f"{found.name}: {kind}, labels: {_labels(sorted(found.label_names))}")
@@ -325,7 +316,7 @@ def check(
 def env_command(json: Annotated[bool, Option("--json", help="Print JSON.")] = False) -> None:
     """Print what a bug report needs: versions, processor, memory, CUDA, cache and extras."""
     if json:
-        echo(to_json(_environment(), indent=1))
+        echo(files.to_json(_environment(), indent=1))
     else:
         options.print_facts(_environment())
 
@@ -343,7 +334,7 @@ def _environment() -> dict[str, Any]:
             packages[needed.name] = next((one.version for one in found), "absent")
     described = Path("/proc/cpuinfo").read_text("utf-8") if Path("/proc/cpuinfo").exists() else ""
     models = re.findall(r"^model name\s*: (.*)", described, re.MULTILINE)
-    memory, cached = psutil.virtual_memory(), sum(size for _, size in cache_sizes().values())
+    memory, cached = psutil.virtual_memory(), sum(size for _, size in files.cache_sizes().values())
     facts = {
         "l2a": f"{__version__} in {Path(__file__).parents[1]}",
         "python": f"{platform.python_version()}, {sys.executable}",
@@ -351,7 +342,7 @@ def _environment() -> dict[str, Any]:
         "processor": f"{(*models, platform.processor())[0]}, {os.cpu_count()} cores",
         "memory": f"{memory.total / 1e9:.1f} GB, {memory.available / 1e9:.1f} GB free",
         "packages": packages,
-        "cache": f"{cache_root()}, {cached / 1e6:,.1f} MB",
+        "cache": f"{files.cache_root()}, {cached / 1e6:,.1f} MB",
         "variables": {name: value for name, value in os.environ.items() if name.startswith(VARIABLES)} or "none",
     }
     try:
@@ -370,8 +361,8 @@ def _environment() -> dict[str, Any]:
 @cache_app.command("list")
 def list_cache() -> None:
     """Show where the cache is and what it holds."""
-    echo(f"{cache_root()}")
-    for kind, (entries, size) in cache_sizes().items():
+    echo(f"{files.cache_root()}")
+    for kind, (entries, size) in files.cache_sizes().items():
         echo(f"{kind:<16} {entries:>6} entries {size / 1e6:>10.1f} MB")
 
 
@@ -380,7 +371,7 @@ def clear(
     kinds: Annotated[list[str] | None, Argument(help="Kinds, as `list` names them; all by default.")] = None,
 ) -> None:
     """Remove cache entries; what a later run needs is fetched or computed again."""
-    echo(f"{clear_cache(tuple(kinds or ())) / 1e6:.1f} MB freed")
+    echo(f"{files.clear_cache(tuple(kinds or ())) / 1e6:.1f} MB freed")
 
 
 def _show_version(wanted: bool) -> None:
@@ -420,10 +411,12 @@ def main() -> None:
         kept = "what is finished, such as teachers and labels, and the last state of the rest are kept"
         again = shlex.join(["l2a", *sys.argv[1:]])
         _fail(f"interrupted; {kept}; go on with: {again}", 128 + (error.args or (signal.SIGINT,))[0])
+    except ImportError as error:
+        _fail(f"{error}; install what is missing by: pip install 'l2a[experiments,export]'", 2)
     except MemoryError:
         _fail("out of memory; lower kd.batch_size, kd.pool_size or --max-length, or close other programs", 1)
     except OSError as error:
-        _fail(os_error_sentence(error), 1)
+        _fail(errors.os_error_sentence(error), 1)
 
 
 def _fail(message: str, code: int) -> None:

@@ -56,10 +56,9 @@ def with_run_options(names: Iterable[str] = RUN_OPTIONS) -> Callable[[Callable[.
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(command)
         def with_options(**given: Any) -> None:
-            preset, file, *values = (given.pop(name) for name in shared)
-            flags: dict[str, Any] = {}
-            for name, value in zip(list(shared)[2:], values, strict=True):
-                flags |= {} if value is None else dict.fromkeys(RUN_OPTIONS[name][2], value)
+            preset, file = given.pop("preset"), given.pop("config")
+            chosen = {name: value for name in list(shared)[2:] if (value := given.pop(name)) is not None}
+            flags = {field: value for name, value in chosen.items() for field in RUN_OPTIONS[name][2]}
             config = load_config(preset, file, flags)  # which the command settles where it names the domains itself
             command(config=settle(config) if "target" in shared else config, **given)
 
@@ -79,11 +78,9 @@ def print_table(
     """Print a table, whatever the terminal's width; columns of numbers, all but the first, are aligned to the right."""
     from rich import box, console, markup, table  # not for --help
 
-    columns = [
-        table.Column(markup.escape(name), justify="right" if i and are_numbers else "left")
-        for i, name in enumerate(headers)
-    ]
-    shown = table.Table(*columns, box=box.SIMPLE, padding=(0, 1, 0, 0), title=title)
+    shown = table.Table(box=box.SIMPLE, padding=(0, 1, 0, 0), title=title)
+    for i, name in enumerate(headers):
+        shown.add_column(markup.escape(name), justify="right" if i and are_numbers else "left")
     for row in rows:
         shown.add_row(*map(markup.escape, row))
     console.Console(highlight=False, soft_wrap=True).print(shown)

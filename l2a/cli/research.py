@@ -1,6 +1,5 @@
 """The commands ``l2a selector``, which trains, compares and explains policies, and ``l2a experiment``, for grids."""
 
-import importlib.util
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,6 @@ selector_app = Typer(help="Train, compare and explain selection policies.", no_a
 experiment_app = Typer(help="Run and report grids that show what a method is worth.", no_args_is_help=True)
 BARS = "▁▂▃▄▅▆▇█"
 Policy = Annotated[str, Argument(help="Folder of a saved policy, or a card in agents/ that names one.")]
-EXTRA_PACKAGES = ("distributed", "joblib", "matplotlib", "statsmodels")
 Card = Annotated[str, Argument(help="A card in configs/experiments, or a path that ends in .yaml.")]
 Results = Annotated[Path, Option(help="Folder of results: CARD/cells.jsonl and CARD.json.")]
 OF_A_RUN = ("unlabelled", "student", "selector", "output_dir", "overwrite", "compare", "report")
@@ -70,7 +68,7 @@ def evaluate(
     """Compare a saved policy with every rule, at the same keep rate and updates, on a pair it never saw."""
     from l2a.pipeline.policies import evaluate_policy, open_policy, pair_name
 
-    trained, facts = open_policy(policy)
+    trained = open_policy(policy)
     with Progress(verbosity=int(verbose)) as progress:
         result = evaluate_policy(config, trained, updates, progress)
     best_first = sorted(result.verdicts, key=lambda verdict: -verdict.real)
@@ -81,7 +79,7 @@ def evaluate(
         f"influence; real: after {result.updates} updates of the student; Spearman correlation of the two: "
         f"{result.correlation:.2f}"
     )
-    if pair_name(config) in facts.get("pairs", []):
+    if pair_name(config) in trained.facts.get("pairs", []):
         echo(f"note: the policy was trained on {pair_name(config)}")
 
 
@@ -108,9 +106,10 @@ def show(config: DistillConfig, context: Context, policy: Policy, verbose: Verbo
     """Show how a policy was trained and, on a pair of domains, what it learned."""
     from l2a.pipeline.policies import explain_policy, open_policy
 
-    trained, facts = open_policy(policy)
+    trained = open_policy(policy)
+    facts = {"agent": trained.agent, **trained.facts}
     curve = facts.pop("reward_curve", [])
-    print_facts({"agent": trained.agent, **facts})
+    print_facts(facts)
     _print_curve(curve)
     if context.params["source"] is None and context.params["target"] is None:
         echo("give --source and --target to see what it keeps there")
@@ -141,20 +140,12 @@ def _print_inspection(explained: Any) -> None:
     print_table(("", "score", "text"), texts)
 
 
-@experiment_app.callback()
-def _require_extra_packages() -> None:
-    """Run and report grids that show what a method is worth."""
-    missing = [name for name in EXTRA_PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UsageError(f"experiments need {', '.join(missing)}; install them by: pip install 'l2a[experiments]'")
-
-
 @experiment_app.command("run")
 def run_experiment(
     card: Card,
     data_root: Annotated[Path | None, Option(help="Folder that the card's data paths start from.")] = None,
     results: Results = Path("benchmarks/results"),
-    workers: Annotated[int | None, Option(help="Groups of cells in parallel; by default one per core.")] = None,
+    workers: Annotated[int | None, Option(min=1, help="Groups of cells in parallel; default: one a core.")] = None,
     backend: Annotated[str, Option(help="loky: processes on this machine; dask: a cluster.")] = "loky",
     address: Annotated[str | None, Option(help="Scheduler of a running cluster; a local one by default.")] = None,
     only: Annotated[list[str] | None, Option(help="Part of 'pair shots seed variant'; may be repeated.")] = None,

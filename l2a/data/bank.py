@@ -18,9 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from l2a.data import domains, readers
-from l2a.data.examples import Domain, Ints, TextInput, normalised_hash, words_of
-from l2a.util import SILENT, Progress, cached_folder, cards, fingerprint, sha256_file
-from l2a.util.errors import UsageError, logger, os_error_sentence
+from l2a.data.examples import HELD_OUT, Domain, Ints, TextInput, normalised_hash, words_of
+from l2a.util import SILENT, Progress, UsageError, cached_folder, cards, errors, fingerprint, logger, sha256_file
 
 RECIPE = 2  # to be raised whenever the same files would give another bank: part of the cache's key
 UNCUT, LEAST, MOST = 40, 3, 60  # words: of a text that is left whole, and of a piece of one that is cut
@@ -28,7 +27,6 @@ SHINGLE = 6  # words in a row; of texts with fewer, a near copy has the same wor
 ENDS, CLOSERS = ".!?\u2026", "\"')]\u201d\u2019"
 MARKS = frozenset(ENDS + CLOSERS)
 ABBREVIATIONS = frozenset(["mr.", "mrs.", "ms.", "dr.", "st.", "vs.", "e.g.", "i.e.", "prof.", "jr.", "u.s."])
-HELD_OUT = "held out or near copies of held-out texts"
 IsHeldOut = Callable[[str, Sequence[str]], bool]  # from a text's hash and its words
 
 
@@ -76,8 +74,8 @@ class _Source(NamedTuple):
 
 
 def read_bank(
-    references: Sequence[Any], is_pair: bool, forbidden: frozenset[str] = frozenset(), data_root: Path | None = None,
-    progress: Progress = SILENT, held_out_words: frozenset[str] = frozenset(),
+    references: Sequence[Any], is_pair: bool, forbidden: frozenset[str] = frozenset(),
+    data_root: str | Path | None = None, progress: Progress = SILENT, held_out_words: frozenset[str] = frozenset(),
 ) -> Bank:  # fmt: skip
     """Read text whose labels, if it has any, are not used; single texts of more than 40 words are cut into sentences.
 
@@ -116,7 +114,7 @@ def read_bank(
 
 
 def unlabelled_files(
-    references: Sequence[Any], data_root: Path | None = None, progress: Progress = SILENT
+    references: Sequence[Any], data_root: str | Path | None = None, progress: Progress = SILENT
 ) -> Mapping[str, str]:
     """Give the names of what ``read_bank`` would read, with the sha256 of the content; see there."""
     return _files([source for reference in references for source in _sources(reference, data_root, progress)])
@@ -128,7 +126,7 @@ def _files(sources: Iterable[_Source]) -> Mapping[str, str]:
     return {name if times[name] == 1 else f"{name} ({digest[:8]})": digest for name, digest in read}
 
 
-def _sources(reference: Any, data_root: Path | None, progress: Progress) -> list[_Source]:
+def _sources(reference: Any, data_root: str | Path | None, progress: Progress) -> list[_Source]:
     if not isinstance(reference, str | Path):
         return [_in_memory("data in memory", reference)]
     name = str(reference)
@@ -169,9 +167,10 @@ def _file(path: Path, name: str) -> _Source:
     try:
         digest = sha256_file(path)
     except OSError as error:
-        raise UsageError(f"unlabelled {os_error_sentence(error)}") from error
+        raise UsageError(f"unlabelled {errors.os_error_sentence(error)}") from error
     if suffix == ".tsv":  # without a header it holds texts or pairs, like a .txt file
-        line = "\t".join(next(readers.read_records(path, ".txt")).values.values()).lower().split("\t")
+        first = next(readers.read_records(path, ".txt"), readers.Record(0, {}))
+        line = "\t".join(first.values.values()).lower().split("\t")
         usual = {name for names in readers.USUAL_NAMES.values() for name in names}
         suffix = ".tsv" if len(line) > 2 or usual & {name.strip(' "') for name in line} else ".txt"
     return _Source(str(path), digest, {name: digest}, partial(readers.read_records, path, suffix))
@@ -273,20 +272,15 @@ def _even_parts(words: Sequence[str]) -> list[str]:
 
 def _held_out_test(forbidden: frozenset[str], held_out: frozenset[str]) -> IsHeldOut:
     """Make the test whether a text is held out or a near copy of a text that is; see ``read_bank``."""
-    first: dict[int, list[str]] = defaultdict(list)  # held-out texts by the hash of the six words that they begin with
-    every: dict[int, list[str]] = defaultdict(list)  # and by that of any six words in a row
+    by_shingle: dict[int, list[str]] = defaultdict(list)  # held-out texts by the hash of any six words in a row
     for key in held_out:
-        for number, shingle in enumerate(_shingles(key.split())):
-            every[shingle].append(f" {key} ")
-            if number == 0:
-                first[shingle].append(f" {key} ")
+        for shingle in _shingles(key.split()):
+            by_shingle[shingle].append(f" {key} ")
 
     def is_held_out(digest: str, words: Sequence[str]) -> bool:
-        key, shingles = " ".join(words), list(_shingles(words))
-        if digest in forbidden or key in held_out:
-            return True
-        inside = any(f" {key} " in held for held in every.get(shingles[0], ())) if shingles else False
-        return inside or any(held in f" {key} " for same in first.keys() & shingles for held in first[same])
+        key = " ".join(words)
+        near = (held for shingle in by_shingle.keys() & _shingles(words) for held in by_shingle[shingle])
+        return digest in forbidden or key in held_out or any(f" {key} " in held or held in f" {key} " for held in near)
 
     return is_held_out
 

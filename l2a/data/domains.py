@@ -5,7 +5,6 @@ import html
 import json
 import logging
 import re
-import statistics
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -266,7 +265,7 @@ def rows_sha256(rows: Sequence[readers.Row]) -> str:
 
 
 def load_domain(
-    reference: Any, columns: Columns = readers.USUAL_COLUMNS, data_root: Path | None = None,
+    reference: Any, columns: Columns = readers.USUAL_COLUMNS, data_root: str | Path | None = None,
     progress: Progress = SILENT, flag: str = readers.FLAG,
 ) -> Domain:  # fmt: skip
     """Load a domain.
@@ -315,7 +314,7 @@ def as_domain(data: Any, name: str, columns: Columns = readers.USUAL_COLUMNS) ->
 
 
 def read_domain(
-    reference: str, columns: Columns = readers.USUAL_COLUMNS, data_root: Path | None = None,
+    reference: str, columns: Columns = readers.USUAL_COLUMNS, data_root: str | Path | None = None,
     progress: Progress = SILENT, flag: str = readers.FLAG,
 ) -> RawDomain:  # fmt: skip
     """Read rows with splits and every problem that they have; see ``load_domain``, which refuses problems."""
@@ -382,7 +381,7 @@ def _split_files(path: Path) -> Mapping[readers.SplitName | None, Path]:
     return files
 
 
-def locate(what: str, reference: str, data_root: Path | None, progress: Progress) -> tuple[str, Any]:
+def locate(what: str, reference: str, data_root: str | Path | None, progress: Progress) -> tuple[str, Any]:
     """Find data, under the data root first, then under the working directory, then on the Hub.
 
     Args:
@@ -399,7 +398,7 @@ def locate(what: str, reference: str, data_root: Path | None, progress: Progress
         RunError: If it cannot be fetched.
     """
     path = Path(reference).expanduser()
-    roots = [data_root, Path()] if data_root else [Path()]
+    roots = [Path(data_root or ""), Path()]
     found = next((root / path for root in roots if (root / path).exists()), None)
     if found is None:
         near = [str(path.with_name(file.name)) for root in roots for file in (root / path).parent.glob("*")]
@@ -438,14 +437,13 @@ def _datasets_content(reference: str, folder: Path | None, progress: Progress) -
 
 
 def check_domain(
-    reference: str, columns: Columns = readers.USUAL_COLUMNS, data_root: Path | None = None, progress: Progress = SILENT
+    reference: str, columns: Columns = readers.USUAL_COLUMNS, progress: Progress = SILENT
 ) -> tuple[RawDomain, dict[str, dict[str, int]], list[str]]:
     """Read a domain and describe it, good or bad.
 
     Args:
         reference: As in ``load_domain``.
         columns: As in ``load_domain``.
-        data_root: As in ``load_domain``.
         progress: Shows downloads.
 
     Returns:
@@ -458,7 +456,7 @@ def check_domain(
         UsageError: If there is no such data.
         RunError: If data cannot be fetched.
     """
-    raw = read_domain(reference, columns, data_root, progress)
+    raw = read_domain(reference, columns, progress=progress)
     return raw, {split: _counts(raw, split) for split in readers.SPLITS if raw.of(split)}, list(_notes(raw))
 
 
@@ -469,7 +467,7 @@ def _counts(raw: RawDomain, split: str) -> dict[str, int]:
     return {
         "examples": len(rows),
         **{f"label {name}": labels[name] for name in sorted(raw.label_names)},
-        "words, median": int(statistics.median(words)),
+        "words, median": int(np.median(words)),
         "words, longest": max(words),
         "characters, longest": max(sum(map(len, row.text)) for row in rows),
         "duplicates": len(rows) - len({normalised_hash(row.text) for row in rows}),

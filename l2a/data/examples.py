@@ -3,7 +3,7 @@
 import hashlib
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from l2a.util import UsageError, did_you_mean, logger
 
 HELD_OUT_PART = 4  # reward and validation get at most a quarter of a class each when all labels are used
+HELD_OUT = "held out or near copies of held-out texts"
 WORD = re.compile(r"[^\W_]+")
 
 Bools = NDArray[np.bool_]
@@ -35,11 +36,6 @@ class Examples:
     labels: Ints
     label_names: tuple[str, ...]
 
-    def __post_init__(self) -> None:
-        """Check that texts and labels match."""
-        if len(self.inputs) != len(self.labels):
-            raise ValueError(f"there are {len(self.labels)} labels for {len(self.inputs)} texts; give one each")
-
     def __len__(self) -> int:
         """Return the number of examples."""
         return len(self.inputs)
@@ -51,13 +47,7 @@ class Examples:
 
 
 def concatenate(*parts: Examples) -> Examples:
-    """Join examples in order.
-
-    Raises:
-        ValueError: If the label names differ.
-    """
-    if any(part.label_names != parts[0].label_names for part in parts):
-        raise ValueError(f"label_names: cannot join examples with {[part.label_names for part in parts]}")
+    """Join examples with the same label names in order."""
     inputs = tuple(text for part in parts for text in part.inputs)
     return Examples(inputs, np.concatenate([part.labels for part in parts]), parts[0].label_names)
 
@@ -83,10 +73,11 @@ def held_out_words(texts: Iterable[TextInput]) -> frozenset[str]:
     return frozenset(words_key(part) for text in texts for part in {" ".join(text), *text}) - {""}
 
 
-def seen_in(texts: Sequence[TextInput], hashes: Set[str], words: Set[str]) -> Bools:
-    """Find copies of held-out texts, and near copies: those with the same words in the same order.
+def seen_in(where: str, texts: Sequence[TextInput], hashes: Set[str], words: Set[str]) -> Bools:
+    """Find copies of held-out texts, and near copies: those with the same words in the same order; and warn of them.
 
     Args:
+        where: What holds the texts, for the warning.
         texts: N texts.
         hashes: Normalised hashes of the held-out texts.
         words: ``held_out_words`` of the held-out texts.
@@ -94,8 +85,12 @@ def seen_in(texts: Sequence[TextInput], hashes: Set[str], words: Set[str]) -> Bo
     Returns:
         bool (N,).
     """
-    found = (normalised_hash(text) in hashes or words_key(" ".join(text)) in words for text in texts)
-    return np.fromiter(found, np.bool_, len(texts))
+    known = (normalised_hash(text) in hashes or words_key(" ".join(text)) in words for text in texts)
+    seen = np.fromiter(known, np.bool_, len(texts))
+    if seen.any():
+        found = f"{where}: {seen.sum()} of its {len(seen)} texts"
+        logger.warning("%s are %s and are left out; take them out, or see where they come from", found, HELD_OUT)
+    return seen
 
 
 def warn_of_absent_classes(where: str, found: Examples) -> None:
@@ -124,10 +119,6 @@ class HeldOut:
         """Hold examples back."""
         hashes = frozenset(map(normalised_hash, examples.inputs))
         return cls(len(examples), hashes, held_out_words(examples.inputs), examples)
-
-    def converted(self, convert: Callable[[Examples], Examples]) -> "HeldOut":
-        """Change the split without opening it, such as the order of its label names; texts stay as they are."""
-        return replace(self, _examples=convert(self._examples))
 
     def reveal(self) -> Examples:
         """Give texts and labels away; only the final evaluation of a run may call this."""
@@ -196,22 +187,14 @@ def few_shot_splits(target: Domain, shots: int | None, dev_shots: int, rng: np.r
         The parts, each with its classes interleaved.
 
     Raises:
-        UsageError: If a number is not positive, the domain has no test split or a class has too few examples.
+        UsageError: If the domain has no test split or a class has too few examples.
     """
-    for name, value, least in (("shots", shots, 1), ("dev_shots", dev_shots, 0)):
-        if value is not None and value < least:
-            raise UsageError(f"{name} is {value}; give at least {least} examples per class")
     if target.test.size == 0:
         fix = "so it can only be a source; add labelled rows whose split is test"
         raise UsageError(f"{target.name}: the domain has no test split, {fix}")
     pool = concatenate(target.train, target.dev)
     first = {normalised_hash(text): i for i, text in reversed(list(enumerate(pool.inputs)))}
-    tested = seen_in(pool.inputs, target.test.hashes, target.test.words)
-    if tested.any():
-        logger.warning(
-            "target: %d of its %d training and validation texts, or near copies of them, are also in its test split "
-            "and are left out; take them out of one of the splits", tested.sum(), len(pool)
-        )  # fmt: skip
+    tested = seen_in("target, train and dev", pool.inputs, target.test.hashes, target.test.words)
     kept = np.sort([i for i in first.values() if not tested[i]])  # no copies, no test texts
     pool, train_size = pool.take(kept), int(np.sum(kept < len(target.train)))
     drawn: list[list[Ints]] = []
@@ -294,5 +277,5 @@ def relabel(domain: Domain, label_names: tuple[str, ...]) -> Domain:
     def convert(examples: Examples) -> Examples:
         return Examples(examples.inputs, new_index[examples.labels], label_names)
 
-    test = domain.test.converted(convert)
+    test = replace(domain.test, _examples=convert(domain.test._examples))  # which is not opened by that
     return replace(domain, label_names=label_names, train=convert(domain.train), dev=convert(domain.dev), test=test)

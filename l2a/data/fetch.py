@@ -9,7 +9,6 @@ import fnmatch
 import logging
 import os
 import re
-import shutil
 import ssl
 import stat
 import subprocess
@@ -21,12 +20,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Annotated, Any, Literal
 
 from packaging.version import VERSION_PATTERN
 
-from l2a.util import SILENT, Advance, Progress, RunError, UsageError, cached_folder, fingerprint, sha256_file
-from l2a.util.files import leads_out
+from l2a.util import SILENT, Advance, Allowed, Checked, Progress, RunError, UsageError
+from l2a.util.files import cached_folder, fingerprint, leads_out, sha256_file
 
 MEMBER_LIMIT = 2**29  # bytes of one unpacked member
 TOTAL_LIMIT = 2**30  # bytes of all unpacked members
@@ -34,19 +33,16 @@ CHUNK = 2**20
 # What the system says to members that stand in each other's way or are no names, and to positions out of the file.
 OF_THE_ARCHIVE = (None, errno.EINVAL, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
 PAUSES = (1, 4)  # seconds before an interrupted download starts again
-ALLOWED = {
-    "package": (r"[A-Z0-9]|[A-Z0-9][A-Z0-9._-]*[A-Z0-9]", "letters and digits, with . _ - between them"),
-    "version": (VERSION_PATTERN, "one exact version such as 1.0.2"),
-    "kind": ("wheel|sdist", "wheel or sdist"),
-    "sha256": ("(?-i:[0-9a-f]{64})", "64 lower-case hexadecimal digits"),
-}
+PACKAGE = re.compile("[A-Z0-9]|[A-Z0-9][A-Z0-9._-]*[A-Z0-9]", re.IGNORECASE | re.ASCII)
+VERSION = re.compile(VERSION_PATTERN, re.VERBOSE | re.IGNORECASE | re.ASCII)
+SHA256 = re.compile("[0-9a-f]{64}")
 UNREACHABLE = "the package index cannot be reached ({}); connect, or set PIP_INDEX_URL, or L2A_CACHE to a filled cache"
 MISSING = "no index offers it to you; correct name, version and kind, or set PIP_INDEX_URL with your credentials"
 OTHER_HASH = "the package index or a proxy changed the file; use another index"
 
 
 @dataclass(frozen=True)
-class Artifact:
+class Artifact(Checked, section="artifact: "):
     """One file of one release of a package, pinned by its hash.
 
     Attributes:
@@ -58,18 +54,15 @@ class Artifact:
         size: Bytes of the wheel or sdist, for the progress bar; 0 when unknown.
     """
 
-    package: str
-    version: str
+    package: Annotated[str, Allowed("letters and digits, with . _ - between them", PACKAGE.fullmatch)]
+    version: Annotated[str, Allowed("one exact version such as 1.0.2", VERSION.fullmatch)]
     kind: Literal["wheel", "sdist"]
-    sha256: str
+    sha256: Annotated[str, Allowed("64 lower-case hexadecimal digits", SHA256.fullmatch)]
     members: tuple[str, ...]
     size: int = 0
 
     def __post_init__(self) -> None:
-        for field, (pattern, words) in ALLOWED.items():
-            value = getattr(self, field)
-            if not re.fullmatch(pattern, value, re.VERBOSE | re.IGNORECASE | re.ASCII):
-                raise UsageError(f"artifact: {field} is {value!r}; give {words}")
+        super().__post_init__()
         for member in self.members or ("",):
             if leads_out(member):
                 raise UsageError(f"artifact: a member is {member!r}; give a relative path with / and without ..")
@@ -129,8 +122,7 @@ def fetch_joined(parts: Sequence[Artifact], members: tuple[str, ...], progress: 
         joined = folder / pieces[0].stem
         with joined.open("wb") as target:
             for piece in pieces:
-                with piece.open("rb") as source:
-                    shutil.copyfileobj(source, target, CHUNK)
+                target.write(piece.read_bytes())
         unpack(joined, members, folder)
         joined.unlink()
 

@@ -59,9 +59,6 @@ class Record(NamedTuple):
     problem: str = ""
 
 
-EMPTY = Record(0, {}, "the file is empty; give it rows with text")
-
-
 class Row(NamedTuple):
     """One checked example; the label is empty where none is read, the split None where the data gives none."""
 
@@ -171,7 +168,7 @@ def read_records(source: Path | None, suffix: str, named: bool = True) -> Iterat
         named: Whether numbers of classes become names where the file has these.
 
     Yields:
-        Lines or rows; one that says so for an empty file.
+        Lines or rows; none for an empty file.
 
     Raises:
         UsageError: If the file cannot be read.
@@ -199,7 +196,7 @@ def _lines(text: IO[str], suffix: str) -> Iterator[Record]:
             yield from (_json_record(number, value) for number, value in enumerate(whole, 1))
             return
         text = io.StringIO(content)
-    number, is_pair = 0, None
+    is_pair = None
     for number, line in ((place, line.rstrip("\n")) for place, line in enumerate(text, 1) if line.strip()):
         first, _, second = line.partition("\t")
         is_pair = bool(second.strip()) if is_pair is None else is_pair
@@ -209,8 +206,6 @@ def _lines(text: IO[str], suffix: str) -> Iterator[Record]:
             yield Record(number, {"text": first, "text_pair": second} if is_pair else {"text": line})
         else:
             yield _json_record(number, _json(line), line)
-    if not number:
-        yield EMPTY
 
 
 def _byte_problem(line: str) -> str:
@@ -270,8 +265,6 @@ def _delimited(text: IO[str], suffix: str) -> Iterator[Record]:
         elif fields or problem:
             yield Record(number, {"": whole} if problem else dict(zip(columns, fields, strict=True)), problem)
         number += len(used)
-    if not columns:
-        yield EMPTY
 
 
 def _next_row(rows: Iterator[list[str]]) -> tuple[list[str], str]:
@@ -297,7 +290,6 @@ def _arrow(stream: IO[bytes], suffix: str, named: bool) -> Iterator[Record]:
 
     start = stream.read(6)
     if not start:
-        yield EMPTY
         return
     stream.seek(0)
     try:
@@ -403,7 +395,7 @@ def check_table(
         return [], []
     rows: list[Row] = []
     problems = [f"{table.name}: {message}" for message in missing]
-    for number, values, problem in table.records or (Record(0, {}, "no rows; give a header and rows with text"),):
+    for number, values, problem in table.records or (Record(0, {}, "no rows; give it rows with text"),):
         if not problem and not missing:
             try:
                 rows.append(_row(values, found))

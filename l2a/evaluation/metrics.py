@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
-from l2a.data import Doubles, Ints, TextInput
+from l2a.data import Ints, TextInput
 
 
 @dataclass(frozen=True)
@@ -42,26 +42,16 @@ def classification_metrics(
         rng: Source of 1000 resamples of the examples.
     """
     cells = np.bincount(labels * classes + predictions, minlength=classes**2)
-    # Resampling examples is a multinomial draw over the cells of their contingency table.
-    resampled = _from_confusion(rng.multinomial(len(labels), cells / len(labels), size=1000), classes)
-    low, high = np.quantile(resampled, [0.025, 0.975], axis=0)
-    points = accuracy_and_macro_f1(labels, predictions, classes)
-    return ClassificationMetrics(*(Interval(*map(float, ends)) for ends in zip(points, low, high, strict=True)))
-
-
-def accuracy_and_macro_f1(labels: Ints, predictions: Ints, classes: int) -> tuple[float, float]:
-    """Measure accuracy and macro-F1, both in [0, 1]; the arguments are those of ``classification_metrics``."""
-    cells = np.bincount(labels * classes + predictions, minlength=classes**2)
-    accuracy, macro_f1 = _from_confusion(cells[None], classes)[0].tolist()
-    return accuracy, macro_f1
-
-
-def _from_confusion(cells: Ints, classes: int) -> Doubles:
-    """Compute accuracy and macro-F1, (R, 2), from confusion tables (R, C * C) with the true class first."""
-    counts = cells.reshape(-1, classes, classes)
+    # Resampling examples is a multinomial draw over the cells of their contingency table, the true class first.
+    tables = np.vstack([cells, rng.multinomial(len(labels), cells / len(labels), size=1000)])
+    counts = tables.reshape(-1, classes, classes)
     right, either = np.diagonal(counts, axis1=1, axis2=2), counts.sum(axis=1) + counts.sum(axis=2)
     f1 = np.divide(2.0 * right, either, out=np.zeros(right.shape), where=either > 0)
-    return np.stack([right.sum(axis=1) / cells.sum(axis=1), f1.mean(axis=1)], axis=1)
+    found = []
+    for values in (right.sum(axis=1) / len(labels), f1.mean(axis=1)):
+        low, high = np.quantile(values[1:], [0.025, 0.975]).tolist()
+        found.append(Interval(float(values[0]), low, high))
+    return ClassificationMetrics(*found)
 
 
 @contextlib.contextmanager

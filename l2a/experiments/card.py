@@ -1,10 +1,9 @@
 """Experiment cards: a grid of pairs, shots, seeds and variants of methods, checked before anything runs."""
 
 import itertools
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache, cached_property
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,8 +12,7 @@ from l2a.data import bank, load_domain
 from l2a.generator.operators import check_operators
 from l2a.pipeline.methods import METHODS
 from l2a.selector.agents import agent_parts, check_agent
-from l2a.util import SILENT, Progress, UsageError, build, did_you_mean, find_card, fingerprint, load_yaml
-from l2a.util.files import leads_out
+from l2a.util import SILENT, Progress, UsageError, build, did_you_mean, files, find_card, fingerprint, load_yaml
 
 NEVER_DECIDES = {"output_dir", "overwrite", "compare", "report", "data_root"}
 RESULTS_VERSION = 3
@@ -58,11 +56,6 @@ class ExperimentCard:
     seeds: tuple[int, ...] = (0, 1, 2)
     name: str = ""  # by default its file's
 
-    @cached_property
-    def base(self) -> DistillConfig:
-        """The preset's configuration, from which that of every cell starts."""
-        return load_config(self.preset)
-
 
 def load_experiment(reference: str) -> ExperimentCard:
     """Read a card and check it whole, overrides included.
@@ -85,16 +78,16 @@ def variant_config(card: ExperimentCard, variant: str, pair: str) -> DistillConf
     """Build the configuration of a variant, without its place in the grid: the preset and its overrides."""
     given = card.variants[variant].overrides
     named = {key: value.replace("{pair}", pair) if isinstance(value, str) else value for key, value in given.items()}
-    return override(card.base, named)
+    return override(load_config(card.preset), named)
 
 
 def _problems(card: ExperimentCard) -> Iterable[str]:
     for name in ("pairs", "variants", "shots", "seeds"):
-        counts = Counter(it.name if isinstance(it, Pair) else it for it in getattr(card, name))
-        if not counts:
+        given = [it.name if isinstance(it, Pair) else it for it in getattr(card, name)]
+        if not given:
             yield f"{name}: empty; give at least one entry"
-        yield from (f"{name}: {it} is given more than once; give each once" for it, n in counts.items() if n > 1)
-    if leads_out(card.name) or "/" in card.name:
+        yield from (f"{name}: {it} is given more than once; give each once" for it in given if given.count(it) > 1)
+    if files.leads_out(card.name) or "/" in card.name:
         yield f"name is {card.name!r}; give the name of a folder"
     of_the_grid = {"source", "target", "source_columns", "target_columns", "unlabelled", "shots", "seed"}
     for name, variant in card.variants.items():
@@ -153,10 +146,6 @@ def expand(card: ExperimentCard, data_root: Path | None) -> tuple[Group, ...]:
         card: The card.
         data_root: Folder that relative data paths start from.
     """
-    settings = {
-        (variant, pair.name): variant_config(card, variant, pair.name)
-        for variant, pair in itertools.product(card.variants, card.pairs)
-    }
     by_source: dict[str, list[Group]] = {}
     for seed, shots, pair in itertools.product(card.seeds, card.shots, card.pairs):
         of_pair = {side: getattr(pair, side) for side in ("source", "target", "source_columns", "target_columns")}
@@ -164,7 +153,7 @@ def expand(card: ExperimentCard, data_root: Path | None) -> tuple[Group, ...]:
         cells = []
         for name, variant in card.variants.items():
             texts = pair.unlabelled if variant.unlabelled else ()
-            config = replace(settings[name, pair.name], **of_pair, unlabelled=texts)
+            config = replace(variant_config(card, name, pair.name), **of_pair, unlabelled=texts)
             cells.append(Cell(Place(pair.name, shots, seed, name), variant.method, config, card.preset))
         by_source.setdefault(pair.source, []).append(tuple(cells))
     rounds = itertools.zip_longest(*by_source.values())
@@ -243,7 +232,7 @@ def data_files(groups: Iterable[Group], progress: Progress = SILENT) -> dict[str
     """
 
     @cache
-    def files_of(reference: str, columns: Columns | None, folder: Path | None) -> DataFiles:
+    def files_of(reference: str, columns: Columns | None, folder: str | None) -> DataFiles:
         if columns is None:
             files = bank.unlabelled_files([reference], folder, progress)
         else:
@@ -257,7 +246,7 @@ def data_files(groups: Iterable[Group], progress: Progress = SILENT) -> dict[str
             config, files = cell.config, found.setdefault(cell.place.pair, {})
             sides = ((config.source or "", config.source_columns), (config.target, config.target_columns))
             for reference, columns in (*sides, *((text, None) for text in config.unlabelled)):
-                files |= files_of(reference, columns, config.data_folder)
+                files |= files_of(reference, columns, config.data_root)
     return found
 
 

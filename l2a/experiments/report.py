@@ -59,17 +59,11 @@ def estimate(values: pd.Series) -> Estimate:
     return Estimate(len(values), float(np.nanmean(cube)), float(low), float(high))
 
 
-def table_of(results: Sequence[CellResult], metric: str) -> pd.DataFrame:
-    """Lay a metric out with a column for each variant; NaN where a cell is missing."""
-    *place, variant = Place._fields
-    return pd.DataFrame(map(vars, results)).pivot(index=place, columns=variant, values=metric)
-
-
 def compare(table: pd.DataFrame, variants: Sequence[str], metric: str) -> list[dict[str, Any]]:
     """Compare every variant with every other one on the cells that both have.
 
     Args:
-        table: As ``table_of`` gives it.
+        table: A row for each place, a column for each variant; NaN where a cell is missing.
         variants: Names, in the order of the report.
         metric: What the table holds.
 
@@ -130,7 +124,8 @@ def summarise(card: ExperimentCard, results: Sequence[CellResult]) -> Summary:
     if not known:
         needed = f"run them first: l2a experiment run {card.name}"
         raise UsageError(f"results: none of the {len(cells)} cells of card {card.name} is finished; {needed}")
-    tables = {metric: table_of(known, metric) for metric in ("accuracy", "macro_f1")}
+    frame, (*place, variant_column) = pd.DataFrame(map(vars, known)), Place._fields
+    tables = {name: frame.pivot(index=place, columns=variant_column, values=name) for name in ("accuracy", "macro_f1")}
     variants = [name for name in card.variants if name in tables["accuracy"]]
     axes: list[tuple[str, Any]] = [("pair", None), *(("pair", pair.name) for pair in card.pairs)]
     axes += [("shots", shots) for shots in card.shots if len(card.shots) > 1]

@@ -1,12 +1,11 @@
 """Runs what is left of a grid and keeps what is finished, one line of JSON a cell, safe against kills and damage."""
 
-import contextlib
 import hashlib
 import json
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import joblib
+import numpy as np
 import psutil
 import torch
 from filelock import FileLock, Timeout
@@ -21,7 +21,7 @@ from transformers import set_seed
 
 from l2a import __version__
 from l2a.config import DistillConfig
-from l2a.evaluation.metrics import accuracy_and_macro_f1, one_thread
+from l2a.evaluation.metrics import classification_metrics, one_thread
 from l2a.experiments.card import Cell, DataFiles, Group, Place, cell_files, cell_key
 from l2a.pipeline.methods import METHODS, MethodResult
 from l2a.util import SILENT, Progress, RunError, UsageError, cluster, logger, to_json
@@ -121,11 +121,10 @@ def lock_for(folder: Path, name: str) -> FileLock:
     """Make a lock that all runners of one results folder share; it opens by itself when its holder dies.
 
     Args:
-        folder: The card's results folder; it is created.
+        folder: The card's results folder; it is made with the first lock.
         name: What is locked: a group of cells, or "results" for the file.
     """
     locks = folder / ".locks"
-    locks.mkdir(parents=True, exist_ok=True)
     if not (locks / ".gitignore").exists():
         atomic_write_text(locks / ".gitignore", "*\n")
     return FileLock(locks / f"{name}.lock")
@@ -189,38 +188,17 @@ def cost_seconds(planned: Sequence[PlannedGroup], workers: int) -> float:
 
 @dataclass(frozen=True)
 class Workers:
-    """Where groups of cells run: ``count`` side by side, but all of a running cluster."""
+    """Where groups of cells run: ``count`` side by side, at least 1, but all of a running cluster."""
 
     count: int
     backend: str = "loky"  # processes on this machine; "dask" for a cluster
     address: str | None = None  # a running cluster's scheduler; None starts a cluster on this machine
 
     def __post_init__(self) -> None:
-        if self.count < 1:
-            raise UsageError(f"--workers is {self.count}; give at least 1")
         if self.backend not in ("loky", "dask"):
             raise UsageError(f"--backend is {self.backend!r}; give one of loky, dask")
         if self.address is not None and self.backend == "loky":
             raise UsageError("--address is given, but the backend loky runs on this machine; add --backend dask")
-
-
-@contextlib.contextmanager
-def parallel(workers: Workers) -> Iterator[joblib.Parallel]:
-    """Start workers, which run delayed calls and give their results as they come.
-
-    Raises:
-        RunError: If no cluster answers, or a worker process dies.
-    """
-    count = workers.count if workers.address is None else None
-    with contextlib.ExitStack() as stack:
-        if workers.backend == "dask":  # one thread a process, since a cell seeds the generators of its whole process
-            stack.enter_context(cluster.open_client(count, workers.address))
-        stack.enter_context(joblib.parallel_config(backend=workers.backend, n_jobs=count or -1))
-        try:
-            yield joblib.Parallel(batch_size=1, return_as="generator_unordered")
-        except BrokenProcessPool as error:
-            again = "finished cells are kept, so run the command again, with fewer --workers if it happens again"
-            raise RunError(f"{cluster.WORKER_DIED}; {again}") from error
 
 
 class Outcome(NamedTuple):
@@ -249,20 +227,27 @@ def run_groups(
         One outcome for each cell that was left.
 
     Raises:
-        RunError: If a worker process died; what had finished is kept.
+        RunError: If no cluster answers, or a worker process died; what had finished is kept.
     """
     left = [chosen for group in planned if (chosen := [cell for cell in group if not cell.is_finished])]
     outcomes: list[Outcome] = []
-    with progress.stage("cells", sum(map(len, left))) as advance, parallel(workers) as pool:
-        run = joblib.delayed(_run_group)
-        for wait in (False, True):
-            calls, left = [run(group, folder, run_method, wait) for group in left], []
-            for group, found in pool(calls):
-                left += [] if found else [group]
-                outcomes += found
-                advance(len(found))
-                for cell, status, message in found:
-                    progress.event("cell", **cell.place._asdict(), status=status, message=message)
+    run, count = joblib.delayed(_run_group), workers.count if workers.address is None else None
+    with (
+        progress.stage("cells", sum(map(len, left))) as advance,
+        # One thread a process, since a cell seeds the generators of its whole process.
+        cluster.open_client(count if workers.backend == "dask" else None, workers.address),
+        joblib.parallel_config(backend=workers.backend, n_jobs=count or -1),
+    ):
+        try:
+            for wait in (False, True):
+                calls, left = [run(group, folder, run_method, wait) for group in left], []
+                for group, found in joblib.Parallel(batch_size=1, return_as="generator_unordered")(calls):
+                    left += [] if found else [group]
+                    outcomes += found
+                    advance(len(found))
+        except BrokenProcessPool as error:
+            again = "finished cells are kept, so run the command again, with fewer --workers if it happens again"
+            raise RunError(f"{cluster.WORKER_DIED}; {again}") from error
     return outcomes
 
 
@@ -316,7 +301,8 @@ def _measure(planned: PlannedCell, run_method: RunMethod, progress: Progress) ->
     with one_thread():
         result = run_method(cell.config, cell.method, progress)
     wall_seconds = time.perf_counter() - started
-    accuracy, macro_f1 = accuracy_and_macro_f1(result.test.labels, result.predictions, len(result.test.label_names))
+    test = result.test
+    found = classification_metrics(test.labels, result.predictions, len(test.label_names), np.random.default_rng(0))
     packages = ("torch", "transformers", "tokenizers", "stable-baselines3", "scikit-learn", "numpy")
     machine: dict[str, str | int | float] = {  # what bears on time and rounding; nothing names the machine
         "platform": f"{platform.system()} {platform.machine()}", "cores": psutil.cpu_count() or 1,
@@ -324,10 +310,10 @@ def _measure(planned: PlannedCell, run_method: RunMethod, progress: Progress) ->
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
     }  # fmt: skip
     return CellResult(
-        **cell.place._asdict(), method=cell.method, key=planned.key, preset=cell.preset, accuracy=accuracy,
-        macro_f1=macro_f1, test_examples=len(result.test), predictions=fingerprint(result.predictions),
-        parameters=result.parameters, labels_used=result.labels_used, seconds=round(result.seconds, 2),
-        wall_seconds=round(wall_seconds, 2), data=planned.files, machine=machine, code=code_fingerprint(),
+        **cell.place._asdict(), method=cell.method, key=planned.key, preset=cell.preset,
+        accuracy=found.accuracy.value, macro_f1=found.macro_f1.value, test_examples=len(test),
+        predictions=fingerprint(result.predictions), parameters=result.parameters, labels_used=result.labels_used,
+        seconds=round(result.seconds, 2), wall_seconds=round(wall_seconds, 2), data=planned.files, machine=machine,
         versions={"l2a": __version__, "python": platform.python_version(), **{it: version(it) for it in packages}},
-        diagnostics=dict(result.diagnostics),
+        diagnostics=dict(result.diagnostics), code=code_fingerprint(),
     )  # fmt: skip

@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set as AbstractSet
 from dataclasses import dataclass, replace
-from typing import Any, Generic, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -35,34 +35,6 @@ BACKGROUND = 5000  # texts that stand for all the others when the target's densi
 EMBEDDED_AT_ONCE = 16_384
 
 
-@dataclass(frozen=True)
-class WordAverage:
-    """Embeds a text by the average of its words' embeddings, in which frequent words count little.
-
-    Source: smooth inverse frequency (Arora et al., ICLR 2017); the embeddings are centred on the vocabulary in place of
-    the removal of their first component.
-
-    Attributes:
-        tokenizer: A fast tokenizer of transformers.
-        vectors: float32 (V, d), weighted rows.
-        max_length: Tokens that are read of a text.
-    """
-
-    tokenizer: Any
-    vectors: Floats
-    max_length: int
-
-    def __call__(self, inputs: Sequence[TextInput]) -> Floats:
-        """Embed N texts: unit rows, float32 (N, d); a text without any word is 0."""
-        rows = token_ids(self.tokenizer, inputs, self.max_length)
-        ends = np.cumsum([0, *map(len, rows)])
-        ids = np.fromiter((token for row in rows for token in row), np.int64, ends[-1])
-        counts = sparse.csr_array((np.ones(len(ids), np.float32), ids, ends), shape=(len(rows), len(self.vectors)))
-        sums = np.asarray(counts @ self.vectors, np.float32)
-        units: Floats = sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), np.float32(1e-9))
-        return units
-
-
 def token_ids(tokenizer: Any, inputs: Sequence[TextInput], max_length: int) -> list[list[int]]:
     """Tokenize N texts, both sides of a pair one after the other, without special tokens."""
     sides = [[text[side] for text in inputs] for side in range(len(inputs[0]) if inputs else 0)]
@@ -70,23 +42,38 @@ def token_ids(tokenizer: Any, inputs: Sequence[TextInput], max_length: int) -> l
     return [[token for one in parts for token in one.ids[:max_length]] for parts in zip(*encoded, strict=True)]
 
 
-def fit_word_average(
-    tokenizer: Any, embeddings: torch.Tensor, texts: Sequence[TextInput], max_length: int
-) -> WordAverage:
-    """Weigh words by how rare they are.
+def fit_word_average(tokenizer: Any, embeddings: torch.Tensor, texts: Sequence[TextInput], max_length: int) -> Embed:
+    """Embed texts by the average of their words' embeddings, in which frequent words count little.
+
+    Source: smooth inverse frequency (Arora et al., ICLR 2017); the embeddings are centred on the vocabulary in place of
+    the removal of their first component.
 
     Args:
         tokenizer: A fast tokenizer of transformers.
         embeddings: float32 (V, d), the word embeddings of an encoder in its order.
         texts: Texts whose words are counted.
         max_length: Tokens that are read of a text.
+
+    Returns:
+        What gives unit rows, float32 (N, d), for N texts; a text without any word is 0.
     """
     vectors = embeddings.detach().cpu().float().numpy()
     counts = np.zeros(len(vectors))
     for row in token_ids(tokenizer, texts, max_length):
         np.add.at(counts, row, 1)
     weights = RARE / (RARE + counts / max(1.0, counts.sum()))
-    return WordAverage(tokenizer, ((vectors - vectors.mean(0)) * weights[:, None]).astype(np.float32), max_length)
+    weighted = ((vectors - vectors.mean(0)) * weights[:, None]).astype(np.float32)
+
+    def embed(inputs: Sequence[TextInput]) -> Floats:
+        rows = token_ids(tokenizer, inputs, max_length)
+        ends = np.cumsum([0, *map(len, rows)])
+        ids = np.fromiter((token for row in rows for token in row), np.int64, ends[-1])
+        words = sparse.csr_array((np.ones(len(ids), np.float32), ids, ends), shape=(len(rows), len(weighted)))
+        sums = np.asarray(words @ weighted, np.float32)
+        units: Floats = sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), np.float32(1e-9))
+        return units
+
+    return embed
 
 
 @dataclass(frozen=True)
@@ -202,26 +189,10 @@ States = TypeVar("States", bound=tuple[Any, ...])
 """The states of C chains: a named tuple of arrays whose first axis is the chain."""
 
 
-class ChainStep(NamedTuple, Generic[States]):
-    """What one step did to C chains.
-
-    Attributes:
-        states: The states after it.
-        proposed: The states that were proposed.
-        moves: int64 (C,), which kind of move each chain was offered.
-        accepted: bool (C,).
-    """
-
-    states: States
-    proposed: States
-    moves: Ints
-    accepted: Bools
-
-
 def metropolis_hastings(
     initial: States, propose: Callable[[States, np.random.Generator], tuple[States, Ints]],
     score: Callable[[States], Doubles], rng: np.random.Generator,
-) -> Iterator[ChainStep[States]]:  # fmt: skip
+) -> Iterator[tuple[States, States, Ints, Bools]]:  # fmt: skip
     """Run chains whose stationary density is proportional to exp(score) times the base law of the proposals.
 
     A move is accepted with probability min(1, exp(score(z') - score(z))). A score of minus infinity forbids a state; a
@@ -234,7 +205,8 @@ def metropolis_hastings(
         rng: Source of all randomness.
 
     Yields:
-        One step after the other, without end.
+        One step after the other, without end: the states after it and those that were proposed, which kind of move each
+        chain was offered, int64 (C,), and whether it was accepted, bool (C,).
     """
     states, scores = initial, score(initial)
     while True:
@@ -245,7 +217,7 @@ def metropolis_hastings(
         accepted = possible & (rng.random(len(moves)) < np.exp(np.minimum(gain, 0.0)))
         states = choose_states(accepted, proposed, states)
         scores = np.where(accepted, offered, scores)
-        yield ChainStep(states, proposed, moves, accepted)
+        yield states, proposed, moves, accepted
 
 
 def choose_states(condition: Bools, first: States, second: States) -> States:
@@ -318,8 +290,7 @@ class GeneratorInputs:
 
     Attributes:
         source_inputs: S texts of the source domain.
-        unlabelled_inputs: U texts of any origin.
-        unlabelled_origins: Where each of them comes from, such as "reviews.txt:17".
+        unlabelled: U texts of any origin, with where each comes from, such as "reviews.txt:17".
         target_inputs: The n labelled texts of the target domain.
         embed: Embeds texts, cheaply: the chains' density is of these embeddings.
         space: Tokens, neighbours and gradient; without a gradient augpro_fgsm is left out.
@@ -328,13 +299,12 @@ class GeneratorInputs:
     """
 
     source_inputs: tuple[TextInput, ...]
-    unlabelled_inputs: tuple[TextInput, ...]
+    unlabelled: Mapping[TextInput, str]
     target_inputs: tuple[TextInput, ...]
     embed: Embed
     space: TokenSpace
     labeller: Labeller
     forbidden_hashes: AbstractSet[str]
-    unlabelled_origins: tuple[str, ...] = ()
 
 
 class AugmentationSpace:
@@ -353,7 +323,7 @@ class AugmentationSpace:
             UsageError: If a domain has fewer than 2 texts, or no operator is left.
         """
         self._config = config
-        others = inputs.source_inputs + inputs.unlabelled_inputs
+        others = (*inputs.source_inputs, *inputs.unlabelled)
         self.density = fit_target_density(inputs.embed(others), inputs.embed(inputs.target_inputs))
         self.visited = VisitedTexts(inputs.embed, self.density, inputs.forbidden_hashes)
         self._store = inputs.space.tokenize(others + inputs.target_inputs)
@@ -362,7 +332,7 @@ class AugmentationSpace:
         usual = resolve_degree(config.degree, self._source_count + len(inputs.target_inputs))
         self._degrees = np.array(config.degrees or (usual,))
         self.degree = float(self._degrees.mean())
-        unlabelled_share = len(inputs.unlabelled_inputs) / len(others)
+        unlabelled_share = len(inputs.unlabelled) / len(others)
         self._operator_law = operator_law(config, inputs.space.gradient is not None, unlabelled_share)
 
     def draw(self, count: int, rng: np.random.Generator) -> AugmentationState:
@@ -453,42 +423,13 @@ class CandidatePool:
         return len(self.inputs)
 
 
-@dataclass(frozen=True)
-class ChainDiagnostics:
-    """Facts about one run of the chains.
-
-    Attributes:
-        steps: Steps of each chain, burn-in included.
-        chains: Chains side by side.
-        degree: Probability with which operators changed a slot.
-        acceptance: By kind of move: accepted share of the proposals that would change the text.
-        effective_sample_size: Independent draws that the samples are worth, judged by the log density.
-        proposal_log_density: Mean standardised log density of plain proposals.
-        sample_log_density: Mean over the samples of the chain.
-        target_log_density: Mean over the target texts that the density was fitted on.
-        distinct_share: Distinct texts among the samples.
-        visited_texts: Different texts that were embedded.
-        labelling_seconds: Wall seconds that the teacher took to label the pool.
-        seconds: Wall seconds in all.
-    """
-
-    steps: int
-    chains: int
-    degree: float
-    acceptance: Mapping[str, float]
-    effective_sample_size: float
-    proposal_log_density: float
-    sample_log_density: float
-    target_log_density: float
-    distinct_share: float
-    visited_texts: int
-    labelling_seconds: float
-    seconds: float
+Diagnostics = Mapping[str, Any]
+"""Facts about one run of the chains, as JSON holds them; ``draw_pool`` names them."""
 
 
 def draw_pool(
     inputs: GeneratorInputs, config: GeneratorConfig, size: int, rng: np.random.Generator, progress: Progress = SILENT
-) -> tuple[CandidatePool, ChainDiagnostics]:
+) -> tuple[CandidatePool, Diagnostics]:
     """Run the chains until they have visited enough different texts.
 
     The pool holds every text that the chains visited after the burn-in, once: near ones and far ones, in the order of
@@ -503,7 +444,19 @@ def draw_pool(
 
     Returns:
         The pool, smaller than requested (with a logged warning) if the chains keep returning to the same texts, and
-        the chain's diagnostics.
+        the chains' diagnostics:
+            "steps": Steps of each chain, burn-in included.
+            "chains": Chains side by side.
+            "degree": Probability with which operators changed a slot.
+            "acceptance": By kind of move: accepted share of the proposals that would change the text.
+            "effective_sample_size": Independent draws that the samples are worth, judged by the log density.
+            "proposal_log_density": Mean standardised log density of plain proposals.
+            "sample_log_density": Mean over the samples of the chain.
+            "target_log_density": Mean over the target texts that the density was fitted on.
+            "distinct_share": Distinct texts among the samples.
+            "visited_texts": Different texts that were embedded.
+            "labelling_seconds": Wall seconds that the teacher took to label the pool.
+            "seconds": Wall seconds in all.
 
     Raises:
         RunError: If no candidate was found at all.
@@ -542,20 +495,20 @@ def draw_pool(
     sampled, visited = rows[config.burn_in :], space.visited
     trace, plain = visited.densities(sampled), np.concatenate([initial.row, proposed[moves == 0]])
     allowed = np.isfinite(trace).all(axis=0)
-    return pool, ChainDiagnostics(
-        steps=len(history),
-        chains=config.chains,
-        degree=space.degree,
-        acceptance=dict(zip(MOVES, (taken / np.maximum(offered, 1)).tolist(), strict=True)),
-        effective_sample_size=effective_sample_size(trace[:, allowed]) if allowed.any() else 0.0,
-        proposal_log_density=_finite_mean(visited.densities(plain)),
-        sample_log_density=_finite_mean(trace),
-        target_log_density=float(space.density.log_density(inputs.embed(inputs.target_inputs)).mean()),
-        distinct_share=len(np.unique(sampled)) / sampled.size,
-        visited_texts=len(visited.inputs),
-        labelling_seconds=labelling_seconds,
-        seconds=time.perf_counter() - started,
-    )
+    return pool, {
+        "steps": len(history),
+        "chains": config.chains,
+        "degree": space.degree,
+        "acceptance": dict(zip(MOVES, (taken / np.maximum(offered, 1)).tolist(), strict=True)),
+        "effective_sample_size": effective_sample_size(trace[:, allowed]) if allowed.any() else 0.0,
+        "proposal_log_density": _finite_mean(visited.densities(plain)),
+        "sample_log_density": _finite_mean(trace),
+        "target_log_density": float(space.density.log_density(inputs.embed(inputs.target_inputs)).mean()),
+        "distinct_share": len(np.unique(sampled)) / sampled.size,
+        "visited_texts": len(visited.inputs),
+        "labelling_seconds": labelling_seconds,
+        "seconds": time.perf_counter() - started,
+    }
 
 
 def effective_sample_size(trace: Doubles) -> float:
@@ -589,9 +542,8 @@ def _finite_mean(values: Doubles) -> float:
 
 def _assemble(columns: Sequence[Ints], inputs: GeneratorInputs, space: AugmentationSpace) -> CandidatePool:
     (rows, bases, operators, degrees), visited = columns, space.visited
-    texts, sources = tuple(visited.inputs[row] for row in rows), len(inputs.source_inputs)
-    unlabelled = inputs.unlabelled_origins or [f"unlabelled:{i}" for i in range(len(inputs.unlabelled_inputs))]
-    origins = [*(f"source:{i}" for i in range(sources)), *unlabelled]
+    texts = tuple(visited.inputs[row] for row in rows)
+    origins = [*(f"source:{i}" for i in range(len(inputs.source_inputs))), *inputs.unlabelled.values()]
     others = len(origins)
     operators = np.where((degrees == 0) & (bases < others), SOURCE, operators)
     outputs, density = inputs.labeller(texts), visited.densities(rows)

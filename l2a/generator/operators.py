@@ -124,12 +124,11 @@ class WordSources:
         offers: Sequence[Sequence[str]] = [()] * len(places)
         if places and (masked := self.masked()) is not None:
             offers = masked([text for text, _, _ in places], [place for _, place, _ in places])
-        rest = [i for i, offer in enumerate(offers) if not offer]
-        found = dict(enumerate(offers))
-        found.update(zip(rest, self.nearest()([places[i][2] for i in rest]), strict=True))
-        for (text, place, _), offer in zip(places, found.values(), strict=True):
-            if offer:
-                self._known[text].append((place, offer))
+        rest = [word for (_, _, word), offer in zip(places, offers, strict=True) if not offer]
+        near = iter(self.nearest()(rest))
+        for (text, place, _), offer in zip(places, offers, strict=True):
+            if replacements := offer or next(near):
+                self._known[text].append((place, replacements))
         return [self._known[text] for text in texts]
 
 

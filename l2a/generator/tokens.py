@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from l2a.data import Bools, Doubles, Floats, Ints, TextInput
+from l2a.student.student import PIECE, refuse_other_tokenizers
 from l2a.util import SILENT, Progress, UsageError, cached_folder, fingerprint
 
 SPECIAL, FROZEN = -1, -1
@@ -28,7 +29,12 @@ each token of the tokenizer, special ones included, cut to the maximum length.""
 
 
 def vocabulary(tokenizer: Any) -> tuple[str, ...]:
-    """List the vocabulary of a tokenizer of transformers by id, added tokens included."""
+    """List the vocabulary of a fast tokenizer by id, added tokens included.
+
+    Raises:
+        UsageError: If it is not WordPiece.
+    """
+    refuse_other_tokenizers(tokenizer)
     return tuple(tokenizer.convert_ids_to_tokens(list(range(len(tokenizer)))))
 
 
@@ -43,17 +49,9 @@ def token_kinds(tokens: Sequence[str]) -> tuple[Tensor, Tensor]:
 
     Returns:
         Two bool (V,): starts a word, is allowed.
-
-    Raises:
-        UsageError: If the vocabulary is not WordPiece.
     """
-    marked = next((token for token in tokens if len(token) > 1 and token[0] in "\u0120\u2581"), None)
-    if marked is not None:
-        raise UsageError(
-            f"tokenizer: the vocabulary holds {marked!r}, so it is not WordPiece; use a teacher of the BERT family"
-        )
-    surfaces = [token.removeprefix("##") for token in tokens]
-    word_start = torch.tensor([not token.startswith("##") for token in tokens])
+    surfaces = [token.removeprefix(PIECE) for token in tokens]
+    word_start = torch.tensor([not token.startswith(PIECE) for token in tokens])
     return word_start, torch.tensor([len(surface) > 1 and surface.isalpha() for surface in surfaces])
 
 
@@ -88,9 +86,6 @@ def build_neighbour_table(
 
     Returns:
         The table, on the CPU.
-
-    Raises:
-        UsageError: If the vocabulary is not WordPiece.
     """
     word_start, allowed = token_kinds(tokens)
     if k == 0:
@@ -149,7 +144,7 @@ class TokenSpace:
     @cached_property
     def surfaces(self) -> tuple[str, ...]:
         """What each token writes into a text, by id."""
-        return tuple(token.removeprefix("##") for token in vocabulary(self.tokenizer))
+        return tuple(token.removeprefix(PIECE) for token in vocabulary(self.tokenizer))
 
     def tokenize(self, inputs: Sequence[TextInput]) -> "TokenStore":
         """Tokenize texts, all single or all pairs, as the models do, and mark the slots that operators may change."""

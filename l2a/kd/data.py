@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.random import Generator
 
 from l2a.data import Floats, Ints
 from l2a.data.encoding import EncodedTexts
-from l2a.generator.tokens import token_kinds
+from l2a.generator.tokens import token_kinds, vocabulary
 from l2a.kd.losses import soft_label_loss
 from l2a.student.student import Student
 from l2a.teacher.labelling import TeacherOutputs, join_outputs
@@ -173,10 +173,11 @@ def cycle(positions: Ints, rng: Generator, uses: Ints | None = None) -> Iterator
 @contextmanager
 def compact_embeddings(
     student: Student, optimizer: torch.optim.Optimizer, texts: Sequence[EncodedTexts]
-) -> Iterator[tuple[list[EncodedTexts], torch.Tensor, torch.Tensor]]:
+) -> Iterator[Callable[[], torch.Tensor]]:
     """Give the student a table of the rows that occur in texts only; afterwards they return to their places.
 
-    Neither gradient nor moments of the other rows are computed, which is most of a step's cost.
+    Neither gradient nor moments of the other rows are computed, which is most of a step's cost. Texts stay as they are:
+    their tokens are renumbered where the layer reads them.
 
     Args:
         student: Its word embeddings are exchanged for the time of the context.
@@ -184,17 +185,17 @@ def compact_embeddings(
         texts: All that the student will read.
 
     Yields:
-        The texts in numbers of the U rows; the rows, int64 (U,), and the full table, float32 (V, e), in which they are
-        stale until the end.
+        A function that copies the whole table, float32 (V, e), as it is now.
     """
     layer = student.model.get_input_embeddings()
     full, padding = layer.weight, layer.padding_idx
     occurs = np.zeros(len(full), bool)
     for encoded in texts:
-        occurs[encoded.ids] = True
-        # Ids up to the padding keep their numbers: some models tell positions by comparing ids with it.
-        occurs[: encoded.pad_id + 1] = True
-    rows, numbers = torch.from_numpy(np.flatnonzero(occurs)).to(full.device), np.cumsum(occurs, dtype=np.int32) - 1
+        occurs[encoded.ids] = occurs[encoded.pad_id] = True
+    if padding is not None:
+        occurs[padding] = True
+    rows = torch.from_numpy(np.flatnonzero(occurs)).to(full.device)
+    numbers = torch.from_numpy(np.cumsum(occurs) - 1).to(full.device)
     compact = torch.nn.Parameter(full.detach()[rows])
     moments = optimizer.state.pop(full, {})
     if moments:
@@ -202,7 +203,8 @@ def compact_embeddings(
     _exchange(optimizer, full, compact)
     layer.weight, layer.padding_idx = compact, None if padding is None else int(numbers[padding])
     try:
-        yield [replace(t, ids=numbers[t.ids], pad_id=int(numbers[t.pad_id])) for t in texts], rows, full.detach()
+        with layer.register_forward_pre_hook(lambda _, ids: numbers[ids[0]]):
+            yield lambda: full.detach().index_copy(0, rows, compact.detach())
     finally:
         layer.weight, layer.padding_idx = full, padding
         _exchange(optimizer, compact, full)
@@ -222,27 +224,27 @@ MIX_CONCENTRATION = 0.4
 """lambda ~ Beta(0.4, 0.4), as in MixKD (Liang et al., ICLR 2021)."""
 
 
-@dataclass(frozen=True)
-class MixedBatches:
-    """Reads batches in which some examples are interpolated with a partner (MixKD, Liang et al., ICLR 2021).
+def read_mixed(
+    student: Student, data: DistillationSet, indices: Ints, *, start: int, partners: int, weights: Floats
+) -> tuple[Batch, TeacherOutputs]:
+    """Read a batch in which some examples are interpolated with a partner (MixKD, Liang et al., ICLR 2021).
 
-    Attributes:
+    Args:
+        student: As in ``read_tokens``, like the next two.
+        data: The joined set; the teacher's outputs of the mixed examples are those of the mixes.
+        indices: int64 (B,), positions.
         start: Position of the first of the N mixed examples in the joined set.
         partners: Position of the first of their N partners.
         weights: float32 (N,), lambda of each.
+
+    Returns:
+        The batch and the teacher's outputs.
     """
-
-    start: int
-    partners: int
-    weights: Floats
-
-    def __call__(self, student: Student, data: DistillationSet, indices: Ints) -> tuple[Batch, TeacherOutputs]:
-        """Read a batch, as a ``BatchReader``; the teacher's outputs of the mixed examples are those of the mixes."""
-        mixed = (indices >= self.start) & (indices < self.start + len(self.weights))
-        offsets = np.where(mixed, indices - self.start, 0)
-        weights = np.where(mixed, self.weights[offsets], np.float32(1.0)).astype(np.float32)
-        partners = np.where(mixed, offsets + self.partners, indices)
-        return mix_pairs(student.model, data.encoded, indices, partners, weights), data.teacher.take(indices)
+    mixed = (indices >= start) & (indices < start + len(weights))
+    offsets = np.where(mixed, indices - start, 0)
+    each = np.where(mixed, weights[offsets], np.float32(1.0)).astype(np.float32)
+    second = np.where(mixed, offsets + partners, indices)
+    return mix_pairs(student.model, data.encoded, indices, second, each), data.teacher.take(indices)
 
 
 def mix_pairs(model: Any, encoded: EncodedTexts, first: Ints, second: Ints, weights: Floats) -> Batch:
@@ -291,92 +293,70 @@ def mixed_outputs(teacher: Teacher, pairs: EncodedTexts, weights: Floats) -> Tea
     return TeacherOutputs(*(np.concatenate(parts)[np.argsort(order)] for parts in zip(*found, strict=True)))
 
 
-@dataclass(frozen=True)
-class PerturbedBatches:
-    """Reads batches in which some examples take a step up KL(teacher, student) in embedding space (FGSM).
+def read_perturbed(
+    student: Student, data: DistillationSet, indices: Ints, *, start: int, teacher: Teacher, texts: EncodedTexts,
+    teacher_steps: torch.Tensor, student_steps: torch.Tensor,
+) -> tuple[Batch, TeacherOutputs]:  # fmt: skip
+    """Read a batch in which some examples take a step up KL(teacher, student) in embedding space (FGSM).
 
-    Attributes:
+    Args:
+        student: As in ``read_tokens``, like the next two.
+        data: The joined set.
+        indices: int64 (B,), positions.
         start: Position of the first of the N perturbed examples in the joined set.
         teacher: Runs on its own perturbed embeddings.
         texts: The N texts in the teacher's tokens.
-        teacher_open: The same texts with 1 for each token that may move, else 0.
-        student_open: The same, in the student's tokens.
-        teacher_step: Length of a token's step in the teacher's embedding space.
-        student_step: The same, in the student's.
-    """
-
-    start: int
-    teacher: Teacher
-    texts: EncodedTexts
-    teacher_open: EncodedTexts
-    student_open: EncodedTexts
-    teacher_step: float
-    student_step: float
-
-    def __call__(self, student: Student, data: DistillationSet, indices: Ints) -> tuple[Batch, TeacherOutputs]:
-        """Read a batch; see ``MixedBatches``."""
-        batch, outputs = read_tokens(student, data, indices)
-        rows = np.flatnonzero((indices >= self.start) & (indices < self.start + len(self.texts)))
-        if not len(rows):
-            return batch, outputs
-        table, device = student.model.get_input_embeddings(), student.output.weight.device
-        embeds = table(batch.pop("input_ids"))
-        chosen, places = indices[rows] - self.start, torch.from_numpy(rows).to(device)
-        mine = {name: value[places] for name, value in batch.items()} | {"inputs_embeds": embeds[places]}
-        theirs = mix_pairs(self.teacher.encoder, self.texts, chosen, chosen, np.ones(len(chosen), np.float32))
-        for part in (mine, theirs):
-            part["inputs_embeds"] = part["inputs_embeds"].detach().requires_grad_(True)
-        with training.evaluating(student.model):
-            student_logits, _ = student(mine)
-            with training.mixed_precision(device):
-                teacher_logits, _ = self.teacher(theirs)
-            loss = soft_label_loss(student_logits, teacher_logits.float(), 1.0).sum()
-            ascent, teacher_ascent = torch.autograd.grad(loss, (mine["inputs_embeds"], theirs["inputs_embeds"]))
-        shift = _step(ascent, self.student_open, chosen, self.student_step)
-        teacher_shift = _step(teacher_ascent, self.teacher_open, chosen, self.teacher_step)
-        theirs["inputs_embeds"] = theirs["inputs_embeds"] + teacher_shift
-        with torch.inference_mode(), training.mixed_precision(device):
-            logits, pooled = (part.float().cpu().numpy() for part in self.teacher(theirs))
-        taught = TeacherOutputs(outputs.logits.copy(), outputs.embeddings.copy())
-        taught.logits[rows], taught.embeddings[rows] = logits, pooled
-        return batch | {"inputs_embeds": embeds.index_add(0, places, shift)}, taught
-
-
-def _step(gradient: torch.Tensor, is_open: EncodedTexts, indices: Ints, length: float) -> torch.Tensor:
-    """The sign of the gradient, scaled so that each open token moves by ``length``."""
-    flags = is_open.padded(indices)["input_ids"].to(gradient.device)
-    flags = torch.nn.functional.pad(flags, (0, gradient.shape[1] - flags.shape[1]))
-    step: torch.Tensor = gradient.sign() * flags[:, :, None] * (length / gradient.shape[2] ** 0.5)
-    return step
-
-
-def open_tokens(encoded: EncodedTexts, tokens: tuple[str, ...]) -> EncodedTexts:
-    """Mark the tokens that operators may change: words and pieces of letters, no special tokens.
-
-    Args:
-        encoded: N texts.
-        tokens: The vocabulary, by id.
+        teacher_steps: float32 (V,), from ``token_steps``, of the teacher's vocabulary.
+        student_steps: The same, of the student's.
 
     Returns:
-        The same texts with 1 for each such token and 0 for the others.
+        The batch and the teacher's outputs, those of the perturbed examples for what the teacher's step made of them.
     """
-    return replace(encoded, ids=token_kinds(tokens)[1].numpy().astype(np.int32)[encoded.ids], pad_id=0)
+    batch, outputs = read_tokens(student, data, indices)
+    rows = np.flatnonzero((indices >= start) & (indices < start + len(texts)))
+    if not len(rows):
+        return batch, outputs
+    table, device = student.model.get_input_embeddings(), student.output.weight.device
+    ids, places = batch.pop("input_ids"), torch.from_numpy(rows).to(device)
+    embeds = table(ids)
+    mine = {name: value[places] for name, value in batch.items()} | {"inputs_embeds": embeds[places]}
+    theirs = texts.padded(indices[rows] - start, device)
+    their_ids = theirs.pop("input_ids")
+    theirs["inputs_embeds"] = teacher.encoder.get_input_embeddings()(their_ids)
+    for part in (mine, theirs):
+        part["inputs_embeds"] = part["inputs_embeds"].detach().requires_grad_(True)
+    with training.evaluating(student.model):
+        student_logits, _ = student(mine)
+        with training.mixed_precision(device):
+            teacher_logits, _ = teacher(theirs)
+        loss = soft_label_loss(student_logits, teacher_logits.float(), 1.0).sum()
+        ascent, teacher_ascent = torch.autograd.grad(loss, (mine["inputs_embeds"], theirs["inputs_embeds"]))
+    shift = ascent.sign() * student_steps.to(device)[ids[places], None]
+    teacher_shift = teacher_ascent.sign() * teacher_steps.to(device)[their_ids, None]
+    theirs["inputs_embeds"] = theirs["inputs_embeds"] + teacher_shift
+    with torch.inference_mode(), training.mixed_precision(device):
+        logits, pooled = (part.float().cpu().numpy() for part in teacher(theirs))
+    taught = TeacherOutputs(outputs.logits.copy(), outputs.embeddings.copy())
+    taught.logits[rows], taught.embeddings[rows] = logits, pooled
+    return batch | {"inputs_embeds": embeds.index_add(0, places, shift)}, taught
 
 
-def median_neighbour_distance(embeddings: torch.Tensor, tokens: tuple[str, ...], rng: np.random.Generator) -> float:
-    """Measure how far a word is from its nearest other word: the length of a step that stays among words.
+def token_steps(model: Teacher | Student, rng: np.random.Generator) -> torch.Tensor:
+    """Say how far each entry of a token's embedding moves, so that the token stays among words.
 
     Args:
-        embeddings: float32 (V, d), on the CPU.
-        tokens: The vocabulary, by id.
+        model: Has the vocabulary and its embeddings.
         rng: Draws the words that are measured.
 
     Returns:
-        The median over at most 512 words.
+        float32 (V,): for words and pieces of letters, steps as long in all as the way from a word to its nearest other
+        word (the median over at most 512); 0 for tokens that no operator may change.
     """
-    words = token_kinds(tokens)[1].nonzero().flatten()
-    rows = embeddings[words]
+    may_move = token_kinds(vocabulary(model.tokenizer))[1]
+    words = may_move.nonzero().flatten()
+    rows = model.word_embeddings().cpu()[words]
     sample = torch.from_numpy(rng.permutation(len(words))[:512])
     distances = torch.cdist(rows[sample], rows)
     distances[torch.arange(len(sample)), sample] = torch.inf
-    return float(distances.min(dim=1).values.median())
+    steps: torch.Tensor = may_move * (float(distances.min(dim=1).values.median()) / rows.shape[1] ** 0.5)
+    return steps

@@ -2,9 +2,9 @@
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any
 
@@ -16,7 +16,6 @@ from l2a.config import KDConfig
 from l2a.data import Doubles, Examples, Floats, Ints, TextInput
 from l2a.data.encoding import EncodedTexts, encode, first_texts, inference_batches
 from l2a.kd import data as kd_data, losses as kd_losses
-from l2a.kd.losses import LELPSubclasses, soft_label_loss
 from l2a.student.student import Student
 from l2a.teacher.labelling import Labeller
 from l2a.util import SILENT, Progress, RunError, UsageError, fingerprint, process_count, process_rank, training
@@ -157,7 +156,7 @@ def embedding_gradients(
             batch = encoded.padded(indices, device)
             embeds = table(batch.pop("input_ids")).detach().requires_grad_(True)
             logits, _ = student({**batch, "inputs_embeds": embeds})
-            losses = soft_label_loss(logits, torch.from_numpy(teacher_logits[indices]).to(device), 1.0)
+            losses = kd_losses.soft_label_loss(logits, torch.from_numpy(teacher_logits[indices]).to(device), 1.0)
             # The sum, not the mean, so that a text's gradient does not depend on its batch.
             (gradient,) = torch.autograd.grad(losses.sum(), embeds)
             for row, index in enumerate(indices):
@@ -166,6 +165,7 @@ def embedding_gradients(
 
 
 Sets = Sequence[kd_data.DistillationSet]
+WholeTable = Callable[[], torch.Tensor]
 
 
 class WeightAverage:
@@ -247,13 +247,13 @@ class KDTrainer:
         generator, width = torch.Generator().manual_seed(self._seed), student.output.in_features
         start = torch.randn(width, teacher_width, generator=generator) / width**0.5
         self._projection = torch.nn.Parameter(start.to(self._device))
-        self._subclasses: LELPSubclasses | None = None
+        self._subclasses: kd_losses.LELPSubclasses | None = None
         self._head: torch.nn.Linear | None = None
         training.broadcast_weights(student.model.parameters())
         self._start_optimizer()
         self._average: WeightAverage | None = None
-        self._best_state: list[dict[str, torch.Tensor]] = []
-        self._table: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._best_state: dict[str, torch.Tensor] = {}
+        self._whole_table: WholeTable | None = None  # while only a part of it is trained
         self._events: list[dict[str, Any]] = []  # of the present call, as are the logits at each renewal
         self._renewed: list[Floats] = []
 
@@ -266,7 +266,7 @@ class KDTrainer:
         self._optimizer = training.adamw(groups)
         self._schedule = training.linear_schedule(self._optimizer, self.config.total_steps)
 
-    def learn_subclasses(self, subclasses: LELPSubclasses) -> None:
+    def learn_subclasses(self, subclasses: kd_losses.LELPSubclasses) -> None:
         """Distil by pseudo-subclasses instead of soft labels; to be called before the first step.
 
         Args:
@@ -279,9 +279,7 @@ class KDTrainer:
         """Choose states by how they follow the teacher on texts that are not trained on; none leaves the labels."""
         self._apart = apart if len(apart) else None
 
-    def on_trial(
-        self, config: KDConfig, validation: kd_data.DistillationSet | None = None, order: int = 0
-    ) -> "KDTrainer":
+    def on_trial(self, config: KDConfig, order: int = 0) -> "KDTrainer":
         """Make a trainer for steps that will be taken back: the same student and terms of the loss, another budget.
 
         It knows each weight's second moment from the run, so that its first steps are those of an optimiser under way;
@@ -289,18 +287,16 @@ class KDTrainer:
 
         Args:
             config: Rates and budget; a larger batch than the run's is computed in parts of the run's size.
-            validation: The split that its evaluations score; None for that of the run.
             order: Another number gives another order of the texts.
 
         Returns:
-            The trainer; it starts from copies of the projection and, where subclasses are learned, of the head.
+            The trainer, which is to score no states; it starts from copies of the projection and, where subclasses are
+            learned, of the head.
         """
         trial = copy.copy(self)
-        trial.steps_done, trial.best, trial._apart, trial.read_batch = 0, None, None, kd_data.read_tokens
-        trial.config, trial._seed, trial._best_state = config, self._seed + 1000 * order, []
+        trial.steps_done, trial._apart, trial.read_batch = 0, None, kd_data.read_tokens
+        trial.config, trial._seed = config, self._seed + 1000 * order
         trial._rng = np.random.default_rng(trial._seed)
-        if validation is not None:
-            trial._validation = (validation.encoded, validation.labels)
         trial._projection, trial._head = copy.deepcopy((self._projection, self._head))
         trial._start_optimizer()
         training.carry_second_moments(self._optimizer, trial._optimizer)
@@ -329,16 +325,16 @@ class KDTrainer:
         plan = [list(map(len, sets)), list(shares), steps, *((renewal.kept, renewal.every) if renewal else ())]
         key = self._key(data, *plan) if checkpoint else ""
         dropout = training.seeded(self._seed + self.steps_done)  # the same wherever the call starts
-        attention, used = training.plain_attention(self.student.model), self._active_vocabulary_only(data)
-        with dropout, attention, progress.stage(stage, steps) as advance, used as renumbered:
+        attention, used = training.plain_attention(self.student.model), self._occurring_rows_alone(data)
+        with dropout, attention, progress.stage(stage, steps) as advance, used as self._whole_table:
             self._average = WeightAverage(self._trained_parameters, self.config.average) if evaluate else None
             self.student.model.train()
             loop = training.Loop(checkpoint, key, self._schedule, steps)
             if loop.done:
                 self._restore(loop, progress)
                 advance(loop.done)
-            for indices in islice(self._batches(renumbered, sets, shares, steps, renewal), loop.done, None):
-                self._step(renumbered, indices)
+            for indices in islice(self._batches(data, sets, shares, steps, renewal), loop.done, None):
+                self._step(data, indices)
                 advance(1)
                 if self._average is not None:
                     self._average.update()
@@ -347,8 +343,14 @@ class KDTrainer:
                 loop.update_done(self._beside)
             if evaluate and self.steps_done % self.config.evaluate_every:
                 self.evaluate(progress)
-            self._average = None
+        self._average = self._whole_table = None
         self.student.model.eval()
+
+    def _occurring_rows_alone(self, data: kd_data.DistillationSet) -> AbstractContextManager[WholeTable | None]:
+        if not self.config.embedding_rate:
+            return nullcontext()
+        read = [data.encoded, self._validation[0], *([self._apart.encoded] if self._apart is not None else [])]
+        return kd_data.compact_embeddings(self.student, self._optimizer, read)
 
     def _key(self, data: kd_data.DistillationSet, *plan: Any) -> str:
         """Name a call by all that decides its result: the student as it is, the texts, the labels and the settings."""
@@ -364,8 +366,7 @@ class KDTrainer:
         """Give what a checkpoint keeps of a call, beside what its loop knows."""
         tensors = {f"renewed/{i}": torch.from_numpy(value) for i, value in enumerate(self._renewed)}
         tensors |= {f"average/{i}": value for i, value in enumerate(self._average.values if self._average else ())}
-        for i, state in enumerate(self._best_state):
-            tensors |= {f"best/{i}/{name}": value for name, value in state.items()}
+        tensors |= {f"best/{name}": value for name, value in self._best_state.items()}
         best = None if self.best is None else [self.best.divergence, self.best.log_likelihoods.tolist()]
         return tensors, {"events": self._events, "renewed": len(self._renewed), "best": best}
 
@@ -378,8 +379,7 @@ class KDTrainer:
         self._renewed = [kept[f"renewed/{i}"].numpy() for i in range(facts["renewed"])]
         if facts["best"] is not None:
             self.best = Score(facts["best"][0], np.array(facts["best"][1]))
-            names = [module.state_dict() for module in self._modules]
-            self._best_state = [{name: kept[f"best/{i}/{name}"] for name in one} for i, one in enumerate(names)]
+            self._best_state = {name: kept[f"best/{name}"] for name in self._modules.state_dict()}
         self.steps_done, self._events = self.steps_done + loop.done, facts["events"]
         for told in self._events:
             progress.event("validation", **told)
@@ -409,21 +409,6 @@ class KDTrainer:
             for batch in kd_data.mixture_batches(cycles, present, lengths, self.config.batch_size, count, self._rng):
                 uses[batch] += 1
                 yield batch
-
-    @contextmanager
-    def _active_vocabulary_only(self, data: kd_data.DistillationSet) -> Iterator[kd_data.DistillationSet]:
-        if not self.config.embedding_rate:
-            yield data
-            return
-        (encoded, labels), apart = self._validation, self._apart
-        read = [data.encoded, encoded, *([apart.encoded] if apart is not None else [])]
-        with kd_data.compact_embeddings(self.student, self._optimizer, read) as (texts, rows, table):
-            self._validation, self._table = (texts[1], labels), (rows, table)
-            self._apart = None if apart is None else replace(apart, encoded=texts[2])
-            try:
-                yield replace(data, encoded=texts[0])
-            finally:
-                self._validation, self._table, self._apart = (encoded, labels), None, apart
 
     def _step(self, data: kd_data.DistillationSet, indices: Ints) -> None:
         self._optimizer.zero_grad(set_to_none=True)
@@ -457,8 +442,7 @@ class KDTrainer:
             hidden = kd_losses.hidden_state_loss(features, states, self._projection)
             loss = loss + config.hidden_weight * (hidden if each else hidden.mean())
         if not torch.isfinite(loss).all():
-            ids = data.encoded.padded(indices[:3])["input_ids"]
-            texts = first_texts(self.student.tokenizer, ids if self._table is None else self._table[0].cpu()[ids])
+            texts = first_texts(self.student.tokenizer, data.encoded.padded(indices[:3])["input_ids"])
             where = f"at step {self.steps_done}, in the batch that begins with {texts}"
             fix = "lower kd.learning_rate, or check that the teacher's outputs for these texts are finite"
             raise RunError(f"kd: the loss is {loss.mean().item()} {where}; {fix}")
@@ -537,24 +521,24 @@ class KDTrainer:
         if self._apart is None:
             return None
         logits = torch.from_numpy(run_student(self.student, self._apart.encoded, precise=False)[0])
-        losses = soft_label_loss(logits, torch.from_numpy(self._apart.teacher.logits), 1.0)
+        losses = kd_losses.soft_label_loss(logits, torch.from_numpy(self._apart.teacher.logits), 1.0)
         return float(training.broadcast(losses.mean().numpy()))
 
     @property
-    def _modules(self) -> list[torch.nn.Module]:
-        return [self.student.model] if self._head is None else [self.student.model, self._head]
+    def _modules(self) -> torch.nn.ModuleList:
+        return torch.nn.ModuleList([self.student.model, *([self._head] if self._head is not None else [])])
 
     def _keep(self) -> None:
-        self._best_state = [copy.deepcopy(module.state_dict()) for module in self._modules]
-        if self._table is not None:
-            (rows, table), name = self._table, self.student.embeddings_name
-            table[rows] = self._best_state[0][name]
-            self._best_state[0][name] = table.clone()
+        self._best_state = copy.deepcopy(self._modules.state_dict())
+        if self._whole_table is not None:
+            trained = self.student.model.get_input_embeddings().weight
+            name = next(name for name, weight in self._modules.named_parameters() if weight is trained)
+            self._best_state[name] = self._whole_table()
 
     def restore_best(self) -> None:
         """Load the state that scored best."""
-        for module, state in zip(self._modules, self._best_state, strict=False):
-            module.load_state_dict(state)
+        if self._best_state:
+            self._modules.load_state_dict(self._best_state)
 
     def refit_output_layer(self, encoded: EncodedTexts) -> dict[str, float] | None:
         """Turn the subclass head, where there is one, into the student's ordinary output layer.

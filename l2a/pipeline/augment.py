@@ -131,7 +131,7 @@ def augment_file(job: AugmentJob, progress: Progress = SILENT) -> int:
             parsing = pyarrow.json.ParseOptions(pyarrow.schema({"text": "string", "text_pair": "string"}))
             with files.atomic_file(job.output) as output:
                 pyarrow.parquet.write_table(pyarrow.json.read_json(made.file, reading, parsing), output)
-        made.finish()
+        made.flush()
         if not is_parquet:
             os.replace(made.file.name, job.output)
     return total

@@ -8,9 +8,7 @@ from typing import Any
 import numpy as np
 
 from l2a.config import DistillConfig, settle
-from l2a.data import Domain, Examples, TextInput, examples, load_domain, normalised_hash, read_bank
-from l2a.data.bank import HELD_OUT
-from l2a.data.domains import as_domain
+from l2a.data import Domain, Examples, TextInput, domains, examples, load_domain, normalised_hash, read_bank
 from l2a.util import SILENT, Progress, UsageError, logger
 
 
@@ -75,13 +73,7 @@ def load_run_data(
     forbidden = target.test.hashes | {normalised_hash(text) for text in held_out}
     _refuse_same_texts(source, target)
     words = target.test.words | examples.held_out_words(held_out)
-    tested = examples.seen_in(source.train.inputs, forbidden, words)
-    if tested.any():
-        logger.warning(
-            "source: %d of its %d texts are %s and are left out; look where they come from",
-            tested.sum(), len(tested), HELD_OUT,
-        )  # fmt: skip
-    allowed = np.flatnonzero(~tested)
+    allowed = np.flatnonzero(~examples.seen_in("source", source.train.inputs, forbidden, words))
     if config.source_size is not None and config.source_size < len(allowed):
         chosen = np.random.default_rng([config.seed, 6]).choice(len(allowed), config.source_size, replace=False)
         allowed = allowed[np.sort(chosen)]
@@ -90,8 +82,8 @@ def load_run_data(
     sides = [("source", source.files), ("target", target.files)]
     unlabelled: Sequence[TextInput] = ()
     if references := [in_memory["unlabelled"]] if "unlabelled" in in_memory else config.unlabelled:
-        bank = read_bank(references, target.is_pair, frozenset(forbidden), config.data_folder, progress, words)
-        if HELD_OUT in bank.summary:
+        bank = read_bank(references, target.is_pair, frozenset(forbidden), config.data_root, progress, words)
+        if examples.HELD_OUT in bank.summary:
             logger.warning(bank.summary)
         else:
             progress.say(bank.summary)
@@ -104,9 +96,9 @@ def load_run_data(
 def _domain(side: str, config: DistillConfig, in_memory: Mapping[str, Any], progress: Progress) -> Domain:
     columns = getattr(config, f"{side}_columns")
     if side in in_memory:
-        return as_domain(in_memory[side], side, columns)
+        return domains.as_domain(in_memory[side], side, columns)
     flag = f"--{side}-{{}}-column of l2a distill or {side}_columns in a --config file"
-    return load_domain(getattr(config, side), columns, config.data_folder, progress, flag)
+    return load_domain(getattr(config, side), columns, config.data_root, progress, flag)
 
 
 def _refuse_same_texts(source: Domain, target: Domain) -> None:

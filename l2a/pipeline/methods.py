@@ -2,7 +2,8 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -57,6 +58,11 @@ class FittedMethod:
     trained: TrainedStudent | None = None
 
 
+Fit = Callable[[RunContext], FittedMethod]
+"""Trains a method without a look at the test split."""
+Shown = Literal["always", "compare", "operator", "experiments"]
+
+
 @dataclass(frozen=True)
 class Method:
     """One way to get a classifier, and everything that the rest of the toolkit must know of it.
@@ -73,10 +79,10 @@ class Method:
 
     name: str
     help: str
-    fit: Callable[[RunContext], FittedMethod]
+    fit: Fit
     needs: tuple[Part, ...] = ()
     reads: tuple[str, ...] = ()
-    shown: Literal["always", "compare", "operator", "experiments"] = "compare"
+    shown: Shown = "compare"
 
     @property
     def teacher(self) -> str | None:
@@ -251,6 +257,15 @@ def bag_of_tokens(tokenizer: Any, texts: Sequence[str], vocabulary: int) -> spar
     return sparse.csr_matrix((np.ones(len(columns), np.float32), columns, offsets), shape=(len(ids), vocabulary))
 
 
+def student_logits(context: RunContext, student: Student, inputs: Sequence[TextInput]) -> Floats:
+    """Score N texts by a student of a run, as float32 (N, C)."""
+    return run_student(student, encoding.encode(student.tokenizer, inputs, context.config.max_length))[0]
+
+
+def _likeliest(score: Logits) -> Predict:
+    return lambda inputs: score(inputs).argmax(axis=1)
+
+
 def _fitted_teacher(context: RunContext, teacher: Teacher) -> FittedMethod:
     def score(inputs: Sequence[TextInput]) -> Floats:
         return predict(teacher, inputs, context.config.max_length).logits
@@ -258,11 +273,69 @@ def _fitted_teacher(context: RunContext, teacher: Teacher) -> FittedMethod:
     return FittedMethod(_likeliest(score), teacher.parameters_count, logits=score, module=teacher)
 
 
-def _fit_tfidf_logreg(context: RunContext) -> FittedMethod:
+def _fitted_student(
+    context: RunContext, train: Callable[[RunContext], TrainedStudent], with_unlabelled: bool = False
+) -> FittedMethod:
+    """Train a student; the facts of its rounds come with it."""
+    trained = train(context if with_unlabelled or not context.data.unlabelled else context.without_unlabelled)
+    student, score = trained.student, partial(student_logits, context, trained.student)
+    facts: dict[str, float | int | str] = {"validation_log_likelihood": trained.score.log_likelihood}
+    facts |= {} if trained.score.divergence is None else {"divergence": trained.score.divergence}
+    for number, done in enumerate(trained.rounds):
+        known = {**done.chains, **done.selection.diagnostics}
+        scalars = {key: value for key, value in known.items() if isinstance(value, int | float | str)}
+        facts |= {f"round_{number}_{key}": value for key, value in scalars.items()}
+    return FittedMethod(_likeliest(score), student.parameters_count, facts, score, student.model, trained)
+
+
+METHODS: dict[str, Method] = {}
+"""Every method, in the order of the tables, which is that of the functions below."""
+SMALL_TEACHER = "minilm-l6"
+LABELLED: tuple[Part, ...] = ("cross_domain_teacher", "labels")
+PLAIN, AUGMENTED = ("teacher", "student", "kd"), ("teacher", "student", "kd", "generator")
+
+
+def register_method(*needs: Part, reads: tuple[str, ...] = (), shown: Shown = "compare") -> Callable[[Fit], Fit]:
+    """Enter a function into ``METHODS``, by its name without the underscore; its docstring is the help.
+
+    Args:
+        *needs: As ``Method`` has it.
+        reads: Likewise.
+        shown: Likewise.
+
+    Returns:
+        The decorator.
+    """
+
+    def enter(fit: Fit) -> Fit:
+        name = fit.__name__.removeprefix("_")
+        METHODS[name] = Method(name, str(fit.__doc__).removesuffix("."), fit, needs, reads, shown)
+        return fit
+
+    return enter
+
+
+@register_method("target_only_teacher", reads=("teacher",), shown="always")
+def _target_only_teacher(context: RunContext) -> FittedMethod:
+    """The teacher, fine-tuned on the target's labels alone."""
+    return _fitted_teacher(context, context.target_only_teacher)
+
+
+@register_method("cross_domain_teacher", reads=("teacher",), shown="always")
+def _cross_domain_teacher(context: RunContext) -> FittedMethod:
+    """The teacher that the students learn from: source, then target."""
+    return _fitted_teacher(context, context.teacher)
+
+
+@register_method(shown="always")
+def _tfidf_logreg(context: RunContext) -> FittedMethod:
+    """Logistic regression on words and character n-grams of both domains."""
     return tfidf_logreg(context.data.source, context.data.target_labels, context.config.seed)
 
 
-def _fit_frozen_teacher_logreg(context: RunContext) -> FittedMethod:
+@register_method("pretrained", reads=("teacher",))
+def _frozen_teacher_logreg(context: RunContext) -> FittedMethod:
+    """Logistic regression on the pretrained encoder's embeddings of the target."""
     encoder, length = context.pretrained(), context.config.max_length
 
     def embed(texts: Sequence[str]) -> Floats:
@@ -273,119 +346,66 @@ def _fit_frozen_teacher_logreg(context: RunContext) -> FittedMethod:
     return replace(baseline, module=encoder)
 
 
-SMALL_TEACHER = "minilm-l6"
-
-
 def _with_small_teacher(context: RunContext) -> RunContext:
     config = override(context.config, {"teacher.model": SMALL_TEACHER, "teacher.fine_tuned": False})
     return replace(context, config=config, loaded=context.data)
 
 
-def _fit_small_encoder(context: RunContext) -> FittedMethod:
+@register_method("small", reads=("teacher",))
+def _fine_tuned_minilm(context: RunContext) -> FittedMethod:
+    """MiniLM-L6 fine-tuned without a teacher: source, then target."""
     small = _with_small_teacher(context)
     return _fitted_teacher(small, small.teacher)
 
 
-def _fit_vector_sum_logreg(context: RunContext) -> FittedMethod:
+@register_method("small", "pretrained")
+def _frozen_minilm_logreg(context: RunContext) -> FittedMethod:
+    """Logistic regression on the embeddings of MiniLM-L6 as it was pretrained."""
+    return _frozen_teacher_logreg(_with_small_teacher(context))
+
+
+@register_method("cross_domain_teacher", reads=("teacher",))
+def _vector_sum_logreg(context: RunContext) -> FittedMethod:
+    """Logistic regression on sums of token vectors read from the teacher."""
     data, teacher, seed = context.data, context.teacher, context.config.seed
     vectors = token_vectors(teacher, context.progress)
     return vector_sum_logreg(data.source, data.target_labels, vectors, teacher.tokenizer, seed)
 
 
-def student_logits(context: RunContext, student: Student, inputs: Sequence[TextInput]) -> Floats:
-    """Score N texts by a student of a run, as float32 (N, C)."""
-    return run_student(student, encoding.encode(student.tokenizer, inputs, context.config.max_length))[0]
+@register_method(*LABELLED, reads=PLAIN)
+def _plain_kd_student(context: RunContext) -> FittedMethod:
+    """The student, distilled without augmentation and without unlabelled text."""
+    return _fitted_student(context, student_training.train_plain_student)
 
 
-def _student(
-    train: Callable[[RunContext], TrainedStudent], with_unlabelled: bool = False
-) -> Callable[[RunContext], FittedMethod]:
-    """Make a method of a student's training; the facts of its rounds come with it."""
-
-    def fit(context: RunContext) -> FittedMethod:
-        trained = train(context if with_unlabelled or not context.data.unlabelled else context.without_unlabelled)
-        student = trained.student
-
-        def score(inputs: Sequence[TextInput]) -> Floats:
-            return student_logits(context, student, inputs)
-
-        facts: dict[str, float | int | str] = {"validation_log_likelihood": trained.score.log_likelihood}
-        facts |= {} if trained.score.divergence is None else {"divergence": trained.score.divergence}
-        for number, done in enumerate(trained.rounds):
-            known = {**asdict(done.chains), **done.selection.diagnostics}
-            scalars = {key: value for key, value in known.items() if isinstance(value, int | float | str)}
-            facts |= {f"round_{number}_{key}": value for key, value in scalars.items()}
-        return FittedMethod(_likeliest(score), student.parameters_count, facts, score, student.model, trained)
-
-    return fit
+@register_method(*LABELLED, "unlabelled", reads=(*AUGMENTED, "unlabelled"))
+def _plain_kd_unlabelled_student(context: RunContext) -> FittedMethod:
+    """The student, distilled on unlabelled texts too, as they are."""
+    return _fitted_student(context, student_training.train_unlabelled_student, with_unlabelled=True)
 
 
-def _likeliest(score: Logits) -> Predict:
-    return lambda inputs: score(inputs).argmax(axis=1)
+@register_method(*LABELLED, "unlabelled", reads=(*AUGMENTED, "selector"))
+def _l2a_without_unlabelled_student(context: RunContext) -> FittedMethod:
+    """The l2a_student without the unlabelled text."""
+    return _fitted_student(context, student_training.train_l2a_student)
 
 
-LABELLED: tuple[Part, ...] = ("cross_domain_teacher", "labels")
-PLAIN, AUGMENTED = ("teacher", "student", "kd"), ("teacher", "student", "kd", "generator")
-METHODS: Mapping[str, Method] = {
-    method.name: method
-    for method in (
-        Method(
-            "target_only_teacher", "the teacher, fine-tuned on the target's labels alone",
-            lambda run: _fitted_teacher(run, run.target_only_teacher), ("target_only_teacher",), ("teacher",), "always",
-        ),
-        Method(
-            "cross_domain_teacher", "the teacher that the students learn from: source, then target",
-            lambda run: _fitted_teacher(run, run.teacher), ("cross_domain_teacher",), ("teacher",), "always",
-        ),
-        Method(
-            "tfidf_logreg", "logistic regression on words and character n-grams of both domains",
-            _fit_tfidf_logreg, shown="always",
-        ),
-        Method(
-            "frozen_teacher_logreg", "logistic regression on the pretrained encoder's embeddings of the target",
-            _fit_frozen_teacher_logreg, ("pretrained",), ("teacher",),
-        ),
-        Method(
-            "fine_tuned_minilm", "MiniLM-L6 fine-tuned without a teacher: source, then target",
-            _fit_small_encoder, ("small",), ("teacher",),
-        ),
-        Method(
-            "frozen_minilm_logreg", "logistic regression on the embeddings of MiniLM-L6 as it was pretrained",
-            lambda run: _fit_frozen_teacher_logreg(_with_small_teacher(run)), ("small", "pretrained"),
-        ),
-        Method(
-            "vector_sum_logreg", "logistic regression on sums of token vectors read from the teacher",
-            _fit_vector_sum_logreg, ("cross_domain_teacher",), ("teacher",),
-        ),
-        Method(
-            "plain_kd_student", "the student, distilled without augmentation and without unlabelled text",
-            _student(student_training.train_plain_student), LABELLED, PLAIN,
-        ),
-        Method(
-            "plain_kd_unlabelled_student", "the student, distilled on unlabelled texts too, as they are",
-            _student(student_training.train_unlabelled_student, with_unlabelled=True), (*LABELLED, "unlabelled"),
-            (*AUGMENTED, "unlabelled"),
-        ),
-        Method(
-            "l2a_without_unlabelled_student", "the l2a_student without the unlabelled text",
-            _student(student_training.train_l2a_student), (*LABELLED, "unlabelled"), (*AUGMENTED, "selector"),
-        ),
-        Method(
-            "augmented_kd_student", "the student, distilled on every text that one operator, or the chain, makes",
-            _student(student_training.train_augmented_student), LABELLED, AUGMENTED, "operator",
-        ),
-        Method(
-            "augmented_fine_tuned_student", "the student, fine-tuned on real and inherited labels without a teacher",
-            _student(student_training.train_fine_tuned_student), ("pretrained",), AUGMENTED, "experiments",
-        ),
-        Method(
-            "l2a_student", "the student, distilled on candidates that the generator draws and the selector keeps",
-            _student(student_training.train_l2a_student, with_unlabelled=True), LABELLED,
-            (*AUGMENTED, "selector", "unlabelled"), "always",
-        ),
-    )
-}  # fmt: skip
-"""Every method, in the order of the tables."""
+@register_method(*LABELLED, reads=AUGMENTED, shown="operator")
+def _augmented_kd_student(context: RunContext) -> FittedMethod:
+    """The student, distilled on every text that one operator, or the chain, makes."""
+    return _fitted_student(context, student_training.train_augmented_student)
+
+
+@register_method("pretrained", reads=AUGMENTED, shown="experiments")
+def _augmented_fine_tuned_student(context: RunContext) -> FittedMethod:
+    """The student, fine-tuned on real and inherited labels without a teacher."""
+    return _fitted_student(context, student_training.train_fine_tuned_student)
+
+
+@register_method(*LABELLED, reads=(*AUGMENTED, "selector", "unlabelled"), shown="always")
+def _l2a_student(context: RunContext) -> FittedMethod:
+    """The student, distilled on candidates that the generator draws and the selector keeps."""
+    return _fitted_student(context, student_training.train_l2a_student, with_unlabelled=True)
 
 
 def compared_methods(config: DistillConfig) -> tuple[Method, ...]:

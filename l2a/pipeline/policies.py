@@ -3,7 +3,7 @@
 import contextlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,16 +13,15 @@ import numpy as np
 from l2a.config import DistillConfig
 from l2a.data import Bools, Examples, Floats, encoding, normalised_hash
 from l2a.kd.data import DistillationSet
-from l2a.kd.trainer import KDTrainer, run_student, standard_error
+from l2a.kd.trainer import standard_error
+from l2a.pipeline.methods import student_logits
 from l2a.pipeline.session import RunContext, TrainingSession, mixture, open_session
 from l2a.pipeline.students import Drawn, as_outputs, draw_candidates, near_and_clean, selection_problem, spare_labels
 from l2a.report.run_folder import versions
 from l2a.selector import agents, algorithms, environment, reward
 from l2a.selector.problem import RULES, SelectionProblem, candidate_features, keep_best
 from l2a.selector.select import Inspection, apply_policy, inspect_policy, rank_correlation, select
-from l2a.student.student import Student
-from l2a.util import SILENT, Checkpoint, Progress, UsageError, atomic_write_text, cache_root, fingerprint, to_json
-from l2a.util.files import CHECKPOINT, output_folder
+from l2a.util import SILENT, Progress, UsageError, atomic_write_text, cache_root, files, fingerprint, to_json
 
 ORACLES = ("near and clean", "greedy by labels")
 SMALLEST_HEADROOM = 1.0  # points
@@ -132,9 +131,7 @@ def surrogate_problem(config: DistillConfig, progress: Progress = SILENT) -> Sel
     Returns:
         The problem, its influences measured and without its real reward, so that it holds no teacher and no student.
     """
-    problem = prepare_pair(config, progress).problem
-    influences = reward.build_surrogate(problem).influences
-    return SelectionProblem(problem.pool, problem.student_logits, influences=lambda: influences)
+    return reward.surrogate_only(prepare_pair(config, progress).problem)
 
 
 def train_selector(
@@ -164,8 +161,8 @@ def train_selector(
             f"selector.agent is {config.agent!r}, which does not learn what other pools can use; give one like ppo"
         )
     settings = {str(number): asdict(one) | {"output_dir": None} for number, one in enumerate(configs)}
-    with output_folder(folder, "policy", overwrite) as unfinished:
-        progress = progress.keeping(Checkpoint(folder / CHECKPOINT, settings))
+    with files.output_folder(folder, "policy", overwrite) as unfinished:
+        progress = progress.keeping(files.Checkpoint(folder / files.CHECKPOINT, settings))
         problems = problems or [surrogate_problem(one, progress) for one in configs]
         # One set of columns for all: a pool that lacks an operator has zeros there.
         names = tuple(dict.fromkeys(name for problem in problems for name in candidate_features(problem).names))
@@ -178,14 +175,14 @@ def train_selector(
     return training
 
 
-def open_policy(name: str) -> tuple[algorithms.TrainedPolicy, dict[str, Any]]:
+def open_policy(name: str) -> algorithms.TrainedPolicy:
     """Read a saved policy.
 
     Args:
         name: Its folder, or a card that names one.
 
     Returns:
-        The policy, and how it was trained.
+        The policy, with the facts of its training.
 
     Raises:
         UsageError: If it is not a trained policy.
@@ -194,7 +191,7 @@ def open_policy(name: str) -> tuple[algorithms.TrainedPolicy, dict[str, Any]]:
     folder = agents.load_agent(name).policy
     if folder is None:
         raise UsageError(f"policy: {name!r} is a card without a trained policy; give a folder that holds policy.json")
-    return algorithms.load_policy(Path(folder)), algorithms.load_facts(Path(folder))
+    return algorithms.load_policy(Path(folder))
 
 
 def evaluate_policy(
@@ -222,29 +219,22 @@ def evaluate_policy(
     with progress.stage("real updates", len(kept)) as advance:
         real = []
         for mask in kept.values():
-            real.append(_after_updates(pair, mask, steps, None)[0] - before)
+            with _after_updates(pair, mask, steps) as score:
+                real.append(score - before)
             advance(1)
     first = [reward.surrogate_reward(surrogate, mask) for mask in kept.values()]
     verdicts = tuple(map(Verdict, kept, [int(mask.sum()) for mask in kept.values()], real, first))
     return Evaluation(verdicts, steps, rank_correlation(first, real))
 
 
-def _after_updates(pair: PreparedPair, kept: Bools | None, steps: int, judges: Examples | None) -> tuple[float, Bools]:
-    """Distil as a round does, on the whole mixture, and take the steps back: the score, and which judges are right."""
-    session, tokenizer = pair.session, pair.session.student.tokenizer
+@contextlib.contextmanager
+def _after_updates(pair: PreparedPair, kept: Bools | None, steps: int) -> Iterator[float]:
+    """Distil as a round does, on the whole mixture; gives the score of the student, and takes the steps back."""
+    session = pair.session
     candidates = None if kept is None else pair.drawn.candidates.take(np.flatnonzero(kept))
-
-    def distil(trial: KDTrainer) -> None:
+    with reward.on_trial(session.trainer, session.trainer.config, steps) as trial:
         trial.train(*mixture(session, candidates), steps, evaluate=False)
-
-    def score(student: Student) -> tuple[float, Bools]:
-        right = np.zeros(0, np.bool_)
-        if judges is not None:
-            texts = encoding.encode(tokenizer, judges.inputs, session.context.config.max_length)
-            right = run_student(student, texts)[0].argmax(axis=1) == judges.labels
-        return reward.reward_score(student, session.reward), right
-
-    return reward.score_after(session.trainer, session.trainer.config, steps, distil, score)
+        yield reward.reward_score(session.student, session.reward)
 
 
 def measure_headroom(config: DistillConfig, progress: Progress = SILENT) -> dict[str, Any]:
@@ -278,7 +268,9 @@ def measure_headroom(config: DistillConfig, progress: Progress = SILENT) -> dict
     names, judged = [*ORACLES, *["random"] * RANDOM_CHOICES, "all", "none"], dict[str, list[tuple[float, Any]]]()
     with progress.stage("rounds", len(names)) as advance:
         for name, mask in zip(names, [*masks, np.ones(len(pool), bool), None], strict=True):
-            judged.setdefault(name, []).append(_after_updates(pair, mask, config.kd.round_steps, judges))
+            with _after_updates(pair, mask, config.kd.round_steps) as score:
+                said = student_logits(context, pair.session.student, judges.inputs).argmax(axis=1)
+            judged.setdefault(name, []).append((score, said == judges.labels))
             advance(1)
     right = {name: np.mean([one for _, one in several], axis=0) for name, several in judged.items()}
     gains = {name: float(np.mean([score for score, _ in several])) - before for name, several in judged.items()}
@@ -303,9 +295,7 @@ def _greedy_by_labels(pair: PreparedPair, seen: Examples) -> Floats:
     outputs = as_outputs(seen.labels, len(seen.label_names), context.teacher.hidden_size)
     encoded = encoding.encode(session.student.tokenizer, seen.inputs, context.config.max_length)
     judges = DistillationSet(encoded, outputs, seen.labels)
-    return reward.candidate_influences(
-        session.trainer, candidates, few, judges, session.trainer.config, context.progress
-    )
+    return reward.candidate_influences(session.trainer, candidates, few, judges, context.progress)
 
 
 def _headroom_file(context: RunContext) -> Path:

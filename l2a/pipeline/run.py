@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from l2a.data import domains, examples
 from l2a.evaluation.metrics import classification_metrics, measure_latency
 from l2a.pipeline.data import RunData
 from l2a.pipeline.methods import MethodResult, compared_methods, evaluate_method, rescored, student_logits, tfidf_logreg
-from l2a.pipeline.policies import headroom_note, known_headroom, open_policy, training_facts
+from l2a.pipeline.policies import headroom_note, known_headroom, training_facts
 from l2a.pipeline.session import FEWEST_TO_CHOOSE, RunContext
 from l2a.pipeline.students import Round, TrainedStudent
 from l2a.report import page, run_folder
@@ -148,7 +147,7 @@ def _write(
         "labels_used": data.splits.labels_used,
         "labels_ignored": data.splits.labels_ignored,
         "seed": config.seed,
-        "rounds": [{"generator": asdict(done.chains), "selector": dict(done.selection.diagnostics)}
+        "rounds": [{"generator": dict(done.chains), "selector": dict(done.selection.diagnostics)}
                    for done in rounds],
         "files": data.files,
         "warnings": context.progress.warnings,
@@ -224,7 +223,7 @@ def _write_selector(folder: Path, config: DistillConfig, selections: Sequence[pr
             steps = sum(known["training_steps"] for known in diagnostics)
             trained = training_facts([config], steps, diagnostics[-1]["steps_per_second"], curve)
         else:  # it was trained elsewhere
-            trained = open_policy(config.selector.agent)[1]
+            trained = dict(last.policy.facts)
         used = last.diagnostics.get("chosen", "learned policy")
         algorithms.save_policy(last.policy, folder, {**trained, "used_in_the_last_round": used})
     facts = {"agent": last.agent, "rounds": diagnostics}

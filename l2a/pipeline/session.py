@@ -13,7 +13,7 @@ from sklearn.model_selection import StratifiedKFold
 from l2a.config import DistillConfig
 from l2a.data import Bank, Doubles, Examples, TextInput, normalised_hash
 from l2a.data.encoding import encode, refuse_long_sequences
-from l2a.generator.chain import BACKGROUND, WordAverage, choose_texts, fit_word_average
+from l2a.generator.chain import BACKGROUND, Embed, choose_texts, fit_word_average
 from l2a.generator.operators import check_operators
 from l2a.kd.data import DistillationSet, Renewal, join, refuse_constant_targets
 from l2a.kd.losses import fit_subclasses, teacher_output_weight
@@ -84,7 +84,7 @@ class RunContext:
         check_student(config.student, teacher, names, texts, config.max_length)
 
     @cached_property
-    def embed(self) -> WordAverage:
+    def embed(self) -> Embed:
         """Cheap embeddings of texts, out of the word embeddings of the teacher's encoder."""
         unlabelled = self.data.unlabelled
         few = [unlabelled[i] for i in range(0, len(unlabelled), 1 + len(unlabelled) // BACKGROUND)]

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 
 import numpy as np
 
 from l2a.config import resolve_degree
 from l2a.data import Bools, Doubles, Examples, Floats, Ints, TextInput, concatenate, encoding, normalised_hash
-from l2a.generator.chain import CandidatePool, ChainDiagnostics, GeneratorInputs, draw_pool, fit_target_density
+from l2a.generator.chain import CandidatePool, Diagnostics, GeneratorInputs, draw_pool, fit_target_density
 from l2a.generator.operators import OPERATORS, TEXT_OPERATORS, build_operator, masked_words
 from l2a.generator.tokens import TokenSpace, build_neighbour_table, vocabulary
 from l2a.kd import data as kd_data
@@ -42,7 +42,7 @@ class Round:
 
     pool: CandidatePool
     selection: Selection
-    chains: ChainDiagnostics
+    chains: Diagnostics
     problem: SelectionProblem | None = None
 
 
@@ -58,7 +58,7 @@ class Drawn:
 
     pool: CandidatePool
     candidates: kd_data.DistillationSet
-    chains: ChainDiagnostics
+    chains: Diagnostics
 
 
 @dataclass(frozen=True)
@@ -137,10 +137,7 @@ def _round(session: TrainingSession, number: int, policy: algorithms.TrainedPoli
         logger.warning(message, kept, len(drawn.pool))
     facts = {name: value for name, value in selection.diagnostics.items() if not isinstance(value, list | dict)}
     context.progress.event("round", number=number, kept=kept, **facts)
-    explained = None
-    if selection.policy is not None and not selection.fell_back and problem.influences is not None:
-        measured = problem.influences()  # they alone are kept, not the trainer that they were measured with
-        explained = SelectionProblem(problem.pool, problem.student_logits, influences=lambda: measured)
+    explained = None if selection.policy is None or selection.fell_back else reward.surrogate_only(problem)
     return Round(drawn.pool, _distil_kept(session, drawn.candidates, problem, selection, rng), drawn.chains, explained)
 
 
@@ -229,13 +226,12 @@ def generator_inputs(session: TrainingSession) -> GeneratorInputs:
     others |= {text: origin for text, origin in _made_texts(session).items() if text not in others}
     return GeneratorInputs(
         source_inputs=context.source.inputs,
-        unlabelled_inputs=tuple(others),
+        unlabelled=others,
         target_inputs=context.data.splits.train.inputs,
         embed=context.embed,
         space=_token_space(session),
         labeller=context.labeller,
         forbidden_hashes=context.data.forbidden | context.never_trained_on,
-        unlabelled_origins=tuple(others.values()),
     )
 
 
@@ -250,9 +246,7 @@ def _token_space(session: TrainingSession) -> TokenSpace:
     words, length = vocabulary(student.tokenizer), context.config.max_length
     neighbours = build_neighbour_table(geometry, words, context.config.generator.neighbours, context.progress)
 
-    def gradients(inputs: Sequence[TextInput]) -> list[Floats]:
-        return embedding_gradients(student, context.labeller, inputs, length)
-
+    gradients = partial(embedding_gradients, student, context.labeller, max_length=length)
     return TokenSpace(student.tokenizer, neighbours, embeddings, gradients, length)
 
 
@@ -277,7 +271,7 @@ def selection_problem(session: TrainingSession, drawn: Drawn) -> SelectionProble
 def _with_rewards(
     problem: SelectionProblem, session: TrainingSession, drawn: Drawn, draw: int, repeated: SelectionProblem | None
 ) -> SelectionProblem:
-    context, candidates, trainer, kd = session.context, drawn.candidates, session.trainer, session.trainer.config
+    context, candidates, trainer = session.context, drawn.candidates, session.trainer
     rng, judges = np.random.default_rng([context.config.seed, 8, draw]), session.reward
     order = rng.permutation(len(candidates))
     if draw:  # the reward texts are a draw too
@@ -291,19 +285,16 @@ def _with_rewards(
         key = fingerprint([candidates.encoded.ids, candidates.teacher.logits, context.config.seed, draw, weights])
         found = training.remembered(
             progress.checkpoint, key,
-            lambda: reward.candidate_influences(trainer, some, judged, judges, kd, progress, draw),
+            lambda: reward.candidate_influences(trainer, some, judged, judges, progress, draw),
         )  # fmt: skip
         return reward.fitted_influences(problem, measured, found, progress)
 
     @cache
     def judge(kept: bytes) -> tuple[float, Doubles]:
         first = order[np.frombuffer(kept, np.bool_)[order]][: reward.REAL_KEPT]
-
-        def score(student: Student) -> tuple[float, Doubles]:
-            labels = reward.label_scores(student, session.judges) if len(session.judges) else np.zeros(0)
-            return reward.reward_score(student, judges), labels
-
-        return reward.real_reward(trainer, candidates.take(np.sort(first)), score, kd, draw)
+        with reward.real_steps(trainer, candidates.take(np.sort(first)), draw):
+            labels = reward.label_scores(session.student, session.judges) if len(session.judges) else np.zeros(0)
+            return reward.reward_score(session.student, judges), labels
 
     return replace(
         problem, influences=influences, real_reward=lambda kept: judge(kept.tobytes())[0],
@@ -509,18 +500,14 @@ def _distil_in_embedding_space(session: TrainingSession, rng: np.random.Generato
         sets[place] = replace(augmented, teacher=kd_data.mixed_outputs(context.teacher, pairs, weights))
         # The partners are in the joined set, so that their tokens count as occurring, but have no share of it.
         sets, shares = [*sets, session.labelled(partners)], [*shares, 0.0]
-        trainer.read_batch = kd_data.MixedBatches(start, sum(len(part) for part in sets[:-1]), weights)
+        first_partner = sum(len(part) for part in sets[:-1])
+        trainer.read_batch = partial(kd_data.read_mixed, start=start, partners=first_partner, weights=weights)
     else:
-        teacher, student = context.teacher, session.student
+        teacher = context.teacher
         texts = encoding.encode(teacher.tokenizer, bases, config.max_length)
-        may_move = kd_data.open_tokens(texts, vocabulary(teacher.tokenizer))
-        student_may_move = kd_data.open_tokens(augmented.encoded, vocabulary(student.tokenizer))
-        steps = (_step_length(teacher, rng), _step_length(student, rng))
-        trainer.read_batch = kd_data.PerturbedBatches(start, teacher, texts, may_move, student_may_move, *steps)
+        trainer.read_batch = partial(
+            kd_data.read_perturbed, start=start, teacher=teacher, texts=texts,
+            teacher_steps=kd_data.token_steps(teacher, rng), student_steps=kd_data.token_steps(session.student, rng),
+        )  # fmt: skip
     trainer.train(sets, shares, config.kd.round_steps, context.progress, "distillation")
     trainer.read_batch = kd_data.read_tokens
-
-
-def _step_length(model: Teacher | Student, rng: np.random.Generator) -> float:
-    words = vocabulary(model.tokenizer)
-    return kd_data.median_neighbour_distance(model.word_embeddings().cpu()[: len(words)], words, rng)

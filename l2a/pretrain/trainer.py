@@ -7,6 +7,7 @@ import shlex
 from dataclasses import asdict, dataclass
 from itertools import chain, count, islice
 from pathlib import Path
+from string import Template
 from typing import Annotated, Any
 
 import numpy as np
@@ -18,11 +19,12 @@ from l2a.kd.data import Batch, join_encoded
 from l2a.student.student import Student, attention_heads, classifier_of, start_from_words
 from l2a.teacher.labelling import token_vectors
 from l2a.teacher.model import Teacher, load_encoder, mean_pool
-from l2a.util import SILENT, Allowed, Checked, Progress, RunError, UsageError, training
+from l2a.util import SILENT, Allowed, Checked, Progress, RunError, training
 from l2a.util.files import CHECKPOINT, Checkpoint, atomic_write_text, fingerprint, output_folder
 
 BATCH_SIZE = 128
 Width = Annotated[int, Allowed("an even number of at least 2", lambda value: value >= 2 and value % 2 == 0)]
+Texts = Annotated[tuple[str, ...], Allowed("--text with a file, a folder or a domain, once or more", len)]
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class PretrainConfig(Checked):
     """
 
     output_dir: Path
-    text: tuple[str, ...]
+    text: Texts
     protect: tuple[str, ...] = ()
     teacher: str = "minilm-l6"
     steps: Count = 4000
@@ -56,11 +58,6 @@ class PretrainConfig(Checked):
     hidden_size: Width = 128
     layers: Count = 2
     overwrite: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.text:
-            raise UsageError("text is empty; give --text with a file, a folder or a domain, once or more")
 
 
 def read_texts(config: PretrainConfig, progress: Progress = SILENT) -> Bank:
@@ -261,16 +258,5 @@ def _card(config: PretrainConfig, parameters: int, texts: int) -> str:
     for name, value in (vars(config) | {"output_dir": config.output_dir.name, "overwrite": ()}).items():
         for item in value if isinstance(value, tuple) else (value,):
             words += [f"--{name.replace('_', '-')}", str(item)]
-    return f"""---
-library_name: transformers
-pipeline_tag: text-classification
----
-# General student
-
-A small sequence classifier without a task: its body was distilled, on unlabelled text, from a teacher's hidden states.
-`AutoModelForSequenceClassification.from_pretrained(folder, num_labels=...)` draws a fresh output layer to be trained.
-
-    {shlex.join(words)}
-
-With a head of two classes it has {parameters:,} parameters. {texts:,} texts were there to be read.
-"""
+    card = Template(Path(__file__).with_name("card.md").read_text("utf-8"))
+    return card.substitute(command=shlex.join(words), parameters=f"{parameters:,}", texts=f"{texts:,}")

@@ -157,36 +157,43 @@ def make_axis(label: str, values: Iterable[float], places: tuple[float, float], 
     return Axis(label, (first * step, last * step), places, ticks)
 
 
-def make_figure(
-    labels: tuple[str, str], series: Mapping[str, Points], ends: Points = (), unit: str = "", **facts: Any,
-) -> dict[str, Any]:  # fmt: skip
-    """Lay points out on two axes that hold all of them.
+def make_figures(
+    key: str, title: str, labels: tuple[str, str], series: Mapping[str, Points], words: Sequence[str],
+    ends: Points = (), unit: str = "", **more: Any,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Lay points out on two axes that hold all of them; no figure where there is nothing to draw.
 
     Args:
+        key: The figure's id in the page.
+        title: What stands above it.
         labels: What the axes measure.
         series: Points by name.
+        words: Parts of a sentence that says the same to those who do not see it.
         ends: Further points that the axes hold.
         unit: Of both axes.
-        facts: The figure's ``key``, which is its id in the page, its ``title``, and ``words`` that say the same to
-            those who do not see it; whether lines are ``joined`` through the points; ``bars`` behind them, each from
-            one value of x to another and as high as a value of y.
+        more: Whether lines are ``joined`` through the points; ``bars`` behind them, each from one value of x to another
+            and as high as a value of y.
     """
+    if not series:
+        return []
     across, up = zip(*ends, *(point for points in series.values() for point in points), strict=True)
     x, y = make_axis(labels[0], across, (50, WIDE - 16), unit), make_axis(labels[1], up, (HIGH - 36, 26), unit)
-    return {"joined": True, "bars": (), **facts, "x": x, "y": y, "series": series}
+    facts = {"key": key, "title": title, "words": f"{'; '.join(words)}.", "x": x, "y": y, "series": series}
+    return [{"joined": True, "bars": (), **facts, **more}]
 
 
-def reliability(side: str, facts: Mapping[str, Any]) -> dict[str, Any]:
+def reliability(side: str, test: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Draw accuracy over confidence, of the "teacher" or the "student", and how many texts are behind each point."""
-    start, total = 100 // BINS * (BINS // len(facts["confusion"])), sum(count for count, *_ in facts["bins"])
+    facts = test[side]
+    start, total = 100 // BINS * (BINS // len(facts["confusion"])), test["tested"]
     points = [(100 * confidence, 100 * accuracy) for _, confidence, accuracy in facts["bins"]]
     tenths = [(100 / BINS * min(int(sure * BINS), BINS - 1), count) for count, sure, _ in facts["bins"]]
     bars = [(low, low + 100 / BINS, 100 * count / total) for low, count in tenths]
     listed = "; ".join(f"{accuracy:.0f} % right where it is {sure:.0f} % sure" for sure, accuracy in points)
     error = f"Expected calibration error {100 * facts['calibration_error']:.1f} points"
-    return make_figure(
-        ("confidence", "accuracy"), {side: points}, ((start, 0), (100, 100)), " %", key=f"reliability-{side}",
-        title=f"Reliability of the {side}", words=f"{error}: {listed}. Bars: share of the texts.", bars=bars,
+    return make_figures(
+        f"reliability-{side}", f"Reliability of the {side}", ("confidence", "accuracy"), {side: points},
+        [f"{error}: {listed}. Bars: share of the texts"], ends=((start, 0), (100, 100)), unit=" %", bars=bars,
     )  # fmt: skip
 
 
@@ -203,7 +210,7 @@ def learning_curves(events: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]
             words.append(f"{event['row']} is highest at step {step:.0f} with {score:.3f}")
             series[event["row"]], points = points, []
     labels = ("updates of the student", "log-likelihood on the validation split, nats")
-    return _figures("learning", "Learning curves", labels, series, words)
+    return make_figures("learning", "Learning curves", labels, series, words)
 
 
 def reward_figures(rounds: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -223,17 +230,9 @@ def reward_figures(rounds: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     labels = ("training of the policy, %", "mean gain of an episode, nats")
     both = ("fast reward of a selection, nats", "reward by real distillation, nats")
     return [
-        *_figures("reward", "Reward while the policy was trained", labels, curves, grown),
-        *_figures("tiers", "Fast reward against real distillation", both, pairs, found, joined=False),
+        *make_figures("reward", "Reward while the policy was trained", labels, curves, grown),
+        *make_figures("tiers", "Fast reward against real distillation", both, pairs, found, joined=False),
     ]
-
-
-def _figures(
-    key: str, title: str, labels: tuple[str, str], series: Mapping[str, Points], words: Sequence[str], **more: Any
-) -> list[dict[str, Any]]:
-    """A figure, or none where there is nothing to draw."""
-    facts = {"key": key, "title": title, "words": f"{'; '.join(words)}.", **more}
-    return [make_figure(labels, series, **facts)] if series else []
 
 
 def verdict(metrics: Mapping[str, Any]) -> str:
@@ -259,10 +258,6 @@ def render_page(folder: Path) -> str:
     metrics, facts, export = read_evidence(folder)
     events = [json.loads(line) for line in (folder / "log.jsonl").read_text("utf-8").splitlines()]
     candidates = read_table(folder / "augmentations.parquet").to_pylist()
-    drawn = Counter(sorted(row["operator"] for row in candidates))
-    kept = Counter(row["operator"] for row in candidates if row["kept"])
-    last = max((row["round"] for row in candidates), default=0)
-    ranked = sorted((row for row in candidates if row["round"] == last), key=lambda row: -row["selector_score"])
     variance, map_axes = facts["map"]["variance"], {}
     for number, (name, places) in enumerate((("x", (12, WIDE - 12)), ("y", (HIGH + 32, 28)))):
         label = f"principal component {number + 1}, {100 * (variance[number] or 0):.0f} % of the variance"
@@ -270,14 +265,13 @@ def render_page(folder: Path) -> str:
         map_axes[name] = Axis(label, (min(at), max(max(at), min(at) + 1e-9)), places)
     ends = [100 * row["accuracy"][end] for row in metrics["rows"] for end in ("low", "high")]
     return render(
-        Path(__file__).with_name("page.html.jinja"), facts=facts, metrics=metrics, export=export, wide=WIDE, high=HIGH,
-        verdict=verdict(metrics),
+        Path(__file__).with_name("page.html.jinja"), facts=facts, metrics=metrics, export=export, events=events,
+        candidates=candidates, operators=Counter(sorted(row["operator"] for row in candidates)).most_common(),
         scores={side: class_scores(facts["test"][side]["confusion"]) for side in ("teacher", "student")},
-        events=events, map_axes=map_axes, by_name={row["name"]: row for row in metrics["rows"]},
-        accuracy=make_axis("accuracy on the test split", ends, (16, WIDE - 16), " %"),
-        reliability=[reliability(side, facts["test"][side]) for side in ("teacher", "student")],
-        curves=[*learning_curves(events), *reward_figures(metrics["rounds"])], drawn=len(candidates), ranked=ranked,
-        operators={name: (kept[name], count - kept[name]) for name, count in drawn.most_common()},
+        accuracy=make_axis("accuracy on the test split", ends, (16, WIDE - 16), " %"), map_axes=map_axes,
+        reliability=[*reliability("teacher", facts["test"]), *reliability("student", facts["test"])],
+        curves=[*learning_curves(events), *reward_figures(metrics["rounds"])], verdict=verdict(metrics),
+        wide=WIDE, high=HIGH,
     )  # fmt: skip
 
 

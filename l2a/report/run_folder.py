@@ -25,8 +25,7 @@ from l2a.generator.chain import CandidatePool
 from l2a.report import page
 from l2a.selector.problem import Selection
 from l2a.teacher.model import PACKAGED, usable_positions
-from l2a.util import RunError, UsageError, atomic_write_text, sha256_file, training
-from l2a.util.files import add_to_folder, atomic_file, atomic_folder
+from l2a.util import RunError, UsageError, atomic_write_text, files, sha256_file, training
 
 SHORT_HEADERS = ("classifier", "accuracy %", "F1 %", "size", "ms", "ms/32")
 CARDS = {"README.md": "student", "student/README.md": "."}
@@ -136,7 +135,7 @@ def export_student(model: Any, tokenizer: Any, folder: Path, card: str, max_leng
     kind = type(model.config)
     known = {name: value for name, value in model.config.to_dict().items() if name in kind().to_dict()}
     known |= {"problem_type": "single_label_classification", "architectures": [type(model).__name__]}
-    with atomic_folder(folder) as temporary:
+    with files.atomic_folder(folder) as temporary:
         model.save_pretrained(str(temporary))
         kind.from_dict(known).save_pretrained(str(temporary))
         encoding.fit_tokenizer(tokenizer, model.config, length).save_pretrained(str(temporary))
@@ -204,16 +203,15 @@ def write_augmentations(path: Path, rounds: Sequence[tuple[CandidatePool, Select
         | {"degree": "float32", "teacher_probabilities": pa.list_(pa.float32()), "selector_score": "float32"}
         | {"kept": "bool", "round": "int32"}
     )
-    tables = [schema.empty_table()]
+    rows = []
     for number, (pool, selection) in enumerate(rounds):
-        texts = [page.storable(text) for text in pool.inputs]
-        columns = [
-            [text[0] for text in texts], [(*text, None)[1] for text in texts], pool.origins, pool.operators,
-            pool.degrees, list(pool.teacher.probabilities()), selection.scores, selection.kept, [number] * len(texts),
-        ]  # fmt: skip
-        tables.append(pa.table(dict(zip(schema.names, columns, strict=True)), schema=schema))
-    with atomic_file(path) as file:
-        write_table(pa.concat_tables(tables), file)
+        probabilities, scores, kept = pool.teacher.probabilities(), selection.scores, selection.kept
+        known = zip(pool.inputs, pool.origins, pool.operators, pool.degrees, probabilities, scores, kept, strict=True)
+        for text, *facts in known:
+            sides = (*page.storable(text), None)[:2]
+            rows.append(dict(zip(schema.names, (*sides, *facts, number), strict=True)))
+    with files.atomic_file(path) as file:
+        write_table(pa.Table.from_pylist(rows, schema), file)
 
 
 def model_card(metrics: Mapping[str, Any], facts: Mapping[str, Any], export: Any, place: str) -> str:
@@ -280,7 +278,7 @@ def refresh(run: Path) -> None:
     for name, place in {**CARDS, page.PAGE: ""}.items():
         if (run / name).is_file() and sha256_file(run / name) == owned.get(name):
             drawn = model_card(metrics, facts, export, place) if place else page.render_page(run)
-            add_to_folder(run, name, drawn.encode("utf-8"))
+            files.add_to_folder(run, name, drawn.encode("utf-8"))
 
 
 def files_to_push(run: Path, repo: str) -> dict[str, Path]:

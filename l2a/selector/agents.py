@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from l2a.util import UsageError, build, find_card, fingerprint, list_cards, load_yaml, sha256_file
+from l2a.config import Count
+from l2a.util import Checked, UsageError, build, find_card, fingerprint, list_cards, load_yaml, sha256_file
 
 DESCRIPTION = "policy.json"  # the file by which the folder of a saved policy is known
 WEIGHTS = "policy.safetensors"
@@ -17,15 +18,10 @@ CARD_FILES = (".yaml", ".yml")
 # working directory shall not run code of its own. A card that is given by its path may name any module.
 PACKAGES = ("stable_baselines3", "sb3_contrib", "l2a")
 BANDIT = "l2a.selector.arms.thompson"  # the one algorithm that is no class of Stable-Baselines3
-RULE_NAMES = (
-    "all", "random", "random_per_origin", "nearest", "domain_ratio", "confidence", "glitter", "llkd", "low_variance",
-    "oracle"
-)  # fmt: skip
-"""Rules without learning, here because cards are checked before torch is loaded; ``problem`` holds what they do."""
 
 
 @dataclass(frozen=True)
-class AgentCard:
+class AgentCard(Checked):
     """How candidates are chosen.
 
     Attributes:
@@ -47,23 +43,20 @@ class AgentCard:
     description: str
     algorithm: str
     policy: str | None = None
-    environments: int = 16
-    hidden: tuple[int, ...] = (32, 32)
+    environments: Count = 16
+    hidden: tuple[Count, ...] = (32, 32)
     activation: Literal["tanh", "relu"] = "tanh"
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
     scale_rewards: bool = True
-    rescore_every: int | None = None
+    rescore_every: Count | None = None
     acts_on: Literal["candidates", "arms"] = "candidates"
 
     def __post_init__(self) -> None:
-        """Check the numbers once."""
+        """Check the fields, and whether they go together."""
+        super().__post_init__()
         object.__setattr__(self, "hyperparameters", {k: _as_number(v) for k, v in self.hyperparameters.items()})
-        for name in ("environments", "rescore_every"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"{name} is {value}; give at least 1")
-        if not self.hidden or min(self.hidden) < 1:
-            raise UsageError(f"hidden is {list(self.hidden)}; give one width or more, each at least 1")
+        if not self.hidden:
+            raise UsageError("hidden is []; give one width or more, each at least 1")
         of_arms = self.algorithm == BANDIT or self.algorithm.startswith("stable_baselines3.")
         of_arms = of_arms and (self.policy, self.rescore_every) == (None, None)
         if (self.acts_on == "arms" and not of_arms) or (self.algorithm == BANDIT and self.acts_on != "arms"):
@@ -115,8 +108,10 @@ def load_agent(name: str) -> AgentCard:
     path = path if is_file else find_card("agents", name)
     card = build(AgentCard, load_yaml(path), f"agent card {path}")
     if card.rule is not None:
-        if card.rule not in RULE_NAMES:
-            raise UsageError(f"agent card {path}: there is no rule {card.rule!r}; give one of {', '.join(RULE_NAMES)}")
+        from l2a.selector.problem import RULES
+
+        if card.rule not in RULES:
+            raise UsageError(f"agent card {path}: there is no rule {card.rule!r}; give one of {', '.join(RULES)}")
     elif not is_file and card.algorithm.split(".")[0] not in PACKAGES:
         raise UsageError(
             f"agent card {path}: algorithm is {card.algorithm!r}, outside {', '.join(PACKAGES)}; if you trust that "

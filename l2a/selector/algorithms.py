@@ -8,7 +8,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,11 +25,10 @@ from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
 
 from l2a.config import SelectorConfig
-from l2a.data import Bools, Floats
+from l2a.data import Floats
 from l2a.selector import agents, environment
 from l2a.selector.environment import CHANGING_FEATURES, STATE_FEATURES, SelectionTask
-from l2a.util import SILENT, Advance, Progress, atomic_write_text, files, to_json, training
-from l2a.util.errors import RunError, UsageError, logger
+from l2a.util import SILENT, Advance, Progress, RunError, UsageError, files, logger, to_json, training
 
 FORMAT = 1
 Activation = Literal["tanh", "relu"]
@@ -95,11 +94,13 @@ class TrainedPolicy:
         network: The shared network.
         feature_names: Columns of the candidates' fixed features that it was trained on, in order.
         agent: Name of the card that trained it.
+        facts: How it was trained, as a saved policy knows it.
     """
 
     network: CandidateNetwork
     feature_names: tuple[str, ...]
     agent: str
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     @torch.no_grad()
     def logits(self, observations: Floats) -> Floats:
@@ -111,8 +112,7 @@ class TrainedPolicy:
         Returns:
             float32 (E, B), logits of the probability to keep each candidate.
         """
-        scores: Floats = self.network(torch.from_numpy(observations))[0].numpy()
-        return scores
+        return np.asarray(self.network(torch.from_numpy(observations))[0].numpy())
 
 
 def snapshot(network: CandidateNetwork) -> CandidateNetwork:
@@ -140,7 +140,7 @@ def save_policy(policy: TrainedPolicy, folder: Path, facts: Mapping[str, Any] | 
     }
     weights = {name: value.contiguous() for name, value in policy.network.state_dict().items()}
     files.atomic_write_bytes(folder / agents.WEIGHTS, save(weights))
-    atomic_write_text(folder / agents.DESCRIPTION, to_json(description, indent=2) + "\n")
+    files.atomic_write_text(folder / agents.DESCRIPTION, to_json(description, indent=2) + "\n")
 
 
 def load_policy(folder: Path) -> TrainedPolicy:
@@ -150,16 +150,17 @@ def load_policy(folder: Path) -> TrainedPolicy:
         folder: What ``save_policy`` wrote.
 
     Returns:
-        The policy, ready to score.
+        The policy, ready to score, with the facts of its training.
 
     Raises:
         RunError: If a file is missing, damaged or from another version.
     """
-    with _described(folder) as description:
+    try:
+        description = json.loads((folder / agents.DESCRIPTION).read_text("utf-8"))
         expected = {"format": FORMAT, "changing_features": [*CHANGING_FEATURES], "state_features": [*STATE_FEATURES]}
-        for field, value in expected.items():
-            if description[field] != value:
-                raise ValueError(f"{field} is {description[field]}, not {value}")
+        for name, value in expected.items():
+            if description[name] != value:
+                raise ValueError(f"{name} is {description[name]}, not {value}")
         names, activation = tuple(description["feature_names"]), description.get("activation", "tanh")
         if activation not in ACTIVATIONS:
             raise ValueError(f"activation is {activation}, not one of {', '.join(ACTIVATIONS)}")
@@ -167,30 +168,8 @@ def load_policy(folder: Path) -> TrainedPolicy:
         with torch.device("meta"):  # without memory, however wide it says that it is
             network = CandidateNetwork(*widths, tuple(description["hidden"]), activation=activation)
         network.load_state_dict(load((folder / agents.WEIGHTS).read_bytes()), assign=True)
-        return TrainedPolicy(network.float().eval().requires_grad_(False), names, str(description["agent"]))
-
-
-def load_facts(folder: Path) -> dict[str, Any]:
-    """Read how a saved policy was trained.
-
-    Args:
-        folder: What ``save_policy`` wrote.
-
-    Returns:
-        The facts; empty if none were saved.
-
-    Raises:
-        RunError: If the description is missing or damaged.
-    """
-    with _described(folder) as description:
-        return dict(description.get("facts", {}))
-
-
-@contextlib.contextmanager
-def _described(folder: Path) -> Iterator[dict[str, Any]]:
-    """Read a policy's description; what goes wrong with it is damage."""
-    try:
-        yield json.loads((folder / agents.DESCRIPTION).read_text("utf-8"))
+        network.float().eval().requires_grad_(False)
+        return TrainedPolicy(network, names, str(description["agent"]), dict(description.get("facts", {})))
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise RunError(f"policy {folder} cannot be read ({reason}); train it again") from error
@@ -429,14 +408,11 @@ class DVRL(OnPolicyAlgorithm):
         self._last_episode_starts = np.ones(env.num_envs, bool)
         return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
 
-    def in_first_episode(self) -> Bools:
-        """Say which steps of the rollout belong to the first episode of their environment, bool (T, E)."""
-        return np.asarray(np.cumsum(self.rollout_buffer.episode_starts, axis=0) == 1)
-
     def train(self) -> None:
         """Take one step on the loss of the first episode of each environment."""
         self.policy.set_training_mode(True)
-        buffer, in_first = self.rollout_buffer, self.in_first_episode()
+        buffer = self.rollout_buffer
+        in_first = np.cumsum(buffer.episode_starts, axis=0) == 1  # bool (T, E)
         gains = (buffer.rewards * in_first).sum(axis=0) - self.gains_of_everything
         seen = torch.from_numpy(buffer.observations).flatten(0, 1)
         logits = self.policy.mlp_extractor.forward_actor(seen).reshape(buffer.actions.shape)

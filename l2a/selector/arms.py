@@ -45,8 +45,7 @@ def pool_arms(pool: CandidatePool) -> tuple[list[str], Ints]:
 
 def shares_of(action: Floats) -> Floats:
     """Turn an action, float32 (A,) from -1 to 1, into shares that add up to 1."""
-    shares: Floats = softmax(SHARPEST * action)
-    return shares
+    return np.asarray(softmax(SHARPEST * action))
 
 
 class SharesEnvironment(gymnasium.Env[Any, Any]):
@@ -59,8 +58,6 @@ class SharesEnvironment(gymnasium.Env[Any, Any]):
         action_space: Box, float32 (A,): the shares, as ``shares_of`` reads them.
         returns: What each finished episode gained, in nats.
     """
-
-    metadata = {"render_modes": []}  # noqa: RUF012 - the name and form are Gymnasium's
 
     def __init__(self, task: SelectionTask, arms: Ints) -> None:
         """Make the environment of a pool whose candidates have these arms, int64 (N,)."""
@@ -94,8 +91,7 @@ class SharesEnvironment(gymnasium.Env[Any, Any]):
 
     def _observe(self) -> Floats:
         state = [1 - self._steps / self.task.steps, self._gains.gain[0] / self.task.surrogate.spread]
-        seen: Floats = np.clip(np.append(self._drawn / self._sizes, state), -10, 10).astype(np.float32)
-        return seen
+        return np.asarray(np.clip(np.append(self._drawn / self._sizes, state), -10, 10), np.float32)
 
 
 def thompson(task: SelectionTask, arms: Ints, pulls: int, seed: int) -> tuple[Floats, list[float]]:
@@ -166,5 +162,4 @@ def _played(algorithm: Any, environment: SharesEnvironment, seed: int) -> Floats
         action = algorithm.predict(observation, deterministic=True)[0]
         observation, _, ended, _, _ = environment.step(action)
         chosen.append(shares_of(action))
-    shares: Floats = np.mean(chosen, axis=0, dtype=np.float32)
-    return shares
+    return np.asarray(np.mean(chosen, axis=0, dtype=np.float32))

@@ -24,8 +24,7 @@ OBSERVATION_BOUND = 10.0
 COSINE_DIRECTIONS = 16
 
 # Registered here, so that a process that is sent a task knows the environment by its id.
-if ENVIRONMENT_ID not in gymnasium.registry:
-    gymnasium.register(ENVIRONMENT_ID, entry_point="l2a.selector.environment:SelectionEnvironment")
+gymnasium.register(ENVIRONMENT_ID, entry_point="l2a.selector.environment:SelectionEnvironment")
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,8 +98,7 @@ def _unit_embeddings(embeddings: Floats) -> Floats:
     _, vectors = np.linalg.eigh(centred.T @ centred)
     leading = centred @ vectors[:, -COSINE_DIRECTIONS:]
     lengths = np.maximum(np.linalg.norm(leading, axis=1, keepdims=True), 1e-12)
-    unit: Floats = (leading / lengths).astype(np.float32)
-    return unit
+    return np.asarray(leading / lengths, np.float32)
 
 
 class Episodes:
@@ -161,8 +159,7 @@ class Episodes:
             self.gains.gain / task.surrogate.spread,
         ]
         parts = [candidates.reshape(self.count, -1), np.stack(state, axis=1).astype(np.float32)]
-        observations: Floats = np.clip(np.concatenate(parts, axis=1), -OBSERVATION_BOUND, OBSERVATION_BOUND)
-        return observations
+        return np.asarray(np.clip(np.concatenate(parts, axis=1), -OBSERVATION_BOUND, OBSERVATION_BOUND))
 
     def step(self, actions: Bools) -> tuple[Floats, Bools]:
         """Keep or drop the candidates in front of each episode.
@@ -209,8 +206,6 @@ class SelectionEnvironment(gymnasium.Env[Any, Any]):
         observation_space: Box, float32: the batch's candidates one after another, then the state of the run.
         action_space: MultiBinary(batch); 1 keeps a candidate.
     """
-
-    metadata = {"render_modes": []}  # noqa: RUF012 - the name and form are Gymnasium's
 
     def __init__(self, task: SelectionTask) -> None:
         """Make the environment of a pool."""

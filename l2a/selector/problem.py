@@ -5,14 +5,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy import special, stats
+from scipy import special
 
 from l2a.data import Bools, Doubles, Floats, Ints
-from l2a.generator.chain import CandidatePool
-from l2a.selector.agents import RULE_NAMES
 from l2a.util import RunError, UsageError
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # both import torch, which a card that names a rule should not wait for
+    from l2a.generator.chain import CandidatePool
     from l2a.selector.algorithms import TrainedPolicy
 
 RealReward = Callable[[Bools], float]
@@ -45,7 +44,7 @@ class SelectionProblem:
         oracle: What spare texts of the target say of each candidate, float32 (N,), for the rule "oracle" alone.
     """
 
-    pool: CandidatePool
+    pool: "CandidatePool"
     student_logits: Floats
     influences: Callable[[], Floats] | None = None
     real_reward: RealReward | None = None
@@ -70,8 +69,7 @@ class SelectionProblem:
     @property
     def classes(self) -> Ints:
         """The class that the teacher predicts for each candidate, int64 (N,)."""
-        predicted: Ints = self.pool.teacher.logits.argmax(axis=1).astype(np.int64)
-        return predicted
+        return np.asarray(self.pool.teacher.logits.argmax(axis=1), np.int64)
 
 
 @dataclass(frozen=True)
@@ -128,8 +126,7 @@ def entropy(probabilities: Floats) -> Floats:
 def kl_divergence(first: Floats, second: Floats) -> Floats:
     """KL(first || second) over the last axis, in nats: float32 (..., C) twice to (...)."""
     first_log, second_log = (np.log(np.maximum(one, SMALLEST_PROBABILITY)) for one in (first, second))
-    nats: Floats = np.maximum((first * (first_log - second_log)).sum(axis=-1), np.float32(0.0))
-    return nats
+    return np.asarray(np.maximum((first * (first_log - second_log)).sum(axis=-1), np.float32(0.0)))
 
 
 @dataclass(frozen=True)
@@ -173,7 +170,7 @@ def candidate_features(problem: SelectionProblem, names: tuple[str, ...] | None 
     return CandidateFeatures(np.ascontiguousarray(matrix, np.float32), wanted)
 
 
-def origin_names(pool: CandidatePool) -> list[str]:
+def origin_names(pool: "CandidatePool") -> list[str]:
     """Say where each candidate comes from: "source", "target" or the name of a file."""
     return [origin.rpartition(":")[0] for origin in pool.origins]
 
@@ -217,8 +214,7 @@ def _standardise(values: Floats) -> Floats:
         middle, scale = numbers.mean(), numbers.std()
     if not scale > 1e-12:
         return np.zeros(len(values), np.float32)
-    standardised: Floats = np.clip((numbers - middle) / scale, -CLIP, CLIP).astype(np.float32)
-    return standardised
+    return np.asarray(np.clip((numbers - middle) / scale, -CLIP, CLIP), np.float32)
 
 
 # Rules without learning: each scores the candidates, float32 (N,), and the best are kept
@@ -254,8 +250,7 @@ def in_shares(shares: Floats, arms: Ints, classes: Ints, rng: np.random.Generato
     """
     cells = arms * (classes.max() + 1) + classes
     places = quantiles(rng.random(len(arms), np.float32), cells) * np.bincount(cells)[cells]
-    scores: Floats = (-places / np.maximum(shares, 1e-6)[arms]).astype(np.float32)
-    return scores
+    return np.asarray(-places / np.maximum(shares, 1e-6)[arms], np.float32)
 
 
 def _nearest(problem: SelectionProblem, rng: np.random.Generator) -> Floats:
@@ -269,14 +264,12 @@ def _domain_ratio(problem: SelectionProblem, rng: np.random.Generator) -> Floats
     That is importance resampling without replacement (Xie et al., NeurIPS 2023, arXiv 2302.03169), by Gumbel's noise.
     """
     odds = special.logit(np.clip(problem.pool.domain_probability.astype(np.float64), 1e-6, 1 - 1e-6))
-    scores: Floats = (odds + rng.gumbel(size=len(odds))).astype(np.float32)
-    return scores
+    return np.asarray(odds + rng.gumbel(size=len(odds)), np.float32)
 
 
 def _confidence(problem: SelectionProblem, rng: np.random.Generator) -> Floats:
     """Prefer candidates of which the teacher is sure."""
-    largest: Floats = problem.pool.teacher.probabilities().max(axis=1)
-    return largest
+    return np.asarray(problem.pool.teacher.probabilities().max(axis=1))
 
 
 def _glitter(problem: SelectionProblem, rng: np.random.Generator) -> Floats:
@@ -311,8 +304,7 @@ def _low_variance(problem: SelectionProblem, rng: np.random.Generator) -> Floats
     outputs, so those nearest to the pool's mean are preferred (our derivation).
     """
     teacher = problem.pool.teacher.probabilities()
-    distances: Floats = ((teacher - teacher.mean(axis=0)) ** 2).sum(axis=1)
-    return -distances
+    return np.asarray(-((teacher - teacher.mean(axis=0)) ** 2).sum(axis=1))
 
 
 def _oracle(problem: SelectionProblem, rng: np.random.Generator) -> Floats:
@@ -327,17 +319,14 @@ def quantiles(values: Floats, groups: Ints) -> Floats:
     ranks = np.empty(len(values), np.float32)
     for group in np.unique(groups):
         members = groups == group
-        ranks[members] = stats.rankdata(values[members], "ordinal") / members.sum()
+        ranks[members] = (values[members].argsort(kind="stable").argsort() + 1) / members.sum()
     return ranks
 
 
-RULES: dict[str, Callable[[SelectionProblem, np.random.Generator], Floats]] = dict(
-    zip(
-        RULE_NAMES,
-        (
-            _all, _random, _random_per_origin, _nearest, _domain_ratio, _confidence, _glitter, _llkd, _low_variance,
-            _oracle
-        ),
-        strict=True
+RULES: dict[str, Callable[[SelectionProblem, np.random.Generator], Floats]] = {
+    rule.__name__.removeprefix("_"): rule
+    for rule in (
+        _all, _random, _random_per_origin, _nearest, _domain_ratio, _confidence, _glitter, _llkd, _low_variance, _oracle
     )
-)  # fmt: skip
+}  # fmt: skip
+"""Each by its name on a card: that of the function without the underscore."""

@@ -1,9 +1,9 @@
 """The selector's reward, from what it stands for down to what a policy gets for each step. Read it from the top.
 
 1. What a selection is worth is how near a few real updates on it bring the student to the teacher, on texts near the
-   target that nothing is trained on: ``real_reward``. That needs no labels. It takes a second or so, and judges the few
-   selections that a policy ends up with. ``label_scores`` are those of the reward split's labels after the same
-   updates: too few to reward anything, they can only refuse a selection.
+   target that nothing is trained on: ``real_steps``, then ``reward_score``. That needs no labels. It takes a second or
+   so, and judges the few selections that a policy ends up with. ``label_scores`` are those of the reward split's labels
+   after the same updates: too few to reward anything, they can only refuse a selection.
 2. A policy tries thousands of selections. A few updates are nearly linear in the gradients of the texts that they are
    taken on (influence functions: Koh and Liang, ICML 2017), so that one number a text says what it adds:
    ``candidate_influences``, two passes over texts. Of a large pool, 1,000 are measured, and a regression on what is
@@ -14,9 +14,9 @@
 How far 3 foretells 1, and how far each of them repeats itself, is measured in every run (``l2a.selector.select``).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -41,55 +41,52 @@ TRAVELLED = 0.585  # updates at the full rate that REAL_STEPS amount to: their r
 PART_OF_THE_WAY = 0.25  # share of the rate for the steps on all candidates that lead to where influences are measured
 REACH = 1e-3  # how far influences look ahead, as a share of the weights' length: enough for float32, short for linear
 PRIOR = 16  # candidates without influence that every selection is thought to hold
-Judged = TypeVar("Judged")
 
 # 1. The real reward
 
 
-def real_reward(
-    trainer: KDTrainer, kept: DistillationSet, score: Callable[[Student], Judged], kd: KDConfig, order: int = 0
-) -> Judged:
-    """Distil for some real steps on the kept candidates, score the student, and take the steps back.
+@contextmanager
+def on_trial(trainer: KDTrainer, config: KDConfig, steps: int, order: int = 0) -> Iterator[KDTrainer]:
+    """Lend a trainer whose steps are taken back at the end.
 
-    Each step is taken on all of them at once: in small batches their order would decide more than the selection.
+    Args:
+        trainer: The student's; both are left as they came.
+        config: Loss and rates.
+        steps: Updates that will be made.
+        order: Another number gives another order of the texts and another dropout.
+
+    Yields:
+        The trainer to take the steps with; the student is that of the other.
+    """
+    weights = trainer.student.snapshot()
+    yield trainer.on_trial(replace(config, warmup_steps=0, rounds=1, round_steps=steps), order=order)
+    trainer.student.restore(weights)
+
+
+@contextmanager
+def real_steps(
+    trainer: KDTrainer, kept: DistillationSet, order: int = 0, share_of_rate: float = 1.0
+) -> Iterator[KDTrainer]:
+    """Distil for some real steps on the kept candidates, and take the steps back at the end.
+
+    What the student is worth in between, by ``reward_score``, is the real reward of the candidates. Each step is taken
+    on all of them at once: in small batches their order would decide more than the selection.
 
     Args:
         trainer: The student's; both are left as they came.
         kept: Candidates.
-        score: What the student is then worth, such as ``reward_score``.
-        kd: The run's loss and rates.
         order: Another number gives another dropout.
+        share_of_rate: Of the run's peak rate.
 
-    Returns:
-        The score.
+    Yields:
+        The trainer that took the steps.
     """
-    return score_after(
-        trainer, _whole_batch(kd, kept), REAL_STEPS, lambda trial: _real_steps(trial, kept), score, order
-    )
-
-
-def score_after(
-    trainer: KDTrainer, kd: KDConfig, steps: int, distil: Callable[[KDTrainer], None],
-    score: Callable[[Student], Judged], order: int = 0,
-) -> Judged:  # fmt: skip
-    """Distil for some steps on trial, score the student, and take the steps back.
-
-    Args:
-        trainer: The student's; both are left as they came.
-        kd: Of the distillation.
-        steps: Updates that will be made.
-        distil: Makes them.
-        score: What the student is then worth.
-        order: Another number gives another order of the texts and another dropout.
-
-    Returns:
-        The score.
-    """
-    weights = trainer.student.snapshot()
-    distil(_trial(trainer, kd, steps, order))
-    found = score(trainer.student)
-    trainer.student.restore(weights)
-    return found
+    rate, batch = share_of_rate * trainer.config.peak_rate, max(process_count(), len(kept))
+    whole = replace(trainer.config, learning_rate=rate, batch_size=batch)
+    with on_trial(trainer, whole, REAL_STEPS, order) as trial:
+        for _ in range(REAL_STEPS if len(kept) else 0):
+            trial.train([kept], [1.0], 1, evaluate=False)
+        yield trial
 
 
 def reward_score(student: Student, reward: DistillationSet) -> float:
@@ -104,24 +101,11 @@ def label_scores(student: Student, labelled: DistillationSet) -> Doubles:
     return calibrated_log_likelihoods(training.broadcast(run_student(student, labelled.encoded)[0]), labelled.labels)
 
 
-def _whole_batch(kd: KDConfig, kept: DistillationSet, share_of_rate: float = 1.0) -> KDConfig:
-    return replace(kd, learning_rate=share_of_rate * kd.peak_rate, batch_size=max(process_count(), len(kept)))
-
-
-def _trial(trainer: KDTrainer, kd: KDConfig, steps: int, order: int = 0) -> KDTrainer:
-    return trainer.on_trial(replace(kd, warmup_steps=0, rounds=1, round_steps=steps), order=order)
-
-
-def _real_steps(trial: KDTrainer, kept: DistillationSet) -> None:
-    for _ in range(REAL_STEPS if len(kept) else 0):
-        trial.train([kept], [1.0], 1, evaluate=False)
-
-
 # 2. What each candidate adds to it, to first order
 
 
 def candidate_influences(
-    trainer: KDTrainer, candidates: DistillationSet, judged: DistillationSet, reward: DistillationSet, kd: KDConfig,
+    trainer: KDTrainer, candidates: DistillationSet, judged: DistillationSet, reward: DistillationSet,
     progress: Progress = SILENT, order: int = 0,
 ) -> Floats:  # fmt: skip
     """Say what each candidate adds to the real reward, to first order.
@@ -134,20 +118,16 @@ def candidate_influences(
         candidates: N candidates.
         judged: Some that stand for the pool.
         reward: The reward texts.
-        kd: The run's loss and rates.
         progress: Shows the stage.
         order: Another number gives another dropout.
 
     Returns:
         float32 (N,), nats; the mean over a selection stands for its real reward, but for a constant.
     """
-    weights = trainer.student.snapshot()
     with progress.stage("measure influences"):
         moves = trainer.moves_per_gradient(judged)
-        trial = _trial(trainer, _whole_batch(kd, judged, PART_OF_THE_WAY), REAL_STEPS, order)
-        _real_steps(trial, judged)
-        found = influences(trial, candidates, moves, reward)
-    trainer.student.restore(weights)
+        with real_steps(trainer, judged, order, PART_OF_THE_WAY) as trial:
+            found = influences(trial, candidates, moves, reward)
     return training.broadcast((TRAVELLED * found).astype(np.float32))
 
 
@@ -210,8 +190,7 @@ def influences(
                 parameter.add_(way, alpha=distance)
         losses.append(trainer.losses(texts).astype(np.float64))
     trainer.student.restore(before)
-    falls: Floats = ((losses[1] - losses[0]) / (2 * reach)).astype(np.float32)
-    return falls
+    return np.asarray((losses[1] - losses[0]) / (2 * reach), np.float32)
 
 
 def reward_gradient(student: Student, reward: DistillationSet) -> list[torch.Tensor]:
@@ -278,6 +257,12 @@ def build_surrogate(problem: SelectionProblem) -> Surrogate:
     count, spread = problem.pool.teacher.logits.shape[1], float(values.std())
     shares = (np.bincount(problem.classes, minlength=count) / len(problem)).astype(np.float32)
     return Surrogate(values, problem.classes, shares, spread if spread > 0 else 1.0)
+
+
+def surrogate_only(problem: SelectionProblem) -> SelectionProblem:
+    """Keep of a problem the influences, once measured, and not the teacher and the student behind its rewards."""
+    influences = build_surrogate(problem).influences
+    return SelectionProblem(problem.pool, problem.student_logits, influences=lambda: influences)
 
 
 def surrogate_reward(surrogate: Surrogate, kept: Bools) -> float:

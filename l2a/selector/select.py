@@ -338,5 +338,4 @@ def _shuffled(matrix: Floats, columns: list[int], rng: np.random.Generator) -> F
 
 
 def _quartiles(values: Floats) -> Floats:
-    found: Floats = np.quantile(values if len(values) else [np.nan], (0.25, 0.5, 0.75)).astype(np.float32)
-    return found
+    return np.asarray(np.quantile(values if len(values) else [np.nan], (0.25, 0.5, 0.75)), np.float32)

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
@@ -73,6 +73,7 @@ def open_student(student: str | Path, threads: int | None = None) -> Engine:
 
     Raises:
         UsageError: If there is no model or it cannot be read.
+        ImportError: If onnxruntime, of the extra "export", is missing.
     """
     path = Path(student).expanduser()
     if not (path / "config.json").is_file() and (path / "student").is_dir():
@@ -85,13 +86,7 @@ def open_student(student: str | Path, threads: int | None = None) -> Engine:
         raise UsageError(f"student {str(student)!r}: there is no config.json with a model beside it; {kinds}")
     if is_torch:
         return _open_torch(folder)
-    try:
-        return _open_onnx(file, int(os.environ.get("OMP_NUM_THREADS", "0")) if threads is None else threads)
-    except ImportError as error:
-        raise UsageError(f"{file}: {error.name} is missing; install it by: pip install 'l2a[export]'") from error
-    except Exception as error:  # onnxruntime and tokenizers raise errors of many types
-        reason = " ".join(str(error).split())[:200]
-        raise UsageError(f"student {str(student)!r} cannot be read ({reason}); write it again by l2a export") from error
+    return _open_onnx(file, int(os.environ.get("OMP_NUM_THREADS", "0")) if threads is None else threads)
 
 
 def _open_torch(folder: Path) -> Engine:
@@ -125,10 +120,14 @@ def _open_onnx(file: Path, threads: int) -> Engine:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-    named = json.loads((file.parent / "config.json").read_text("utf-8"))["id2label"]
-    names = tuple(str(named[key]) for key in sorted(named, key=int))
-    tokenizer = Tokenizer.from_file(str(file.parent / "tokenizer.json"))
+    try:
+        session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        named = json.loads((file.parent / "config.json").read_text("utf-8"))["id2label"]
+        names = tuple(str(named[key]) for key in sorted(named, key=int))
+        tokenizer = Tokenizer.from_file(str(file.parent / "tokenizer.json"))
+    except Exception as error:  # onnxruntime and tokenizers raise errors of many types
+        reason = " ".join(str(error).split())[:200]
+        raise UsageError(f"student {str(file)!r} cannot be read ({reason}); write it again by l2a export") from error
     read, run = [one.name for one in session.get_inputs()], partial(session.run, ["logits"])
     return Engine(file.parent, session, names, read_temperature(file.parent), tokenizer, read, run)
 
@@ -199,17 +198,22 @@ def run(engine: Engine, inputs: Sequence[TextInput]) -> Floats:
     Returns:
         float32 (N, C), in the order of the model's own class names.
     """
+    logits = np.zeros((len(inputs), len(engine.names)), np.float32)
+    for rows, batch in batches(engine, inputs):
+        (logits[rows],) = engine.run(batch)
+    return logits
+
+
+def batches(engine: Engine, inputs: Sequence[TextInput]) -> Iterator[tuple[Ints, dict[str, Ints]]]:
+    """Encode texts as a model reads them, those of similar length together; gives the places of each batch too."""
     lengths = np.array([min(LONGEST, sum(map(len, text))) for text in inputs], np.int64)
-    order, logits = np.argsort(-lengths, kind="stable"), np.zeros((len(inputs), len(engine.names)), np.float32)
-    start = 0
+    order, start = np.argsort(-lengths, kind="stable"), 0
     while start < len(order):
         rows = order[start : start + CHARACTERS_PER_BATCH // max(16, int(lengths[order[start]]))]
         texts = [inputs[row] if len(inputs[row]) == 2 else inputs[row][0] for row in rows]
         encoded = engine.tokenizer.encode_batch_fast(texts)
-        fields = {name: [getattr(one, FIELDS[name]) for one in encoded] for name in engine.read}
-        (logits[rows],) = engine.run({name: np.array(values) for name, values in fields.items()})
+        yield rows, {name: np.array([getattr(one, FIELDS[name]) for one in encoded]) for name in engine.read}
         start += len(rows)
-    return logits
 
 
 def as_inputs(texts: Any) -> list[TextInput]:
@@ -257,13 +261,12 @@ def read_temperature(folder: Path) -> float:
         UsageError: If it is no positive number.
     """
     file = folder / files.MARK
-    try:
-        temperature = float(json.loads(file.read_text("utf-8"))["temperature"]) if file.is_file() else 1.0
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
-        temperature = np.nan
-    if not 0 < temperature < np.inf:
-        raise UsageError(f"{file}: temperature is no positive number; write one, or remove the file")
-    return temperature
+    if not file.is_file():
+        return 1.0
+    with suppress(ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        if 0 < (temperature := float(json.loads(file.read_text("utf-8"))["temperature"])) < np.inf:
+            return temperature
+    raise UsageError(f"{file}: temperature is no positive number; write one, or remove the file")
 
 
 class Counts(NamedTuple):
@@ -349,7 +352,6 @@ def _continued(made: files.Growing, classes: int, pieces: Pieces, answers: Piece
     for records, probabilities in answers:
         made.append(probabilities.tobytes())
         yield records, probabilities
-    made.finish()
 
 
 def _columns(name: str, window: Sequence[readers.Record], columns: Columns) -> tuple[list[str], list[str]]:
@@ -357,7 +359,7 @@ def _columns(name: str, window: Sequence[readers.Record], columns: Columns) -> t
     table = readers.Table(name, window)
     found, missing = readers.find_columns(table, columns, readers.FLAG, labelled=False)
     if missing:
-        reasons = missing if table.columns else [record.problem for record in window[:1]] or ["it is empty"]
+        reasons = missing if table.columns else [record.problem for record in window[:1]] or ["it is empty; give rows"]
         raise UsageError(f"{name}: {'; '.join(reasons)}")
     return table.columns, [found[role] for role in readers.SIDES if role in found]
 
@@ -448,10 +450,9 @@ def evaluate(classifier: Classifier, inputs: Sequence[TextInput], labels: Sequen
     Raises:
         UsageError: If it does not know one of the labels.
     """
-    from sklearn.metrics import confusion_matrix
+    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
     from l2a.evaluation.metrics import classification_metrics  # which imports torch, as an exported student need not
-    from l2a.report.page import class_scores
 
     classes = classifier.classes_.tolist()
     if unknown := sorted(set(labels) - set(classes)):
@@ -464,8 +465,8 @@ def evaluate(classifier: Classifier, inputs: Sequence[TextInput], labels: Sequen
         errors.append({**dict(zip(readers.SIDES, inputs[i], strict=False)), "label": labels[i], **answer})
     metrics = classification_metrics(true, predicted, len(classes), np.random.default_rng(0))
     confusion = confusion_matrix(true, predicted, labels=range(len(classes)))
-    scores = np.array([each[:3] for each in class_scores(confusion)])
-    return Evaluation(metrics, tuple(classes), confusion, scores, tuple(errors))
+    scores = precision_recall_fscore_support(true, predicted, labels=range(len(classes)), zero_division=0)[:3]
+    return Evaluation(metrics, tuple(classes), confusion, np.transpose(scores), tuple(errors))
 
 
 def labelled_texts(

@@ -5,15 +5,16 @@ import shutil
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 
-from l2a.data import Floats, Ints, TextInput
+from l2a.data import Floats, TextInput
 from l2a.evaluation.metrics import measure_latency
 from l2a.report import page, run_folder
-from l2a.serving.classifier import Classifier, Engine, labelled_texts, run, write_temperature
+from l2a.serving.classifier import Engine, batches, labelled_texts, open_student, run, write_temperature
 from l2a.util import RunError, UsageError, atomic_write_text, files, sha256_file, to_json
 
 OPSET, REPORT, STATIC = 17, "export.json", "model_int8_static.onnx"
@@ -41,23 +42,24 @@ def export_onnx(
         comes first.
 
     Raises:
-        UsageError: If it is no PyTorch student, a package is missing, or the folder holds other files.
+        UsageError: If it is no PyTorch student, or the folder holds other files.
+        ImportError: If a package of the extra "export" is missing.
         RunError: If a model is beyond its tolerance; it is not kept then.
     """
-    folder, original = Path(student).expanduser() / "onnx", Classifier.from_pretrained(student)
-    weights, refused = original.engine.folder / "model.safetensors", list[str]()
-    if not isinstance(original.engine.model, torch.nn.Module) or not weights.is_file():
+    folder, original = Path(student).expanduser() / "onnx", open_student(student)
+    weights, refused = original.folder / "model.safetensors", list[str]()
+    if not isinstance(original.model, torch.nn.Module) or not weights.is_file():
         raise UsageError(f"student {student!r} has no model.safetensors; give a run folder or a student folder")
     if folder.exists() and not (folder / REPORT).exists():
         raise UsageError(f"{folder} holds files that are no export; move it and run again")
-    original.engine.model.to("cpu")
+    original.model.to("cpu")
     # Divided by the temperature, so that a difference means the same for every student.
-    expected = run(original.engine, inputs) / original.engine.temperature
-    models = [_compared(expected, expected, original.engine, weights, inputs, labels)]
+    expected = run(original, inputs) / original.temperature
+    models = [_compared(expected, expected, original, weights, inputs, labels)]
     with files.atomic_folder(folder) as temporary:
         _write(original, temporary, inputs[-CALIBRATION_TEXTS:] if static else ())
         for path in sorted(temporary.glob("*.onnx")):
-            engine = Classifier(path, 1).engine
+            engine = open_student(path, threads=1)
             found = run(engine, inputs) / engine.temperature
             models.append(_compared(expected, found, engine, path, inputs, labels))
             if problem := _beyond(models[-1], models[0], TOLERANCES[path.name], 1 / max(1, len(labels))):
@@ -79,12 +81,9 @@ def export_onnx(
     return report
 
 
-def _write(original: Classifier, folder: Path, calibration: Sequence[TextInput]) -> None:
-    try:
-        from onnxruntime.quantization import quant_utils, quantize_dynamic
-    except ImportError as error:
-        raise UsageError(f"export: {error.name} is missing; install it by: pip install 'l2a[export]'") from error
-    engine = original.engine
+def _write(engine: Engine, folder: Path, calibration: Sequence[TextInput]) -> None:
+    from onnxruntime.quantization import quant_utils, quantize_dynamic
+
     for name in ("config.json", "tokenizer_config.json"):
         shutil.copy(engine.folder / name, folder / name)
     engine.tokenizer.save(str(folder / "tokenizer.json"))
@@ -113,17 +112,8 @@ def _quantise_statically(engine: Engine, folder: Path, texts: Sequence[TextInput
     import onnx
     from onnxruntime import quantization
 
-    batches: list[dict[str, Ints]] = []
-
-    def keep(batch: dict[str, Ints]) -> Sequence[Floats]:
-        batches.append(batch)
-        return [np.zeros((len(batch["input_ids"]), len(engine.names)), np.float32)]
-
-    class Calibration(quantization.CalibrationDataReader):  # type: ignore[misc]
-        def get_next(self) -> dict[str, Ints] | None:
-            return batches.pop() if batches else None
-
-    run(engine._replace(run=keep), texts)
+    inputs = (batch for _, batch in batches(engine, texts))
+    reader = SimpleNamespace(get_next=lambda: next(inputs, None))  # all that is asked of a CalibrationDataReader
     graph, model = onnx.load(folder / "model.onnx").graph, folder / STATIC
     narrow = {one.name for one in graph.initializer if len(one.dims) == 2 and one.dims[0] > one.dims[1]}
     # What gelu leaves has a few large entries, which no fixed scale suits: it would cost 2 % of the labels more.
@@ -131,7 +121,7 @@ def _quantise_statically(engine: Engine, folder: Path, texts: Sequence[TextInput
     quantization.quantize_dynamic(folder / "model.onnx", model, nodes_to_quantize=narrowing, **options)
     # Layer norms and softmax in 8 bits would break the student; signed weights or activations cost 2 % of the labels.
     quantization.quantize_static(
-        model, model, Calibration(), op_types_to_quantize=["MatMul", "Gather"],
+        model, model, reader, op_types_to_quantize=["MatMul", "Gather"],
         activation_type=options["weight_type"], extra_options={"MatMulConstBOnly": True}, **options,
     )  # fmt: skip
 

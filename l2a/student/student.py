@@ -66,12 +66,6 @@ class Student:
         """All parameters, embeddings and head included."""
         return sum(parameter.numel() for parameter in self.model.parameters())
 
-    @property
-    def embeddings_name(self) -> str:
-        """Name of the word-embedding matrix among the model's weights."""
-        table = self.model.get_input_embeddings().weight
-        return next(str(name) for name, parameter in self.model.named_parameters() if parameter is table)
-
     def word_embeddings(self) -> torch.Tensor:
         """Return the word-embedding matrix, float32 (V, e), detached."""
         weight: torch.Tensor = self.model.get_input_embeddings().weight
@@ -216,16 +210,13 @@ def start_from_layers(student: Student, original: Any, kept: Ints, texts: Sequen
 
     Args:
         student: Of the encoder's shape, perhaps with fewer tokens; changed in place.
-        original: The trained encoder.
+        original: The trained encoder, whose table is cut to these tokens.
         kept: int64 (V,), its tokens in the encoder's vocabulary.
         texts: Texts to fit the square layer below the output on.
     """
-    body = student.model.base_model
-    shapes = {name: value.shape for name, value in body.state_dict().items()}
-    shared = {name: value for name, value in original.state_dict().items() if shapes.get(name) == value.shape}
-    body.load_state_dict(shared, strict=False)
-    with torch.no_grad():
-        body.get_input_embeddings().weight.copy_(original.get_input_embeddings().weight[torch.from_numpy(kept)])
+    table = original.get_input_embeddings()
+    table.weight = torch.nn.Parameter(table.weight.detach()[torch.from_numpy(kept)])
+    student.model.base_model.load_state_dict(original.state_dict(), strict=False)
     open_head(student, texts)
 
 
@@ -255,10 +246,9 @@ def _inputs_of(layer: torch.nn.Linear, student: Student, texts: Sequence[TextInp
     sides = [(side,) for text in texts for side in text]
     sample = [sides[i] for i in np.linspace(0, len(sides) - 1, min(512, len(sides)), dtype=int)]
     encoded, states = encoding.encode(student.tokenizer, sample, max_length=64), list[torch.Tensor]()
-    hook = layer.register_forward_pre_hook(lambda module, arguments: states.append(arguments[0]))
-    for indices in encoding.inference_batches(encoded):
-        student(encoded.padded(indices))
-    hook.remove()
+    with layer.register_forward_pre_hook(lambda module, arguments: states.append(arguments[0])):
+        for indices in encoding.inference_batches(encoded):
+            student(encoded.padded(indices))
     return torch.cat(states)
 
 

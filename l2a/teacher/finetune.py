@@ -4,7 +4,6 @@ Training that leaves the lower layers as they are reads only what these give out
 stages of all seeds and the labelling of the same texts pay for the upper layers alone.
 """
 
-import contextlib
 import copy
 import itertools
 import math
@@ -116,7 +115,7 @@ def freeze_lower_layers(teacher: Teacher, layers: int) -> None:
     MPNet and DeBERTa-v2 share one table of relative positions: trained, it would change what the frozen layers give.
     """
     teacher.encoder.requires_grad_(False)
-    upper = list(encoder_layers(teacher.encoder)[1])[layers:]
+    upper = list(encoder_layers(teacher.encoder))[layers:]
     for module in upper or [teacher.encoder]:
         module.requires_grad_(True)
     teacher.encoder.get_input_embeddings().requires_grad_(False)
@@ -176,16 +175,12 @@ class _Given(torch.nn.Module):
         return next(value for value in given if value.ndim == 3)
 
 
-class _Reached(Exception):  # noqa: N818
-    """The last frozen layer has been run; the rest is not needed."""
-
-
-def encoder_layers(encoder: torch.nn.Module) -> tuple[str, torch.nn.ModuleList]:
-    """Find the stack of an encoder's layers and its name inside the encoder; an empty stack where there is none."""
+def encoder_layers(encoder: torch.nn.Module) -> torch.nn.ModuleList:
+    """Find the stack of an encoder's layers; an empty one where there is none."""
     for name, module in encoder.named_modules():
         if isinstance(module, torch.nn.ModuleList) and name.split(".")[-1] in ("layer", "layers"):
-            return name, module
-    return "", torch.nn.ModuleList()
+            return module
+    return torch.nn.ModuleList()
 
 
 def frozen_layers(teacher: Teacher, wanted: Literal["auto"] | int | None) -> int | None:
@@ -198,10 +193,18 @@ def frozen_layers(teacher: Teacher, wanted: Literal["auto"] | int | None) -> int
     Returns:
         The number, which leaves at least one layer to train; None for everything, embeddings included.
     """
-    depth = len(encoder_layers(teacher.encoder)[1])
+    depth = len(encoder_layers(teacher.encoder))
     if wanted == "auto":
         wanted = 2 * depth // 3 if depth >= 12 else depth // 3
     return None if wanted is None else max(0, min(wanted, depth - 1))
+
+
+def _without(teacher: Teacher, layers: slice) -> Teacher:
+    """View a teacher without some of its layers; the weights are the same, not copies."""
+    shared = (teacher.tokenizer, *teacher.parameters(), *teacher.buffers())
+    view = copy.deepcopy(teacher, {id(one): one for one in shared})
+    del encoder_layers(view.encoder)[layers]
+    return view
 
 
 def upper_layers(teacher: Teacher, frozen: int) -> Teacher:
@@ -214,28 +217,11 @@ def upper_layers(teacher: Teacher, frozen: int) -> Teacher:
     Returns:
         A teacher that reads batches of ``LowerStates``.
     """
-    name, layers = encoder_layers(teacher.encoder)
-    root = parent = _shallow(teacher.encoder)
-    *parts, last = name.split(".")
-    for part in parts:
-        parent._modules[part] = _shallow(getattr(parent, part))
-        parent = getattr(parent, part)
-    parent._modules[last] = torch.nn.ModuleList(list(layers)[frozen:])
-    root._modules["embeddings"] = _Given()
-    if "embeddings_project" in root._modules:  # ELECTRA widens narrow embeddings
-        root._modules["embeddings_project"] = torch.nn.Identity()
-    return Teacher(root, teacher.tokenizer, teacher.label_names, teacher.head).train(teacher.training)
-
-
-def _can_be_cut(teacher: Teacher, frozen: int) -> bool:
-    layers = encoder_layers(teacher.encoder)[1]
-    return teacher.head is not None and 0 < frozen < len(layers) and hasattr(teacher.encoder, "embeddings")
-
-
-def _shallow(module: torch.nn.Module) -> torch.nn.Module:
-    copied = copy.copy(module)
-    copied._modules = dict(module._modules)
-    return copied
+    upper = _without(teacher, slice(frozen))
+    upper.encoder.embeddings = _Given()
+    if hasattr(upper.encoder, "embeddings_project"):  # ELECTRA widens narrow embeddings
+        upper.encoder.embeddings_project = torch.nn.Identity()
+    return upper
 
 
 def lower_states(
@@ -258,7 +244,8 @@ def lower_states(
     Raises:
         RunError: If the disk is full; nothing half-written stays.
     """
-    if not inputs or not _can_be_cut(teacher, frozen):
+    is_inside = 0 < frozen < len(encoder_layers(teacher.encoder))
+    if not inputs or not is_inside or teacher.head is None or not hasattr(teacher.encoder, "embeddings"):
         return None
     places = {text: place for place, text in enumerate(dict.fromkeys(inputs))}
     how = [STATES_RECIPE, training.arithmetic(next(teacher.parameters()).device), max_length]
@@ -276,10 +263,7 @@ def lower_states(
                 some = batches[number : number + TOGETHER]
                 run = partial(_run_frozen, teacher, frozen, encoded, some)
                 rows, texts = training.remembered(progress.checkpoint, f"{key}-{number}", run), np.concatenate(some)
-                ends = np.cumsum(encoded.lengths[texts])
-                for index, end in zip(texts, ends, strict=True):
-                    start, stop = encoded.offsets[index], encoded.offsets[index + 1]
-                    states[start:stop] = rows[end - (stop - start) : end]
+                states[np.concatenate([np.arange(*encoded.offsets[i : i + 2]) for i in texts])] = rows
                 advance(len(texts))
         states.flush()
         np.save(folder / "offsets.npy", encoded.offsets)
@@ -295,41 +279,33 @@ def lower_states(
 
 def frozen_fingerprint(teacher: Teacher, frozen: int) -> str:
     """Hash what the frozen layers' states depend on: their weights, the embeddings, tokenizer and settings."""
-    name, layers = encoder_layers(teacher.encoder)
-    upper = tuple(f"{name}.{number}." for number in range(frozen, len(layers)))
-    return teacher.fingerprint(lambda weight: weight.startswith("encoder.") and not weight[8:].startswith(upper))
+    return _without(teacher, slice(frozen, None)).fingerprint(lambda weight: weight.startswith("encoder."))
 
 
 def _run_frozen(
     teacher: Teacher, frozen: int, encoded: encoding.EncodedTexts, batches: Sequence[Ints]
 ) -> np.typing.NDArray[np.float16]:
     """Give the states of some batches, a row a token, (total, d), one text behind another."""
-    layers, device = encoder_layers(teacher.encoder)[1], next(teacher.parameters()).device
+    lower, device = _without(teacher, slice(frozen, None)).eval(), next(teacher.parameters()).device
     reached: list[torch.Tensor] = []
     rows: list[np.typing.NDArray[np.float16]] = []
 
-    def stop(_: torch.nn.Module, __: Any, output: Any) -> None:
+    def keep(_: torch.nn.Module, __: Any, output: Any) -> None:
         reached.append(output[0] if isinstance(output, tuple) else output)
-        raise _Reached
 
-    hook = layers[frozen - 1].register_forward_hook(stop)
-    try:
-        with training.evaluating(teacher), torch.inference_mode(), training.mixed_precision(device):
-            for indices in batches:
-                with contextlib.suppress(_Reached):
-                    teacher(encoded.padded(indices, device))
-                hidden = reached.pop().to(torch.float16).cpu().numpy()
-                rows += [hidden[row, :length] for row, length in enumerate(encoded.lengths[indices])]
-    finally:
-        hook.remove()
+    encoder_layers(lower.encoder)[-1].register_forward_hook(keep)  # some encoders normalise what it gives
+    with torch.inference_mode(), training.mixed_precision(device):
+        for indices in batches:
+            batch = encoded.padded(indices, device)
+            lower(batch)
+            rows.append(reached.pop()[batch["attention_mask"].bool()].to(torch.float16).cpu().numpy())
     return np.concatenate(rows)
 
 
 def _agree(teacher: Teacher, frozen: int, inputs: Sequence[TextInput], max_length: int, states: LowerStates) -> bool:
     """Compare the upper layers over kept states with the whole model on a few texts."""
-    device, upper = next(teacher.parameters()).device, upper_layers(teacher, frozen)
-    indices = np.arange(len(inputs))
+    device, indices = next(teacher.parameters()).device, np.arange(len(inputs))
     with training.evaluating(teacher), torch.inference_mode(), training.mixed_precision(device):
         whole = teacher(encoding.encode(teacher.tokenizer, inputs, max_length).padded(indices, device))[1].float()
-        parts = upper(states.padded(indices, device))[1].float()
+        parts = upper_layers(teacher, frozen)(states.padded(indices, device))[1].float()
     return bool((whole - parts).norm() <= TOLERANCE * whole.norm())

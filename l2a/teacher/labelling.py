@@ -111,15 +111,12 @@ class OutputStore:
             RunError: If a row is gone or damaged since it was found.
         """
 
-        def select(connection: sqlite3.Connection) -> int:
-            end, asked = 0, connection.execute(ASKED, (json.dumps(self._rows[places].tolist()),))
-            for rows, records in self._intact(asked):
-                end += len(rows)
-                found[end - len(rows) : end] = records["embedding"]
-            return end
+        def select(connection: sqlite3.Connection) -> list[Floats]:
+            asked = connection.execute(ASKED, (json.dumps(self._rows[places].tolist()),))
+            return [records["embedding"].astype(np.float32) for _, records in self._intact(asked)]
 
-        found = np.empty((len(places), *self.record["embedding"].shape), np.float32)
-        if lost := len(places) - self._run(select):
+        found = np.concatenate([np.zeros((0, *self.record["embedding"].shape), np.float32), *self._run(select)])
+        if lost := len(places) - len(found):
             raise RunError(f"{self.path}: {lost} embeddings are gone or damaged; run again to replace them")
         return found
 
@@ -192,14 +189,9 @@ class StoredRows:
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Floats:
         """Read all rows, float32 (N, d)."""
-        if len(self.sources) == 1:
-            return np.asarray(self.sources[0][self.places])
-        chosen = [self.owners == number for number in range(len(self.sources))]
-        parts = [np.asarray(source[self.places[mine]]) for source, mine in zip(self.sources, chosen, strict=True)]
-        rows = np.empty((len(self.owners), parts[0].shape[1]), np.float32)
-        for mine, part in zip(chosen, parts, strict=True):
-            rows[mine] = part
-        return rows
+        parts = [np.asarray(source[self.places[self.owners == i]]) for i, source in enumerate(self.sources)]
+        by_owner = np.argsort(self.owners, kind="stable")  # as the parts have them
+        return np.concatenate(parts)[np.argsort(by_owner)]
 
 
 @dataclass(frozen=True)
@@ -364,8 +356,8 @@ def _predict_there(sent: tuple[Teacher, int, str], texts: Sequence[TextInput]) -
     return predict(teacher.to(training.best_device()), texts, max_length)
 
 
-def refuse_useless_teacher(labeller: Labeller, reward: Examples, progress: Progress = SILENT) -> float:
-    """Stop before distilling a teacher that knows nothing of the target; return its accuracy, if it can be told.
+def refuse_useless_teacher(labeller: Labeller, reward: Examples, progress: Progress = SILENT) -> None:
+    """Stop before distilling a teacher that knows nothing of the target.
 
     Args:
         labeller: The teacher.
@@ -377,7 +369,7 @@ def refuse_useless_teacher(labeller: Labeller, reward: Examples, progress: Progr
     """
     if not len(reward):
         logger.warning("teacher: no label is held out to tell whether it knows the target; give --dev-shots 8")
-        return float("nan")
+        return
     chance = 1 / len(reward.label_names)
     accuracy = float(np.mean(labeller(reward.inputs).logits.argmax(axis=1) == reward.labels))
     progress.event("teacher_on_reward_split", accuracy=accuracy, chance=chance)
@@ -388,4 +380,3 @@ def refuse_useless_teacher(labeller: Labeller, reward: Examples, progress: Progr
         raise RunError(f"teacher: {found}; {fix}")
     if accuracy < chance + 2 * standard_error:
         logger.warning("teacher: %s; %s", found, fix)
-    return accuracy

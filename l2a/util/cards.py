@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import math
 import re
 import types
 from collections.abc import Callable, Mapping
@@ -60,11 +59,9 @@ class _PlainLoader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
-            raise yaml.composer.ComposerError(
-                None, None, f"an alias (*) by line {self.line + 1}; write the value itself"
-            )
+            raise yaml.composer.ComposerError(problem=f"an alias (*) by line {self.line + 1}; write the value itself")
         if self.flow_level > 20:  # PyYAML takes minutes for what is nested a thousand times
-            raise yaml.composer.ComposerError(None, None, f"line {self.line + 1} is nested too deeply; write it flat")
+            raise yaml.composer.ComposerError(problem=f"line {self.line + 1} is nested too deeply; write it flat")
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -72,7 +69,7 @@ class _PlainLoader(yaml.SafeLoader):
         twice = next((key for number, key in enumerate(keys) if key in keys[:number]), None)
         if twice is not None:
             line = node.start_mark.line + 1
-            raise yaml.constructor.ConstructorError(None, None, f"the key {twice!r} is given twice after line {line}")
+            raise yaml.constructor.ConstructorError(problem=f"the key {twice!r} is given twice after line {line}")
         return super().construct_mapping(node, deep)
 
 
@@ -97,11 +94,10 @@ def load_yaml(path: Path) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Allowed:
-    """Which numbers an annotated field takes."""
+    """Which numbers or texts an annotated field takes."""
 
     words: str  # what stands in messages after "give "
-    holds: Callable[[Any], bool]  # it need not think of NaN and infinity
-    infinite: bool = False
+    holds: Callable[[Any], object]  # true for these and for no NaN; it need not think of other types
 
 
 class Checked:
@@ -189,13 +185,14 @@ def _fits(value: Any, kind: Any) -> bool:
     origin, arguments = get_origin(kind), get_args(kind)
     if kind is Any or origin is Literal:
         return kind is Any or value in arguments
+    if origin is Annotated:
+        return _fits(value, arguments[0]) and all(limit.holds(value) for limit in arguments[1:])
     if origin is Mapping:
         return isinstance(value, Mapping) and all(_fits(item, arguments[1]) for item in value.values())
-    base, *limits = arguments if origin is Annotated else (origin or kind,)
-    if base not in (int, float):  # NUL characters and lone surrogates can stand in no path and no file
-        return isinstance(value, base) and not (base is str and NO_TEXT.search(value))
-    is_number = isinstance(value, Integral if base is int else Real) and not isinstance(value, bool)
-    return is_number and all((limit.infinite or math.isfinite(value)) and limit.holds(value) for limit in limits)
+    if kind in (int, float):
+        return isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
+    # NUL characters and lone surrogates can stand in no path and no file.
+    return isinstance(value, origin or kind) and not (kind is str and NO_TEXT.search(value))
 
 
 def _in_words(kind: Any) -> list[str]:

@@ -27,7 +27,8 @@ def open_client(workers: int | None = None, address: str | None = None) -> Itera
         A ``distributed.Client``; None where neither is given, for work in this process.
 
     Raises:
-        UsageError: If both are given, or a package is missing.
+        UsageError: If both are given.
+        ImportError: If the package distributed, of the extra "experiments", is missing.
         RunError: If no cluster answers, it is lost, or its workers die of the same piece of work again and again.
     """
     if workers is not None and address is not None:
@@ -35,22 +36,16 @@ def open_client(workers: int | None = None, address: str | None = None) -> Itera
     if workers is None and address is None:
         yield None
         return
-    try:
-        distributed = importlib.import_module("distributed")
-    except ImportError as error:
-        fix = "install it by: pip install 'l2a[experiments]'"
-        raise UsageError(f"--workers, --address: the package {error.name} is missing; {fix}") from error
+    distributed = importlib.import_module("distributed")
     with ExitStack() as stack:
         local = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": None}
         at = address or stack.enter_context(distributed.LocalCluster(**local))
         try:
             client = stack.enter_context(distributed.Client(at, timeout=SECONDS_TO_ANSWER))
-        except (OSError, ValueError, MemoryError) as error:  # the last from what another server says
-            raise RunError(f"--address: no Dask scheduler answers at {at}; start one, or leave it out") from error
-        try:
             client.wait_for_workers(1, timeout=SECONDS_TO_ANSWER)
-        except TimeoutError as error:
-            raise RunError(f"--address: no worker has joined the scheduler at {at}; start some there") from error
+        except (OSError, ValueError, MemoryError) as error:  # the last from what another server says
+            why = f"no Dask scheduler answers at {at}, or none that has a worker; start both there, or leave it out"
+            raise RunError(f"--address: {why}") from error
         try:
             yield client
         except distributed.KilledWorker as error:

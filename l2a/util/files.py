@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import itertools
 import json
-import operator
 import os
 import shutil
 import tempfile
@@ -51,7 +50,7 @@ def stays_inside(folder: Path, name: str) -> bool:
 
 def to_json(content: Any, indent: int | None = None) -> str:
     """Write plain data as strict JSON: numpy's numbers become plain ones, nan and infinities become null."""
-    plain = json.loads(json.dumps(content, default=operator.methodcaller("item")), parse_constant=lambda name: None)
+    plain = json.loads(json.dumps(content, default=lambda number: number.item()), parse_constant=lambda name: None)
     return json.dumps(plain, indent=indent, ensure_ascii=False, allow_nan=False)
 
 
@@ -126,8 +125,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """
     with os_errors_as_run_error(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}{NEW}"))
-        try:
+        with tempfile.TemporaryDirectory(None, f".{path.name}{NEW}", path.parent, ignore_cleanup_errors=True) as new:
+            temporary = Path(new)
             yield temporary
             os.chmod(temporary, 0o755)
             sync(temporary, *temporary.rglob("*"))
@@ -135,8 +134,6 @@ def atomic_folder(path: Path) -> Iterator[Path]:
                 shutil.rmtree(path)
             os.replace(temporary, path)
             sync(path.parent)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -303,15 +300,11 @@ class Checkpoint:
         old = (folder / MARK).read_text("utf-8", "replace") if (folder / MARK).exists() else self._mark
         lines = itertools.zip_longest(old.splitlines(), self._mark.splitlines(), fillvalue="nothing")
         if different := [(one.strip(" ,"), other.strip(" ,")) for one, other in lines if one != other]:
-            (there, here), fix = different[0], "or delete the folder to start anew"
+            there, here = different[0]
+            which, finish = f"with another setting ({there} there, {here} here)", "repeat its command to finish it"
             if there.startswith('"l2a"'):
-                raise UsageError(
-                    f"{folder} keeps an interrupted run of another version of l2a; finish it with that, {fix}"
-                )
-            raise UsageError(
-                f"{folder} keeps an interrupted run with another setting ({there} there, {here} here); repeat the "
-                f"command of that run to finish it, {fix}"
-            )
+                which, finish = "of another version of l2a", "finish it with that"
+            raise UsageError(f"{folder} keeps an interrupted run {which}; {finish}, or delete the folder to start anew")
 
     def load(self, key: str) -> bytes | None:
         """Read the newest undamaged file of a key, whose stage begins now; None where there is none."""
@@ -376,16 +369,14 @@ class Growing:
         self.size += self.file.write(data)
         self._digest.update(data)
         if self._checkpoint.is_due():
-            self.file.flush()
-            os.fsync(self.file.fileno())
+            self.flush()
             facts = {"size": self.size, "sha256": self._digest.hexdigest()}
             self._checkpoint.save("written", to_json(facts).encode(), "json")
 
-    def finish(self) -> None:
-        """Have the whole file on the disk, and the checkpoint go at the end of the block."""
+    def flush(self) -> None:
+        """Have all of the file on the disk."""
         self.file.flush()
         os.fsync(self.file.fileno())
-        (self._checkpoint.folder / MARK).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -397,7 +388,7 @@ def growing(output: Path, settings: Mapping[str, Any]) -> Iterator[Growing]:
         settings: As ``Checkpoint`` takes them.
 
     Yields:
-        What is there; it goes once it is finished.
+        What is there; it goes when the block ends well.
 
     Raises:
         UsageError: If there is the state of a run with other settings or another version of this package.
@@ -411,6 +402,7 @@ def growing(output: Path, settings: Mapping[str, Any]) -> Iterator[Growing]:
         file.seek(0)
         try:
             yield Growing(checkpoint, file)
+            (folder / MARK).unlink(missing_ok=True)
         finally:
             if not (folder / MARK).exists():
                 shutil.rmtree(folder, ignore_errors=True)

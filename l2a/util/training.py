@@ -15,8 +15,7 @@ from safetensors.torch import load, save
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from l2a.util.files import Checkpoint
-from l2a.util.progress import process_count
+from l2a.util import Checkpoint, process_count
 
 CPU = torch.device("cpu")
 Tensors = Mapping[str, torch.Tensor]
@@ -135,8 +134,7 @@ def broadcast(values: NDArray[Number]) -> NDArray[Number]:
         return values
     sent = torch.from_numpy(values.copy()).to(best_device())
     broadcast_weights([sent])
-    agreed: NDArray[Number] = sent.cpu().numpy()
-    return agreed
+    return np.asarray(sent.cpu())
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
@@ -187,6 +185,11 @@ def linear_schedule(optimizer: torch.optim.Optimizer, total_steps: int, warmup_s
     return LambdaLR(optimizer, scale)
 
 
+def trained_parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    """List what an optimizer updates, over all its groups."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
 def carry_second_moments(source: torch.optim.Optimizer, target: torch.optim.Optimizer) -> None:
     """Give an AdamW another's second moments and number of steps, but no momentum.
 
@@ -194,9 +197,7 @@ def carry_second_moments(source: torch.optim.Optimizer, target: torch.optim.Opti
         source: Has taken some steps; without any, nothing is carried.
         target: Of parameters of the same shapes in the same order.
     """
-    groups = zip(source.param_groups, target.param_groups, strict=True)
-    pairs = [pair for old, new in groups for pair in zip(old["params"], new["params"], strict=True)]
-    for old, new in pairs:
+    for old, new in zip(trained_parameters(source), trained_parameters(target), strict=True):
         if state := source.state.get(old):
             carried = {name: value.clone() for name, value in state.items()}
             target.state[new] = carried | {"exp_avg": torch.zeros_like(state["exp_avg"])}
@@ -231,13 +232,11 @@ def adamw_update_derivative(optimizer: torch.optim.Optimizer) -> dict[nn.Paramet
 
 def remembered(checkpoint: Checkpoint | None, key: str, measure: Callable[[], NDArray[Number]]) -> NDArray[Number]:
     """Measure something that takes long, or take it from a checkpoint, where it stays until the run is finished."""
-    if checkpoint is None:
-        return measure()
-    if (data := checkpoint.load(key)) is None:
-        data = save({"values": torch.from_numpy(measure())})
-        if checkpoint.is_due(is_last=True):
-            checkpoint.save(key, data)
-    values: NDArray[Number] = load(data)["values"].numpy()
+    if checkpoint is not None and (data := checkpoint.load(key)) is not None:
+        return np.asarray(load(data)["values"])
+    values = measure()
+    if checkpoint is not None and checkpoint.is_due(is_last=True):
+        checkpoint.save(key, save({"values": torch.from_numpy(values)}))
     return values
 
 
@@ -273,7 +272,7 @@ class Loop:
         self.facts, self.tensors = json.loads(header["__metadata__"]["facts"]), load(data)
         self.done, self._schedule.last_epoch = self.facts["done"], self.facts["scheduled"]
         torch.set_rng_state(self.tensors["generator"])
-        for number, parameter in enumerate(self._parameters):
+        for number, parameter in enumerate(trained_parameters(self._optimizer)):
             start = f"optimizer/{number}/"
             found = {name.removeprefix(start): value for name, value in self.tensors.items() if name.startswith(start)}
             parameter.detach().copy_(found.pop("value"))
@@ -281,10 +280,6 @@ class Loop:
         rates = zip(self._optimizer.param_groups, self._schedule.base_lrs, self._schedule.lr_lambdas, strict=True)
         for group, rate, scale in rates:
             group["lr"] = rate * scale(self._schedule.last_epoch)
-
-    @property
-    def _parameters(self) -> list[nn.Parameter]:
-        return [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
 
     def update(self, loss: torch.Tensor, clipped: Iterable[nn.Parameter]) -> None:
         """Go one step down a loss, with the gradients of some parameters clipped to a norm of 1, and count it."""
@@ -309,7 +304,7 @@ class Loop:
             return
         others, facts = beside()
         tensors = {"generator": torch.get_rng_state(), **others}
-        for number, parameter in enumerate(self._parameters):
+        for number, parameter in enumerate(trained_parameters(self._optimizer)):
             state = {"value": parameter.detach(), **self._optimizer.state[parameter]}
             tensors |= {f"optimizer/{number}/{name}": value for name, value in state.items()}
         facts = {"done": self.done, "scheduled": self._schedule.last_epoch, **facts}

@@ -79,6 +79,12 @@ def test_a_bug_report_has_versions_machine_and_cache_and_survives_a_broken_torch
     assert code == 0 and "cannot be imported" in out and "arithmetic" not in out
 
 
+def test_a_missing_package_is_named_with_what_installs_it(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "joblib", None)
+    code, _, err = run("experiment", "run", "shipped")
+    assert code == 2 and "joblib" in err and "install 'l2a[experiments,export]'" in err
+
+
 @pytest.mark.parametrize(
     "words",
     [

@@ -1,9 +1,9 @@
 """Files that hold something wrong: name, content, and what a message says of it."""
 
 BAD_FILES = [
-    ("empty.csv", b"", "empty.csv: the file is empty"),
-    ("blank.jsonl", b"\n \n", "blank.jsonl: the file is empty"),
-    ("header.csv", b"text,label\n", "no rows; give a header and rows"),
+    ("empty.csv", b"", "empty.csv: no rows; give it rows"),
+    ("blank.jsonl", b"\n \n", "blank.jsonl: no rows"),
+    ("header.csv", b"text,label\n", "header.csv: no rows"),
     ("latin.csv", b"text,label\ngood,x\ncaf\xe9,y\n", r"latin.csv, line 3: not UTF-8 \(byte 0xe9 at column 4\)"),
     ("utf16.csv", "text,label\na,b\n".encode("utf-16"), "line 1: the file is UTF-16; save it as UTF-8"),
     ("nul.csv", b"text,label\na,x\nb\0,y\n", "nul.csv, line 3: NUL bytes"),
@@ -36,7 +36,7 @@ BAD_FILES = [
     ("label.csv", b"text,label,split\na,x,train\nb,y,train\nc,Y,test\n", "test has the label 'Y', which train lacks"),
     ("huge.csv", b"text,label\n" + b"x" * 1_000_001 + b",x\n", "line 2: .*1000001 characters, at most 1000000"),
     ("bad.parquet", b"PAR1nonsense", r"bad.parquet: cannot be read \(not a readable Parquet file"),
-    ("empty.parquet", b"", "empty.parquet: the file is empty"),
+    ("empty.parquet", b"", "empty.parquet: no rows"),
     ("table.xlsx", b"x", r"end in '.xlsx' are not read here; .*read_excel\(.*table.xlsx'\).to_csv\(.*table.csv'"),
     ("table.ods.txt", b"x", r"files that end in '.txt' are not read here; give .csv, .tsv, .jsonl"),
 ]

@@ -136,13 +136,10 @@ def test_run_and_report_work_together(workspace, fake_run_method, monkeypatch):
     assert "12 cells, 0 missing" in call("report", "tiny")
 
 
-def test_what_is_missing_of_data_results_and_packages_is_named(workspace, monkeypatch):
+def test_what_is_missing_of_data_and_results_is_named(workspace):
     with pytest.raises(UsageError, match=r"sea\.jsonl"):
         call("run", "tiny", "--data-root", "nowhere", "--workers", "1")
     with pytest.raises(UsageError, match="l2a experiment run tiny"):
-        call("report", "tiny")
-    monkeypatch.setattr("l2a.cli.research.EXTRA_PACKAGES", ("joblib", "no_such_package"))
-    with pytest.raises(UsageError, match=r"need no_such_package; .*l2a\[experiments\]"):
         call("report", "tiny")
 
 

@@ -99,4 +99,4 @@ def space(word_tokenizer: BertTokenizerFast, embeddings: torch.Tensor, table: Ne
 def problem(space: TokenSpace) -> GeneratorInputs:
     """Films as the source, phones as the target; one source text is a forbidden test text."""
     source, target = sentences(FILM, 60, seed=1), sentences(PHONE, 12, seed=2)
-    return GeneratorInputs(source, (), target, embed_toy, space, toy_outputs, frozenset({normalised_hash(source[0])}))
+    return GeneratorInputs(source, {}, target, embed_toy, space, toy_outputs, frozenset({normalised_hash(source[0])}))

@@ -45,7 +45,7 @@ def distance_to_target(is_reversible: bool) -> float:
     rng = np.random.default_rng(0)
     start = ToyStates(rng.integers(0, STATES, size=500))
     steps = chain.metropolis_hastings(start, lambda states, rng: propose(states, rng, is_reversible), score, rng)
-    places = [step.states.place for _, step in zip(range(360), steps, strict=False)]
+    places = [states.place for _, (states, *_) in zip(range(360), steps, strict=False)]
     counts = np.bincount(np.concatenate(places[60:]), minlength=STATES)
     return 0.5 * float(np.abs(counts / counts.sum() - TARGET).sum())
 
@@ -58,7 +58,7 @@ def test_the_empirical_law_is_the_stationary_law_and_moves_that_are_not_reversib
 def test_a_forbidden_state_is_left_and_never_entered():
     start = ToyStates(np.full(50, STATES - 1))
     steps = chain.metropolis_hastings(start, propose, score, np.random.default_rng(1))
-    visited = [step.states.place for step, _ in zip(steps, range(60), strict=False)]
+    visited = [states.place for (states, *_), _ in zip(steps, range(60), strict=False)]
     assert (visited[-1] != STATES - 1).all()
     left = np.stack(visited) != STATES - 1
     assert (np.diff(left.astype(int), axis=0) >= 0).all(), "a chain came back to the forbidden state"
@@ -67,11 +67,11 @@ def test_a_forbidden_state_is_left_and_never_entered():
 def test_the_acceptance_rule():
     current, proposed = np.array([-1.0, 0, 0, 0, -np.inf, -np.inf]), np.array([0.0, -1, -1, -np.inf, 0, -np.inf])
     uniform = np.array([0.999, np.exp(-1) - 1e-6, np.exp(-1) + 1e-6, 0.0, 0.999, 0.0])
-    move = ToyStates(np.arange(6, 12)), np.zeros(6, np.int64)
+    start, move = ToyStates(np.arange(6)), (ToyStates(np.arange(6, 12)), np.zeros(6, np.int64))
     scores, rng = np.concatenate([current, proposed]), SimpleNamespace(random=lambda count: uniform)
-    step = next(chain.metropolis_hastings(ToyStates(np.arange(6)), lambda *_: move, lambda s: scores[s.place], rng))
-    assert step.accepted.tolist() == [True, True, False, False, True, False]
-    assert step.states.place.tolist() == [6, 7, 2, 3, 10, 5]
+    states, _, _, accepted = next(chain.metropolis_hastings(start, lambda *_: move, lambda s: scores[s.place], rng))
+    assert accepted.tolist() == [True, True, False, False, True, False]
+    assert states.place.tolist() == [6, 7, 2, 3, 10, 5]
 
 
 def autoregression(correlation: float, steps: int, chains: int) -> np.ndarray:
@@ -201,15 +201,15 @@ def test_a_lower_temperature_comes_nearer_to_the_target(problem):
     config, densities = replace(CONFIG, operators={"augpro_fgsm": 0}), []
     for tau in (float("inf"), 1.0, 0.2):
         pool, facts = draw(problem, replace(config, tau=tau), size=200)
-        densities.append(facts.sample_log_density)
-        assert facts.proposal_log_density == pytest.approx(densities[0], abs=0.35)
+        densities.append(facts["sample_log_density"])
+        assert facts["proposal_log_density"] == pytest.approx(densities[0], abs=0.35)
         assert pool.log_density.std() > 0
     assert densities[0] + 0.3 < densities[1] and densities[1] + 0.1 < densities[2]
 
 
 def test_plain_proposals_are_all_accepted_at_infinite_temperature(problem):
     _, facts = draw(replace(problem, forbidden_hashes=frozenset()), replace(CONFIG, tau=float("inf")))
-    assert facts.acceptance == {"jump": 1.0, "local": 1.0, "partner": 1.0}
+    assert facts["acceptance"] == {"jump": 1.0, "local": 1.0, "partner": 1.0}
 
 
 def test_the_limit_on_the_degree_holds_texts_back(problem):
@@ -223,11 +223,11 @@ def test_diagnostics_count_the_work(problem):
     labeller = Recorder(toy_outputs)
     pool, facts = draw(replace(problem, labeller=labeller))
     assert set(labeller.asked) == set(pool.inputs) | set(problem.target_inputs), "the teacher reads what the pool holds"
-    assert len(pool) <= facts.visited_texts <= (facts.steps + 1) * 16 and facts.chains == 16
-    assert 1 <= facts.effective_sample_size <= (facts.steps - 2) * 16
-    assert 0 < facts.distinct_share <= 1 and 0 < facts.labelling_seconds < facts.seconds
-    assert facts.sample_log_density > facts.proposal_log_density and facts.degree == 0.4
-    assert draw(problem, size=1)[1].steps == 3, "the two steps of the burn-in are left out, and no other"
+    assert len(pool) <= facts["visited_texts"] <= (facts["steps"] + 1) * 16 and facts["chains"] == 16
+    assert 1 <= facts["effective_sample_size"] <= (facts["steps"] - 2) * 16
+    assert 0 < facts["distinct_share"] <= 1 and 0 < facts["labelling_seconds"] < facts["seconds"]
+    assert facts["sample_log_density"] > facts["proposal_log_density"] and facts["degree"] == 0.4
+    assert draw(problem, size=1)[1]["steps"] == 3, "the two steps of the burn-in are left out, and no other"
 
 
 def test_a_pool_that_cannot_be_filled_is_smaller_and_says_so_and_an_empty_one_is_a_failed_run(problem, caplog):
@@ -253,13 +253,13 @@ def test_pairs_keep_their_sides(problem):
 
 
 def test_unlabelled_texts_are_bases_too_but_not_of_the_operator_that_reads_their_labels(problem):
-    gradient, more = Recorder(problem.space.gradient), sentences(["toaster", "kettle"], 300, seed=5)
-    watched = replace(problem, unlabelled_inputs=more, space=replace(problem.space, gradient=gradient))
+    more = {text: f"mine.txt:{i}" for i, text in enumerate(sentences(["toaster", "kettle"], 300, seed=5))}
+    gradient = Recorder(problem.space.gradient)
+    watched = replace(problem, unlabelled=more, space=replace(problem.space, gradient=gradient))
     pool, _ = draw(watched, replace(CONFIG, tau=float("inf")), size=300)
-    of = [int(origin.split(":")[1]) for origin in pool.origins if origin.startswith("unlabelled")]
-    assert len(of) > 50 and gradient.asked and not set(gradient.asked) & set(more)
-    unchanged = [i for i in range(len(pool)) if pool.operators[i] == "source" and "unlabelled" in pool.origins[i]]
-    assert unchanged and all(pool.inputs[i] == more[int(pool.origins[i].split(":")[1])] for i in unchanged)
+    assert len({*pool.origins} & {*more.values()}) > 50 and gradient.asked and not {*gradient.asked} & {*more}
+    unchanged = [i for i in range(len(pool)) if pool.operators[i] == "source" and "mine.txt" in pool.origins[i]]
+    assert unchanged and all(more[pool.inputs[i]] == pool.origins[i] for i in unchanged)
 
 
 def test_one_pool_has_texts_of_several_degrees(problem):

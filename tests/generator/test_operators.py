@@ -38,7 +38,7 @@ def test_draws_follow_the_base_law(problem):
 
 @pytest.mark.parametrize(("weights", "unchanged"), [({}, 0.75 + 0.25 / 4), ({"source": 1}, 0.25)])
 def test_unlabelled_text_mostly_comes_unchanged_unless_it_is_said_how_often(problem, weights, unchanged):
-    some = replace(problem, unlabelled_inputs=tuple((f"a {i}",) for i in range(3 * len(problem.source_inputs))))
+    some = replace(problem, unlabelled={(f"a {i}",): "a" for i in range(3 * len(problem.source_inputs))})
     states = open_space(some, GeneratorConfig(operators=weights))[0].draw(4000, np.random.default_rng(0))
     assert (states.operator == SOURCE).mean() == pytest.approx(unchanged, abs=0.03)
 
@@ -82,7 +82,7 @@ def test_the_law_of_the_chain_is_the_reweighted_base_law(problem):
     steps = chain.metropolis_hastings(space.draw(500, rng), space.propose, space.score, rng)
     for number, step in zip(range(45), steps, strict=False):
         if number >= 5:
-            counts += np.bincount(cell_of(step.states, problem), minlength=8)
+            counts += np.bincount(cell_of(step[0], problem), minlength=8)
     assert 0.5 * np.abs(counts / counts.sum() - expected).sum() < 0.05
     unweighted = np.bincount(cell_of(plain, problem), minlength=8) / len(plain.base)
     assert 0.5 * np.abs(unweighted - expected).sum() > 0.2, "the test would not notice a chain that ignores the score"

@@ -110,7 +110,8 @@ def test_rewards_and_influences_take_four_steps_on_all_texts_and_take_them_back(
     monkeypatch.setattr(KDTrainer, "_step", step)
 
     def worth(kept, order=0):
-        return reward.real_reward(trainer, kept, lambda student: reward_score(student, judge), CONFIG, order)
+        with reward.real_steps(trainer, kept, order):
+            return reward_score(student, judge)
 
     found = worth(texts)
     assert [batch for batch, _ in steps] == [list(range(24))] * 4
@@ -118,7 +119,7 @@ def test_rewards_and_influences_take_four_steps_on_all_texts_and_take_them_back(
     assert rates @ (1 - 0.9 ** np.arange(1, 5)) == pytest.approx(reward.TRAVELLED, abs=1e-3), "momentum starts at 0"
     assert found == worth(texts) != worth(texts, order=1), "another order is another dropout"
     assert found != worth(texts.take(np.arange(0))) == reward_score(student, judge)
-    reward.candidate_influences(trainer, texts, texts, judge, CONFIG)
+    reward.candidate_influences(trainer, texts, texts, judge)
     assert [rate for _, rate in steps[-4:]] == pytest.approx(reward.PART_OF_THE_WAY * rates)
     assert all(torch.equal(before[name], value) for name, value in student.snapshot().items())
 
@@ -147,7 +148,7 @@ def test_slopes_foretell_real_steps_on_halves_of_the_texts(student, trainer, jud
     foretold, real, before = [], [], student.snapshot()
     for _ in range(10):
         half = rng.permutation(64)[:32]
-        trainer.on_trial(one_batch, judge).train([texts.take(half)], [1.0], 2)
+        trainer.on_trial(one_batch).train([texts.take(half)], [1.0], 2, evaluate=False)
         foretold.append(found[half].mean())
         real.append(score(student, judge))
         student.restore(before)

@@ -14,7 +14,7 @@ from torch import nn
 from l2a.config import KDConfig
 from l2a.data.encoding import encode
 from l2a.kd import trainer as kd_trainer
-from l2a.kd.data import DistillationSet, MixedBatches, Renewal
+from l2a.kd.data import DistillationSet, Renewal
 from l2a.kd.losses import soft_label_loss
 from l2a.kd.trainer import KDTrainer, Score, run_student
 from l2a.student.student import Student
@@ -122,8 +122,8 @@ def test_a_killed_training_goes_on_to_the_same_student(
 def test_only_the_same_training_continues_from_what_a_killed_one_kept(student):
     data, key = make_set(student, 8), make_trainer(student)._key(make_set(student, 8))
     assert make_trainer(student)._key(data) == key != make_trainer(student)._key(make_set(student, 9))
-    config, mixed = replace(CONFIG, batch_size=4), MixedBatches(0, 0, np.ones(1, np.float32))
-    for name, value in (("_seed", 1), ("steps_done", 5), ("read_batch", mixed), ("config", config)):
+    config, reader = replace(CONFIG, batch_size=4), print  # any callable that is no function of Python
+    for name, value in (("_seed", 1), ("steps_done", 5), ("read_batch", reader), ("config", config)):
         other = make_trainer(student)
         setattr(other, name, value)
         assert other._key(data) != key, name
@@ -178,7 +178,7 @@ def test_a_large_batch_is_computed_in_parts_without_a_change_of_the_result(built
             module.p = 0.0  # no dropout; nothing else reads it
         config = replace(CONFIG, batch_size=24, embedding_rate=embedding_rate)
         run = make_trainer(student, replace(config, batch_size=part))
-        run.on_trial(config, make_set(student, 16, 5)).train([make_set(student, 40)], [1.0], 6)
+        run.on_trial(config).train([make_set(student, 40)], [1.0], 6, evaluate=False)
         ends.append(student.snapshot())
         assert max(sizes) <= part and sum(sizes) == 6 * 24
         sizes.clear()

@@ -22,7 +22,7 @@ from l2a.pipeline.data import load_run_data
 from l2a.pipeline.distill import distill
 from l2a.pipeline.methods import compared_methods, run_method
 from l2a.pipeline.session import RunContext
-from l2a.selector.algorithms import load_facts
+from l2a.selector.algorithms import load_policy
 from l2a.serving.export import comparison_texts
 from l2a.util import files
 from l2a.util.errors import RunError, UsageError
@@ -36,7 +36,7 @@ def test_a_run_leaves_a_complete_folder(config, result):
     assert {it["feature"] for it in explained} >= {"teacher_entropy", "operator"}
     selector = {path.name for path in (result.output_dir / "selector").iterdir()}
     assert selector == {"policy.json", "policy.safetensors", "selection.json"}
-    facts = load_facts(result.output_dir / "selector")
+    facts = load_policy(result.output_dir / "selector").facts
     assert facts["pairs"] == [f"{config.source}:{config.target}"] and facts["reward_curve"]
     metrics = json.loads((result.output_dir / "metrics.json").read_text())
     assert [row["name"] for row in metrics["rows"]] == [method.name for method in compared_methods(config)]

@@ -73,7 +73,7 @@ def test_texts_that_judge_the_student_are_neither_trained_on_nor_held_out(leakin
     session, pool, inputs = drawing
     choice, reward = map(hashes, leaking.set_apart)
     assert len(choice) > 5 and len(reward) > 5 and not choice & reward
-    bases = (*inputs.source_inputs, *inputs.unlabelled_inputs, *inputs.target_inputs)
+    bases = (*inputs.source_inputs, *inputs.unlabelled, *inputs.target_inputs)
     assert len(session.source) == len(leaking.source) < len(leaking.data.source)
     for texts in (pool.inputs, bases, leaking.source.inputs, leaking.data.splits.train.inputs):
         assert not hashes(texts) & (choice | reward)

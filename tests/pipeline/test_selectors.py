@@ -1,7 +1,6 @@
 """Policies on their own, over tiny pairs of domains."""
 
 import dataclasses
-import functools
 
 import numpy as np
 import pytest
@@ -18,7 +17,7 @@ from l2a.pipeline.session import RunContext
 from l2a.pipeline.students import near_and_clean, spare_labels, train_l2a_student
 from l2a.selector.environment import build_task
 from l2a.selector.problem import RULES, keep_best
-from l2a.selector.reward import real_reward, reward_score, surrogate_reward
+from l2a.selector.reward import real_steps, reward_score, surrogate_reward
 from l2a.selector.select import select
 from l2a.util.errors import UsageError
 from tests.conftest import LABELS, write_domain
@@ -44,10 +43,10 @@ def prepared(config):
 
 
 def test_one_policy_is_trained_on_several_pairs(pairs, policy_folder):
-    policy, facts = open_policy(str(policy_folder))
-    assert facts["pairs"] == [pair_name(pair) for pair in pairs]
-    assert facts["seeds"] == [0] and facts["steps"] >= 64 and len(facts["reward_curve"]) > 0
-    assert {"torch", "stable-baselines3", "l2a"} <= facts["versions"].keys()
+    policy = open_policy(str(policy_folder))
+    assert policy.facts["pairs"] == [pair_name(pair) for pair in pairs]
+    assert policy.facts["seeds"] == [0] and policy.facts["steps"] >= 64 and len(policy.facts["reward_curve"]) > 0
+    assert {"torch", "stable-baselines3", "l2a"} <= policy.facts["versions"].keys()
     assert policy.agent == "ppo"
 
 
@@ -60,7 +59,7 @@ def test_the_same_seed_trains_the_same_policy(pairs, policy_folder, tmp_path):
 
 @pytest.mark.slow
 def test_a_policy_is_compared_with_every_rule(config, policy_folder):
-    policy = open_policy(str(policy_folder))[0]
+    policy = open_policy(str(policy_folder))
     result, again = (policies.evaluate_policy(config, policy, updates=3) for _ in range(2))
     assert result == again  # every selection starts from one state
     kept = {verdict.name: verdict.kept for verdict in result.verdicts}
@@ -73,7 +72,7 @@ def test_a_policy_is_compared_with_every_rule(config, policy_folder):
 
 @pytest.mark.slow
 def test_a_policy_is_explained_on_a_pair(config, policy_folder):
-    found = policies.explain_policy(config, open_policy(str(policy_folder))[0])
+    found = policies.explain_policy(config, open_policy(str(policy_folder)))
     assert "teacher_student_kl" in found.importances and "operator" in found.importances
     assert len(found.kept_texts) == len(found.dropped_texts) == 10
 
@@ -139,11 +138,12 @@ def test_the_real_reward_judges_candidates_and_not_their_order(prepared):
     """The same candidates in another order get the same reward; other candidates do not; the student is untouched."""
     problem, session, candidates = prepared.problem, prepared.session, prepared.drawn.candidates
     kept, before = np.arange(len(problem)) % 2 == 0, session.student.snapshot()
-    chosen, score = np.flatnonzero(kept), functools.partial(reward_score, reward=session.reward)
-    judge = functools.partial(real_reward, session.trainer, score=score, kd=session.context.config.kd)
-    reward = judge(candidates.take(chosen))
-    assert reward == problem.real_reward(kept) != problem.real_reward(~kept)
-    assert reward == pytest.approx(judge(candidates.take(chosen[::-1])), abs=0.02)
+    chosen, rewards = np.flatnonzero(kept), []
+    for order in (chosen, chosen[::-1]):
+        with real_steps(session.trainer, candidates.take(order)):
+            rewards.append(reward_score(session.student, session.reward))
+    assert rewards[0] == problem.real_reward(kept) != problem.real_reward(~kept)
+    assert rewards[0] == pytest.approx(rewards[1], abs=0.02)
     assert all((value == before[name]).all() for name, value in session.student.snapshot().items())
 
 
@@ -186,7 +186,7 @@ def test_a_run_trains_no_saved_policy_and_scores_anew_by_it_unless_other_scores_
     monkeypatch.setattr("l2a.selector.select.train_agent", lambda *_: pytest.fail("a trained policy was trained"))
     changes = {"selector.agent": str(policy_folder), "kd.rounds": 1, "kd.round_steps": 30, "kd.warmup_steps": 5}
     context = RunContext(override(config, {**changes, "kd.pool_size": 24}))
-    saved = open_policy(str(policy_folder))[0].network.state_dict()
+    saved = open_policy(str(policy_folder)).network.state_dict()
     for fell_back in (False, True):
         monkeypatch.setattr(
             "l2a.pipeline.students.select",

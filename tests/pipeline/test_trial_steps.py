@@ -1,5 +1,3 @@
-from functools import partial
-
 import numpy as np
 import pytest
 import torch
@@ -7,7 +5,7 @@ import torch
 import l2a.kd.losses
 from l2a.config import override
 from l2a.pipeline.session import RunContext, open_session
-from l2a.selector.reward import candidate_influences, real_reward, reward_score
+from l2a.selector.reward import candidate_influences, real_steps, reward_score
 
 
 @pytest.mark.parametrize(
@@ -18,15 +16,15 @@ def test_steps_on_trial_have_the_loss_of_the_run_and_leave_no_trace(config, monk
     session = open_session(RunContext(override(config, changes)))
     used, original, before = [], getattr(l2a.kd.losses, term), traces(session)
     monkeypatch.setattr(l2a.kd.losses, term, lambda *arguments: used.append(term) or original(*arguments))
-    score = partial(reward_score, reward=session.reward)
-    real_reward(session.trainer, session.target, score, session.context.config.kd)
+    with real_steps(session.trainer, session.target):
+        reward_score(session.student, session.reward)
     assert used and all(torch.equal(one, other) for one, other in zip(before, traces(session), strict=True))
 
 
 def test_steps_on_trial_start_from_copies_of_what_was_learned_so_far(config):
     session = open_session(RunContext(override(config, {"kd.objective": "lelp"})))
     session.distil(None, 3, "warm-up")
-    trial = session.trainer.on_trial(session.context.config.kd, session.reward)
+    trial = session.trainer.on_trial(session.context.config.kd)
     copies, learned = ([it._head.weight, it._projection] for it in (trial, session.trainer))
     assert all(torch.equal(one, other) and one is not other for one, other in zip(copies, learned, strict=True))
 
@@ -39,8 +37,8 @@ def test_measuring_influences_leaves_no_trace(config, changes):
     """Whatever is trained, and also where the real reward takes its steps on a part of the candidates."""
     session = open_session(RunContext(override(config, changes)))
     session.distil(None, 6, "warm-up")
-    before, few, kd = traces(session), session.target.take(np.arange(4)), session.context.config.kd
-    found = candidate_influences(session.trainer, session.target, few, session.reward, kd)
+    before, few = traces(session), session.target.take(np.arange(4))
+    found = candidate_influences(session.trainer, session.target, few, session.reward)
     assert np.isfinite(found).all() and found.std() > 0 and found.shape == (len(session.target),)
     assert all(torch.equal(one, other) for one, other in zip(before, traces(session), strict=True))
     assert all(parameter.grad is None for parameter in session.student.model.parameters())

@@ -155,9 +155,9 @@ def test_both_rewards_are_measured_for_a_saved_policy_too(problem, saved, sign):
 
 
 def test_facts_are_kept_beside_the_weights(saved, tmp_path):
-    assert algorithms.load_facts(tmp_path / "agents" / "shipped") == FACTS
+    assert load_policy(tmp_path / "agents" / "shipped").facts == FACTS
     save_policy(saved, tmp_path / "bare")
-    assert algorithms.load_facts(tmp_path / "bare") == {}
+    assert load_policy(tmp_path / "bare").facts == {}
 
 
 def test_a_card_wins_over_a_folder_of_its_name(problem, saved, tmp_path):

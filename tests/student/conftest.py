@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import BertModel, BertTokenizerFast
 
-from l2a.config import Preset, StudentConfig
+from l2a.config import StudentConfig
 from l2a.data.examples import TextInput
 from l2a.student.student import Student, build_student
 from l2a.teacher import model
@@ -68,5 +68,5 @@ def domain_texts() -> tuple[TextInput, ...]:
     return tuple((" ".join(rng.choice(words, 8)) + " !",) for _ in range(400))
 
 
-def make_student(preset: Preset, teacher: Teacher, texts: tuple[TextInput, ...], seed: int = 0) -> Student:
+def make_student(preset: str, teacher: Teacher, texts: tuple[TextInput, ...], seed: int = 0) -> Student:
     return build_student(StudentConfig(preset=preset, max_share=SHARES[preset]), teacher, LABELS, texts, seed)
