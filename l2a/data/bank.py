@@ -237,11 +237,7 @@ def _marked(firsts: list[int], hashes: "array[int]", texts: Iterator[TextInput])
 def sentences(text: str) -> list[str]:
     """Cut a text of more than 40 words into sentences of 3 to 60 words; a shorter one stays as it is.
 
-    Args:
-        text: The text.
-
-    Returns:
-        The pieces in order; together they have all words of the text.
+    The pieces are in order, and together they have all words of the text.
     """
     words = text.split()
     if len(words) <= UNCUT:

@@ -148,17 +148,10 @@ class Ratings:
 
 
 def read_ratings(archive: Path, ratings: Ratings, neutral: bool = False) -> list[readers.Row]:
-    """Read one domain out of the archive of rated sentences.
+    """Read one domain out of the .tar.gz archive of rated sentences: rows with their splits, in the order of the files.
 
-    Copies go by their words alone: the study holds sentences that differ only in case or exclamation marks.
-
-    Args:
-        archive: The .tar.gz file.
-        ratings: What to read and how.
-        neutral: Read what is dropped otherwise, for training without labels.
-
-    Returns:
-        Rows with their splits, in the order of the files.
+    Copies go by their words alone: the study holds sentences that differ only in case or exclamation marks. ``neutral``
+    reads what is dropped otherwise, for training without labels.
 
     Raises:
         RunError: If the archive or the file in it is damaged.
@@ -382,19 +375,13 @@ def _split_files(path: Path) -> Mapping[readers.SplitName | None, Path]:
 
 
 def locate(what: str, reference: str, data_root: str | Path | None, progress: Progress) -> tuple[str, Any]:
-    """Find data, under the data root first, then under the working directory, then on the Hub.
-
-    Args:
-        what: How the message names what is looked for.
-        reference: A path, or a Hub id.
-        data_root: Folder that relative paths start from first.
-        progress: Shows downloads.
+    """Find data by a path or a Hub id, under the data root first, then under the working directory, then on the Hub.
 
     Returns:
         Its name; and its file or folder, or the content of what the datasets library reads.
 
     Raises:
-        UsageError: If there is no such data.
+        UsageError: If there is no such data; the message names it by ``what``.
         RunError: If it cannot be fetched.
     """
     path = Path(reference).expanduser()
@@ -439,12 +426,7 @@ def _datasets_content(reference: str, folder: Path | None, progress: Progress) -
 def check_domain(
     reference: str, columns: Columns = readers.USUAL_COLUMNS, progress: Progress = SILENT
 ) -> tuple[RawDomain, dict[str, dict[str, int]], list[str]]:
-    """Read a domain and describe it, good or bad.
-
-    Args:
-        reference: As in ``load_domain``.
-        columns: As in ``load_domain``.
-        progress: Shows downloads.
+    """Read a domain and describe it, good or bad; reference and columns are as in ``load_domain``.
 
     Returns:
         What was read; for each split that has examples what is counted, by name: "examples", "label NAME", "words,

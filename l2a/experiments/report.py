@@ -41,11 +41,7 @@ class Estimate(NamedTuple):
 
 
 def estimate(values: pd.Series) -> Estimate:
-    """Estimate a mean with its two-level bootstrap interval.
-
-    Args:
-        values: One value a cell, by place; at least one.
-    """
+    """Estimate a mean with its two-level bootstrap interval from one value a cell, by place; at least one."""
     axes = ("pair", "seed", "shots")
     places = tuple(values.groupby(level=axis).ngroup().to_numpy() for axis in axes)
     cube = np.full([place.max() + 1 for place in places], np.nan)  # NaN where a cell is missing
@@ -110,11 +106,7 @@ class Summary:
 
 
 def summarise(card: ExperimentCard, results: Sequence[CellResult]) -> Summary:
-    """Compute everything that a report says.
-
-    Args:
-        card: The card.
-        results: Finished cells; those that the card no longer has are left out.
+    """Compute everything that a report says of a card's finished cells; those that it no longer has are left out.
 
     Raises:
         UsageError: If no cell of the card is finished.

@@ -150,15 +150,9 @@ PlannedGroup = list[PlannedCell]
 
 
 def plan(groups: Iterable[Group], data: Mapping[str, DataFiles], finished: Sequence[CellResult]) -> list[PlannedGroup]:
-    """Find out what is left of a grid.
+    """Find out what is left of a grid: every cell, finished ones included, in the groups that came.
 
-    Args:
-        groups: Groups of cells, in the order of the run.
-        data: Data files by pair.
-        finished: Results at hand.
-
-    Returns:
-        Every cell, finished ones included, in the groups that came.
+    The groups are in the order of the run; ``data`` holds the data files of each pair.
     """
     keys = {result.place: result.key for result in finished}
     # A cell that trained a teacher took longer than its own work: the longest such wait counts as typical.
@@ -212,7 +206,7 @@ class Outcome(NamedTuple):
 def run_groups(
     planned: Sequence[PlannedGroup], folder: Path, run_method: RunMethod, workers: Workers, progress: Progress = SILENT
 ) -> list[Outcome]:
-    """Run what is left of a grid; the results do not depend on the number of workers.
+    """Run what is left of a grid, one outcome a cell; the results do not depend on the number of workers.
 
     Groups that another live runner of the same folder holds are left to it first, and waited for at the end.
 
@@ -222,9 +216,6 @@ def run_groups(
         run_method: Called in worker processes, which import it by name.
         workers: Where groups run.
         progress: Shows finished cells.
-
-    Returns:
-        One outcome for each cell that was left.
 
     Raises:
         RunError: If no cluster answers, or a worker process died; what had finished is kept.

@@ -113,11 +113,7 @@ class TargetDensity:
 
 
 def fit_target_density(source: Floats, target: Floats) -> TargetDensity:
-    """Fit the domain classifier and its scale.
-
-    Args:
-        source: float32 (S, d), embeddings of texts that are not the target's.
-        target: float32 (n, d), of the few target texts.
+    """Fit the domain classifier and its scale on embeddings, float32, of other texts (S, d) and target texts (n, d).
 
     Raises:
         UsageError: If there are fewer than 2 texts of a domain.
@@ -512,16 +508,11 @@ def draw_pool(
 
 
 def effective_sample_size(trace: Doubles) -> float:
-    """Estimate how many independent draws the draws of several chains are worth.
+    """Estimate how many independent draws, 1 to T * C, the T draws of each of C chains are worth.
 
-    Autocorrelations are pooled over the chains and set against the variance of all draws together, so chains that
-    disagree count for less; their sum is cut by Geyer's initial positive sequence (Geyer 1992, Practical MCMC).
-
-    Args:
-        trace: float64 (T, C), a scalar of the state by step and chain.
-
-    Returns:
-        Between 1 and T * C.
+    ``trace``, float64 (T, C), is a scalar of the state. Autocorrelations are pooled over the chains and set against the
+    variance of all draws together, so chains that disagree count for less; their sum is cut by Geyer's initial positive
+    sequence (Geyer 1992, Practical MCMC).
     """
     steps, chains = trace.shape
     total = trace.var()

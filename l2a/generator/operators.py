@@ -257,11 +257,7 @@ class MaskedLanguageModel:
 
     @torch.inference_mode()
     def __call__(self, texts: Texts, places: Sequence[Place]) -> list[list[str]]:
-        """Ask for candidates.
-
-        Args:
-            texts: N texts, at least one.
-            places: The word to mask in each.
+        """Ask for candidates for one word to mask in each of N texts, at least one.
 
         Returns:
             N lists of whole words without the masked one, likeliest first; empty where the word is several tokens.
@@ -288,12 +284,7 @@ class MaskedLanguageModel:
 
 
 def masked_words(name: str, max_length: int, progress: Progress = SILENT) -> MaskedCandidates | None:
-    """Load a masked language model for TinyBERT's recipe.
-
-    Args:
-        name: "minilm-l6", a folder, or a Hub id.
-        max_length: Longest sequence in tokens.
-        progress: Shows the download.
+    """Load a masked language model for TinyBERT's recipe: "minilm-l6", a folder, or a Hub id.
 
     Returns:
         Its candidates; None where its weights have no masked-LM head.
@@ -394,9 +385,6 @@ CHAIN_OPERATORS = ("source", *(name for name, operator in OPERATORS.items() if o
 def check_operators(config: GeneratorConfig) -> None:
     """Check the operators that a configuration names, before anything is trained.
 
-    Args:
-        config: Settings.
-
     Raises:
         UsageError: If one is unknown, or the chains could propose none.
     """
@@ -468,9 +456,6 @@ def build_operator(
         space: Gives tokens, neighbours and gradients.
         masked: Gives a masked language model, or None where there is none.
         progress: Shows downloads.
-
-    Returns:
-        The operator.
 
     Raises:
         RunError: If a word list cannot be had.

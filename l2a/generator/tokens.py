@@ -39,16 +39,10 @@ def vocabulary(tokenizer: Any) -> tuple[str, ...]:
 
 
 def token_kinds(tokens: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Tell which tokens start a word and which ones operators may change or emit.
+    """Tell which of V tokens start a word, and which ones operators may change or emit: two bool (V,), by id.
 
-    Allowed are pieces of letters only, two at least: numbers, punctuation, [CLS], [unused7] and the single letters
-    that apostrophes leave over ("don't") stay as they are.
-
-    Args:
-        tokens: The V vocabulary entries, by id.
-
-    Returns:
-        Two bool (V,): starts a word, is allowed.
+    Allowed are pieces of letters only, two at least: numbers, punctuation, [CLS], [unused7] and the single letters that
+    apostrophes leave over ("don't") stay as they are.
     """
     surfaces = [token.removeprefix(PIECE) for token in tokens]
     word_start = torch.tensor([not token.startswith(PIECE) for token in tokens])
@@ -73,19 +67,16 @@ class NeighbourTable:
 def build_neighbour_table(
     embeddings: Tensor, tokens: Sequence[str], k: int = 16, progress: Progress = SILENT
 ) -> NeighbourTable:
-    """Find the nearest neighbours of every token, or load them if this matrix was seen before.
+    """Find the nearest neighbours of every token, on the CPU, or load them if this matrix was seen before.
 
-    A neighbour is an allowed token of the same kind (whole words for whole words, "##" pieces for "##" pieces),
-    and never the token itself. Where fewer than k exist, the row repeats them in order.
+    A neighbour is an allowed token of the same kind (whole words for whole words, "##" pieces for "##" pieces), and
+    never the token itself. Where fewer than k exist, the row repeats them in order.
 
     Args:
         embeddings: float32 (V, d), the word-embedding matrix.
         tokens: The V vocabulary entries, by id.
         k: Neighbours to keep; 0 searches none and only says which tokens may change.
         progress: Told of the rows done.
-
-    Returns:
-        The table, on the CPU.
     """
     word_start, allowed = token_kinds(tokens)
     if k == 0:
@@ -266,9 +257,6 @@ def choose_slots(store: TokenStore, rows: Ints, partners: Ints, u: Floats, degre
         partners: int64 (B,), numbers of their partners.
         u: float32 (B, L, 2), uniform in [0, 1): whether a token changes, and to what; L is no less than any length.
         degree: The probability, one for all or float64 (B,).
-
-    Returns:
-        The slots.
     """
     owners, positions = np.divmod(np.flatnonzero(u[..., 0] < np.asarray(degree)[..., None]), u.shape[1])
     places = np.minimum(store.starts[rows[owners]] + positions, len(store.ids) - 1)

@@ -54,15 +54,12 @@ BatchReader = Callable[[Student, DistillationSet, Ints], tuple[Batch, TeacherOut
 
 
 def read_tokens(student: Student, data: DistillationSet, indices: Ints) -> tuple[Batch, TeacherOutputs]:
-    """Read a batch as it is: the reader of all training that changes no embeddings.
+    """Read a padded batch as it is, with the teacher's outputs: the reader of all training that changes no embeddings.
 
     Args:
         student: Says where the batch goes.
         data: The examples.
         indices: int64 (B,), positions.
-
-    Returns:
-        The padded batch and the teacher's outputs.
     """
     return data.encoded.padded(indices, student.output.weight.device), data.teacher.take(indices)
 
@@ -91,14 +88,7 @@ def join(sets: Sequence[DistillationSet]) -> DistillationSet:
 
 
 def join_encoded(parts: Sequence[EncodedTexts]) -> EncodedTexts:
-    """Concatenate tokenised texts.
-
-    Args:
-        parts: At least one, of one tokenizer.
-
-    Returns:
-        All texts, in order.
-    """
+    """Concatenate tokenised texts, in order; the parts, at least one, are of one tokenizer."""
     ids, types = (np.concatenate([getattr(part, name) for part in parts]) for name in ("ids", "types"))
     offsets = np.cumsum([0, *(length for part in parts for length in part.lengths)], dtype=np.int64)
     return EncodedTexts(ids, types, offsets, parts[0].pad_id)
@@ -106,9 +96,6 @@ def join_encoded(parts: Sequence[EncodedTexts]) -> EncodedTexts:
 
 def refuse_constant_targets(data: DistillationSet) -> None:
     """Stop when every teacher label is the same: the student would learn a constant.
-
-    Args:
-        data: The set to distil on.
 
     Raises:
         RunError: If more than one text came and all soft labels agree to 1e-6.
@@ -153,15 +140,9 @@ def mixture_batches(
 
 
 def cycle(positions: Ints, rng: Generator, uses: Ints | None = None) -> Iterator[int]:
-    """Go through a set again and again, each time in another order.
+    """Go through a set's texts, int64 (n,), without end, each time in another order; an empty set yields nothing.
 
-    Args:
-        positions: int64 (n,), the set's texts.
-        rng: Source of the orders.
-        uses: int64, how often each text of the joined set was used so far: then those used least come first.
-
-    Yields:
-        Positions, without end; nothing for an empty set.
+    ``uses``, int64, is how often each text of the joined set was used so far: then those used least come first.
     """
     while len(positions):
         order = positions[rng.permutation(len(positions))]
@@ -236,9 +217,6 @@ def read_mixed(
         start: Position of the first of the N mixed examples in the joined set.
         partners: Position of the first of their N partners.
         weights: float32 (N,), lambda of each.
-
-    Returns:
-        The batch and the teacher's outputs.
     """
     mixed = (indices >= start) & (indices < start + len(weights))
     offsets = np.where(mixed, indices - start, 0)
@@ -274,15 +252,12 @@ def mix_pairs(model: Any, encoded: EncodedTexts, first: Ints, second: Ints, weig
 
 
 def mixed_outputs(teacher: Teacher, pairs: EncodedTexts, weights: Floats) -> TeacherOutputs:
-    """Run the teacher on interpolations of its own word embeddings.
+    """Run the teacher on N interpolations of its own word embeddings.
 
     Args:
         teacher: In eval mode.
         pairs: 2N texts in its tokens: N texts, then the partner of each.
         weights: float32 (N,), lambda.
-
-    Returns:
-        Logits and embeddings of the N mixes.
     """
     count, found = len(weights), []
     order = np.argsort(np.maximum(pairs.lengths[:count], pairs.lengths[count:]), kind="stable")

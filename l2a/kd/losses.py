@@ -111,12 +111,7 @@ def subclass_loss(
 def fold(subclass_logits: Tensor, counts: tuple[int, ...]) -> Tensor:
     """Sum the subclasses' probabilities: z_c = logsumexp_s z(c, s), so that softmax(z)_c = sum_s p(c, s).
 
-    Args:
-        subclass_logits: float32 (B, K).
-        counts: S_c for each class.
-
-    Returns:
-        float32 (B, C).
+    Logits of K subclasses, float32 (B, K), S_c = ``counts[c]`` of class c, become those of C classes, float32 (B, C).
     """
     return torch.stack([part.logsumexp(dim=1) for part in torch.split(subclass_logits, list(counts), dim=1)], dim=1)
 
@@ -146,11 +141,7 @@ class LELPSubclasses:
     def scores(self, embeddings: Floats) -> Doubles:
         """Place texts along the directions: r = U_c'(h - mu_c) / rms_c, where U_c'P = U_c' spares the projection.
 
-        Args:
-            embeddings: float32 (N, d).
-
-        Returns:
-            float64 (N, K).
+        The embeddings are float32 (N, d), the scores float64 (N, K).
         """
         owner = owners(self.counts)
         centres = (self.means[owner] * self.directions.T).sum(axis=1)
@@ -159,17 +150,10 @@ class LELPSubclasses:
 
 
 def teacher_output_weight(teacher: Teacher, outputs: TeacherOutputs) -> Doubles:
-    """Read the weight that turns embeddings into logits.
+    """Read the weight that turns embeddings into logits, float64 (C, d).
 
-    A teacher with a head of its own inside may read another state than the mean-pooled one; the linear map that fits
-    its logits best then stands in for the weight.
-
-    Args:
-        teacher: Any teacher.
-        outputs: What it says about N texts.
-
-    Returns:
-        float64 (C, d).
+    A teacher with a head of its own inside may read another state than the mean-pooled one; the linear map that best
+    fits its logits of N texts, in ``outputs``, then stands in for the weight.
     """
     if teacher.head is not None:
         weight: Doubles = teacher.head.weight.detach().cpu().numpy().astype(np.float64)
@@ -234,14 +218,7 @@ def _thinned(indices: Ints) -> Ints:
 
 
 def owners(counts: Sequence[int]) -> Ints:
-    """Name the class of each subclass.
-
-    Args:
-        counts: S_c for each class.
-
-    Returns:
-        int64 (K,), 0 to C - 1.
-    """
+    """Name the class, 0 to C - 1, of each of K subclasses, int64 (K,); class c has S_c = ``counts[c]`` of them."""
     return np.repeat(np.arange(len(counts)), counts)
 
 

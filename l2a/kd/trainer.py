@@ -22,15 +22,11 @@ from l2a.util import SILENT, Progress, RunError, UsageError, fingerprint, proces
 
 
 def run_student(student: Student, encoded: EncodedTexts, precise: bool = True) -> tuple[Floats, Floats]:
-    """Run the student over texts, in eval mode; its mode is restored after.
-
-    Args:
-        student: Any student.
-        encoded: N texts in its tokens.
-        precise: In float32; False computes as in training.
+    """Run the student over N texts in its tokens, in eval mode; its mode is restored after.
 
     Returns:
-        Logits, float32 (N, C), and output-layer features, float32 (N, h).
+        Logits, float32 (N, C), and output-layer features, float32 (N, h), computed in float32 if ``precise``, else as
+        in training.
     """
     logits = np.zeros((len(encoded), student.output.out_features), np.float32)
     features = np.zeros((len(encoded), student.output.in_features), np.float32)
@@ -44,17 +40,14 @@ def run_student(student: Student, encoded: EncodedTexts, precise: bool = True) -
 
 
 def calibrated_log_likelihoods(logits: Floats, labels: Ints) -> Doubles:
-    """Log-probability of each text's class at the temperature that suits all of them best.
+    """Log-probability of each text's class, float64 (N,), in nats, at the temperature that suits all of them best.
 
-    A student of a confident teacher grows confident too; without the temperature the score would prefer states that
-    are hardly trained over ones that rank better (temperature scaling: Guo et al., 2017).
+    A student of a confident teacher grows confident too; without the temperature the score would prefer states that are
+    hardly trained over ones that rank better (temperature scaling: Guo et al., 2017).
 
     Args:
         logits: float32 (N, C).
         labels: int64 (N,), N at least 1.
-
-    Returns:
-        float64 (N,), nats, at most 0.
     """
     scaled = logits[None].astype(np.float64) / np.geomspace(0.25, 16.0, 25)[:, None, None]
     of_labels = log_softmax(scaled, axis=2)[:, np.arange(len(labels)), labels]
@@ -108,14 +101,10 @@ class Score:
 
 
 def fit_output_layer(student: Student, data: kd_data.DistillationSet) -> None:
-    """Fit the output layer on frozen features and soft labels, before the body is trained.
+    """Fit the output layer in place on frozen features and soft labels, before the body is trained.
 
     Full-batch Adam on the cross-entropy. Training the head first keeps a pretrained body from being distorted (Kumar et
     al., 2022, "LP-FT"). Of several processes the first fits it, and all take what it found.
-
-    Args:
-        student: Changed in place.
-        data: Texts with teacher outputs.
     """
     layer = student.output
     if process_rank() == 0:
@@ -137,16 +126,10 @@ def fit_output_layer(student: Student, data: kd_data.DistillationSet) -> None:
 def embedding_gradients(
     student: Student, labeller: Labeller, inputs: Sequence[TextInput], max_length: int
 ) -> list[Floats]:
-    """Differentiate KL(p_T || p_S) by each token's embedding: one forward and one backward pass.
-
-    Args:
-        student: In any mode; it is differentiated in eval mode.
-        labeller: The teacher.
-        inputs: N texts.
-        max_length: Longest sequence in tokens.
+    """Differentiate KL(p_T || p_S) by each token's embedding, in eval mode: one forward and one backward pass.
 
     Returns:
-        float32 (L_i, e) for each text, one row a token of the student, special ones included.
+        float32 (L_i, e) for each of N texts, one row a token of the student, special ones included.
     """
     encoded, teacher_logits = encode(student.tokenizer, inputs, max_length), labeller(inputs).logits
     gradients: list[Floats] = [np.zeros((0, 0), np.float32)] * len(inputs)
@@ -267,11 +250,7 @@ class KDTrainer:
         self._schedule = training.linear_schedule(self._optimizer, self.config.total_steps)
 
     def learn_subclasses(self, subclasses: kd_losses.LELPSubclasses) -> None:
-        """Distil by pseudo-subclasses instead of soft labels; to be called before the first step.
-
-        Args:
-            subclasses: Fitted on the teacher's outputs.
-        """
+        """Distil by fitted pseudo-subclasses instead of soft labels; to be called before the first step."""
         self._subclasses, self._head = subclasses, kd_losses.subclass_head(self.student.output, subclasses.counts)
         self._start_optimizer()
 
@@ -457,14 +436,7 @@ class KDTrainer:
         return [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
 
     def losses(self, data: kd_data.DistillationSet) -> Floats:
-        """Measure the loss of each text, without dropout and in full precision.
-
-        Args:
-            data: N texts.
-
-        Returns:
-            float32 (N,), nats.
-        """
+        """Measure the loss of each of N texts, float32 (N,), in nats, without dropout and in full precision."""
         found = np.zeros(len(data), np.float32)
         with training.evaluating(self.student.model), torch.no_grad():
             for indices in inference_batches(data.encoded):
@@ -493,13 +465,9 @@ class KDTrainer:
         return [slopes[p] * clipped if p in slopes else torch.zeros_like(p) for p in self.student.model.parameters()]
 
     def evaluate(self, progress: Progress = SILENT) -> Score:
-        """Score the student's averaged weights and keep them if they are the best so far.
+        """Score the student's averaged weights and keep them if they are the best so far; the progress gets the score.
 
-        Args:
-            progress: Gets the score.
-
-        Returns:
-            The score; of several processes that of the first, so that all keep the same state.
+        Of several processes all take the score of the first, so that all keep the same state.
         """
         with self._average.applied() if self._average is not None else nullcontext():
             score = Score(self._divergence(), self._log_likelihoods())
@@ -543,11 +511,8 @@ class KDTrainer:
     def refit_output_layer(self, encoded: EncodedTexts) -> dict[str, float] | None:
         """Turn the subclass head, where there is one, into the student's ordinary output layer.
 
-        Args:
-            encoded: Texts on which the two shall agree.
-
         Returns:
-            How well they agree; None for a student that learned no subclasses.
+            How well the two agree on the given texts; None for a student that learned no subclasses.
         """
         if self._head is None or self._subclasses is None:
             return None

@@ -82,14 +82,9 @@ class AugmentJob:
 
 
 def augment_file(job: AugmentJob, progress: Progress = SILENT) -> int:
-    """Run a job; the output appears whole, at the end, and a killed job goes on when it is run again.
+    """Run a job and count the texts written; the output appears whole, at the end.
 
-    Args:
-        job: The request.
-        progress: Shows the texts done.
-
-    Returns:
-        Texts written.
+    A killed job goes on when it is run again.
 
     Raises:
         UsageError: If input, source or models do not suit the request.

@@ -58,9 +58,6 @@ def load_run_data(
         progress: Shows downloads.
         in_memory: Data by side, "source", "target" or "unlabelled", in place of what the configuration names.
 
-    Returns:
-        The data.
-
     Raises:
         UsageError: If a domain cannot be read or the two do not fit together.
         RunError: If a domain cannot be fetched.

@@ -298,13 +298,7 @@ PLAIN, AUGMENTED = ("teacher", "student", "kd"), ("teacher", "student", "kd", "g
 def register_method(*needs: Part, reads: tuple[str, ...] = (), shown: Shown = "compare") -> Callable[[Fit], Fit]:
     """Enter a function into ``METHODS``, by its name without the underscore; its docstring is the help.
 
-    Args:
-        *needs: As ``Method`` has it.
-        reads: Likewise.
-        shown: Likewise.
-
-    Returns:
-        The decorator.
+    The arguments are the fields of ``Method``.
     """
 
     def enter(fit: Fit) -> Fit:
@@ -409,14 +403,7 @@ def _l2a_student(context: RunContext) -> FittedMethod:
 
 
 def compared_methods(config: DistillConfig) -> tuple[Method, ...]:
-    """Choose what a distillation trains and shows.
-
-    Args:
-        config: The run.
-
-    Returns:
-        The methods, in the order of the table.
-    """
+    """Choose what a distillation trains and shows, in the order of the table."""
     shown = {"always", *(("compare",) if config.compare else ())}
     shown |= {"operator"} if config.compare and config.generator.operator is not None else set()
     return tuple(
@@ -465,10 +452,6 @@ def _divergence(context: RunContext, inputs: Sequence[TextInput], logits: Floats
 def rescored(context: RunContext, students: Mapping[str, TrainedStudent]) -> dict[str, TrainedStudent]:
     """Score the students of a run with unlabelled text on the same texts; those that learned without set others apart.
 
-    Args:
-        context: The run.
-        students: By method.
-
     Returns:
         The same students, the divergences measured on texts that none of them was trained on.
     """
@@ -481,10 +464,6 @@ def rescored(context: RunContext, students: Mapping[str, TrainedStudent]) -> dic
 
 def prepare(context: RunContext, method: Method) -> None:
     """Do the shared, cached work first, so that a method's seconds are its own.
-
-    Args:
-        context: The run.
-        method: What will be trained.
 
     Raises:
         UsageError: If the method needs unlabelled text and the run has none.
@@ -505,9 +484,6 @@ def evaluate_method(context: RunContext, name: str, fitted: FittedMethod, second
         name: The method.
         fitted: The trained classifier.
         seconds: What its training took.
-
-    Returns:
-        Predictions and labels.
     """
     test = context.data.target.test.reveal()
     logits = None if fitted.logits is None else fitted.logits(test.inputs)

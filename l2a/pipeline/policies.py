@@ -106,15 +106,7 @@ def training_facts(
 
 
 def prepare_pair(config: DistillConfig, progress: Progress = SILENT) -> PreparedPair:
-    """Train the teacher (or take it from the cache), warm the student up and draw a pool.
-
-    Args:
-        config: The pair and the budget.
-        progress: Shows how far it is.
-
-    Returns:
-        The pair.
-    """
+    """Train the teacher (or take it from the cache), warm the student up and draw a pool."""
     session = open_session(RunContext(config, progress))
     session.distil(None, config.kd.warmup_steps, "warm-up")
     drawn = draw_candidates(session, np.random.default_rng([config.seed, 2, 0]))
@@ -123,10 +115,6 @@ def prepare_pair(config: DistillConfig, progress: Progress = SILENT) -> Prepared
 
 def surrogate_problem(config: DistillConfig, progress: Progress = SILENT) -> SelectionProblem:
     """Prepare a pair for training by the surrogate alone.
-
-    Args:
-        config: The pair and the budget.
-        progress: Shows how far it is.
 
     Returns:
         The problem, its influences measured and without its real reward, so that it holds no teacher and no student.
@@ -146,9 +134,6 @@ def train_selector(
         overwrite: Replace a policy that is there.
         progress: Shows how far it is.
         problems: Those of the configurations, where they are prepared already (``surrogate_problem``).
-
-    Returns:
-        The course of the training.
 
     Raises:
         UsageError: If the agent does not learn, or the folder is in use.
@@ -176,13 +161,7 @@ def train_selector(
 
 
 def open_policy(name: str) -> algorithms.TrainedPolicy:
-    """Read a saved policy.
-
-    Args:
-        name: Its folder, or a card that names one.
-
-    Returns:
-        The policy, with the facts of its training.
+    """Read a saved policy, with the facts of its training, by its folder or by a card that names one.
 
     Raises:
         UsageError: If it is not a trained policy.
@@ -242,12 +221,8 @@ def measure_headroom(config: DistillConfig, progress: Progress = SILENT) -> dict
 
     The oracles read labels that no run reads (``spare_labels``), and so do the judges, others of them. "Near and clean"
     is the rule "oracle" (``near_and_clean``); "greedy by labels" keeps those whose influence on the labels is best. The
-    better of the two is taken by what the judges say, which flatters it a little.
-    The result goes to the cache, where a run on the same data, pool and budget finds it (``known_headroom``).
-
-    Args:
-        config: The pair and the budget.
-        progress: Shows how far it is.
+    better of the two is taken by what the judges say, which flatters it a little. The result goes to the cache, where a
+    run on the same data, pool and budget finds it (``known_headroom``).
 
     Returns:
         "points", by which the better oracle's accuracy exceeds that of a random choice, with their standard error
@@ -323,15 +298,6 @@ def headroom_note(found: Mapping[str, Any]) -> str:
 
 
 def explain_policy(config: DistillConfig, policy: algorithms.TrainedPolicy, progress: Progress = SILENT) -> Inspection:
-    """Explain what a policy keeps on a pair of domains.
-
-    Args:
-        config: The pair.
-        policy: The policy.
-        progress: Shows how far it is.
-
-    Returns:
-        The explanation.
-    """
+    """Explain what a policy keeps on a pair of domains."""
     rng = np.random.default_rng([config.seed, 6])
     return inspect_policy(prepare_pair(config, progress).problem, policy, config.selector, rng)

@@ -241,15 +241,7 @@ class TrainingSession:
     trainer: KDTrainer
 
     def labelled(self, inputs: tuple[TextInput, ...], labels: np.typing.ArrayLike | None = None) -> DistillationSet:
-        """Label texts with the teacher and tokenise them for the student.
-
-        Args:
-            inputs: N texts.
-            labels: int64 (N,), their real labels, or None.
-
-        Returns:
-            The set to distil on.
-        """
+        """Label N texts with the teacher and tokenise them for the student; real labels, if any, are int64 (N,)."""
         real = np.full(len(inputs), -1, np.int64) if labels is None else np.asarray(labels, np.int64)
         length = self.context.config.max_length
         return DistillationSet(encode(self.student.tokenizer, inputs, length), self.context.labeller(inputs), real)
@@ -302,15 +294,7 @@ class TrainingSession:
 
 
 def mixture(session: TrainingSession, kept: DistillationSet | None) -> tuple[list[DistillationSet], list[float]]:
-    """Choose what each batch is made of: the configured shares, and source text for the rest.
-
-    Args:
-        session: Holds the sets.
-        kept: Candidates, or None.
-
-    Returns:
-        The sets and their shares.
-    """
+    """Choose the sets of each batch and their shares: the configured ones, and source text for the rest."""
     kd = session.context.config.kd
     parts = [(session.target, kd.target_share)]
     parts += [(kept, kd.augmented_share)] if kept is not None else []
@@ -319,13 +303,7 @@ def mixture(session: TrainingSession, kept: DistillationSet | None) -> tuple[lis
 
 
 def open_session(context: RunContext) -> TrainingSession:
-    """Build the student and everything that its training needs.
-
-    Args:
-        context: The run.
-
-    Returns:
-        The session, its student not yet trained but for the output layer.
+    """Build the student, of which only the output layer is trained yet, and everything that its training needs.
 
     Raises:
         RunError: If the teacher's outputs are constant.

@@ -77,28 +77,14 @@ class TrainedStudent:
 
 
 def train_plain_student(context: RunContext) -> TrainedStudent:
-    """Distil on the target's shots and the source, with as many updates as the full method.
-
-    Args:
-        context: The run.
-
-    Returns:
-        The student.
-    """
+    """Distil on the target's shots and the source, with as many updates as the full method."""
     session = open_session(context)
     session.distil(None, context.config.kd.total_steps, "plain distillation")
     return finish(session, ())
 
 
 def train_unlabelled_student(context: RunContext) -> TrainedStudent:
-    """Distil on unlabelled text too: as many texts as the full method draws, but as they are and drawn at random.
-
-    Args:
-        context: The run.
-
-    Returns:
-        The student.
-    """
+    """Distil on unlabelled text too: as many texts as the full method draws, but as they are and drawn at random."""
     session, kd = open_session(context), context.config.kd
     session.distil(None, kd.warmup_steps, "warm-up")
     texts, size = session.unlabelled, kd.pool_size * kd.rounds
@@ -108,14 +94,7 @@ def train_unlabelled_student(context: RunContext) -> TrainedStudent:
 
 
 def train_l2a_student(context: RunContext) -> TrainedStudent:
-    """Warm up on target and source, then draw, select and distil for some rounds.
-
-    Args:
-        context: The run.
-
-    Returns:
-        The student, with everything that was drawn and kept.
-    """
+    """Warm up on target and source, then draw, select and distil for some rounds."""
     session, kd = open_session(context), context.config.kd
     session.distil(None, kd.warmup_steps, "warm-up")
     rounds: list[Round] = []
@@ -142,15 +121,7 @@ def _round(session: TrainingSession, number: int, policy: algorithms.TrainedPoli
 
 
 def draw_candidates(session: TrainingSession, rng: np.random.Generator) -> Drawn:
-    """Draw a pool of candidates for a student as it is now.
-
-    Args:
-        session: The student and its texts.
-        rng: The source of every random draw.
-
-    Returns:
-        The pool, labelled and tokenised.
-    """
+    """Draw a pool of candidates, labelled and tokenised, for a student as it is now."""
     context, size = session.context, session.context.config.kd.pool_size
     with context.progress.stage("draw candidates"):
         pool, chains = draw_pool(generator_inputs(session), context.config.generator, size, rng, context.progress)
@@ -194,15 +165,7 @@ def _distil_kept(
 
 
 def finish(session: TrainingSession, rounds: tuple[Round, ...]) -> TrainedStudent:
-    """Take the best state as the result.
-
-    Args:
-        session: Its student has been trained.
-        rounds: What was drawn and kept.
-
-    Returns:
-        The student, in eval mode.
-    """
+    """Take a trained student's best state, in eval mode, as the result of these rounds."""
     session.trainer.restore_best()
     parity = session.trainer.refit_output_layer(session.known.encoded)
     if parity is not None:
@@ -213,14 +176,7 @@ def finish(session: TrainingSession, rounds: tuple[Round, ...]) -> TrainedStuden
 
 
 def generator_inputs(session: TrainingSession) -> GeneratorInputs:
-    """Give the generator what it reads of a run, the student's gradient as it is now.
-
-    Args:
-        session: The run with its student.
-
-    Returns:
-        Texts, labels, tokens, neighbours and callables.
-    """
+    """Give the generator what it reads of a run, the student's gradient as it is now."""
     context = session.context
     others = {text: context.near_texts[text] for text in session.unlabelled}
     others |= {text: origin for text, origin in _made_texts(session).items() if text not in others}
@@ -252,10 +208,6 @@ def _token_space(session: TrainingSession) -> TokenSpace:
 
 def selection_problem(session: TrainingSession, drawn: Drawn) -> SelectionProblem:
     """Describe a pool and the student's state to a selector.
-
-    Args:
-        session: The student and its texts.
-        drawn: The pool.
 
     Returns:
         The problem, with rewards that are measured when a policy first asks for them, and then kept; and that problem
@@ -339,10 +291,6 @@ def as_outputs(labels: Ints, classes: int, width: int) -> TeacherOutputs:
 def near_and_clean(context: RunContext, drawn: Drawn) -> Floats:
     """Score a pool by what no run knows: unchanged texts first, those nearest to a thousand spare texts of the target.
 
-    Args:
-        context: The run.
-        drawn: The pool of N candidates.
-
     Returns:
         float32 (N,); lower than all others for candidates that an operator made.
 
@@ -362,11 +310,7 @@ def near_and_clean(context: RunContext, drawn: Drawn) -> Floats:
 def train_augmented_student(context: RunContext) -> TrainedStudent:
     """Warm up on target and source, then distil on augmented examples too, with as many updates as without them.
 
-    Args:
-        context: The run; ``generator.operator`` and ``generator.copies`` say what is drawn in each round.
-
-    Returns:
-        The student.
+    ``generator.operator`` and ``generator.copies`` of the run say what is drawn in each round.
     """
     session, kd = open_session(context), context.config.kd
     session.distil(None, kd.warmup_steps, "warm-up")
@@ -411,11 +355,7 @@ class WithoutTeacher(RunContext):
 def train_fine_tuned_student(context: RunContext) -> TrainedStudent:
     """Train as ``train_augmented_student`` does, but by cross-entropy on real labels, those of new texts inherited.
 
-    Args:
-        context: The run; ``generator.operator`` and ``generator.copies`` say what is drawn in each round.
-
-    Returns:
-        The student; no teacher had a part in it.
+    No teacher has a part in it.
 
     Raises:
         UsageError: If the operator asks a teacher.
@@ -429,10 +369,6 @@ def train_fine_tuned_student(context: RunContext) -> TrainedStudent:
 
 def draw_texts(session: TrainingSession, rng: np.random.Generator) -> tuple[Texts, Texts]:
     """Draw new texts by the configured operator.
-
-    Args:
-        session: The student and its texts.
-        rng: Source of all randomness.
 
     Returns:
         N different texts, and beside each the text that it was made from; nothing where the chain drew them.

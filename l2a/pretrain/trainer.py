@@ -217,14 +217,9 @@ def train(
 
 
 def pretrain(config: PretrainConfig, progress: Progress = SILENT) -> Path:
-    """Distil a general student and write it; an interrupted run with the same settings continues exactly.
+    """Distil a general student, write it and return its folder, ``config.output_dir``.
 
-    Args:
-        config: Settings of the run.
-        progress: Shows the stages.
-
-    Returns:
-        The model's folder, ``config.output_dir``.
+    An interrupted run with the same settings continues exactly.
 
     Raises:
         RunError: If the run fails: a full disk, no network, a loss that is not finite.

@@ -288,13 +288,7 @@ def render(template: Path, **values: Any) -> str:
 
 
 def renew_page(folder: Path) -> Path:
-    """Draw the page of a finished run again.
-
-    Args:
-        folder: The run's output folder.
-
-    Returns:
-        The page.
+    """Draw the page of a finished run again, in its output folder, and return its path.
 
     Raises:
         UsageError: If the folder is not that of a finished run, or of one that kept too little for a page.
@@ -306,11 +300,7 @@ def renew_page(folder: Path) -> Path:
 
 
 def check_run(folder: Path, names: Iterable[str] = SOURCES) -> dict[str, str]:
-    """Check that a folder is that of a finished run whose files are as it left them.
-
-    Args:
-        folder: The run's output folder.
-        names: The files to check.
+    """Check that an output folder is that of a finished run, and that the named files are as it left them.
 
     Returns:
         All files of the run, with their sha256.

@@ -73,10 +73,6 @@ def short_cells(rows: Sequence[MethodReport]) -> list[tuple[str, ...]]:
 def metrics_content(rows: Sequence[MethodReport], facts: Mapping[str, Any]) -> dict[str, Any]:
     """Collect what a run measured; memory, versions, the day and threads are read here.
 
-    Args:
-        rows: The comparison.
-        facts: What the run knows of itself.
-
     Returns:
         The facts with ``rows``, ``peak_memory_mb``, ``versions``, ``date`` and ``threads``.
 

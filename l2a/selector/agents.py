@@ -170,13 +170,7 @@ def agent_parts(name: str) -> dict[str, Any]:
 
 
 def algorithm_class(card: AgentCard) -> Any:
-    """Import the class that learns the policy.
-
-    Args:
-        card: A card that learns.
-
-    Returns:
-        A subclass of Stable-Baselines3's OnPolicyAlgorithm.
+    """Import the class that learns a card's policy, a subclass of Stable-Baselines3's OnPolicyAlgorithm.
 
     Raises:
         UsageError: If there is no such class or it cannot take MultiBinary actions.

@@ -104,13 +104,9 @@ class TrainedPolicy:
 
     @torch.no_grad()
     def logits(self, observations: Floats) -> Floats:
-        """Score batches of candidates.
+        """Score batches of candidates: logits, float32 (E, B), of the probability to keep each.
 
-        Args:
-            observations: float32 (E, B * candidate_width + state_width), see ``Episodes.observe``.
-
-        Returns:
-            float32 (E, B), logits of the probability to keep each candidate.
+        The observations are float32 (E, B * candidate_width + state_width), see ``Episodes.observe``.
         """
         return np.asarray(self.network(torch.from_numpy(observations))[0].numpy())
 
@@ -144,13 +140,7 @@ def save_policy(policy: TrainedPolicy, folder: Path, facts: Mapping[str, Any] | 
 
 
 def load_policy(folder: Path) -> TrainedPolicy:
-    """Read a policy; nothing is unpickled.
-
-    Args:
-        folder: What ``save_policy`` wrote.
-
-    Returns:
-        The policy, ready to score, with the facts of its training.
+    """Read what ``save_policy`` wrote, with the facts of its training; nothing is unpickled.
 
     Raises:
         RunError: If a file is missing, damaged or from another version.

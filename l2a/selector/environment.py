@@ -76,9 +76,6 @@ def build_task(
         problem: The pool and the student.
         config: Batch, steps and keep rate.
         names: Feature columns of a saved policy; None for those of this pool.
-
-    Returns:
-        The task.
     """
     batch = min(config.batch, len(problem))
     steps = min(config.episode_steps, len(problem) // batch)

@@ -143,15 +143,12 @@ class CandidateFeatures:
 
 
 def candidate_features(problem: SelectionProblem, names: tuple[str, ...] | None = None) -> CandidateFeatures:
-    """Describe every candidate of a pool.
+    """Describe every candidate of a pool by features, in the order of ``names``.
 
     Args:
         problem: The pool, the teacher's and the student's view of it.
         names: Columns wanted, such as those of a saved policy: operators and origins that this pool lacks become zeros,
             and those that the policy does not know are left out. None for all columns of this pool.
-
-    Returns:
-        The features in the order of ``names``.
 
     Raises:
         RunError: If a policy wants a column that is not measured, as one of another version may.
@@ -176,14 +173,7 @@ def origin_names(pool: "CandidatePool") -> list[str]:
 
 
 def measurements(problem: SelectionProblem) -> dict[str, Floats]:
-    """Measure every candidate of a pool, before any standardisation.
-
-    Args:
-        problem: The pool, the teacher's and the student's view of it.
-
-    Returns:
-        float32 (N,) by name; operators and origins apart.
-    """
+    """Measure every candidate before any standardisation: float32 (N,) by name; operators and origins apart."""
     pool = problem.pool
     teacher, student = pool.teacher.probabilities(), special.softmax(problem.student_logits, axis=1)
     predicted = teacher.argmax(axis=1)

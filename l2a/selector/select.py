@@ -123,16 +123,13 @@ def retest(kept: Sequence[Bools], tiers: "Tiers", problem: SelectionProblem) -> 
 def apply_policy(
     problem: SelectionProblem, policy: TrainedPolicy, config: SelectorConfig, rng: np.random.Generator
 ) -> Selection:
-    """Choose candidates with a policy as it is: nothing is trained and no real step taken.
+    """Choose round(keep_rate * N) candidates with a policy as it is: nothing is trained and no real step taken.
 
     Args:
         problem: The pool and the state of the student.
         policy: Trained here or on other domains.
         config: Keep rate, batch and steps.
         rng: Draws the orders in which candidates are shown.
-
-    Returns:
-        Exactly round(keep_rate * N) kept candidates.
     """
     scores = score_pool(policy, build_task(problem, config, policy.feature_names), config.keep_rate, rng)
     return Selection(keep_best(scores, config.keep_rate, problem.classes), scores, policy.agent, {}, policy)
@@ -234,13 +231,7 @@ def rerank(
 def random_scores(task: SelectionTask, count: int, rng: np.random.Generator) -> list[Floats]:
     """Draw selections of different worth: one without regard to the candidates, others by random linear policies.
 
-    Args:
-        task: The candidates' features.
-        count: How many.
-        rng: Draws them.
-
-    Returns:
-        float32 (N,) each.
+    Each of the ``count`` selections is given by scores, float32 (N,).
     """
     features = task.features.matrix
     weights = rng.normal(size=(features.shape[1], count)).astype(np.float32)
@@ -248,15 +239,7 @@ def random_scores(task: SelectionTask, count: int, rng: np.random.Generator) -> 
 
 
 def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
-    """Correlate two rewards of the same selections.
-
-    Args:
-        first: One a selection.
-        second: Likewise.
-
-    Returns:
-        Spearman's coefficient; nan where one of the two is constant.
-    """
+    """Correlate two rewards of the same selections by Spearman's coefficient; nan where one of the two is constant."""
     constant = len(set(first)) < 2 or len(set(second)) < 2
     return float("nan") if constant else float(spearmanr(first, second).statistic)
 
@@ -294,9 +277,6 @@ def inspect_policy(
         policy: Trained here or on other domains.
         config: Keep rate, batch and steps.
         rng: Draws the orders in which candidates are shown, and the permutations.
-
-    Returns:
-        The explanation.
     """
     task = build_task(problem, config, policy.feature_names)
     matrix, seed = task.features.matrix, int(rng.integers(2**31))  # every scoring shows candidates in the same orders

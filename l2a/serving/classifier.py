@@ -62,14 +62,11 @@ class Engine(NamedTuple):
 
 
 def open_student(student: str | Path, threads: int | None = None) -> Engine:
-    """Open a student.
+    """Open a student: the model with its tokenizer.
 
     Args:
         student: A student folder, a run folder, an ONNX folder (its model.onnx is read) or an .onnx file in one.
         threads: Threads of ONNX; by default OMP_NUM_THREADS, which PyTorch follows as well, or all cores.
-
-    Returns:
-        The model with its tokenizer.
 
     Raises:
         UsageError: If there is no model or it cannot be read.
@@ -189,11 +186,7 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
 
 def run(engine: Engine, inputs: Sequence[TextInput]) -> Floats:
-    """Run a model; texts of similar length go together.
-
-    Args:
-        engine: The model.
-        inputs: N texts, all single or all pairs.
+    """Run a model on N texts, all single or all pairs; texts of similar length go together.
 
     Returns:
         float32 (N, C), in the order of the model's own class names.

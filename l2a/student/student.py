@@ -478,7 +478,7 @@ def build_student(
     config: StudentConfig, teacher: Teacher, label_names: tuple[str, ...], texts: Sequence[TextInput], seed: int,
     weights: bool = True,
 ) -> Student:  # fmt: skip
-    """Build the student and check its size.
+    """Build the student, in eval mode and on the CPU, and check its size.
 
     Args:
         config: The preset or the checkpoint, and the largest share.
@@ -487,9 +487,6 @@ def build_student(
         texts: Texts of the domains, without labels: a pruned vocabulary keeps the tokens that they use.
         seed: Draws the weights that are not initialised from the teacher.
         weights: False gives a student without memory for its weights, for checks.
-
-    Returns:
-        The student in eval mode, on the CPU.
 
     Raises:
         UsageError: If the checkpoint is broken or too large, or the preset does not suit the teacher.

@@ -33,7 +33,7 @@ def fine_tuned(
     """Fine-tune a teacher by ``fine_tune``, or read the result of the same training from the cache.
 
     Args:
-        base: Where training starts; changed in place.
+        base: Where training starts; changed in place, and returned in eval mode.
         examples: Labelled texts.
         config: Rates, batch size and frozen layers.
         epochs: Passes over the examples; more where these are fewer than 16 updates.
@@ -41,9 +41,6 @@ def fine_tuned(
         seed: Order of the examples and dropout.
         stage: Name shown to the user.
         progress: Shows the steps.
-
-    Returns:
-        The base, now fine-tuned, in eval mode.
 
     Raises:
         RunError: If the loss is not finite or the disk is full.
@@ -148,11 +145,7 @@ class LowerStates:
         return len(self.lengths)
 
     def padded(self, indices: Ints, device: torch.device = training.CPU) -> dict[str, torch.Tensor]:
-        """Build the inputs of the upper layers for a batch, padded to the nearest bucket.
-
-        Args:
-            indices: int64 (B,), positions of the texts.
-            device: Where the model is.
+        """Build the inputs of the upper layers for the texts at B positions, int64 (B,), padded to the nearest bucket.
 
         Returns:
             inputs_embeds, float32 (B, L, d), and attention_mask, int64 (B, L), on the device.
@@ -208,14 +201,9 @@ def _without(teacher: Teacher, layers: slice) -> Teacher:
 
 
 def upper_layers(teacher: Teacher, frozen: int) -> Teacher:
-    """View a teacher without its embeddings and lowest layers; the weights are the same, not copies.
+    """View an encoder with a head without its embeddings and ``frozen`` lowest layers, to read ``LowerStates``.
 
-    Args:
-        teacher: A pretrained encoder with a head.
-        frozen: Number of lowest layers to leave out.
-
-    Returns:
-        A teacher that reads batches of ``LowerStates``.
+    The weights are the same, not copies.
     """
     upper = _without(teacher, slice(frozen))
     upper.encoder.embeddings = _Given()

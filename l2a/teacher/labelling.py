@@ -317,9 +317,6 @@ def cached_labeller(
         progress: Shows how many texts are done.
         frozen: Lowest layers that no training changed, whose states may be kept.
         client: Of Dask, whose workers get the teacher and label; None for this process.
-
-    Returns:
-        The labeller.
     """
     folder = cache_root() / "predictions" / _key(teacher, max_length)
     store = OutputStore(folder, len(teacher.label_names), teacher.hidden_size)

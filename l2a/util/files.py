@@ -233,12 +233,7 @@ def write_mark(folder: Path, **content: Any) -> None:
 
 
 def add_to_folder(path: Path, name: str, data: bytes) -> None:
-    """Add a file to a finished output folder, or replace it there; the mark then lists it.
-
-    Args:
-        path: The folder; it has a mark.
-        name: The file's.
-        data: Its content.
+    """Add a file to a finished output folder, which has a mark, or replace it there; the mark then lists it.
 
     Raises:
         RunError: If the folder cannot be written, or another process writes it now.
