@@ -18,8 +18,7 @@ import numpy as np
 from l2a.config import Columns
 from l2a.data import fetch, readers
 from l2a.data.examples import Domain, Examples, HeldOut, TextInput, normalised_hash, words_key
-from l2a.util import SILENT, Progress, RunError, UsageError, did_you_mean, fingerprint, logger, sha256_file
-from l2a.util.cards import build, find_card, list_cards, load_yaml
+from l2a.util import SILENT, Progress, RunError, UsageError, cards, did_you_mean, fingerprint, logger, sha256_file
 
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(:[\w.-]+)?")
 UNLABELLED = "unlabelled"  # the task of cards whose text has no labels
@@ -224,8 +223,8 @@ def load_card(name: str) -> DomainCard:
     Raises:
         UsageError: If there is no such card or it is wrong.
     """
-    path = find_card("domains", name)
-    card = build(DomainCard, load_yaml(path), f"domain card {path}")
+    path = cards.find_card("domains", name)
+    card = cards.build(DomainCard, cards.load_yaml(path), f"domain card {path}")
     if card.name != name:
         raise UsageError(f"domain card {path}: name is {card.name!r}; make it the file's name, {name!r}")
     if (card.data is None) == (card.artifact is None or card.ratings is None):
@@ -243,7 +242,7 @@ def provenance(reference: str) -> dict[str, str]:
         reference: As in ``load_domain``; of what has no card only the name, without its folder, is known.
     """
     known = ("name", "description", "licence", "citation", "language")
-    if reference not in list_cards("domains"):
+    if reference not in cards.list_cards("domains"):
         name = Path(reference).name if Path(reference).expanduser().exists() else reference
         return dict.fromkeys((*known, "origin", "sha256"), "") | {"name": name}
     card = load_card(reference)
@@ -311,7 +310,7 @@ def read_domain(
     progress: Progress = SILENT, flag: str = readers.FLAG,
 ) -> RawDomain:  # fmt: skip
     """Read rows with splits and every problem that they have; see ``load_domain``, which refuses problems."""
-    if reference in list_cards("domains"):
+    if reference in cards.list_cards("domains"):
         return _read_card(load_card(reference), progress)
     return _join(*locate("domain", reference, data_root, progress), columns, flag)
 
@@ -325,7 +324,7 @@ def _read_card(card: DomainCard, progress: Progress) -> RawDomain:
             raise RunError(f"domain card {card.name}: the rows have sha256 {found}, {promise}")
         raw = with_splits(card.name, rows, [], {Path(card.ratings.member).name: sha256_file(archive)})
     else:
-        source = find_card("domains", card.name)
+        source = cards.find_card("domains", card.name)
         _, data = locate(f"domain card {source}: data", str(card.data), source.parent, progress)
         raw = _join(card.name, data, card.columns, f"`columns` in {source}")
     if raw.label_names and set(raw.label_names) != set(card.labels):
@@ -389,7 +388,7 @@ def locate(what: str, reference: str, data_root: str | Path | None, progress: Pr
     found = next((root / path for root in roots if (root / path).exists()), None)
     if found is None:
         near = [str(path.with_name(file.name)) for root in roots for file in (root / path).parent.glob("*")]
-        hint = did_you_mean(reference, [*list_cards("domains"), *near])
+        hint = did_you_mean(reference, [*cards.list_cards("domains"), *near])
         is_file = readers.name_and_format(path)[1] in readers.FORMATS
         if hint or is_file or not HUB_ID.fullmatch(reference):
             kinds = "give a domain card, a file, a folder or a Hub id; see `l2a domains list`"

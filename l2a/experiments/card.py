@@ -140,13 +140,14 @@ def expand(card: ExperimentCard, data_root: Path | None) -> tuple[Group, ...]:
     by side and those that follow find them in the cache, instead of waiting for one another.
     """
     by_source: dict[str, list[Group]] = {}
+    settings = cache(lambda variant, pair: variant_config(card, variant, pair))  # the same for all seeds and shots
     for seed, shots, pair in itertools.product(card.seeds, card.shots, card.pairs):
         of_pair = {side: getattr(pair, side) for side in ("source", "target", "source_columns", "target_columns")}
         of_pair |= {"shots": shots, "seed": seed, "data_root": str(data_root.resolve()) if data_root else None}
         cells = []
         for name, variant in card.variants.items():
             texts = pair.unlabelled if variant.unlabelled else ()
-            config = replace(variant_config(card, name, pair.name), **of_pair, unlabelled=texts)
+            config = replace(settings(name, pair.name), **of_pair, unlabelled=texts)
             cells.append(Cell(Place(pair.name, shots, seed, name), variant.method, config, card.preset))
         by_source.setdefault(pair.source, []).append(tuple(cells))
     rounds = itertools.zip_longest(*by_source.values())

@@ -443,9 +443,10 @@ def evaluate(classifier: Classifier, inputs: Sequence[TextInput], labels: Sequen
     Raises:
         UsageError: If it does not know one of the labels.
     """
-    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+    from sklearn.metrics import confusion_matrix
 
     from l2a.evaluation.metrics import classification_metrics  # which imports torch, as an exported student need not
+    from l2a.report.page import class_scores
 
     classes = classifier.classes_.tolist()
     if unknown := sorted(set(labels) - set(classes)):
@@ -458,8 +459,8 @@ def evaluate(classifier: Classifier, inputs: Sequence[TextInput], labels: Sequen
         errors.append({**dict(zip(readers.SIDES, inputs[i], strict=False)), "label": labels[i], **answer})
     metrics = classification_metrics(true, predicted, len(classes), np.random.default_rng(0))
     confusion = confusion_matrix(true, predicted, labels=range(len(classes)))
-    scores = precision_recall_fscore_support(true, predicted, labels=range(len(classes)), zero_division=0)[:3]
-    return Evaluation(metrics, tuple(classes), confusion, np.transpose(scores), tuple(errors))
+    scores = np.array([each[:3] for each in class_scores(confusion)])
+    return Evaluation(metrics, tuple(classes), confusion, scores, tuple(errors))
 
 
 def labelled_texts(

@@ -25,8 +25,7 @@ from l2a.data import Bools, Examples, Floats, Ints, TextInput
 from l2a.data.encoding import EncodedTexts, encode, inference_batches
 from l2a.teacher.finetune import LowerStates, lower_states, upper_layers
 from l2a.teacher.model import Teacher
-from l2a.util import SILENT, Progress, cache_root, cached_folder, cluster, fingerprint, training
-from l2a.util.errors import RunError, logger, os_errors_as_run_error
+from l2a.util import SILENT, Progress, RunError, cluster, errors, files, fingerprint, logger, training
 
 SECONDS_TO_WAIT = 300.0
 """A writer holds the file for less than a second: after this long it hangs."""
@@ -130,7 +129,7 @@ class OutputStore:
 
     def _run(self, action: Callable[[sqlite3.Connection], Any]) -> Any:
         """Do something with the file; once more with a new one if it turns out to be damaged."""
-        with self._lock, os_errors_as_run_error(self.path):
+        with self._lock, errors.os_errors_as_run_error(self.path):
             try:
                 return action(self._open())
             except sqlite3.DatabaseError as error:
@@ -296,7 +295,7 @@ def token_vectors(teacher: Teacher, progress: Progress = SILENT) -> Floats:
     def build(folder: Path) -> None:
         np.save(folder / "vectors.npy", run_teacher(teacher, encoded, progress).embeddings)
 
-    folder = cached_folder("token_vectors", _key(teacher), build)
+    folder = files.cached_folder("token_vectors", _key(teacher), build)
     vectors: Floats = np.load(folder / "vectors.npy", allow_pickle=False)
     return vectors
 
@@ -318,7 +317,7 @@ def cached_labeller(
         frozen: Lowest layers that no training changed, whose states may be kept.
         client: Of Dask, whose workers get the teacher and label; None for this process.
     """
-    folder = cache_root() / "predictions" / _key(teacher, max_length)
+    folder = files.cache_root() / "predictions" / _key(teacher, max_length)
     store = OutputStore(folder, len(teacher.label_names), teacher.hidden_size)
 
     def label(inputs: Sequence[TextInput]) -> TeacherOutputs:
