@@ -104,14 +104,14 @@ def train_l2a_student(context: RunContext) -> TrainedStudent:
 
 
 def _round(session: TrainingSession, number: int, policy: algorithms.TrainedPolicy | None) -> Round:
-    context = session.context
-    rng = np.random.default_rng([context.config.seed, 2, number])
+    context, config = session.context, session.context.config
+    card, rng = agents.load_agent(config.selector.agent), np.random.default_rng([config.seed, 2, number])
     drawn = draw_candidates(session, rng)
     with context.progress.stage("select candidates"):
-        problem = selection_problem(session, drawn)
-        selection = select(problem, context.config.selector, rng, policy, context.progress)
-    kept, rule = int(selection.kept.sum()), agents.load_agent(context.config.selector.agent).rule
-    if kept in (0, len(drawn.pool)) and rule != "all":
+        problem = selection_problem(session, drawn, card.sees_student)
+        selection = select(problem, config.selector, rng, policy, context.progress)
+    kept = int(selection.kept.sum())
+    if kept in (0, len(drawn.pool)) and card.rule != "all":
         message = "selector: it keeps %d of %d candidates, so it chooses nothing; change selector.keep_rate"
         logger.warning(message, kept, len(drawn.pool))
     facts = {name: value for name, value in selection.diagnostics.items() if not isinstance(value, list | dict)}
@@ -206,15 +206,20 @@ def _token_space(session: TrainingSession) -> TokenSpace:
     return TokenSpace(student.tokenizer, neighbours, embeddings, gradients, length)
 
 
-def selection_problem(session: TrainingSession, drawn: Drawn) -> SelectionProblem:
+def selection_problem(session: TrainingSession, drawn: Drawn, sees_student: bool = True) -> SelectionProblem:
     """Describe a pool and the student's state to a selector.
+
+    Args:
+        session: The student.
+        drawn: The pool.
+        sees_student: Whether to ask the student about every candidate; else its logits are 0, for rules without it.
 
     Returns:
         The problem, with rewards that are measured when a policy first asks for them, and then kept; and that problem
         once more, with rewards from other draws.
     """
     logits = np.zeros_like(drawn.pool.teacher.logits)
-    if agents.load_agent(session.context.config.selector.agent).sees_student:
+    if sees_student:
         logits = training.broadcast(run_student(session.student, drawn.candidates.encoded, precise=False)[0])
     problem = SelectionProblem(drawn.pool, logits, oracle=cache(lambda: near_and_clean(session.context, drawn)))
     return _with_rewards(problem, session, drawn, 0, _with_rewards(problem, session, drawn, 1, None))

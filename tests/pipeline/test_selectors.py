@@ -107,6 +107,12 @@ def test_an_oracle_without_spare_labels_is_refused(config):
         spare_labels(RunContext(config))
 
 
+def test_saved_policies_see_what_the_student_says_whatever_the_configured_agent(config, prepared):
+    """Of a pair to compare them on, or to explain them; the default agent keeps everything without asking it."""
+    found = prepare_pair(override(config, {"selector.agent": "all"})).problem.student_logits
+    assert np.array_equal(found, prepared.problem.student_logits) and np.ptp(found) > 0
+
+
 def test_the_oracle_keeps_unchanged_texts_near_the_target(prepared, monkeypatch):
     drawn, context = prepared.drawn, prepared.session.context
     near = drawn.pool.inputs[int(np.flatnonzero(np.array(drawn.pool.operators) == "source")[0])]
