@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # the process that only deals tests to workers loads no torch
     import pandas as pd
     from transformers import BertConfig, BertTokenizerFast, PreTrainedTokenizerFast
 
+    from l2a.student.student import Student
     from l2a.teacher.model import Teacher
 
 POSITIVE = ("good", "great", "fine", "lovely")
@@ -198,3 +199,18 @@ class Killing(Progress):
         if self.killed is None and busy:
             self.killed = self.pids[busy[0]]
             os.kill(self.killed, signal.SIGKILL)
+
+
+@pytest.fixture(scope="session")
+def built_student(loaded_teacher: Teacher, tmp_path_factory: pytest.TempPathFactory) -> Student:
+    from l2a.config import StudentConfig
+    from l2a.student.student import build_student
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("L2A_CACHE", str(tmp_path_factory.mktemp("cache")))
+        return build_student(StudentConfig(max_share=0.9), loaded_teacher, LABELS, (), seed=0)
+
+
+@pytest.fixture
+def student(built_student: Student) -> Student:
+    return copy.deepcopy(built_student)

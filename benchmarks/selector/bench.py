@@ -23,6 +23,7 @@ from l2a.pipeline.policies import prepare_pair
 from l2a.report.run_folder import versions
 from l2a.selector.environment import SelectionVecEnv, build_task
 from l2a.selector.problem import SelectionProblem, keep_best
+from l2a.selector.reward import Views, fit_surrogate
 from l2a.selector.select import rerank, retest
 from l2a.teacher.labelling import TeacherOutputs
 from l2a.util.files import atomic_write_text, to_json
@@ -30,20 +31,20 @@ from l2a.util.files import atomic_write_text, to_json
 RESULTS = Path(__file__).parents[1] / "results" / "selector.json"
 CORES = 2
 ENVIRONMENTS = 32
+REWARD_TEXTS = 1000
 
 
 def invented_problem(size: int = 10_000) -> SelectionProblem:
     """Make a large pool, of noise."""
     rng = np.random.default_rng(0)
-    values = {name: rng.normal(size=shape).astype(np.float32) for name, shape in (
-        ("logits", (size, 2)), ("influences", (size,)), ("embeddings", (size, 384)),
-    )}  # fmt: skip
+    views = Views(*(rng.normal(size=(size, width)).astype(np.float32) for width in (384, 2, 2)))
     numbers = rng.random((4, size)).astype(np.float32)
     names = tuple(("a text",) for _ in range(size))
     operators = tuple(rng.choice(["source", "knn", "mix"], size).tolist())
-    teacher = TeacherOutputs(values["logits"], values["embeddings"])
+    teacher = TeacherOutputs(views.teacher, views.states)
     pool = CandidatePool(names, ("source:0",) * size, operators, numbers[0], teacher, *numbers[1:])
-    return SelectionProblem(pool, values["logits"], lambda: values["influences"])
+    surrogate = fit_surrogate(views, [], 1.0, views.take(np.arange(REWARD_TEXTS)))
+    return SelectionProblem(pool, lambda: views.student, lambda: surrogate)
 
 
 def count_steps(seconds: float) -> tuple[float, float]:
@@ -131,7 +132,8 @@ def main() -> None:
     options = parsed()
     found: dict[str, Any] = {
         **steps_per_second(0.5 if options.smoke else 10.0),
-        "measured": f"{CORES} processes of one thread, {ENVIRONMENTS} environments each, 32 candidates a step",
+        "measured": f"{CORES} processes of one thread, {ENVIRONMENTS} environments each, 32 candidates a step, "
+        f"{REWARD_TEXTS:,} reward texts",
         "versions": versions(),
     }
     if options.run is not None:

@@ -3,9 +3,7 @@
     python benchmarks/selector/policies.py --data-root DATA
 
 They go to ``agents/pretrained`` and ``benchmarks/selector/policies/without_PAIR``; a folder that holds a policy is left
-alone, so that an interrupted run goes on where it was. Each pair gives one pool a seed. The students are those of few
-labels, but the reward split is large, as it can be on pairs to develop on: what only a few dozen texts say shall not be
-learned.
+alone, so that an interrupted run goes on where it was. Each pair gives one pool a seed.
 """
 
 import argparse
@@ -25,13 +23,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data-root", required=True, help="folder of the card's domain files")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "policies")
-    parser.add_argument("--card", default="selectors_whole_source", help="its row `ppo` gives pairs and budget")
-    parser.add_argument("--seeds", type=int, default=2, help="pools of each pair")
-    parser.add_argument("--dev-shots", type=int, default=128, help="labels a class in the reward split")
+    parser.add_argument("--card", default="selectors", help="its row `ppo` gives pairs and budget")
+    parser.add_argument("--seeds", type=int, default=1, help="pools of each pair")
     options = parser.parse_args()
     card = load_experiment(options.card)
     configs = {
-        pair.name: [config_of(card, pair, options.data_root, options.dev_shots, seed) for seed in range(options.seeds)]
+        pair.name: [config_of(card, pair, options.data_root, seed) for seed in range(options.seeds)]
         for pair in card.pairs
     }
     wanted = {f"without_{left_out}": [name for name in configs if name != left_out] for left_out in configs}
@@ -49,12 +46,11 @@ def main() -> None:
         print(f"{name}: {trained.steps} steps", flush=True)
 
 
-def config_of(card: ExperimentCard, pair: Pair, data_root: str, dev_shots: int, seed: int) -> DistillConfig:
+def config_of(card: ExperimentCard, pair: Pair, data_root: str, seed: int) -> DistillConfig:
     """Configure the card's own PPO row for one pair."""
     texts = pair.unlabelled if card.variants["ppo"].unlabelled else ()
     places = {"source": pair.source, "target": pair.target, "unlabelled": texts, "data_root": data_root}
-    numbers = {"shots": card.shots[0], "dev_shots": dev_shots, "seed": seed}
-    return override(variant_config(card, "ppo", pair.name), {**places, **numbers})
+    return override(variant_config(card, "ppo", pair.name), {**places, "shots": card.shots[0], "seed": seed})
 
 
 if __name__ == "__main__":

@@ -223,7 +223,7 @@ class KDTrainer:
         self.best: Score | None = None
         self._apart: kd_data.DistillationSet | None = None
         self.read_batch: kd_data.BatchReader = kd_data.read_tokens
-        self.config, self._part_size = config, config.batch_size
+        self.config = config
         self._seed = int(training.broadcast(np.array(seed)))
         self._rng = np.random.default_rng(self._seed)
         self._validation = (encode(student.tokenizer, validation.inputs, max_length), validation.labels)
@@ -265,7 +265,7 @@ class KDTrainer:
         without momentum, which would push all trials alike.
 
         Args:
-            config: Rates and budget; a larger batch than the run's is computed in parts of the run's size.
+            config: Rates and budget.
             order: Another number gives another order of the texts.
 
         Returns:
@@ -392,21 +392,20 @@ class KDTrainer:
     def _step(self, data: kd_data.DistillationSet, indices: Ints) -> None:
         self._optimizer.zero_grad(set_to_none=True)
         mine = indices[process_rank() :: process_count()]
-        parts = 1 if len(indices) <= self._part_size else len(indices) // self._part_size + 1
-        for part in np.array_split(mine, min(parts, len(mine))):
-            # Each part counts by its texts, so that the gradient is that of the mean over the whole batch.
-            (self._loss(data, part) * (len(part) / len(indices))).backward()  # type: ignore[no-untyped-call]
+        # Each process counts by its texts, so that the gradient is that of the mean over the whole batch.
+        (self._loss(data, mine) * (len(mine) / len(indices))).backward()  # type: ignore[no-untyped-call]
         training.sum_gradients(self._trained_parameters)
-        self._clip_gradients()
+        clipped = [parameter for parameter in self._trained_parameters if parameter is not self._projection]
+        torch.nn.utils.clip_grad_norm_(clipped, 1.0)
         self._optimizer.step()
         self._schedule.step()
         self.steps_done += 1
 
-    def _loss(self, data: kd_data.DistillationSet, indices: Ints, each: bool = False) -> torch.Tensor:
-        """Sum the weighted terms of the loss: the mean over the texts, or that of each."""
-        config, device, model = self.config, self._device, self.student.model
+    def _loss(self, data: kd_data.DistillationSet, indices: Ints) -> torch.Tensor:
+        """Sum the weighted terms of the loss, each the mean over the texts."""
+        config, device = self.config, self._device
         batch, taught = self.read_batch(self.student, data, indices)
-        with training.mixed_precision(device, model.config.hidden_size) if model.training else nullcontext():
+        with training.mixed_precision(device, self.student.model.config.hidden_size):
             logits, features = (part.float() for part in self.student(batch))
         if self._subclasses is not None and self._head is not None:
             softness, counts = (config.temperature, config.subclass_temperature), self._subclasses.counts
@@ -415,54 +414,20 @@ class KDTrainer:
         else:
             soft, labels = (torch.from_numpy(part).to(device) for part in (taught.logits, data.labels[indices]))
             loss = kd_losses.distillation_loss(logits, soft, labels, config.temperature, config.alpha)
-        loss = loss if each else loss.mean()
+        loss = loss.mean()
         if config.hidden_weight:
             states = torch.from_numpy(taught.embeddings).to(device)
-            hidden = kd_losses.hidden_state_loss(features, states, self._projection)
-            loss = loss + config.hidden_weight * (hidden if each else hidden.mean())
-        if not torch.isfinite(loss).all():
+            loss = loss + config.hidden_weight * kd_losses.hidden_state_loss(features, states, self._projection).mean()
+        if not torch.isfinite(loss):
             texts = first_texts(self.student.tokenizer, data.encoded.padded(indices[:3])["input_ids"])
             where = f"at step {self.steps_done}, in the batch that begins with {texts}"
             fix = "lower kd.learning_rate, or check that the teacher's outputs for these texts are finite"
-            raise RunError(f"kd: the loss is {loss.mean().item()} {where}; {fix}")
+            raise RunError(f"kd: the loss is {loss.item()} {where}; {fix}")
         return loss
-
-    def _clip_gradients(self) -> float:
-        clipped = [parameter for parameter in self._trained_parameters if parameter is not self._projection]
-        return float(torch.nn.utils.clip_grad_norm_(clipped, 1.0))
 
     @property
     def _trained_parameters(self) -> list[torch.nn.Parameter]:
         return [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
-
-    def losses(self, data: kd_data.DistillationSet) -> Floats:
-        """Measure the loss of each of N texts, float32 (N,), in nats, without dropout and in full precision."""
-        found = np.zeros(len(data), np.float32)
-        with training.evaluating(self.student.model), torch.no_grad():
-            for indices in inference_batches(data.encoded):
-                found[indices] = self._loss(data, indices, each=True).cpu().numpy()
-        return found
-
-    def moves_per_gradient(self, data: kd_data.DistillationSet) -> list[torch.Tensor]:
-        """Say how far each weight moves in the next update for a small change of its gradient, at the peak rate.
-
-        AdamW moves a weight by m / sqrt(v). This is the derivative by the gradient, around the mean gradient of
-        ``data``, which enters v too and is clipped as in training.
-
-        Args:
-            data: Texts of which an update is made.
-
-        Returns:
-            float32 tensors of the shapes of ``student.model.parameters()``, in their order; 0 for what is not trained.
-        """
-        self._optimizer.zero_grad(set_to_none=True)
-        with training.evaluating(self.student.model):
-            for part in inference_batches(data.encoded):
-                (self._loss(data, part) * (len(part) / len(data))).backward()  # type: ignore[no-untyped-call]
-        clipped = 1.0 / max(self._clip_gradients(), 1.0)
-        slopes = training.adamw_update_derivative(self._optimizer)
-        self._optimizer.zero_grad(set_to_none=True)
-        return [slopes[p] * clipped if p in slopes else torch.zeros_like(p) for p in self.student.model.parameters()]
 
     def evaluate(self, progress: Progress = SILENT) -> Score:
         """Score the student's averaged weights and keep them if they are the best so far; the progress gets the score.

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,20 @@ from typing import Any
 import numpy as np
 
 from l2a.config import DistillConfig
-from l2a.data import Bools, Examples, Floats, encoding, normalised_hash
+from l2a.data import Examples, Floats, encoding, normalised_hash
 from l2a.kd.data import DistillationSet
 from l2a.kd.trainer import standard_error
 from l2a.pipeline.methods import student_logits
-from l2a.pipeline.session import RunContext, TrainingSession, mixture, open_session
-from l2a.pipeline.students import Drawn, as_outputs, draw_candidates, near_and_clean, selection_problem, spare_labels
+from l2a.pipeline.session import RunContext, TrainingSession, open_session
+from l2a.pipeline.students import (
+    Drawn,
+    after_updates,
+    as_outputs,
+    draw_candidates,
+    near_and_clean,
+    selection_problem,
+    spare_labels,
+)
 from l2a.report.run_folder import versions
 from l2a.selector import agents, algorithms, environment, reward
 from l2a.selector.problem import RULES, SelectionProblem, candidate_features, keep_best
@@ -51,8 +59,8 @@ class Verdict:
         name: "policy", a rule, an oracle or another choice.
         kept: Candidates kept.
         real: Gain of the student's score on the reward texts after real updates, in nats.
-        surrogate: Mean influence of the kept candidates, in nats: against steps on texts without influence; not a
-            number where none was measured.
+        surrogate: Gain of the output layer alone, in nats, against keeping nothing; not a number where none was
+            measured.
         accuracy: After these updates, on target labels that no run reads; not a number where there are none.
     """
 
@@ -117,7 +125,7 @@ def surrogate_problem(config: DistillConfig, progress: Progress = SILENT) -> Sel
     """Prepare a pair for training by the surrogate alone.
 
     Returns:
-        The problem, its influences measured and without its real reward, so that it holds no teacher and no student.
+        The problem, its surrogate built and without its real reward, so that it holds no teacher and no student.
     """
     return reward.surrogate_only(prepare_pair(config, progress).problem)
 
@@ -188,7 +196,7 @@ def evaluate_policy(
         Both rewards of every selection.
     """
     pair, steps = prepare_pair(config, progress), updates or config.kd.round_steps
-    surrogate = reward.build_surrogate(pair.problem)
+    surrogate = reward.surrogate_of(pair.problem)
     before = reward.reward_score(pair.session.student, pair.session.reward)
     kept = {"policy": apply_policy(pair.problem, policy, config.selector, np.random.default_rng([config.seed, 6])).kept}
     for name in RULES:
@@ -198,29 +206,20 @@ def evaluate_policy(
     with progress.stage("real updates", len(kept)) as advance:
         real = []
         for mask in kept.values():
-            with _after_updates(pair, mask, steps) as score:
-                real.append(score - before)
+            with after_updates(pair.session, pair.drawn, mask, steps):
+                real.append(reward.reward_score(pair.session.student, pair.session.reward) - before)
             advance(1)
     first = [reward.surrogate_reward(surrogate, mask) for mask in kept.values()]
     verdicts = tuple(map(Verdict, kept, [int(mask.sum()) for mask in kept.values()], real, first))
     return Evaluation(verdicts, steps, rank_correlation(first, real))
 
 
-@contextlib.contextmanager
-def _after_updates(pair: PreparedPair, kept: Bools | None, steps: int) -> Iterator[float]:
-    """Distil as a round does, on the whole mixture; gives the score of the student, and takes the steps back."""
-    session = pair.session
-    candidates = None if kept is None else pair.drawn.candidates.take(np.flatnonzero(kept))
-    with reward.on_trial(session.trainer, session.trainer.config, steps) as trial:
-        trial.train(*mixture(session, candidates), steps, evaluate=False)
-        yield reward.reward_score(session.student, session.reward)
-
-
 def measure_headroom(config: DistillConfig, progress: Progress = SILENT) -> dict[str, Any]:
     """Distil a whole round on what oracles choose from a pair's first pool, and on random choices.
 
     The oracles read labels that no run reads (``spare_labels``), and so do the judges, others of them. "Near and clean"
-    is the rule "oracle" (``near_and_clean``); "greedy by labels" keeps those whose influence on the labels is best. The
+    is the rule "oracle" (``near_and_clean``); "greedy by labels" keeps those of which more would help the labels
+    most, by the surrogate judged on them. The
     better of the two is taken by what the judges say, which flatters it a little. The result goes to the cache, where a
     run on the same data, pool and budget finds it (``known_headroom``).
 
@@ -243,7 +242,8 @@ def measure_headroom(config: DistillConfig, progress: Progress = SILENT) -> dict
     names, judged = [*ORACLES, *["random"] * RANDOM_CHOICES, "all", "none"], dict[str, list[tuple[float, Any]]]()
     with progress.stage("rounds", len(names)) as advance:
         for name, mask in zip(names, [*masks, np.ones(len(pool), bool), None], strict=True):
-            with _after_updates(pair, mask, config.kd.round_steps) as score:
+            with after_updates(pair.session, pair.drawn, mask, config.kd.round_steps):
+                score = reward.reward_score(pair.session.student, pair.session.reward)
                 said = student_logits(context, pair.session.student, judges.inputs).argmax(axis=1)
             judged.setdefault(name, []).append((score, said == judges.labels))
             advance(1)
@@ -263,14 +263,12 @@ def measure_headroom(config: DistillConfig, progress: Progress = SILENT) -> dict
 
 
 def _greedy_by_labels(pair: PreparedPair, seen: Examples) -> Floats:
-    """What each candidate adds to the likelihood of labels that no method reads, float32 (N,), nats, to first order."""
-    session, candidates = pair.session, pair.drawn.candidates
-    context, rng = session.context, np.random.default_rng([session.context.config.seed, 8])
-    few = candidates.take(np.sort(rng.permutation(len(candidates))[: reward.REAL_POOL]))
+    """Say what more of each candidate adds to the likelihood of labels that no method reads, float32 (N,)."""
+    session, context = pair.session, pair.session.context
     outputs = as_outputs(seen.labels, len(seen.label_names), context.teacher.hidden_size)
     encoded = encoding.encode(session.student.tokenizer, seen.inputs, context.config.max_length)
-    judges = DistillationSet(encoded, outputs, seen.labels)
-    return reward.candidate_influences(session.trainer, candidates, few, judges, context.progress)
+    judged = DistillationSet(encoded, outputs, seen.labels)
+    return reward.marginal_gains(reward.surrogate_of(selection_problem(session, pair.drawn, judged)))
 
 
 def _headroom_file(context: RunContext) -> Path:

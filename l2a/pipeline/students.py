@@ -1,6 +1,7 @@
 """Trains the student: plainly, or in rounds of drawing, selecting and distilling candidates."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 
@@ -12,7 +13,7 @@ from l2a.generator.chain import CandidatePool, Diagnostics, GeneratorInputs, dra
 from l2a.generator.operators import OPERATORS, TEXT_OPERATORS, build_operator, masked_words
 from l2a.generator.tokens import TokenSpace, build_neighbour_table, vocabulary
 from l2a.kd import data as kd_data
-from l2a.kd.trainer import Score, embedding_gradients, run_student
+from l2a.kd.trainer import Score, embedding_gradients
 from l2a.pipeline.session import RunContext, TrainingSession, mixture, open_session
 from l2a.selector import agents, algorithms, reward
 from l2a.selector.problem import Selection, SelectionProblem
@@ -20,10 +21,12 @@ from l2a.selector.select import apply_policy, select
 from l2a.student.student import Student
 from l2a.teacher.labelling import Labeller, TeacherOutputs
 from l2a.teacher.model import Teacher
-from l2a.util import RunError, UsageError, fingerprint, logger, training
+from l2a.util import RunError, UsageError, logger
 
 CERTAIN = 10.0
 """Logit of a real label where a teacher's would stand."""
+SOURCE_TEXTS = 2000
+"""Of the source, that stand for it where the surrogate is fitted."""
 DRAWS_LIMIT = 10
 """Drawing stops when enough different texts came, or after this many times as many draws."""
 Texts = tuple[TextInput, ...]
@@ -108,7 +111,7 @@ def _round(session: TrainingSession, number: int, policy: algorithms.TrainedPoli
     card, rng = agents.load_agent(config.selector.agent), np.random.default_rng([config.seed, 2, number])
     drawn = draw_candidates(session, rng)
     with context.progress.stage("select candidates"):
-        problem = selection_problem(session, drawn, card.sees_student)
+        problem = selection_problem(session, drawn)
         selection = select(problem, config.selector, rng, policy, context.progress)
     kept = int(selection.kept.sum())
     if kept in (0, len(drawn.pool)) and card.rule != "all":
@@ -155,7 +158,7 @@ def _distil_kept(
     chosen = [selection]
 
     def choose(logits: Floats) -> Ints:
-        now, policy = replace(problem, student_logits=logits), selection.policy
+        now, policy = replace(problem, predict=lambda: logits), selection.policy
         chosen.append(select(now, config, rng) if policy is None else apply_policy(now, policy, config, rng))
         return np.flatnonzero(chosen[-1].kept)
 
@@ -206,57 +209,60 @@ def _token_space(session: TrainingSession) -> TokenSpace:
     return TokenSpace(student.tokenizer, neighbours, embeddings, gradients, length)
 
 
-def selection_problem(session: TrainingSession, drawn: Drawn, sees_student: bool = True) -> SelectionProblem:
+def selection_problem(
+    session: TrainingSession, drawn: Drawn, judged: kd_data.DistillationSet | None = None
+) -> SelectionProblem:
     """Describe a pool and the student's state to a selector.
 
     Args:
         session: The student.
         drawn: The pool.
-        sees_student: Whether to ask the student about every candidate; else its logits are 0, for rules without it.
+        judged: What selections are judged on; None for the run's reward texts.
 
     Returns:
-        The problem, with rewards that are measured when a policy first asks for them, and then kept; and that problem
-        once more, with rewards from other draws.
+        The problem, which asks the student and measures rewards when they are first read, and keeps them; and that
+        problem once more, with rewards from other draws. All are to be read before the student is trained further.
     """
-    logits = np.zeros_like(drawn.pool.teacher.logits)
-    if sees_student:
-        logits = training.broadcast(run_student(session.student, drawn.candidates.encoded, precise=False)[0])
-    problem = SelectionProblem(drawn.pool, logits, oracle=cache(lambda: near_and_clean(session.context, drawn)))
-    return _with_rewards(problem, session, drawn, 0, _with_rewards(problem, session, drawn, 1, None))
-
-
-def _with_rewards(
-    problem: SelectionProblem, session: TrainingSession, drawn: Drawn, draw: int, repeated: SelectionProblem | None
-) -> SelectionProblem:
-    context, candidates, trainer = session.context, drawn.candidates, session.trainer
-    rng, judges = np.random.default_rng([context.config.seed, 8, draw]), session.reward
-    order = rng.permutation(len(candidates))
-    if draw:  # the reward texts are a draw too
-        judges = judges.take(rng.integers(len(judges), size=len(judges)))
+    kd, student, judges = session.context.config.kd, session.student, session.reward if judged is None else judged
+    few = np.random.default_rng([session.context.config.seed, 8]).permutation(len(session.source))[:SOURCE_TEXTS]
 
     @cache
-    def influences() -> Floats:
-        measured, few = (np.sort(order[:count]) for count in (reward.MEASURED, reward.REAL_POOL))
-        some, judged, progress = candidates.take(measured), candidates.take(few), context.progress
-        weights = [value.detach().cpu().numpy() for value in session.student.model.parameters()]
-        key = fingerprint([candidates.encoded.ids, candidates.teacher.logits, context.config.seed, draw, weights])
-        found = training.remembered(
-            progress.checkpoint, key,
-            lambda: reward.candidate_influences(trainer, some, judged, judges, progress, draw),
+    def views() -> tuple[reward.Views, list[reward.Views], reward.Views]:
+        known = [reward.view(student, part) for part in (session.target, session.source.take(few))]
+        return reward.view(student, drawn.candidates), known, reward.view(student, judges)
+
+    def problem(draw: int, repeated: SelectionProblem | None) -> SelectionProblem:
+        rows, shares = np.arange(len(judges)), (kd.target_share, 1 - kd.target_share - kd.augmented_share)
+        if draw:  # the reward texts are a draw too
+            rng = np.random.default_rng([session.context.config.seed, 8, draw])
+            rows = rng.integers(len(rows), size=len(rows))
+
+        @cache
+        def surrogate() -> reward.Surrogate:
+            candidates, known, texts = views()
+            parts = list(zip(known, shares, strict=True))
+            return reward.fit_surrogate(candidates, parts, kd.augmented_share, texts.take(rows))
+
+        @cache
+        def judge(kept: bytes) -> tuple[float, Doubles]:
+            with after_updates(session, drawn, np.frombuffer(kept, np.bool_), order=draw):
+                labels = reward.label_scores(student, session.judges) if len(session.judges) else np.zeros(0)
+                return reward.reward_score(student, judges.take(rows)), labels
+
+        return SelectionProblem(
+            drawn.pool, lambda: views()[0].student, surrogate, lambda kept: judge(kept.tobytes())[0],
+            lambda kept: judge(kept.tobytes())[1], repeated, cache(lambda: near_and_clean(session.context, drawn)),
         )  # fmt: skip
-        return reward.fitted_influences(problem, measured, found, progress)
 
-    @cache
-    def judge(kept: bytes) -> tuple[float, Doubles]:
-        first = order[np.frombuffer(kept, np.bool_)[order]][: reward.REAL_KEPT]
-        with reward.real_steps(trainer, candidates.take(np.sort(first)), draw):
-            labels = reward.label_scores(session.student, session.judges) if len(session.judges) else np.zeros(0)
-            return reward.reward_score(session.student, judges), labels
+    return problem(0, problem(1, None))
 
-    return replace(
-        problem, influences=influences, real_reward=lambda kept: judge(kept.tobytes())[0],
-        veto=lambda kept: judge(kept.tobytes())[1], repeated=repeated
-    )  # fmt: skip
+
+def after_updates(
+    session: TrainingSession, drawn: Drawn, kept: Bools | None, updates: int = reward.REAL_UPDATES, order: int = 0
+) -> AbstractContextManager[None]:
+    """Distil as a round does, on the whole mixture, and take the updates back at the end (``reward.real_updates``)."""
+    candidates = None if kept is None else drawn.candidates.take(np.flatnonzero(kept))
+    return reward.real_updates(session.trainer, *mixture(session, candidates), updates, order)
 
 
 def spare_labels(context: RunContext) -> tuple[Examples, Examples]:

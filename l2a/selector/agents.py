@@ -72,11 +72,6 @@ class AgentCard(Checked):
         return name.strip() if kind == "rule" else None
 
     @property
-    def sees_student(self) -> bool:
-        """Whether what the student predicts decides the choice; else it need not be asked."""
-        return self.rule in (None, "glitter", "llkd")
-
-    @property
     def learns(self) -> bool:
         """Whether a policy is trained that other pools can use."""
         return self.rule is None and self.policy is None and self.acts_on == "candidates"

@@ -90,35 +90,41 @@ class SharesEnvironment(gymnasium.Env[Any, Any]):
         return self._observe(), gain - before, ended, False, {}
 
     def _observe(self) -> Floats:
-        state = [1 - self._steps / self.task.steps, self._gains.gain[0] / self.task.surrogate.spread]
+        state = [1 - self._steps / self.task.steps, self._gains.gain[0] / self.task.unit]
         return np.asarray(np.clip(np.append(self._drawn / self._sizes, state), -10, 10), np.float32)
 
 
 def thompson(task: SelectionTask, arms: Ints, pulls: int, seed: int) -> tuple[Floats, list[float]]:
     """Find shares by Thompson sampling: draw the mean of every arm from what is known of it, and pull the best.
 
-    A pull shows the influences of a batch of the arm's candidates. Before it, an arm is known as well as by one
-    candidate of the pool's mean. Source: Thompson (1933); for normal rewards Agrawal and Goyal (AISTATS 2013).
+    A pull shows what a batch of the arm's candidates gains. Before it, an arm is known as well as by one pull of the
+    whole pool. Source: Thompson (1933); for normal rewards Agrawal and Goyal (AISTATS 2013).
 
     Args:
-        task: Gives the influences.
+        task: Judges the batches.
         arms: int64 (N,).
         pulls: How many.
         seed: Of all draws.
 
     Returns:
-        float32 (A,), the share that each arm got of the second half of the pulls, and the mean influence of each pull.
+        float32 (A,), the share that each arm got of the second half of the pulls, and the gain of each pull, in nats.
     """
-    rng, values, sizes = np.random.default_rng(seed), task.surrogate.influences, np.bincount(arms)
+    rng, sizes = np.random.default_rng(seed), np.bincount(arms)
     members = np.split(np.argsort(arms, kind="stable"), np.cumsum(sizes)[:-1])
-    sums, counts = np.full(len(sizes), float(values.mean())), np.ones(len(sizes))
+
+    def pull(some: Ints) -> float:
+        drawn, gains = rng.choice(some, min(task.batch, len(some)), replace=False), reward.Gains(task.surrogate, 1)
+        gains.add(drawn[None], np.ones((1, len(drawn)), bool))
+        return float(gains.gain[0])
+
+    of_all = [pull(np.arange(len(arms))) for _ in range(32)]
+    spread, sums, counts = np.std(of_all), np.full(len(sizes), np.mean(of_all)), np.ones(len(sizes))
     pulled, rewards = np.zeros(pulls, np.int64), list[float]()
     for number in range(pulls):
-        pulled[number] = arm = int(np.argmax(rng.normal(sums / counts, task.surrogate.spread / np.sqrt(counts))))
-        seen = values[rng.choice(members[arm], min(task.batch, sizes[arm]), replace=False)]
-        if counts[arm] <= sizes[arm]:  # seeing the same candidates again makes no arm better known
-            sums[arm], counts[arm] = sums[arm] + seen.sum(), counts[arm] + len(seen)
-        rewards.append(float(seen.mean()))
+        pulled[number] = arm = int(np.argmax(rng.normal(sums / counts, spread / np.sqrt(counts))))
+        rewards.append(pull(members[arm]))
+        if counts[arm] * task.batch <= sizes[arm]:  # seeing the same candidates again makes no arm better known
+            sums[arm], counts[arm] = sums[arm] + rewards[-1], counts[arm] + 1
     return (np.bincount(pulled[pulls // 2 :], minlength=len(sizes)) / (pulls - pulls // 2)).astype(np.float32), rewards
 
 

@@ -14,7 +14,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 from l2a.config import SelectorConfig
 from l2a.data import Bools, Floats, Ints
 from l2a.selector.problem import CandidateFeatures, SelectionProblem, candidate_features, entropy
-from l2a.selector.reward import Gains, Surrogate, build_surrogate
+from l2a.selector.reward import Gains, Surrogate, surrogate_of, surrogate_reward
 from l2a.util import UsageError
 
 ENVIRONMENT_ID = "L2A-Selection-v0"
@@ -34,6 +34,7 @@ class SelectionTask:
     Attributes:
         features: The candidates' fixed features, float32 (N, F).
         surrogate: What selections are judged by.
+        unit: What the whole pool gains, in nats, in which the gain so far is shown; 1 where it gains nothing.
         unit_embeddings: float32 (N, e), rows of length 1, for the cosine to what was selected.
         batch: Candidates in one step.
         steps: Steps in an episode.
@@ -42,6 +43,7 @@ class SelectionTask:
 
     features: CandidateFeatures
     surrogate: Surrogate
+    unit: float
     unit_embeddings: Floats
     batch: int
     steps: int
@@ -78,10 +80,11 @@ def build_task(
         names: Feature columns of a saved policy; None for those of this pool.
     """
     batch = min(config.batch, len(problem))
-    steps = min(config.episode_steps, len(problem) // batch)
+    steps, surrogate = min(config.episode_steps, len(problem) // batch), surrogate_of(problem)
     return SelectionTask(
         features=candidate_features(problem, names),
-        surrogate=build_surrogate(problem),
+        surrogate=surrogate,
+        unit=abs(surrogate_reward(surrogate, np.ones(len(problem), bool))) or 1.0,
         unit_embeddings=_unit_embeddings(problem.pool.teacher.embeddings),
         batch=batch,
         steps=steps,
@@ -153,7 +156,7 @@ class Episodes:
             1.0 - self.kept_count / task.budget,
             1.0 - self.step_index / task.steps,
             np.where(self.kept_count > 0, entropy(shares), 1.0),
-            self.gains.gain / task.surrogate.spread,
+            self.gains.gain / task.unit,
         ]
         parts = [candidates.reshape(self.count, -1), np.stack(state, axis=1).astype(np.float32)]
         return np.asarray(np.clip(np.concatenate(parts, axis=1), -OBSERVATION_BOUND, OBSERVATION_BOUND))

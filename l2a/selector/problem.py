@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +14,7 @@ from l2a.util import RunError, UsageError
 if TYPE_CHECKING:  # both import torch, which a card that names a rule should not wait for
     from l2a.generator.chain import CandidatePool
     from l2a.selector.algorithms import TrainedPolicy
+    from l2a.selector.reward import Surrogate
 
 RealReward = Callable[[Bools], float]
 Fact = float | int | str | list[float] | dict[str, float]
@@ -27,44 +29,54 @@ GLITTER_TEMPERATURE = 5.0
 class SelectionProblem:
     """One pool of candidates and the state of the student that is to learn from some of them.
 
-    There are no labels in here, and none behind ``influences`` and ``real_reward``, the rewards: neither the reward
+    There are no labels in here, and none behind ``surrogate`` and ``real_reward``, the rewards: neither the reward
     split, the validation split nor the test split can reach an environment or a policy. ``veto`` reads the reward
     split's labels, and ``oracle`` texts of the target that no run has.
 
     Attributes:
         pool: N labelled candidates.
-        student_logits: float32 (N, C), what the student predicts for each candidate.
-        influences: Measures what each candidate adds to the real reward of a selection that it is the whole of, to
-            first order, float32 (N,), in nats. Only policies ask for it; None where only rules choose.
-        real_reward: Distils the student for a few steps on the kept candidates (bool (N,)), from a saved state, and
+        predict: Asks the student, as it is then, for its logits of each candidate, float32 (N, C); ``student_logits``
+            asks it once, and most rules never do.
+        surrogate: Builds what a policy's selections are judged by. Only policies ask for it; None where rules choose.
+        real_reward: Distils the student for some updates with the kept candidates (bool (N,)), from a saved state, and
             returns its score on the reward texts (``l2a.selector.reward``), in nats; None for no second tier.
-        veto: Log-likelihoods, float64 (M,), of the reward split's labels after the same steps; they reward nothing, but
-            can refuse a selection.
+        veto: Log-likelihoods, float64 (M,), of the reward split's labels after the same updates; they reward nothing,
+            but can refuse a selection.
         repeated: The same problem, whose rewards are measured again with other draws; None where that is not asked for.
         oracle: What spare texts of the target say of each candidate, float32 (N,), for the rule "oracle" alone.
     """
 
     pool: "CandidatePool"
-    student_logits: Floats
-    influences: Callable[[], Floats] | None = None
+    predict: Callable[[], Floats]
+    surrogate: "Callable[[], Surrogate] | None" = None
     real_reward: RealReward | None = None
     veto: Callable[[Bools], Doubles] | None = None
     repeated: "SelectionProblem | None" = None
     oracle: Callable[[], Floats] | None = None
 
     def __post_init__(self) -> None:
-        """Check that the student's view is of this pool."""
-        shape = self.pool.teacher.logits.shape
-        if self.student_logits.shape != shape:
-            raise UsageError(f"student_logits has shape {self.student_logits.shape}; give {shape} to match the pool")
-        if not np.isfinite(self.student_logits).all():
-            raise RunError("student_logits are not all finite; lower kd.learning_rate")
+        """Check that there is something to choose from."""
         if len(self) < 2:
             raise UsageError(f"the pool has {len(self)} candidates; a selection needs at least 2")
 
     def __len__(self) -> int:
         """Return the number of candidates."""
-        return len(self.student_logits)
+        return len(self.pool)
+
+    @cached_property
+    def student_logits(self) -> Floats:
+        """What the student predicts for each candidate, float32 (N, C).
+
+        Raises:
+            UsageError: If it is not of this pool.
+            RunError: If a number is not finite.
+        """
+        logits, shape = self.predict(), self.pool.teacher.logits.shape
+        if logits.shape != shape:
+            raise UsageError(f"the student's logits have shape {logits.shape}; give {shape} to match the pool")
+        if not np.isfinite(logits).all():
+            raise RunError("the student's logits are not all finite; lower kd.learning_rate")
+        return logits
 
     @property
     def classes(self) -> Ints:

@@ -52,9 +52,10 @@ def select(
     task, facts = build_task(problem, config, start.feature_names if start else None), dict[str, Fact]()
     others: tuple[Floats, ...] = ()
     if policies:
-        # It has not seen these influences. Random halves are worth much the same, and the two rewards of eight of them
-        # would correlate by chance; policies that are trained in the run come near the best half of themselves.
-        others = (task.surrogate.influences, -task.surrogate.influences)
+        # It has not seen this surrogate. Random selections are worth much the same, and the two rewards of eight of
+        # them would correlate by chance; policies that are trained in the run come near the best themselves.
+        best_first = reward.marginal_gains(task.surrogate)
+        others = (best_first, -best_first)
     else:
         seed, judged = int(rng.integers(2**31)), []
         if card.acts_on == "arms":
@@ -108,7 +109,7 @@ def retest(kept: Sequence[Bools], tiers: "Tiers", problem: SelectionProblem) -> 
     """
     if problem.repeated is None or problem.repeated.real_reward is None:
         return {}
-    surrogate, real, facts = reward.build_surrogate(problem.repeated), problem.repeated.real_reward, dict[str, Fact]()
+    surrogate, real, facts = reward.surrogate_of(problem.repeated), problem.repeated.real_reward, dict[str, Fact]()
     again = {
         "surrogate": (tiers.surrogate, [reward.surrogate_reward(surrogate, mask) for mask in kept]),
         "real": (tiers.real, [real(mask) for mask in kept[:RETESTED]]),

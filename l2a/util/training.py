@@ -147,10 +147,6 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
     nn.utils.vector_to_parameters(utils.reduce(nn.utils.parameters_to_vector(gradients), "sum"), gradients)
 
 
-STEPS_AHEAD = 2.5
-"""Middle of the few steps that ``adamw_update_derivative`` speaks of."""
-
-
 def adamw(groups: Sequence[tuple[Sequence[nn.Parameter], float]], weight_decay: float = 0.01) -> torch.optim.AdamW:
     """Build bias-corrected AdamW, fused, without decay on biases and norms.
 
@@ -201,33 +197,6 @@ def carry_second_moments(source: torch.optim.Optimizer, target: torch.optim.Opti
         if state := source.state.get(old):
             carried = {name: value.clone() for name, value in state.items()}
             target.state[new] = carried | {"exp_avg": torch.zeros_like(state["exp_avg"])}
-
-
-def adamw_update_derivative(optimizer: torch.optim.Optimizer) -> dict[nn.Parameter, torch.Tensor]:
-    """Differentiate the next few updates of an AdamW by the gradient, weight by weight.
-
-    With a gradient g that stays the same, an update is g / sqrt((1 - c) v + c g^2), v the second moment so far and c
-    the weight that some steps give to g^2; its derivative is (1 - c) v / ((1 - c) v + c g^2)^(3/2). A weight that was
-    never used, v = 0, only follows the sign of its gradient: the derivative is 0.
-
-    Args:
-        optimizer: Under a schedule; its parameters hold g as their gradients. Where it has taken no step yet, v is g^2.
-
-    Returns:
-        By parameter, tensors of its shape, at least 0: the peak rate of its group times the derivative.
-    """
-    slopes = {}
-    for group in optimizer.param_groups:
-        beta, eps = group["betas"][1], group["eps"]
-        share = 1 - beta**STEPS_AHEAD
-        for parameter in group["params"]:
-            if parameter.grad is None:
-                continue
-            squared, state = parameter.grad.square(), optimizer.state.get(parameter)
-            moment = state["exp_avg_sq"] / (1 - beta ** float(state["step"])) if state else squared
-            root = ((1 - share) * moment + share * squared).sqrt() + eps
-            slopes[parameter] = group["initial_lr"] * (1 - share) * moment / root**3
-    return slopes
 
 
 def remembered(checkpoint: Checkpoint | None, key: str, measure: Callable[[], NDArray[Number]]) -> NDArray[Number]:

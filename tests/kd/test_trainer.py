@@ -168,25 +168,6 @@ def test_the_score_of_a_state_rewards_ranking_not_confidence():
     assert of_wrong.mean() == pytest.approx(sure.mean(), abs=0.01)
 
 
-@pytest.mark.parametrize("embedding_rate", [0.0, 1.0])
-def test_a_large_batch_is_computed_in_parts_without_a_change_of_the_result(built_student, embedding_rate, monkeypatch):
-    ends, sizes, loss = [], [], KDTrainer._loss
-    monkeypatch.setattr(KDTrainer, "_loss", lambda self, data, i: sizes.append(len(i)) or loss(self, data, i))
-    for part in (8, 24):
-        student = copy.deepcopy(built_student)
-        for module in student.model.modules():
-            module.p = 0.0  # no dropout; nothing else reads it
-        config = replace(CONFIG, batch_size=24, embedding_rate=embedding_rate)
-        run = make_trainer(student, replace(config, batch_size=part))
-        run.on_trial(config).train([make_set(student, 40)], [1.0], 6, evaluate=False)
-        ends.append(student.snapshot())
-        assert max(sizes) <= part and sum(sizes) == 6 * 24
-        sizes.clear()
-    for name, value in ends[0].items():
-        if not name.endswith("key.bias"):  # its gradient is zero but for rounding, which Adam blows up
-            torch.testing.assert_close(value, ends[1][name], atol=1e-5, rtol=1e-4, msg=name)
-
-
 def test_embeddings_stay_where_they_are_at_rate_zero_and_move_otherwise(student):
     before, data = student.word_embeddings().clone(), make_set(student, 32)
     make_trainer(student, replace(CONFIG, embedding_rate=0.0)).train([data], [1.0], 4)

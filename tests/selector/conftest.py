@@ -9,13 +9,14 @@ import yaml
 
 from l2a.generator.chain import CandidatePool
 from l2a.selector.problem import SelectionProblem
+from l2a.selector.reward import Views, fit_surrogate
 from l2a.teacher.labelling import TeacherOutputs
 
 
 def synthetic_problem(size=512, classes=2, seed=0, width=16, **changes):
     """Candidates x ~ N(0, 1) with labels from a linear rule; the ones far from the target have random labels.
 
-    Those with right labels add a tenth of a nat on the mean, the others take as much.
+    The student's states are the features; those of the reward texts have right labels.
     """
     rng = np.random.default_rng(seed)
     truth = rng.normal(size=(width, classes)).astype(np.float32)
@@ -35,9 +36,11 @@ def synthetic_problem(size=512, classes=2, seed=0, width=16, **changes):
         max_target_cosine=rng.random(size).astype(np.float32),
     )
     start = (0.1 * rng.normal(size=(width, classes))).astype(np.float32)
-    influences = (np.where(is_bad, -0.1, 0.1) + 0.1 * rng.normal(size=size)).astype(np.float32)
-    changes = {"influences": lambda: influences, "oracle": lambda: influences, **changes}
-    problem = SelectionProblem(pool=pool, student_logits=features @ start, **changes)
+    judged = rng.normal(size=(200, width)).astype(np.float32)
+    reward_texts = Views(judged, judged @ start, 2.0 * judged @ truth)
+    surrogate = fit_surrogate(Views(features, features @ start, pool.teacher.logits), [], 1.0, reward_texts)
+    changes = {"surrogate": lambda: surrogate, "oracle": lambda: (~is_bad).astype(np.float32), **changes}
+    problem = SelectionProblem(pool, lambda: features @ start, **changes)
     return problem, ~is_bad
 
 

@@ -158,8 +158,10 @@ def test_many_environments_in_one_call_follow_the_same_process(task):
 
 
 def test_what_labels_say_of_a_candidate_does_not_stand_in_an_observation(problem):
-    """The start of an episode looks the same whatever the candidates would add on the reward split."""
-    flipped = dataclasses.replace(problem, influences=lambda: -problem.influences())
+    """The start of an episode looks the same whatever the teacher says of the reward texts."""
+    surrogate = problem.surrogate()
+    turned = dataclasses.replace(surrogate, judged_teacher=surrogate.judged_teacher[:, ::-1])
+    flipped = dataclasses.replace(problem, surrogate=lambda: turned)
     first, second = (SelectionEnvironment(build_task(one, SMALL)).reset(seed=0)[0] for one in (problem, flipped))
     assert np.array_equal(first, second)
 

@@ -16,7 +16,7 @@ from l2a.selector.agents import AgentCard, agent_parts, check_agent, load_agent
 from l2a.selector.algorithms import CandidateNetwork, TrainedPolicy, load_policy, save_policy
 from l2a.selector.environment import CHANGING_FEATURES, STATE_FEATURES, SelectionEnvironment, build_task
 from l2a.selector.problem import candidate_features
-from l2a.selector.reward import build_surrogate, surrogate_reward
+from l2a.selector.reward import surrogate_reward
 from l2a.selector.select import apply_policy, inspect_policy, select
 from l2a.util import RunError, UsageError
 
@@ -143,7 +143,7 @@ def test_decisions_are_those_of_the_policy_that_was_saved(problem, saved, agent)
 @pytest.mark.parametrize("sign", [1, -1], ids=["rewards that agree", "rewards that disagree"])
 def test_both_rewards_are_measured_for_a_saved_policy_too(problem, saved, sign):
     """Where they agree the policy stays; where they disagree the best of it and random ones by real reward is used."""
-    surrogate = build_surrogate(problem)
+    surrogate = problem.surrogate()
     judged = replace(problem, real_reward=lambda kept: sign * surrogate_reward(surrogate, kept))
     config = replace(QUICK, agent="mine", real_evaluations=8)
     found, as_it_is = select(judged, config, rng()), apply_policy(problem, saved, QUICK, rng())

@@ -13,7 +13,7 @@ from l2a.config import SelectorConfig
 from l2a.selector.agents import AgentCard, check_agent, load_agent
 from l2a.selector.arms import pool_arms, thompson
 from l2a.selector.problem import RULES, candidate_features, in_shares, keep_best, kl_divergence, quantiles
-from l2a.selector.reward import PRIOR, Gains, build_surrogate, fitted_influences, surrogate_reward
+from l2a.selector.reward import surrogate_of, surrogate_reward
 from l2a.selector.select import select
 from l2a.util import RunError, UsageError, list_cards
 
@@ -93,19 +93,19 @@ def test_many_classes_are_handled(make_problem):
 def test_the_trained_policy_beats_random_selection(make_problem):
     (problem, good), config = make_problem(size=512), SelectorConfig(training_steps=10_000)
     learned, random = (select(problem, replace(config, agent=agent), rng()) for agent in ("ppo", "random"))
-    surrogate = build_surrogate(problem)
+    surrogate = problem.surrogate()
     assert surrogate_reward(surrogate, learned.kept) > surrogate_reward(surrogate, random.kept) + 0.03
     assert good[learned.kept].mean() > good[random.kept].mean() + 0.1
 
 
 def test_the_problem_holds_no_labels(problem):
     assert not any(isinstance(v, np.ndarray) and np.issubdtype(v.dtype, np.integer) for v in vars(problem).values())
-    known = {"pool", "student_logits", "influences", "real_reward", "veto", "repeated", "oracle"}
+    known = {"pool", "predict", "surrogate", "real_reward", "veto", "repeated", "oracle"}
     assert {field.name for field in fields(problem)} == known
 
 
 def test_rules_do_not_depend_on_the_reward_split(problem):
-    other = replace(problem, influences=lambda: -problem.influences())
+    other = replace(problem, surrogate=None, real_reward=None)
     for rule in RULES.values():
         assert np.array_equal(rule(problem, rng()), rule(other, rng()))
 
@@ -113,9 +113,10 @@ def test_rules_do_not_depend_on_the_reward_split(problem):
 def test_shares_are_found_that_favour_the_arms_that_help(problem_and_good):
     """Good candidates are near, so the arms of near ones hold more of them; inside an arm nothing is known."""
     problem, good = problem_and_good
+    problem = replace(problem, pool=replace(problem.pool, degrees=np.zeros_like(problem.pool.degrees)))  # four arms
     near = problem.pool.log_density >= np.median(problem.pool.log_density)
     for agent, steps in (("bandit", 400), ("shares", 6000)):
-        found = select(problem, replace(QUICK, agent=agent, training_steps=steps, keep_rate=0.2), rng())
+        found = select(problem, replace(QUICK, agent=agent, training_steps=steps, keep_rate=0.2, batch=64), rng())
         assert near[found.kept].mean() > 0.8 and good[found.kept].mean() > good.mean() + 0.2
         assert sum(found.diagnostics["arms"].values()) == pytest.approx(1)
         assert len(found.diagnostics["reward_curve"]) > 0 and found.policy is None
@@ -156,29 +157,17 @@ def test_candidates_that_are_surely_of_the_target_have_finite_scores(problem):
     assert np.isfinite(RULES["domain_ratio"](replace(problem, pool=sure), rng())).all()
 
 
-def test_thompson_sampling_sees_a_candidate_once_in_a_batch():
-    values, arms = np.array([1.0, -3.0, 5.0, 4.0, 2.0, 9.0], np.float32), np.array([0, 1, 0, 1, 0, 1])
-    surrogate = SimpleNamespace(influences=values, spread=1.0)
+def test_thompson_sampling_sees_a_candidate_once_in_a_batch(make_problem):
+    problem = make_problem(size=6)[0]
+    surrogate, arms = problem.surrogate(), np.array([0, 1, 0, 1, 0, 1])
     shares, rewards = thompson(SimpleNamespace(surrogate=surrogate, batch=3), arms, 40, seed=0)
-    assert {round(reward, 4) for reward in rewards} <= {2.6667, 3.3333} and shares.sum() == 1
+    of_arms = [surrogate_reward(surrogate, arms == arm) for arm in (0, 1)]
+    assert {round(reward, 4) for reward in rewards} <= {round(gain, 4) for gain in of_arms} and shares.sum() == 1
 
 
 def test_without_spare_labels_there_is_no_oracle(problem):
     with pytest.raises(UsageError, match="spare texts"):
         RULES["oracle"](replace(problem, oracle=None), rng())
-
-
-def test_influences_of_some_foretell_those_of_the_others(make_problem):
-    """Each is what parts student from teacher times a direction of the text; half of the pool is measured."""
-    problem = make_problem(size=1200)[0]
-    teacher = problem.pool.teacher
-    gaps = teacher.probabilities() - softmax(problem.student_logits, axis=1)
-    values = (gaps[:, 0] * teacher.embeddings[:, 3] + 0.1 * rng().normal(size=1200)).astype(np.float32)
-    measured = np.arange(0, 1200, 2)
-    found = fitted_influences(problem, measured, values[measured])
-    assert np.array_equal(found[measured], values[measured])
-    assert np.corrcoef(found[1::2], values[1::2])[0, 1] > 0.8
-    assert np.array_equal(fitted_influences(problem, np.arange(1200), values), values)
 
 
 def test_rules_prefer_what_they_say(problem):
@@ -228,49 +217,24 @@ def test_features_are_standardised_and_found_by_name(problem):
     assert np.array_equal(picked.matrix[:, 1], column) and not picked.matrix[:, 0].any()
 
 
-@given(st.integers(0, 1000), st.floats(0.1, 0.9), st.integers(2, 4))
-def test_a_selection_gains_the_mean_influence_with_each_class_as_in_the_pool(make_problem, seed, rate, classes):
-    """Whatever the order and however the candidates were dealt to the steps; little kept is drawn to 0."""
-    problem, _ = make_problem(size=96, classes=classes, seed=seed)
-    surrogate, generator = build_surrogate(problem), np.random.default_rng(seed)
-    kept, order, gains = generator.random((1, 96)) < rate, generator.permutation(96), Gains(surrogate, 2)
-    for part in (slice(0, 16), slice(16, 96)):
-        both = np.stack([np.arange(96), order])[:, part]
-        gains.add(both, np.concatenate([kept[:, both[0]], kept[:, both[1]]]))
-    assert gains.gain[0] == pytest.approx(gains.gain[1], abs=1e-6)
-    expected = 0.0
-    for label in range(classes):
-        of_class = problem.classes == label
-        mine = problem.influences()[of_class & kept[0]]
-        expected += of_class.mean() * mine.sum() / (len(mine) + PRIOR * of_class.mean())
-    assert gains.gain[0] == pytest.approx(expected, abs=1e-5)
-    assert surrogate_reward(surrogate, kept[0]) == pytest.approx(expected, abs=1e-5)
+def test_what_does_not_fit_the_pool_or_is_not_finite_is_refused_by_name(problem, make_problem):
+    logits = problem.student_logits
+    for error, changed in ((UsageError, logits[1:]), (RunError, logits * np.nan)):
+        with pytest.raises(error, match="the student's logits"):
+            replace(problem, predict=lambda changed=changed: changed).student_logits  # noqa: B018
+    with pytest.raises(UsageError, match="of 96 candidates"):
+        surrogate_of(replace(problem, surrogate=make_problem(size=96)[0].surrogate))
+    with pytest.raises(UsageError, match="surrogate is None"):
+        surrogate_of(replace(problem, surrogate=None))
 
 
-def test_dropped_candidates_gain_nothing_and_a_reset_forgets(problem):
-    gains, kept = Gains(build_surrogate(problem), 2), np.zeros((2, 8), bool)
-    kept[1, :4] = True
-    gains.add(np.arange(16).reshape(2, 8), kept)
-    assert gains.gain[0] == 0.0 != gains.gain[1]
-    gains.reset(np.array([1]))
-    assert gains.gain[1] == 0.0
-
-
-def test_what_does_not_fit_the_pool_or_is_not_finite_is_refused_by_name(problem):
-    logits, influences = problem.student_logits, problem.influences()
-    for error, changed in ((UsageError, lambda values: values[1:]), (RunError, lambda values: values * np.nan)):
-        with pytest.raises(error, match="student_logits"):
-            replace(problem, student_logits=changed(logits))
-        with pytest.raises(error, match="influences"):
-            build_surrogate(replace(problem, influences=lambda changed=changed: changed(influences)))
-    with pytest.raises(UsageError, match="influences are None"):
-        build_surrogate(replace(problem, influences=None))
-
-
-def test_influences_are_measured_for_policies_alone(problem):
-    lazy = replace(problem, influences=lambda: pytest.fail("influences were measured"))
+def test_rules_ask_for_what_they_read_alone(problem):
+    """The surrogate is for policies, and of the rules only those that compare student and teacher ask the student."""
+    asked = []
     for rule in RULES:
+        lazy = replace(problem, predict=lambda rule=rule: asked.append(rule) or problem.student_logits, surrogate=None)
         select(lazy, replace(QUICK, agent=rule), rng())
+    assert asked == ["glitter", "llkd"]
 
 
 WRONG = [("keep_rate", 0.0), ("keep_rate", 1.5), ("batch", 0), ("training_steps", 0), ("real_evaluations", -1)]

