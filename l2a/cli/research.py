@@ -75,8 +75,8 @@ def evaluate(
     rows = [(row.name, str(row.kept), f"{row.surrogate:+.4f}", f"{row.real:+.4f}") for row in best_first]
     print_table(("selector", "kept", "surrogate gain", "real gain"), rows)
     echo(
-        "gain in following the teacher on texts set apart, in nats; surrogate: in a few steps, against texts without "
-        f"influence; real: after {result.updates} updates of the student; Spearman correlation of the two: "
+        "gain in following the teacher on texts set apart, in nats; surrogate: of the output layer alone, against "
+        f"keeping nothing; real: after {result.updates} updates of the student; Spearman correlation of the two: "
         f"{result.correlation:.2f}"
     )
     if pair_name(config) in trained.facts.get("pairs", []):
