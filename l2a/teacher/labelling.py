@@ -6,7 +6,6 @@ and is written again; a file that is damaged is set aside and replaced.
 
 import copy
 import hashlib
-import json
 import os
 import sqlite3
 import threading
@@ -111,7 +110,7 @@ class OutputStore:
         """
 
         def select(connection: sqlite3.Connection) -> list[Floats]:
-            asked = connection.execute(ASKED, (json.dumps(self._rows[places].tolist()),))
+            asked = connection.execute(ASKED, (str(self._rows[places].tolist()),))  # as JSON
             return [records["embedding"].astype(np.float32) for _, records in self._intact(asked)]
 
         found = np.concatenate([np.zeros((0, *self.record["embedding"].shape), np.float32), *self._run(select)])
@@ -129,7 +128,7 @@ class OutputStore:
 
     def _run(self, action: Callable[[sqlite3.Connection], Any]) -> Any:
         """Do something with the file; once more with a new one if it turns out to be damaged."""
-        with self._lock, errors.os_errors_as_run_error(self.path):
+        with self._lock, errors.writing(self.path):
             try:
                 return action(self._open())
             except sqlite3.DatabaseError as error:
@@ -139,7 +138,6 @@ class OutputStore:
     def _open(self) -> sqlite3.Connection:
         """Return the connection, a new one if the file is another than before."""
         if not self.path.exists():
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.touch()
         number = self.path.stat().st_ino
         if number != self._number:
@@ -220,8 +218,7 @@ class TeacherOutputs:
 
     def probabilities(self, temperature: float = 1.0) -> Floats:
         """Turn logits into class probabilities, float32 (N, C); a temperature above 1 softens them."""
-        probabilities: Floats = softmax(self.logits / np.float32(temperature), axis=1)
-        return probabilities
+        return np.asarray(softmax(self.logits / np.float32(temperature), axis=1))
 
 
 Labeller = Callable[[Sequence[TextInput]], TeacherOutputs]
@@ -296,8 +293,7 @@ def token_vectors(teacher: Teacher, progress: Progress = SILENT) -> Floats:
         np.save(folder / "vectors.npy", run_teacher(teacher, encoded, progress).embeddings)
 
     folder = files.cached_folder("token_vectors", _key(teacher), build)
-    vectors: Floats = np.load(folder / "vectors.npy", allow_pickle=False)
-    return vectors
+    return np.asarray(np.load(folder / "vectors.npy", allow_pickle=False))
 
 
 def _key(teacher: Teacher, *more: int) -> str:
@@ -328,8 +324,7 @@ def cached_labeller(
                 return outputs
             new = list({keys[place]: inputs[place] for place in map(int, np.flatnonzero(~known))}.items())
             count = LABELLED_AT_ONCE if client is None else SENT_AT_ONCE
-            blocks = [new[start : start + count] for start in range(0, len(new), count)]
-            pieces = [([key for key, _ in block], [text for _, text in block]) for block in blocks]
+            pieces: list[Any] = [[*zip(*new[i : i + count], strict=True)] for i in range(0, len(new), count)]
             if client is None:
                 for some_keys, texts in pieces:
                     store.append(some_keys, predict(teacher, texts, max_length, progress, frozen))

@@ -52,8 +52,8 @@ DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
 @contextlib.contextmanager
-def os_errors_as_run_error(path: Path) -> Iterator[None]:
-    """Turn an error of the system while a path is written into one sentence that names the path and the fix.
+def writing(path: Path) -> Iterator[None]:
+    """Make the parents of a path that is written, and tell in one sentence what the system refuses meanwhile.
 
     Args:
         path: The file or folder that is written; errors that speak of files elsewhere pass.
@@ -62,6 +62,7 @@ def os_errors_as_run_error(path: Path) -> Iterator[None]:
         RunError: If the system refuses.
     """
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as error:
         shown = str(path if error.filename is None else error.filename)

@@ -25,7 +25,7 @@ from platformdirs import user_cache_path
 
 from l2a import __version__
 from l2a.util.cards import PACKAGE
-from l2a.util.errors import RunError, UsageError, logger, os_error_sentence, os_errors_as_run_error
+from l2a.util.errors import RunError, UsageError, logger, os_error_sentence, writing
 
 MARK, LOCK = "l2a.json", ".l2a.lock"
 NEW, READY = ".l2a-new.", ".l2a-ready"
@@ -34,7 +34,6 @@ FAILED_LOG = "failed.log.jsonl"
 CHECKPOINT = ".l2a-checkpoint"  # a folder, see Checkpoint
 SAVE_SECONDS, SAVE_COST = 20.0, 0.02  # least time between two saves, and the share of the time that they may take
 MANIFEST = "manifest.json"
-Hashable = Any  # str, bytes, numbers, None, numpy arrays, and lists, tuples or mappings of these
 
 
 def leads_out(name: str) -> bool:
@@ -73,16 +72,12 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     Raises:
         RunError: If the system refuses, such as when the disk is full; the old file is untouched then.
     """
-    with os_errors_as_run_error(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path):
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}{NEW}")
         try:
             with os.fdopen(handle, "wb") as file:
                 yield file
-            sync(Path(temporary))
-            os.chmod(temporary, 0o644)  # mkstemp makes files private; results are meant to be shared
-            os.replace(temporary, path)
-            sync(path.parent)
+            _move(Path(temporary), path, 0o644)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
@@ -110,6 +105,16 @@ def sync(*paths: Path) -> None:
                 os.close(handle)
 
 
+def _move(temporary: Path, path: Path, mode: int) -> None:
+    """Give what was filled its final place, as a whole and surely on the disk."""
+    os.chmod(temporary, mode)  # temporary ones are private; results are meant to be shared
+    sync(temporary, *temporary.rglob("*"))
+    if temporary.is_dir() and path.exists():  # no call replaces a folder that is not empty
+        shutil.rmtree(path)
+    os.replace(temporary, path)
+    sync(path.parent)
+
+
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Fill a temporary folder beside, which takes the place of the final one only on success.
@@ -123,17 +128,10 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     Raises:
         RunError: If the system refuses.
     """
-    with os_errors_as_run_error(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(None, f".{path.name}{NEW}", path.parent, ignore_cleanup_errors=True) as new:
-            temporary = Path(new)
-            yield temporary
-            os.chmod(temporary, 0o755)
-            sync(temporary, *temporary.rglob("*"))
-            if path.exists():  # no call replaces a folder that is not empty
-                shutil.rmtree(path)
-            os.replace(temporary, path)
-            sync(path.parent)
+    hidden = f".{path.name}{NEW}"
+    with writing(path), tempfile.TemporaryDirectory(None, hidden, path.parent, ignore_cleanup_errors=True) as new:
+        yield Path(new)
+        _move(Path(new), path, 0o755)
 
 
 @contextlib.contextmanager
@@ -159,34 +157,31 @@ def output_folder(path: Path, kind: str, overwrite: bool = False) -> Iterator[Pa
     if part.exists() and not part.is_dir():
         raise UsageError(f"--output-dir {path}: {part} is a file; name a folder")
     is_new = not path.exists()
-    with os_errors_as_run_error(path):
-        path.mkdir(parents=True, exist_ok=True)
+    with writing(path):
         try:
             with _locked(path, f"--output-dir {path}"):
                 _finish(path)
                 for left in path.glob(f"{NEW}*"):  # of a process that was killed
                     shutil.rmtree(left, ignore_errors=True)
                 old = _refuse_foreign_content(path, kind, overwrite)
-                staging = Path(tempfile.mkdtemp(dir=path, prefix=NEW))
-                try:
-                    yield staging
-                    hashes = _hashes(staging)
-                    kept = [name for name in hashes if name not in old and (path / name).exists()]
-                    if taken := [*kept, *(name for name in hashes if not stays_inside(path, name))]:
-                        foreign = f"--output-dir {path}: {taken[0]} exists but is not part of a {kind}"
-                        raise RunError(f"{foreign}; move it and run again")
-                    write_mark(staging, kind=kind, files=hashes)
-                    sync(staging, *staging.rglob("*"))
-                    os.replace(staging, path / READY)
-                    _finish(path)
-                except BaseException as error:
-                    if (staging / "log.jsonl").exists() and not isinstance(error, UsageError):
-                        os.replace(staging / "log.jsonl", path / FAILED_LOG)
-                    raise
-                finally:
-                    shutil.rmtree(staging, ignore_errors=True)
+                with tempfile.TemporaryDirectory(None, NEW, path, ignore_cleanup_errors=True) as new:
+                    staging = Path(new)
+                    try:
+                        yield staging
+                        hashes = _hashes(staging)
+                        kept = [name for name in hashes if name not in old and (path / name).exists()]
+                        if taken := [*kept, *(name for name in hashes if not stays_inside(path, name))]:
+                            foreign = f"--output-dir {path}: {taken[0]} exists but is not part of a {kind}"
+                            raise RunError(f"{foreign}; move it and run again")
+                        write_mark(staging, kind=kind, files=hashes)
+                        _move(staging, path / READY, 0o755)
+                        _finish(path)
+                    except BaseException as error:
+                        if (staging / "log.jsonl").exists() and not isinstance(error, UsageError):
+                            os.replace(staging / "log.jsonl", path / FAILED_LOG)
+                        raise
         finally:
-            if is_new and [child.name for child in path.iterdir()] == [LOCK]:
+            if is_new and [child.name for child in path.glob("*")] == [LOCK]:
                 shutil.rmtree(path, ignore_errors=True)
 
 
@@ -203,13 +198,11 @@ def _locked(folder: Path, named: object) -> Iterator[None]:
 def _refuse_foreign_content(path: Path, kind: str, overwrite: bool) -> dict[str, str]:
     """Return the files that an older result of the same kind consists of."""
     present = [child.name for child in path.iterdir() if child.name not in (LOCK, FAILED_LOG, CHECKPOINT)]
-    if not present:
-        return {}
     mark = read_mark(path / MARK)
-    if mark["kind"] != kind:
+    if present and mark["kind"] != kind:
         shown = ", ".join(sorted(present)[:3])
         raise UsageError(f"--output-dir {path}: it holds other files ({shown}); name a new folder")
-    if not overwrite:
+    if present and not overwrite:
         raise UsageError(f"--output-dir {path}: it holds a finished {kind}; add --overwrite to replace it")
     return dict(mark["files"])
 
@@ -238,7 +231,7 @@ def add_to_folder(path: Path, name: str, data: bytes) -> None:
     Raises:
         RunError: If the folder cannot be written, or another process writes it now.
     """
-    with os_errors_as_run_error(path), _locked(path, path):
+    with writing(path), _locked(path, path):
         atomic_write_bytes(path / name, data)
         mark = read_mark(path / MARK)
         write_mark(path, **mark | {"files": mark["files"] | {name: sha256_file(path / name)}})
@@ -391,7 +384,7 @@ def growing(output: Path, settings: Mapping[str, Any]) -> Iterator[Growing]:
     """
     checkpoint = Checkpoint(output.with_name(f".{output.name}{CHECKPOINT}"), settings)
     folder = checkpoint.folder
-    with os_errors_as_run_error(output), _locked(folder, output), (folder / "made").open("a+b") as file:
+    with writing(output), _locked(folder, output), (folder / "made").open("a+b") as file:
         for left in output.parent.glob(f".{escape(output.name)}{NEW}*"):  # of a process that was killed
             left.unlink()
         file.seek(0)
@@ -410,8 +403,7 @@ def cache_root() -> Path:
         UsageError: If the variable names a file.
         RunError: If the folder cannot be made.
     """
-    override = os.environ.get("L2A_CACHE")
-    root = Path(override).expanduser() if override else Path(user_cache_path("l2a"))
+    root = Path(os.environ.get("L2A_CACHE") or user_cache_path("l2a")).expanduser()
     if root.exists() and not root.is_dir():
         raise UsageError(f"L2A_CACHE is {root}, a file; name a folder, or unset it")
     try:
@@ -421,7 +413,7 @@ def cache_root() -> Path:
     return root
 
 
-def fingerprint(*parts: Hashable) -> str:
+def fingerprint(*parts: Any) -> str:
     """Hash values by content: equal values give equal fingerprints in every process and on every machine.
 
     Args:
@@ -435,7 +427,7 @@ def fingerprint(*parts: Hashable) -> str:
     return digest.hexdigest()[:32]
 
 
-def _update(digest: "hashlib._Hash", value: Hashable) -> None:
+def _update(digest: "hashlib._Hash", value: Any) -> None:
     import numpy as np  # here, since the command line must start without it
 
     if isinstance(value, np.ndarray):
@@ -468,18 +460,16 @@ def cached_folder(kind: str, key: str, build: Callable[[Path], None]) -> Path:
         RunError: If the cache cannot be written.
     """
     folder = cache_root() / kind / key
-    with os_errors_as_run_error(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.parent / f".{key}.lock"):
-            for left in folder.parent.glob(f".{key}{NEW}*"):  # of a process that was killed
-                shutil.rmtree(left, ignore_errors=True)
-            if folder.exists() and not _is_intact(folder):
-                logger.warning("cache entry %s is damaged and is rebuilt", folder)
-                shutil.rmtree(folder)
-            if not folder.exists():
-                with atomic_folder(folder) as temporary:
-                    build(temporary)
-                    atomic_write_text(temporary / MANIFEST, json.dumps(_hashes(temporary), indent=1))
+    with writing(folder), FileLock(folder.parent / f".{key}.lock"):
+        for left in folder.parent.glob(f".{key}{NEW}*"):  # of a process that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        if folder.exists() and not _is_intact(folder):
+            logger.warning("cache entry %s is damaged and is rebuilt", folder)
+            shutil.rmtree(folder)
+        if not folder.exists():
+            with atomic_folder(folder) as temporary:
+                build(temporary)
+                atomic_write_text(temporary / MANIFEST, json.dumps(_hashes(temporary), indent=1))
     return folder
 
 
