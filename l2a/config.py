@@ -192,8 +192,7 @@ def settle(config: DistillConfig) -> DistillConfig:
     """
     # Of shipped targets labels are plentiful: scarcity is simulated.
     if (cards.shipped_folder("domains") / f"{config.target}.yaml").is_file():
-        shots = 32 if config.shots is None else config.shots
-        return replace(config, source=config.source or "movies", shots=shots)
+        return replace(config, source=config.source or "movies", shots=config.shots or 32)
     if config.source is None:
         fix = "give --source, a domain with the same labels and plenty of texts (--unlabelled cannot replace it)"
         raise UsageError(f"source is not given, and none can be assumed for {config.target!r}; {fix}")
@@ -214,9 +213,7 @@ def load_config(preset: str, file: Path | None = None, flags: Mapping[str, Any] 
     Raises:
         UsageError: For unknown keys, each with "did you mean", and wrong values.
     """
-    settings = load_yaml(find_card("configs", preset))
-    if file is not None:
-        settings = _merge(settings, load_yaml(file))
+    settings = _merge(load_yaml(find_card("configs", preset)), load_yaml(file) if file else {})
     config = build(DistillConfig, settings, f"preset {preset}" if file is None else str(file))
     return override(config, {name: value for name, value in (flags or {}).items() if value is not None})
 

@@ -47,11 +47,9 @@ def classification_metrics(
     counts = tables.reshape(-1, classes, classes)
     right, either = np.diagonal(counts, axis1=1, axis2=2), counts.sum(axis=1) + counts.sum(axis=2)
     f1 = np.divide(2.0 * right, either, out=np.zeros(right.shape), where=either > 0)
-    found = []
-    for values in (right.sum(axis=1) / len(labels), f1.mean(axis=1)):
-        low, high = np.quantile(values[1:], [0.025, 0.975]).tolist()
-        found.append(Interval(float(values[0]), low, high))
-    return ClassificationMetrics(*found)
+    values = np.stack([right.sum(axis=1) / len(labels), f1.mean(axis=1)])
+    lows, highs = np.quantile(values[:, 1:], [0.025, 0.975], axis=1).tolist()
+    return ClassificationMetrics(*map(Interval, values[:, 0].tolist(), lows, highs))
 
 
 @contextlib.contextmanager

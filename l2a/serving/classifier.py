@@ -81,9 +81,7 @@ def open_student(student: str | Path, threads: int | None = None) -> Engine:
     if not (folder / "config.json").is_file() or not (is_torch or file.is_file()):
         kinds = "give a student folder, a run folder or an exported ONNX folder"
         raise UsageError(f"student {str(student)!r}: there is no config.json with a model beside it; {kinds}")
-    if is_torch:
-        return _open_torch(folder)
-    return _open_onnx(file, int(os.environ.get("OMP_NUM_THREADS", "0")) if threads is None else threads)
+    return _open_torch(folder) if is_torch else _open_onnx(file, threads)
 
 
 def _open_torch(folder: Path) -> Engine:
@@ -111,12 +109,12 @@ def run_torch(model: Any, batch: Mapping[str, Ints]) -> Sequence[Floats]:
         return [model(**given).logits.cpu().numpy()]
 
 
-def _open_onnx(file: Path, threads: int) -> Engine:
+def _open_onnx(file: Path, threads: int | None) -> Engine:
     import onnxruntime
     from tokenizers import Tokenizer
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS", "0")) if threads is None else threads
     try:
         session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
         named = json.loads((file.parent / "config.json").read_text("utf-8"))["id2label"]
@@ -164,15 +162,13 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def predict(self, texts: Iterable[Any]) -> np.typing.NDArray[Any]:
         """Classify texts, strings or pairs of them; gives one of ``classes_`` for each."""
-        classes: np.typing.NDArray[Any] = self.classes_[self.predict_proba(texts).argmax(axis=1)]
-        return classes
+        return np.asarray(self.classes_[self.predict_proba(texts).argmax(axis=1)])
 
     def predict_proba(self, texts: Iterable[Any]) -> Doubles:
         """Compute calibrated probabilities, float64 (N, C), in the order of ``classes_``."""
         logits = run(self.engine, as_inputs(texts)).astype(np.float64)
         logits = logits[:, [self.engine.names.index(str(name)) for name in self.classes_]]
-        probabilities: Doubles = special.softmax(logits / self.engine.temperature, axis=1)
-        return probabilities
+        return np.asarray(special.softmax(logits / self.engine.temperature, axis=1))
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle the path instead of the model, which ONNX does not let be pickled."""

@@ -151,10 +151,10 @@ class LowerStates:
             inputs_embeds, float32 (B, L, d), and attention_mask, int64 (B, L), on the device.
         """
         lengths = self.lengths[indices]
-        mask = np.arange(encoding.bucket_of(int(lengths.max()))) < lengths[:, None]
+        columns = np.arange(encoding.bucket_of(int(lengths.max())))
+        mask = columns < lengths[:, None]
         states = np.zeros((*mask.shape, self.states.shape[1]), np.float32)
-        for row, index in enumerate(indices):
-            states[row, : lengths[row]] = self.states[self.starts[index] : self.starts[index] + lengths[row]]
+        states[mask] = self.states[(self.starts[indices][:, None] + columns)[mask]]
         arrays = {"inputs_embeds": states, "attention_mask": mask.astype(np.int64)}
         return {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
 
@@ -170,10 +170,8 @@ class _Given(torch.nn.Module):
 
 def encoder_layers(encoder: torch.nn.Module) -> torch.nn.ModuleList:
     """Find the stack of an encoder's layers; an empty one where there is none."""
-    for name, module in encoder.named_modules():
-        if isinstance(module, torch.nn.ModuleList) and name.split(".")[-1] in ("layer", "layers"):
-            return module
-    return torch.nn.ModuleList()
+    named = (module for name, module in encoder.named_modules() if name.split(".")[-1] in ("layer", "layers"))
+    return next((module for module in named if isinstance(module, torch.nn.ModuleList)), torch.nn.ModuleList())
 
 
 def frozen_layers(teacher: Teacher, wanted: Literal["auto"] | int | None) -> int | None:
@@ -275,8 +273,7 @@ def _run_frozen(
 ) -> np.typing.NDArray[np.float16]:
     """Give the states of some batches, a row a token, (total, d), one text behind another."""
     lower, device = _without(teacher, slice(frozen, None)).eval(), next(teacher.parameters()).device
-    reached: list[torch.Tensor] = []
-    rows: list[np.typing.NDArray[np.float16]] = []
+    reached, rows = list[torch.Tensor](), list[np.typing.NDArray[np.float16]]()
 
     def keep(_: torch.nn.Module, __: Any, output: Any) -> None:
         reached.append(output[0] if isinstance(output, tuple) else output)

@@ -4,7 +4,6 @@ A checkpoint is checked when it is opened, from its config and tokenizer alone. 
 """
 
 import json
-import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,18 +13,16 @@ from typing import Any
 
 import torch
 import transformers
-from torch import nn
 
 from l2a.config import TeacherConfig
 from l2a.data.encoding import fit_tokenizer, model_inputs, refuse_long_sequences
 from l2a.data.fetch import Artifact, fetch_artifact, fetch_joined
 from l2a.util import SILENT, Progress, RunError, UsageError, build, did_you_mean, fingerprint, load_yaml
-from l2a.util.progress import silence_transformers
 
 GIVE_AN_ENCODER = "give an encoder such as BERT, MPNet, RoBERTa, ELECTRA, DistilBERT, DeBERTa or ModernBERT"
 
 
-class Teacher(nn.Module):
+class Teacher(torch.nn.Module):
     """Classifies texts and embeds them.
 
     Attributes:
@@ -35,7 +32,9 @@ class Teacher(nn.Module):
         head: (d) -> (C) on the mean-pooled last hidden state, or None.
     """
 
-    def __init__(self, encoder: Any, tokenizer: Any, label_names: tuple[str, ...], head: nn.Linear | None) -> None:
+    def __init__(
+        self, encoder: Any, tokenizer: Any, label_names: tuple[str, ...], head: torch.nn.Linear | None
+    ) -> None:
         super().__init__()
         self.encoder, self.tokenizer, self.label_names, self.head = encoder, tokenizer, label_names, head
 
@@ -83,9 +82,8 @@ class Teacher(nn.Module):
         weights = {name: value.cpu().float().numpy() for name, value in self.state_dict().items() if wanted(name)}
         tokenizer = json.loads(self.tokenizer.backend_tokenizer.to_str())
         tokenizer |= {"truncation": None, "padding": None}  # these change with every call
-        config = self.encoder.config.to_dict()
-        for name in ("_name_or_path", "transformers_version", "dtype"):
-            config.pop(name, None)
+        left_out = ("_name_or_path", "transformers_version", "dtype")
+        config = {name: value for name, value in self.encoder.config.to_dict().items() if name not in left_out}
         settings = json.dumps([tokenizer, config], sort_keys=True, default=str)
         return fingerprint(weights, list(self.label_names), settings)
 
@@ -96,13 +94,13 @@ def mean_pool(hidden: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tenso
     return (hidden * mask).sum(1) / mask.sum(1).clamp(min=1.0)
 
 
-def output_layer(classifier: Any) -> nn.Linear:
+def output_layer(classifier: Any) -> torch.nn.Linear:
     """Find a sequence classifier's last linear layer, of C outputs and with a bias, the one that gives the logits.
 
     Raises:
         UsageError: If there is none.
     """
-    layers = [module for module in classifier.modules() if isinstance(module, nn.Linear)]
+    layers = [module for module in classifier.modules() if isinstance(module, torch.nn.Linear)]
     classes = classifier.config.num_labels
     if not layers or layers[-1].out_features != classes or layers[-1].bias is None:
         lack = f"has no linear output layer with a bias for {classes} classes"
@@ -183,7 +181,8 @@ class Checkpoint:
             RunError: If it cannot be fetched.
             UsageError: If it is broken or of no use here.
         """
-        silence_transformers()
+        transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # it warns of fresh heads
         self.name, self.location = f"{field} {model!r}", locate(model, progress, field)
         tensors, size = self._check_files(Path(self.location))
         with self._reading("its config"):
@@ -231,10 +230,9 @@ class Checkpoint:
             with self._reading("the model"), torch.device("meta"):
                 return auto_class.from_config(self.config, trust_remote_code=False)
         with self._reading("its weights"):
-            model, found = auto_class.from_pretrained(
-                self.location, config=self.config, dtype=torch.float32, use_safetensors=True, trust_remote_code=False,
-                ignore_mismatched_sizes=fresh_head, output_loading_info=True,
-            )  # fmt: skip
+            options = {"dtype": torch.float32, "use_safetensors": True, "ignore_mismatched_sizes": fresh_head}
+            options |= {"config": self.config, "trust_remote_code": False, "output_loading_info": True}
+            model, found = auto_class.from_pretrained(self.location, **options)
         keys = {*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])}
         needed = f"{model.base_model_prefix}." if fresh_head else ""
         wrong = sorted(key for key in keys if "pooler." not in key and key.startswith(needed))
@@ -251,7 +249,7 @@ class Checkpoint:
         from safetensors import safe_open
 
         if not folder.is_dir():
-            return math.inf, math.inf
+            return float("inf"), float("inf")
         needed = {"config": ["config.json"], "tokenizer": ["tokenizer.json", "vocab.*", "*.model"]}
         for part, names in (needed | {"weights": ["*.safetensors"]}).items():
             there, wanted = any(any(folder.glob(name)) for name in names), " or ".join(names)
@@ -305,10 +303,10 @@ def load_encoder(
     encoder = checkpoint.load(transformers.AutoModel, weights)
     if "pooler" in dict(encoder.named_children()):
         encoder.pooler = None  # mean pooling is used; an untouched pooler would only be counted and hashed
-    head = nn.Linear(encoder.config.hidden_size, len(label_names), device=encoder.device)
+    head = torch.nn.Linear(encoder.config.hidden_size, len(label_names), device=encoder.device)
     if weights:
-        nn.init.normal_(head.weight, std=0.02, generator=torch.Generator().manual_seed(seed))
-        nn.init.zeros_(head.bias)
+        torch.nn.init.normal_(head.weight, std=0.02, generator=torch.Generator().manual_seed(seed))
+        torch.nn.init.zeros_(head.bias)
     return Teacher(encoder, checkpoint.tokenizer, label_names, head).eval()
 
 

@@ -42,10 +42,8 @@ def find_card(kind: str, name: str) -> Path:
     """
     cards = list_cards(kind)
     if name not in cards:
-        raise UsageError(
-            f"{kind}: there is no card {name!r}{did_you_mean(name, cards)}; "
-            f"known: {', '.join(cards)}; add your own as {kind}/{name}.yaml"
-        )
+        fix = f"known: {', '.join(cards)}; add your own as {kind}/{name}.yaml"
+        raise UsageError(f"{kind}: there is no card {name!r}{did_you_mean(name, cards)}; {fix}")
     own = Path.cwd() / kind / f"{name}.yaml"
     with contextlib.suppress(OSError):  # in a checkout the shipped cards lie in the working directory too
         if name == "default" or not own.is_file() or own.read_bytes() == cards[name].read_bytes():
@@ -145,8 +143,7 @@ def _build(cls: Any, mapping: Mapping[str, Any], prefix: str, problems: list[str
     for name, field in fields.items():
         if name not in mapping and field.default is field.default_factory is dataclasses.MISSING:
             problems.append(f"missing key {prefix}{name}")
-    known = {key: value for key, value in mapping.items() if key in fields}
-    values = {key: _convert(value, hints[key], f"{prefix}{key}", problems) for key, value in known.items()}
+    values = {key: _convert(mapping[key], hints[key], prefix + key, problems) for key in mapping if key in fields}
     return None if problems else cls(**values)
 
 

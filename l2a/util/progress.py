@@ -15,14 +15,6 @@ from l2a.util.files import Checkpoint, to_json
 Advance = Callable[[int], None]
 
 
-def silence_transformers() -> None:
-    """Switch off the progress bars and the warnings about fresh heads that transformers prints while it loads."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-
-
 def process_rank() -> int:
     """Return this process's number, 0 for the one that speaks and writes the results."""
     return int(os.environ.get("RANK", "0"))

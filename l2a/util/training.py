@@ -99,10 +99,8 @@ def plain_attention(model: Any) -> Iterator[None]:
     There the backward pass of torch's fused attention takes four times as long on short texts as both passes do so.
     """
     device, used = next(model.parameters()).device, model.config._attn_implementation
-    if used != "sdpa" or device.type != "cpu" or not _bfloat16_pays(device, model.config.hidden_size):
-        yield
-        return
-    model.set_attn_implementation("eager")
+    is_slow = used == "sdpa" and device.type == "cpu" and _bfloat16_pays(device, model.config.hidden_size)
+    model.set_attn_implementation("eager" if is_slow else used)
     try:
         yield
     finally:
@@ -122,10 +120,9 @@ def join_processes() -> None:
 def broadcast_weights(tensors: Iterable[torch.Tensor]) -> None:
     """Overwrite tensors on the training device by those of the first process, which have the same shapes."""
     if process_count() > 1:
-        from accelerate import utils
-
         join_processes()
-        utils.broadcast([tensor.detach() for tensor in tensors])
+        for tensor in tensors:
+            torch.distributed.broadcast(tensor.detach(), 0)
 
 
 def broadcast(values: NDArray[Number]) -> NDArray[Number]:
@@ -141,10 +138,10 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Add up the gradients of all processes in one message; parameters come in the same order in each."""
     if process_count() == 1:
         return
-    from accelerate import utils
-
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    nn.utils.vector_to_parameters(utils.reduce(nn.utils.parameters_to_vector(gradients), "sum"), gradients)
+    summed = nn.utils.parameters_to_vector(gradients)
+    torch.distributed.all_reduce(summed)
+    nn.utils.vector_to_parameters(summed, gradients)
 
 
 def adamw(groups: Sequence[tuple[Sequence[nn.Parameter], float]], weight_decay: float = 0.01) -> torch.optim.AdamW:
@@ -246,9 +243,8 @@ class Loop:
             found = {name.removeprefix(start): value for name, value in self.tensors.items() if name.startswith(start)}
             parameter.detach().copy_(found.pop("value"))
             self._optimizer.state[parameter] = {name: value.to(parameter.device) for name, value in found.items()}
-        rates = zip(self._optimizer.param_groups, self._schedule.base_lrs, self._schedule.lr_lambdas, strict=True)
-        for group, rate, scale in rates:
-            group["lr"] = rate * scale(self._schedule.last_epoch)
+        for group, rate in zip(self._optimizer.param_groups, self.facts["rates"], strict=True):
+            group["lr"] = rate
 
     def update(self, loss: torch.Tensor, clipped: Iterable[nn.Parameter]) -> None:
         """Go one step down a loss, with the gradients of some parameters clipped to a norm of 1, and count it."""
@@ -276,6 +272,7 @@ class Loop:
         for number, parameter in enumerate(trained_parameters(self._optimizer)):
             state = {"value": parameter.detach(), **self._optimizer.state[parameter]}
             tensors |= {f"optimizer/{number}/{name}": value for name, value in state.items()}
-        facts = {"done": self.done, "scheduled": self._schedule.last_epoch, **facts}
+        rates = [group["lr"] for group in self._optimizer.param_groups]
+        facts = {"done": self.done, "scheduled": self._schedule.last_epoch, "rates": rates, **facts}
         copies = {name: value.cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
         self._checkpoint.save(self._key, save(copies, {"facts": json.dumps(facts)}))
