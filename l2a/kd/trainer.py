@@ -5,7 +5,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -311,10 +310,8 @@ class KDTrainer:
             loop = training.Loop(checkpoint, key, self._schedule, steps)
             if loop.done:
                 self._restore(loop, progress)
-                advance(loop.done)
-            for indices in islice(self._batches(data, sets, shares, steps, renewal), loop.done, None):
+            for indices in loop.left(self._batches(data, sets, shares, steps, renewal), advance):
                 self._step(data, indices)
-                advance(1)
                 if self._average is not None:
                     self._average.update()
                     if self.steps_done % self.config.evaluate_every == 0:

@@ -5,7 +5,7 @@ The teacher reads each batch while it is trained on, so that a run needs no room
 
 import shlex
 from dataclasses import asdict, dataclass
-from itertools import chain, count, islice
+from itertools import chain, count
 from pathlib import Path
 from string import Template
 from typing import Annotated, Any
@@ -16,7 +16,7 @@ import torch
 from l2a.config import Count, Length, Positive, Seed
 from l2a.data import Bank, domains, encoding, examples, load_domain, read_bank
 from l2a.kd.data import Batch, join_encoded
-from l2a.student.student import Student, attention_heads, classifier_of, start_from_words
+from l2a.student.student import NO_DROPOUT, Student, attention_heads, classifier_of, start_from_words
 from l2a.teacher.labelling import token_vectors
 from l2a.teacher.model import Teacher, load_encoder, mean_pool
 from l2a.util import SILENT, Allowed, Checked, Progress, RunError, training
@@ -111,8 +111,7 @@ def make_classifier(teacher: Teacher, config: PretrainConfig) -> Any:
         vocab_size=len(teacher.tokenizer), embedding_size=config.embedding_size, hidden_size=config.hidden_size,
         num_hidden_layers=config.layers, num_attention_heads=attention_heads(config.hidden_size),
         intermediate_size=4 * config.hidden_size, pad_token_id=teacher.tokenizer.pad_token_id,
-        max_position_embeddings=max(256, encoding.bucket_of(config.max_length)),
-        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        max_position_embeddings=max(256, encoding.bucket_of(config.max_length)), **NO_DROPOUT,
     )  # fmt: skip
     student = Student(classifier_of(shape), teacher.tokenizer)
     start_from_words(student, token_vectors(teacher), of_pairs=False)
@@ -165,11 +164,8 @@ def distillation_losses(model: GeneralStudent, teacher: Teacher, batch: Batch) -
             taught = teacher.encoder(**encoding.model_inputs(teacher.encoder.config, batch)).last_hidden_state.float()
         sentence, tokens = model(batch)
     pooled, is_token = mean_pool(taught, mask), mask.bool()
-    losses = {
-        "sentence": cosine_distance(sentence, pooled),
-        "similarity": similarity_loss(sentence, pooled),
-        "token": cosine_distance(tokens[is_token], taught[is_token]),
-    }
+    losses = {"sentence": cosine_distance(sentence, pooled), "similarity": similarity_loss(sentence, pooled)}
+    losses["token"] = cosine_distance(tokens[is_token], taught[is_token])
     return losses | {"total": losses["sentence"] + 0.05 * losses["similarity"] + losses["token"]}
 
 
@@ -200,10 +196,8 @@ def train(
     # The order of an epoch is drawn from its number, so that a resumed run reads what a whole one reads.
     rngs = (np.random.default_rng([config.seed, 2, epoch]) for epoch in count())
     epochs = (encoding.training_batches(encoded.lengths, BATCH_SIZE, rng) for rng in rngs)
-    batches = islice(chain.from_iterable(epochs), loop.done, config.steps)
     with progress.stage("general stage", config.steps) as advance:
-        advance(loop.done)
-        for step, batch in enumerate(batches, start=loop.done + 1):
+        for step, batch in enumerate(loop.left(chain.from_iterable(epochs), advance), start=loop.done + 1):
             losses = distillation_losses(model, teacher, encoded.padded(batch, words.device))
             if not losses["total"].isfinite():
                 values = ", ".join(f"{name} {value.item():.4g}" for name, value in losses.items())
@@ -211,7 +205,6 @@ def train(
                 where = f"in the batch that begins with {few}"
                 raise RunError(f"the loss of step {step} is not finite ({values}), {where}; lower --learning-rate")
             loop.update(losses["total"], model.parameters())
-            advance(1)
             if step % 50 == 0:
                 progress.event("general stage", step=step, **{name: value.item() for name, value in losses.items()})
 

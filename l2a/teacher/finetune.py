@@ -5,11 +5,11 @@ stages of all seeds and the labelling of the same texts pay for the upper layers
 """
 
 import copy
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -85,24 +85,21 @@ def fine_tune(
     head = list(teacher.head.parameters()) if teacher.head is not None else []
     groups = [(list(teacher.encoder.parameters()), config.learning_rate), (head, config.head_learning_rate)]
     schedule, rng = training.linear_schedule(training.adamw(groups), total), np.random.default_rng(seed)
-    epoch_batches = (encoding.training_batches(read.lengths, config.batch_size, rng) for _ in itertools.count())
-    batches = itertools.islice(itertools.chain.from_iterable(epoch_batches), total)
+    batches = chain.from_iterable(encoding.training_batches(read.lengths, config.batch_size, rng) for _ in count())
     labels, device = torch.from_numpy(examples.labels), next(teacher.parameters()).device
     teacher.train()
     model.train()
     with training.seeded(seed), progress.stage(stage, total) as advance:  # dropout
         loop = training.Loop(progress.checkpoint, key, schedule, total)
-        advance(loop.done)
-        for step, indices in enumerate(itertools.islice(batches, loop.done, None), loop.done):
+        for indices in loop.left(batches, advance):
             with training.mixed_precision(device):
                 logits = model(read.padded(indices, device))[0]
             loss = torch.nn.functional.cross_entropy(logits.float(), labels[indices].to(device))
             if not torch.isfinite(loss):
                 texts = ", ".join(repr(examples.inputs[i][0][:80]) for i in indices[:3])
-                where = f"at step {step}, in the batch that begins with {texts}"
+                where = f"at step {loop.done}, in the batch that begins with {texts}"
                 raise RunError(f"{stage}: the loss is {loss.item()} {where}; lower teacher.learning_rate")
             loop.update(loss, teacher.parameters())
-            advance(1)
     return teacher.eval()
 
 

@@ -74,8 +74,7 @@ class OutputStore:
 
         def note_added(connection: sqlite3.Connection) -> None:
             for rows, records in self._intact(connection.execute(ADDED, (self._last,))):
-                places = range(len(self._rows), len(self._rows) + len(rows))
-                self._places |= zip(records["key"].tolist(), places, strict=True)
+                self._places |= {key: place for place, key in enumerate(records["key"].tolist(), len(self._rows))}
                 self._rows, self._last = np.append(self._rows, rows), int(rows[-1])
                 self._logits = np.append(self._logits, records["logits"], axis=0)
 

@@ -19,6 +19,7 @@ from l2a.data.encoding import fit_tokenizer, model_inputs, refuse_long_sequences
 from l2a.data.fetch import Artifact, fetch_artifact, fetch_joined
 from l2a.util import SILENT, Progress, RunError, UsageError, build, did_you_mean, fingerprint, load_yaml
 
+Names = tuple[str, ...]
 GIVE_AN_ENCODER = "give an encoder such as BERT, MPNet, RoBERTa, ELECTRA, DistilBERT, DeBERTa or ModernBERT"
 
 
@@ -30,13 +31,16 @@ class Teacher(torch.nn.Module):
         tokenizer: The model's fast tokenizer.
         label_names: The C class names, in the order of the logits.
         head: (d) -> (C) on the mean-pooled last hidden state, or None.
+        hidden_size: Width d of the embeddings.
+        positions: Longest sequence that it reads, in tokens; None where there is no limit.
+        parameters_count: All parameters, embeddings and head included.
     """
 
-    def __init__(
-        self, encoder: Any, tokenizer: Any, label_names: tuple[str, ...], head: torch.nn.Linear | None
-    ) -> None:
+    def __init__(self, encoder: Any, tokenizer: Any, label_names: Names, head: torch.nn.Linear | None) -> None:
         super().__init__()
         self.encoder, self.tokenizer, self.label_names, self.head = encoder, tokenizer, label_names, head
+        self.hidden_size, self.positions = int(encoder.config.hidden_size), usable_positions(encoder)
+        self.parameters_count = sum(parameter.numel() for parameter in self.parameters())
 
     def forward(self, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """Classify and embed a padded batch.
@@ -52,21 +56,6 @@ class Teacher(torch.nn.Module):
         hidden = outputs.hidden_states[-1] if self.head is None else outputs.last_hidden_state
         pooled = mean_pool(hidden, batch["attention_mask"])
         return (outputs.logits if self.head is None else self.head(pooled)), pooled
-
-    @property
-    def hidden_size(self) -> int:
-        """Width d of the embeddings."""
-        return int(self.encoder.config.hidden_size)
-
-    @property
-    def positions(self) -> int | None:
-        """Longest sequence that it reads, in tokens; None where there is no limit."""
-        return usable_positions(self.encoder)
-
-    @property
-    def parameters_count(self) -> int:
-        """All parameters, embeddings and head included."""
-        return sum(parameter.numel() for parameter in self.parameters())
 
     def word_embeddings(self) -> torch.Tensor:
         """Return the word-embedding matrix E, float32 (V, d), detached."""
@@ -210,7 +199,7 @@ class Checkpoint:
         self._require(last < table.num_embeddings, f"its tokenizer {numbers}; {fix}")
 
     @property
-    def label_names(self) -> tuple[str, ...]:
+    def label_names(self) -> Names:
         """The names that its config gives to the classes."""
         return tuple(str(self.config.id2label[i]) for i in range(self.config.num_labels))
 
@@ -284,7 +273,7 @@ class Checkpoint:
 
 
 def load_encoder(
-    model: str, label_names: tuple[str, ...], seed: int, progress: Progress = SILENT, weights: bool = True
+    model: str, label_names: Names, seed: int, progress: Progress = SILENT, weights: bool = True
 ) -> Teacher:
     """Load a pretrained encoder under a fresh classification head, not yet fine-tuned, in eval mode.
 
@@ -310,9 +299,7 @@ def load_encoder(
     return Teacher(encoder, checkpoint.tokenizer, label_names, head).eval()
 
 
-def load_fine_tuned(
-    model: str, label_names: tuple[str, ...], progress: Progress = SILENT, weights: bool = True
-) -> Teacher:
+def load_fine_tuned(model: str, label_names: Names, progress: Progress = SILENT, weights: bool = True) -> Teacher:
     """Load a model that already classifies, its C classes brought into the given order by name, in eval mode.
 
     The other arguments are those of ``load_encoder``.
@@ -334,9 +321,7 @@ def load_fine_tuned(
     return Teacher(classifier, checkpoint.tokenizer, label_names, head=None).eval()
 
 
-def check_teacher(
-    config: TeacherConfig, label_names: tuple[str, ...], max_length: int, progress: Progress = SILENT
-) -> Teacher:
+def check_teacher(config: TeacherConfig, label_names: Names, max_length: int, progress: Progress = SILENT) -> Teacher:
     """Refuse a teacher that cannot be used, before anything is trained.
 
     Returns:

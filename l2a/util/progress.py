@@ -134,13 +134,12 @@ SILENT = Progress(verbosity=-1)
 
 
 def _make_bars() -> Any:
-    from rich import progress
-    from rich.console import Console
+    from rich import console, progress
 
     columns = (progress.BarColumn(), progress.MofNCompleteColumn(), progress.TimeElapsedColumn())
     left = progress.TimeRemainingColumn()
     # Speeds are means over an hour, so that parts that take minutes have one.
-    console = Console(stderr=True)
-    bars = progress.Progress("{task.description}", *columns, left, console=console, speed_estimate_period=3600)
+    screen = console.Console(stderr=True)
+    bars = progress.Progress("{task.description}", *columns, left, console=screen, speed_estimate_period=3600)
     bars.start()
     return bars

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from itertools import islice
 from typing import Any, TypeVar
 
 import numpy as np
@@ -15,7 +16,7 @@ from safetensors.torch import load, save
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from l2a.util import Checkpoint, process_count
+from l2a.util import Advance, Checkpoint, process_count
 
 CPU = torch.device("cpu")
 Tensors = Mapping[str, torch.Tensor]
@@ -171,9 +172,7 @@ def linear_schedule(optimizer: torch.optim.Optimizer, total_steps: int, warmup_s
     warmup = max(1, round(total_steps * warmup_share))
 
     def scale(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / warmup
-        return max(0.0, (total_steps - step) / max(1, total_steps - warmup))
+        return (step + 1) / warmup if step < warmup else max(0.0, (total_steps - step) / max(1, total_steps - warmup))
 
     return LambdaLR(optimizer, scale)
 
@@ -210,7 +209,7 @@ class Loop:
     """The updates of one stage of training; a checkpoint, where there is one, lets them go on where they were.
 
     It keeps parameters, moments, rates and torch's generator on the CPU, and whatever else the stage asks it to keep.
-    The order of the batches is not kept: a stage draws it again and leaves out those that are done.
+    The order of the batches is not kept: a stage draws it again.
 
     Attributes:
         done: Updates of the stage so far.
@@ -230,10 +229,8 @@ class Loop:
         self.done, self.tensors, self.facts = 0, dict[str, torch.Tensor](), dict[str, Any]()
         self._checkpoint, self._key, self._schedule, self._steps = checkpoint, key, schedule, steps
         self._optimizer = schedule.optimizer
-        if checkpoint is not None and (data := checkpoint.load(key)) is not None:
-            self._restore(data)
-
-    def _restore(self, data: bytes) -> None:
+        if checkpoint is None or (data := checkpoint.load(key)) is None:
+            return
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])  # as safetensors lays it out
         self.facts, self.tensors = json.loads(header["__metadata__"]["facts"]), load(data)
         self.done, self._schedule.last_epoch = self.facts["done"], self.facts["scheduled"]
@@ -245,6 +242,13 @@ class Loop:
             self._optimizer.state[parameter] = {name: value.to(parameter.device) for name, value in found.items()}
         for group, rate in zip(self._optimizer.param_groups, self.facts["rates"], strict=True):
             group["lr"] = rate
+
+    def left(self, batches: Iterable[NDArray[np.int64]], advance: Advance) -> Iterator[NDArray[np.int64]]:
+        """Give the stage's batches without those that are done, and advance a bar by each."""
+        advance(self.done)
+        for batch in islice(batches, self.done, self._steps):
+            yield batch
+            advance(1)
 
     def update(self, loss: torch.Tensor, clipped: Iterable[nn.Parameter]) -> None:
         """Go one step down a loss, with the gradients of some parameters clipped to a norm of 1, and count it."""
