@@ -19,8 +19,7 @@ from l2a.kd.data import Batch, join_encoded
 from l2a.student.student import NO_DROPOUT, Student, attention_heads, classifier_of, start_from_words
 from l2a.teacher.labelling import token_vectors
 from l2a.teacher.model import Teacher, load_encoder, mean_pool
-from l2a.util import SILENT, Allowed, Checked, Progress, RunError, training
-from l2a.util.files import CHECKPOINT, Checkpoint, atomic_write_text, fingerprint, output_folder
+from l2a.util import SILENT, Allowed, Checked, Progress, RunError, files, training
 
 BATCH_SIZE = 128
 Width = Annotated[int, Allowed("an even number of at least 2", lambda value: value >= 2 and value % 2 == 0)]
@@ -191,7 +190,7 @@ def train(
     groups = [([words], 3 * config.learning_rate), (others, config.learning_rate)]
     schedule = training.linear_schedule(training.adamw(groups), config.steps, warmup_share=0.05)
     read = (encoded.ids, encoded.types, encoded.offsets)
-    key = fingerprint(teacher.fingerprint(), training.arithmetic(words.device), *read)
+    key = files.fingerprint(teacher.fingerprint(), training.arithmetic(words.device), *read)
     loop = training.Loop(progress.checkpoint, key, schedule, config.steps)
     # The order of an epoch is drawn from its number, so that a resumed run reads what a whole one reads.
     rngs = (np.random.default_rng([config.seed, 2, epoch]) for epoch in count())
@@ -218,9 +217,9 @@ def pretrain(config: PretrainConfig, progress: Progress = SILENT) -> Path:
         RunError: If the run fails: a full disk, no network, a loss that is not finite.
         UsageError: If a text, a domain or the output folder cannot be used.
     """
-    with output_folder(config.output_dir, "general student", config.overwrite) as folder:
+    with files.output_folder(config.output_dir, "general student", config.overwrite) as folder:
         settings = asdict(config) | {"output_dir": None, "overwrite": None}
-        progress = progress.keeping(Checkpoint(config.output_dir / CHECKPOINT, settings))
+        progress = progress.keeping(files.Checkpoint(config.output_dir / files.CHECKPOINT, settings))
         bank = read_texts(config, progress)
         progress.say(bank.summary)
         training.keep_freed_memory()
@@ -237,7 +236,7 @@ def pretrain(config: PretrainConfig, progress: Progress = SILENT) -> Path:
         classifier.save_pretrained(folder, state_dict={name: value.half() for name, value in weights.items()})
         (folder / "model.safetensors").chmod(0o644)  # which safetensors makes private
         encoding.fit_tokenizer(tokenizer, classifier.config).save_pretrained(folder)
-        atomic_write_text(folder / "README.md", _card(config, classifier.num_parameters(), len(bank)))
+        files.atomic_write_text(folder / "README.md", _card(config, classifier.num_parameters(), len(bank)))
     return config.output_dir
 
 

@@ -382,10 +382,8 @@ def open_writer(path: Path | None, suffix: str, schema: Any) -> Iterator[Callabl
         return {one.name: _cell(row.get(one.name)) if one.type == "string" else row.get(one.name) for one in schema}
 
     pack = PACKERS.get(path.suffix.lower()) if path else None
-    with (
-        files.atomic_file(path) if path else nullcontext(sys.stdout.buffer) as raw,
-        pack(raw, "wb") if pack else nullcontext(raw) as stream,
-    ):
+    opened = files.atomic_file(path) if path else nullcontext(sys.stdout.buffer)
+    with opened as raw, pack(raw, "wb") if pack else nullcontext(raw) as stream:
         if suffix == ".parquet":
             with pyarrow.parquet.ParquetWriter(stream, schema) as writer:
                 yield lambda rows: writer.write_table(pyarrow.Table.from_pylist([*map(cells, rows)], schema))

@@ -5,7 +5,6 @@ stages of all seeds and the labelling of the same texts pay for the upper layers
 """
 
 import copy
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -78,10 +77,10 @@ def fine_tune(
     frozen = frozen_layers(teacher, config.frozen_layers)
     if frozen is not None:
         freeze_lower_layers(teacher, frozen)
-    states = lower_states(teacher, frozen, examples.inputs, max_length, progress) if frozen else None
-    model = upper_layers(teacher, frozen) if frozen and states else teacher
+    states = lower_states(teacher, frozen or 0, examples.inputs, max_length, progress)
+    model = upper_layers(teacher, frozen or 0) if states else teacher
     read = states or encoding.encode(teacher.tokenizer, examples.inputs, max_length)
-    total = max(16, round(epochs * math.ceil(len(examples) / config.batch_size)))
+    total = max(16, round(epochs * len(range(0, len(examples), config.batch_size))))
     head = list(teacher.head.parameters()) if teacher.head is not None else []
     groups = [(list(teacher.encoder.parameters()), config.learning_rate), (head, config.head_learning_rate)]
     schedule, rng = training.linear_schedule(training.adamw(groups), total), np.random.default_rng(seed)

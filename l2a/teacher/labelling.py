@@ -120,8 +120,7 @@ class OutputStore:
     def _intact(self, selected: sqlite3.Cursor) -> Iterator[tuple[Ints, np.typing.NDArray[Any]]]:
         """Yield the numbers of the rows that are undamaged and their records, some at a time."""
         while some := selected.fetchmany(4096):
-            intact = [(row, record) for row, crc, record in some if zlib.crc32(record) == crc]
-            if intact:
+            if intact := [(row, record) for row, crc, record in some if zlib.crc32(record) == crc]:
                 rows, records = zip(*intact, strict=True)
                 yield np.array(rows), np.frombuffer(b"".join(records), self.record)
 
@@ -256,11 +255,9 @@ def predict(
     Raises:
         RunError: If a logit is not finite.
     """
-    states = lower_states(teacher, frozen, inputs, max_length, only_kept=True) if frozen else None
-    if frozen and states:
-        outputs = run_teacher(upper_layers(teacher, frozen), states, progress)
-    else:
-        outputs = run_teacher(teacher, encode(teacher.tokenizer, inputs, max_length), progress)
+    states = lower_states(teacher, frozen or 0, inputs, max_length, only_kept=True)
+    model = upper_layers(teacher, frozen or 0) if states else teacher
+    outputs = run_teacher(model, states or encode(teacher.tokenizer, inputs, max_length), progress)
     for bad in map(int, np.flatnonzero(~np.isfinite(outputs.logits).all(axis=1))):
         raise RunError(f"teacher: its logits for text {bad} ({inputs[bad][0][:60]!r}) are not finite; train it again")
     return outputs

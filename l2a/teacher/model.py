@@ -59,8 +59,7 @@ class Teacher(torch.nn.Module):
 
     def word_embeddings(self) -> torch.Tensor:
         """Return the word-embedding matrix E, float32 (V, d), detached."""
-        weight: torch.Tensor = self.encoder.get_input_embeddings().weight
-        return weight.detach().float()
+        return torch.as_tensor(self.encoder.get_input_embeddings().weight).detach().float()
 
     def fingerprint(self, wanted: Callable[[str], bool] = lambda _: True) -> str:
         """Hash weights, class names, tokenizer and settings: the key of everything that the teacher labels.

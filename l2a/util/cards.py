@@ -7,7 +7,7 @@ import types
 from collections.abc import Callable, Mapping
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -83,15 +83,12 @@ def load_yaml(path: Path) -> dict[str, Any]:
         raise UsageError(f"config file {os_error_sentence(OSError(error.errno, error.strerror, str(path)))}") from error
     except Exception as error:  # PyYAML raises almost any for a wrong tag, date or number
         raise UsageError(f"config file {path}: not YAML ({' '.join(str(error).split())}); correct it there") from error
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
+    if content is not None and not isinstance(content, dict):
         raise UsageError(f"config file {path}: it holds a {type(content).__name__}; write a mapping of keys to values")
-    return content
+    return content or {}
 
 
-@dataclasses.dataclass(frozen=True)
-class Allowed:
+class Allowed(NamedTuple):
     """Which numbers or texts an annotated field takes."""
 
     words: str  # what stands in messages after "give "

@@ -16,7 +16,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
-from glob import escape
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -385,8 +384,8 @@ def growing(output: Path, settings: Mapping[str, Any]) -> Iterator[Growing]:
     checkpoint = Checkpoint(output.with_name(f".{output.name}{CHECKPOINT}"), settings)
     folder = checkpoint.folder
     with writing(output), _locked(folder, output), (folder / "made").open("a+b") as file:
-        for left in output.parent.glob(f".{escape(output.name)}{NEW}*"):  # of a process that was killed
-            left.unlink()
+        for left in [path for path in output.parent.iterdir() if path.name.startswith(f".{output.name}{NEW}")]:
+            left.unlink()  # of a process that was killed
         file.seek(0)
         try:
             yield Growing(checkpoint, file)
