@@ -437,8 +437,6 @@ def evaluate(classifier: Classifier, inputs: Sequence[TextInput], labels: Sequen
     Raises:
         UsageError: If it does not know one of the labels.
     """
-    from sklearn.metrics import confusion_matrix
-
     from l2a.evaluation.metrics import classification_metrics  # which imports torch, as an exported student need not
     from l2a.report.page import class_scores
 
@@ -452,7 +450,7 @@ def evaluate(classifier: Classifier, inputs: Sequence[TextInput], labels: Sequen
         answer = {"predicted": classes[predicted[i]], "confidence": round(float(confidence[i]), 6)}
         errors.append({**dict(zip(readers.SIDES, inputs[i], strict=False)), "label": labels[i], **answer})
     metrics = classification_metrics(true, predicted, len(classes), np.random.default_rng(0))
-    confusion = confusion_matrix(true, predicted, labels=range(len(classes)))
+    confusion = np.bincount(true * len(classes) + predicted, minlength=len(classes) ** 2).reshape(-1, len(classes))
     scores = np.array([each[:3] for each in class_scores(confusion)])
     return Evaluation(metrics, tuple(classes), confusion, scores, tuple(errors))
 

@@ -45,9 +45,8 @@ def fine_tuned(
         RunError: If the loss is not finite or the disk is full.
     """
     settings = [config.frozen_layers, config.learning_rate, config.head_learning_rate, config.batch_size]
-    texts, device = [list(text) for text in examples.inputs], next(base.parameters()).device
-    how = [RECIPE, training.arithmetic(device)]
-    key = fingerprint(base.fingerprint(), texts, examples.labels, settings, epochs, max_length, seed, how)
+    how = [RECIPE, training.arithmetic(next(base.parameters()).device)]
+    key = fingerprint(base.fingerprint(), examples.inputs, examples.labels, settings, epochs, max_length, seed, how)
 
     def build(folder: Path) -> None:
         before = {name: value.clone() for name, value in base.state_dict().items()}
@@ -76,7 +75,11 @@ def fine_tune(
     """
     frozen = frozen_layers(teacher, config.frozen_layers)
     if frozen is not None:
-        freeze_lower_layers(teacher, frozen)
+        # All that layers share is frozen too: the relative positions of MPNet and DeBERTa-v2 change what all give.
+        teacher.encoder.requires_grad_(False)
+        for module in list(encoder_layers(teacher.encoder))[frozen:] or [teacher.encoder]:
+            module.requires_grad_(True)
+        teacher.encoder.get_input_embeddings().requires_grad_(False)
     states = lower_states(teacher, frozen or 0, examples.inputs, max_length, progress)
     model = upper_layers(teacher, frozen or 0) if states else teacher
     read = states or encoding.encode(teacher.tokenizer, examples.inputs, max_length)
@@ -102,18 +105,7 @@ def fine_tune(
     return teacher.eval()
 
 
-def freeze_lower_layers(teacher: Teacher, layers: int) -> None:
-    """Let so many of the lowest layers, and all that lies below or is shared by layers, keep their weights, in place.
-
-    MPNet and DeBERTa-v2 share one table of relative positions: trained, it would change what the frozen layers give.
-    """
-    teacher.encoder.requires_grad_(False)
-    upper = list(encoder_layers(teacher.encoder))[layers:]
-    for module in upper or [teacher.encoder]:
-        module.requires_grad_(True)
-    teacher.encoder.get_input_embeddings().requires_grad_(False)
-
-
+Halves = np.typing.NDArray[np.float16]
 STATES_RECIPE = 1
 """Raise it whenever ``lower_states`` gives other numbers than before."""
 TOGETHER = 16
@@ -132,7 +124,7 @@ class LowerStates:
         lengths: int64 (N,), tokens in each text.
     """
 
-    states: np.typing.NDArray[np.float16]
+    states: Halves
     starts: Ints
     lengths: Ints
 
@@ -231,7 +223,7 @@ def lower_states(
         return None
     places = {text: place for place, text in enumerate(dict.fromkeys(inputs))}
     how = [STATES_RECIPE, training.arithmetic(next(teacher.parameters()).device), max_length]
-    key = fingerprint(frozen_fingerprint(teacher, frozen), how, [list(text) for text in places])
+    key = fingerprint(frozen_fingerprint(teacher, frozen), how, list(places))
     if only_kept and not (cache_root() / "states" / key).exists():
         return None
 
@@ -264,12 +256,10 @@ def frozen_fingerprint(teacher: Teacher, frozen: int) -> str:
     return _without(teacher, slice(frozen, None)).fingerprint(lambda weight: weight.startswith("encoder."))
 
 
-def _run_frozen(
-    teacher: Teacher, frozen: int, encoded: encoding.EncodedTexts, batches: Sequence[Ints]
-) -> np.typing.NDArray[np.float16]:
+def _run_frozen(teacher: Teacher, frozen: int, encoded: encoding.EncodedTexts, batches: Sequence[Ints]) -> Halves:
     """Give the states of some batches, a row a token, (total, d), one text behind another."""
     lower, device = _without(teacher, slice(frozen, None)).eval(), next(teacher.parameters()).device
-    reached, rows = list[torch.Tensor](), list[np.typing.NDArray[np.float16]]()
+    reached, rows = list[torch.Tensor](), list[Halves]()
 
     def keep(_: torch.nn.Module, __: Any, output: Any) -> None:
         reached.append(output[0] if isinstance(output, tuple) else output)

@@ -7,7 +7,6 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -272,7 +271,7 @@ class Checkpoint:
 
 
 def load_encoder(
-    model: str, label_names: Names, seed: int, progress: Progress = SILENT, weights: bool = True
+    model: str, label_names: Names, seed: int = 0, progress: Progress = SILENT, weights: bool = True
 ) -> Teacher:
     """Load a pretrained encoder under a fresh classification head, not yet fine-tuned, in eval mode.
 
@@ -330,7 +329,7 @@ def check_teacher(config: TeacherConfig, label_names: Names, max_length: int, pr
         RunError: If it cannot be fetched.
         UsageError: If it is broken, of no use here, or reads texts of less than ``max_length`` tokens.
     """
-    load = load_fine_tuned if config.fine_tuned else partial(load_encoder, seed=0)
+    load: Callable[..., Teacher] = load_fine_tuned if config.fine_tuned else load_encoder
     teacher = load(config.model, label_names, progress=progress, weights=False)
     refuse_long_sequences(f"teacher.model {config.model!r}", teacher.positions, max_length)
     return teacher

@@ -207,7 +207,7 @@ class Loop:
     """The updates of one stage of training; a checkpoint, where there is one, lets them go on where they were.
 
     It keeps parameters, moments, rates and torch's generator on the CPU, and whatever else the stage asks it to keep.
-    The order of the batches is not kept: a stage draws it again.
+    The order of the batches is not kept: a stage draws it again, and ``left`` leaves out those that are done.
 
     Attributes:
         done: Updates of the stage so far.
