@@ -1,6 +1,5 @@
 """All settings of a run, as frozen dataclasses that check themselves; the comment of a field says what it is."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -10,9 +9,9 @@ import yaml
 
 from l2a.util import Allowed, Checked, UsageError, build, cards, find_card, load_yaml
 
-Positive = Annotated[float, Allowed("a number above 0", lambda value: 0 < value < math.inf)]
+Positive = Annotated[float, Allowed("a number above 0", lambda value: 0 < value < float("inf"))]
 Temperature = Annotated[float, Allowed("a number above 0, or inf", lambda value: value > 0)]
-NotNegative = Annotated[float, Allowed("a number of 0 or more", lambda value: 0 <= value < math.inf)]
+NotNegative = Annotated[float, Allowed("a number of 0 or more", lambda value: 0 <= value < float("inf"))]
 Weight = Annotated[float, Allowed("a number from 0 to 1", lambda value: 0 <= value <= 1)]
 Share = Annotated[float, Allowed("a share above 0 and at most 1", lambda value: 0 < value <= 1)]
 Decay = Annotated[float, Allowed("a number from 0 to below 1", lambda value: 0 <= value < 1)]

@@ -7,7 +7,6 @@ import shlex
 from dataclasses import asdict, dataclass
 from itertools import chain, count
 from pathlib import Path
-from string import Template
 from typing import Annotated, Any
 
 import numpy as np
@@ -245,5 +244,5 @@ def _card(config: PretrainConfig, parameters: int, texts: int) -> str:
     for name, value in (vars(config) | {"output_dir": config.output_dir.name, "overwrite": ()}).items():
         for item in value if isinstance(value, tuple) else (value,):
             words += [f"--{name.replace('_', '-')}", str(item)]
-    card = Template(Path(__file__).with_name("card.md").read_text("utf-8"))
-    return card.substitute(command=shlex.join(words), parameters=f"{parameters:,}", texts=f"{texts:,}")
+    card = Path(__file__).with_name("card.md").read_text("utf-8")
+    return card.format(command=shlex.join(words), parameters=f"{parameters:,}", texts=f"{texts:,}")

@@ -313,9 +313,7 @@ def load_fine_tuned(model: str, label_names: Names, progress: Progress = SILENT,
         raise UsageError(f"{checkpoint.name}: {both}; rename the labels of one, or set teacher.fine_tuned to false")
     classifier = checkpoint.load(transformers.AutoModelForSequenceClassification, weights)
     order, layer = [names.index(name) for name in label_names], output_layer(classifier)
-    with torch.no_grad():
-        layer.weight.copy_(layer.weight[order].clone())
-        layer.bias.copy_(layer.bias[order].clone())
+    layer.weight.data, layer.bias.data = layer.weight.data[order], layer.bias.data[order]
     return Teacher(classifier, checkpoint.tokenizer, label_names, head=None).eval()
 
 

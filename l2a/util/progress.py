@@ -47,8 +47,7 @@ class Progress(logging.Handler):
             verbosity: -1 shows nothing, 0 stages, 1 also events.
         """
         super().__init__(logging.WARNING)
-        self.warnings: list[str] = []
-        self.seconds_by_stage: dict[str, float] = {}
+        self.warnings, self.seconds_by_stage = list[str](), dict[str, float]()
         self._started, self._depth, self._verbosity = time.monotonic(), 0, verbosity
         self._log = log_file.open("a", encoding="utf-8") if log_file else None
         self._bars = _make_bars() if verbosity >= 0 and sys.stderr.isatty() else None

@@ -6,20 +6,19 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from itertools import islice
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load, save
-from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from l2a.util import Advance, Checkpoint, process_count
 
 CPU = torch.device("cpu")
 Tensors = Mapping[str, torch.Tensor]
+Groups = Sequence[tuple[Sequence[torch.nn.Parameter], float]]
 Number = TypeVar("Number", bound=np.generic)
 
 
@@ -32,7 +31,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
     """Put a model in eval mode, and back into the mode that it came in."""
     training = model.training
     model.eval()
@@ -133,17 +132,17 @@ def broadcast(values: NDArray[Number]) -> NDArray[Number]:
     return np.asarray(sent.cpu())
 
 
-def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
+def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
     """Add up the gradients of all processes in one message; parameters come in the same order in each."""
     if process_count() == 1:
         return
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    summed = nn.utils.parameters_to_vector(gradients)
+    summed = torch.nn.utils.parameters_to_vector(gradients)
     torch.distributed.all_reduce(summed)
-    nn.utils.vector_to_parameters(summed, gradients)
+    torch.nn.utils.vector_to_parameters(summed, gradients)
 
 
-def adamw(groups: Sequence[tuple[Sequence[nn.Parameter], float]], weight_decay: float = 0.01) -> torch.optim.AdamW:
+def adamw(groups: Groups, weight_decay: float = 0.01) -> torch.optim.AdamW:
     """Build bias-corrected AdamW, fused, without decay on biases and norms.
 
     Args:
@@ -175,7 +174,7 @@ def linear_schedule(optimizer: torch.optim.Optimizer, total_steps: int, warmup_s
     return LambdaLR(optimizer, scale)
 
 
-def trained_parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+def trained_parameters(optimizer: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
     """List what an optimizer updates, over all its groups."""
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
@@ -244,15 +243,16 @@ class Loop:
     def left(self, batches: Iterable[NDArray[np.int64]], advance: Advance) -> Iterator[NDArray[np.int64]]:
         """Give the stage's batches without those that are done, and advance a bar by each."""
         advance(self.done)
-        for batch in islice(batches, self.done, self._steps):
-            yield batch
-            advance(1)
+        for step, batch in zip(range(self._steps), batches, strict=False):
+            if step >= self.done:
+                yield batch
+                advance(1)
 
-    def update(self, loss: torch.Tensor, clipped: Iterable[nn.Parameter]) -> None:
+    def update(self, loss: torch.Tensor, clipped: Iterable[torch.nn.Parameter]) -> None:
         """Go one step down a loss, with the gradients of some parameters clipped to a norm of 1, and count it."""
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_([parameter for parameter in clipped if parameter.grad is not None], 1.0)
+        torch.nn.utils.clip_grad_norm_([parameter for parameter in clipped if parameter.grad is not None], 1.0)
         self._optimizer.step()
         self._schedule.step()
         self.update_done()
