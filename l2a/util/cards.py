@@ -199,6 +199,5 @@ def _in_words(kind: Any) -> list[str]:
         return [f"a mapping of names to {_in_words(arguments[1])[0]}"]
     if dataclasses.is_dataclass(kind):
         return ["a mapping of its keys to values"]
-    text = {str: "printable text", types.NoneType: "null"}
-    words = text | {bool: "true or false", int: "a whole number", float: "a number"}
-    return [words.get(kind) or ("a list" if origin is tuple else f"a {kind.__name__}")]
+    words = {str: "printable text", bool: "true or false", int: "a whole number", float: "a number", tuple: "a list"}
+    return [words.get(origin or kind) or ("null" if kind is types.NoneType else f"a {kind.__name__}")]
