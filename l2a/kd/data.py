@@ -61,7 +61,7 @@ def read_tokens(student: Student, data: DistillationSet, indices: Ints) -> tuple
         data: The examples.
         indices: int64 (B,), positions.
     """
-    return data.encoded.padded(indices, student.output.weight.device), data.teacher.take(indices)
+    return data.encoded.padded(indices, student.model.device), data.teacher.take(indices)
 
 
 @dataclass(frozen=True)
@@ -179,8 +179,7 @@ def compact_embeddings(
     numbers = torch.from_numpy(np.cumsum(occurs) - 1).to(full.device)
     compact = torch.nn.Parameter(full.detach()[rows])
     moments = optimizer.state.pop(full, {})
-    if moments:
-        optimizer.state[compact] = {k: v[rows] if v.shape == full.shape else v for k, v in moments.items()}
+    optimizer.state[compact] = {k: v[rows] if v.shape == full.shape else v for k, v in moments.items()}
     _exchange(optimizer, full, compact)
     layer.weight, layer.padding_idx = compact, None if padding is None else int(numbers[padding])
     try:
@@ -190,7 +189,7 @@ def compact_embeddings(
         layer.weight, layer.padding_idx = full, padding
         _exchange(optimizer, compact, full)
         full.detach()[rows] = compact.detach()
-        for name, value in optimizer.state.pop(compact, {}).items():
+        for name, value in optimizer.state.pop(compact).items():
             if value.shape == compact.shape:
                 value = moments.get(name, torch.zeros_like(full)).index_copy_(0, rows, value)
             optimizer.state[full][name] = value
@@ -291,7 +290,7 @@ def read_perturbed(
     rows = np.flatnonzero((indices >= start) & (indices < start + len(texts)))
     if not len(rows):
         return batch, outputs
-    table, device = student.model.get_input_embeddings(), student.output.weight.device
+    table, device = student.model.get_input_embeddings(), student.model.device
     ids, places = batch.pop("input_ids"), torch.from_numpy(rows).to(device)
     embeds = table(ids)
     mine = {name: value[places] for name, value in batch.items()} | {"inputs_embeds": embeds[places]}
@@ -333,5 +332,4 @@ def token_steps(model: Teacher | Student, rng: np.random.Generator) -> torch.Ten
     sample = torch.from_numpy(rng.permutation(len(words))[:512])
     distances = torch.cdist(rows[sample], rows)
     distances[torch.arange(len(sample)), sample] = torch.inf
-    steps: torch.Tensor = may_move * (float(distances.min(dim=1).values.median()) / rows.shape[1] ** 0.5)
-    return steps
+    return may_move.mul(float(distances.min(dim=1).values.median()) / rows.shape[1] ** 0.5)

@@ -35,8 +35,7 @@ def soft_label_loss(student_logits: Tensor, teacher_logits: Tensor, temperature:
     """
     student = nn.functional.log_softmax(student_logits / temperature, dim=1)
     teacher = nn.functional.log_softmax(teacher_logits / temperature, dim=1)
-    losses: Tensor = temperature**2 * nn.functional.kl_div(student, teacher, reduction="none", log_target=True).sum(1)
-    return losses
+    return nn.functional.kl_div(student, teacher, reduction="none", log_target=True).sum(1) * temperature**2
 
 
 def distillation_loss(
@@ -145,8 +144,7 @@ class LELPSubclasses:
         """
         owner = owners(self.counts)
         centres = (self.means[owner] * self.directions.T).sum(axis=1)
-        scores: Doubles = (embeddings @ self.directions - centres) / self.rms[owner]
-        return scores
+        return np.asarray((embeddings @ self.directions - centres) / self.rms[owner])
 
 
 def teacher_output_weight(teacher: Teacher, outputs: TeacherOutputs) -> Doubles:
@@ -156,12 +154,10 @@ def teacher_output_weight(teacher: Teacher, outputs: TeacherOutputs) -> Doubles:
     fits its logits of N texts, in ``outputs``, then stands in for the weight.
     """
     if teacher.head is not None:
-        weight: Doubles = teacher.head.weight.detach().cpu().numpy().astype(np.float64)
-        return weight
+        return np.asarray(teacher.head.weight.detach().cpu(), np.float64)
     few = outputs.take(_thinned(np.arange(len(outputs))))
     centred = few.embeddings - few.embeddings.mean(axis=0, dtype=np.float64)
-    solution: Doubles = linalg.lstsq(centred, few.logits - few.logits.mean(axis=0))[0].T
-    return solution
+    return np.asarray(linalg.lstsq(centred, few.logits - few.logits.mean(axis=0))[0].T)
 
 
 def fit_subclasses(
@@ -253,11 +249,9 @@ def subclass_head(output: nn.Linear, counts: tuple[int, ...]) -> nn.Linear:
         (h) -> (K), on the same device.
     """
     owner = torch.from_numpy(owners(counts)).to(output.weight.device)
-    sizes = torch.tensor(counts, dtype=output.weight.dtype, device=output.weight.device)
     head = nn.Linear(output.in_features, len(owner)).to(output.weight.device)
-    with torch.no_grad():
-        head.weight.copy_(output.weight[owner])
-        head.bias.copy_((output.bias - sizes.log())[owner])
+    bias = output.bias - output.bias.new_tensor(counts).log()
+    head.load_state_dict({"weight": output.weight[owner], "bias": bias[owner]})
     return head
 
 
@@ -302,7 +296,5 @@ def refit_output_layer(
         return loss.item()
 
     optimizer.step(closure)  # type: ignore[no-untyped-call]
-    with torch.no_grad():
-        output.weight.copy_(weight)
-        output.bias.copy_(bias)
-        return fold_parity(nn.functional.linear(inputs, weight, bias), folded)
+    output.load_state_dict({"weight": weight, "bias": bias})
+    return fold_parity(nn.functional.linear(inputs, weight, bias), folded)

@@ -1,7 +1,6 @@
 """Trains a student on mixtures of labelled texts, runs it and scores what it predicts."""
 
 import copy
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
@@ -29,13 +28,26 @@ def run_student(student: Student, encoded: EncodedTexts, precise: bool = True) -
     """
     logits = np.zeros((len(encoded), student.output.out_features), np.float32)
     features = np.zeros((len(encoded), student.output.in_features), np.float32)
-    device = student.output.weight.device
+    device = student.model.device
     precision = nullcontext() if precise else training.mixed_precision(device, student.model.config.hidden_size)
     with training.evaluating(student.model), torch.no_grad(), precision:
         for indices in inference_batches(encoded):
             found = student(encoded.padded(indices, device))
             logits[indices], features[indices] = (part.float().cpu().numpy() for part in found)
     return logits, features
+
+
+def mean_divergence(student: Student, texts: kd_data.DistillationSet, precise: bool = True) -> float:
+    """Measure mean KL(teacher || student) over texts, in nats, alike in all processes.
+
+    Args:
+        student: Run as by ``run_student``.
+        texts: At least one text with the teacher's outputs.
+        precise: As ``run_student`` takes it.
+    """
+    logits = torch.from_numpy(run_student(student, texts.encoded, precise)[0])
+    losses = kd_losses.soft_label_loss(logits, torch.from_numpy(texts.teacher.logits), 1.0)
+    return float(training.broadcast(losses.mean().numpy()))
 
 
 def calibrated_log_likelihoods(logits: Floats, labels: Ints) -> Doubles:
@@ -50,8 +62,7 @@ def calibrated_log_likelihoods(logits: Floats, labels: Ints) -> Doubles:
     """
     scaled = logits[None].astype(np.float64) / np.geomspace(0.25, 16.0, 25)[:, None, None]
     of_labels = log_softmax(scaled, axis=2)[:, np.arange(len(labels)), labels]
-    best: Doubles = of_labels[of_labels.mean(axis=1).argmax()]
-    return best
+    return np.asarray(of_labels[of_labels.mean(axis=1).argmax()])
 
 
 CLEARLY = 2.0  # standard errors beyond which a few labels are heard against what mostly helps
@@ -59,7 +70,7 @@ CLEARLY = 2.0  # standard errors beyond which a few labels are heard against wha
 
 def standard_error(gains: Doubles) -> float:
     """Say how well the mean of some gains is known: their standard error, infinite for fewer than two."""
-    return float(gains.std(ddof=1)) / len(gains) ** 0.5 if len(gains) > 1 else math.inf
+    return float(gains.std(ddof=1)) / len(gains) ** 0.5 if len(gains) > 1 else float("inf")
 
 
 @dataclass(frozen=True)
@@ -116,9 +127,7 @@ def fit_output_layer(student: Student, data: kd_data.DistillationSet) -> None:
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-        with torch.no_grad():
-            layer.weight.copy_(weight)
-            layer.bias.copy_(bias)
+        layer.load_state_dict({"weight": weight, "bias": bias})
     training.broadcast_weights([layer.weight, layer.bias])
 
 
@@ -132,7 +141,7 @@ def embedding_gradients(
     """
     encoded, teacher_logits = encode(student.tokenizer, inputs, max_length), labeller(inputs).logits
     gradients: list[Floats] = [np.zeros((0, 0), np.float32)] * len(inputs)
-    device, table = student.output.weight.device, student.model.get_input_embeddings()
+    device, table = student.model.device, student.model.get_input_embeddings()
     with training.evaluating(student.model):
         for indices in inference_batches(encoded):
             batch = encoded.padded(indices, device)
@@ -228,9 +237,10 @@ class KDTrainer:
         self._validation = (encode(student.tokenizer, validation.inputs, max_length), validation.labels)
         generator, width = torch.Generator().manual_seed(self._seed), student.output.in_features
         start = torch.randn(width, teacher_width, generator=generator) / width**0.5
-        self._projection = torch.nn.Parameter(start.to(self._device))
+        self._projection = torch.nn.Parameter(start.to(student.model.device))
         self._subclasses: kd_losses.LELPSubclasses | None = None
         self._head: torch.nn.Linear | None = None
+        self._modules = torch.nn.ModuleList([student.model])  # whose best state is kept
         training.broadcast_weights(student.model.parameters())
         self._start_optimizer()
         self._average: WeightAverage | None = None
@@ -251,6 +261,7 @@ class KDTrainer:
     def learn_subclasses(self, subclasses: kd_losses.LELPSubclasses) -> None:
         """Distil by fitted pseudo-subclasses instead of soft labels; to be called before the first step."""
         self._subclasses, self._head = subclasses, kd_losses.subclass_head(self.student.output, subclasses.counts)
+        self._modules.append(self._head)
         self._start_optimizer()
 
     def follow(self, apart: kd_data.DistillationSet) -> None:
@@ -305,7 +316,8 @@ class KDTrainer:
         dropout = training.seeded(self._seed + self.steps_done)  # the same wherever the call starts
         attention, used = training.plain_attention(self.student.model), self._occurring_rows_alone(data)
         with dropout, attention, progress.stage(stage, steps) as advance, used as self._whole_table:
-            self._average = WeightAverage(self._trained_parameters, self.config.average) if evaluate else None
+            trained = training.trained_parameters(self._optimizer)
+            self._average = WeightAverage(trained, self.config.average) if evaluate else None
             self.student.model.train()
             loop = training.Loop(checkpoint, key, self._schedule, steps)
             if loop.done:
@@ -333,9 +345,10 @@ class KDTrainer:
         read = [data, self._apart] if self._apart is not None else [data]
         texts = [[one.encoded.ids, one.encoded.offsets, one.labels, one.teacher.logits] for one in read]
         chosen_by = [self._validation[0].ids, self._validation[0].offsets, self._validation[1]]
-        start = dict.fromkeys((*self.student.model.parameters(), *self._trained_parameters))
+        start = dict.fromkeys((*self.student.model.parameters(), *training.trained_parameters(self._optimizer)))
         weights = [parameter.detach().cpu().numpy() for parameter in start]
-        how = [self._seed, self.steps_done, type(self.read_batch).__name__, training.arithmetic(self._device)]
+        arithmetic = training.arithmetic(self.student.model.device)
+        how = [self._seed, self.steps_done, type(self.read_batch).__name__, arithmetic]
         return fingerprint(texts, chosen_by, weights, asdict(self.config), how, plan)
 
     def _beside(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -371,12 +384,10 @@ class KDTrainer:
         for done in range(0, steps, every):
             if renewal is not None:
                 place = next(number for number, part in enumerate(sets) if part is renewal.pool)
-                kept = renewal.kept
-                if done:
-                    if done // every > len(self._renewed):  # else a restored call repeats its choice
-                        logits, _ = run_student(self.student, data.take(parts[place]).encoded)
-                        self._renewed.append(training.broadcast(logits))
-                    kept = renewal.choose(self._renewed[done // every - 1])
+                if done // every > len(self._renewed):  # else a restored call repeats its choice
+                    logits, _ = run_student(self.student, data.take(parts[place]).encoded)
+                    self._renewed.append(training.broadcast(logits))
+                kept = renewal.choose(self._renewed[done // every - 1]) if done else renewal.kept
                 # Only this set starts over, least used first; the others continue where they were.
                 used[place] = parts[place][kept]
                 cycles[place] = kd_data.cycle(used[place], self._rng, uses)
@@ -391,16 +402,16 @@ class KDTrainer:
         mine = indices[process_rank() :: process_count()]
         # Each process counts by its texts, so that the gradient is that of the mean over the whole batch.
         (self._loss(data, mine) * (len(mine) / len(indices))).backward()  # type: ignore[no-untyped-call]
-        training.sum_gradients(self._trained_parameters)
-        clipped = [parameter for parameter in self._trained_parameters if parameter is not self._projection]
-        torch.nn.utils.clip_grad_norm_(clipped, 1.0)
+        trained = training.trained_parameters(self._optimizer)
+        training.sum_gradients(trained)
+        torch.nn.utils.clip_grad_norm_([parameter for parameter in trained if parameter is not self._projection], 1.0)
         self._optimizer.step()
         self._schedule.step()
         self.steps_done += 1
 
     def _loss(self, data: kd_data.DistillationSet, indices: Ints) -> torch.Tensor:
         """Sum the weighted terms of the loss, each the mean over the texts."""
-        config, device = self.config, self._device
+        config, device = self.config, self.student.model.device
         batch, taught = self.read_batch(self.student, data, indices)
         with training.mixed_precision(device, self.student.model.config.hidden_size):
             logits, features = (part.float() for part in self.student(batch))
@@ -421,10 +432,6 @@ class KDTrainer:
             fix = "lower kd.learning_rate, or check that the teacher's outputs for these texts are finite"
             raise RunError(f"kd: the loss is {loss.item()} {where}; {fix}")
         return loss
-
-    @property
-    def _trained_parameters(self) -> list[torch.nn.Parameter]:
-        return [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
 
     def evaluate(self, progress: Progress = SILENT) -> Score:
         """Score the student's averaged weights and keep them if they are the best so far; the progress gets the score.
@@ -448,15 +455,7 @@ class KDTrainer:
         return training.broadcast(calibrated_log_likelihoods(run_student(self.student, encoded)[0], labels))
 
     def _divergence(self) -> float | None:
-        if self._apart is None:
-            return None
-        logits = torch.from_numpy(run_student(self.student, self._apart.encoded, precise=False)[0])
-        losses = kd_losses.soft_label_loss(logits, torch.from_numpy(self._apart.teacher.logits), 1.0)
-        return float(training.broadcast(losses.mean().numpy()))
-
-    @property
-    def _modules(self) -> torch.nn.ModuleList:
-        return torch.nn.ModuleList([self.student.model, *([self._head] if self._head is not None else [])])
+        return None if self._apart is None else mean_divergence(self.student, self._apart, precise=False)
 
     def _keep(self) -> None:
         self._best_state = copy.deepcopy(self._modules.state_dict())
@@ -482,7 +481,3 @@ class KDTrainer:
         parity = kd_losses.refit_output_layer(layer, self._head, self._subclasses.counts, features)
         training.broadcast_weights([layer.weight, layer.bias])
         return parity
-
-    @property
-    def _device(self) -> torch.device:
-        return self.student.output.weight.device

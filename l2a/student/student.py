@@ -236,9 +236,8 @@ def open_head(student: Student, texts: Sequence[TextInput] = ()) -> None:
         states = _inputs_of(dense, student, texts)
         mean, size = states.mean(0), states.square().mean(0).sqrt()
         size = size.clamp_min(0.1 * float(size.mean()))  # entries near 0 are not blown up
-    with torch.no_grad():  # half the size, so that tanh and gelu are nearly linear
-        dense.weight.copy_(torch.diag(0.5 / size))
-        dense.bias.copy_(-0.5 * mean / size)
+    # Half the size, so that tanh and gelu are nearly linear.
+    dense.load_state_dict({"weight": torch.diag(0.5 / size), "bias": -0.5 * mean / size})
 
 
 @torch.inference_mode()
@@ -344,10 +343,9 @@ def keep_tokens(tokenizer: Any, kept: Ints) -> Any:
 
 def classifier_of(config: Any, weights: bool = True) -> Any:
     """Make a sequence classifier with random weights in float32 and eval mode, or without memory for its weights."""
+    classifier: Any = transformers.AutoModelForSequenceClassification
     with torch.device("cpu" if weights else "meta"):
-        return transformers.AutoModelForSequenceClassification.from_config(  # type: ignore[no-untyped-call]
-            config, dtype=torch.float32, trust_remote_code=False
-        ).eval()
+        return classifier.from_config(config, dtype=torch.float32, trust_remote_code=False).eval()
 
 
 def parameters_count(config: Any) -> int:
@@ -393,16 +391,11 @@ def _narrow(
 
     def shape(width: int) -> Any:
         return transformers.BertConfig(
-            vocab_size=len(teacher.tokenizer),
-            hidden_size=width,
+            vocab_size=len(teacher.tokenizer), pad_token_id=teacher.tokenizer.pad_token_id,
+            hidden_size=width, intermediate_size=4 * width, num_attention_heads=attention_heads(width),
             num_hidden_layers=max(2, int(teacher.encoder.config.num_hidden_layers) // 3),
-            num_attention_heads=attention_heads(width),
-            intermediate_size=4 * width,
-            max_position_embeddings=min(512, teacher.positions or 512),
-            pad_token_id=teacher.tokenizer.pad_token_id,
-            **NO_DROPOUT,
-            **class_names(label_names),
-        )
+            max_position_embeddings=min(512, teacher.positions or 512), **NO_DROPOUT, **class_names(label_names),
+        )  # fmt: skip
 
     widest = teacher.hidden_size
     shaped = largest_fitting(config, teacher, range(min(32, widest), widest + 1, 8), shape)
@@ -421,9 +414,8 @@ def _pretrained(
 
     def shape(vocabulary: int, pad_token_id: int = 0) -> Any:
         shaped = copy.deepcopy(original.config)
-        shaped.update(
-            {"vocab_size": vocabulary, "pad_token_id": pad_token_id, **NO_DROPOUT, **class_names(label_names)}
-        )
+        tokens = {"vocab_size": vocabulary, "pad_token_id": pad_token_id}
+        shaped.update({**tokens, **NO_DROPOUT, **class_names(label_names)})
         return shaped
 
     counts = count_tokens(tokenizer, texts)
