@@ -23,7 +23,7 @@ from threadpoolctl import threadpool_limits
 from l2a.config import GeneratorConfig, resolve_degree
 from l2a.data import Bools, Doubles, Floats, Ints, TextInput, normalised_hash
 from l2a.generator.operators import CHAIN_OPERATORS, OPERATORS, SOURCE, operator_law
-from l2a.generator.tokens import TokenSpace, choose_slots, write_texts
+from l2a.generator.tokens import TokenSpace, choose_slots, unit_rows, write_texts
 from l2a.teacher.labelling import Labeller, TeacherOutputs
 from l2a.util import SILENT, Progress, RunError, UsageError, logger
 
@@ -58,20 +58,17 @@ def fit_word_average(tokenizer: Any, embeddings: torch.Tensor, texts: Sequence[T
         What gives unit rows, float32 (N, d), for N texts; a text without any word is 0.
     """
     vectors = embeddings.detach().cpu().float().numpy()
-    counts = np.zeros(len(vectors))
-    for row in token_ids(tokenizer, texts, max_length):
-        np.add.at(counts, row, 1)
+    words = itertools.chain.from_iterable(token_ids(tokenizer, texts, max_length))
+    counts = np.bincount(np.fromiter(words, np.int64), minlength=len(vectors))
     weights = RARE / (RARE + counts / max(1.0, counts.sum()))
     weighted = ((vectors - vectors.mean(0)) * weights[:, None]).astype(np.float32)
 
     def embed(inputs: Sequence[TextInput]) -> Floats:
         rows = token_ids(tokenizer, inputs, max_length)
         ends = np.cumsum([0, *map(len, rows)])
-        ids = np.fromiter((token for row in rows for token in row), np.int64, ends[-1])
+        ids = np.fromiter(itertools.chain.from_iterable(rows), np.int64, ends[-1])
         words = sparse.csr_array((np.ones(len(ids), np.float32), ids, ends), shape=(len(rows), len(weighted)))
-        sums = np.asarray(words @ weighted, np.float32)
-        units: Floats = sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), np.float32(1e-9))
-        return units
+        return unit_rows(np.asarray(words @ weighted, np.float32))
 
     return embed
 
@@ -98,8 +95,7 @@ class TargetDensity:
 
     def log_odds(self, embeddings: Floats) -> Doubles:
         """Log odds of the target, float64 (N,), from float32 (N, d); both domains are equally likely beforehand."""
-        odds: Doubles = (embeddings - self.mean) @ self.weights + self.bias
-        return odds
+        return np.asarray((embeddings - self.mean) @ self.weights + self.bias)
 
     def log_density(self, embeddings: Floats) -> Doubles:
         """Standardised log density: 0 for the median source text, in standard deviations over both domains.
@@ -108,8 +104,7 @@ class TargetDensity:
         chain's temperature means the same whatever the domains, the embeddings' width and the number of target texts
         (our derivation).
         """
-        standardised: Doubles = (self.log_odds(embeddings) - self.location) / self.scale
-        return standardised
+        return (self.log_odds(embeddings) - self.location) / self.scale
 
 
 def fit_target_density(source: Floats, target: Floats) -> TargetDensity:
@@ -119,9 +114,8 @@ def fit_target_density(source: Floats, target: Floats) -> TargetDensity:
         UsageError: If there are fewer than 2 texts of a domain.
     """
     if min(len(source), len(target)) < 2:
-        raise UsageError(
-            f"the generator has {len(source)} source and {len(target)} target texts; give at least 2 of each domain"
-        )
+        counts = f"{len(source)} source and {len(target)} target texts"
+        raise UsageError(f"the generator has {counts}; give at least 2 of each domain")
     both = np.concatenate([source, target]).astype(np.float64)
     mean = both.mean(axis=0)
     both -= mean
@@ -172,14 +166,10 @@ def choose_texts(
 
 def max_cosine(embeddings: Floats, references: Floats) -> Floats:
     """Return the cosine of each of N embeddings to the most similar reference, float32 (N,)."""
-    both = (embeddings, references)
-    one, other = ((rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)) for rows in both)
-    nearest: Floats = (one.astype(np.float32) @ other.T.astype(np.float32)).max(axis=1)
-    return nearest
+    return np.asarray((unit_rows(embeddings) @ unit_rows(references).T).max(axis=1))
 
 
-MOVES = ("jump", "local", "partner")
-MOVE_PROBABILITIES = (0.5, 0.3, 0.2)
+MOVES = {"jump": 0.5, "local": 0.3, "partner": 0.2}  # with their probabilities
 NEEDS_GRADIENT = np.array([OPERATORS[name].needs_gradient for name in CHAIN_OPERATORS])
 States = TypeVar("States", bound=tuple[Any, ...])
 """The states of C chains: a named tuple of arrays whose first axis is the chain."""
@@ -338,7 +328,7 @@ class AugmentationSpace:
     def propose(self, states: AugmentationState, rng: np.random.Generator) -> tuple[AugmentationState, Ints]:
         """Propose a jump (all redrawn), a local move (u redrawn on a block) or a new partner, for each chain."""
         count = len(states.base)
-        moves = rng.choice(len(MOVES), size=count, p=MOVE_PROBABILITIES)
+        moves = rng.choice(len(MOVES), size=count, p=list(MOVES.values()))
         fresh = self._draw(count, rng)
         lengths, places = self._store.lengths[states.base], np.arange(self._longest)
         start = rng.integers(0, lengths)[:, None]
@@ -350,11 +340,10 @@ class AugmentationSpace:
 
     def score(self, states: AugmentationState) -> Doubles:
         """Return the log density of states with respect to mu, up to a constant; minus infinity for forbidden texts."""
-        excess = np.maximum(0.0, states.degree - self._config.max_degree)
         density = self.visited.densities(states.row)
         # Minus infinity stays, at an infinite temperature too.
-        scores: Doubles = np.divide(density, self._config.tau, out=density, where=np.isfinite(density))
-        return scores - self._config.beta * excess
+        np.divide(density, self._config.tau, out=density, where=np.isfinite(density))
+        return density - self._config.beta * np.maximum(0.0, states.degree - self._config.max_degree)
 
     def _draw(self, count: int, rng: np.random.Generator) -> AugmentationState:
         operator = rng.choice(len(CHAIN_OPERATORS), size=count, p=self._operator_law)
@@ -492,19 +481,14 @@ def draw_pool(
     trace, plain = visited.densities(sampled), np.concatenate([initial.row, proposed[moves == 0]])
     allowed = np.isfinite(trace).all(axis=0)
     return pool, {
-        "steps": len(history),
-        "chains": config.chains,
-        "degree": space.degree,
+        "steps": len(history), "chains": config.chains, "degree": space.degree,
         "acceptance": dict(zip(MOVES, (taken / np.maximum(offered, 1)).tolist(), strict=True)),
         "effective_sample_size": effective_sample_size(trace[:, allowed]) if allowed.any() else 0.0,
-        "proposal_log_density": _finite_mean(visited.densities(plain)),
-        "sample_log_density": _finite_mean(trace),
+        "proposal_log_density": _finite_mean(visited.densities(plain)), "sample_log_density": _finite_mean(trace),
         "target_log_density": float(space.density.log_density(inputs.embed(inputs.target_inputs)).mean()),
-        "distinct_share": len(np.unique(sampled)) / sampled.size,
-        "visited_texts": len(visited.inputs),
-        "labelling_seconds": labelling_seconds,
-        "seconds": time.perf_counter() - started,
-    }
+        "distinct_share": len(np.unique(sampled)) / sampled.size, "visited_texts": len(visited.inputs),
+        "labelling_seconds": labelling_seconds, "seconds": time.perf_counter() - started,
+    }  # fmt: skip
 
 
 def effective_sample_size(trace: Doubles) -> float:
@@ -532,19 +516,16 @@ def _finite_mean(values: Doubles) -> float:
 
 
 def _assemble(columns: Sequence[Ints], inputs: GeneratorInputs, space: AugmentationSpace) -> CandidatePool:
-    (rows, bases, operators, degrees), visited = columns, space.visited
-    texts = tuple(visited.inputs[row] for row in rows)
+    rows, bases, operators, degrees = columns
+    texts, density = tuple(space.visited.inputs[row] for row in rows), space.visited.densities(rows)
     origins = [*(f"source:{i}" for i in range(len(inputs.source_inputs))), *inputs.unlabelled.values()]
-    others = len(origins)
-    operators = np.where((degrees == 0) & (bases < others), SOURCE, operators)
-    outputs, density = inputs.labeller(texts), visited.densities(rows)
+    is_unchanged = (degrees == 0) & (bases < len(origins))
+    origins += [f"target:{i}" for i in range(len(inputs.target_inputs))]
+    outputs = inputs.labeller(texts)
     return CandidatePool(
-        inputs=texts,
-        origins=tuple(origins[base] if base < others else f"target:{base - others}" for base in bases),
-        operators=tuple(CHAIN_OPERATORS[operator] for operator in operators),
-        degrees=degrees.astype(np.float32),
-        teacher=outputs,
-        log_density=density.astype(np.float32),
+        texts, tuple(origins[base] for base in bases),
+        tuple(CHAIN_OPERATORS[operator] for operator in np.where(is_unchanged, SOURCE, operators)),
+        degrees.astype(np.float32), outputs, density.astype(np.float32),
         domain_probability=special.expit(density * space.density.scale + space.density.location).astype(np.float32),
         max_target_cosine=max_cosine(outputs.embeddings, inputs.labeller(inputs.target_inputs).embeddings),
-    )
+    )  # fmt: skip

@@ -89,8 +89,7 @@ def load_glove(count: int, progress: Progress = SILENT) -> NearestWords:
     words = pyarrow.parquet.read_table(folder / "glove_6B_index.parquet")["index"].to_pylist()
     kept = [row for row, word in enumerate(words) if len(word) > 1 and word.isalpha()]
     vectors = np.load(folder / "glove_6B_50d_emb.npy", allow_pickle=False)[kept]
-    lengths = np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    return NearestWords([words[row] for row in kept], vectors / lengths, count)
+    return NearestWords([words[row] for row in kept], tokens.unit_rows(vectors), count)
 
 
 class WordSources:
@@ -152,9 +151,9 @@ def eda(sources: WordSources, bases: Texts, partners: Texts, degree: float, rng:
     made = []
     for base in bases:
         operation = (_replace, _insert, _swap, _delete)[rng.integers(4)]
-        sides = [operation(side, sources.synonyms(), degree, rng) if find_words(side) else (side, 0) for side in base]
-        changed = sum(count for _, count in sides)
-        made.append(Rewrite(tuple(side for side, _ in sides), min(1.0, changed / count_words(base))))
+        done = (operation(side, sources.synonyms(), degree, rng) if find_words(side) else (side, 0) for side in base)
+        sides, changed = zip(*done, strict=True)
+        made.append(Rewrite(sides, min(1.0, sum(changed) / count_words(base))))
     return made
 
 
@@ -362,10 +361,8 @@ OPERATORS = {
     for operator in (
         Operator("source", "an unchanged text of the source domain", "copies", copy_partners, reads_partner=True),
         Operator("augpro_mix", "tokens of a text of the other domain", "tokens", tokens.augpro_mix, reads_partner=True),
-        Operator(
-            "augpro_fgsm", "near tokens that part student and teacher", "tokens", tokens.augpro_fgsm,
-            reads_neighbours=True, needs_gradient=True,
-        ),
+        Operator("augpro_fgsm", "near tokens that part student and teacher", "tokens", tokens.augpro_fgsm,
+                 reads_neighbours=True, needs_gradient=True),
         Operator("knn", "random near tokens", "tokens", tokens.knn, reads_neighbours=True),
         Operator("eda", "synonyms, insertions, swaps, deletions", "words", eda, default_degree=0.1),
         Operator("tinybert", "words that fit in their place", "words", tinybert, default_degree=0.4),
@@ -419,8 +416,7 @@ def operator_law(config: GeneratorConfig, has_gradient: bool, unlabelled_share: 
         names = ", ".join(CHAIN_OPERATORS)
         raise UsageError(f"generator.operators weighs no operator that {can}; give one of {names} a weight above 0")
     unchanged = 0.0 if "source" in config.operators else unlabelled_share
-    law: Doubles = (1 - unchanged) * weights / weights.sum() + unchanged * (np.arange(len(weights)) == SOURCE)
-    return law
+    return np.asarray((1 - unchanged) * weights / weights.sum() + unchanged * (np.arange(len(weights)) == SOURCE))
 
 
 def draw_changes(

@@ -49,6 +49,11 @@ def token_kinds(tokens: Sequence[str]) -> tuple[Tensor, Tensor]:
     return word_start, torch.tensor([len(surface) > 1 and surface.isalpha() for surface in surfaces])
 
 
+def unit_rows(rows: Floats) -> Floats:
+    """Divide N rows, float (N, d), by their lengths; a row of zeros stays."""
+    return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12))
+
+
 @dataclass(frozen=True)
 class NeighbourTable:
     """The k nearest neighbours of each token among the tokens that may stand in its place.
@@ -160,10 +165,7 @@ def shares_characters(spans: np.typing.NDArray[np.int32], segments: np.typing.ND
     They cannot be replaced one by one. Segments are -1 for special tokens.
     """
     overlap = (spans[1:, 0] < spans[:-1, 1]) & (segments[1:] == segments[:-1]) & (segments[1:] != SPECIAL)
-    shared = np.zeros(len(segments), dtype=np.bool_)
-    shared[1:] |= overlap
-    shared[:-1] |= overlap
-    return shared
+    return np.asarray(np.append(overlap, False) | np.append(False, overlap))
 
 
 @dataclass(frozen=True, eq=False)
@@ -223,8 +225,7 @@ class TokenStore:
         kind = partners * (SLOT_KINDS + 1) + self.slots[places] + 1
         count = firsts[kind + 1] - firsts[kind]
         found = by_slot[np.minimum(firsts[kind] + ranks[places] % np.maximum(count, 1), len(by_slot) - 1)]
-        tokens: Ints = np.where(count > 0, found, self.ids[places])
-        return tokens
+        return np.where(count > 0, found, self.ids[places])
 
 
 @dataclass(frozen=True, eq=False)
@@ -280,8 +281,7 @@ class Rewrite(NamedTuple):
 def changed_shares(slots: Slots, tokens: Ints) -> Doubles:
     """Measure the share of each of B texts' tokens, float64, that the new tokens, int64 (K,), change."""
     changed = slots.owners[tokens != slots.store.ids[slots.places]]
-    shares: Doubles = np.bincount(changed, minlength=len(slots.rows)) / np.maximum(slots.store.words[slots.rows], 1)
-    return shares
+    return np.bincount(changed, minlength=len(slots.rows)) / np.maximum(slots.store.words[slots.rows], 1)
 
 
 def write_texts(slots: Slots, tokens: Ints) -> list[Rewrite]:
@@ -313,8 +313,7 @@ def knn(slots: Slots) -> Ints:
     neighbours = slots.store.space.neighbours.ids.numpy()
     k = neighbours.shape[1]
     choice = np.minimum((slots.choice * np.float32(k)).astype(np.int64), k - 1)
-    found: Ints = neighbours[slots.store.ids[slots.places], choice].astype(np.int64)
-    return found
+    return np.asarray(neighbours[slots.store.ids[slots.places], choice], np.int64)
 
 
 def augpro_fgsm(slots: Slots) -> Ints:
@@ -330,9 +329,8 @@ def augpro_fgsm(slots: Slots) -> Ints:
     missing = [row for row in np.unique(slots.rows).tolist() if store.steepest[store.starts[row]] < 0]
     if missing:
         if space.gradient is None:
-            raise UsageError(
-                "operator 'augpro_fgsm' reads the gradient of a teacher and a student; name both, or use knn"
-            )
+            needed = "the gradient of a teacher and a student; name both, or use knn"
+            raise UsageError(f"operator 'augpro_fgsm' reads {needed}")
         gradients = space.gradient([store.inputs[row] for row in missing])
         for row, gradient in zip(missing, gradients, strict=True):
             wanted = (store.lengths[row], space.word_embeddings.shape[1])

@@ -48,10 +48,10 @@ def test_each_move_changes_its_part_and_no_other_and_local_moves_one_block(probl
     states = space.draw(600, rng)
     proposed, moves = space.propose(states, rng)
     for move, kept in (("local", {"base", "operator", "partner"}), ("partner", {"base", "operator", "u"})):
-        chains = moves == chain.MOVES.index(move)
+        chains = moves == list(chain.MOVES).index(move)
         for name in ("base", "operator", "partner", "u"):
             assert np.array_equal(getattr(proposed, name)[chains], getattr(states, name)[chains]) == (name in kept)
-    chains = moves == chain.MOVES.index("local")
+    chains = moves == list(chain.MOVES).index("local")
     redrawn = (proposed.u != states.u).any(axis=2)[chains]
     edges = np.abs(np.diff(np.pad(redrawn.astype(int), ((0, 0), (1, 1))), axis=1)).sum(axis=1)
     assert (edges == 2).all()
