@@ -13,7 +13,7 @@ from l2a.util import Checked, UsageError, build, find_card, fingerprint, list_ca
 
 DESCRIPTION = "policy.json"  # the file by which the folder of a saved policy is known
 WEIGHTS = "policy.safetensors"
-CARD_FILES = (".yaml", ".yml")
+
 # Where a card that is found by its name may take its algorithm from: a folder ``agents`` that happens to lie in the
 # working directory shall not run code of its own. A card that is given by its path may name any module.
 PACKAGES = ("stable_baselines3", "sb3_contrib", "l2a")
@@ -60,10 +60,9 @@ class AgentCard(Checked):
         of_arms = self.algorithm == BANDIT or self.algorithm.startswith("stable_baselines3.")
         of_arms = of_arms and (self.policy, self.rescore_every) == (None, None)
         if (self.acts_on == "arms" and not of_arms) or (self.algorithm == BANDIT and self.acts_on != "arms"):
-            raise UsageError(
-                f"acts_on is {self.acts_on!r} with the algorithm {self.algorithm!r}; 'arms' goes with {BANDIT} or a "
-                "class of stable_baselines3, without policy and rescore_every"
-            )
+            given = f"acts_on is {self.acts_on!r} with the algorithm {self.algorithm!r}"
+            allowed = f"'arms' goes with {BANDIT} or a class of stable_baselines3, without policy and rescore_every"
+            raise UsageError(f"{given}; {allowed}")
 
     @property
     def rule(self) -> str | None:
@@ -96,7 +95,7 @@ def load_agent(name: str) -> AgentCard:
     Raises:
         UsageError: If there is neither card nor policy, or the card is wrong; every wrong key is named.
     """
-    is_file, path = name.endswith(CARD_FILES), Path(name).expanduser()
+    is_file, path = name.endswith((".yaml", ".yml")), Path(name).expanduser()
     if not is_file and name not in list_cards("agents") and (path.is_dir() or "/" in name or "\\" in name):
         # Scored again as often as on the shipped cards.
         return _with_policy(AgentCard("A saved policy.", "saved policy", rescore_every=25), path)
@@ -108,19 +107,15 @@ def load_agent(name: str) -> AgentCard:
         if card.rule not in RULES:
             raise UsageError(f"agent card {path}: there is no rule {card.rule!r}; give one of {', '.join(RULES)}")
     elif not is_file and card.algorithm.split(".")[0] not in PACKAGES:
-        raise UsageError(
-            f"agent card {path}: algorithm is {card.algorithm!r}, outside {', '.join(PACKAGES)}; if you trust that "
-            f"module, give the card by its path, such as --selector {path}"
-        )
+        given = f"agent card {path}: algorithm is {card.algorithm!r}, outside {', '.join(PACKAGES)}"
+        raise UsageError(f"{given}; if you trust that module, give the card by its path, such as --selector {path}")
     return card if card.policy is None else _with_policy(card, path.parent / card.policy)
 
 
 def _with_policy(card: AgentCard, folder: Path) -> AgentCard:
     if not (folder / DESCRIPTION).is_file():
-        raise UsageError(
-            f"selector.agent: {folder} holds no {DESCRIPTION}; give the folder that 'l2a selector train' wrote, "
-            f"or a card in agents/: {', '.join(list_cards('agents'))}"
-        )
+        fix = "give the folder that 'l2a selector train' wrote, or a card in agents/"
+        raise UsageError(f"selector.agent: {folder} holds no {DESCRIPTION}; {fix}: {', '.join(list_cards('agents'))}")
     return replace(card, policy=str(folder))
 
 
@@ -135,7 +130,7 @@ def check_agent(name: str) -> None:
     if card.policy is not None:
         from l2a.selector.algorithms import load_policy  # here, as it imports torch, which rules can do without
 
-        load_policy(Path(card.policy))
+        load_policy(card.policy)
     elif card.rule is None and card.algorithm != BANDIT:
         algorithm_class(card)
 
@@ -175,13 +170,10 @@ def algorithm_class(card: AgentCard) -> Any:
     try:
         found = pkgutil.resolve_name(card.algorithm)
     except (ImportError, AttributeError, ValueError) as error:
-        raise UsageError(
-            f"algorithm: {card.algorithm!r} cannot be imported; write stable_baselines3.PPO, stable_baselines3.A2C, "
-            "the import path of another on-policy class, or 'rule: NAME'"
-        ) from error
+        known = "stable_baselines3.PPO, stable_baselines3.A2C, the import path of another on-policy class"
+        raise UsageError(f"algorithm: {card.algorithm!r} cannot be imported; write {known}, or 'rule: NAME'") from error
     if not (isinstance(found, type) and issubclass(found, OnPolicyAlgorithm)):
-        raise UsageError(
-            f"algorithm: {card.algorithm} does not learn from MultiBinary actions with an actor and a critic; "
-            "use a subclass of stable_baselines3's OnPolicyAlgorithm, such as PPO or A2C"
-        )
+        lack = f"{card.algorithm} does not learn from MultiBinary actions with an actor and a critic"
+        fix = "use a subclass of stable_baselines3's OnPolicyAlgorithm, such as PPO or A2C"
+        raise UsageError(f"algorithm: {lack}; {fix}")
     return found

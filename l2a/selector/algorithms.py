@@ -10,29 +10,30 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
+import safetensors.torch
 import torch
 from gymnasium import spaces
-from safetensors import SafetensorError
-from safetensors.torch import load, save
-from stable_baselines3.common import buffers, vec_env
-from stable_baselines3.common.callbacks import BaseCallback, CallbackList
+from stable_baselines3.common import buffers, policies, type_aliases, vec_env
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
 
 from l2a.config import SelectorConfig
 from l2a.data import Floats
 from l2a.selector import agents, environment
-from l2a.selector.environment import CHANGING_FEATURES, STATE_FEATURES, SelectionTask
 from l2a.util import SILENT, Advance, Progress, RunError, UsageError, files, logger, to_json, training
 
-FORMAT = 1
-Activation = Literal["tanh", "relu"]
-ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "relu": torch.relu}
+STATE_WIDTH = len(environment.STATE_FEATURES)
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "relu": torch.relu}
+DAMAGES = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, safetensors.SafetensorError)
+LAYOUT = {  # what a saved policy must have in common with the package that reads it
+    "format": 1,
+    "changing_features": list(environment.CHANGING_FEATURES),
+    "state_features": list(environment.STATE_FEATURES),
+}
 
 
 class CandidateNetwork(nn.Module):
@@ -41,27 +42,22 @@ class CandidateNetwork(nn.Module):
     Permuting the candidates permutes the scores and leaves the pooled summary as it is. The batch can have any size.
     """
 
-    def __init__(
-        self, candidate_width: int, state_width: int, hidden: Sequence[int], keep_rate: float = 0.5,
-        activation: Activation = "tanh",
-    ) -> None:  # fmt: skip
+    def __init__(self, width: int, hidden: Sequence[int], keep_rate: float = 0.5, activation: str = "tanh") -> None:
         """Make the layers.
 
         Args:
-            candidate_width: Numbers that describe a candidate.
-            state_width: Numbers that describe the run.
+            width: Numbers that describe a candidate.
             hidden: Widths of the hidden layers.
             keep_rate: The untrained network keeps a candidate with this probability.
             activation: Of the hidden layers.
         """
         super().__init__()
-        self.candidate_width, self.state_width = candidate_width, state_width
-        self.hidden, self.activation = tuple(hidden), activation
-        self.candidate_layer = nn.Linear(candidate_width, hidden[0])
-        self.state_layer = nn.Linear(state_width, hidden[0], bias=False)
+        self.width, self.hidden, self.activation = width, tuple(hidden), activation
+        self.candidate_layer = nn.Linear(width, hidden[0])
+        self.state_layer = nn.Linear(STATE_WIDTH, hidden[0], bias=False)
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(hidden))
         self.score = nn.Linear(hidden[-1], 1)
-        self.summary_width = hidden[-1] + state_width
+        self.summary_width = hidden[-1] + STATE_WIDTH
         for layer in (self.candidate_layer, self.state_layer, *self.layers):
             nn.init.orthogonal_(layer.weight, math.sqrt(2.0))
         nn.init.orthogonal_(self.score.weight, 0.01)
@@ -71,15 +67,14 @@ class CandidateNetwork(nn.Module):
         """Score the candidates of each batch.
 
         Args:
-            observations: float32 (E, B * candidate_width + state_width).
+            observations: float32 (E, B * width + 4), see ``Episodes.observe``.
 
         Returns:
             float32 (E, B) logits of the probability to keep each candidate, and float32 (E, summary_width): the mean
             candidate embedding and the state.
         """
-        candidates, state = observations[:, : -self.state_width], observations[:, -self.state_width :]
-        candidates = candidates.reshape(len(observations), -1, self.candidate_width)
-        activation = ACTIVATIONS[self.activation]
+        candidates, state = observations[:, :-STATE_WIDTH], observations[:, -STATE_WIDTH:]
+        candidates, activation = candidates.reshape(len(observations), -1, self.width), ACTIVATIONS[self.activation]
         embedded = activation(self.candidate_layer(candidates) + self.state_layer(state)[:, None])
         for layer in self.layers:
             embedded = activation(layer(embedded))
@@ -106,7 +101,7 @@ class TrainedPolicy:
     def logits(self, observations: Floats) -> Floats:
         """Score batches of candidates: logits, float32 (E, B), of the probability to keep each.
 
-        The observations are float32 (E, B * candidate_width + state_width), see ``Episodes.observe``.
+        The observations are those of ``CandidateNetwork``.
         """
         return np.asarray(self.network(torch.from_numpy(observations))[0].numpy())
 
@@ -124,43 +119,35 @@ def save_policy(policy: TrainedPolicy, folder: Path, facts: Mapping[str, Any] | 
         folder: Made where it is missing; its two files are replaced, other files stay.
         facts: How it was trained, such as pairs and reward curve; values that JSON can hold.
     """
-    description = {
-        "format": FORMAT,
-        "agent": policy.agent,
-        "feature_names": list(policy.feature_names),
-        "changing_features": list(CHANGING_FEATURES),
-        "state_features": list(STATE_FEATURES),
-        "hidden": list(policy.network.hidden),
-        "activation": policy.network.activation,
-        "facts": dict(facts or {}),
-    }
-    weights = {name: value.contiguous() for name, value in policy.network.state_dict().items()}
-    files.atomic_write_bytes(folder / agents.WEIGHTS, save(weights))
+    network = policy.network
+    description = {**LAYOUT, "agent": policy.agent, "feature_names": list(policy.feature_names)}
+    description |= {"hidden": list(network.hidden), "activation": network.activation, "facts": dict(facts or {})}
+    weights = {name: value.contiguous() for name, value in network.state_dict().items()}
+    files.atomic_write_bytes(folder / agents.WEIGHTS, safetensors.torch.save(weights))
     files.atomic_write_text(folder / agents.DESCRIPTION, to_json(description, indent=2) + "\n")
 
 
-def load_policy(folder: Path) -> TrainedPolicy:
+def load_policy(folder: Path | str) -> TrainedPolicy:
     """Read what ``save_policy`` wrote, with the facts of its training; nothing is unpickled.
 
     Raises:
         RunError: If a file is missing, damaged or from another version.
     """
     try:
-        description = json.loads((folder / agents.DESCRIPTION).read_text("utf-8"))
-        expected = {"format": FORMAT, "changing_features": [*CHANGING_FEATURES], "state_features": [*STATE_FEATURES]}
-        for name, value in expected.items():
+        description = json.loads(Path(folder, agents.DESCRIPTION).read_text("utf-8"))
+        for name, value in LAYOUT.items():
             if description[name] != value:
                 raise ValueError(f"{name} is {description[name]}, not {value}")
         names, activation = tuple(description["feature_names"]), description.get("activation", "tanh")
         if activation not in ACTIVATIONS:
             raise ValueError(f"activation is {activation}, not one of {', '.join(ACTIVATIONS)}")
-        widths = len(names) + len(CHANGING_FEATURES), len(STATE_FEATURES)
+        width = len(names) + len(environment.CHANGING_FEATURES)
         with torch.device("meta"):  # without memory, however wide it says that it is
-            network = CandidateNetwork(*widths, tuple(description["hidden"]), activation=activation)
-        network.load_state_dict(load((folder / agents.WEIGHTS).read_bytes()), assign=True)
+            network = CandidateNetwork(width, tuple(description["hidden"]), activation=activation)
+        network.load_state_dict(safetensors.torch.load(Path(folder, agents.WEIGHTS).read_bytes()), assign=True)
         network.float().eval().requires_grad_(False)
         return TrainedPolicy(network, names, str(description["agent"]), dict(description.get("facts", {})))
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+    except DAMAGES as error:
         reason = " ".join(str(error).split())[:200]
         raise RunError(f"policy {folder} cannot be read ({reason}); train it again") from error
 
@@ -184,7 +171,7 @@ class _ActorCriticHeads(nn.Module):
         return self.forward(observations)[1]
 
 
-class CandidatePolicy(ActorCriticPolicy):
+class CandidatePolicy(policies.ActorCriticPolicy):
     """Actor and critic whose decisions follow the candidates when those are permuted.
 
     The action's distribution is one Bernoulli a candidate, its logit the shared network's score; the value is read
@@ -194,8 +181,8 @@ class CandidatePolicy(ActorCriticPolicy):
     mlp_extractor: Any  # a module with the two latent widths
 
     def __init__(
-        self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], lr_schedule: Schedule, *,
-        network: CandidateNetwork, **options: Any,
+        self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any],
+        lr_schedule: type_aliases.Schedule, *, network: CandidateNetwork, **options: Any,
     ) -> None:  # fmt: skip
         """Make the policy around a network, which is trained in place; the rest is ActorCriticPolicy's."""
         self._parts = (network, spaces.flatdim(action_space))  # in a tuple: torch forbids modules before its __init__
@@ -204,7 +191,7 @@ class CandidatePolicy(ActorCriticPolicy):
     def _build_mlp_extractor(self) -> None:
         self.mlp_extractor = _ActorCriticHeads(*self._parts)
 
-    def _build(self, lr_schedule: Schedule) -> None:
+    def _build(self, lr_schedule: type_aliases.Schedule) -> None:
         super()._build(lr_schedule)
         self.action_net = nn.Identity()  # the network's scores are the logits already
         rate: dict[str, Any] = {"lr": lr_schedule(1.0)}
@@ -255,7 +242,7 @@ class _Recorder(BaseCallback):
 
 
 def train_agent(
-    tasks: Sequence[SelectionTask], name: str, card: agents.AgentCard, config: SelectorConfig, seed: int,
+    tasks: Sequence[environment.SelectionTask], name: str, card: agents.AgentCard, config: SelectorConfig, seed: int,
     start_from: TrainedPolicy | None = None, progress: Progress = SILENT, callbacks: Sequence[BaseCallback] = (),
 ) -> Training:  # fmt: skip
     """Train a policy to choose candidates.
@@ -280,21 +267,20 @@ def train_agent(
     """
     with isolated_randomness(seed), progress.stage("selector training", config.training_steps) as advance:
         if start_from is None:
-            widths = tasks[0].candidate_width, len(STATE_FEATURES)
-            network = CandidateNetwork(*widths, card.hidden, config.keep_rate, card.activation)
+            network = CandidateNetwork(tasks[0].candidate_width, card.hidden, config.keep_rate, card.activation)
         else:
             network = snapshot(start_from.network).train().requires_grad_(True)
         recorder = _Recorder(network, config, advance)
         algorithm = _algorithm(tasks, card, network, seed)
         started = time.perf_counter()
-        algorithm.learn(config.training_steps, CallbackList([recorder, *callbacks]))
+        algorithm.learn(config.training_steps, [recorder, *callbacks])
         seconds = time.perf_counter() - started
     if not all(torch.isfinite(weight).all() for weight in network.parameters()):
         raise RunError(f"agent {name}: the policy's weights are not finite; lower learning_rate in its card")
-    policies = (TrainedPolicy(copy, tasks[0].features.names, name) for copy in [*recorder.copies, snapshot(network)])
+    trained = (TrainedPolicy(copy, tasks[0].features.names, name) for copy in [*recorder.copies, snapshot(network)])
     curve = tuple(float(np.mean(part)) for part in np.array_split(recorder.returns, LOOKS) if len(part))
     warn_if_constant("reward in training", curve)
-    return Training(tuple(policies), curve, algorithm.num_timesteps, algorithm.num_timesteps / seconds)
+    return Training(tuple(trained), curve, algorithm.num_timesteps, algorithm.num_timesteps / seconds)
 
 
 def warn_if_constant(reward: str, values: Sequence[float]) -> bool:
@@ -324,11 +310,10 @@ def isolated_randomness(seed: int) -> Iterator[None]:
 
 
 def _algorithm(
-    tasks: Sequence[SelectionTask], card: agents.AgentCard, network: CandidateNetwork, seed: int
+    tasks: Sequence[environment.SelectionTask], card: agents.AgentCard, network: CandidateNetwork, seed: int
 ) -> OnPolicyAlgorithm:
-    options, kind = dict(card.hyperparameters), agents.algorithm_class(card)
+    kind, options = agents.algorithm_class(card), {**card.hyperparameters, "policy_kwargs": {"network": network}}
     environments: vec_env.VecEnv = vec_env.VecMonitor(environment.SelectionVecEnv(tasks, card.environments, seed))
-    options["policy_kwargs"] = {"network": network}
     try:
         if card.scale_rewards:  # log-likelihood gains are thousandths, and differ from pool to pool
             spread = environment.SpreadByPool(environments.get_attr("task"))

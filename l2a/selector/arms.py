@@ -16,10 +16,9 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from l2a.config import SelectorConfig
 from l2a.data import Floats, Ints
 from l2a.generator.chain import CandidatePool
-from l2a.selector import agents, algorithms, reward
+from l2a.selector import agents, algorithms, problem, reward
 from l2a.selector.environment import SelectionTask
-from l2a.selector.problem import origin_names
-from l2a.util import SILENT, Progress
+from l2a.util import Progress
 
 MOST_ARMS = 48
 SHARPEST = 3.0  # times a number of the action, before the softmax: the largest share is e^6 times the smallest
@@ -35,7 +34,7 @@ def pool_arms(pool: CandidatePool) -> tuple[list[str], Ints]:
         The names of the A arms, at most 48: the smallest are one arm, "others"; and int64 (N,), each candidate's.
     """
     near = np.where(pool.log_density >= np.median(pool.log_density), "near", "far")
-    columns = zip(origin_names(pool), pool.operators, pool.degrees, near, strict=True)
+    columns = zip(problem.origin_names(pool), pool.operators, pool.degrees, near, strict=True)
     labels = np.array(["{}, {}, degree {:.1f}, {}".format(*values) for values in columns])
     names, counts = np.unique(labels, return_counts=True)
     large = names[np.argsort(-counts, kind="stable")[: MOST_ARMS - (len(names) > MOST_ARMS)]]
@@ -113,9 +112,7 @@ def thompson(task: SelectionTask, arms: Ints, pulls: int, seed: int) -> tuple[Fl
     members = np.split(np.argsort(arms, kind="stable"), np.cumsum(sizes)[:-1])
 
     def pull(some: Ints) -> float:
-        drawn, gains = rng.choice(some, min(task.batch, len(some)), replace=False), reward.Gains(task.surrogate, 1)
-        gains.add(drawn[None], np.ones((1, len(drawn)), bool))
-        return float(gains.gain[0])
+        return reward.surrogate_reward(task.surrogate, rng.choice(some, min(task.batch, len(some)), replace=False))
 
     of_all = [pull(np.arange(len(arms))) for _ in range(32)]
     spread, sums, counts = np.std(of_all), np.full(len(sizes), np.mean(of_all)), np.ones(len(sizes))
@@ -129,9 +126,8 @@ def thompson(task: SelectionTask, arms: Ints, pulls: int, seed: int) -> tuple[Fl
 
 
 def train_shares(
-    task: SelectionTask, arms: Ints, card: agents.AgentCard, config: SelectorConfig, seed: int,
-    progress: Progress = SILENT
-) -> tuple[Floats, algorithms.Training]:  # fmt: skip
+    task: SelectionTask, arms: Ints, card: agents.AgentCard, config: SelectorConfig, seed: int, progress: Progress
+) -> tuple[Floats, algorithms.Training]:
     """Train an agent to give shares of the budget to the arms of one pool.
 
     Args:
@@ -161,11 +157,11 @@ def train_shares(
     return shares, algorithms.Training((), curve, steps, steps / (time.perf_counter() - started))
 
 
-def _played(algorithm: Any, environment: SharesEnvironment, seed: int) -> Floats:
+def _played(algorithm: Any, shares: SharesEnvironment, seed: int) -> Floats:
     """Play one episode without exploring: the mean shares of its steps."""
-    observation, ended, chosen = environment.reset(seed=seed)[0], False, []
+    observation, ended, chosen = shares.reset(seed=seed)[0], False, []
     while not ended:
         action = algorithm.predict(observation, deterministic=True)[0]
-        observation, _, ended, _, _ = environment.step(action)
+        observation, _, ended, _, _ = shares.step(action)
         chosen.append(shares_of(action))
     return np.asarray(np.mean(chosen, axis=0, dtype=np.float32))

@@ -7,12 +7,11 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from stable_baselines3.common.running_mean_std import RunningMeanStd
-from stable_baselines3.common.vec_env import DummyVecEnv
-from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
+from stable_baselines3.common import running_mean_std, vec_env
 
 from l2a.config import SelectorConfig
 from l2a.data import Bools, Floats, Ints
+from l2a.generator.tokens import unit_rows
 from l2a.selector.problem import CandidateFeatures, SelectionProblem, candidate_features, entropy
 from l2a.selector.reward import Gains, Surrogate, surrogate_of, surrogate_reward
 from l2a.util import UsageError
@@ -81,24 +80,17 @@ def build_task(
     """
     batch = min(config.batch, len(problem))
     steps, surrogate = min(config.episode_steps, len(problem) // batch), surrogate_of(problem)
-    return SelectionTask(
-        features=candidate_features(problem, names),
-        surrogate=surrogate,
-        unit=abs(surrogate_reward(surrogate, np.ones(len(problem), bool))) or 1.0,
-        unit_embeddings=_unit_embeddings(problem.pool.teacher.embeddings),
-        batch=batch,
-        steps=steps,
-        budget=max(1, round(config.keep_rate * batch)) * steps,  # as ``score_pool`` spends it
-    )
+    unit = abs(surrogate_reward(surrogate, np.ones(len(problem), bool))) or 1.0
+    features, unit_embeddings = candidate_features(problem, names), _unit_embeddings(problem.pool.teacher.embeddings)
+    budget = max(1, round(config.keep_rate * batch)) * steps  # as ``score_pool`` spends it
+    return SelectionTask(features, surrogate, unit, unit_embeddings, batch, steps, budget)
 
 
 def _unit_embeddings(embeddings: Floats) -> Floats:
     # A few leading directions around the pool's mean: cosines spread out there, and an episode's maximum is cheap.
     centred = (embeddings - embeddings.mean(axis=0)).astype(np.float64)
     _, vectors = np.linalg.eigh(centred.T @ centred)
-    leading = centred @ vectors[:, -COSINE_DIRECTIONS:]
-    lengths = np.maximum(np.linalg.norm(leading, axis=1, keepdims=True), 1e-12)
-    return np.asarray(leading / lengths, np.float32)
+    return unit_rows(centred @ vectors[:, -COSINE_DIRECTIONS:]).astype(np.float32)
 
 
 class Episodes:
@@ -121,7 +113,6 @@ class Episodes:
         self.candidates = np.zeros((count, task.steps * task.batch), np.int64)
         self.step_index, self.kept_count = np.zeros((2, count), np.int64)
         self._selected = np.zeros((count, task.budget, task.unit_embeddings.shape[1]), np.float32)
-        self._rows = np.arange(count)
 
     def reset(self, which: Ints, candidates: Ints) -> None:
         """Restart the episodes ``which``, intp (K,), over ``candidates``, int64 (K, steps * batch), none twice."""
@@ -137,7 +128,7 @@ class Episodes:
     def batch(self) -> Ints:
         """Return the candidates that each episode decides on now, int64 (E, B)."""
         first = np.minimum(self.step_index, self.task.steps - 1) * self.task.batch
-        return self.candidates[self._rows[:, None], first[:, None] + np.arange(self.task.batch)]
+        return np.take_along_axis(self.candidates, first[:, None] + np.arange(self.task.batch), axis=1)
 
     def observe(self) -> Floats:
         """Describe what each episode is to decide on.
@@ -147,19 +138,16 @@ class Episodes:
         """
         task, batch, counts = self.task, self.batch(), self.gains.counts
         shares: Floats = (counts / np.maximum(self.kept_count, 1)[:, None]).astype(np.float32)
-        of_class = shares[self._rows[:, None], task.classes[batch]] * counts.shape[1]
+        of_class = np.take_along_axis(shares, task.classes[batch], axis=1) * counts.shape[1]
         share_so_far = of_class - (self.kept_count > 0)[:, None]
         cosines = (task.unit_embeddings[batch] @ self._selected.transpose(0, 2, 1)).max(axis=2)
         changing = np.stack([share_so_far, cosines], axis=2).astype(np.float32)
         candidates = np.concatenate([task.features.matrix[batch], changing], axis=2)
-        state = [
-            1.0 - self.kept_count / task.budget,
-            1.0 - self.step_index / task.steps,
-            np.where(self.kept_count > 0, entropy(shares), 1.0),
-            self.gains.gain / task.unit,
-        ]
-        parts = [candidates.reshape(self.count, -1), np.stack(state, axis=1).astype(np.float32)]
-        return np.asarray(np.clip(np.concatenate(parts, axis=1), -OBSERVATION_BOUND, OBSERVATION_BOUND))
+        budget_left, steps_left = 1.0 - self.kept_count / task.budget, 1.0 - self.step_index / task.steps
+        balance = np.where(self.kept_count > 0, entropy(shares), 1.0)
+        state = np.stack([budget_left, steps_left, balance, self.gains.gain / task.unit], axis=1).astype(np.float32)
+        observed = np.concatenate([candidates.reshape(self.count, -1), state], axis=1)
+        return np.asarray(np.clip(observed, -OBSERVATION_BOUND, OBSERVATION_BOUND))
 
     def step(self, actions: Bools) -> tuple[Floats, Bools]:
         """Keep or drop the candidates in front of each episode.
@@ -245,7 +233,7 @@ class SelectionEnvironment(gymnasium.Env[Any, Any]):
         return {"candidates": self._episodes.batch()[0]}
 
 
-class SelectionVecEnv(DummyVecEnv):
+class SelectionVecEnv(vec_env.DummyVecEnv):
     """E environments side by side, each restarted as soon as it ends.
 
     It follows the same process as E ``SelectionEnvironment`` in a ``DummyVecEnv``, which it replaces by one call for
@@ -280,7 +268,7 @@ class SelectionVecEnv(DummyVecEnv):
             group.restart(np.arange(group.count), self._rng)
         return np.concatenate([group.observe() for group in self._groups])
 
-    def step_wait(self) -> VecEnvStepReturn:
+    def step_wait(self) -> vec_env.base_vec_env.VecEnvStepReturn:
         """Take the step.
 
         Returns:
@@ -304,13 +292,14 @@ class SelectionVecEnv(DummyVecEnv):
         return np.where(ended[:, None], group.observe(), last), last, rewards, ended
 
 
-class SpreadByPool(RunningMeanStd):
+class SpreadByPool(running_mean_std.RunningMeanStd):
     """The spread of returns in each pool, for ``VecNormalize.ret_rms``: else the pool of large gains decides alone."""
 
     def __init__(self, tasks: Sequence[SelectionTask]) -> None:
         """Start with a spread of 1; ``tasks`` are the pools of E environments."""
         super().__init__(shape=(len(tasks),))
-        self._parts = [(RunningMeanStd(), np.array([task is pool for task in tasks])) for pool in dict.fromkeys(tasks)]
+        members = [np.array([task is pool for task in tasks]) for pool in dict.fromkeys(tasks)]
+        self._parts = [(running_mean_std.RunningMeanStd(), of_pool) for of_pool in members]
 
     def update(self, arr: Floats) -> None:
         """Take discounted returns in, float64 (E,)."""

@@ -13,8 +13,7 @@ from l2a.util import RunError, UsageError
 
 if TYPE_CHECKING:  # both import torch, which a card that names a rule should not wait for
     from l2a.generator.chain import CandidatePool
-    from l2a.selector.algorithms import TrainedPolicy
-    from l2a.selector.reward import Surrogate
+    from l2a.selector import algorithms, reward
 
 RealReward = Callable[[Bools], float]
 Fact = float | int | str | list[float] | dict[str, float]
@@ -48,7 +47,7 @@ class SelectionProblem:
 
     pool: "CandidatePool"
     predict: Callable[[], Floats]
-    surrogate: "Callable[[], Surrogate] | None" = None
+    surrogate: "Callable[[], reward.Surrogate] | None" = None
     real_reward: RealReward | None = None
     veto: Callable[[Bools], Doubles] | None = None
     repeated: "SelectionProblem | None" = None
@@ -102,7 +101,7 @@ class Selection:
     scores: Floats
     agent: str
     diagnostics: Mapping[str, Fact]
-    policy: "TrainedPolicy | None" = None
+    policy: "algorithms.TrainedPolicy | None" = None
     fell_back: bool = False
 
 
@@ -318,17 +317,14 @@ def _oracle(problem: SelectionProblem, rng: np.random.Generator) -> Floats:
 
 def quantiles(values: Floats, groups: Ints) -> Floats:
     """Rank values, float32 (N,), inside each group, as shares in (0, 1]; 1 marks a group's largest."""
-    ranks = np.empty(len(values), np.float32)
-    for group in np.unique(groups):
-        members = groups == group
-        ranks[members] = (values[members].argsort(kind="stable").argsort() + 1) / members.sum()
-    return ranks
+    import pandas as pd
+
+    return pd.Series(values).groupby(groups).rank(method="first", pct=True).to_numpy(np.float32)
 
 
 RULES: dict[str, Callable[[SelectionProblem, np.random.Generator], Floats]] = {
-    rule.__name__.removeprefix("_"): rule
-    for rule in (
-        _all, _random, _random_per_origin, _nearest, _domain_ratio, _confidence, _glitter, _llkd, _low_variance, _oracle
-    )
+    "all": _all, "random": _random, "random_per_origin": _random_per_origin, "nearest": _nearest,
+    "domain_ratio": _domain_ratio, "confidence": _confidence, "glitter": _glitter, "llkd": _llkd,
+    "low_variance": _low_variance, "oracle": _oracle,
 }  # fmt: skip
-"""Each by its name on a card: that of the function without the underscore."""
+"""Each by its name on a card."""

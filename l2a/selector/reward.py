@@ -17,13 +17,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from scipy import special
 
 from l2a.data import Bools, Doubles, Floats, Ints
 from l2a.kd.data import DistillationSet
-from l2a.kd.losses import soft_label_loss
-from l2a.kd.trainer import KDTrainer, calibrated_log_likelihoods, run_student
+from l2a.kd.trainer import KDTrainer, Sets, calibrated_log_likelihoods, mean_divergence, run_student
 from l2a.selector.problem import SelectionProblem
 from l2a.student.student import Student
 from l2a.util import RunError, UsageError, training
@@ -38,9 +36,8 @@ PRIOR = 16  # candidates without a say that every selection is thought to hold
 
 @contextmanager
 def real_updates(
-    trainer: KDTrainer, sets: Sequence[DistillationSet], shares: Sequence[float], updates: int = REAL_UPDATES,
-    order: int = 0,
-) -> Iterator[None]:  # fmt: skip
+    trainer: KDTrainer, sets: Sets, shares: Sequence[float], updates: int = REAL_UPDATES, order: int = 0
+) -> Iterator[None]:
     """Distil for some real updates, and take them back at the end.
 
     What the student is worth in between, by ``reward_score``, is the real reward of the candidates among the sets.
@@ -62,9 +59,7 @@ def real_updates(
 
 def reward_score(student: Student, reward: DistillationSet) -> float:
     """Say how a student follows the teacher on the reward texts: -KL(teacher || student), in nats; 0 without texts."""
-    logits = torch.from_numpy(training.broadcast(run_student(student, reward.encoded)[0]))
-    losses = soft_label_loss(logits, torch.from_numpy(reward.teacher.logits), 1.0)
-    return -float(losses.mean()) if len(losses) else 0.0
+    return -mean_divergence(student, reward) if len(reward) else 0.0
 
 
 def label_scores(student: Student, labelled: DistillationSet) -> Doubles:
@@ -141,9 +136,7 @@ class Surrogate:
         return np.asarray(likelihoods.sum(axis=1) / max(len(self.judged), 1), np.float32)
 
 
-def fit_surrogate(
-    candidates: Views, known: Sequence[tuple[Views, float]], share: float, judged: Views
-) -> Surrogate:  # fmt: skip
+def fit_surrogate(candidates: Views, known: Sequence[tuple[Views, float]], share: float, judged: Views) -> Surrogate:
     """Prepare to judge selections.
 
     Args:
@@ -172,12 +165,9 @@ def fit_surrogate(
     moments = RIDGE * np.eye(width, rows[0].shape[1], dtype=np.float32)
     for (_, weight), part in zip(known, rows[1:], strict=True):
         moments += weight * part[:, :width].T @ part / max(len(part), 1)
-    class_shares = np.bincount(classes, minlength=candidates.teacher.shape[1]) / len(classes)
+    class_shares = (np.bincount(classes, minlength=candidates.teacher.shape[1]) / len(classes)).astype(np.float32)
     taught = special.softmax(judged.teacher, axis=1)
-    return Surrogate(
-        rows[0], moments, share, read(judged), judged.student, taught, classes.astype(np.int64),
-        class_shares.astype(np.float32),
-    )  # fmt: skip
+    return Surrogate(rows[0], moments, share, read(judged), judged.student, taught, classes, class_shares)
 
 
 def marginal_gains(surrogate: Surrogate) -> Floats:
@@ -217,10 +207,10 @@ def surrogate_only(problem: SelectionProblem) -> SelectionProblem:
     return SelectionProblem(problem.pool, lambda: logits, surrogate=lambda: surrogate)
 
 
-def surrogate_reward(surrogate: Surrogate, kept: Bools) -> float:
-    """Say what a whole selection, bool (N,), gains in nats on the reward texts against keeping nothing."""
-    gains = Gains(surrogate, 1)
-    gains.add(np.flatnonzero(kept)[None], np.ones((1, int(kept.sum())), bool))
+def surrogate_reward(surrogate: Surrogate, kept: Bools | Ints) -> float:
+    """Say what a selection, bool (N,) or int64 (K,), gains in nats on the reward texts against keeping nothing."""
+    gains, chosen = Gains(surrogate, 1), np.arange(len(surrogate.rows))[None, kept]
+    gains.add(chosen, np.ones(chosen.shape, bool))
     return float(gains.gain[0])
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,9 +10,8 @@ from scipy.stats import spearmanr
 from l2a.config import SelectorConfig
 from l2a.data import Bools, Floats, TextInput
 from l2a.kd.trainer import CLEARLY, standard_error
-from l2a.selector import agents, problem as pools, reward
+from l2a.selector import agents, arms, problem as pools, reward
 from l2a.selector.algorithms import TrainedPolicy, load_policy, train_agent, warn_if_constant
-from l2a.selector.arms import pool_arms, train_shares
 from l2a.selector.environment import Episodes, SelectionTask, build_task
 from l2a.selector.problem import Fact, Selection, SelectionProblem, keep_best
 from l2a.util import SILENT, Progress, logger
@@ -47,7 +45,7 @@ def select(
         scores = pools.RULES[card.rule](problem, rng)
         rate = 1.0 if card.rule == "all" else config.keep_rate
         return Selection(keep_best(scores, rate, problem.classes), scores, config.agent, {})
-    policies: tuple[TrainedPolicy, ...] = (load_policy(Path(card.policy)),) if card.policy else ()
+    policies: tuple[TrainedPolicy, ...] = (load_policy(card.policy),) if card.policy else ()
     start = policies[0] if policies else start_from
     task, facts = build_task(problem, config, start.feature_names if start else None), dict[str, Fact]()
     others: tuple[Floats, ...] = ()
@@ -59,10 +57,10 @@ def select(
     else:
         seed, judged = int(rng.integers(2**31)), []
         if card.acts_on == "arms":
-            names, arms = pool_arms(problem.pool)
-            shares, training = train_shares(task, arms, card, config, seed, progress)
+            names, arm_of = arms.pool_arms(problem.pool)
+            shares, training = arms.train_shares(task, arm_of, card, config, seed, progress)
             facts["arms"] = dict(zip(names, shares.tolist(), strict=True))
-            judged = [pools.in_shares(shares, arms, task.classes, rng)]
+            judged = [pools.in_shares(shares, arm_of, task.classes, rng)]
         else:
             training = train_agent([task], config.agent, card, config, seed, start_from, progress)
         policies, facts["training_steps"] = training.snapshots, training.steps
@@ -110,11 +108,8 @@ def retest(kept: Sequence[Bools], tiers: "Tiers", problem: SelectionProblem) -> 
     if problem.repeated is None or problem.repeated.real_reward is None:
         return {}
     surrogate, real, facts = reward.surrogate_of(problem.repeated), problem.repeated.real_reward, dict[str, Fact]()
-    again = {
-        "surrogate": (tiers.surrogate, [reward.surrogate_reward(surrogate, mask) for mask in kept]),
-        "real": (tiers.real, [real(mask) for mask in kept[:RETESTED]]),
-    }
-    for name, (first, second) in again.items():
+    again = [reward.surrogate_reward(surrogate, mask) for mask in kept], [real(mask) for mask in kept[:RETESTED]]
+    for name, first, second in zip(("surrogate", "real"), (tiers.surrogate, tiers.real), again, strict=True):
         before = np.array(first[: len(second)])
         facts[f"{name}_retest"] = rank_correlation(before.tolist(), second)
         facts[f"{name}_noise"] = float(np.std(before - second, ddof=1) / 2**0.5) if len(second) > 1 else float("nan")
@@ -163,9 +158,7 @@ def score_pool(policy: TrainedPolicy, task: SelectionTask, keep_rate: float, rng
         batch, logits = episodes.batch(), policy.logits(episodes.observe())
         np.add.at(totals, batch, logits)
         np.add.at(counts, batch, 1.0)
-        kept = np.zeros(logits.shape, bool)
-        np.put_along_axis(kept, np.argsort(-logits, axis=1, kind="stable")[:, :share], True, axis=1)
-        episodes.step(kept)
+        episodes.step(np.argsort(-logits, axis=1, kind="stable").argsort(axis=1) < share)
     return (totals / counts).astype(np.float32)
 
 
@@ -210,9 +203,8 @@ def rerank(
     Returns:
         The verdict, and the scores of every selection judged, learned policies first.
     """
-    policies = len(policy_scores)
-    drawn = random_scores(task, max(config.real_evaluations - policies - len(others), 0), rng)
-    scores = [*policy_scores, *others, *drawn]
+    policies, left = len(policy_scores), config.real_evaluations - len(policy_scores) - len(others)
+    scores = [*policy_scores, *others, *random_scores(task, max(left, 0), rng)]
     kept = [keep_best(values, config.keep_rate, task.classes) for values in scores]
     first = tuple(reward.surrogate_reward(task.surrogate, mask) for mask in kept)
     second = tuple(float(real_reward(mask)) for mask in kept)
@@ -220,11 +212,9 @@ def rerank(
     trusted = bool(correlation >= config.tier_correlation)
     varies = [warn_if_constant(name, values) for name, values in (("fast reward", first), ("real reward", second))]
     if not trusted and all(varies):
-        logger.warning(
-            "selector: the surrogate reward and real distillation rank selections differently (Spearman %.2f, below "
-            "%.2f); the selection with the best real reward is used, random ones included",
-            correlation, config.tier_correlation,
-        )  # fmt: skip
+        ranked = "the surrogate reward and real distillation rank selections differently (Spearman %.2f, below %.2f)"
+        message = f"selector: {ranked}; the selection with the best real reward is used, random ones included"
+        logger.warning(message, correlation, config.tier_correlation)
     eligible = policies if trusted and policies else len(scores)
     return Tiers(int(np.argmax(second[:eligible])), first, second, correlation, trusted), scores
 
@@ -288,12 +278,10 @@ def inspect_policy(
         return scores, keep_best(scores, config.keep_rate, task.classes)
 
     scores, kept = choose(matrix)
-    groups: dict[str, list[int]] = {}
-    for column, name in enumerate(task.features.names):
-        groups.setdefault(name.partition("=")[0], []).append(column)
-    importances = {}
-    for name, columns in groups.items():
-        others = [choose(_shuffled(matrix, columns, rng))[1] for _ in range(4)]
+    groups = np.array([name.partition("=")[0] for name in task.features.names])
+    importances: dict[str, tuple[float, float]] = {}
+    for name in dict.fromkeys(groups.tolist()):
+        others = [choose(np.where(groups == name, matrix[rng.permutation(len(matrix))], matrix))[1] for _ in range(4)]
         left = float(np.mean([reward.surrogate_reward(task.surrogate, other) for other in others]))
         changed = float(np.mean([(other != kept).mean() for other in others]))
         importances[name] = (reward.surrogate_reward(task.surrogate, kept) - left, changed)
@@ -302,20 +290,10 @@ def inspect_policy(
     order = np.argsort(-scores, kind="stable")
     sides = (order[kept[order]], order[~kept[order]][::-1])
     best, worst = (tuple((float(scores[i]), problem.pool.inputs[i]) for i in side[:10]) for side in sides)
-    return Inspection(
-        Selection(kept, scores, policy.agent, {}, policy),
-        dict(sorted(importances.items(), key=lambda item: (-item[1][0], item[0]))),
-        {name: (_quartiles(v[kept]), _quartiles(v[~kept])) for name, v in pools.measurements(problem).items()},
-        {str(name): (of_kept, of_dropped) for name, of_kept, of_dropped in both.itertuples(name=None)},
-        best,
-        worst,
-    )
-
-
-def _shuffled(matrix: Floats, columns: list[int], rng: np.random.Generator) -> Floats:
-    changed = matrix.copy()
-    changed[:, columns] = matrix[rng.permutation(len(matrix))][:, columns]
-    return changed
+    quartiles = {name: (_quartiles(v[kept]), _quartiles(v[~kept])) for name, v in pools.measurements(problem).items()}
+    operators = {str(name): (of_kept, of_dropped) for name, of_kept, of_dropped in both.itertuples(name=None)}
+    importances = dict(sorted(importances.items(), key=lambda item: (-item[1][0], item[0])))
+    return Inspection(Selection(kept, scores, policy.agent, {}, policy), importances, quartiles, operators, best, worst)
 
 
 def _quartiles(values: Floats) -> Floats:

@@ -30,7 +30,7 @@ def rng():
 
 def make_network(seed=0, activation="tanh"):
     torch.manual_seed(seed)
-    network = CandidateNetwork(WIDTH, len(STATE_FEATURES), (8, 8), activation=activation)
+    network = CandidateNetwork(WIDTH, (8, 8), activation=activation)
     torch.nn.init.normal_(network.score.weight)
     return network.eval()
 
@@ -79,7 +79,7 @@ def test_every_weight_of_the_policy_is_trained(problem):
 
 
 def test_an_untrained_network_keeps_the_asked_share():
-    network = CandidateNetwork(WIDTH, len(STATE_FEATURES), (8,), keep_rate=0.25)
+    network = CandidateNetwork(WIDTH, (8,), keep_rate=0.25)
     logits, _ = network(torch.randn(5, 40 * WIDTH + len(STATE_FEATURES)))
     assert torch.sigmoid(logits).mean().item() == pytest.approx(0.25, abs=0.02)
 
@@ -209,7 +209,7 @@ CONFIG = SelectorConfig(batch=16, episode_steps=4)
 def policy_of(problem, concern):
     """A policy that reads one feature (or all operators) alone, and keeps what has much of it."""
     names = candidate_features(problem).names
-    network = CandidateNetwork(len(names) + len(CHANGING_FEATURES), len(STATE_FEATURES), (1,)).requires_grad_(False)
+    network = CandidateNetwork(len(names) + len(CHANGING_FEATURES), (1,)).requires_grad_(False)
     for weight in (*network.candidate_layer.parameters(), *network.state_layer.parameters()):
         torch.nn.init.zeros_(weight)
     network.candidate_layer.weight[0, names.index(concern)] = 0.1

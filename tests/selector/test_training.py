@@ -12,7 +12,7 @@ from l2a.config import SelectorConfig
 from l2a.selector import environment
 from l2a.selector.agents import load_agent
 from l2a.selector.algorithms import DVRL, CandidateNetwork, CandidatePolicy, dvrl_loss, train_agent
-from l2a.selector.environment import STATE_FEATURES, SelectionVecEnv, build_task
+from l2a.selector.environment import SelectionVecEnv, build_task
 from l2a.selector.problem import candidate_features, keep_best
 from l2a.selector.reward import surrogate_reward
 from l2a.selector.select import score_pool, select
@@ -153,7 +153,7 @@ def test_a_mean_probability_near_0_or_1_is_fined(logit, distance):
 def make_dvrl(tasks, count):
     environments = VecMonitor(SelectionVecEnv(tasks, count, seed=0))
     torch.manual_seed(0)
-    network = CandidateNetwork(tasks[0].candidate_width, len(STATE_FEATURES), (8,))
+    network = CandidateNetwork(tasks[0].candidate_width, (8,))
     return DVRL(CandidatePolicy, environments, policy_kwargs={"network": network}, seed=0, device="cpu")
 
 
