@@ -198,9 +198,8 @@ def metropolis_hastings(
     while True:
         proposed, moves = propose(states, rng)
         offered = score(proposed)
-        possible = np.isfinite(offered)
-        gain = np.where(possible, offered, 0.0) - scores
-        accepted = possible & (rng.random(len(moves)) < np.exp(np.minimum(gain, 0.0)))
+        with np.errstate(invalid="ignore"):  # between two forbidden states; those are not exchanged
+            accepted = rng.random(len(moves)) < np.exp(np.minimum(offered - scores, 0.0))
         states = choose_states(accepted, proposed, states)
         scores = np.where(accepted, offered, scores)
         yield states, proposed, moves, accepted

@@ -7,12 +7,12 @@ special token.
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+from numpy.random import Generator
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
 from l2a.config import GeneratorConfig
@@ -53,9 +53,8 @@ def read_synsets(lines: Iterable[str]) -> dict[str, list[str]]:
     """Parse lines of a database file of WordNet (the format "wndb"); lines of the licence start with a blank."""
     found: dict[str, dict[str, None]] = {}
     for fields in (line.split(" ") for line in lines if not line.startswith(" ")):
-        raw = fields[4 : 4 + 2 * int(fields[3], 16) : 2]
-        words = [word.split("(")[0].replace("_", " ").lower() for word in raw]
-        words = [word for word in words if word.replace(" ", "").isalpha()]
+        raw = (word.split("(")[0].replace("_", " ").lower() for word in fields[4 : 4 + 2 * int(fields[3], 16) : 2])
+        words = [word for word in raw if word.replace(" ", "").isalpha()]
         for word in words:
             found.setdefault(word, {}).update((other, None) for other in words if other != word)
     return {word: list(others) for word, others in found.items() if others}
@@ -131,9 +130,7 @@ class WordSources:
         return [self._known[text] for text in texts]
 
 
-def tinybert(
-    sources: WordSources, bases: Texts, partners: Texts, degree: float, rng: np.random.Generator
-) -> list[Rewrite]:
+def tinybert(sources: WordSources, bases: Texts, partners: Texts, degree: float, rng: Generator) -> list[Rewrite]:
     """Replace words by candidates (TinyBERT, Jiao et al., 2020); see ``TextOperator``."""
     made = []
     for base, offers in zip(bases, sources.candidates(bases), strict=True):
@@ -146,7 +143,7 @@ def tinybert(
     return made
 
 
-def eda(sources: WordSources, bases: Texts, partners: Texts, degree: float, rng: np.random.Generator) -> list[Rewrite]:
+def eda(sources: WordSources, bases: Texts, partners: Texts, degree: float, rng: Generator) -> list[Rewrite]:
     """Change texts by one of four operations, drawn for each (EDA, Wei and Zou, 2019); see ``TextOperator``."""
     made = []
     for base in bases:
@@ -157,12 +154,12 @@ def eda(sources: WordSources, bases: Texts, partners: Texts, degree: float, rng:
     return made
 
 
-def _replace(side: str, synonyms: Synonyms, degree: float, rng: np.random.Generator) -> tuple[str, int]:
+def _replace(side: str, synonyms: Synonyms, degree: float, rng: Generator) -> tuple[str, int]:
     drawn = _draw_synonyms(side, _changes(side, degree), synonyms, rng)
     return _replace_spans(side, [(span, _in_the_case_of(side[slice(*span)], new)) for span, new in drawn]), len(drawn)
 
 
-def _insert(side: str, synonyms: Synonyms, degree: float, rng: np.random.Generator) -> tuple[str, int]:
+def _insert(side: str, synonyms: Synonyms, degree: float, rng: Generator) -> tuple[str, int]:
     count = 0
     for _ in range(_changes(side, degree)):
         for _, synonym in _draw_synonyms(side, 1, synonyms, rng):
@@ -172,7 +169,7 @@ def _insert(side: str, synonyms: Synonyms, degree: float, rng: np.random.Generat
     return side, count
 
 
-def _swap(side: str, synonyms: Synonyms, degree: float, rng: np.random.Generator) -> tuple[str, int]:
+def _swap(side: str, synonyms: Synonyms, degree: float, rng: Generator) -> tuple[str, int]:
     spans = find_words(side)
     words = [side[start:end] for start, end in spans]
     swapped = list(words)
@@ -183,7 +180,7 @@ def _swap(side: str, synonyms: Synonyms, degree: float, rng: np.random.Generator
     return _replace_spans(side, list(zip(spans, swapped, strict=True))), moved
 
 
-def _delete(side: str, synonyms: Synonyms, degree: float, rng: np.random.Generator) -> tuple[str, int]:
+def _delete(side: str, synonyms: Synonyms, degree: float, rng: Generator) -> tuple[str, int]:
     spans = find_words(side)
     gone = rng.random(len(spans)) < degree
     if gone.all():
@@ -203,7 +200,7 @@ def _changes(side: str, degree: float) -> int:
     return max(1, int(degree * len(find_words(side))))
 
 
-def _draw_synonyms(side: str, count: int, synonyms: Synonyms, rng: np.random.Generator) -> list[tuple[Span, str]]:
+def _draw_synonyms(side: str, count: int, synonyms: Synonyms, rng: Generator) -> list[tuple[Span, str]]:
     """Draw words that have synonyms and are no stop words, in the order of the text, and a synonym of each."""
     words = [(span, side[slice(*span)].lower()) for span in find_words(side)]
     known = [(span, synonyms[word]) for span, word in words if word not in ENGLISH_STOP_WORDS and word in synonyms]
@@ -302,7 +299,7 @@ def masked_words(name: str, max_length: int, progress: Progress = SILENT) -> Mas
     return MaskedLanguageModel(checkpoint.load(AutoModelForMaskedLM, fresh_head=True), checkpoint.tokenizer, max_length)
 
 
-TextOperator = Callable[[Texts, Texts, float, np.random.Generator], list[Rewrite]]
+TextOperator = Callable[[Texts, Texts, float, Generator], list[Rewrite]]
 """B bases, a partner of the other domain for each, the share to change in (0, 1], and the source of all randomness, to
 B new texts, in order."""
 
@@ -317,9 +314,7 @@ def copy_bases(sources: WordSources, bases: Texts, *_: Any) -> list[Rewrite]:
     return [Rewrite(base, 0.0) for base in bases]
 
 
-def damage(
-    sources: WordSources, bases: Texts, partners: Texts, degree: float, rng: np.random.Generator
-) -> list[Rewrite]:
+def damage(sources: WordSources, bases: Texts, partners: Texts, degree: float, rng: Generator) -> list[Rewrite]:
     """Drop a share of each side's words and shuffle the rest, as a control of selectors; see ``TextOperator``."""
 
     def damaged(side: str) -> str:
@@ -329,8 +324,7 @@ def damage(
     return [Rewrite(tuple(map(damaged, base)), 1.0) for base in bases]
 
 
-@dataclass(frozen=True)
-class Operator:
+class Operator(NamedTuple):
     """One way to make new examples.
 
     Attributes:
@@ -420,7 +414,7 @@ def operator_law(config: GeneratorConfig, has_gradient: bool, unlabelled_share: 
 
 
 def draw_changes(
-    operator: Operator, store: tokens.TokenStore, rows: Ints, partners: Ints, degree: float, rng: np.random.Generator
+    operator: Operator, store: tokens.TokenStore, rows: Ints, partners: Ints, degree: float, rng: Generator
 ) -> tuple[tokens.Slots, Ints]:
     """Draw which tokens change, each open one with probability ``degree``, and to what.
 
@@ -464,7 +458,7 @@ def build_operator(
 
 
 def rewrite_tokens(
-    operator: Operator, space: TokenSpace, bases: Texts, partners: Texts, degree: float, rng: np.random.Generator
+    operator: Operator, space: TokenSpace, bases: Texts, partners: Texts, degree: float, rng: Generator
 ) -> list[Rewrite]:
     """Apply a token operator to a batch of texts; see ``TextOperator``."""
     if not bases:

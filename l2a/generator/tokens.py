@@ -54,8 +54,7 @@ def unit_rows(rows: Floats) -> Floats:
     return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12))
 
 
-@dataclass(frozen=True)
-class NeighbourTable:
+class NeighbourTable(NamedTuple):
     """The k nearest neighbours of each token among the tokens that may stand in its place.
 
     Attributes:
@@ -228,8 +227,7 @@ class TokenStore:
         return np.where(count > 0, found, self.ids[places])
 
 
-@dataclass(frozen=True, eq=False)
-class Slots:
+class Slots(NamedTuple):
     """K open tokens of B texts, in the order of the texts and of their tokens, that an operator is to change.
 
     Attributes:
