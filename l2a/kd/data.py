@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -64,8 +64,7 @@ def read_tokens(student: Student, data: DistillationSet, indices: Ints) -> tuple
     return data.encoded.padded(indices, student.model.device), data.teacher.take(indices)
 
 
-@dataclass(frozen=True)
-class Renewal:
+class Renewal(NamedTuple):
     """A set of which only some texts are in use, chosen again while the student learns.
 
     Attributes:

@@ -6,7 +6,6 @@ output weights, PCA in each class, random rotation, tempered softmax times the c
 the paper's as others report it; the exact formulas below are our derivation.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -213,7 +212,7 @@ def _thinned(indices: Ints) -> Ints:
     return indices[:: max(1, -(-len(indices) // FIT_TEXTS))]
 
 
-def owners(counts: Sequence[int]) -> Ints:
+def owners(counts: tuple[int, ...]) -> Ints:
     """Name the class, 0 to C - 1, of each of K subclasses, int64 (K,); class c has S_c = ``counts[c]`` of them."""
     return np.repeat(np.arange(len(counts)), counts)
 

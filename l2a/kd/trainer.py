@@ -246,8 +246,8 @@ class KDTrainer:
         self._average: WeightAverage | None = None
         self._best_state: dict[str, torch.Tensor] = {}
         self._whole_table: WholeTable | None = None  # while only a part of it is trained
-        self._events: list[dict[str, Any]] = []  # of the present call, as are the logits at each renewal
-        self._renewed: list[Floats] = []
+        # Of the present call: the scores, and the student's logits at each renewal.
+        self._events, self._renewed = list[dict[str, Any]](), list[Floats]()
 
     def _start_optimizer(self) -> None:
         rate, table = self.config.peak_rate, self.student.model.get_input_embeddings().weight

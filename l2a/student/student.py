@@ -2,7 +2,6 @@
 
 import copy
 import json
-import math
 import string
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
@@ -150,13 +149,8 @@ def _start_by_aligning(body: Any) -> None:
     size, layer, types = aligned_size(body), body.encoder.layer[0], body.embeddings.token_type_embeddings.weight
     types.zero_()
     types[0, size - 1], types[1, size - 1] = 0.15, -0.15  # beside word entries of deviation 0.1
-    _attend_to_matches(layer.attention, size)
-    _compare(layer.intermediate.dense, layer.output.dense, size)
-
-
-def _attend_to_matches(attention: Any, size: int) -> None:
-    query, key, value = attention.self.query.weight, attention.self.key.weight, attention.self.value.weight
-    width, output = attention.self.attention_head_size, attention.output.dense.weight
+    reads, output = layer.attention.self, layer.attention.output.dense.weight
+    query, key, value, width = reads.query.weight, reads.key.weight, reads.value.weight, reads.attention_head_size
     query[:size], key[:size], value[:size], output[:, :size] = 0, 0, 0, 0
     for start in range(0, size, width):
         for weight, contrast in ((query, -4.0), (key, 4.0)):  # a token looks away from its own sentence
@@ -164,6 +158,7 @@ def _attend_to_matches(attention: Any, size: int) -> None:
             weight[start + width - 1, size - 1] = contrast
     torch.nn.init.eye_(value[:size, :size])
     torch.nn.init.eye_(output[size : 2 * size, :size])
+    _compare(layer.intermediate.dense, layer.output.dense, size)
 
 
 def _compare(inner: torch.nn.Linear, outer: torch.nn.Linear, size: int) -> None:
@@ -274,8 +269,7 @@ def count_tokens(tokenizer: Any, texts: Sequence[TextInput]) -> Ints:
     """Count how often each token of a fast tokenizer occurs in texts, single or pairs, int64 (V,)."""
     sides, counts = [side for text in texts for side in text], np.zeros(len(tokenizer), np.int64)
     for first in range(0, len(sides), 2000):
-        some = sides[first : first + 2000]
-        for ids in tokenizer(some, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]:
+        for ids in tokenizer(sides[first : first + 2000], add_special_tokens=False, verbose=False)["input_ids"]:
             np.add.at(counts, ids, 1)
     return counts
 
@@ -369,7 +363,7 @@ def largest_fitting(config: StudentConfig, teacher: Teacher, sizes: Sequence[int
     fitting = bisect_right(sizes, budget, key=lambda size: parameters_count(shape(size)))
     if not fitting:
         least = parameters_count(shape(sizes[0]))
-        share = math.ceil(1000 * least / teacher.parameters_count) / 1000
+        share = np.ceil(1000 * least / teacher.parameters_count) / 1000
         lack = f"{budget:,} parameters, but the preset {config.preset!r} needs at least {least:,}"
         fix = f"raise student.max_share to {share}, choose another student.preset, or give --student a smaller model"
         raise UsageError(f"student.max_share: {config.max_share} of the teacher are {lack}; {fix}")
