@@ -8,9 +8,8 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import safetensors.torch
@@ -29,11 +28,6 @@ from l2a.util import SILENT, Advance, Progress, RunError, UsageError, files, log
 STATE_WIDTH = len(environment.STATE_FEATURES)
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "relu": torch.relu}
 DAMAGES = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, safetensors.SafetensorError)
-LAYOUT = {  # what a saved policy must have in common with the package that reads it
-    "format": 1,
-    "changing_features": list(environment.CHANGING_FEATURES),
-    "state_features": list(environment.STATE_FEATURES),
-}
 
 
 class CandidateNetwork(nn.Module):
@@ -81,8 +75,7 @@ class CandidateNetwork(nn.Module):
         return self.score(embedded).squeeze(-1), torch.cat([embedded.mean(dim=1), state], dim=1)
 
 
-@dataclass(frozen=True)
-class TrainedPolicy:
+class TrainedPolicy(NamedTuple):
     """A policy that can score the candidates of any pool.
 
     Attributes:
@@ -95,7 +88,7 @@ class TrainedPolicy:
     network: CandidateNetwork
     feature_names: tuple[str, ...]
     agent: str
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, Any] = {}
 
     @torch.no_grad()
     def logits(self, observations: Floats) -> Floats:
@@ -120,7 +113,7 @@ def save_policy(policy: TrainedPolicy, folder: Path, facts: Mapping[str, Any] | 
         facts: How it was trained, such as pairs and reward curve; values that JSON can hold.
     """
     network = policy.network
-    description = {**LAYOUT, "agent": policy.agent, "feature_names": list(policy.feature_names)}
+    description = {**environment.LAYOUT, "agent": policy.agent, "feature_names": list(policy.feature_names)}
     description |= {"hidden": list(network.hidden), "activation": network.activation, "facts": dict(facts or {})}
     weights = {name: value.contiguous() for name, value in network.state_dict().items()}
     files.atomic_write_bytes(folder / agents.WEIGHTS, safetensors.torch.save(weights))
@@ -135,7 +128,7 @@ def load_policy(folder: Path | str) -> TrainedPolicy:
     """
     try:
         description = json.loads(Path(folder, agents.DESCRIPTION).read_text("utf-8"))
-        for name, value in LAYOUT.items():
+        for name, value in environment.LAYOUT.items():
             if description[name] != value:
                 raise ValueError(f"{name} is {description[name]}, not {value}")
         names, activation = tuple(description["feature_names"]), description.get("activation", "tanh")
@@ -180,22 +173,18 @@ class CandidatePolicy(policies.ActorCriticPolicy):
 
     mlp_extractor: Any  # a module with the two latent widths
 
-    def __init__(
-        self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any],
-        lr_schedule: type_aliases.Schedule, *, network: CandidateNetwork, **options: Any,
-    ) -> None:  # fmt: skip
-        """Make the policy around a network, which is trained in place; the rest is ActorCriticPolicy's."""
-        self._parts = (network, spaces.flatdim(action_space))  # in a tuple: torch forbids modules before its __init__
-        super().__init__(observation_space, action_space, lr_schedule, ortho_init=False, **options)
+    def __init__(self, *arguments: Any, network: CandidateNetwork, **options: Any) -> None:
+        """Make the policy around a network, which is trained in place; all other arguments are ActorCriticPolicy's."""
+        self._shared = (network,)  # in a tuple: torch forbids modules before its __init__
+        super().__init__(*arguments, **{"ortho_init": False, **options})
 
     def _build_mlp_extractor(self) -> None:
-        self.mlp_extractor = _ActorCriticHeads(*self._parts)
+        self.mlp_extractor = _ActorCriticHeads(*self._shared, spaces.flatdim(self.action_space))
 
     def _build(self, lr_schedule: type_aliases.Schedule) -> None:
         super()._build(lr_schedule)
         self.action_net = nn.Identity()  # the network's scores are the logits already
-        rate: dict[str, Any] = {"lr": lr_schedule(1.0)}
-        self.optimizer = self.optimizer_class(self.parameters(), **rate, **self.optimizer_kwargs)
+        self.optimizer = self.optimizer_class(self.parameters(), **{"lr": lr_schedule(1.0), **self.optimizer_kwargs})
 
 
 LOOKS = 20  # points of the reward curve of a whole training
@@ -203,8 +192,7 @@ HIGHEST_MEAN = 0.9
 PENALTY = 1000.0
 
 
-@dataclass(frozen=True)
-class Training:
+class Training(NamedTuple):
     """What a training gives.
 
     Attributes:
@@ -226,10 +214,8 @@ class _Recorder(BaseCallback):
     def __init__(self, network: CandidateNetwork, config: SelectorConfig, advance: Advance) -> None:
         super().__init__()
         self.network, self.advance = network, advance
-        steps, copies = config.training_steps, config.snapshots
-        self.copy_at = [round(steps * (i + 1) / copies) for i in range(copies - 1)]
-        self.copies: list[CandidateNetwork] = []
-        self.returns: list[float] = []
+        self.copy_at = [round(config.training_steps * i / config.snapshots) for i in range(1, config.snapshots)]
+        self.copies, self.returns = list[CandidateNetwork](), list[float]()
 
     def _on_step(self) -> bool:
         self.returns += [float(info["episode"]["r"]) for info in self.locals["infos"] if "episode" in info]
@@ -274,13 +260,13 @@ def train_agent(
         algorithm = _algorithm(tasks, card, network, seed)
         started = time.perf_counter()
         algorithm.learn(config.training_steps, [recorder, *callbacks])
-        seconds = time.perf_counter() - started
+    speed = algorithm.num_timesteps / (time.perf_counter() - started)
     if not all(torch.isfinite(weight).all() for weight in network.parameters()):
         raise RunError(f"agent {name}: the policy's weights are not finite; lower learning_rate in its card")
     trained = (TrainedPolicy(copy, tasks[0].features.names, name) for copy in [*recorder.copies, snapshot(network)])
     curve = tuple(float(np.mean(part)) for part in np.array_split(recorder.returns, LOOKS) if len(part))
     warn_if_constant("reward in training", curve)
-    return Training(tuple(trained), curve, algorithm.num_timesteps, algorithm.num_timesteps / seconds)
+    return Training(tuple(trained), curve, algorithm.num_timesteps, speed)
 
 
 def warn_if_constant(reward: str, values: Sequence[float]) -> bool:

@@ -19,6 +19,8 @@ from l2a.util import UsageError
 ENVIRONMENT_ID = "L2A-Selection-v0"
 CHANGING_FEATURES = ("class_share_so_far", "max_selected_cosine")
 STATE_FEATURES = ("budget_left", "steps_left", "class_balance", "gain_so_far")
+LAYOUT = {"format": 1, "changing_features": [*CHANGING_FEATURES], "state_features": [*STATE_FEATURES]}
+"""Of observations: a saved policy is read only where it has the same."""
 OBSERVATION_BOUND = 10.0
 COSINE_DIRECTIONS = 16
 
@@ -62,11 +64,6 @@ class SelectionTask:
         """Numbers that describe one candidate in an observation."""
         return len(self.features.names) + len(CHANGING_FEATURES)
 
-    @property
-    def observation_width(self) -> int:
-        """Numbers in an observation: those of a batch of candidates, then the state's."""
-        return self.batch * self.candidate_width + len(STATE_FEATURES)
-
 
 def build_task(
     problem: SelectionProblem, config: SelectorConfig, names: tuple[str, ...] | None = None
@@ -80,8 +77,8 @@ def build_task(
     """
     batch = min(config.batch, len(problem))
     steps, surrogate = min(config.episode_steps, len(problem) // batch), surrogate_of(problem)
-    unit = abs(surrogate_reward(surrogate, np.ones(len(problem), bool))) or 1.0
     features, unit_embeddings = candidate_features(problem, names), _unit_embeddings(problem.pool.teacher.embeddings)
+    unit = abs(surrogate_reward(surrogate, np.ones(len(problem), bool))) or 1.0
     budget = max(1, round(config.keep_rate * batch)) * steps  # as ``score_pool`` spends it
     return SelectionTask(features, surrogate, unit, unit_embeddings, batch, steps, budget)
 
@@ -197,8 +194,8 @@ class SelectionEnvironment(gymnasium.Env[Any, Any]):
 
     def __init__(self, task: SelectionTask) -> None:
         """Make the environment of a pool."""
-        self.task, width = task, (task.observation_width,)
-        self.observation_space = gymnasium.spaces.Box(-OBSERVATION_BOUND, OBSERVATION_BOUND, width, np.float32)
+        self.task, width = task, task.batch * task.candidate_width + len(STATE_FEATURES)
+        self.observation_space = gymnasium.spaces.Box(-OBSERVATION_BOUND, OBSERVATION_BOUND, (width,), np.float32)
         self.action_space = gymnasium.spaces.MultiBinary(task.batch)
         self._episodes = Episodes(task, 1)
 
@@ -214,7 +211,7 @@ class SelectionEnvironment(gymnasium.Env[Any, Any]):
         """
         super().reset(seed=seed, options=options)
         self._episodes.restart(np.arange(1), self.np_random)
-        return self._episodes.observe()[0], self._info()
+        return self._episodes.observe()[0], {"candidates": self._episodes.batch()[0]}
 
     def step(self, action: np.typing.NDArray[np.int8]) -> tuple[Floats, float, bool, bool, dict[str, Any]]:
         """Decide on one batch.
@@ -227,10 +224,8 @@ class SelectionEnvironment(gymnasium.Env[Any, Any]):
             TimeLimit wrapper's to set), and {"candidates"} of the next batch.
         """
         rewards, ended = self._episodes.step(np.asarray(action, bool)[None])
-        return self._episodes.observe()[0], float(rewards[0]), bool(ended[0]), False, self._info()
-
-    def _info(self) -> dict[str, Any]:
-        return {"candidates": self._episodes.batch()[0]}
+        info = {"candidates": self._episodes.batch()[0]}
+        return self._episodes.observe()[0], float(rewards[0]), bool(ended[0]), False, info
 
 
 class SelectionVecEnv(vec_env.DummyVecEnv):
@@ -278,9 +273,8 @@ class SelectionVecEnv(vec_env.DummyVecEnv):
         actions = np.split(np.asarray(self.actions, bool), self._ends[:-1])
         parts = [self._step(group, part) for group, part in zip(self._groups, actions, strict=True)]
         observations, last, rewards, ended = (np.concatenate(values) for values in zip(*parts, strict=True))
-        infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
-        for place in np.flatnonzero(ended):
-            infos[place] = {"terminal_observation": last[place], "TimeLimit.truncated": False}
+        at_end = [{"terminal_observation": observation, "TimeLimit.truncated": False} for observation in last]
+        infos: list[dict[str, Any]] = [info if over else {} for info, over in zip(at_end, ended, strict=True)]
         return observations, rewards, ended, infos
 
     def _step(self, group: Episodes, actions: Bools) -> tuple[Floats, Floats, Floats, Bools]:

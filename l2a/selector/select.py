@@ -1,7 +1,8 @@
 """Chooses candidates by a rule or a policy, checks a policy's choice by the real reward, and explains it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -152,18 +153,17 @@ def score_pool(policy: TrainedPolicy, task: SelectionTask, keep_rate: float, rng
     orders = np.concatenate([np.append(order, order[: -len(order) % shown]) for order in passes]).reshape(-1, shown)
     episodes = Episodes(task, len(orders))
     episodes.reset(np.arange(len(orders)), orders)
-    totals, counts = np.zeros(len(task)), np.zeros(len(task))
+    totals = np.zeros(len(task))
     share = max(1, round(keep_rate * task.batch))
     for _ in range(task.steps):
         batch, logits = episodes.batch(), policy.logits(episodes.observe())
         np.add.at(totals, batch, logits)
-        np.add.at(counts, batch, 1.0)
+
         episodes.step(np.argsort(-logits, axis=1, kind="stable").argsort(axis=1) < share)
-    return (totals / counts).astype(np.float32)
+    return (totals / np.bincount(orders.ravel())).astype(np.float32)
 
 
-@dataclass(frozen=True)
-class Tiers:
+class Tiers(NamedTuple):
     """What the two tiers of the reward say of the same selections.
 
     Attributes:
@@ -235,8 +235,7 @@ def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
     return float("nan") if constant else float(spearmanr(first, second).statistic)
 
 
-@dataclass(frozen=True)
-class Inspection:
+class Inspection(NamedTuple):
     """A policy's choice from one pool, explained.
 
     Attributes:
@@ -273,7 +272,7 @@ def inspect_policy(
     matrix, seed = task.features.matrix, int(rng.integers(2**31))  # every scoring shows candidates in the same orders
 
     def choose(seen: Floats) -> tuple[Floats, Bools]:
-        shown = replace(task, features=replace(task.features, matrix=seen))
+        shown = replace(task, features=task.features._replace(matrix=seen))
         scores = score_pool(policy, shown, config.keep_rate, np.random.default_rng(seed))
         return scores, keep_best(scores, config.keep_rate, task.classes)
 

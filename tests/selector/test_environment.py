@@ -17,7 +17,13 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
 from l2a.config import SelectorConfig
 from l2a.selector.arms import SharesEnvironment
-from l2a.selector.environment import ENVIRONMENT_ID, SelectionEnvironment, SelectionVecEnv, build_task
+from l2a.selector.environment import (
+    ENVIRONMENT_ID,
+    STATE_FEATURES,
+    SelectionEnvironment,
+    SelectionVecEnv,
+    build_task,
+)  # fmt: skip
 from l2a.selector.reward import surrogate_reward
 
 SMALL = SelectorConfig(batch=8, episode_steps=4)
@@ -129,7 +135,7 @@ def test_what_exceeds_the_budget_is_dropped(problem):
 @pytest.mark.parametrize("kind", [DummyVecEnv, pytest.param(SubprocVecEnv, marks=pytest.mark.slow)])
 def test_it_works_in_vectorised_environments(task, kind):
     environments = kind([lambda: SelectionEnvironment(task)] * 2)
-    assert environments.reset().shape == (2, task.observation_width)
+    assert environments.reset().shape == (2, task.batch * task.candidate_width + len(STATE_FEATURES))
     _, rewards, _, _ = environments.step(np.ones((2, task.batch), np.int8))
     environments.close()
     assert rewards.shape == (2,)
