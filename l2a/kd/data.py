@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.random import Generator
 
 from l2a.data import Floats, Ints
 from l2a.data.encoding import EncodedTexts
@@ -109,8 +108,9 @@ WINDOW = 16
 
 
 def mixture_batches(
-    cycles: Sequence[Iterator[int]], shares: Sequence[float], lengths: Ints, size: int, steps: int, rng: Generator
-) -> Iterator[Ints]:
+    cycles: Sequence[Iterator[int]], shares: Sequence[float], lengths: Ints, size: int, steps: int,
+    rng: np.random.Generator,
+) -> Iterator[Ints]:  # fmt: skip
     """Draw batches from several joined sets, each contributing a fixed share.
 
     Every set is cycled through in its own shuffled order, so that a small set repeats evenly. Texts are sorted by
@@ -138,7 +138,7 @@ def mixture_batches(
             yield drawn[batch * size : (batch + 1) * size]
 
 
-def cycle(positions: Ints, rng: Generator, uses: Ints | None = None) -> Iterator[int]:
+def cycle(positions: Ints, rng: np.random.Generator, uses: Ints | None = None) -> Iterator[int]:
     """Go through a set's texts, int64 (n,), without end, each time in another order; an empty set yields nothing.
 
     ``uses``, int64, is how often each text of the joined set was used so far: then those used least come first.

@@ -5,7 +5,6 @@ numbers to find where one that chooses texts has thousands; it cannot see inside
 """
 
 import time
-from functools import partial
 from typing import Any
 
 import gymnasium
@@ -146,7 +145,7 @@ def train_shares(
         if card.algorithm == agents.BANDIT:
             shares, rewards = thompson(task, arms, steps, seed)
         else:
-            several = DummyVecEnv([partial(SharesEnvironment, task, arms)] * card.environments)
+            several = DummyVecEnv([lambda: SharesEnvironment(task, arms)] * card.environments)
             kind: Any = agents.algorithm_class(card)
             options = {"policy_kwargs": {"net_arch": [*card.hidden]}, "device": "cpu", **card.hyperparameters}
             algorithm = kind("MlpPolicy", several, seed=seed, **options).learn(steps)
