@@ -5,12 +5,10 @@ another. While it is written, sixteen bytes a text are in memory.
 """
 
 import hashlib
-import mmap
 from array import array
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,7 +43,7 @@ class Bank(Sequence[TextInput]):
     summary: str
     names: tuple[str, ...]
     first_of: Ints
-    _data: mmap.mmap = field(repr=False)
+    _data: np.typing.NDArray[np.uint8] = field(repr=False)
     _spans: Ints = field(repr=False)
 
     def __len__(self) -> int:
@@ -57,7 +55,7 @@ class Bank(Sequence[TextInput]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         start, end = self._spans[index].tolist()
-        return tuple(self._data[start:end].decode("utf-8").split("\0"))
+        return tuple(self._data[start:end].tobytes().decode("utf-8").split("\0"))
 
     def origin_of(self, place: int) -> str:
         """Say what a text was read from, and its place: "reviews.txt:17"."""
@@ -102,12 +100,10 @@ def read_bank(
 
     def write(folder: Path) -> None:
         with progress.stage("read unlabelled text"):
-            summary = _write(folder, sources, is_pair, _held_out_test(forbidden, held_out_words))
-        (folder / "summary.txt").write_text(summary, "utf-8")
+            _write(folder, sources, is_pair, _held_out_test(forbidden, held_out_words))
 
     folder = cached_folder("banks", key, write)
-    with (folder / "texts").open("rb") as file:
-        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    data = np.memmap(folder / "texts", np.uint8, "r").view(np.ndarray)
     spans, first_of = (np.load(folder / f"{name}.npy", mmap_mode="r").view(np.ndarray) for name in ("spans", "first"))
     names, summary = tuple(Path(source.name).name for source in sources), (folder / "summary.txt").read_text("utf-8")
     return Bank(_files(sources), summary, names, first_of, data, spans)
@@ -155,11 +151,11 @@ def _is_text(file: Path) -> bool:
 def _in_memory(name: str, data: Any) -> _Source:
     texts = data.train.inputs if isinstance(data, Domain) else data
     texts = texts.get("train", texts) if isinstance(texts, Mapping) else texts
-    records, content = partial(readers.memory_records, texts, name, labelled=False), hashlib.sha256()
-    for record in records():
+    content = hashlib.sha256()
+    for record in readers.memory_records(texts, name, labelled=False):
         content.update(repr(record).encode("utf-8", "surrogatepass"))
     files = data.files if isinstance(data, Domain) else {name: content.hexdigest()}
-    return _Source(name, content.hexdigest(), files, records)
+    return _Source(name, content.hexdigest(), files, lambda: readers.memory_records(texts, name, labelled=False))
 
 
 def _file(path: Path, name: str) -> _Source:
@@ -173,7 +169,7 @@ def _file(path: Path, name: str) -> _Source:
         line = "\t".join(first.values.values()).lower().split("\t")
         usual = {name for names in readers.USUAL_NAMES.values() for name in names}
         suffix = ".tsv" if len(line) > 2 or usual & {name.strip(' "') for name in line} else ".txt"
-    return _Source(str(path), digest, {name: digest}, partial(readers.read_records, path, suffix))
+    return _Source(str(path), digest, {name: digest}, lambda: readers.read_records(path, suffix))
 
 
 def _texts(source: _Source, counts: Counter[str]) -> Iterator[TextInput]:
@@ -194,27 +190,29 @@ def _texts(source: _Source, counts: Counter[str]) -> Iterator[TextInput]:
     counts["unreadable lines"] += bad
 
 
-def _write(folder: Path, sources: Sequence[_Source], is_pair: bool, is_held_out: IsHeldOut) -> str:
-    """Write the distinct texts, and say what was read."""
+def _write(folder: Path, sources: Sequence[_Source], is_pair: bool, is_held_out: IsHeldOut) -> None:
+    """Write the distinct texts, and what was read."""
     counts: Counter[str] = Counter()
     hashes, ends, firsts = array("Q"), array("q", [0]), list[int]()
     with (folder / "texts").open("wb", 1 << 17) as out:
-        for text in chain.from_iterable(_marked(firsts, hashes, _texts(source, counts)) for source in sources):
-            if (len(text) == 2) != is_pair:
-                counts["single texts" if is_pair else "pairs"] += 1
-                continue
-            pieces = [text] if is_pair else [(piece,) for piece in sentences(text[0])]
-            words = [words_of(" ".join(piece)) for piece in pieces]
-            if len(pieces) > 1 and is_held_out(normalised_hash(text), [*chain(*words)]):
-                counts[HELD_OUT] += 1
-                continue
-            for piece, its_words in zip(pieces, words, strict=True):
-                digest = normalised_hash(piece)
-                if is_held_out(digest, its_words):
+        for source in sources:
+            firsts.append(len(hashes))
+            for text in _texts(source, counts):
+                if (len(text) == 2) != is_pair:
+                    counts["single texts" if is_pair else "pairs"] += 1
+                    continue
+                pieces = [text] if is_pair else [(piece,) for piece in sentences(text[0])]
+                words = [words_of(" ".join(piece)) for piece in pieces]
+                if len(pieces) > 1 and is_held_out(normalised_hash(text), [*chain(*words)]):
                     counts[HELD_OUT] += 1
-                else:
-                    ends.append(ends[-1] + out.write("\0".join(piece).encode("utf-8")))
-                    hashes.append(int(digest[:16], 16))
+                    continue
+                for piece, its_words in zip(pieces, words, strict=True):
+                    digest = normalised_hash(piece)
+                    if is_held_out(digest, its_words):
+                        counts[HELD_OUT] += 1
+                    else:
+                        ends.append(ends[-1] + out.write("\0".join(piece).encode("utf-8")))
+                        hashes.append(int(digest[:16], 16))
     kept = np.sort(np.unique(np.frombuffer(hashes, np.uint64), return_index=True)[1])  # the first of each
     counts["copies"] = len(hashes) - len(kept)
     left_out = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count) or "nothing"
@@ -225,13 +223,7 @@ def _write(folder: Path, sources: Sequence[_Source], is_pair: bool, is_held_out:
     np.save(folder / "spans.npy", np.stack([bounds[:-1][kept], bounds[1:][kept]], axis=1))
     np.save(folder / "first.npy", np.searchsorted(kept, firsts))
     files = f"{len(sources)} file{'s' * (len(sources) > 1)}"
-    return f"unlabelled: {len(kept):,} texts of {files} ({left_out} left out)"
-
-
-def _marked(firsts: list[int], hashes: "array[int]", texts: Iterator[TextInput]) -> Iterator[TextInput]:
-    """Note how many texts were written before a source's first, when it comes to that."""
-    firsts.append(len(hashes))
-    yield from texts
+    (folder / "summary.txt").write_text(f"unlabelled: {len(kept):,} texts of {files} ({left_out} left out)", "utf-8")
 
 
 def sentences(text: str) -> list[str]:
@@ -242,16 +234,13 @@ def sentences(text: str) -> list[str]:
     words = text.split()
     if len(words) <= UNCUT:
         return [text]
-    pieces, start = [], 0
+    cuts = [0]
     for end, word in enumerate(words, start=1):
-        if word[-1] in MARKS and end - start >= LEAST and _ends_sentence(word):
-            pieces.append(words[start:end])
-            start = end
-    if pieces and len(words) - start < LEAST:
-        pieces[-1] += words[start:]
-    else:
-        pieces.append(words[start:])
-    return [part for piece in pieces for part in _even_parts(piece)]
+        if word[-1] in MARKS and end - cuts[-1] >= LEAST and _ends_sentence(word):
+            cuts.append(end)
+    if len(cuts) > 1 and len(words) - cuts[-1] < LEAST:  # the rest is no piece of its own
+        cuts.pop()
+    return [part for start, end in pairwise([*cuts, len(words)]) for part in _even_parts(words[start:end])]
 
 
 def _ends_sentence(word: str) -> bool:

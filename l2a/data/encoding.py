@@ -83,12 +83,9 @@ def fit_tokenizer(tokenizer: Any, config: Any, max_length: int | None = None) ->
     it as it is.
     """
     fitted = copy.deepcopy(tokenizer)
-    types = ["token_type_ids"] if reads_types(config) else []
-    settings: dict[str, Any] = {
-        "model_input_names": ["input_ids", *types, "attention_mask"],
-        "padding_side": "right",
-        "model_max_length": fitted.model_max_length if max_length is None else max_length,
-    }
+    names = ["input_ids", *(["token_type_ids"] if reads_types(config) else []), "attention_mask"]
+    longest = fitted.model_max_length if max_length is None else max_length
+    settings = {"model_input_names": names, "padding_side": "right", "model_max_length": longest}
     for name, value in settings.items():
         setattr(fitted, name, value)
     fitted.init_kwargs |= settings  # what is saved
@@ -109,13 +106,10 @@ def refuse_long_sequences(reader: str, positions: int | None, max_length: int) -
     Raises:
         UsageError: If they would be; it names the largest length that is allowed.
     """
-    if positions is None or bucket_of(max_length) <= positions:
-        return
-    longest = positions if positions >= BUCKETS[-1] else max(size for size in (1, *BUCKETS) if size <= positions)
-    raise UsageError(
-        f"max_length is {max_length}, but {reader} reads at most {positions} tokens; "
-        f"give --max-length {longest} or less"
-    )
+    if positions is not None and bucket_of(max_length) > positions:
+        longest = positions if positions >= BUCKETS[-1] else max(size for size in (1, *BUCKETS) if size <= positions)
+        reads = f"{reader} reads at most {positions} tokens"
+        raise UsageError(f"max_length is {max_length}, but {reads}; give --max-length {longest} or less")
 
 
 def bucket_of(length: int) -> int:
@@ -151,12 +145,10 @@ def inference_batches(encoded: Any, tokens_per_batch: int = 2048) -> Iterator[In
         int64 positions; every text occurs once.
     """
     order = np.argsort(encoded.lengths, kind="stable")[::-1]
-    start = 0
-    while start < len(order):
-        width = bucket_of(int(encoded.lengths[order[start]]))
-        end = start + max(1, tokens_per_batch // width)
-        yield order[start:end]
-        start = end
+    while len(order):
+        size = max(1, tokens_per_batch // bucket_of(int(encoded.lengths[order[0]])))
+        yield order[:size]
+        order = order[size:]
 
 
 def training_batches(lengths: Ints, batch_size: int, rng: np.random.Generator, window: int = 16) -> Iterator[Ints]:
@@ -178,5 +170,4 @@ def training_batches(lengths: Ints, batch_size: int, rng: np.random.Generator, w
     chunks = [order[i : i + window * batch_size] for i in range(0, len(order), window * batch_size)]
     ordered = [chunk[np.argsort(lengths[chunk], kind="stable")] for chunk in chunks]
     batches = [chunk[i : i + batch_size] for chunk in ordered for i in range(0, len(chunk), batch_size)]
-    for position in rng.permutation(len(batches)):
-        yield batches[position]
+    yield from (batches[position] for position in rng.permutation(len(batches)))

@@ -209,11 +209,10 @@ def few_shot_splits(target: Domain, shots: int | None, dev_shots: int, rng: np.r
         # The two held-out parts are drawn from the far end, so that they stay the same when shots grow.
         rest = np.append(from_train[shots:][::-1], from_dev)
         if len(from_train) < shots or len(rest) < 2 * dev_shots:
-            raise UsageError(
-                f"{target.name}: {shots} shots and 2 x {dev_shots} dev shots need {shots + 2 * dev_shots} different "
-                f"examples of each class, {shots} of them in train; {name} has {len(from_train)} in train and "
-                f"{len(from_dev)} in dev; lower --shots or --dev-shots, or label more"
-            )
+            needs = f"{shots + 2 * dev_shots} different examples of each class, {shots} of them in train"
+            found = f"{name} has {len(from_train)} in train and {len(from_dev)} in dev"
+            asked = f"{shots} shots and 2 x {dev_shots} dev shots need {needs}"
+            raise UsageError(f"{target.name}: {asked}; {found}; lower --shots or --dev-shots, or label more")
         drawn.append([from_train[:shots], rest[:dev_shots], rest[dev_shots : 2 * dev_shots]])
     parts = [_interleave(pool, part) for part in zip(*drawn, strict=True)]
     used = {int(i) for part in drawn for positions in part for i in positions}
@@ -247,11 +246,9 @@ def align_labels(source: Domain, target: Domain) -> tuple[Domain, Domain]:
         raise UsageError(f"{pair.name} has pairs of texts and {single.name} single ones; {fix}")
     numbered = {all(name.lstrip("-").isdigit() for name in domain.label_names): domain for domain in (source, target)}
     if len(numbered) == 2:
-        numbers, names = numbered[True], numbered[False]
-        raise UsageError(
-            f"{numbers.name} has the labels {', '.join(numbers.label_names)} and {names.name} has "
-            f"{', '.join(names.label_names)}; labels are matched by name, so give names in both"
-        )
+        numbers, names = (", ".join(numbered[is_number].label_names) for is_number in (True, False))
+        shown = f"{numbered[True].name} has the labels {numbers} and {numbered[False].name} has {names}"
+        raise UsageError(f"{shown}; labels are matched by name, so give names in both")
     problems = [
         f"{other.name} lacks the label {name!r} of {domain.name}{did_you_mean(name, other.label_names)}"
         for domain, other in ((source, target), (target, source))
@@ -260,15 +257,8 @@ def align_labels(source: Domain, target: Domain) -> tuple[Domain, Domain]:
     ]
     if problems:
         raise UsageError("; ".join(problems) + "; labels are matched by name, so rename or remove them")
-    return relabel(source, target.label_names), target
-
-
-def relabel(domain: Domain, label_names: tuple[str, ...]) -> Domain:
-    """Put a domain's label names in another order; its texts are the same."""
-    new_index = np.array([label_names.index(name) for name in domain.label_names], dtype=np.int64)
-
-    def convert(examples: Examples) -> Examples:
-        return Examples(examples.inputs, new_index[examples.labels], label_names)
-
-    test = replace(domain.test, _examples=convert(domain.test._examples))  # which is not opened by that
-    return replace(domain, label_names=label_names, train=convert(domain.train), dev=convert(domain.dev), test=test)
+    new_index = np.array([target.label_names.index(name) for name in source.label_names], dtype=np.int64)
+    parts = (source.train, source.dev, source.test._examples)  # which is not opened by that
+    train, dev, test = (Examples(part.inputs, new_index[part.labels], target.label_names) for part in parts)
+    held_out = replace(source.test, _examples=test)
+    return replace(source, label_names=target.label_names, train=train, dev=dev, test=held_out), target

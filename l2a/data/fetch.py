@@ -63,9 +63,8 @@ class Artifact(Checked, section="artifact: "):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for member in self.members or ("",):
-            if leads_out(member):
-                raise UsageError(f"artifact: a member is {member!r}; give a relative path with / and without ..")
+        if wrong := [member for member in self.members or ("",) if leads_out(member)]:
+            raise UsageError(f"artifact: a member is {wrong[0]!r}; give a relative path with / and without ..")
 
     def __str__(self) -> str:
         return f"{self.package}=={self.version}"
@@ -244,11 +243,9 @@ def _members(archive: Path, skip: int) -> Iterator[Iterator[tuple[str, IO[bytes]
             with tarfile.open(archive, "r:gz") as sdist:
                 infos = (i for i in sdist if not i.isdir())
                 yield ((i.name.split("/", skip)[-1], sdist.extractfile(i) if i.isreg() else None) for i in infos)
-    except RunError:
-        raise
     except Exception as error:  # the readers raise almost any for damaged bytes
-        if isinstance(error, OSError) and error.errno not in OF_THE_ARCHIVE:  # such as a full disk
-            raise
+        if isinstance(error, RunError) or (isinstance(error, OSError) and error.errno not in OF_THE_ARCHIVE):
+            raise  # such as a full disk
         raise RunError(f"{archive.name}: not a readable archive ({error}); delete it and fetch it again") from error
 
 
