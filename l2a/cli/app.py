@@ -2,11 +2,9 @@
 
 import os
 import platform
-import re
 import shlex
 import signal
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,17 +12,14 @@ from typer import Argument, Exit, Option, Typer, echo
 
 from l2a import __version__
 from l2a.cli import options, research
-from l2a.cli.options import LabelColumn, Overwrite, Quiet, TextColumn, TextPairColumn, Verbose, print_table
 from l2a.config import Columns, DistillConfig, GeneratorConfig, as_yaml
 from l2a.util import Progress, RunError, UsageError, build, errors, files, find_card, list_cards, process_rank
 
+# Help is plain: loading rich for it would double the start-up time.
 app = Typer(
-    help="Distil a small text classifier for a domain with few labels.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # plain help: loading rich for it would double the start-up time
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+    help="Distil a small text classifier for a domain with few labels.", no_args_is_help=True, rich_markup_mode=None,
+    pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]},
+)  # fmt: skip
 domains_app = Typer(help="List, show and check domains.", no_args_is_help=True)
 cache_app = Typer(help="Show or clear the cache.", no_args_is_help=True)
 app.add_typer(domains_app, name="domains")
@@ -36,6 +31,7 @@ VARIABLES = ("L2A_CACHE", "HF_HOME", "HF_HUB_", "OMP_", "MKL_", "CUDA_VISIBLE", 
 FinishedRun = Annotated[Path, Argument(metavar="RUN", help="Output folder of a finished l2a distill.")]
 Workers = Annotated[int | None, Option(min=1, help="Processes of a Dask cluster to start on this machine.")]
 Address = Annotated[str | None, Option(help="Scheduler of a running Dask cluster: tcp://10.0.0.1:8786.")]
+Kinds = Annotated[list[str] | None, Argument(help="Kinds, as `list` names them; all by default.")]
 Student = Annotated[str, Argument(metavar="STUDENT", help="A student, run or ONNX folder, or an .onnx file.")]
 
 
@@ -44,11 +40,9 @@ Student = Annotated[str, Argument(metavar="STUDENT", help="A student, run or ONN
 def distill_command(
     config: DistillConfig,
     print_config: Annotated[bool, Option("--print-config", help="Print the configuration and stop.")] = False,
-    workers: Workers = None,
-    address: Address = None,
-    verbose: Verbose = False,
-    quiet: Quiet = False,
-) -> None:
+    workers: Workers = None, address: Address = None,
+    verbose: options.Verbose = False, quiet: options.Quiet = False,
+) -> None:  # fmt: skip
     """Distil a small student for the target domain and show how it compares."""
     if print_config:
         echo(as_yaml(config), nl=False)
@@ -64,11 +58,9 @@ def print_result(result: Any) -> None:
     """Print the comparison and where everything is."""
     from l2a.report import page, run_folder
 
-    print_table(run_folder.SHORT_HEADERS, run_folder.short_cells(result.rows), are_numbers=True)
-    echo(
-        "95 % bootstrap intervals over the test examples; ms: CPU time a text on one thread, alone and in batches of "
-        "32, median ± half the interquartile range"
-    )
+    options.print_table(run_folder.SHORT_HEADERS, run_folder.short_cells(result.rows), are_numbers=True)
+    times = "CPU time a text on one thread, alone and in batches of 32, median ± half the interquartile range"
+    echo(f"95 % bootstrap intervals over the test examples; ms: {times}")
     echo(page.verdict(result.metrics))
     agreement = [facts["selector"].get("tier_correlation") for facts in result.metrics.get("rounds", [])]
     if agreement and None not in agreement:
@@ -94,14 +86,11 @@ def predict_command(
     file: Annotated[str, Argument(help="A .csv, .tsv, .jsonl, .parquet or .txt file, also .gz or .xz; or -.")],
     output: Annotated[Path | None, Option(help="File to write; standard output by default.")] = None,
     threshold: Annotated[float, Option(min=0, max=1, help="Leave labels of a lower probability empty.")] = 0.0,
-    text_column: TextColumn = None,
-    text_pair_column: TextPairColumn = None,
+    text_column: options.TextColumn = None, text_pair_column: options.TextPairColumn = None,
     format: Annotated[str, Option(help="Of standard input: csv, tsv, jsonl or txt.")] = "txt",
-    workers: Workers = None,
-    address: Address = None,
-    overwrite: Overwrite = False,
-    quiet: Quiet = False,
-) -> None:
+    workers: Workers = None, address: Address = None,
+    overwrite: options.Overwrite = False, quiet: options.Quiet = False,
+) -> None:  # fmt: skip
     """Classify a file: its lines get a label, a confidence and the probability of each class."""
     source = None if file == "-" else Path(file).expanduser()
     if output and output.exists() and (not overwrite or (source and source.exists() and output.samefile(source))):
@@ -121,10 +110,9 @@ def evaluate_command(
     student: Student,
     domain: Annotated[str, Argument(help="A labelled file or any domain; its test split is used if it has one.")],
     output: Annotated[Path | None, Option(help="File for all errors, such as errors.csv.")] = None,
-    text_column: TextColumn = None,
-    text_pair_column: TextPairColumn = None,
-    label_column: LabelColumn = None,
-) -> None:
+    text_column: options.TextColumn = None, text_pair_column: options.TextPairColumn = None,
+    label_column: options.LabelColumn = None,
+) -> None:  # fmt: skip
     """Show accuracy, macro-F1, the confusion matrix, each class's scores and the most confident errors."""
     from l2a.serving.classifier import Classifier, evaluate, labelled_texts, write_rows
 
@@ -133,12 +121,10 @@ def evaluate_command(
     found = evaluate(classifier, *labelled_texts(domain, columns, classifier.engine.folder.parent))
     for name, value in (("accuracy", found.metrics.accuracy), ("macro-F1", found.metrics.macro_f1)):
         echo(f"{name} {value.value:.1%} ({value.low:.1%} to {value.high:.1%}) on {found.confusion.sum():,} texts")
-    rows = [
-        (name, *(f"{100 * score:.1f}" for score in scores), *map(str, counts))
-        for name, scores, counts in zip(found.classes, found.scores, found.confusion, strict=True)
-    ]
+    measured = zip(found.classes, found.scores, found.confusion, strict=True)
+    rows = [(name, *(f"{100 * score:.1f}" for score in scores), *map(str, counts)) for name, scores, counts in measured]
     headers = ("class", "precision %", "recall %", "F1 %", *(f"as {name}" for name in found.classes))
-    print_table(headers, rows, are_numbers=True)
+    options.print_table(headers, rows, are_numbers=True)
     for error in found.errors[:5]:
         text = " | ".join(error[side] for side in ("text", "text_pair") if side in error)
         echo(f"{error['confidence']:.3f} {error['predicted']}, not {error['label']}: {text:.90}")
@@ -160,17 +146,14 @@ def export_command(
     report = export_onnx(run, inputs, known, static)
     rows = []
     for one in report["models"]:
-        size, labels = f"{one['bytes'] / 1e6:.2f}", f"{100 * one['label_agreement']:.1f}"
-        difference = f"{one['largest_logit_difference']:.2g}"
+        agreement = (f"{100 * one['label_agreement']:.1f}", f"{one['largest_logit_difference']:.2g}")
         accuracy = f"{100 * one['accuracy']:.1f}" if "accuracy" in one else ""
         times = [f"{one['latency_ms'][batch]:.2f}" for batch in ("batch_1", "batch_32")]
-        rows.append((one["file"], size, labels, difference, accuracy, *times))
-    print_table(("model", "MB", "labels %", "logits", "accuracy %", "ms", "ms/32"), rows, are_numbers=True)
-    echo(
-        f"ONNX opset {report['opset']}, compared on {report['texts']:,} texts ({report['labelled']:,} labelled) with "
-        "PyTorch's: equal labels and the largest difference of a logit over the temperature, both within the limits of "
-        f"export.json: {Path(run) / 'onnx'}"
-    )
+        rows.append((one["file"], f"{one['bytes'] / 1e6:.2f}", *agreement, accuracy, *times))
+    options.print_table(("model", "MB", "labels %", "logits", "accuracy %", "ms", "ms/32"), rows, are_numbers=True)
+    compared = f"compared on {report['texts']:,} texts ({report['labelled']:,} labelled) with PyTorch's"
+    limited = "equal labels and the largest difference of a logit over the temperature, both within the limits of"
+    echo(f"ONNX opset {report['opset']}, {compared}: {limited} export.json: {Path(run) / 'onnx'}")
 
 
 @app.command("push")
@@ -185,7 +168,7 @@ def push_command(
 
     files = files_to_push(run, repo)
     sizes = [(name, f"{path.stat().st_size / 1e6:.3f}") for name, path in files.items()]
-    print_table(("file", "MB"), sizes, f"{len(sizes)} files", are_numbers=True)
+    options.print_table(("file", "MB"), sizes, f"{len(sizes)} files", are_numbers=True)
     echo(f"not uploaded (--dry-run): {repo}" if dry_run else f"uploaded: {push(files, repo, private)}")
 
 
@@ -202,13 +185,11 @@ def augment_command(
     student: Annotated[str | None, Option(help="For augpro_fgsm: a student with the teacher's labels.")] = None,
     batch_size: Annotated[int, Option(min=1, help="Texts per step; it also changes the random draws.")] = 256,
     max_length: Annotated[int, Option(min=8, help="Tokens read of each text.")] = 128,
-    text_column: TextColumn = None,
-    text_pair_column: TextPairColumn = None,
+    text_column: options.TextColumn = None, text_pair_column: options.TextPairColumn = None,
     source_text_column: Annotated[str | None, Option(help="Column of the text in --source.")] = None,
     source_text_pair_column: Annotated[str | None, Option(help="Column of its second text, for pairs.")] = None,
-    overwrite: Overwrite = False,
-    quiet: Quiet = False,
-) -> None:
+    overwrite: options.Overwrite = False, quiet: options.Quiet = False,
+) -> None:  # fmt: skip
     """Make new texts from a file of texts; the output file appears when all are made."""
     share = None if degree is None else build(GeneratorConfig, {"degree": degree}, "--degree").degree
     from l2a.pipeline.augment import AugmentJob, augment_file
@@ -236,9 +217,8 @@ def pretrain_command(
     embedding_size: Annotated[int, Option(help="Width of the student's word embeddings.")] = 80,
     hidden_size: Annotated[int, Option(help="Width of its layers.")] = 128,
     layers: Annotated[int, Option(help="Number of its layers.")] = 2,
-    overwrite: Overwrite = False,
-    verbose: Verbose = False,
-) -> None:
+    overwrite: options.Overwrite = False, verbose: options.Verbose = False,
+) -> None:  # fmt: skip
     """Distil a small general student from a pretrained encoder, without labels."""
     from l2a.pretrain.trainer import PretrainConfig, pretrain
 
@@ -276,7 +256,7 @@ def show_domain(name: Annotated[str, Argument(help="Name of a domain card.")]) -
     options.print_facts(facts | {"origin": origin, "card": find_card("domains", name)})
 
 
-def _labels(names: Iterable[str]) -> str:
+def _labels(names: tuple[str, ...] | list[str]) -> str:
     return ", ".join(names) or "none, it is text for --unlabelled"
 
 
@@ -287,10 +267,9 @@ def _sizes(card: Any) -> str:
 @domains_app.command("check")
 def check(
     path: Annotated[str, Argument(help="A card's name, a file, a folder of splits, or a Hub id name[:config].")],
-    text_column: TextColumn = None,
-    text_pair_column: TextPairColumn = None,
-    label_column: LabelColumn = None,
-) -> None:
+    text_column: options.TextColumn = None, text_pair_column: options.TextPairColumn = None,
+    label_column: options.LabelColumn = None,
+) -> None:  # fmt: skip
     """Print sizes, label balance, lengths, duplicates and overlaps, and what is wrong, by line."""
     from l2a.data.domains import check_domain
 
@@ -303,7 +282,7 @@ def check(
         for fact in next(iter(counts.values())):
             cells = [(split[fact], f" ({split[fact] / split['examples']:.0%})") for split in counts.values()]
             rows.append((fact, *(f"{count}{share if fact.startswith('label ') else ''}" for count, share in cells)))
-        print_table(("", *counts), rows)
+        options.print_table(("", *counts), rows)
     lines = [f"note: {note}" for note in notes] + [f"wrong: {problem}" for problem in found.problems[:50]]
     if len(found.problems) > 50:
         lines.append(f"and {len(found.problems) - 50} more problems")
@@ -322,18 +301,16 @@ def env_command(json: Annotated[bool, Option("--json", help="Print JSON.")] = Fa
 
 
 def _environment() -> dict[str, Any]:
-    import importlib.metadata
+    from importlib import metadata
 
     import psutil
     from packaging.requirements import Requirement
 
-    packages = {}
-    for needed in map(Requirement, importlib.metadata.requires("l2a") or ()):
-        if "dev" not in str(needed.marker):  # those of the extras too, but for the tools of developers
-            found = importlib.metadata.distributions(name=needed.name)
-            packages[needed.name] = next((one.version for one in found), "absent")
+    # Those of the extras too, but for the tools of developers.
+    needed = [one.name for one in map(Requirement, metadata.requires("l2a") or ()) if "dev" not in str(one.marker)]
+    packages = {name: next((one.version for one in metadata.distributions(name=name)), "absent") for name in needed}
     described = Path("/proc/cpuinfo").read_text("utf-8") if Path("/proc/cpuinfo").exists() else ""
-    models = re.findall(r"^model name\s*: (.*)", described, re.MULTILINE)
+    models = [line.partition(": ")[2] for line in described.splitlines() if line.startswith("model name")]
     memory, cached = psutil.virtual_memory(), sum(size for _, size in files.cache_sizes().values())
     facts = {
         "l2a": f"{__version__} in {Path(__file__).parents[1]}",
@@ -367,9 +344,7 @@ def list_cache() -> None:
 
 
 @cache_app.command("clear")
-def clear(
-    kinds: Annotated[list[str] | None, Argument(help="Kinds, as `list` names them; all by default.")] = None,
-) -> None:
+def clear(kinds: Kinds = None) -> None:
     """Remove cache entries; what a later run needs is fetched or computed again."""
     echo(f"{files.clear_cache(tuple(kinds or ())) / 1e6:.1f} MB freed")
 

@@ -33,9 +33,8 @@ def train(
     agent: Annotated[str | None, Option(help="A card that learns: ppo (default), a2c, dvrl ...")] = None,
     steps: Annotated[int | None, Option(help="Environment steps over all pairs.")] = None,
     seed: Annotated[list[int] | None, Option(help="Seed of labels and draws; repeatable.")] = None,
-    overwrite: Overwrite = False,
-    verbose: Verbose = False,
-) -> None:
+    overwrite: Overwrite = False, verbose: Verbose = False,
+) -> None:  # fmt: skip
     """Train one policy on one pair of domains or several, and save it."""
     from l2a.pipeline.policies import train_selector
 
@@ -48,8 +47,8 @@ def train(
     pairs = [text.split(":") for text in pair or ()]
     if wrong := [":".join(sides) for sides in pairs if len(sides) != 2 or not all(sides)]:
         raise UsageError(f"--pair is {wrong[0]}; give SOURCE:TARGET with one colon, or --source and --target")
-    places = [{"source": source, "target": target} if source else {}] if source or not pairs else []
-    places += [{"source": s, "target": t} for s, t in pairs]
+    named = [(source, target)] if source else []
+    places = [{"source": one, "target": other} for one, other in (*named, *pairs)] or [{}]
     runs = [settle(override(base, place | {"seed": n})) for place in places for n in seed or [base.seed]]
     with Progress(verbosity=int(verbose)) as progress:
         training = train_selector(runs, output_dir, overwrite, progress)
@@ -60,11 +59,10 @@ def train(
 @selector_app.command("evaluate")
 @with_run_options(PAIR_OPTIONS)
 def evaluate(
-    config: DistillConfig,
-    policy: Policy,
+    config: DistillConfig, policy: Policy,
     updates: Annotated[int | None, Option(min=1, help="Real updates for each; by default a round's.")] = None,
     verbose: Verbose = False,
-) -> None:
+) -> None:  # fmt: skip
     """Compare a saved policy with every rule, at the same keep rate and updates, on a pair it never saw."""
     from l2a.pipeline.policies import evaluate_policy, open_policy, pair_name
 
@@ -74,11 +72,9 @@ def evaluate(
     best_first = sorted(result.verdicts, key=lambda verdict: -verdict.real)
     rows = [(row.name, str(row.kept), f"{row.surrogate:+.4f}", f"{row.real:+.4f}") for row in best_first]
     print_table(("selector", "kept", "surrogate gain", "real gain"), rows)
-    echo(
-        "gain in following the teacher on texts set apart, in nats; surrogate: of the output layer alone, against "
-        f"keeping nothing; real: after {result.updates} updates of the student; Spearman correlation of the two: "
-        f"{result.correlation:.2f}"
-    )
+    surrogate = "of the output layer alone, against keeping nothing"
+    real = f"after {result.updates} updates of the student; Spearman correlation of the two: {result.correlation:.2f}"
+    echo(f"gain in following the teacher on texts set apart, in nats; surrogate: {surrogate}; real: {real}")
     if pair_name(config) in trained.facts.get("pairs", []):
         echo(f"note: the policy was trained on {pair_name(config)}")
 
@@ -94,10 +90,8 @@ def headroom(config: DistillConfig, verbose: Verbose = False) -> None:
     best_first = sorted(found["verdicts"], key=lambda verdict: -verdict["accuracy"])
     rows = [(row["name"], f"{row['kept']:,}", f"{row['real']:+.4f}", f"{row['accuracy']:.1%}") for row in best_first]
     print_table(("candidates", "kept", "gain, nats", "accuracy"), rows, f"of {found['pool']:,} candidates")
-    echo(
-        f"the oracles read {found['labels']:,} target labels and {found['judged_on']:,} others judged, for this "
-        f"diagnosis alone: no run reads them\n{headroom_note(found)}"
-    )
+    read = f"the oracles read {found['labels']:,} target labels and {found['judged_on']:,} others judged"
+    echo(f"{read}, for this diagnosis alone: no run reads them\n{headroom_note(found)}")
 
 
 @selector_app.command("show")
@@ -128,11 +122,9 @@ def _print_curve(curve: Sequence[float]) -> None:
 def _print_inspection(explained: Any) -> None:
     importances = [(name, f"{loss:+.4f}", f"{part:.0%}") for name, (loss, part) in explained.importances.items()]
     print_table(("feature", "loss (nats)", "decisions changed"), importances, "permutation importance")
-    rows = []
-    for name, sides in explained.quartiles.items():
-        rows.append((name, *(" ".join(f"{value:.3g}" for value in side) for side in sides)))
-    for name, (kept, dropped) in explained.operators.items():
-        rows.append((f"operator {name}", f"{kept:.0%}", f"{dropped:.0%}"))
+    quartiles, shares = explained.quartiles.items(), explained.operators.items()
+    rows = [(name, *(" ".join(f"{value:.3g}" for value in side) for side in sides)) for name, sides in quartiles]
+    rows += [(f"operator {name}", *(f"{share:.0%}" for share in kept_and_dropped)) for name, kept_and_dropped in shares]
     print_table(("feature", "kept", "dropped"), rows, "quartiles: lower, median, upper")
     texts = []
     for side, chosen in (("kept", explained.kept_texts), ("dropped", explained.dropped_texts)):
@@ -192,10 +184,9 @@ def _print_plan(cells: Sequence[Any], time: str) -> None:
 
 @experiment_app.command("report")
 def report_experiment(
-    card: Card,
-    results: Results = Path("benchmarks/results"),
+    card: Card, results: Results = Path("benchmarks/results"),
     pages: Annotated[Path, Option(help="Folder of report pages.")] = Path("docs/experiments"),
-) -> None:
+) -> None:  # fmt: skip
     """Write a card's page, figures and summary from its results alone."""
     from l2a.experiments import card as cards, report, runner
 
