@@ -40,8 +40,7 @@ Student = Annotated[str, Argument(metavar="STUDENT", help="A student, run or ONN
 def distill_command(
     config: DistillConfig,
     print_config: Annotated[bool, Option("--print-config", help="Print the configuration and stop.")] = False,
-    workers: Workers = None, address: Address = None,
-    verbose: options.Verbose = False, quiet: options.Quiet = False,
+    workers: Workers = None, address: Address = None, verbose: options.Verbose = False, quiet: options.Quiet = False,
 ) -> None:  # fmt: skip
     """Distil a small student for the target domain and show how it compares."""
     if print_config:
@@ -58,7 +57,7 @@ def print_result(result: Any) -> None:
     """Print the comparison and where everything is."""
     from l2a.report import page, run_folder
 
-    options.print_table(run_folder.SHORT_HEADERS, run_folder.short_cells(result.rows), are_numbers=True)
+    options.print_table(run_folder.SHORT_HEADERS, run_folder.short_cells(result.rows), numeric=True)
     times = "CPU time a text on one thread, alone and in batches of 32, median ± half the interquartile range"
     echo(f"95 % bootstrap intervals over the test examples; ms: {times}")
     echo(page.verdict(result.metrics))
@@ -124,7 +123,7 @@ def evaluate_command(
     measured = zip(found.classes, found.scores, found.confusion, strict=True)
     rows = [(name, *(f"{100 * score:.1f}" for score in scores), *map(str, counts)) for name, scores, counts in measured]
     headers = ("class", "precision %", "recall %", "F1 %", *(f"as {name}" for name in found.classes))
-    options.print_table(headers, rows, are_numbers=True)
+    options.print_table(headers, rows, numeric=True)
     for error in found.errors[:5]:
         text = " | ".join(error[side] for side in ("text", "text_pair") if side in error)
         echo(f"{error['confidence']:.3f} {error['predicted']}, not {error['label']}: {text:.90}")
@@ -150,7 +149,7 @@ def export_command(
         accuracy = f"{100 * one['accuracy']:.1f}" if "accuracy" in one else ""
         times = [f"{one['latency_ms'][batch]:.2f}" for batch in ("batch_1", "batch_32")]
         rows.append((one["file"], f"{one['bytes'] / 1e6:.2f}", *agreement, accuracy, *times))
-    options.print_table(("model", "MB", "labels %", "logits", "accuracy %", "ms", "ms/32"), rows, are_numbers=True)
+    options.print_table(("model", "MB", "labels %", "logits", "accuracy %", "ms", "ms/32"), rows, numeric=True)
     compared = f"compared on {report['texts']:,} texts ({report['labelled']:,} labelled) with PyTorch's"
     limited = "equal labels and the largest difference of a logit over the temperature, both within the limits of"
     echo(f"ONNX opset {report['opset']}, {compared}: {limited} export.json: {Path(run) / 'onnx'}")
@@ -158,17 +157,16 @@ def export_command(
 
 @app.command("push")
 def push_command(
-    run: FinishedRun,
-    repo: Annotated[str, Argument(metavar="REPO", help="Repository of the Hub, OWNER/NAME.")],
+    run: FinishedRun, repo: Annotated[str, Argument(metavar="REPO", help="Repository of the Hub, OWNER/NAME.")],
     private: Annotated[bool, Option("--private", help="Make a repository that nobody else can see.")] = False,
     dry_run: Annotated[bool, Option("--dry-run", help="Check the folder and show what would go.")] = False,
-) -> None:
+) -> None:  # fmt: skip
     """Upload the student of a run, its card and its ONNX models, if any, to the Hub; none of the run's data."""
     from l2a.report.run_folder import files_to_push, push
 
     files = files_to_push(run, repo)
     sizes = [(name, f"{path.stat().st_size / 1e6:.3f}") for name, path in files.items()]
-    options.print_table(("file", "MB"), sizes, f"{len(sizes)} files", are_numbers=True)
+    options.print_table(("file", "MB"), sizes, f"{len(sizes)} files", numeric=True)
     echo(f"not uploaded (--dry-run): {repo}" if dry_run else f"uploaded: {push(files, repo, private)}")
 
 
@@ -287,8 +285,7 @@ def check(
     if len(found.problems) > 50:
         lines.append(f"and {len(found.problems) - 50} more problems")
     echo("\n".join(lines if found.problems else [*lines, "nothing is wrong"]))
-    if found.problems:
-        raise Exit(2)
+    raise Exit(2 if found.problems else 0)
 
 
 @app.command("env")

@@ -46,10 +46,8 @@ for _name, _words in {"text": "(first) text", "text_pair": "second text of a pai
 
 def with_run_options(names: Iterable[str] = RUN_OPTIONS) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command these options, a preset and a file; it gets the configuration that they make as ``config``."""
-    shared: dict[str, Any] = {
-        "preset": Annotated[str, Option(help="fast, default, full, or any card in ./configs.")],
-        "config": Annotated[Path | None, Option(help="YAML file that overrides the preset; options override it.")],
-    }
+    shared: dict[str, Any] = {"preset": Annotated[str, Option(help="fast, default, full, or any card in ./configs.")]}
+    shared["config"] = Annotated[Path | None, Option(help="YAML file that overrides the preset; options override it.")]
     shared |= {name: Annotated[RUN_OPTIONS[name][0] | None, Option(help=RUN_OPTIONS[name][1])] for name in names}
     keyword = inspect.Parameter.KEYWORD_ONLY
 
@@ -72,15 +70,13 @@ def with_run_options(names: Iterable[str] = RUN_OPTIONS) -> Callable[[Callable[.
     return decorate
 
 
-def print_table(
-    headers: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None, are_numbers: bool = False
-) -> None:
-    """Print a table, whatever the terminal's width; columns of numbers, all but the first, are aligned to the right."""
+def print_table(headers: Sequence[str], rows: Iterable[Sequence[str]], title: str = "", numeric: bool = False) -> None:
+    """Print a table, whatever the terminal's width; numeric columns, all but the first, are aligned to the right."""
     from rich import box, console, markup, table  # not for --help
 
     shown = table.Table(box=box.SIMPLE, padding=(0, 1, 0, 0), title=title)
     for i, name in enumerate(headers):
-        shown.add_column(markup.escape(name), justify="right" if i and are_numbers else "left")
+        shown.add_column(markup.escape(name), justify="right" if i and numeric else "left")
     for row in rows:
         shown.add_row(*map(markup.escape, row))
     console.Console(highlight=False, soft_wrap=True).print(shown)

@@ -1,6 +1,5 @@
 """The commands ``l2a selector``, which trains, compares and explains policies, and ``l2a experiment``, for grids."""
 
-import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from textwrap import shorten
@@ -25,8 +24,7 @@ PAIR_OPTIONS = tuple(name for name in RUN_OPTIONS if name not in OF_A_RUN)
 @selector_app.command("train")
 @with_run_options([name for name in PAIR_OPTIONS if name not in ("source", "target", "seed")])
 def train(
-    config: DistillConfig,
-    output_dir: Annotated[Path, Option(help="Folder of the policy.")],
+    config: DistillConfig, output_dir: Annotated[Path, Option(help="Folder of the policy.")],
     source: Annotated[str | None, Option(help="Source domain: card, file, folder or Hub id.")] = None,
     target: Annotated[str | None, Option(help="Target domain: card, file, folder or Hub id.")] = None,
     pair: Annotated[list[str] | None, Option(help="A further pair as SOURCE:TARGET; repeatable.")] = None,
@@ -158,20 +156,18 @@ def run_experiment(
         planned = runner.plan(groups, cards.data_files(groups, progress), runner.read_results(folder))
         if dry_run:
             minutes = runner.cost_seconds(planned, where.count) / 60
-            _print_plan(list(itertools.chain(*planned)), f"about {minutes:.1f} minutes on {where.count} workers")
+            _print_plan(planned, f"about {minutes:.1f} minutes on {where.count} workers")
             return
         outcomes = runner.run_groups(planned, folder.resolve(), run_method, where, progress)
-    failed = [(cell, message) for cell, status, message in outcomes if status == "failed"]
-    for cell, message in failed:
-        echo(f"failed: {cell.place.name}: {message}")
+    failed = [f"failed: {cell.place.name}: {message}" for cell, status, message in outcomes if status == "failed"]
     ran = sum(outcome.status == "ran" for outcome in outcomes)
-    echo(f"{folder}: {ran} cells ran, {total - len(failed)} of {total} are finished")
+    echo("\n".join([*failed, f"{folder}: {ran} cells ran, {total - len(failed)} of {total} are finished"]))
     if failed:
         raise RunError(f"{len(failed)} of {total} cells failed; see above, and run the command again after the fix")
 
 
-def _print_plan(cells: Sequence[Any], time: str) -> None:
-    rows = []
+def _print_plan(groups: Sequence[Any], time: str) -> None:
+    cells, rows = [planned for group in groups for planned in group], []
     for planned in cells:
         mark = planned.teacher_mark
         teacher = "none" if mark is None else "cached" if mark.exists() else "to train"

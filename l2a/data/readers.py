@@ -12,7 +12,6 @@ import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple
@@ -67,8 +66,7 @@ class Row(NamedTuple):
     split: SplitName | None = None
 
 
-@dataclass(frozen=True)
-class Table:
+class Table(NamedTuple):
     """Records before their columns are understood.
 
     Attributes:
@@ -108,8 +106,7 @@ def known_format(path: Path, allowed: Sequence[str], done: str = "read") -> str:
     Raises:
         UsageError: If it is not one of those that make sense here.
     """
-    suffix = name_and_format(path)[1]
-    if suffix not in allowed:
+    if (suffix := name_and_format(path)[1]) not in allowed:
         convert = f"pandas.read_excel({str(path)!r}).to_csv({str(path.with_suffix('.csv'))!r}, index=False)"
         fix = f'; convert it by python -c "import pandas; {convert}"' if suffix in (".xlsx", ".xls", ".ods") else ""
         raise UsageError(f"{path}: files that end in {suffix!r} are not {done} here; give {', '.join(allowed)}{fix}")
@@ -273,8 +270,7 @@ def _header_problem(columns: Sequence[str]) -> str:
 def _arrow(stream: IO[bytes], suffix: str, named: bool) -> Iterator[Record]:
     import pyarrow.parquet
 
-    start = stream.read(6)
-    if not start:
+    if not (start := stream.read(6)):
         return
     stream.seek(0)
     try:
@@ -389,11 +385,8 @@ def find_columns(table: Table, columns: Columns, flag: str, labelled: bool) -> t
     """Find the columns of a table by what they hold ("text", "text_pair" ...), and say what is missing."""
     names = table.columns
     by_lower_case = {column.lower(): column for column in reversed(names)}
-    found: dict[str, str] = {}
-    missing: list[str] = []
-    for role, usual in USUAL_NAMES.items():
-        if role == "label" and not labelled:
-            continue
+    found, missing = dict[str, str](), list[str]()
+    for role, usual in ((role, usual) for role, usual in USUAL_NAMES.items() if labelled or role != "label"):
         named = getattr(columns, role, None)
         column = next((by_lower_case[name] for name in usual if name in by_lower_case), None)
         if named:
@@ -443,8 +436,7 @@ def check_text(column: str, text: Any) -> str:
 def _label(column: str, value: Any) -> str:
     """Labels become strings: 1 and 1.0 (an integer column with gaps) are both "1"."""
     value = value.item() if hasattr(value, "item") else value  # a number of numpy
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
+    value = int(value) if isinstance(value, float) and value.is_integer() else value
     name = "" if value is None else str(value).strip()
     if name.lower() in NO_LABELS:
         shown = f" ({name!r} marks a missing one)" if name else ""
