@@ -262,6 +262,10 @@ def _sizes(card: Any) -> str:
     return ", ".join(f"{split} {size}" for split, size in card.sizes.items()) or "sizes not given"
 
 
+def _count(counts: dict[str, int], fact: str) -> str:
+    return f"{counts[fact]}" + (f" ({counts[fact] / counts['examples']:.0%})" if fact.startswith("label ") else "")
+
+
 @domains_app.command("check")
 def check(
     path: Annotated[str, Argument(help="A card's name, a file, a folder of splits, or a Hub id name[:config].")],
@@ -269,19 +273,16 @@ def check(
     label_column: options.LabelColumn = None,
 ) -> None:  # fmt: skip
     """Print sizes, label balance, lengths, duplicates and overlaps, and what is wrong, by line."""
-    from l2a.data.domains import check_domain
+    from l2a.data import domains, readers
 
     with Progress() as progress:
-        found, counts, notes = check_domain(path, Columns(text_column, text_pair_column, label_column), progress)
-    if counts:
+        found = domains.read_domain(path, Columns(text_column, text_pair_column, label_column), progress=progress)
+    if counts := {split: found.counts(split) for split in readers.SPLITS if found.of(split)}:
         kind = "pairs of texts" if found.is_pair else "single texts"
         echo(f"{found.name}: {kind}, labels: {_labels(sorted(found.label_names))}")
-        rows = []
-        for fact in next(iter(counts.values())):
-            cells = [(split[fact], f" ({split[fact] / split['examples']:.0%})") for split in counts.values()]
-            rows.append((fact, *(f"{count}{share if fact.startswith('label ') else ''}" for count, share in cells)))
+        rows = [(fact, *(_count(each, fact) for each in counts.values())) for fact in next(iter(counts.values()))]
         options.print_table(("", *counts), rows)
-    lines = [f"note: {note}" for note in notes] + [f"wrong: {problem}" for problem in found.problems[:50]]
+    lines = [f"note: {note}" for note in found.notes()] + [f"wrong: {problem}" for problem in found.problems[:50]]
     if len(found.problems) > 50:
         lines.append(f"and {len(found.problems) - 50} more problems")
     echo("\n".join(lines if found.problems else [*lines, "nothing is wrong"]))
@@ -393,6 +394,5 @@ def main() -> None:
 
 def _fail(message: str, code: int) -> None:
     # One line whatever a file holds, and nothing in it that a terminal obeys.
-    shown = "".join(char if char.isprintable() else repr(char)[1:-1] for char in message)
-    echo(f"error: {shown}", err=True)
+    echo("error: " + "".join(char if char.isprintable() else repr(char)[1:-1] for char in message), err=True)
     sys.exit(code)

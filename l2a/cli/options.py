@@ -45,7 +45,7 @@ for _name, _words in {"text": "(first) text", "text_pair": "second text of a pai
 
 
 def with_run_options(names: Iterable[str] = RUN_OPTIONS) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command these options, a preset and a file; it gets the configuration that they make as ``config``."""
+    """Give a command these options, a preset and a file; what they make is its first argument, ``config``."""
     shared: dict[str, Any] = {"preset": Annotated[str, Option(help="fast, default, full, or any card in ./configs.")]}
     shared["config"] = Annotated[Path | None, Option(help="YAML file that overrides the preset; options override it.")]
     shared |= {name: Annotated[RUN_OPTIONS[name][0] | None, Option(help=RUN_OPTIONS[name][1])] for name in names}
@@ -54,17 +54,16 @@ def with_run_options(names: Iterable[str] = RUN_OPTIONS) -> Callable[[Callable[.
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(command)
         def with_options(**given: Any) -> None:
-            preset, file = given.pop("preset"), given.pop("config")
             chosen = {name: value for name in list(shared)[2:] if (value := given.pop(name)) is not None}
             flags = {field: value for name, value in chosen.items() for field in RUN_OPTIONS[name][2]}
-            config = load_config(preset, file, flags)  # which the command settles where it names the domains itself
+            config = load_config(given.pop("preset"), given.pop("config"), flags)
+            # A command that names the domains itself settles its configuration.
             command(config=settle(config) if "target" in shared else config, **given)
 
         parameters = [inspect.Parameter(name, keyword, default=None, annotation=kind) for name, kind in shared.items()]
         parameters[0] = parameters[0].replace(default="default")  # of the preset
-        own = [one for one in inspect.signature(command).parameters.values() if one.name != "config"]
-        parameters += [one.replace(kind=keyword) for one in own]
-        with_options.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        _, *own = (one.replace(kind=keyword) for one in inspect.signature(command).parameters.values())  # after config
+        with_options.__signature__ = inspect.Signature([*parameters, *own])  # type: ignore[attr-defined]
         return with_options
 
     return decorate
@@ -72,23 +71,21 @@ def with_run_options(names: Iterable[str] = RUN_OPTIONS) -> Callable[[Callable[.
 
 def print_table(headers: Sequence[str], rows: Iterable[Sequence[str]], title: str = "", numeric: bool = False) -> None:
     """Print a table, whatever the terminal's width; numeric columns, all but the first, are aligned to the right."""
-    from rich import box, console, markup, table  # not for --help
+    from rich import box, console, table  # not for --help
 
-    shown = table.Table(box=box.SIMPLE, padding=(0, 1, 0, 0), title=title)
-    for i, name in enumerate(headers):
-        shown.add_column(markup.escape(name), justify="right" if i and numeric else "left")
+    columns = [table.Column(name, justify="right" if i and numeric else "left") for i, name in enumerate(headers)]
+    shown = table.Table(*columns, box=box.SIMPLE, padding=(0, 1, 0, 0), title=title)
     for row in rows:
-        shown.add_row(*map(markup.escape, row))
-    console.Console(highlight=False, soft_wrap=True).print(shown)
+        shown.add_row(*row)
+    console.Console(highlight=False, markup=False, emoji=False, soft_wrap=True).print(shown)
 
 
 def print_facts(facts: Mapping[str, Any]) -> None:
     """Print names with what is known of them beside, wrapped to the terminal; lists and mappings come in one piece."""
-    from rich import console, markup, table
+    from rich import console, table
 
     shown = table.Table.grid(table.Column(no_wrap=True), table.Column(), padding=(0, 2))
     for name, value in facts.items():
         listed = [f"{key} {item}" for key, item in value.items()] if isinstance(value, Mapping) else value
-        text = ", ".join(map(str, listed)) if isinstance(listed, list) else str(listed)
-        shown.add_row(markup.escape(name), markup.escape(text))
-    console.Console(highlight=False).print(shown)
+        shown.add_row(name, ", ".join(map(str, listed)) if isinstance(listed, list) else str(listed))
+    console.Console(highlight=False, markup=False, emoji=False).print(shown)

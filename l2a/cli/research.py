@@ -174,8 +174,8 @@ def _print_plan(groups: Sequence[Any], time: str) -> None:
         left = ("finished", teacher, "") if planned.is_finished else ("to run", teacher, f"{planned.seconds:.0f}")
         rows.append((planned.cell.place.name, *left))
     print_table(("cell", "result", "teacher", "seconds"), rows)
-    left_to_run = sum(not planned.is_finished for planned in cells)
-    echo(f"{len(cells)} cells, {left_to_run} to run: {time}, estimated from the finished cells")
+    to_run = sum(not planned.is_finished for planned in cells)
+    echo(f"{len(cells)} cells, {to_run} to run: {time}, estimated from the finished cells")
 
 
 @experiment_app.command("report")

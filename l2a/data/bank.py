@@ -104,9 +104,7 @@ def read_bank(
     return Bank(_files(sources), summary, names, first_of, data, spans)
 
 
-def unlabelled_files(
-    references: Sequence[Any], data_root: str | Path | None = None, progress: Progress = SILENT
-) -> Mapping[str, str]:
+def unlabelled_files(references: Sequence[Any], data_root: str | Path | None, progress: Progress) -> Mapping[str, str]:
     """Give the names of what ``read_bank`` would read, with the sha256 of the content; see there."""
     return _files([source for reference in references for source in _sources(reference, data_root, progress)])
 
@@ -120,8 +118,7 @@ def _files(sources: Iterable[_Source]) -> Mapping[str, str]:
 def _sources(reference: Any, data_root: str | Path | None, progress: Progress) -> list[_Source]:
     if not isinstance(reference, str | Path):
         return [_in_memory("data in memory", reference)]
-    name = str(reference)
-    if name in cards.list_cards("domains"):
+    if (name := str(reference)) in cards.list_cards("domains"):
         raw = domains.read_domain(name, data_root=data_root, progress=progress)
         readers.refuse(raw.problems, name)
         return [_in_memory(name, [row.text for row in raw.of("train")])._replace(files=raw.files)]

@@ -71,6 +71,37 @@ class RawDomain(NamedTuple):
         """Select the rows of a split."""
         return [row for row in self.rows if row.split == split]
 
+    def counts(self, split: str) -> dict[str, int]:
+        """Describe a split that has rows.
+
+        Returns:
+            What is counted, by name: "examples", "label NAME", "words, median", "words, longest", "characters, longest"
+            (both texts of a pair count), and "duplicates", the examples whose text came before in the split, apart from
+            case, width and spacing.
+        """
+        rows = self.of(split)
+        words = [sum(len(part.split()) for part in row.text) for row in rows]
+        labels = Counter(row.label for row in rows)
+        named = {f"label {name}": labels[name] for name in sorted(self.label_names)}
+        longest = {"words, longest": max(words), "characters, longest": max(sum(map(len, row.text)) for row in rows)}
+        copies = len(rows) - len({normalised_hash(row.text) for row in rows})
+        return {"examples": len(rows), **named, "words, median": int(np.median(words)), **longest, "duplicates": copies}
+
+    def notes(self) -> Iterator[str]:
+        """Say what a user should know but what does not stop a run, such as texts that two splits share."""
+        hashes = {split: {normalised_hash(row.text) for row in self.of(split)} for split in readers.SPLITS}
+        for first, second in combinations(readers.SPLITS, 2):
+            if shared := len(hashes[first] & hashes[second]):
+                use = "they are never drawn for training" if second == "test" else "copies are drawn once"
+                yield f"{shared} texts of {first} are also in {second}; {use}"
+        labels = {(normalised_hash(row.text), row.label) for row in self.rows}
+        if differing := sum(count > 1 for count in Counter(digest for digest, _ in labels).values()):
+            yield f"{differing} texts have different labels in different rows"
+        if not self.problems and not self.label_names:
+            yield "there are no labels, so the domain can only be given to --unlabelled"
+        elif not self.problems and not hashes["test"]:
+            yield "there is no test split, so the domain can only be a source"
+
 
 def with_splits(name: str, rows: Sequence[readers.Row], problems: Sequence[str], files: Mapping[str, str]) -> RawDomain:
     """Give every row a split, and find the problems of the whole.
@@ -409,47 +440,3 @@ def _datasets_content(reference: str, folder: Path | None, progress: Progress) -
             raise UsageError(f"{reference}: no card, no file, no dataset of the Hub ({why}); {fix}") from error
         reason = f"the Hub cannot give this dataset and it is not cached ({why})"
         raise RunError(f"{reference}: {reason}; connect once, or give a file") from error
-
-
-def check_domain(
-    reference: str, columns: Columns = readers.USUAL_COLUMNS, progress: Progress = SILENT
-) -> tuple[RawDomain, dict[str, dict[str, int]], list[str]]:
-    """Read a domain and describe it, good or bad; reference and columns are as in ``load_domain``.
-
-    Returns:
-        What was read; for each split that has examples what is counted, by name: "examples", "label NAME", "words,
-        median", "words, longest", "characters, longest" (both texts of a pair count), and "duplicates", the examples
-        whose text came before in the split, apart from case, width and spacing; and notes on what a user should know
-        but what does not stop a run, such as texts that two splits share. Rows with problems are left out.
-
-    Raises:
-        UsageError: If there is no such data.
-        RunError: If data cannot be fetched.
-    """
-    raw = read_domain(reference, columns, progress=progress)
-    return raw, {split: _counts(raw, split) for split in readers.SPLITS if raw.of(split)}, list(_notes(raw))
-
-
-def _counts(raw: RawDomain, split: str) -> dict[str, int]:
-    rows = raw.of(split)
-    words = [sum(len(part.split()) for part in row.text) for row in rows]
-    labels = Counter(row.label for row in rows)
-    named = {f"label {name}": labels[name] for name in sorted(raw.label_names)}
-    longest = {"words, longest": max(words), "characters, longest": max(sum(map(len, row.text)) for row in rows)}
-    copies = len(rows) - len({normalised_hash(row.text) for row in rows})
-    return {"examples": len(rows), **named, "words, median": int(np.median(words)), **longest, "duplicates": copies}
-
-
-def _notes(raw: RawDomain) -> Iterator[str]:
-    hashes = {split: {normalised_hash(row.text) for row in raw.of(split)} for split in readers.SPLITS}
-    for first, second in combinations(readers.SPLITS, 2):
-        if shared := len(hashes[first] & hashes[second]):
-            use = "they are never drawn for training" if second == "test" else "copies are drawn once"
-            yield f"{shared} texts of {first} are also in {second}; {use}"
-    labels = {(normalised_hash(row.text), row.label) for row in raw.rows}
-    if differing := sum(count > 1 for count in Counter(digest for digest, _ in labels).values()):
-        yield f"{differing} texts have different labels in different rows"
-    if not raw.problems and not raw.label_names:
-        yield "there are no labels, so the domain can only be given to --unlabelled"
-    elif not raw.problems and not hashes["test"]:
-        yield "there is no test split, so the domain can only be a source"

@@ -113,10 +113,9 @@ class HeldOut:
     _examples: Examples = field(repr=False)
 
     @classmethod
-    def of(cls, examples: Examples) -> "HeldOut":
+    def of(cls, test: Examples) -> "HeldOut":
         """Hold examples back."""
-        hashes = frozenset(map(normalised_hash, examples.inputs))
-        return cls(len(examples), hashes, held_out_words(examples.inputs), examples)
+        return cls(len(test), frozenset(map(normalised_hash, test.inputs)), held_out_words(test.inputs), test)
 
     def reveal(self) -> Examples:
         """Give texts and labels away; only the final evaluation of a run may call this."""
@@ -206,10 +205,9 @@ def few_shot_splits(target: Domain, shots: int | None, dev_shots: int, rng: np.r
         # The two held-out parts are drawn from the far end, so that they stay the same when shots grow.
         rest = np.append(from_train[shots:][::-1], from_dev)
         if len(from_train) < shots or len(rest) < 2 * dev_shots:
-            needs = f"{shots + 2 * dev_shots} different examples of each class, {shots} of them in train"
-            found = f"{name} has {len(from_train)} in train and {len(from_dev)} in dev"
-            asked = f"{shots} shots and 2 x {dev_shots} dev shots need {needs}"
-            raise UsageError(f"{target.name}: {asked}; {found}; lower --shots or --dev-shots, or label more")
+            need = f"{shots} shots and 2 x {dev_shots} dev shots need {shots + 2 * dev_shots} different examples"
+            has = f"{shots} of them in train; {name} has {len(from_train)} in train and {len(from_dev)} in dev"
+            raise UsageError(f"{target.name}: {need} of each class, {has}; lower --shots or --dev-shots, or label more")
         drawn.append([from_train[:shots], rest[:dev_shots], rest[dev_shots : 2 * dev_shots]])
     parts = [_interleave(pool, part) for part in zip(*drawn, strict=True)]
     used = {int(i) for part in drawn for positions in part for i in positions}

@@ -149,8 +149,7 @@ def _open_finders() -> tuple[Any, list[Any]]:
             trusted_hosts=settings.get("trusted-host", "").split(), cert=settings.get("client-cert"),
             verify=ssl.create_default_context(cafile=bundle) if bundle else True, proxy=settings.get("proxy"),
             timeout=float(settings.get("timeout") or settings.get("default-timeout") or 15), follow_redirects=True,
-            auth=auth.MultiDomainBasicAuth(prompting=False, index_urls=urls),
-            event_hooks={"response": [_refuse_failure]},
+            auth=auth.MultiDomainBasicAuth(prompting=False, index_urls=urls), event_hooks={"response": [_check_status]},
         )  # fmt: skip
     except (OSError, ValueError) as error:
         raise UsageError(f"pip's settings are wrong: {error}; see `pip config list` and correct them") from error
@@ -168,7 +167,7 @@ def _pip_settings() -> dict[str, str]:
     return {key: ast.literal_eval(value) for _, key, value in found}
 
 
-def _refuse_failure(response: Any) -> None:
+def _check_status(response: Any) -> None:
     """Stop at failures but 401, which asks for credentials, and 404: another index may have the package."""
     if response.is_error and response.status_code not in (401, 404):
         raise ConnectionError(f"HTTP status {response.status_code}")

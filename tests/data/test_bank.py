@@ -15,7 +15,7 @@ from l2a.data import bank as bank_module, readers
 from l2a.data.bank import read_bank, sentences, unlabelled_files
 from l2a.data.domains import as_domain
 from l2a.data.examples import held_out_words, normalised_hash
-from l2a.util.errors import UsageError
+from l2a.util import SILENT, UsageError
 from l2a.util.files import sha256_file
 from tests.conftest import save_frame
 
@@ -37,7 +37,7 @@ def test_every_format_gives_the_same_texts_in_order(tmp_path, suffix):
     path = save_frame(FRAME, tmp_path / f"x{suffix}")
     found = read_bank([str(path)], False)
     assert list(found) == TEXTS and len(found) == 3 and found[-1] == TEXTS[-1] and found[1:] == TEXTS[1:]
-    assert list(found.files) == [path.name] and found.files == unlabelled_files([str(path)])
+    assert list(found.files) == [path.name] and found.files == unlabelled_files([str(path)], None, SILENT)
     assert found.summary == "unlabelled: 3 texts of 1 file (nothing left out)"
 
 

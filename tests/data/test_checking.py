@@ -11,7 +11,7 @@ from datasets import ClassLabel, Dataset, Features, Value
 from typer.testing import CliRunner
 
 from l2a.cli.app import domains_app
-from l2a.data.domains import check_domain, load_domain
+from l2a.data.domains import load_domain, read_domain
 from l2a.data.examples import align_labels
 from l2a.util.errors import UsageError
 
@@ -114,14 +114,14 @@ def invoke(*arguments):
 
 
 def test_a_report_counts_sizes_labels_lengths_and_copies(write):
-    found, counts, notes = check_domain(str(write("x.csv", GOOD)))
+    found = read_domain(str(write("x.csv", GOOD)))
     assert (found.name, found.is_pair, found.label_names, found.problems) == ("x", False, ("x", "y"), [])
-    assert {split: of_split["examples"] for split, of_split in counts.items()} == {"train": 3, "dev": 2, "test": 1}
-    assert counts["train"] == {
+    assert [found.counts(split)["examples"] for split in ("train", "dev", "test")] == [3, 2, 1]
+    assert found.counts("train") == {
         "examples": 3, "label x": 2, "label y": 1, "words, median": 2, "words, longest": 2, "characters, longest": 8,
         "duplicates": 1,
     }  # fmt: skip
-    assert notes == [
+    assert [*found.notes()] == [
         "1 texts of train are also in dev; copies are drawn once",
         "1 texts of train are also in test; they are never drawn for training",
         "1 texts have different labels in different rows",
@@ -129,9 +129,9 @@ def test_a_report_counts_sizes_labels_lengths_and_copies(write):
 
 
 def test_a_report_names_every_bad_line_and_counts_the_others(write):
-    found, counts, _ = check_domain(str(write("x.csv", "text,label\na,x\n,y\nb,\nc,y,z\nd,x\n")))
+    found = read_domain(str(write("x.csv", "text,label\na,x\n,y\nb,\nc,y,z\nd,x\n")))
     assert [problem.partition(":")[0].rpartition(" ")[2] for problem in found.problems] == ["3", "4", "5"]
-    assert sum(of_split["examples"] for of_split in counts.values()) == 2
+    assert sum(found.counts(split)["examples"] for split in ("train", "dev", "test") if found.of(split)) == 2
 
 
 def test_check_prints_the_numbers_and_the_overlap(write):

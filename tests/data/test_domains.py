@@ -9,7 +9,7 @@ from hypothesis import given, strategies as st
 
 from l2a.data import domains as card_module
 from l2a.data.bank import read_bank
-from l2a.data.domains import Ratings, as_domain, check_domain, load_card, load_domain, read_domain, read_ratings
+from l2a.data.domains import Ratings, as_domain, load_card, load_domain, read_domain, read_ratings
 from l2a.data.examples import Domain, Examples, HeldOut, concatenate, few_shot_splits, normalised_hash, words_key
 from l2a.data.readers import Row
 from l2a.util.cards import list_cards
@@ -172,9 +172,9 @@ def test_text_without_labels_goes_into_a_bank_without_held_out_sentences_and_is_
     assert not {f"this is a sentence of number {i}" for i in (1, 3)} & {text for (text,) in found}
     with pytest.raises(UsageError, match="'neutral' has no labels; give it to --unlabelled"):
         load_domain("neutral")
-    found, counts, notes = check_domain("neutral")
-    assert not found.problems and counts["train"]["examples"] == 40 and found.label_names == ()
-    assert notes == ["there are no labels, so the domain can only be given to --unlabelled"]
+    found = read_domain("neutral")
+    assert not found.problems and found.counts("train")["examples"] == 40 and found.label_names == ()
+    assert [*found.notes()] == ["there are no labels, so the domain can only be given to --unlabelled"]
 
 
 def test_entities_are_decoded_even_when_encoded_twice(rated):
