@@ -63,31 +63,33 @@ def load_run_data(
         RunError: If a domain cannot be fetched.
     """
     config = settle(config)
-    source, target = (_domain(side, config, in_memory, progress) for side in ("source", "target"))
-    source, target = examples.align_labels(source, target)
-    splits = examples.few_shot_splits(target, config.shots, config.dev_shots, np.random.default_rng([config.seed, 1]))
-    held_out = (*splits.reward.inputs, *splits.validation.inputs)
-    forbidden = target.test.hashes | {normalised_hash(text) for text in held_out}
-    _refuse_same_texts(source, target)
-    words = target.test.words | examples.held_out_words(held_out)
-    allowed = np.flatnonzero(~examples.seen_in("source", source.train.inputs, forbidden, words))
-    if config.source_size is not None and config.source_size < len(allowed):
-        chosen = np.random.default_rng([config.seed, 6]).choice(len(allowed), config.source_size, replace=False)
-        allowed = allowed[np.sort(chosen)]
-    learned = source.train.take(allowed)
-    examples.warn_of_absent_classes("source", learned)
-    sides = [("source", source.files), ("target", target.files)]
-    unlabelled: Sequence[TextInput] = ()
-    if references := [in_memory["unlabelled"]] if "unlabelled" in in_memory else config.unlabelled:
-        bank = read_bank(references, target.is_pair, frozenset(forbidden), config.data_root, progress, words)
-        if examples.HELD_OUT in bank.summary:
-            logger.warning(bank.summary)
-        else:
-            progress.say(bank.summary)
-        sides.append(("unlabelled", bank.files))
-        unlabelled = bank
-    files = {f"{side}: {name}": digest for side, files in sides for name, digest in files.items()}
-    return RunData(learned, target, splits, unlabelled, frozenset(forbidden), files)
+    with progress.stage("read the domains"):
+        source, target = (_domain(side, config, in_memory, progress) for side in ("source", "target"))
+        source, target = examples.align_labels(source, target)
+        rng = np.random.default_rng([config.seed, 1])
+        splits = examples.few_shot_splits(target, config.shots, config.dev_shots, rng)
+        held_out = (*splits.reward.inputs, *splits.validation.inputs)
+        forbidden = target.test.hashes.union(map(normalised_hash, held_out))
+        _refuse_same_texts(source, target)
+        words = target.test.words | examples.held_out_words(held_out)
+        allowed = np.flatnonzero(~examples.seen_in("source", source.train.inputs, forbidden, words))
+        if config.source_size is not None and config.source_size < len(allowed):
+            chosen = np.random.default_rng([config.seed, 6]).choice(len(allowed), config.source_size, replace=False)
+            allowed = allowed[np.sort(chosen)]
+        learned = source.train.take(allowed)
+        examples.warn_of_absent_classes("source", learned)
+        sides = [("source", source.files), ("target", target.files)]
+        unlabelled: Sequence[TextInput] = ()
+        if references := [in_memory["unlabelled"]] if "unlabelled" in in_memory else config.unlabelled:
+            bank = read_bank(references, target.is_pair, forbidden, config.data_root, progress, words)
+            if examples.HELD_OUT in bank.summary:
+                logger.warning(bank.summary)
+            else:
+                progress.say(bank.summary)
+            sides.append(("unlabelled", bank.files))
+            unlabelled = bank
+        files = {f"{side}: {name}": digest for side, files in sides for name, digest in files.items()}
+        return RunData(learned, target, splits, unlabelled, forbidden, files)
 
 
 def _domain(side: str, config: DistillConfig, in_memory: Mapping[str, Any], progress: Progress) -> Domain:

@@ -90,8 +90,7 @@ def _run(
     is_called = Path(sys.argv[0]).name not in ("l2a", "__main__.py")
     command = "l2a.distill" if is_called else shlex.join(["l2a", *sys.argv[1:]])
     progress.event("start", command=command, config=as_yaml(config))
-    with progress.stage("read the domains"):
-        data = load_run_data(config, progress, in_memory)
+    data = load_run_data(config, progress, in_memory)
     splits, tested = data.splits, data.target.test.size
     ignored = f"{splits.labels_ignored:,} more are ignored" if splits.labels_ignored else "none is ignored"
     progress.say(

@@ -3,28 +3,20 @@
 import contextlib
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from l2a.config import DistillConfig
-from l2a.data import Examples, Floats, encoding, normalised_hash
+from l2a.data import Bools, Examples, Floats, encoding, normalised_hash
 from l2a.kd.data import DistillationSet
 from l2a.kd.trainer import standard_error
+from l2a.pipeline import students
 from l2a.pipeline.methods import student_logits
 from l2a.pipeline.session import RunContext, TrainingSession, open_session
-from l2a.pipeline.students import (
-    Drawn,
-    after_updates,
-    as_outputs,
-    draw_candidates,
-    near_and_clean,
-    selection_problem,
-    spare_labels,
-)
 from l2a.report.run_folder import versions
 from l2a.selector import agents, algorithms, environment, reward
 from l2a.selector.problem import RULES, SelectionProblem, candidate_features, keep_best
@@ -36,8 +28,7 @@ SMALLEST_HEADROOM = 1.0  # points
 RANDOM_CHOICES = 3
 
 
-@dataclass(frozen=True)
-class PreparedPair:
+class PreparedPair(NamedTuple):
     """A pair of domains at the moment when candidates are to be selected.
 
     Attributes:
@@ -47,12 +38,11 @@ class PreparedPair:
     """
 
     session: TrainingSession
-    drawn: Drawn
+    drawn: students.Drawn
     problem: SelectionProblem
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(NamedTuple):
     """What a selection is worth.
 
     Attributes:
@@ -71,8 +61,7 @@ class Verdict:
     accuracy: float = math.nan
 
 
-@dataclass(frozen=True)
-class Evaluation:
+class Evaluation(NamedTuple):
     """A policy beside every rule on one pair.
 
     Attributes:
@@ -117,8 +106,8 @@ def prepare_pair(config: DistillConfig, progress: Progress = SILENT) -> Prepared
     """Train the teacher (or take it from the cache), warm the student up and draw a pool."""
     session = open_session(RunContext(config, progress))
     session.distil(None, config.kd.warmup_steps, "warm-up")
-    drawn = draw_candidates(session, np.random.default_rng([config.seed, 2, 0]))
-    return PreparedPair(session, drawn, selection_problem(session, drawn))
+    drawn = students.draw_candidates(session, np.random.default_rng([config.seed, 2, 0]))
+    return PreparedPair(session, drawn, students.selection_problem(session, drawn))
 
 
 def surrogate_problem(config: DistillConfig, progress: Progress = SILENT) -> SelectionProblem:
@@ -159,9 +148,8 @@ def train_selector(
         problems = problems or [surrogate_problem(one, progress) for one in configs]
         # One set of columns for all: a pool that lacks an operator has zeros there.
         names = tuple(dict.fromkeys(name for problem in problems for name in candidate_features(problem).names))
-        tasks = [
-            environment.build_task(problem, one.selector, names) for problem, one in zip(problems, configs, strict=True)
-        ]
+        both = zip(problems, configs, strict=True)
+        tasks = [environment.build_task(problem, one.selector, names) for problem, one in both]
         training = algorithms.train_agent(tasks, config.agent, card, config, configs[0].seed, progress=progress)
         facts = training_facts(configs, training.steps, training.steps_per_second, training.reward_curve)
         algorithms.save_policy(training.snapshots[-1], unfinished, facts)
@@ -196,22 +184,31 @@ def evaluate_policy(
         Both rewards of every selection.
     """
     pair, steps = prepare_pair(config, progress), updates or config.kd.round_steps
-    surrogate = reward.surrogate_of(pair.problem)
-    before = reward.reward_score(pair.session.student, pair.session.reward)
+    surrogate, before = reward.surrogate_of(pair.problem), _score(pair)
     kept = {"policy": apply_policy(pair.problem, policy, config.selector, np.random.default_rng([config.seed, 6])).kept}
     for name in RULES:
         if name != "oracle":  # it reads labels that the others do not
             agent, rng = replace(config.selector, agent=name), np.random.default_rng([config.seed, 6])
             kept[name] = select(pair.problem, agent, rng).kept
-    with progress.stage("real updates", len(kept)) as advance:
-        real = []
-        for mask in kept.values():
-            with after_updates(pair.session, pair.drawn, mask, steps):
-                real.append(reward.reward_score(pair.session.student, pair.session.reward) - before)
-            advance(1)
+    real = [_score(pair) - before for _ in _after_each(pair, list(kept.values()), steps, progress, "real updates")]
     first = [reward.surrogate_reward(surrogate, mask) for mask in kept.values()]
     verdicts = tuple(map(Verdict, kept, [int(mask.sum()) for mask in kept.values()], real, first))
     return Evaluation(verdicts, steps, rank_correlation(first, real))
+
+
+def _score(pair: PreparedPair) -> float:
+    return reward.reward_score(pair.session.student, pair.session.reward)
+
+
+def _after_each(
+    pair: PreparedPair, masks: Sequence[Bools | None], updates: int, progress: Progress, stage: str
+) -> Iterator[None]:
+    """Distil on each selection in turn; in between, the student is as that one left it."""
+    with progress.stage(stage, len(masks)) as advance:
+        for mask in masks:
+            with students.after_updates(pair.session, pair.drawn, mask, updates):
+                yield
+            advance(1)
 
 
 def measure_headroom(config: DistillConfig, progress: Progress = SILENT) -> dict[str, Any]:
@@ -233,30 +230,27 @@ def measure_headroom(config: DistillConfig, progress: Progress = SILENT) -> dict
     """
     pair, rng = prepare_pair(config, progress), np.random.default_rng([config.seed, 9])
     context, pool = pair.session.context, pair.drawn.pool
-    (seen, others), drawn = spare_labels(context), set(map(normalised_hash, pool.inputs))
+    (seen, others), drawn = students.spare_labels(context), set(map(normalised_hash, pool.inputs))
     judges = others.take(np.flatnonzero([normalised_hash(text) not in drawn for text in others.inputs]))
     by_chance = rng.random((RANDOM_CHOICES, len(pool)), np.float32)
-    scores = [near_and_clean(context, pair.drawn), _greedy_by_labels(pair, seen), *by_chance]
-    share, before = config.selector.keep_rate, reward.reward_score(pair.session.student, pair.session.reward)
-    masks = [keep_best(one, share, pair.problem.classes) for one in scores]
+    scores = [students.near_and_clean(context, pair.drawn), _greedy_by_labels(pair, seen), *by_chance]
+    share, before = config.selector.keep_rate, _score(pair)
+    masks = [*(keep_best(one, share, pair.problem.classes) for one in scores), np.ones(len(pool), bool), None]
     names, judged = [*ORACLES, *["random"] * RANDOM_CHOICES, "all", "none"], dict[str, list[tuple[float, Any]]]()
-    with progress.stage("rounds", len(names)) as advance:
-        for name, mask in zip(names, [*masks, np.ones(len(pool), bool), None], strict=True):
-            with after_updates(pair.session, pair.drawn, mask, config.kd.round_steps):
-                score = reward.reward_score(pair.session.student, pair.session.reward)
-                said = student_logits(context, pair.session.student, judges.inputs).argmax(axis=1)
-            judged.setdefault(name, []).append((score, said == judges.labels))
-            advance(1)
+    rounds = _after_each(pair, masks, config.kd.round_steps, progress, "rounds")
+    for name, _ in zip(names, rounds, strict=True):
+        said = student_logits(context, pair.session.student, judges.inputs).argmax(axis=1)
+        judged.setdefault(name, []).append((_score(pair), said == judges.labels))
     right = {name: np.mean([one for _, one in several], axis=0) for name, several in judged.items()}
     gains = {name: float(np.mean([score for score, _ in several])) - before for name, several in judged.items()}
     kept, best = {"all": len(pool), "none": 0}, max((right[name] - right["random"] for name in ORACLES), key=np.mean)
     verdicts = [
-        Verdict(one, kept.get(one, round(share * len(pool))), gains[one], accuracy=float(right[one].mean()))
-        for one in judged
+        Verdict(name, kept.get(name, round(share * len(pool))), gains[name], accuracy=float(correct.mean()))._asdict()
+        for name, correct in right.items()
     ]
     facts: dict[str, Any] = {
         "points": 100 * float(best.mean()), "noise": 100 * standard_error(best), "judged_on": len(judges),
-        "verdicts": [asdict(verdict) for verdict in verdicts], "pool": len(pool), "labels": len(seen),
+        "verdicts": verdicts, "pool": len(pool), "labels": len(seen),
     }  # fmt: skip
     atomic_write_text(_headroom_file(context), to_json(facts, indent=1) + "\n")
     return facts
@@ -265,18 +259,18 @@ def measure_headroom(config: DistillConfig, progress: Progress = SILENT) -> dict
 def _greedy_by_labels(pair: PreparedPair, seen: Examples) -> Floats:
     """Say what more of each candidate adds to the likelihood of labels that no method reads, float32 (N,)."""
     session, context = pair.session, pair.session.context
-    outputs = as_outputs(seen.labels, len(seen.label_names), context.teacher.hidden_size)
+    outputs = students.as_outputs(seen.labels, len(seen.label_names), context.teacher.hidden_size)
     encoded = encoding.encode(session.student.tokenizer, seen.inputs, context.config.max_length)
-    judged = DistillationSet(encoded, outputs, seen.labels)
-    return reward.marginal_gains(reward.surrogate_of(selection_problem(session, pair.drawn, judged)))
+    problem = students.selection_problem(session, pair.drawn, DistillationSet(encoded, outputs, seen.labels))
+    return reward.marginal_gains(reward.surrogate_of(problem))
 
 
 def _headroom_file(context: RunContext) -> Path:
     """Where the headroom of a pair, its pool and its budget is kept; the seed and the agent play no part in it."""
-    files, settings = tuple(sorted(context.data.files.items())), asdict(context.config)
+    config, files = context.config, tuple(sorted(context.data.files.items()))
     unread = {"seed", "selector", "output_dir", "overwrite", "compare", "report", "data_root", "source", "target"}
-    decisive = {name: value for name, value in settings.items() if name not in unread | {"unlabelled"}}
-    return cache_root() / "headroom" / f"{fingerprint(files, context.config.selector.keep_rate, decisive)}.json"
+    decisive = {name: value for name, value in asdict(config).items() if name not in unread | {"unlabelled"}}
+    return cache_root() / "headroom" / f"{fingerprint(files, config.selector.keep_rate, decisive)}.json"
 
 
 def known_headroom(context: RunContext) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from l2a.pipeline.policies import headroom_note, known_headroom, training_facts
 from l2a.pipeline.session import FEWEST_TO_CHOOSE, RunContext
 from l2a.pipeline.students import Round, TrainedStudent
 from l2a.report import page, run_folder
-from l2a.selector import agents, algorithms, problem, select
+from l2a.selector import agents, algorithms, select
 from l2a.serving.classifier import fit_temperature, write_temperature
 from l2a.student.student import resolve_preset
 from l2a.teacher.model import PACKAGED
@@ -85,9 +85,9 @@ def _compare(context: RunContext) -> Comparison:
     few, rows, results = context.data.target_labels.inputs[:64], [], {}
     with context.progress.stage("evaluate", len(fitted)) as advance:
         for name, one in fitted.items():
-            result, rng = evaluate_method(context, name, one, 0.0), np.random.default_rng([context.config.seed, 3])
-            results[name] = result
-            metrics = classification_metrics(result.test.labels, result.predictions, len(result.test.label_names), rng)
+            results[name] = result = evaluate_method(context, name, one, 0.0)
+            test, rng = result.test, np.random.default_rng([context.config.seed, 3])
+            metrics = classification_metrics(test.labels, result.predictions, len(test.label_names), rng)
             latency = measure_latency(one.predict, few, one.module)
             rows.append(run_folder.MethodReport(name, metrics, one.parameters, latency))
             advance(1)
@@ -144,13 +144,9 @@ def _write(
         "validation_log_likelihood": {k: s.log_likelihood for k, s in scores.items() if len(s.log_likelihoods)},
         "divergence": {name: score.divergence for name, score in scores.items()},
         "parameter_share": student.parameters_count / context.teacher.parameters_count,
-        "labels_used": data.splits.labels_used,
-        "labels_ignored": data.splits.labels_ignored,
-        "seed": config.seed,
-        "rounds": [{"generator": dict(done.chains), "selector": dict(done.selection.diagnostics)}
-                   for done in rounds],
-        "files": data.files,
-        "warnings": context.progress.warnings,
+        "labels_used": data.splits.labels_used, "labels_ignored": data.splits.labels_ignored, "seed": config.seed,
+        "rounds": [{"generator": dict(done.chains), "selector": dict(done.selection.diagnostics)} for done in rounds],
+        "files": data.files, "warnings": context.progress.warnings,
         "data": {side: [domains.provenance(name) for name in names] for side, names in sides.items()},
         "models": {"teacher": run_folder.model_facts(config.teacher.model), "start": run_folder.model_facts(start)},
     }  # fmt: skip
@@ -160,15 +156,14 @@ def _write(
         temperature = fit_temperature(student_logits(context, student, held_out.inputs), held_out.labels)
     evidence = _evidence(context, results["cross_domain_teacher"], results[facts["student"]], rounds, temperature)
     own_card, card = (run_folder.model_card(metrics, evidence, {}, place) for place in (".", "student"))
-    run_folder.export_student(student.model, student.tokenizer, folder / "student", own_card, config.max_length)
+    saved, probe = (student.model, student.tokenizer, folder / "student"), data.target_labels.inputs[:32]
+    run_folder.export_student(*saved, own_card, config.max_length)
     if temperature != 1:
         write_temperature(folder / "student", temperature)
-    probe = data.target_labels.inputs[:32]
-    parity = run_folder.check_parity(student.model, student.tokenizer, folder / "student", probe, config.max_length)
-    metrics["export_logit_difference"] = parity
+    metrics["export_logit_difference"] = run_folder.check_parity(*saved, probe, config.max_length)
     atomic_write_text(folder / "README.md", card)
     run_folder.write_augmentations(folder / "augmentations.parquet", [(done.pool, done.selection) for done in rounds])
-    _write_selector(folder / "selector", config, [done.selection for done in rounds])
+    _write_selector(folder / "selector", config, rounds)
     atomic_write_text(folder / "metrics.json", to_json(metrics, indent=1) + "\n")
     atomic_write_text(folder / "config.yaml", as_yaml(config))
     atomic_write_text(folder / page.EVIDENCE, to_json(evidence) + "\n")
@@ -214,17 +209,14 @@ def _explained(config: DistillConfig, last: Round) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def _write_selector(folder: Path, config: DistillConfig, selections: Sequence[problem.Selection]) -> None:
-    last = selections[-1]
-    diagnostics: list[dict[str, Any]] = [dict(selection.diagnostics) for selection in selections]
-    if last.policy is not None:  # it replaces the folder, so it comes first
+def _write_selector(folder: Path, config: DistillConfig, rounds: Sequence[Round]) -> None:
+    last, diagnostics = rounds[-1].selection, [dict[str, Any](done.selection.diagnostics) for done in rounds]
+    if last.policy is not None:
+        trained = last.policy.facts  # where it was trained elsewhere
         if "reward_curve" in last.diagnostics:  # each round trains on where the one before it ended
             curve = [value for known in diagnostics for value in known["reward_curve"]]
             steps = sum(known["training_steps"] for known in diagnostics)
             trained = training_facts([config], steps, diagnostics[-1]["steps_per_second"], curve)
-        else:  # it was trained elsewhere
-            trained = dict(last.policy.facts)
         used = last.diagnostics.get("chosen", "learned policy")
         algorithms.save_policy(last.policy, folder, {**trained, "used_in_the_last_round": used})
-    facts = {"agent": last.agent, "rounds": diagnostics}
-    atomic_write_text(folder / "selection.json", to_json(facts, indent=1) + "\n")
+    atomic_write_text(folder / "selection.json", to_json({"agent": last.agent, "rounds": diagnostics}, indent=1) + "\n")

@@ -61,10 +61,7 @@ class RunContext:
     @cached_property
     def data(self) -> RunData:
         """Both domains and the few labels."""
-        if self.loaded is not None:
-            return self.loaded
-        with self.progress.stage("read the domains"):
-            return load_run_data(self.config, self.progress)
+        return self.loaded or load_run_data(self.config, self.progress)
 
     @cached_property
     def without_unlabelled(self) -> "RunContext":
@@ -106,7 +103,7 @@ class RunContext:
         return {text: origin_of(i) for i in chosen if normalised_hash(text := many[i]) not in shots}
 
     @cached_property
-    def set_apart(self) -> tuple[tuple[TextInput, ...], tuple[TextInput, ...]]:
+    def set_apart(self) -> tuple[tuple[TextInput, ...], ...]:
         """Texts near the target that no student is trained on: those that choose its state, those that give the reward.
 
         They are unlabelled texts where there are enough, else a fifth of the source at most, out of its nearest half.
@@ -119,8 +116,7 @@ class RunContext:
             nearest = choose_texts(source, target, len(source) // 2, "near", self.embed, rng)
             near, wanted = tuple(source[i] for i in nearest), min(wanted, len(source) // 5)
         drawn = rng.choice(len(near), wanted, replace=False)
-        choice, reward = (tuple(near[i] for i in np.sort(part)) for part in np.array_split(drawn, 2))
-        return choice, reward
+        return tuple(tuple(near[i] for i in np.sort(part)) for part in np.array_split(drawn, 2))
 
     @cached_property
     def source(self) -> Examples:
@@ -137,7 +133,10 @@ class RunContext:
     def pretrained(self) -> Teacher:
         """Load the teacher's encoder as it is before any fine-tuning."""
         config = self.config.teacher
-        teacher = load_encoder(config.model, self.data.label_names, config.source_seed, self.progress)
+        return self._placed(load_encoder(config.model, self.data.label_names, config.source_seed, self.progress))
+
+    def _placed(self, teacher: Teacher) -> Teacher:
+        """Put a teacher where it computes, unless it reads less of a text than the run."""
         refuse_long_sequences("the teacher", teacher.positions, self.config.max_length)
         return teacher.to(training.best_device())
 
@@ -146,9 +145,7 @@ class RunContext:
         """The teacher that the student learns from: source first, then the target's training shots, or these alone."""
         config = self.config.teacher
         if config.fine_tuned:
-            teacher = load_fine_tuned(config.model, self.data.label_names, self.progress)
-            refuse_long_sequences("the teacher", teacher.positions, self.config.max_length)
-            return teacher.to(training.best_device())
+            return self._placed(load_fine_tuned(config.model, self.data.label_names, self.progress))
         ways, few = {"both": self._after_source, "target": self._without_source}, self.data.splits.train
         if config.learns_from != "auto":
             return ways[config.learns_from](few)
@@ -220,10 +217,8 @@ class RunContext:
     def _fit(
         self, base: Teacher, examples: Examples, epochs: float, seed: int, stage: str, keep: bool = True
     ) -> Teacher:
-        settings, length = self.config.teacher, self.config.max_length
-        if keep:
-            return fine_tuned(base, examples, settings, epochs, length, seed, stage, self.progress)
-        return fine_tune(base, examples, settings, epochs, length, seed, stage, self.progress.keeping(None))
+        train, progress = (fine_tuned, self.progress) if keep else (fine_tune, self.progress.keeping(None))
+        return train(base, examples, self.config.teacher, epochs, self.config.max_length, seed, stage, progress)
 
 
 @dataclass(frozen=True)
@@ -246,17 +241,18 @@ class TrainingSession:
         length = self.context.config.max_length
         return DistillationSet(encode(self.student.tokenizer, inputs, length), self.context.labeller(inputs), real)
 
+    def _with_labels(self, examples: Examples) -> DistillationSet:
+        return self.labelled(examples.inputs, examples.labels)
+
     @cached_property
     def target(self) -> DistillationSet:
         """The target's training shots."""
-        examples = self.context.data.splits.train
-        return self.labelled(examples.inputs, examples.labels)
+        return self._with_labels(self.context.data.splits.train)
 
     @cached_property
     def source(self) -> DistillationSet:
         """The source domain, less what is set apart."""
-        examples = self.context.source
-        return self.labelled(examples.inputs, examples.labels)
+        return self._with_labels(self.context.source)
 
     @cached_property
     def unlabelled(self) -> tuple[TextInput, ...]:
@@ -284,8 +280,7 @@ class TrainingSession:
     @cached_property
     def judges(self) -> DistillationSet:
         """The labelled reward split, which can refuse a selection; no student is trained on it, and it chooses none."""
-        examples = self.context.data.splits.reward
-        return self.labelled(examples.inputs, examples.labels)
+        return self._with_labels(self.context.data.splits.reward)
 
     @cached_property
     def reward(self) -> DistillationSet:
@@ -308,19 +303,17 @@ def open_session(context: RunContext) -> TrainingSession:
     Raises:
         RunError: If the teacher's outputs are constant.
     """
-    student, config = context.new_student(), context.config
-    validation, width = context.data.splits.validation, context.teacher.hidden_size
-    kd = config.kd
+    config, student = context.config, context.new_student()
+    kd, width = config.kd, context.teacher.hidden_size
     if kd.learning_rate == "auto" and wants_small_rate(config.student, context.teacher, student.output.in_features):
         kd = replace(kd, learning_rate=1e-4)
-    trainer = KDTrainer(student, kd, validation, width, config.max_length, config.seed)
+    trainer = KDTrainer(student, kd, context.data.splits.validation, width, config.max_length, config.seed)
     session = TrainingSession(context, student, trainer)
     trainer.follow(session.labelled(context.set_apart[0]))
     known = session.known
     refuse_constant_targets(known)
     fit_output_layer(student, known)
-    if config.kd.objective != "soft_labels":
-        weight = teacher_output_weight(context.teacher, known.teacher)
-        rng = np.random.default_rng([config.seed, 4])
-        trainer.learn_subclasses(fit_subclasses(known.teacher, weight, config.kd.objective, config.kd.subclasses, rng))
+    if kd.objective != "soft_labels":
+        weight, rng = teacher_output_weight(context.teacher, known.teacher), np.random.default_rng([config.seed, 4])
+        trainer.learn_subclasses(fit_subclasses(known.teacher, weight, kd.objective, kd.subclasses, rng))
     return session

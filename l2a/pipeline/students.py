@@ -120,7 +120,7 @@ def _round(session: TrainingSession, number: int, policy: algorithms.TrainedPoli
     facts = {name: value for name, value in selection.diagnostics.items() if not isinstance(value, list | dict)}
     context.progress.event("round", number=number, kept=kept, **facts)
     explained = None if selection.policy is None or selection.fell_back else reward.surrogate_only(problem)
-    return Round(drawn.pool, _distil_kept(session, drawn.candidates, problem, selection, rng), drawn.chains, explained)
+    return Round(drawn.pool, _distil_kept(session, drawn, problem, selection, rng), drawn.chains, explained)
 
 
 def draw_candidates(session: TrainingSession, rng: np.random.Generator) -> Drawn:
@@ -146,14 +146,13 @@ def _made_texts(session: TrainingSession) -> dict[TextInput, str]:
 
 
 def _distil_kept(
-    session: TrainingSession, candidates: kd_data.DistillationSet, problem: SelectionProblem, selection: Selection,
-    rng: np.random.Generator,
-) -> Selection:  # fmt: skip
+    session: TrainingSession, drawn: Drawn, problem: SelectionProblem, selection: Selection, rng: np.random.Generator
+) -> Selection:
     """Distil on the kept candidates; an agent that says so keeps others as the student changes."""
     steps, config = session.context.config.kd.round_steps, session.context.config.selector
     every, kept = agents.load_agent(config.agent).rescore_every, np.flatnonzero(selection.kept)
     if every is None or selection.fell_back:
-        session.distil(candidates.take(kept), steps, "distillation")
+        session.distil(drawn.candidates.take(kept), steps, "distillation")
         return selection
     chosen = [selection]
 
@@ -162,7 +161,7 @@ def _distil_kept(
         chosen.append(select(now, config, rng) if policy is None else apply_policy(now, policy, config, rng))
         return np.flatnonzero(chosen[-1].kept)
 
-    session.distil(candidates, steps, "distillation", kd_data.Renewal(candidates, kept, every, choose))
+    session.distil(drawn.candidates, steps, "distillation", kd_data.Renewal(drawn.candidates, kept, every, choose))
     facts = {**selection.diagnostics, "rescored": len(chosen) - 1}
     return replace(chosen[-1], agent=selection.agent, diagnostics=facts)
 
@@ -170,8 +169,7 @@ def _distil_kept(
 def finish(session: TrainingSession, rounds: tuple[Round, ...]) -> TrainedStudent:
     """Take a trained student's best state, in eval mode, as the result of these rounds."""
     session.trainer.restore_best()
-    parity = session.trainer.refit_output_layer(session.known.encoded)
-    if parity is not None:
+    if (parity := session.trainer.refit_output_layer(session.known.encoded)) is not None:
         session.context.progress.event("fold_parity", **parity)
     session.student.model.eval()
     assert session.trainer.best is not None
@@ -184,14 +182,10 @@ def generator_inputs(session: TrainingSession) -> GeneratorInputs:
     others = {text: context.near_texts[text] for text in session.unlabelled}
     others |= {text: origin for text, origin in _made_texts(session).items() if text not in others}
     return GeneratorInputs(
-        source_inputs=context.source.inputs,
-        unlabelled=others,
-        target_inputs=context.data.splits.train.inputs,
-        embed=context.embed,
-        space=_token_space(session),
-        labeller=context.labeller,
+        source_inputs=context.source.inputs, unlabelled=others, target_inputs=context.data.splits.train.inputs,
+        embed=context.embed, space=_token_space(session), labeller=context.labeller,
         forbidden_hashes=context.data.forbidden | context.never_trained_on,
-    )
+    )  # fmt: skip
 
 
 def _token_space(session: TrainingSession) -> TokenSpace:
@@ -394,19 +388,15 @@ def draw_texts(session: TrainingSession, rng: np.random.Generator) -> tuple[Text
     if OPERATORS[name].works_on == "copies":
         copies, _ = _draw_pairs(session, size, rng, 0.0 if OPERATORS[name].reads_partner else 1.0)
         return copies, copies
-    operator = build_operator(
-        name, lambda: _token_space(session),
-        lambda: masked_words(context.config.teacher.model, context.config.max_length, context.progress),
-        context.progress,
-    )  # fmt: skip
+    masked = partial(masked_words, context.config.teacher.model, context.config.max_length, context.progress)
+    operator = build_operator(name, partial(_token_space, session), masked, context.progress)
     excluded = data.forbidden | context.never_trained_on | set(map(normalised_hash, data.splits.train.inputs))
     degree = resolve_degree(config.degree, len(data.source) + len(data.splits.train))
     found: dict[str, tuple[TextInput, TextInput]] = {}
     for _ in range(DRAWS_LIMIT):
         bases, partners = _draw_pairs(session, size, rng, config.target_share)
         for base, rewrite in zip(bases, operator(bases, partners, degree, rng), strict=True):
-            key = normalised_hash(rewrite.text)
-            if key not in excluded:
+            if (key := normalised_hash(rewrite.text)) not in excluded:
                 found.setdefault(key, (rewrite.text, base))
         if len(found) >= size:
             break
@@ -434,27 +424,24 @@ def _draw_pairs(
 
 
 def _distil_in_embedding_space(session: TrainingSession, rng: np.random.Generator) -> None:
-    context, trainer, config = session.context, session.trainer, session.context.config
+    teacher, trainer, config = session.context.teacher, session.trainer, session.context.config
     size = config.generator.copies * config.kd.pool_size
     bases, partners = _draw_pairs(session, size, rng, config.generator.target_share)
-    augmented = session.labelled(bases)
-    sets, shares = mixture(session, augmented)
-    place = next(i for i, part in enumerate(sets) if part is augmented)
-    start = sum(len(part) for part in sets[:place])
+    sets, shares = mixture(session, session.labelled(bases))
+    start = len(sets[0])  # the bases come second
     if config.generator.operator == "mixkd":
         weights = rng.beta(kd_data.MIX_CONCENTRATION, kd_data.MIX_CONCENTRATION, size=size).astype(np.float32)
-        pairs = encoding.encode(context.teacher.tokenizer, (*bases, *partners), config.max_length)
-        sets[place] = replace(augmented, teacher=kd_data.mixed_outputs(context.teacher, pairs, weights))
+        pairs = encoding.encode(teacher.tokenizer, (*bases, *partners), config.max_length)
+        sets[1] = replace(sets[1], teacher=kd_data.mixed_outputs(teacher, pairs, weights))
         # The partners are in the joined set, so that their tokens count as occurring, but have no share of it.
+        first_partner = sum(map(len, sets))
         sets, shares = [*sets, session.labelled(partners)], [*shares, 0.0]
-        first_partner = sum(len(part) for part in sets[:-1])
         trainer.read_batch = partial(kd_data.read_mixed, start=start, partners=first_partner, weights=weights)
     else:
-        teacher = context.teacher
         texts = encoding.encode(teacher.tokenizer, bases, config.max_length)
         trainer.read_batch = partial(
             kd_data.read_perturbed, start=start, teacher=teacher, texts=texts,
             teacher_steps=kd_data.token_steps(teacher, rng), student_steps=kd_data.token_steps(session.student, rng),
         )  # fmt: skip
-    trainer.train(sets, shares, config.kd.round_steps, context.progress, "distillation")
+    trainer.train(sets, shares, config.kd.round_steps, session.context.progress, "distillation")
     trainer.read_batch = kd_data.read_tokens
