@@ -11,7 +11,8 @@ from pathlib import Path
 
 from l2a.config import DistillConfig, override
 from l2a.experiments.card import ExperimentCard, Pair, load_experiment, variant_config
-from l2a.pipeline.policies import surrogate_problem, train_selector
+from l2a.pipeline.policies import prepare_pair, train_selector
+from l2a.selector.reward import surrogate_only
 
 AGENT = Path(__file__).parents[2] / "agents" / "pretrained"
 SHIPPED = "sentiment_sentence/"
@@ -36,7 +37,9 @@ def main() -> None:
     folders = {name: AGENT if name == AGENT.name else options.output / name for name in wanted}
     missing = {name: pairs for name, pairs in wanted.items() if not (folders[name] / "policy.json").exists()}
     needed = configs if missing else {}
-    problems = {name: [surrogate_problem(config) for config in pools] for name, pools in needed.items()}
+    problems = {
+        name: [surrogate_only(prepare_pair(config).problem) for config in pools] for name, pools in needed.items()
+    }
     for name, pairs in missing.items():
         pools = [problem for pair in pairs for problem in problems[pair]]
         # As many steps for each pool as a run takes for its own.

@@ -65,8 +65,7 @@ def load_experiment(reference: str) -> ExperimentCard:
     """
     path = Path(reference) if reference.endswith(".yaml") else find_card("configs/experiments", reference)
     card = build(ExperimentCard, {"name": path.stem, **load_yaml(path)}, f"experiment card {path}")
-    problems = dict.fromkeys(_problems(card))
-    if problems:
+    if problems := dict.fromkeys(_problems(card)):
         raise UsageError(f"experiment card {path}: " + "; ".join(problems))
     return card
 
@@ -192,10 +191,9 @@ def cell_key(cell: Cell, data: DataFiles) -> str:
         unread |= {f"generator.{name}" for name in ("tau", "beta", "max_degree", "operators", "chains", "burn_in")}
     sections = {section for other in METHODS.values() for section in other.reads} - set(method.reads)
     decisive = {
-        name: value
-        for name, value in _flat(cell.config).items()
+        name: value for name, value in _flat(cell.config).items()
         if name not in unread and name.split(".")[0] not in sections and value != defaults[name]
-    }
+    }  # fmt: skip
     agent = agent_parts(cell.config.selector.agent) if selects else {}
     return fingerprint([RESULTS_VERSION, cell.method, decisive, cell_files(cell, data), agent])
 

@@ -8,7 +8,6 @@ them.
 import itertools
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,8 +41,7 @@ class Estimate(NamedTuple):
 
 def estimate(values: pd.Series) -> Estimate:
     """Estimate a mean with its two-level bootstrap interval from one value a cell, by place; at least one."""
-    axes = ("pair", "seed", "shots")
-    places = tuple(values.groupby(level=axis).ngroup().to_numpy() for axis in axes)
+    places = tuple(values.groupby(level=axis).ngroup().to_numpy() for axis in ("pair", "seed", "shots"))
     cube = np.full([place.max() + 1 for place in places], np.nan)  # NaN where a cell is missing
     cube[places] = values
     pairs, seeds, _ = cube.shape
@@ -87,8 +85,7 @@ def compare(table: pd.DataFrame, variants: Sequence[str], metric: str) -> list[d
     return sorted(comparisons, key=lambda it: (variants.index(it["variant"]), variants.index(it["baseline"])))
 
 
-@dataclass(frozen=True)
-class Summary:
+class Summary(NamedTuple):
     """What a card's cells say."""
 
     card: ExperimentCard
@@ -127,14 +124,10 @@ def summarise(card: ExperimentCard, results: Sequence[CellResult]) -> Summary:
         chosen = values if value is None else values[values.index.get_level_values(axis) == value]
         if len(chosen):
             levels[variant, metric, axis, value] = estimate(chosen)
-    return Summary(
-        card, known, variants,
-        best_first=sorted(variants, key=lambda name: -levels[name, "accuracy", "pair", None].mean),
-        missing=len(cells) - len(known),
-        outdated=sum(cell_key(cells[result.place], result.data) != result.key for result in known),
-        levels=levels,
-        comparisons=[item for metric, table in tables.items() for item in compare(table, variants, metric)],
-    )  # fmt: skip
+    best_first = sorted(variants, key=lambda name: -levels[name, "accuracy", "pair", None].mean)
+    outdated = sum(cell_key(cells[result.place], result.data) != result.key for result in known)
+    comparisons = [item for metric, table in tables.items() for item in compare(table, variants, metric)]
+    return Summary(card, known, variants, best_first, len(cells) - len(known), outdated, levels, comparisons)
 
 
 def write_summary(path: Path, summary: Summary) -> None:
@@ -163,10 +156,7 @@ def write_report(path: Path, summary: Summary) -> None:
     """Write the Markdown page of a card, and its figures into a folder beside it that has the card's name."""
     pairs = [pair.name for pair in summary.card.pairs]
     with matplotlib.rc_context(STYLE):
-        figures = {
-            "methods": _draw_dots(summary, [None], "accuracy, % (mean with 95 % interval; small: each pair)"),
-            "pairs": _draw_dots(summary, pairs, "accuracy, % (mean with 95 % interval; small: each cell)"),
-        }
+        figures = {"methods": _draw_dots(summary, [None], "pair"), "pairs": _draw_dots(summary, pairs, "cell")}
         if len(summary.card.shots) > 1:
             figures["shots"] = _draw_shots(summary)
         for name, figure in figures.items():
@@ -189,7 +179,7 @@ def render_page(summary: Summary) -> str:
     )  # fmt: skip
 
 
-def _draw_dots(summary: Summary, pairs: Sequence[str | None], label: str) -> matplotlib.figure.Figure:
+def _draw_dots(summary: Summary, pairs: Sequence[str | None], behind: str) -> matplotlib.figure.Figure:
     """A panel for each pair, or for all, a row for each variant: its mean, the interval, and the values behind it."""
     order, columns = summary.best_first, min(3, len(pairs))
     rows = -(-len(pairs) // columns)
@@ -202,15 +192,14 @@ def _draw_dots(summary: Summary, pairs: Sequence[str | None], label: str) -> mat
         for position, name in enumerate(order):
             values = [it.accuracy for it in summary.results if (it.variant, it.pair) == (name, pair)]
             if pair is None:
-                on_pairs = [summary.level(name, value=each.name) for each in summary.card.pairs]
-                values = [level.mean for level in on_pairs if level]
+                values = [on.mean for each in summary.card.pairs if (on := summary.level(name, value=each.name))]
             style, level = _style(summary, name), summary.level(name, value=pair)
             axes.plot(100 * np.array(values), [position] * len(values), alpha=0.45, markersize=3, **style)
             if level is not None:
                 axes.hlines(position, 100 * level.low, 100 * level.high, color=style["color"], linewidth=1.5)
                 axes.plot(100 * level.mean, position, markersize=6, **style)
     grid[0, 0].set(yticks=range(len(order)), yticklabels=order, ylim=(len(order) - 0.5, -0.5))
-    figure.supxlabel(label, fontsize=9)
+    figure.supxlabel(f"accuracy, % (mean with 95 % interval; small: each {behind})", fontsize=9)
     return figure
 
 

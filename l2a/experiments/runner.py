@@ -19,7 +19,6 @@ import torch
 from filelock import FileLock, Timeout
 from transformers import set_seed
 
-from l2a import __version__
 from l2a.config import DistillConfig
 from l2a.evaluation.metrics import classification_metrics, one_thread
 from l2a.experiments.card import Cell, DataFiles, Group, Place, cell_files, cell_key
@@ -242,9 +241,7 @@ def run_groups(
     return outcomes
 
 
-def _run_group(
-    group: PlannedGroup, folder: Path, run_method: RunMethod, wait: bool
-) -> tuple[PlannedGroup, list[Outcome]]:
+def _run_group(group: PlannedGroup, folder: Path, run: RunMethod, wait: bool) -> tuple[PlannedGroup, list[Outcome]]:
     """Run cells one after another, saving each; no outcomes where another runner holds the group.
 
     The group is given back, since results come in any order.
@@ -252,7 +249,7 @@ def _run_group(
     lock = lock_for(folder, fingerprint(*group[0].cell.place[:3]))
     try:
         with lock.acquire(timeout=-1 if wait else 0):
-            return group, [_run_or_find(cell, folder, run_method) for cell in group]
+            return group, [_run_or_find(cell, folder, run) for cell in group]
     except Timeout:
         return group, []
 
@@ -305,6 +302,6 @@ def _measure(planned: PlannedCell, run_method: RunMethod, progress: Progress) ->
         accuracy=found.accuracy.value, macro_f1=found.macro_f1.value, test_examples=len(test),
         predictions=fingerprint(result.predictions), parameters=result.parameters, labels_used=result.labels_used,
         seconds=round(result.seconds, 2), wall_seconds=round(wall_seconds, 2), data=planned.files, machine=machine,
-        versions={"l2a": __version__, "python": platform.python_version(), **{it: version(it) for it in packages}},
+        versions={"l2a": version("l2a"), "python": platform.python_version(), **{it: version(it) for it in packages}},
         diagnostics=dict(result.diagnostics), code=code_fingerprint(),
     )  # fmt: skip

@@ -1,7 +1,6 @@
 """``l2a augment``: runs one operator on a file of texts, apart from any distillation."""
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -128,7 +127,7 @@ def augment_file(job: AugmentJob, progress: Progress = SILENT) -> int:
                 pyarrow.parquet.write_table(pyarrow.json.read_json(made.file, reading, parsing), output)
         made.flush()
         if not is_parquet:
-            os.replace(made.file.name, job.output)
+            Path(made.file.name).replace(job.output)
     return total
 
 
@@ -201,10 +200,8 @@ def _token_space(job: AugmentJob, progress: Progress) -> TokenSpace:
     reader: Any
     if operator.needs_gradient:
         if job.student is None or job.teacher in model.PACKAGED:
-            raise UsageError(
-                f"--operator {job.operator} needs two classifiers with the same labels; name both, by --teacher and "
-                "--student, or use knn"
-            )
+            fix = "name both, by --teacher and --student, or use knn"
+            raise UsageError(f"--operator {job.operator} needs two classifiers with the same labels; {fix}")
         names = model.Checkpoint("--student", job.student, progress).label_names
         teacher = model.load_fine_tuned(job.teacher, names, progress).to(training.best_device())
         reader = load_checkpoint(job.student, names)

@@ -104,7 +104,6 @@ def _refuse_same_texts(source: Domain, target: Domain) -> None:
     known = {normalised_hash(text) for text in source.train.inputs}
     shared = sum(normalised_hash(text) in known for text in target.train.inputs)
     if shared > len(target.train) / 2:
-        raise UsageError(
-            f"source is {source.name!r}, which holds {shared} of the {len(target.train)} training texts of the target "
-            "with their labels, so that the labels would not be few; give another source"
-        )
+        fix = "with their labels, so that the labels would not be few; give another source"
+        found = f"which holds {shared} of the {len(target.train)} training texts of the target"
+        raise UsageError(f"source is {source.name!r}, {found} {fix}")

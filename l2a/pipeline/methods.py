@@ -15,9 +15,8 @@ from torch import nn
 from l2a.config import DistillConfig, override
 from l2a.data import Examples, Floats, Ints, TextInput, encoding, normalised_hash
 from l2a.kd.trainer import run_student
-from l2a.pipeline import students as student_training
+from l2a.pipeline import students
 from l2a.pipeline.session import RunContext
-from l2a.pipeline.students import TrainedStudent
 from l2a.selector.problem import kl_divergence
 from l2a.student.student import Student
 from l2a.teacher.labelling import predict, token_vectors
@@ -55,11 +54,13 @@ class FittedMethod:
     diagnostics: Mapping[str, float | int | str] = field(default_factory=dict)
     logits: Logits | None = None
     module: nn.Module | None = None
-    trained: TrainedStudent | None = None
+    trained: students.TrainedStudent | None = None
 
 
 Fit = Callable[[RunContext], FittedMethod]
 """Trains a method without a look at the test split."""
+Train = Callable[[RunContext], students.TrainedStudent]
+Students = dict[str, students.TrainedStudent]
 Shown = Literal["always", "compare", "operator", "experiments"]
 
 
@@ -115,7 +116,8 @@ class MethodResult:
     logits: Floats | None = None
 
 
-DENSE_PENALTIES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+DENSE_PENALTIES, SPARSE_PENALTIES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2), (3.0, 10.0, 30.0, 100.0)
+"""Values of C to try, for a total weight of 1000; the middle one is used while the target's weight is chosen."""
 
 
 def fit_tfidf(inputs: Sequence[TextInput]) -> Callable[[Sequence[TextInput]], sparse.csr_matrix]:
@@ -149,21 +151,19 @@ def pair_features(inputs: Sequence[TextInput], embed: EmbedTexts) -> Floats:
     return np.concatenate([first, *(part for v in second for part in (v, np.abs(first - v), first * v))], axis=1)
 
 
-def tuned_logistic_regression(
-    features: Any, labels: Ints, source_size: int, penalties: tuple[float, ...], seed: int
-) -> LogisticRegression:
+def tuned_logistic_regression(features: Any, labels: Ints, source_size: int, seed: int) -> LogisticRegression:
     """Choose the weight of the target and then the penalty by the target's held-out log-likelihood, and fit on all.
 
     Args:
         features: float32 (N, F), dense or sparse: first the source, then the target, the only one that is held out.
         labels: int64 (N,), the classes.
         source_size: Rows of the source; 0 uses the target alone.
-        penalties: Values of C to try, for a total weight of 1000; the middle one is used while the weight is chosen.
         seed: Order of the folds.
     """
     source, target = np.split(np.arange(len(labels)), [source_size])
     few = np.sort(np.random.default_rng(seed).permutation(source_size)[:2000])  # enough: weights are relative
     shares = (0.1, 0.3, 0.6, 0.9, 1.0) if source_size else (1.0,)
+    penalties = SPARSE_PENALTIES if sparse.issparse(features) else DENSE_PENALTIES
     share, penalty = shares[len(shares) // 2], penalties[(len(penalties) - 1) // 2]
 
     def fit(classifier: LogisticRegression, source: Ints, target: Ints, share: float, penalty: float) -> Any:
@@ -195,14 +195,12 @@ def _new_classifier() -> LogisticRegression:
     return LogisticRegression(solver="newton-cg", tol=3e-4, max_iter=100, warm_start=True)
 
 
-def _fitted(
-    source: Examples | None, target: Examples, features: Any, penalties: tuple[float, ...], stored: int, seed: int
-) -> FittedMethod:
+def _fitted(source: Examples | None, target: Examples, features: Any, stored: int, seed: int) -> FittedMethod:
     """Fit on what a transformer of scikit-learn makes of texts; ``stored`` numbers are needed for that."""
     parts = [part for part in (source, target) if part is not None]
     rows = features.fit_transform([text for part in parts for text in part.inputs])
     labels = np.concatenate([part.labels for part in parts])
-    classifier = tuned_logistic_regression(rows, labels, len(labels) - len(target), penalties, seed)
+    classifier = tuned_logistic_regression(rows, labels, len(labels) - len(target), seed)
     parameters = stored + int(classifier.coef_.size + classifier.intercept_.size)
     return FittedMethod(lambda inputs: classifier.predict(features.transform(inputs)), parameters)
 
@@ -214,7 +212,7 @@ def tfidf_logreg(source: Examples, target: Examples, seed: int) -> FittedMethod:
     folds whose order the seed decides.
     """
     features = preprocessing.FunctionTransformer(fit_tfidf((*source.inputs, *target.inputs)))
-    return _fitted(source, target, features, (3.0, 10.0, 30.0, 100.0), 0, seed)
+    return _fitted(source, target, features, 0, seed)
 
 
 def frozen_teacher_logreg(target: Examples, embed: EmbedTexts, encoder_parameters: int, seed: int) -> FittedMethod:
@@ -222,7 +220,7 @@ def frozen_teacher_logreg(target: Examples, embed: EmbedTexts, encoder_parameter
 
     The sides of a pair are embedded one by one.
     """
-    return _fitted(None, target, _standardised(embed), DENSE_PENALTIES, encoder_parameters, seed)
+    return _fitted(None, target, _standardised(embed), encoder_parameters, seed)
 
 
 def vector_sum_logreg(
@@ -241,7 +239,7 @@ def vector_sum_logreg(
     def embed(texts: Sequence[str]) -> Any:
         return bag_of_tokens(tokenizer, texts, len(token_vectors)) @ token_vectors
 
-    return _fitted(source, target, _standardised(embed), DENSE_PENALTIES, token_vectors.size, seed)
+    return _fitted(source, target, _standardised(embed), token_vectors.size, seed)
 
 
 def _standardised(embed: EmbedTexts) -> Any:
@@ -273,18 +271,16 @@ def _fitted_teacher(context: RunContext, teacher: Teacher) -> FittedMethod:
     return FittedMethod(_likeliest(score), teacher.parameters_count, logits=score, module=teacher)
 
 
-def _fitted_student(
-    context: RunContext, train: Callable[[RunContext], TrainedStudent], with_unlabelled: bool = False
-) -> FittedMethod:
+def _fitted_student(context: RunContext, train: Train, with_unlabelled: bool = False) -> FittedMethod:
     """Train a student; the facts of its rounds come with it."""
     trained = train(context if with_unlabelled or not context.data.unlabelled else context.without_unlabelled)
     student, score = trained.student, partial(student_logits, context, trained.student)
-    facts: dict[str, float | int | str] = {"validation_log_likelihood": trained.score.log_likelihood}
-    facts |= {} if trained.score.divergence is None else {"divergence": trained.score.divergence}
+    judged = trained.score
+    known: dict[str, Any] = {"validation_log_likelihood": judged.log_likelihood, "divergence": judged.divergence}
     for number, done in enumerate(trained.rounds):
-        known = {**done.chains, **done.selection.diagnostics}
-        scalars = {key: value for key, value in known.items() if isinstance(value, int | float | str)}
-        facts |= {f"round_{number}_{key}": value for key, value in scalars.items()}
+        of_round = {**done.chains, **done.selection.diagnostics}
+        known |= {f"round_{number}_{key}": value for key, value in of_round.items()}
+    facts = {key: value for key, value in known.items() if isinstance(value, int | float | str)}
     return FittedMethod(_likeliest(score), student.parameters_count, facts, score, student.model, trained)
 
 
@@ -335,9 +331,8 @@ def _frozen_teacher_logreg(context: RunContext) -> FittedMethod:
     def embed(texts: Sequence[str]) -> Floats:
         return predict(encoder, [(text,) for text in texts], length).embeddings
 
-    labels = context.data.target_labels
-    baseline = frozen_teacher_logreg(labels, embed, encoder.parameters_count, context.config.seed)
-    return replace(baseline, module=encoder)
+    data, seed = context.data, context.config.seed
+    return replace(frozen_teacher_logreg(data.target_labels, embed, encoder.parameters_count, seed), module=encoder)
 
 
 def _with_small_teacher(context: RunContext) -> RunContext:
@@ -369,37 +364,37 @@ def _vector_sum_logreg(context: RunContext) -> FittedMethod:
 @register_method(*LABELLED, reads=PLAIN)
 def _plain_kd_student(context: RunContext) -> FittedMethod:
     """The student, distilled without augmentation and without unlabelled text."""
-    return _fitted_student(context, student_training.train_plain_student)
+    return _fitted_student(context, students.train_plain_student)
 
 
 @register_method(*LABELLED, "unlabelled", reads=(*AUGMENTED, "unlabelled"))
 def _plain_kd_unlabelled_student(context: RunContext) -> FittedMethod:
     """The student, distilled on unlabelled texts too, as they are."""
-    return _fitted_student(context, student_training.train_unlabelled_student, with_unlabelled=True)
+    return _fitted_student(context, students.train_unlabelled_student, with_unlabelled=True)
 
 
 @register_method(*LABELLED, "unlabelled", reads=(*AUGMENTED, "selector"))
 def _l2a_without_unlabelled_student(context: RunContext) -> FittedMethod:
     """The l2a_student without the unlabelled text."""
-    return _fitted_student(context, student_training.train_l2a_student)
+    return _fitted_student(context, students.train_l2a_student)
 
 
 @register_method(*LABELLED, reads=AUGMENTED, shown="operator")
 def _augmented_kd_student(context: RunContext) -> FittedMethod:
     """The student, distilled on every text that one operator, or the chain, makes."""
-    return _fitted_student(context, student_training.train_augmented_student)
+    return _fitted_student(context, students.train_augmented_student)
 
 
 @register_method("pretrained", reads=AUGMENTED, shown="experiments")
 def _augmented_fine_tuned_student(context: RunContext) -> FittedMethod:
     """The student, fine-tuned on real and inherited labels without a teacher."""
-    return _fitted_student(context, student_training.train_fine_tuned_student)
+    return _fitted_student(context, students.train_fine_tuned_student)
 
 
 @register_method(*LABELLED, reads=(*AUGMENTED, "selector", "unlabelled"), shown="always")
 def _l2a_student(context: RunContext) -> FittedMethod:
     """The student, distilled on candidates that the generator draws and the selector keeps."""
-    return _fitted_student(context, student_training.train_l2a_student, with_unlabelled=True)
+    return _fitted_student(context, students.train_l2a_student, with_unlabelled=True)
 
 
 def compared_methods(config: DistillConfig) -> tuple[Method, ...]:
@@ -431,8 +426,7 @@ def run_method(config: DistillConfig, name: str, progress: Progress = SILENT) ->
         RunError: If training fails.
     """
     if name not in METHODS:
-        hint = did_you_mean(name, METHODS)
-        raise UsageError(f"method: {name!r} is unknown{hint}; give one of {', '.join(METHODS)}")
+        raise UsageError(f"method: {name!r} is unknown{did_you_mean(name, METHODS)}; give one of {', '.join(METHODS)}")
     method, context = METHODS[name], RunContext(config, progress)
     prepare(context, method)
     started = time.monotonic()
@@ -449,7 +443,7 @@ def _divergence(context: RunContext, inputs: Sequence[TextInput], logits: Floats
     return float(kl_divergence(teacher, student).mean())
 
 
-def rescored(context: RunContext, students: Mapping[str, TrainedStudent]) -> dict[str, TrainedStudent]:
+def rescored(context: RunContext, trained: Students) -> Students:
     """Score the students of a run with unlabelled text on the same texts; those that learned without set others apart.
 
     Returns:
@@ -457,9 +451,9 @@ def rescored(context: RunContext, students: Mapping[str, TrainedStudent]) -> dic
     """
     read = set(map(normalised_hash, context.without_unlabelled.source.inputs))
     texts = tuple(text for text in context.set_apart[0] if normalised_hash(text) not in read)
-    logits = {name: student_logits(context, trained.student, texts) for name, trained in students.items()}
-    found = {name: _divergence(context, texts, logits[name]) if texts else None for name in students}
-    return {name: replace(one, score=replace(one.score, divergence=found[name])) for name, one in students.items()}
+    logits = {name: student_logits(context, one.student, texts) for name, one in trained.items()}
+    found = {name: _divergence(context, texts, logits[name]) if texts else None for name in trained}
+    return {name: replace(one, score=replace(one.score, divergence=found[name])) for name, one in trained.items()}
 
 
 def prepare(context: RunContext, method: Method) -> None:

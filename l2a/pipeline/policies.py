@@ -16,7 +16,7 @@ from l2a.kd.data import DistillationSet
 from l2a.kd.trainer import standard_error
 from l2a.pipeline import students
 from l2a.pipeline.methods import student_logits
-from l2a.pipeline.session import RunContext, TrainingSession, open_session
+from l2a.pipeline.session import RunContext, TrainingSession
 from l2a.report.run_folder import versions
 from l2a.selector import agents, algorithms, environment, reward
 from l2a.selector.problem import RULES, SelectionProblem, candidate_features, keep_best
@@ -81,15 +81,15 @@ def pair_name(config: DistillConfig) -> str:
 
 
 def training_facts(
-    configs: Sequence[DistillConfig], steps: int, steps_per_second: float, reward_curve: Sequence[float]
+    configs: Sequence[DistillConfig], steps: int, speed: float, curve: Sequence[float]
 ) -> dict[str, Any]:
     """Say how a policy was trained, for its folder.
 
     Args:
         configs: One a pair and seed.
         steps: Environment steps.
-        steps_per_second: Of the training.
-        reward_curve: Of the training, in nats.
+        speed: Of the training, in steps a second.
+        curve: Mean gains in the course of the training, in nats.
 
     Returns:
         Values that JSON can hold.
@@ -98,25 +98,15 @@ def training_facts(
         "pairs": list(dict.fromkeys(pair_name(config) for config in configs)),
         "seeds": sorted({config.seed for config in configs}), "shots": configs[0].shots,
         "dev_shots": configs[0].dev_shots, "keep_rate": configs[0].selector.keep_rate, "steps": steps,
-        "steps_per_second": round(steps_per_second, 1), "reward_curve": list(reward_curve), "versions": versions(),
+        "steps_per_second": round(speed, 1), "reward_curve": list(curve), "versions": versions(),
     }  # fmt: skip
 
 
 def prepare_pair(config: DistillConfig, progress: Progress = SILENT) -> PreparedPair:
     """Train the teacher (or take it from the cache), warm the student up and draw a pool."""
-    session = open_session(RunContext(config, progress))
-    session.distil(None, config.kd.warmup_steps, "warm-up")
+    session = students.warm_up(RunContext(config, progress))
     drawn = students.draw_candidates(session, np.random.default_rng([config.seed, 2, 0]))
     return PreparedPair(session, drawn, students.selection_problem(session, drawn))
-
-
-def surrogate_problem(config: DistillConfig, progress: Progress = SILENT) -> SelectionProblem:
-    """Prepare a pair for training by the surrogate alone.
-
-    Returns:
-        The problem, its surrogate built and without its real reward, so that it holds no teacher and no student.
-    """
-    return reward.surrogate_only(prepare_pair(config, progress).problem)
 
 
 def train_selector(
@@ -130,7 +120,7 @@ def train_selector(
         folder: Gets the policy and how it was trained.
         overwrite: Replace a policy that is there.
         progress: Shows how far it is.
-        problems: Those of the configurations, where they are prepared already (``surrogate_problem``).
+        problems: Those of the configurations, where they are prepared already (``reward.surrogate_only`` of a pair).
 
     Raises:
         UsageError: If the agent does not learn, or the folder is in use.
@@ -139,13 +129,12 @@ def train_selector(
     config = configs[0].selector
     agents.check_agent(config.agent)
     if not (card := agents.load_agent(config.agent)).learns:
-        raise UsageError(
-            f"selector.agent is {config.agent!r}, which does not learn what other pools can use; give one like ppo"
-        )
+        fix = "which does not learn what other pools can use; give one like ppo"
+        raise UsageError(f"selector.agent is {config.agent!r}, {fix}")
     settings = {str(number): asdict(one) | {"output_dir": None} for number, one in enumerate(configs)}
     with files.output_folder(folder, "policy", overwrite) as unfinished:
         progress = progress.keeping(files.Checkpoint(folder / files.CHECKPOINT, settings))
-        problems = problems or [surrogate_problem(one, progress) for one in configs]
+        problems = problems or [reward.surrogate_only(prepare_pair(one, progress).problem) for one in configs]
         # One set of columns for all: a pool that lacks an operator has zeros there.
         names = tuple(dict.fromkeys(name for problem in problems for name in candidate_features(problem).names))
         both = zip(problems, configs, strict=True)
@@ -190,7 +179,7 @@ def evaluate_policy(
         if name != "oracle":  # it reads labels that the others do not
             agent, rng = replace(config.selector, agent=name), np.random.default_rng([config.seed, 6])
             kept[name] = select(pair.problem, agent, rng).kept
-    real = [_score(pair) - before for _ in _after_each(pair, list(kept.values()), steps, progress, "real updates")]
+    real = [_score(pair) - before for _ in _after_each(pair, list(kept.values()), steps, "real updates")]
     first = [reward.surrogate_reward(surrogate, mask) for mask in kept.values()]
     verdicts = tuple(map(Verdict, kept, [int(mask.sum()) for mask in kept.values()], real, first))
     return Evaluation(verdicts, steps, rank_correlation(first, real))
@@ -200,11 +189,9 @@ def _score(pair: PreparedPair) -> float:
     return reward.reward_score(pair.session.student, pair.session.reward)
 
 
-def _after_each(
-    pair: PreparedPair, masks: Sequence[Bools | None], updates: int, progress: Progress, stage: str
-) -> Iterator[None]:
+def _after_each(pair: PreparedPair, masks: Sequence[Bools | None], updates: int, stage: str) -> Iterator[None]:
     """Distil on each selection in turn; in between, the student is as that one left it."""
-    with progress.stage(stage, len(masks)) as advance:
+    with pair.session.context.progress.stage(stage, len(masks)) as advance:
         for mask in masks:
             with students.after_updates(pair.session, pair.drawn, mask, updates):
                 yield
@@ -237,8 +224,7 @@ def measure_headroom(config: DistillConfig, progress: Progress = SILENT) -> dict
     share, before = config.selector.keep_rate, _score(pair)
     masks = [*(keep_best(one, share, pair.problem.classes) for one in scores), np.ones(len(pool), bool), None]
     names, judged = [*ORACLES, *["random"] * RANDOM_CHOICES, "all", "none"], dict[str, list[tuple[float, Any]]]()
-    rounds = _after_each(pair, masks, config.kd.round_steps, progress, "rounds")
-    for name, _ in zip(names, rounds, strict=True):
+    for name, _ in zip(names, _after_each(pair, masks, config.kd.round_steps, "rounds"), strict=True):
         said = student_logits(context, pair.session.student, judges.inputs).argmax(axis=1)
         judged.setdefault(name, []).append((_score(pair), said == judges.labels))
     right = {name: np.mean([one for _, one in several], axis=0) for name, several in judged.items()}

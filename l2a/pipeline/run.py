@@ -106,23 +106,21 @@ def warn_of_student(context: RunContext, student: TrainedStudent, result: Method
     examples.warn_of_absent_classes("test split", test)
     counts = np.bincount(test.labels, minlength=len(test.label_names)) / len(test)
     if (right := float((result.predictions == test.labels).mean())) <= counts.max():
-        logger.warning(
-            "%s: right on %.1f%% of the test split, where the answer %r to every text is on %.1f%%, so it learned "
-            "nothing of use; give more labels or another source, or raise kd.rounds",
-            result.name, 100 * right, test.label_names[counts.argmax()], 100 * counts.max(),
-        )  # fmt: skip
+        constant = f"where the answer {test.label_names[counts.argmax()]!r} to every text is on {counts.max():.1%}"
+        found = f"{result.name}: right on {right:.1%} of the test split, {constant}, so it learned nothing of use"
+        logger.warning("%s; give more labels or another source, or raise kd.rounds", found)
     data, held_out = context.data, context.data.held_out_labels
     if len(held_out) < FEWEST_TO_CHOOSE:
         return
     linear = tfidf_logreg(data.source, data.splits.train, context.config.seed).predict(held_out.inputs)
-    own = student_logits(context, student.student, held_out.inputs)
-    accuracies = [float((found == held_out.labels).mean()) for found in (linear, own.argmax(axis=1))]
-    if accuracies[0] > accuracies[1]:
-        logger.warning(
-            "a linear model on words is right on %.0f%% of the %d held-out target labels, the student on %.0f%%: look "
-            "at tfidf_logreg in the table before you ship the student",
-            100 * accuracies[0], len(held_out), 100 * accuracies[1],
-        )  # fmt: skip
+    own = student_logits(context, student.student, held_out.inputs).argmax(axis=1)
+    of_linear, of_student = (float((said == held_out.labels).mean()) for said in (linear, own))
+    if of_linear > of_student:
+        found = (
+            f"right on {of_linear:.0%} of the {len(held_out)} held-out target labels, the student on {of_student:.0%}"
+        )
+        fix = "look at tfidf_logreg in the table before you ship the student"
+        logger.warning("a linear model on words is %s: %s", found, fix)
 
 
 def _write(

@@ -214,11 +214,9 @@ class RunContext:
         student.model.to(training.best_device())
         return student
 
-    def _fit(
-        self, base: Teacher, examples: Examples, epochs: float, seed: int, stage: str, keep: bool = True
-    ) -> Teacher:
+    def _fit(self, base: Teacher, texts: Examples, epochs: float, seed: int, stage: str, keep: bool = True) -> Teacher:
         train, progress = (fine_tuned, self.progress) if keep else (fine_tune, self.progress.keeping(None))
-        return train(base, examples, self.config.teacher, epochs, self.config.max_length, seed, stage, progress)
+        return train(base, texts, self.config.teacher, epochs, self.config.max_length, seed, stage, progress)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from l2a.generator.chain import CandidatePool, Diagnostics, GeneratorInputs, dra
 from l2a.generator.operators import OPERATORS, TEXT_OPERATORS, build_operator, masked_words
 from l2a.generator.tokens import TokenSpace, build_neighbour_table, vocabulary
 from l2a.kd import data as kd_data
+from l2a.kd.data import DistillationSet
 from l2a.kd.trainer import Score, embedding_gradients
 from l2a.pipeline.session import RunContext, TrainingSession, mixture, open_session
 from l2a.selector import agents, algorithms, reward
@@ -60,7 +61,7 @@ class Drawn:
     """
 
     pool: CandidatePool
-    candidates: kd_data.DistillationSet
+    candidates: DistillationSet
     chains: Diagnostics
 
 
@@ -88,20 +89,24 @@ def train_plain_student(context: RunContext) -> TrainedStudent:
 
 def train_unlabelled_student(context: RunContext) -> TrainedStudent:
     """Distil on unlabelled text too: as many texts as the full method draws, but as they are and drawn at random."""
-    session, kd = open_session(context), context.config.kd
-    session.distil(None, kd.warmup_steps, "warm-up")
+    session, kd = warm_up(context), context.config.kd
     texts, size = session.unlabelled, kd.pool_size * kd.rounds
     drawn = np.random.default_rng([context.config.seed, 2]).permutation(len(texts))[:size]
     session.distil(session.labelled(tuple(texts[i] for i in drawn)), kd.rounds * kd.round_steps, "distillation")
     return finish(session, ())
 
 
+def warm_up(context: RunContext) -> TrainingSession:
+    """Build a student and distil on target and source, as far as to the first round."""
+    session = open_session(context)
+    session.distil(None, context.config.kd.warmup_steps, "warm-up")
+    return session
+
+
 def train_l2a_student(context: RunContext) -> TrainedStudent:
     """Warm up on target and source, then draw, select and distil for some rounds."""
-    session, kd = open_session(context), context.config.kd
-    session.distil(None, kd.warmup_steps, "warm-up")
-    rounds: list[Round] = []
-    for number in range(kd.rounds):
+    session, rounds = warm_up(context), list[Round]()
+    for number in range(context.config.kd.rounds):
         rounds.append(_round(session, number, rounds[-1].selection.policy if rounds else None))
     return finish(session, tuple(rounds))
 
@@ -204,7 +209,7 @@ def _token_space(session: TrainingSession) -> TokenSpace:
 
 
 def selection_problem(
-    session: TrainingSession, drawn: Drawn, judged: kd_data.DistillationSet | None = None
+    session: TrainingSession, drawn: Drawn, judged: DistillationSet | None = None
 ) -> SelectionProblem:
     """Describe a pool and the student's state to a selector.
 
@@ -228,8 +233,7 @@ def selection_problem(
     def problem(draw: int, repeated: SelectionProblem | None) -> SelectionProblem:
         rows, shares = np.arange(len(judges)), (kd.target_share, 1 - kd.target_share - kd.augmented_share)
         if draw:  # the reward texts are a draw too
-            rng = np.random.default_rng([session.context.config.seed, 8, draw])
-            rows = rng.integers(len(rows), size=len(rows))
+            rows = np.random.default_rng([session.context.config.seed, 8, draw]).integers(len(rows), size=len(rows))
 
         @cache
         def surrogate() -> reward.Surrogate:
@@ -280,10 +284,9 @@ def spare_labels(context: RunContext) -> tuple[Examples, Examples]:
     )
     half = min(1000, len(train) // 2)
     if half < 50:
-        raise UsageError(
-            f"{data.target.name} has {len(train)} labels in train that no run reads, and an oracle needs 100; lower "
-            "--shots or --dev-shots, or give a target with more labels"
-        )
+        fix = "lower --shots or --dev-shots, or give a target with more labels"
+        found = f"{data.target.name} has {len(train)} labels in train that no run reads"
+        raise UsageError(f"{found}, and an oracle needs 100; {fix}")
     return train.take(np.arange(half)), concatenate(train.take(np.arange(half, len(train))), dev)
 
 
@@ -317,8 +320,7 @@ def train_augmented_student(context: RunContext) -> TrainedStudent:
 
     ``generator.operator`` and ``generator.copies`` of the run say what is drawn in each round.
     """
-    session, kd = open_session(context), context.config.kd
-    session.distil(None, kd.warmup_steps, "warm-up")
+    session, kd = warm_up(context), context.config.kd
     for number in range(kd.rounds):
         rng = np.random.default_rng([context.config.seed, 2, number])
         name = context.config.generator.operator
@@ -386,7 +388,7 @@ def draw_texts(session: TrainingSession, rng: np.random.Generator) -> tuple[Text
     if name is None:
         return draw_pool(generator_inputs(session), config, size, rng, context.progress)[0].inputs, ()
     if OPERATORS[name].works_on == "copies":
-        copies, _ = _draw_pairs(session, size, rng, 0.0 if OPERATORS[name].reads_partner else 1.0)
+        copies, _ = _draw_pairs(session, rng, 0.0 if OPERATORS[name].reads_partner else 1.0)
         return copies, copies
     masked = partial(masked_words, context.config.teacher.model, context.config.max_length, context.progress)
     operator = build_operator(name, partial(_token_space, session), masked, context.progress)
@@ -394,7 +396,7 @@ def draw_texts(session: TrainingSession, rng: np.random.Generator) -> tuple[Text
     degree = resolve_degree(config.degree, len(data.source) + len(data.splits.train))
     found: dict[str, tuple[TextInput, TextInput]] = {}
     for _ in range(DRAWS_LIMIT):
-        bases, partners = _draw_pairs(session, size, rng, config.target_share)
+        bases, partners = _draw_pairs(session, rng, config.target_share)
         for base, rewrite in zip(bases, operator(bases, partners, degree, rng), strict=True):
             if (key := normalised_hash(rewrite.text)) not in excluded:
                 found.setdefault(key, (rewrite.text, base))
@@ -408,10 +410,9 @@ def draw_texts(session: TrainingSession, rng: np.random.Generator) -> tuple[Text
     return new, origins
 
 
-def _draw_pairs(
-    session: TrainingSession, size: int, rng: np.random.Generator, target_share: float
-) -> tuple[Texts, Texts]:
+def _draw_pairs(session: TrainingSession, rng: np.random.Generator, target_share: float) -> tuple[Texts, Texts]:
     """Draw bases and a partner of the other domain for each, by the base law of the generator's chains."""
+    size = session.context.config.generator.copies * session.context.config.kd.pool_size
     source = (*session.context.source.inputs, *session.unlabelled)
     target = session.context.data.splits.train.inputs
     in_target = rng.random(size) < target_share
@@ -425,12 +426,11 @@ def _draw_pairs(
 
 def _distil_in_embedding_space(session: TrainingSession, rng: np.random.Generator) -> None:
     teacher, trainer, config = session.context.teacher, session.trainer, session.context.config
-    size = config.generator.copies * config.kd.pool_size
-    bases, partners = _draw_pairs(session, size, rng, config.generator.target_share)
+    bases, partners = _draw_pairs(session, rng, config.generator.target_share)
     sets, shares = mixture(session, session.labelled(bases))
     start = len(sets[0])  # the bases come second
     if config.generator.operator == "mixkd":
-        weights = rng.beta(kd_data.MIX_CONCENTRATION, kd_data.MIX_CONCENTRATION, size=size).astype(np.float32)
+        weights = rng.beta(kd_data.MIX_CONCENTRATION, kd_data.MIX_CONCENTRATION, size=len(bases)).astype(np.float32)
         pairs = encoding.encode(teacher.tokenizer, (*bases, *partners), config.max_length)
         sets[1] = replace(sets[1], teacher=kd_data.mixed_outputs(teacher, pairs, weights))
         # The partners are in the joined set, so that their tokens count as occurring, but have no share of it.

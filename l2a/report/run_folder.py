@@ -1,6 +1,5 @@
 """What a run leaves behind: its table and files, the student with its model card, and the student's way to the Hub."""
 
-import math
 import platform
 import resource
 import sys
@@ -14,10 +13,9 @@ from typing import Any
 import huggingface_hub.errors
 import huggingface_hub.utils
 import numpy as np
-import pyarrow as pa
+import pyarrow.parquet
 import torch
 import yaml
-from pyarrow.parquet import write_table
 
 from l2a.data import TextInput, encoding
 from l2a.evaluation.metrics import ClassificationMetrics
@@ -53,21 +51,15 @@ class MethodReport:
 
 def short_cells(rows: Sequence[MethodReport]) -> list[tuple[str, ...]]:
     """Format rows for a terminal of 80 columns, one string for each of ``SHORT_HEADERS``."""
-
-    def milliseconds(row: MethodReport, name: str) -> str:
-        median, spread = row.latency_ms[name], row.latency_ms[f"{name}_spread"]
-        digits = 2 if median < 10 else 1
-        return f"{median:.{digits}f}±{spread:.{digits}f}"
-
-    return [
-        (
-            row.name,
-            "{:.1f} ({:.1f}-{:.1f})".format(*(100 * value for value in astuple(row.metrics.accuracy))),
-            f"{100 * row.metrics.macro_f1.value:.1f}", f"{row.parameters / 1e6:.2f} M",
-            milliseconds(row, "batch_1"), milliseconds(row, "batch_32"),
-        )
-        for row in rows
-    ]  # fmt: skip
+    cells = []
+    for row in rows:
+        accuracy = "{:.1f} ({:.1f}-{:.1f})".format(*(100 * value for value in astuple(row.metrics.accuracy)))
+        f1, size, times = f"{100 * row.metrics.macro_f1.value:.1f}", f"{row.parameters / 1e6:.2f} M", []
+        for name in ("batch_1", "batch_32"):
+            digits = 2 if row.latency_ms[name] < 10 else 1
+            times.append(f"{row.latency_ms[name]:.{digits}f}±{row.latency_ms[f'{name}_spread']:.{digits}f}")
+        cells.append((row.name, accuracy, f1, size, *times))
+    return cells
 
 
 def metrics_content(rows: Sequence[MethodReport], facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -85,9 +77,9 @@ def metrics_content(rows: Sequence[MethodReport], facts: Mapping[str, Any]) -> d
     ]
     for shown in contents:
         numbers = [*shown["accuracy"].values(), *shown["macro_f1"].values(), *shown["latency_ms"].values()]
-        if not math.isfinite(sum(numbers)):
-            what = f"a number of {shown['name']} is not finite ({numbers})"
-            raise RunError(f"rows: {what}; see log.jsonl for the stage that produced it")
+        if not np.isfinite(numbers).all():
+            fix = "see log.jsonl for the stage that produced it"
+            raise RunError(f"rows: a number of {shown['name']} is not finite ({numbers}); {fix}")
     measured = {"peak_memory_mb": round(peak_memory_mb(), 1), "versions": versions(), "date": f"{date.today()}"}
     return {"rows": contents, **facts, **measured, "threads": torch.get_num_threads()}
 
@@ -169,8 +161,7 @@ def check_parity(model: Any, tokenizer: Any, folder: Path, inputs: Sequence[Text
     encoded = encoding.encode(tokenizer, probe, max_length)
     with training.evaluating(model), torch.inference_mode():
         logits = model(**encoding.model_inputs(model.config, encoded.padded(np.arange(len(probe))))).logits
-    asked = [dict(zip(("text", "text_pair"), text, strict=False)) for text in probe]
-    differences = []
+    asked, differences = [dict(zip(("text", "text_pair"), text, strict=False)) for text in probe], []
     for expected, choice in ((logits.softmax(-1), {}), (logits, {"function_to_apply": "none"})):
         answers = [{each["label"]: each["score"] for each in answer} for answer in classify(asked, **choice)]
         scores = torch.tensor([[answer[names[i]] for i in range(len(names))] for answer in answers])
@@ -194,20 +185,18 @@ def write_augmentations(path: Path, rounds: Sequence[tuple[CandidatePool, Select
     Raises:
         RunError: If the disk is full.
     """
-    schema = pa.schema(
-        dict.fromkeys(("text", "text_pair", "origin", "operator"), "string")
-        | {"degree": "float32", "teacher_probabilities": pa.list_(pa.float32()), "selector_score": "float32"}
-        | {"kept": "bool", "round": "int32"}
-    )
+    texts = dict.fromkeys(("text", "text_pair", "origin", "operator"), "string")
+    numbers = {"degree": "float32", "teacher_probabilities": pyarrow.list_(pyarrow.float32())}
+    kinds = {**texts, **numbers, "selector_score": "float32", "kept": "bool", "round": "int32"}
     rows = []
     for number, (pool, selection) in enumerate(rounds):
         probabilities, scores, kept = pool.teacher.probabilities(), selection.scores, selection.kept
         known = zip(pool.inputs, pool.origins, pool.operators, pool.degrees, probabilities, scores, kept, strict=True)
         for text, *facts in known:
             sides = (*page.storable(text), None)[:2]
-            rows.append(dict(zip(schema.names, (*sides, *facts, number), strict=True)))
+            rows.append(dict(zip(kinds, (*sides, *facts, number), strict=True)))
     with files.atomic_file(path) as file:
-        write_table(pa.Table.from_pylist(rows, schema), file)
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, pyarrow.schema(kinds)), file)
 
 
 def model_card(metrics: Mapping[str, Any], facts: Mapping[str, Any], export: Any, place: str) -> str:

@@ -175,7 +175,7 @@ def test_a_source_of_the_same_law_is_used():
     features = rng.normal(size=(816, 40)).astype(np.float32)
     labels = (features @ rng.normal(size=40) > 0).astype(np.int64)
     with_source, without = (
-        methods.tuned_logistic_regression(features[rows], labels[rows], sources, methods.DENSE_PENALTIES, 0)
+        methods.tuned_logistic_regression(features[rows], labels[rows], sources, 0)
         for rows, sources in ((slice(0, 416), 400), (slice(400, 416), 0))
     )
     assert with_source.score(features[416:], labels[416:]) > 0.9 > without.score(features[416:], labels[416:])
