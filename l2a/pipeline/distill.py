@@ -93,10 +93,9 @@ def _run(
     data = load_run_data(config, progress, in_memory)
     splits, tested = data.splits, data.target.test.size
     ignored = f"{splits.labels_ignored:,} more are ignored" if splits.labels_ignored else "none is ignored"
-    progress.say(
-        f"{splits.labels_used:,} target labels are used: {len(splits.train):,} to train, {len(splits.reward):,} to "
-        f"judge the teacher, {len(splits.validation):,} to choose the model; {ignored}, {tested:,} others test it"
-    )
+    judges = f"{len(splits.reward):,} to judge the teacher, {len(splits.validation):,} to choose the model"
+    used = f"{splits.labels_used:,} target labels are used: {len(splits.train):,} to train, {judges}"
+    progress.say(f"{used}; {ignored}, {tested:,} others test it")
     from l2a.pipeline.run import train_and_write
 
     student, rows, metrics = train_and_write(config, progress, data, folder, client, command)

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from scipy import sparse, special
@@ -64,8 +64,7 @@ Students = dict[str, students.TrainedStudent]
 Shown = Literal["always", "compare", "operator", "experiments"]
 
 
-@dataclass(frozen=True)
-class Method:
+class Method(NamedTuple):
     """One way to get a classifier, and everything that the rest of the toolkit must know of it.
 
     Attributes:
@@ -91,8 +90,7 @@ class Method:
         return next((part for part in self.needs if part.endswith("_teacher")), None)
 
 
-@dataclass(frozen=True)
-class MethodResult:
+class MethodResult(NamedTuple):
     """One method on the test split.
 
     Attributes:
@@ -435,7 +433,7 @@ def run_method(config: DistillConfig, name: str, progress: Progress = SILENT) ->
     if fitted.trained is None or result.logits is None or "labels" not in method.needs:
         return result
     divergence = _divergence(context, result.test.inputs, result.logits)
-    return replace(result, diagnostics={**result.diagnostics, "test_divergence": divergence})
+    return result._replace(diagnostics={**result.diagnostics, "test_divergence": divergence})
 
 
 def _divergence(context: RunContext, inputs: Sequence[TextInput], logits: Floats) -> float:

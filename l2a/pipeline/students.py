@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
+from typing import NamedTuple
 
 import numpy as np
 
@@ -33,8 +34,7 @@ DRAWS_LIMIT = 10
 Texts = tuple[TextInput, ...]
 
 
-@dataclass(frozen=True)
-class Round:
+class Round(NamedTuple):
     """One round of candidates.
 
     Attributes:
@@ -50,8 +50,7 @@ class Round:
     problem: SelectionProblem | None = None
 
 
-@dataclass(frozen=True)
-class Drawn:
+class Drawn(NamedTuple):
     """A pool that was just drawn.
 
     Attributes:

@@ -199,9 +199,7 @@ def reliability(side: str, test: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def learning_curves(events: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Draw the score on the validation split over the updates, a line for each student."""
-    series: dict[str, Points] = {}
-    points: list[tuple[float, float]] = []
-    words = []
+    series, words, points = dict[str, Points](), list[str](), list[tuple[float, float]]()
     for event in events:
         if event["event"] == "validation" and event["log_likelihood"] is not None:
             points.append((event["step"], event["log_likelihood"]))
@@ -215,9 +213,7 @@ def learning_curves(events: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]
 
 def reward_figures(rounds: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Draw how the reward grew while a policy was trained, and the fast reward against the real one."""
-    curves: dict[str, Points] = {}
-    pairs: dict[str, Points] = {}
-    grown, found = [], []
+    curves, pairs, grown, found = dict[str, Points](), dict[str, Points](), list[str](), list[str]()
     for name, facts in ((f"round {number}", done["selector"]) for number, done in enumerate(rounds, 1)):
         if rewards := facts.get("reward_curve"):
             known = [(100 * i / len(rewards), value) for i, value in enumerate(rewards, 1) if value is not None]
@@ -229,10 +225,8 @@ def reward_figures(rounds: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             found.append(f"{name}: rank correlation {'unknown' if agreement is None else f'{agreement:.2f}'}")
     labels = ("training of the policy, %", "mean gain of an episode, nats")
     both = ("fast reward of a selection, nats", "reward by real distillation, nats")
-    return [
-        *make_figures("reward", "Reward while the policy was trained", labels, curves, grown),
-        *make_figures("tiers", "Fast reward against real distillation", both, pairs, found, joined=False),
-    ]
+    figures = make_figures("reward", "Reward while the policy was trained", labels, curves, grown)
+    return figures + make_figures("tiers", "Fast reward against real distillation", both, pairs, found, joined=False)
 
 
 def verdict(metrics: Mapping[str, Any]) -> str:

@@ -4,11 +4,11 @@ import platform
 import resource
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, astuple
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import huggingface_hub.errors
 import huggingface_hub.utils
@@ -32,8 +32,7 @@ LICENCES = {"MIT": "mit", "Apache-2.0": "apache-2.0"}
 """Licences with their names on the Hub; what is made of several may be given on under the last of them."""
 
 
-@dataclass(frozen=True)
-class MethodReport:
+class MethodReport(NamedTuple):
     """A method's classifier on the test split.
 
     Attributes:
@@ -168,10 +167,9 @@ def check_parity(model: Any, tokenizer: Any, folder: Path, inputs: Sequence[Text
         differences.append(float((expected - scores).abs().max()))
     tolerance = 1e-3  # batches are padded to other lengths, which changes the last digits
     if not max(differences) <= tolerance:  # also true of a NaN
-        raise RunError(
-            f"student: the saved model's scores and logits differ from the trained one's by {differences[0]:.2g} and "
-            f"{differences[1]:.2g} (allowed: {tolerance}), as settings are lost when saved; give another --student"
-        )
+        found = f"by {differences[0]:.2g} and {differences[1]:.2g} (allowed: {tolerance})"
+        fix = "as settings are lost when saved; give another --student"
+        raise RunError(f"student: the saved model's scores and logits differ from the trained one's {found}, {fix}")
     return differences[1]
 
 
