@@ -125,7 +125,6 @@ def map_texts(
 class Axis(NamedTuple):
     """One axis of a figure."""
 
-    label: str  # what it measures, with the unit
     ends: tuple[float, float]
     places: tuple[float, float]  # of the ends in the figure
     ticks: Sequence[tuple[float, str]] = ()  # values with how they are written
@@ -136,11 +135,10 @@ class Axis(NamedTuple):
         return round(start + (value - low) / (high - low) * (end - start), 1)
 
 
-def make_axis(label: str, values: Iterable[float], places: tuple[float, float], unit: str = "") -> Axis:
+def make_axis(values: Iterable[float], places: tuple[float, float], unit: str = "") -> Axis:
     """Make an axis that holds all values and begins and ends at a tick, with two to seven of them.
 
     Args:
-        label: What it measures.
         values: At least one.
         places: Where its ends are in the figure.
         unit: Written after the number of each tick.
@@ -154,19 +152,16 @@ def make_axis(label: str, values: Iterable[float], places: tuple[float, float], 
     last = max(last, first + 1)
     digits = max(0, -math.floor(math.log10(step) + 1e-9))
     ticks = [(number * step, f"{number * step:.{digits}f}{unit}") for number in range(first, last + 1)]
-    return Axis(label, (first * step, last * step), places, ticks)
+    return Axis((first * step, last * step), places, ticks)
 
 
 def make_figures(
-    key: str, title: str, labels: tuple[str, str], series: Mapping[str, Points], words: Sequence[str],
-    ends: Points = (), unit: str = "", **more: Any,
-) -> list[dict[str, Any]]:  # fmt: skip
+    key: str, series: Mapping[str, Points], words: Sequence[str], ends: Points = (), unit: str = "", **more: Any
+) -> list[dict[str, Any]]:
     """Lay points out on two axes that hold all of them; no figure where there is nothing to draw.
 
     Args:
-        key: The figure's id in the page.
-        title: What stands above it.
-        labels: What the axes measure.
+        key: The figure's id in the page, whose template has what stands above it and what its axes measure.
         series: Points by name.
         words: Parts of a sentence that says the same to those who do not see it.
         ends: Further points that the axes hold.
@@ -177,8 +172,8 @@ def make_figures(
     if not series:
         return []
     across, up = zip(*ends, *(point for points in series.values() for point in points), strict=True)
-    x, y = make_axis(labels[0], across, (50, WIDE - 16), unit), make_axis(labels[1], up, (HIGH - 36, 26), unit)
-    facts = {"key": key, "title": title, "words": f"{'; '.join(words)}.", "x": x, "y": y, "series": series}
+    x, y = make_axis(across, (50, WIDE - 16), unit), make_axis(up, (HIGH - 36, 26), unit)
+    facts = {"key": key, "words": f"{'; '.join(words)}.", "x": x, "y": y, "series": series}
     return [{"joined": True, "bars": (), **facts, **more}]
 
 
@@ -191,10 +186,8 @@ def reliability(side: str, test: Mapping[str, Any]) -> list[dict[str, Any]]:
     bars = [(low, low + 100 / BINS, 100 * count / total) for low, count in tenths]
     listed = "; ".join(f"{accuracy:.0f} % right where it is {sure:.0f} % sure" for sure, accuracy in points)
     error = f"Expected calibration error {100 * facts['calibration_error']:.1f} points"
-    return make_figures(
-        f"reliability-{side}", f"Reliability of the {side}", ("confidence", "accuracy"), {side: points},
-        [f"{error}: {listed}. Bars: share of the texts"], ends=((start, 0), (100, 100)), unit=" %", bars=bars,
-    )  # fmt: skip
+    words = [f"{error}: {listed}. Bars: share of the texts"]
+    return make_figures(f"reliability-{side}", {side: points}, words, ((start, 0), (100, 100)), " %", bars=bars)
 
 
 def learning_curves(events: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -207,8 +200,7 @@ def learning_curves(events: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]
             step, score = max(points, key=lambda point: point[1])
             words.append(f"{event['row']} is highest at step {step:.0f} with {score:.3f}")
             series[event["row"]], points = points, []
-    labels = ("updates of the student", "log-likelihood on the validation split, nats")
-    return make_figures("learning", "Learning curves", labels, series, words)
+    return make_figures("learning", series, words)
 
 
 def reward_figures(rounds: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -223,10 +215,7 @@ def reward_figures(rounds: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             pairs[name] = list(zip(facts["surrogate_rewards"], facts["real_rewards"], strict=True))
             agreement = facts["tier_correlation"]
             found.append(f"{name}: rank correlation {'unknown' if agreement is None else f'{agreement:.2f}'}")
-    labels = ("training of the policy, %", "mean gain of an episode, nats")
-    both = ("fast reward of a selection, nats", "reward by real distillation, nats")
-    figures = make_figures("reward", "Reward while the policy was trained", labels, curves, grown)
-    return figures + make_figures("tiers", "Fast reward against real distillation", both, pairs, found, joined=False)
+    return make_figures("reward", curves, grown) + make_figures("tiers", pairs, found, joined=False)
 
 
 def verdict(metrics: Mapping[str, Any]) -> str:
@@ -252,17 +241,16 @@ def render_page(folder: Path) -> str:
     metrics, facts, export = read_evidence(folder)
     events = [json.loads(line) for line in (folder / "log.jsonl").read_text("utf-8").splitlines()]
     candidates = read_table(folder / "augmentations.parquet").to_pylist()
-    variance, map_axes = facts["map"]["variance"], {}
-    for number, (name, places) in enumerate((("x", (12, WIDE - 12)), ("y", (HIGH + 32, 28)))):
-        label = f"principal component {number + 1}, {100 * (variance[number] or 0):.0f} % of the variance"
+    map_axes = {}
+    for name, places in (("x", (12, WIDE - 12)), ("y", (HIGH + 32, 28))):
         at = [point[name] for point in facts["map"]["points"]]
-        map_axes[name] = Axis(label, (min(at), max(max(at), min(at) + 1e-9)), places)
+        map_axes[name] = Axis((min(at), max(max(at), min(at) + 1e-9)), places)
     ends = [100 * row["accuracy"][end] for row in metrics["rows"] for end in ("low", "high")]
     return render(
         Path(__file__).with_name("page.html.jinja"), facts=facts, metrics=metrics, export=export, events=events,
         candidates=candidates, operators=Counter(sorted(row["operator"] for row in candidates)).most_common(),
         scores={side: class_scores(facts["test"][side]["confusion"]) for side in ("teacher", "student")},
-        accuracy=make_axis("accuracy on the test split", ends, (16, WIDE - 16), " %"), map_axes=map_axes,
+        accuracy=make_axis(ends, (16, WIDE - 16), " %"), map_axes=map_axes,
         reliability=[*reliability("teacher", facts["test"]), *reliability("student", facts["test"])],
         curves=[*learning_curves(events), *reward_figures(metrics["rounds"])], verdict=verdict(metrics),
         wide=WIDE, high=HIGH,

@@ -80,7 +80,7 @@ numbers = st.floats(-1e6, 1e6).filter(lambda value: value == 0 or abs(value) > 1
 @settings(max_examples=25)
 @given(st.lists(numbers, min_size=1, max_size=9))
 def test_an_axis_holds_its_values_between_ticks_that_differ(values):
-    axis = page.make_axis("", values, (50, 350))
+    axis = page.make_axis(values, (50, 350))
     places = [axis.at(value) for value in values]
     assert all(50 <= place <= 350 for place in places) and 2 <= len(axis.ticks) <= 7
     assert [axis.at(value) for value, _ in (axis.ticks[0], axis.ticks[-1])] == [50, 350]
