@@ -141,9 +141,8 @@ def write_summary(path: Path, summary: Summary) -> None:
     card, places = summary.card, {"pair": None, "shots": None}
     shown = (*Place._fields, "accuracy", "macro_f1", "parameters", "labels_used", "seconds", "key")
     parts = {
-        "card": card.name, "description": card.description, "preset": card.preset,
-        "missing": summary.missing, "outdated": summary.outdated,
-        "cells": [{name: getattr(result, name) for name in shown} for result in summary.results],
+        "card": card.name, "description": card.description, "preset": card.preset, "missing": summary.missing,
+        "outdated": summary.outdated, "cells": [{name: getattr(it, name) for name in shown} for it in summary.results],
         "means": [{"variant": variant, "metric": metric, **places, axis: value, **level._asdict()}
                   for (variant, metric, axis, value), level in summary.levels.items()],
         "comparisons": summary.comparisons,

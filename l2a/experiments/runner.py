@@ -159,7 +159,8 @@ def plan(groups: Iterable[Group], data: Mapping[str, DataFiles], finished: Seque
     claimed: set[Path] = set()  # teachers that an earlier cell of the plan will have trained
 
     def planned(cell: Cell) -> PlannedCell:
-        files, teacher = data[cell.place.pair], METHODS[cell.method].teacher
+        files = data[cell.place.pair]
+        teacher = next((part for part in METHODS[cell.method].needs if part.endswith("_teacher")), None)
         key, teacher_key = cell_key(cell, files), teacher and cell_key(replace(cell, method=teacher), files)
         timed = [result.seconds for result in finished if result.variant == cell.place.variant] or [FIRST_GUESS]
         is_finished, seconds = keys.get(cell.place) == key, sum(timed) / len(timed)

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -48,9 +47,7 @@ class RunData:
         return examples.concatenate(self.splits.train, self.splits.reward, self.splits.validation)
 
 
-def load_run_data(
-    config: DistillConfig, progress: Progress = SILENT, in_memory: Mapping[str, Any] = MappingProxyType({})
-) -> RunData:
+def load_run_data(config: DistillConfig, progress: Progress = SILENT, in_memory: Mapping[str, Any] = {}) -> RunData:
     """Read both domains and draw the few labels.
 
     Args:

@@ -84,11 +84,6 @@ class Method(NamedTuple):
     reads: tuple[str, ...] = ()
     shown: Shown = "compare"
 
-    @property
-    def teacher(self) -> str | None:
-        """The method that is the teacher trained for it, if one is."""
-        return next((part for part in self.needs if part.endswith("_teacher")), None)
-
 
 class MethodResult(NamedTuple):
     """One method on the test split.
@@ -221,23 +216,21 @@ def frozen_teacher_logreg(target: Examples, embed: EmbedTexts, encoder_parameter
     return _fitted(None, target, _standardised(embed), encoder_parameters, seed)
 
 
-def vector_sum_logreg(
-    source: Examples, target: Examples, token_vectors: Floats, tokenizer: Any, seed: int
-) -> FittedMethod:
+def vector_sum_logreg(source: Examples, target: Examples, vectors: Floats, tokenizer: Any, seed: int) -> FittedMethod:
     """Fit logistic regression on sums of token vectors; its parameters are the whole table and the coefficients.
 
     Args:
         source: Labelled source examples.
         target: All labelled target examples but the test split.
-        token_vectors: float32 (V, d), one vector for each token of the tokenizer.
+        vectors: float32 (V, d), one for each token of the tokenizer.
         tokenizer: A fast tokenizer of transformers.
         seed: Order of the folds.
     """
 
     def embed(texts: Sequence[str]) -> Any:
-        return bag_of_tokens(tokenizer, texts, len(token_vectors)) @ token_vectors
+        return bag_of_tokens(tokenizer, texts, len(vectors)) @ vectors
 
-    return _fitted(source, target, _standardised(embed), token_vectors.size, seed)
+    return _fitted(source, target, _standardised(embed), vectors.size, seed)
 
 
 def _standardised(embed: EmbedTexts) -> Any:

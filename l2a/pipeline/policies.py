@@ -12,10 +12,8 @@ import numpy as np
 
 from l2a.config import DistillConfig
 from l2a.data import Bools, Examples, Floats, encoding, normalised_hash
-from l2a.kd.data import DistillationSet
-from l2a.kd.trainer import standard_error
-from l2a.pipeline import students
-from l2a.pipeline.methods import student_logits
+from l2a.kd import data as kd_data, trainer
+from l2a.pipeline import methods, students
 from l2a.pipeline.session import RunContext, TrainingSession
 from l2a.report.run_folder import versions
 from l2a.selector import agents, algorithms, environment, reward
@@ -225,7 +223,7 @@ def measure_headroom(config: DistillConfig, progress: Progress = SILENT) -> dict
     masks = [*(keep_best(one, share, pair.problem.classes) for one in scores), np.ones(len(pool), bool), None]
     names, judged = [*ORACLES, *["random"] * RANDOM_CHOICES, "all", "none"], dict[str, list[tuple[float, Any]]]()
     for name, _ in zip(names, _after_each(pair, masks, config.kd.round_steps, "rounds"), strict=True):
-        said = student_logits(context, pair.session.student, judges.inputs).argmax(axis=1)
+        said = methods.student_logits(context, pair.session.student, judges.inputs).argmax(axis=1)
         judged.setdefault(name, []).append((_score(pair), said == judges.labels))
     right = {name: np.mean([one for _, one in several], axis=0) for name, several in judged.items()}
     gains = {name: float(np.mean([score for score, _ in several])) - before for name, several in judged.items()}
@@ -235,7 +233,7 @@ def measure_headroom(config: DistillConfig, progress: Progress = SILENT) -> dict
         for name, correct in right.items()
     ]
     facts: dict[str, Any] = {
-        "points": 100 * float(best.mean()), "noise": 100 * standard_error(best), "judged_on": len(judges),
+        "points": 100 * float(best.mean()), "noise": 100 * trainer.standard_error(best), "judged_on": len(judges),
         "verdicts": verdicts, "pool": len(pool), "labels": len(seen),
     }  # fmt: skip
     atomic_write_text(_headroom_file(context), to_json(facts, indent=1) + "\n")
@@ -247,7 +245,7 @@ def _greedy_by_labels(pair: PreparedPair, seen: Examples) -> Floats:
     session, context = pair.session, pair.session.context
     outputs = students.as_outputs(seen.labels, len(seen.label_names), context.teacher.hidden_size)
     encoded = encoding.encode(session.student.tokenizer, seen.inputs, context.config.max_length)
-    problem = students.selection_problem(session, pair.drawn, DistillationSet(encoded, outputs, seen.labels))
+    problem = students.selection_problem(session, pair.drawn, kd_data.DistillationSet(encoded, outputs, seen.labels))
     return reward.marginal_gains(reward.surrogate_of(problem))
 
 

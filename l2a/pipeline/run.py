@@ -174,7 +174,7 @@ def _evidence(
     context: RunContext, teacher: MethodResult, student: MethodResult, rounds: Sequence[Round], temperature: float
 ) -> dict[str, Any]:
     """What the page shows and no other file has."""
-    config, data = context.config, context.data
+    config, data, classes = context.config, context.data, context.data.label_names
     names = {name: getattr(config, name) for name in ("target", "source", "unlabelled")}
     drawn = [(text, kept) for done in rounds for text, kept in zip(done.pool.inputs, done.selection.kept, strict=True)]
     kinds = {
@@ -186,11 +186,10 @@ def _evidence(
     known = zip(data.held_out_labels.inputs, data.held_out_labels.labels, strict=True)
     return {
         "format": page.FORMAT, **names, "is_pair": data.target.is_pair, "teacher": config.teacher.model,
-        "label_names": data.label_names,
-        "held_out": [[*page.storable(text), data.label_names[label]] for text, label in known],
+        "label_names": classes, "held_out": [[*page.storable(text), classes[label]] for text, label in known],
         "test": page.compare_on_test(student.test, teacher.logits, student.logits, temperature),
         "policy": _explained(config, rounds[-1]),
-        "map": page.map_texts(kinds, context.labeller, data.label_names, np.random.default_rng([config.seed, 9])),
+        "map": page.map_texts(kinds, context.labeller, classes, np.random.default_rng([config.seed, 9])),
     }  # fmt: skip
 
 

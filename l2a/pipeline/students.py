@@ -13,9 +13,8 @@ from l2a.data import Bools, Doubles, Examples, Floats, Ints, TextInput, concaten
 from l2a.generator.chain import CandidatePool, Diagnostics, GeneratorInputs, draw_pool, fit_target_density
 from l2a.generator.operators import OPERATORS, TEXT_OPERATORS, build_operator, masked_words
 from l2a.generator.tokens import TokenSpace, build_neighbour_table, vocabulary
-from l2a.kd import data as kd_data
+from l2a.kd import data as kd_data, trainer as kd_trainer
 from l2a.kd.data import DistillationSet
-from l2a.kd.trainer import Score, embedding_gradients
 from l2a.pipeline.session import RunContext, TrainingSession, mixture, open_session
 from l2a.selector import agents, algorithms, reward
 from l2a.selector.problem import Selection, SelectionProblem
@@ -76,7 +75,7 @@ class TrainedStudent:
 
     student: Student
     rounds: tuple[Round, ...]
-    score: Score
+    score: kd_trainer.Score
 
 
 def train_plain_student(context: RunContext) -> TrainedStudent:
@@ -203,7 +202,7 @@ def _token_space(session: TrainingSession) -> TokenSpace:
     words, length = vocabulary(student.tokenizer), context.config.max_length
     neighbours = build_neighbour_table(geometry, words, context.config.generator.neighbours, context.progress)
 
-    gradients = partial(embedding_gradients, student, context.labeller, max_length=length)
+    gradients = partial(kd_trainer.embedding_gradients, student, context.labeller, max_length=length)
     return TokenSpace(student.tokenizer, neighbours, embeddings, gradients, length)
 
 
