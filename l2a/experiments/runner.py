@@ -247,9 +247,8 @@ def _run_group(group: PlannedGroup, folder: Path, run: RunMethod, wait: bool) ->
 
     The group is given back, since results come in any order.
     """
-    lock = lock_for(folder, fingerprint(*group[0].cell.place[:3]))
     try:
-        with lock.acquire(timeout=-1 if wait else 0):
+        with lock_for(folder, fingerprint(*group[0].cell.place[:3])).acquire(timeout=-1 if wait else 0):
             return group, [_run_or_find(cell, folder, run) for cell in group]
     except Timeout:
         return group, []

@@ -78,13 +78,12 @@ def load_run_data(config: DistillConfig, progress: Progress = SILENT, in_memory:
         sides = [("source", source.files), ("target", target.files)]
         unlabelled: Sequence[TextInput] = ()
         if references := [in_memory["unlabelled"]] if "unlabelled" in in_memory else config.unlabelled:
-            bank = read_bank(references, target.is_pair, forbidden, config.data_root, progress, words)
+            unlabelled = bank = read_bank(references, target.is_pair, forbidden, config.data_root, progress, words)
             if examples.HELD_OUT in bank.summary:
                 logger.warning(bank.summary)
             else:
                 progress.say(bank.summary)
             sides.append(("unlabelled", bank.files))
-            unlabelled = bank
         files = {f"{side}: {name}": digest for side, files in sides for name, digest in files.items()}
         return RunData(learned, target, splits, unlabelled, forbidden, files)
 

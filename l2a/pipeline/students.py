@@ -431,10 +431,9 @@ def _distil_in_embedding_space(session: TrainingSession, rng: np.random.Generato
         weights = rng.beta(kd_data.MIX_CONCENTRATION, kd_data.MIX_CONCENTRATION, size=len(bases)).astype(np.float32)
         pairs = encoding.encode(teacher.tokenizer, (*bases, *partners), config.max_length)
         sets[1] = replace(sets[1], teacher=kd_data.mixed_outputs(teacher, pairs, weights))
+        trainer.read_batch = partial(kd_data.read_mixed, start=start, partners=sum(map(len, sets)), weights=weights)
         # The partners are in the joined set, so that their tokens count as occurring, but have no share of it.
-        first_partner = sum(map(len, sets))
         sets, shares = [*sets, session.labelled(partners)], [*shares, 0.0]
-        trainer.read_batch = partial(kd_data.read_mixed, start=start, partners=first_partner, weights=weights)
     else:
         texts = encoding.encode(teacher.tokenizer, bases, config.max_length)
         trainer.read_batch = partial(

@@ -87,8 +87,7 @@ def class_scores(confusion: Sequence[Sequence[int]] | Ints) -> list[tuple[float,
     """Compute precision, recall, F1 and the number of texts of each class from counts, true class first."""
     counts = np.array(confusion)
     right, true, said = np.diagonal(counts), counts.sum(axis=1), counts.sum(axis=0)
-    precision, recall = right / np.maximum(1, said), right / np.maximum(1, true)
-    columns = (precision, recall, 2 * right / np.maximum(1, true + said), true)
+    columns = (right / np.maximum(1, said), right / np.maximum(1, true), 2 * right / np.maximum(1, true + said), true)
     return list(zip(*(column.tolist() for column in columns), strict=True))
 
 

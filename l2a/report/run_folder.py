@@ -213,13 +213,11 @@ def model_card(metrics: Mapping[str, Any], facts: Mapping[str, Any], export: Any
     target, rows = data["target"][0], {row["name"]: row for row in metrics["rows"]}
     student = rows[metrics["student"]]
     licence, reason = _licence(data, models)
-    results = [
-        huggingface_hub.EvalResult(
-            "text-classification", target["name"], target["name"], metric, round(student[field]["value"], 4),
-            dataset_split="test", dataset_args={"examples": facts["test"]["tested"]}, metric_name=name,
-        )
-        for metric, field, name in (("accuracy", "accuracy", "Accuracy"), ("f1", "macro_f1", "Macro-F1"))
-    ]  # fmt: skip
+    of: dict[str, Any] = {"dataset_split": "test", "dataset_args": {"examples": facts["test"]["tested"]}}
+    task, results = ("text-classification", target["name"], target["name"]), []
+    for metric, field, name in (("accuracy", "accuracy", "Accuracy"), ("f1", "macro_f1", "Macro-F1")):
+        value = round(student[field]["value"], 4)
+        results.append(huggingface_hub.EvalResult(*task, metric, value, metric_name=name, **of))
     header = huggingface_hub.ModelCardData(
         model_name=f"Classifier of {target['name']}", eval_results=results, license=licence,
         license_name="see-the-card" if licence == "other" else None, language=target["language"] or None,
