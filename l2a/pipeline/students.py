@@ -276,10 +276,13 @@ def spare_labels(context: RunContext) -> tuple[Examples, Examples]:
     """
     data, rng = context.data, np.random.default_rng([context.config.seed, 11])
     read = data.forbidden | context.never_trained_on | set(map(normalised_hash, data.splits.train.inputs))
-    train, dev = (
-        part.take(rng.permutation([i for i, text in enumerate(part.inputs) if normalised_hash(text) not in read]))
-        for part in (data.target.train, data.target.dev)
-    )
+
+    def unread(part: Examples) -> Examples:
+        return part.take(
+            rng.permutation([i for i, text in enumerate(part.inputs) if normalised_hash(text) not in read])
+        )
+
+    train, dev = unread(data.target.train), unread(data.target.dev)
     half = min(1000, len(train) // 2)
     if half < 50:
         fix = "lower --shots or --dev-shots, or give a target with more labels"

@@ -213,11 +213,11 @@ def model_card(metrics: Mapping[str, Any], facts: Mapping[str, Any], export: Any
     target, rows = data["target"][0], {row["name"]: row for row in metrics["rows"]}
     student = rows[metrics["student"]]
     licence, reason = _licence(data, models)
-    of: dict[str, Any] = {"dataset_split": "test", "dataset_args": {"examples": facts["test"]["tested"]}}
+    split: dict[str, Any] = {"dataset_split": "test", "dataset_args": {"examples": facts["test"]["tested"]}}
     task, results = ("text-classification", target["name"], target["name"]), []
     for metric, field, name in (("accuracy", "accuracy", "Accuracy"), ("f1", "macro_f1", "Macro-F1")):
         value = round(student[field]["value"], 4)
-        results.append(huggingface_hub.EvalResult(*task, metric, value, metric_name=name, **of))
+        results.append(huggingface_hub.EvalResult(*task, metric, value, metric_name=name, **split))
     header = huggingface_hub.ModelCardData(
         model_name=f"Classifier of {target['name']}", eval_results=results, license=licence,
         license_name="see-the-card" if licence == "other" else None, language=target["language"] or None,
