@@ -22,6 +22,7 @@ from l2a.util import SILENT, Progress, UsageError, did_you_mean, files, training
 TOKENIZED_AT_ONCE = 200_000  # texts of input and source that are kept tokenized (about 1 kB each); of more, a batch
 MARK = "\ud800"  # half of a surrogate pair, which no text that was read holds
 ENCODE = json.JSONEncoder(ensure_ascii=False).encode
+Texts = Sequence[TextInput]
 # From the numbers of input texts and of their partners to lines of JSON.
 LineMaker = Callable[[Ints, Ints, np.random.Generator], bytes]
 
@@ -131,9 +132,7 @@ def augment_file(job: AugmentJob, progress: Progress = SILENT) -> int:
     return total
 
 
-def _line_maker(
-    job: AugmentJob, inputs: Sequence[TextInput], source: Sequence[TextInput], progress: Progress
-) -> LineMaker:
+def _line_maker(job: AugmentJob, inputs: Texts, source: Texts, progress: Progress) -> LineMaker:
     operator, degree = OPERATORS[job.operator], 0.0
     if operator.works_on != "copies":
         degree = resolve_degree(job.degree or operator.default_degree or GeneratorConfig().degree, len(inputs))

@@ -14,7 +14,7 @@ from l2a.config import DistillConfig
 from l2a.data import Bools, Examples, Floats, encoding, normalised_hash
 from l2a.kd import data as kd_data, trainer
 from l2a.pipeline import methods, students
-from l2a.pipeline.session import RunContext, TrainingSession
+from l2a.pipeline.session import RunContext, TrainingSession, apart_from
 from l2a.report.run_folder import versions
 from l2a.selector import agents, algorithms, environment, reward
 from l2a.selector.problem import RULES, SelectionProblem, candidate_features, keep_best
@@ -216,7 +216,7 @@ def measure_headroom(config: DistillConfig, progress: Progress = SILENT) -> dict
     pair, rng = prepare_pair(config, progress), np.random.default_rng([config.seed, 9])
     context, pool = pair.session.context, pair.drawn.pool
     (seen, others), drawn = students.spare_labels(context), set(map(normalised_hash, pool.inputs))
-    judges = others.take(np.flatnonzero([normalised_hash(text) not in drawn for text in others.inputs]))
+    judges = others.take(apart_from(drawn, others.inputs))
     by_chance = rng.random((RANDOM_CHOICES, len(pool)), np.float32)
     scores = [students.near_and_clean(context, pair.drawn), _greedy_by_labels(pair, seen), *by_chance]
     share, before = config.selector.keep_rate, _score(pair)

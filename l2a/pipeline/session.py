@@ -1,7 +1,7 @@
 """The parts of one run: its data, its teachers and a student in training."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +11,7 @@ import numpy as np
 from sklearn.model_selection import StratifiedKFold
 
 from l2a.config import DistillConfig
-from l2a.data import Bank, Doubles, Examples, TextInput, normalised_hash
+from l2a.data import Bank, Doubles, Examples, Ints, TextInput, normalised_hash
 from l2a.data.encoding import encode, refuse_long_sequences
 from l2a.generator.chain import BACKGROUND, Embed, choose_texts, fit_word_average
 from l2a.generator.operators import check_operators
@@ -31,6 +31,11 @@ MOST_TARGET_TEXTS = 32_000
 
 FEWEST_TO_CHOOSE, MOST_FOLDS = 16, 4
 """Held-out labels below which the choice between teachers would be one by chance: it is cross-fitted then, so often."""
+
+
+def apart_from(hashes: Set[str], texts: Sequence[TextInput]) -> Ints:
+    """Find the texts, by their positions, int64 (K,), whose normalised hashes are not among some."""
+    return np.flatnonzero([normalised_hash(text) not in hashes for text in texts])
 
 
 def _passes(epochs: float, examples: Examples) -> float:
@@ -121,9 +126,7 @@ class RunContext:
     @cached_property
     def source(self) -> Examples:
         """The source that students learn from: without what is set apart."""
-        source = self.data.source
-        kept = (normalised_hash(text) not in self.never_trained_on for text in source.inputs)
-        return source.take(np.flatnonzero(list(kept)))
+        return self.data.source.take(apart_from(self.never_trained_on, self.data.source.inputs))
 
     @cached_property
     def never_trained_on(self) -> frozenset[str]:

@@ -15,7 +15,7 @@ from l2a.generator.operators import OPERATORS, TEXT_OPERATORS, build_operator, m
 from l2a.generator.tokens import TokenSpace, build_neighbour_table, vocabulary
 from l2a.kd import data as kd_data, trainer as kd_trainer
 from l2a.kd.data import DistillationSet
-from l2a.pipeline.session import RunContext, TrainingSession, mixture, open_session
+from l2a.pipeline.session import RunContext, TrainingSession, apart_from, mixture, open_session
 from l2a.selector import agents, algorithms, reward
 from l2a.selector.problem import Selection, SelectionProblem
 from l2a.selector.select import apply_policy, select
@@ -276,13 +276,8 @@ def spare_labels(context: RunContext) -> tuple[Examples, Examples]:
     """
     data, rng = context.data, np.random.default_rng([context.config.seed, 11])
     read = data.forbidden | context.never_trained_on | set(map(normalised_hash, data.splits.train.inputs))
-
-    def unread(part: Examples) -> Examples:
-        return part.take(
-            rng.permutation([i for i, text in enumerate(part.inputs) if normalised_hash(text) not in read])
-        )
-
-    train, dev = unread(data.target.train), unread(data.target.dev)
+    parts = (data.target.train, data.target.dev)
+    train, dev = (part.take(rng.permutation(apart_from(read, part.inputs))) for part in parts)
     half = min(1000, len(train) // 2)
     if half < 50:
         fix = "lower --shots or --dev-shots, or give a target with more labels"
