@@ -20,7 +20,7 @@ from l2a.selector import agents, algorithms, reward
 from l2a.selector.problem import Selection, SelectionProblem
 from l2a.selector.select import apply_policy, select
 from l2a.student.student import Student
-from l2a.teacher.labelling import Labeller, TeacherOutputs
+from l2a.teacher.labelling import TeacherOutputs
 from l2a.teacher.model import Teacher
 from l2a.util import RunError, UsageError, logger
 
@@ -344,15 +344,10 @@ class WithoutTeacher(RunContext):
         sets = (self.data.source, self.data.splits.train)
         return {text: int(label) for few in sets for text, label in zip(few.inputs, few.labels, strict=True)}
 
-    @cached_property
-    def labeller(self) -> Labeller:
-        """Gives real labels the form of a teacher's outputs, where the output layer is fitted; other texts get none."""
-        classes, width = len(self.data.label_names), self.teacher.hidden_size
-
-        def label(inputs: Sequence[TextInput]) -> TeacherOutputs:
-            return as_outputs(np.array([self.real_labels.get(text, -1) for text in inputs], np.int64), classes, width)
-
-        return label
+    def labeller(self, inputs: Sequence[TextInput]) -> TeacherOutputs:
+        """Give real labels the form of a teacher's outputs, where the output layer is fitted; other texts get none."""
+        labels = np.array([self.real_labels.get(text, -1) for text in inputs], np.int64)
+        return as_outputs(labels, len(self.data.label_names), self.teacher.hidden_size)
 
 
 def train_fine_tuned_student(context: RunContext) -> TrainedStudent:
@@ -434,9 +429,8 @@ def _distil_in_embedding_space(session: TrainingSession, rng: np.random.Generato
         sets, shares = [*sets, session.labelled(partners)], [*shares, 0.0]
     else:
         texts = encoding.encode(teacher.tokenizer, bases, config.max_length)
-        trainer.read_batch = partial(
-            kd_data.read_perturbed, start=start, teacher=teacher, texts=texts,
-            teacher_steps=kd_data.token_steps(teacher, rng), student_steps=kd_data.token_steps(session.student, rng),
-        )  # fmt: skip
+        of_teacher, of_student = (kd_data.token_steps(model, rng) for model in (teacher, session.student))
+        read = partial(kd_data.read_perturbed, start=start, teacher=teacher, texts=texts)
+        trainer.read_batch = partial(read, teacher_steps=of_teacher, student_steps=of_student)
     trainer.train(sets, shares, config.kd.round_steps, session.context.progress, "distillation")
     trainer.read_batch = kd_data.read_tokens
