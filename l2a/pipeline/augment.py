@@ -118,14 +118,13 @@ def augment_file(job: AugmentJob, progress: Progress = SILENT) -> int:
                 made.append(make(rows, rng.integers(0, len(source), size=len(rows)), rng))
                 advance(len(rows))
         if is_parquet:
-            import pyarrow.json
-            import pyarrow.parquet
+            from pyarrow import json as arrow_json, parquet, schema
 
             made.file.seek(0)
-            reading = pyarrow.json.ReadOptions(block_size=1 << 25)  # bytes, more than any line has
-            parsing = pyarrow.json.ParseOptions(pyarrow.schema({"text": "string", "text_pair": "string"}))
+            reading = arrow_json.ReadOptions(block_size=1 << 25)  # bytes, more than any line has
+            parsing = arrow_json.ParseOptions(schema({"text": "string", "text_pair": "string"}))
             with files.atomic_file(job.output) as output:
-                pyarrow.parquet.write_table(pyarrow.json.read_json(made.file, reading, parsing), output)
+                parquet.write_table(arrow_json.read_json(made.file, reading, parsing), output)
         made.flush()
         if not is_parquet:
             Path(made.file.name).replace(job.output)

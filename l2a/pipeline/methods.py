@@ -19,8 +19,7 @@ from l2a.pipeline import students
 from l2a.pipeline.session import RunContext
 from l2a.selector.problem import kl_divergence
 from l2a.student.student import Student
-from l2a.teacher.labelling import predict, token_vectors
-from l2a.teacher.model import Teacher
+from l2a.teacher import labelling, model
 from l2a.util import SILENT, Progress, UsageError, did_you_mean
 
 EmbedTexts = Callable[[Sequence[str]], Floats]
@@ -255,9 +254,9 @@ def _likeliest(score: Logits) -> Predict:
     return lambda inputs: score(inputs).argmax(axis=1)
 
 
-def _fitted_teacher(context: RunContext, teacher: Teacher) -> FittedMethod:
+def _fitted_teacher(context: RunContext, teacher: model.Teacher) -> FittedMethod:
     def score(inputs: Sequence[TextInput]) -> Floats:
-        return predict(teacher, inputs, context.config.max_length).logits
+        return labelling.predict(teacher, inputs, context.config.max_length).logits
 
     return FittedMethod(_likeliest(score), teacher.parameters_count, logits=score, module=teacher)
 
@@ -320,7 +319,7 @@ def _frozen_teacher_logreg(context: RunContext) -> FittedMethod:
     encoder, length = context.pretrained(), context.config.max_length
 
     def embed(texts: Sequence[str]) -> Floats:
-        return predict(encoder, [(text,) for text in texts], length).embeddings
+        return labelling.predict(encoder, [(text,) for text in texts], length).embeddings
 
     data, seed = context.data, context.config.seed
     return replace(frozen_teacher_logreg(data.target_labels, embed, encoder.parameters_count, seed), module=encoder)
@@ -348,7 +347,7 @@ def _frozen_minilm_logreg(context: RunContext) -> FittedMethod:
 def _vector_sum_logreg(context: RunContext) -> FittedMethod:
     """Logistic regression on sums of token vectors read from the teacher."""
     data, teacher, seed = context.data, context.teacher, context.config.seed
-    vectors = token_vectors(teacher, context.progress)
+    vectors = labelling.token_vectors(teacher, context.progress)
     return vector_sum_logreg(data.source, data.target_labels, vectors, teacher.tokenizer, seed)
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -55,8 +54,8 @@ class Verdict(NamedTuple):
     name: str
     kept: int
     real: float
-    surrogate: float = math.nan
-    accuracy: float = math.nan
+    surrogate: float = np.nan
+    accuracy: float = np.nan
 
 
 class Evaluation(NamedTuple):

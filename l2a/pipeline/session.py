@@ -11,8 +11,7 @@ import numpy as np
 from sklearn.model_selection import StratifiedKFold
 
 from l2a.config import DistillConfig
-from l2a.data import Bank, Doubles, Examples, Ints, TextInput, normalised_hash
-from l2a.data.encoding import encode, refuse_long_sequences
+from l2a.data import Bank, Doubles, Examples, Ints, TextInput, encoding, normalised_hash
 from l2a.generator.chain import BACKGROUND, Embed, choose_texts, fit_word_average
 from l2a.generator.operators import check_operators
 from l2a.kd.data import DistillationSet, Renewal, join, refuse_constant_targets
@@ -140,7 +139,7 @@ class RunContext:
 
     def _placed(self, teacher: Teacher) -> Teacher:
         """Put a teacher where it computes, unless it reads less of a text than the run."""
-        refuse_long_sequences("the teacher", teacher.positions, self.config.max_length)
+        encoding.refuse_long_sequences("the teacher", teacher.positions, self.config.max_length)
         return teacher.to(training.best_device())
 
     @cached_property
@@ -213,7 +212,7 @@ class RunContext:
         config, data = self.config, self.data
         texts = (*data.source.inputs, *data.splits.train.inputs, *self.near_texts)
         student = build_student(config.student, self.teacher, data.label_names, texts, config.seed)
-        refuse_long_sequences("the student", student.positions, config.max_length)
+        encoding.refuse_long_sequences("the student", student.positions, config.max_length)
         student.model.to(training.best_device())
         return student
 
@@ -239,8 +238,8 @@ class TrainingSession:
     def labelled(self, inputs: tuple[TextInput, ...], labels: np.typing.ArrayLike | None = None) -> DistillationSet:
         """Label N texts with the teacher and tokenise them for the student; real labels, if any, are int64 (N,)."""
         real = np.full(len(inputs), -1, np.int64) if labels is None else np.asarray(labels, np.int64)
-        length = self.context.config.max_length
-        return DistillationSet(encode(self.student.tokenizer, inputs, length), self.context.labeller(inputs), real)
+        encoded = encoding.encode(self.student.tokenizer, inputs, self.context.config.max_length)
+        return DistillationSet(encoded, self.context.labeller(inputs), real)
 
     def _with_labels(self, examples: Examples) -> DistillationSet:
         return self.labelled(examples.inputs, examples.labels)

@@ -20,8 +20,7 @@ from l2a.selector import agents, algorithms, reward
 from l2a.selector.problem import Selection, SelectionProblem
 from l2a.selector.select import apply_policy, select
 from l2a.student.student import Student
-from l2a.teacher.labelling import TeacherOutputs
-from l2a.teacher.model import Teacher
+from l2a.teacher import labelling, model
 from l2a.util import RunError, UsageError, logger
 
 CERTAIN = 10.0
@@ -286,10 +285,10 @@ def spare_labels(context: RunContext) -> tuple[Examples, Examples]:
     return train.take(np.arange(half)), concatenate(train.take(np.arange(half, len(train))), dev)
 
 
-def as_outputs(labels: Ints, classes: int, width: int) -> TeacherOutputs:
+def as_outputs(labels: Ints, classes: int, width: int) -> labelling.TeacherOutputs:
     """Give real labels, int64 (N,), the form of a teacher's outputs, with embeddings of 0; -1 stands for none."""
     certain = CERTAIN * (labels[:, None] == np.arange(classes)).astype(np.float32)
-    return TeacherOutputs(certain, np.zeros((len(labels), width), np.float32))
+    return labelling.TeacherOutputs(certain, np.zeros((len(labels), width), np.float32))
 
 
 def near_and_clean(context: RunContext, drawn: Drawn) -> Floats:
@@ -334,7 +333,7 @@ class WithoutTeacher(RunContext):
     """A run on real labels alone: the student starts from the encoder as it was pretrained."""
 
     @cached_property
-    def teacher(self) -> Teacher:
+    def teacher(self) -> model.Teacher:
         """The pretrained encoder."""
         return self.pretrained()
 
@@ -344,7 +343,7 @@ class WithoutTeacher(RunContext):
         sets = (self.data.source, self.data.splits.train)
         return {text: int(label) for few in sets for text, label in zip(few.inputs, few.labels, strict=True)}
 
-    def labeller(self, inputs: Sequence[TextInput]) -> TeacherOutputs:
+    def labeller(self, inputs: Sequence[TextInput]) -> labelling.TeacherOutputs:
         """Give real labels the form of a teacher's outputs, where the output layer is fitted; other texts get none."""
         labels = np.array([self.real_labels.get(text, -1) for text in inputs], np.int64)
         return as_outputs(labels, len(self.data.label_names), self.teacher.hidden_size)
