@@ -61,8 +61,8 @@ CARD: dict[str, Any] = {
     "pairs": [{"name": "pair", "source": "source.jsonl", "target": "target.jsonl"}],
     "variants": {"random": {"method": "l2a_student", "overrides": {"selector.agent": "random"}}},
 }  # fmt: skip
-AGENT: dict[str, Any] = {  # it scores the pool again inside a round
-    "description": "An agent to kill.", "algorithm": "stable_baselines3.PPO", "rescore_every": 4, "environments": 4,
+AGENT: dict[str, Any] = {
+    "description": "An agent to kill.", "algorithm": "stable_baselines3.PPO", "environments": 4,
     "hidden": [8], "hyperparameters": {"n_steps": 8, "batch_size": 16, "n_epochs": 1},
 }  # fmt: skip
 COMMANDS = {

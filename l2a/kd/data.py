@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,22 +61,6 @@ def read_tokens(student: Student, data: DistillationSet, indices: Ints) -> tuple
         indices: int64 (B,), positions.
     """
     return data.encoded.padded(indices, student.model.device), data.teacher.take(indices)
-
-
-class Renewal(NamedTuple):
-    """A set of which only some texts are in use, chosen again while the student learns.
-
-    Attributes:
-        pool: One of the sets that the student is trained on.
-        kept: int64, positions in the pool that are in use at first.
-        every: Updates after which they are chosen again.
-        choose: Gives the positions in use from the student's logits of the pool (N, C).
-    """
-
-    pool: DistillationSet
-    kept: Ints
-    every: int
-    choose: Callable[[Floats], Ints]
 
 
 def join(sets: Sequence[DistillationSet]) -> DistillationSet:
@@ -138,16 +122,10 @@ def mixture_batches(
             yield drawn[batch * size : (batch + 1) * size]
 
 
-def cycle(positions: Ints, rng: np.random.Generator, uses: Ints | None = None) -> Iterator[int]:
-    """Go through a set's texts, int64 (n,), without end, each time in another order; an empty set yields nothing.
-
-    ``uses``, int64, is how often each text of the joined set was used so far: then those used least come first.
-    """
+def cycle(positions: Ints, rng: np.random.Generator) -> Iterator[int]:
+    """Go through a set's texts, int64 (n,), without end, each time in another order; an empty set yields nothing."""
     while len(positions):
-        order = positions[rng.permutation(len(positions))]
-        if uses is not None:
-            order, uses = order[np.argsort(uses[order], kind="stable")], None
-        yield from order.tolist()
+        yield from positions[rng.permutation(len(positions))].tolist()
 
 
 @contextmanager

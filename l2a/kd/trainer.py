@@ -246,8 +246,7 @@ class KDTrainer:
         self._average: WeightAverage | None = None
         self._best_state: dict[str, torch.Tensor] = {}
         self._whole_table: WholeTable | None = None  # while only a part of it is trained
-        # Of the present call: the scores, and the student's logits at each renewal.
-        self._events, self._renewed = list[dict[str, Any]](), list[Floats]()
+        self._events: list[dict[str, Any]] = []  # the scores of the present call
 
     def _start_optimizer(self) -> None:
         rate, table = self.config.peak_rate, self.student.model.get_input_embeddings().weight
@@ -293,7 +292,7 @@ class KDTrainer:
 
     def train(
         self, sets: Sets, shares: Sequence[float], steps: int, progress: Progress = SILENT, stage: str = "distil",
-        renewal: kd_data.Renewal | None = None, evaluate: bool = True,
+        evaluate: bool = True,
     ) -> None:  # fmt: skip
         """Update the student on a mixture of sets.
 
@@ -303,16 +302,14 @@ class KDTrainer:
             steps: Updates to make.
             progress: Shows the steps; gets every score on the validation split.
             stage: Name shown to the user.
-            renewal: A set of which only some texts are used, chosen again every so many updates.
             evaluate: Average the weights, score them every so many updates and keep the best; False for trials.
 
         Raises:
             RunError: If the loss is not finite.
         """
-        data, self._events, self._renewed = kd_data.join(sets), [], []
+        data, self._events = kd_data.join(sets), []
         checkpoint = progress.checkpoint if evaluate and process_count() == 1 else None
-        plan = [list(map(len, sets)), list(shares), steps, *((renewal.kept, renewal.every) if renewal else ())]
-        key = self._key(data, *plan) if checkpoint else ""
+        key = self._key(data, list(map(len, sets)), list(shares), steps) if checkpoint else ""
         dropout = training.seeded(self._seed + self.steps_done)  # the same wherever the call starts
         attention, used = training.plain_attention(self.student.model), self._occurring_rows_alone(data)
         with dropout, attention, progress.stage(stage, steps) as advance, used as self._whole_table:
@@ -322,7 +319,7 @@ class KDTrainer:
             loop = training.Loop(checkpoint, key, self._schedule, steps)
             if loop.done:
                 self._restore(loop, progress)
-            for indices in loop.left(self._batches(data, sets, shares, steps, renewal), advance):
+            for indices in loop.left(self._batches(data, sets, shares, steps), advance):
                 self._step(data, indices)
                 if self._average is not None:
                     self._average.update()
@@ -353,11 +350,10 @@ class KDTrainer:
 
     def _beside(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """Give what a checkpoint keeps of a call, beside what its loop knows."""
-        tensors = {f"renewed/{i}": torch.from_numpy(value) for i, value in enumerate(self._renewed)}
-        tensors |= {f"average/{i}": value for i, value in enumerate(self._average.values if self._average else ())}
+        tensors = {f"average/{i}": value for i, value in enumerate(self._average.values if self._average else ())}
         tensors |= {f"best/{name}": value for name, value in self._best_state.items()}
         best = None if self.best is None else [self.best.divergence, self.best.log_likelihoods.tolist()]
-        return tensors, {"events": self._events, "renewed": len(self._renewed), "best": best}
+        return tensors, {"events": self._events, "best": best}
 
     def _restore(self, loop: training.Loop, progress: Progress) -> None:
         kept, facts = loop.tensors, loop.facts
@@ -365,7 +361,6 @@ class KDTrainer:
             self._average.steps = loop.done
             for i, value in enumerate(self._average.values):
                 value.copy_(kept[f"average/{i}"])
-        self._renewed = [kept[f"renewed/{i}"].numpy() for i in range(facts["renewed"])]
         if facts["best"] is not None:
             self.best = Score(facts["best"][0], np.array(facts["best"][1]))
             self._best_state = {name: kept[f"best/{name}"] for name in self._modules.state_dict()}
@@ -374,28 +369,13 @@ class KDTrainer:
             progress.event("validation", **told)
 
     def _batches(
-        self, data: kd_data.DistillationSet, sets: Sets, shares: Sequence[float], steps: int,
-        renewal: kd_data.Renewal | None,
-    ) -> Iterator[Ints]:  # fmt: skip
-        parts = np.split(np.arange(len(data)), np.cumsum([len(part) for part in sets])[:-1])
-        cycles, used = [kd_data.cycle(part, self._rng) for part in parts], list(parts)
-        uses, lengths = np.zeros(len(data), np.int64), data.encoded.lengths
-        every = renewal.every if renewal is not None else max(steps, 1)
-        for done in range(0, steps, every):
-            if renewal is not None:
-                place = next(number for number, part in enumerate(sets) if part is renewal.pool)
-                if done // every > len(self._renewed):  # else a restored call repeats its choice
-                    logits, _ = run_student(self.student, data.take(parts[place]).encoded)
-                    self._renewed.append(training.broadcast(logits))
-                kept = renewal.choose(self._renewed[done // every - 1]) if done else renewal.kept
-                # Only this set starts over, least used first; the others continue where they were.
-                used[place] = parts[place][kept]
-                cycles[place] = kd_data.cycle(used[place], self._rng, uses)
-            present = [share if len(part) else 0.0 for share, part in zip(shares, used, strict=True)]
-            count = min(every, steps - done)
-            for batch in kd_data.mixture_batches(cycles, present, lengths, self.config.batch_size, count, self._rng):
-                uses[batch] += 1
-                yield batch
+        self, data: kd_data.DistillationSet, sets: Sets, shares: Sequence[float], steps: int
+    ) -> Iterator[Ints]:
+        ends = np.cumsum([len(part) for part in sets])
+        cycles = [kd_data.cycle(part, self._rng) for part in np.split(np.arange(len(data)), ends[:-1])]
+        present = [share if len(part) else 0.0 for share, part in zip(shares, sets, strict=True)]
+        size, lengths = self.config.batch_size, data.encoded.lengths
+        return kd_data.mixture_batches(cycles, present, lengths, size, steps, self._rng)
 
     def _step(self, data: kd_data.DistillationSet, indices: Ints) -> None:
         self._optimizer.zero_grad(set_to_none=True)

@@ -14,7 +14,7 @@ from l2a.config import DistillConfig
 from l2a.data import Bank, Doubles, Examples, Ints, TextInput, encoding, normalised_hash
 from l2a.generator.chain import BACKGROUND, Embed, choose_texts, fit_word_average
 from l2a.generator.operators import check_operators
-from l2a.kd.data import DistillationSet, Renewal, join, refuse_constant_targets
+from l2a.kd.data import DistillationSet, join, refuse_constant_targets
 from l2a.kd.losses import fit_subclasses, teacher_output_weight
 from l2a.kd.trainer import CLEARLY, KDTrainer, calibrated_log_likelihoods, fit_output_layer, standard_error
 from l2a.pipeline.data import RunData, load_run_data
@@ -265,17 +265,16 @@ class TrainingSession:
         """Everything that the student learns from before any candidate is drawn; joined on each use, not kept twice."""
         return join([self.source, self.target])
 
-    def distil(self, kept: DistillationSet | None, steps: int, stage: str, renewal: Renewal | None = None) -> None:
+    def distil(self, kept: DistillationSet | None, steps: int, stage: str) -> None:
         """Train the student on a mixture of everything at hand.
 
         Args:
             kept: Candidates, or None.
             steps: Updates.
             stage: Name shown to the user.
-            renewal: Which of the candidates are used, chosen again every so many updates; None for all of them.
         """
         sets, shares = mixture(self, kept)
-        self.trainer.train(sets, shares, steps, self.context.progress, stage, renewal)
+        self.trainer.train(sets, shares, steps, self.context.progress, stage)
 
     @cached_property
     def judges(self) -> DistillationSet:

@@ -18,7 +18,7 @@ from l2a.kd.data import DistillationSet
 from l2a.pipeline.session import RunContext, TrainingSession, apart_from, mixture, open_session
 from l2a.selector import agents, algorithms, reward
 from l2a.selector.problem import Selection, SelectionProblem
-from l2a.selector.select import apply_policy, select
+from l2a.selector.select import select
 from l2a.student.student import Student
 from l2a.teacher import labelling, model
 from l2a.util import RunError, UsageError, logger
@@ -122,7 +122,8 @@ def _round(session: TrainingSession, number: int, policy: algorithms.TrainedPoli
     facts = {name: value for name, value in selection.diagnostics.items() if not isinstance(value, list | dict)}
     context.progress.event("round", number=number, kept=kept, **facts)
     explained = None if selection.policy is None or selection.fell_back else reward.surrogate_only(problem)
-    return Round(drawn.pool, _distil_kept(session, drawn, problem, selection, rng), drawn.chains, explained)
+    session.distil(drawn.candidates.take(np.flatnonzero(selection.kept)), config.kd.round_steps, "distillation")
+    return Round(drawn.pool, selection, drawn.chains, explained)
 
 
 def draw_candidates(session: TrainingSession, rng: np.random.Generator) -> Drawn:
@@ -145,27 +146,6 @@ def _made_texts(session: TrainingSession) -> dict[TextInput, str]:
             new = operator(bases, bases, degree, rng)
             made |= {one.text: f"{name} {degree:g}:{i}" for i, one in enumerate(new)}
     return made
-
-
-def _distil_kept(
-    session: TrainingSession, drawn: Drawn, problem: SelectionProblem, selection: Selection, rng: np.random.Generator
-) -> Selection:
-    """Distil on the kept candidates; an agent that says so keeps others as the student changes."""
-    steps, config = session.context.config.kd.round_steps, session.context.config.selector
-    every, kept = agents.load_agent(config.agent).rescore_every, np.flatnonzero(selection.kept)
-    if every is None or selection.fell_back:
-        session.distil(drawn.candidates.take(kept), steps, "distillation")
-        return selection
-    chosen = [selection]
-
-    def choose(logits: Floats) -> Ints:
-        now, policy = replace(problem, predict=lambda: logits), selection.policy
-        chosen.append(select(now, config, rng) if policy is None else apply_policy(now, policy, config, rng))
-        return np.flatnonzero(chosen[-1].kept)
-
-    session.distil(drawn.candidates, steps, "distillation", kd_data.Renewal(drawn.candidates, kept, every, choose))
-    facts = {**selection.diagnostics, "rescored": len(chosen) - 1}
-    return replace(chosen[-1], agent=selection.agent, diagnostics=facts)
 
 
 def finish(session: TrainingSession, rounds: tuple[Round, ...]) -> TrainedStudent:

@@ -34,8 +34,6 @@ class AgentCard(Checked):
         activation: Of those layers.
         hyperparameters: Keyword arguments of the class.
         scale_rewards: Divide rewards by their running spread; off for an algorithm that needs them in nats.
-        rescore_every: Updates of the student after which the pool is scored again in a round, by the rule or by the
-            policy as it is then; None for once a round.
         acts_on: What it chooses: each candidate, or the shares of arms (``l2a.selector.arms``), for which it is trained
             in the run, with rewards in nats and tanh.
     """
@@ -48,7 +46,6 @@ class AgentCard(Checked):
     activation: Literal["tanh", "relu"] = "tanh"
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
     scale_rewards: bool = True
-    rescore_every: Count | None = None
     acts_on: Literal["candidates", "arms"] = "candidates"
 
     def __post_init__(self) -> None:
@@ -58,10 +55,10 @@ class AgentCard(Checked):
         if not self.hidden:
             raise UsageError("hidden is []; give one width or more, each at least 1")
         of_arms = self.algorithm == BANDIT or self.algorithm.startswith("stable_baselines3.")
-        of_arms = of_arms and (self.policy, self.rescore_every) == (None, None)
+        of_arms = of_arms and self.policy is None
         if (self.acts_on == "arms" and not of_arms) or (self.algorithm == BANDIT and self.acts_on != "arms"):
             given = f"acts_on is {self.acts_on!r} with the algorithm {self.algorithm!r}"
-            allowed = f"'arms' goes with {BANDIT} or a class of stable_baselines3, without policy and rescore_every"
+            allowed = f"'arms' goes with {BANDIT} or a class of stable_baselines3, without policy"
             raise UsageError(f"{given}; {allowed}")
 
     @property
@@ -97,8 +94,7 @@ def load_agent(name: str) -> AgentCard:
     """
     is_file, path = name.endswith((".yaml", ".yml")), Path(name).expanduser()
     if not is_file and name not in list_cards("agents") and (path.is_dir() or "/" in name or "\\" in name):
-        # Scored again as often as on the shipped cards.
-        return _with_policy(AgentCard("A saved policy.", "saved policy", rescore_every=25), path)
+        return _with_policy(AgentCard("A saved policy.", "saved policy"), path)
     path = path if is_file else find_card("agents", name)
     card = build(AgentCard, load_yaml(path), f"agent card {path}")
     if card.rule is not None:

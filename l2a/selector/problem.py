@@ -271,9 +271,9 @@ def _glitter(problem: SelectionProblem, rng: np.random.Generator) -> Floats:
     """Prefer candidates on which the student is furthest from the teacher.
 
     Glitter (Kamalloo et al., Findings of ACL 2022, arXiv 2203.09391) keeps the augmentations with the largest loss,
-    here the temperature-scaled KL(p_T || p_S), 2 of 8 in the paper, and scores them again in training, as the card's
-    ``rescore_every`` does. The paper chooses among each text's own augmentations, this rule from the whole pool at the
-    keep rate of every other agent (our adaptation).
+    here the temperature-scaled KL(p_T || p_S), 2 of 8 in the paper. The paper chooses among each text's own
+    augmentations in every step; this rule chooses from the whole pool once a round, at the keep rate of every other
+    agent (our adaptation).
     """
     student = special.softmax(problem.student_logits / np.float32(GLITTER_TEMPERATURE), axis=1)
     return kl_divergence(problem.pool.teacher.probabilities(GLITTER_TEMPERATURE), student)
@@ -284,8 +284,8 @@ def _llkd(problem: SelectionProblem, rng: np.random.Generator) -> Floats:
 
     LLKD (arXiv 2411.08028) keeps what passes two thresholds of its class, one on the teacher's confidence and one on
     the student's uncertainty. Here both thresholds are the same quantile within the class that the teacher predicts,
-    and the keep rate sets that quantile (our derivation): the score is the smaller of the two quantiles. Its card
-    scores again as the student learns; the paper's weights of the loss are left out.
+    and the keep rate sets that quantile (our derivation): the score is the smaller of the two quantiles. The choice is
+    made once a round, and the paper's weights of the loss are left out.
     """
     teacher, student = problem.pool.teacher.probabilities(), special.softmax(problem.student_logits, axis=1)
     return np.minimum(quantiles(teacher.max(axis=1), problem.classes), quantiles(entropy(student), problem.classes))

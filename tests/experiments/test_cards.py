@@ -65,8 +65,8 @@ def test_an_override_may_hold_the_name_of_the_pair_and_a_missing_policy_is_refus
 
 def test_the_policies_of_a_card_are_trained_with_its_ppo_row():
     card = load_experiment("selectors_whole_source")
-    config = policies.config_of(card, card.pairs[0], "data", dev_shots=128, seed=1)
-    assert (config.selector.agent, config.dev_shots, config.seed, config.shots) == ("ppo", 128, 1, card.shots[0])
+    config = policies.config_of(card, card.pairs[0], "data", seed=1)
+    assert (config.selector.agent, config.seed, config.shots) == ("ppo", 1, card.shots[0])
     assert config.kd.pool_size == 2400 and config.source == card.pairs[0].source
 
 
@@ -174,8 +174,8 @@ def test_what_decides_the_agents_choices_decides_only_the_rows_that_select(works
     cells = [cell_of(name, **{"selector.agent": "mine"}) for name in ("random", "plain")]
     keys = []
     for description, more, policy_text in (
-        ("a", "", "{}"), ("b", "\nrescore_every: null", "{}"), ("b", "", '{"format": 1}'),
-        ("b", "\nrescore_every: 5", "{}"),
+        ("a", "", "{}"), ("b", "\nactivation: tanh", "{}"), ("b", "", '{"format": 1}'),
+        ("b", "\nactivation: relu", "{}"),
     ):  # fmt: skip
         agent.write_text(f"description: {description}\nalgorithm: stable_baselines3.PPO\npolicy: trained{more}\n")
         policy.write_text(policy_text)

@@ -16,82 +16,12 @@ from l2a.data.encoding import EncodedTexts, encode
 from l2a.generator.tokens import token_kinds, vocabulary
 from l2a.kd import data as kd_data
 from l2a.kd.losses import soft_label_loss
-from l2a.kd.trainer import KDTrainer, run_student
 from l2a.teacher.labelling import TeacherOutputs, run_teacher
-from l2a.util import Progress, RunError
+from l2a.util import RunError
 from l2a.util.training import adamw
 from tests.conftest import make_examples
 
 from .test_trainer import CONFIG, make_set, make_trainer
-
-
-def weights_after(student, train):
-    start = student.snapshot()
-    train(make_trainer(student))
-    after = student.snapshot()
-    student.restore(start)
-    return after
-
-
-@pytest.fixture
-def batches(monkeypatch):
-    """The texts of every step that is taken."""
-    taken, step = [], KDTrainer._step
-    monkeypatch.setattr(KDTrainer, "_step", lambda self, data, i: taken.append(i) or step(self, data, i))
-    return taken
-
-
-def test_a_renewal_that_never_comes_and_keeps_all_changes_nothing(student):
-    known, pool = make_set(student, 24), make_set(student, 16, seed=3)
-    never = kd_data.Renewal(pool, np.arange(16), 20, lambda logits: pytest.fail("it was not time"))
-    plain = weights_after(student, lambda trainer: trainer.train([known, pool], [0.5, 0.5], 12))
-    renewed = weights_after(student, lambda trainer: trainer.train([known, pool], [0.5, 0.5], 12, renewal=never))
-    assert all(torch.equal(plain[name], renewed[name]) for name in plain)
-
-
-def test_only_texts_in_use_are_learnt_from(student, batches):
-    known, pool, trainer = make_set(student, 24), make_set(student, 16, seed=3), make_trainer(student)
-    chosen = iter([np.array([4, 5]), np.array([9])])
-    renewal = kd_data.Renewal(pool, np.array([0, 1, 2]), 5, lambda logits: next(chosen))
-    trainer.train([known, pool], [0.5, 0.5], 12, renewal=renewal)
-    in_use = [set().union(*batches[start : start + 5]) - set(range(24)) for start in (0, 5, 10)]
-    assert in_use == [{24, 25, 26}, {28, 29}, {33}]
-    assert len(batches) == trainer.steps_done == 12
-
-
-def test_the_choice_sees_the_student_as_it_is_now(student, monkeypatch):
-    known, pool = make_set(student, 24), make_set(student, 16, seed=3)
-    trainer, seen = make_trainer(student), []
-
-    def choose(logits):
-        seen.append(logits)
-        monkeypatch.setattr(type(trainer), "_step", lambda *_: setattr(trainer, "steps_done", trainer.steps_done + 1))
-        return np.arange(16)
-
-    trainer.train([known, pool], [0.5, 0.5], 8, renewal=kd_data.Renewal(pool, np.arange(4), 4, choose))
-    logits, _ = run_student(student, pool.encoded)  # no update came after the choice
-    np.testing.assert_allclose(seen[0], logits, atol=1e-5)
-
-
-def test_looks_at_the_choice_split_do_not_grow_in_number(student, tmp_path):
-    known, pool = make_set(student, 24), make_set(student, 16, seed=3)
-
-    def looks(name, renewal):
-        with Progress(tmp_path / name, -1) as progress:
-            weights_after(student, lambda t: t.train([known, pool], [0.5, 0.5], 20, progress, renewal=renewal))
-        return (tmp_path / name).read_text().count("validation")
-
-    often = kd_data.Renewal(pool, np.arange(8), 3, lambda logits: np.arange(8))
-    assert looks("often", often) == looks("never", None) == 4
-
-
-def test_the_other_sets_go_on_where_they_were(student, batches):
-    known, pool = make_set(student, 96), make_set(student, 16, seed=3)
-    renewal = kd_data.Renewal(pool, np.arange(8), 2, lambda logits: np.arange(8))
-    make_trainer(student).train([known, pool], [0.5, 0.5], 12, renewal=renewal)
-    seen = np.bincount(np.concatenate(batches), minlength=112)
-    assert np.ptp(seen[:96]) <= 1, "a text came again before all had come"
-    assert np.ptp(seen[96:104]) <= 1, "of those in use, the ones used least come first"
 
 
 def cycles_of(sizes, rng):

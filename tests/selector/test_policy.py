@@ -179,7 +179,7 @@ def test_a_folder_without_a_policy_is_refused_be_it_given_or_named_by_a_card(tmp
         load_agent(agent)
 
 
-@pytest.mark.parametrize(("field", "value"), [("environments", 0), ("hidden", ()), ("rescore_every", 0)])
+@pytest.mark.parametrize(("field", "value"), [("environments", 0), ("hidden", ())])
 def test_wrong_numbers_on_a_card_are_refused_by_name(field, value):
     with pytest.raises(UsageError, match=rf"{field} is (0|\[\]);"):
         AgentCard("d", "stable_baselines3.PPO", **{field: value})

@@ -33,7 +33,6 @@ def test_every_shipped_card_is_valid():
     for name in cards:
         check_agent(name)
     assert SelectorConfig().agent == "all"
-    assert {card.rescore_every for name, card in cards.items() if name in (*LEARNED, "pretrained")} == {25}
 
 
 @pytest.mark.parametrize("keep_rate", [0.1, 0.5, 0.77])
@@ -271,7 +270,7 @@ def test_a_wrong_card_is_refused_in_words(problem, write_card, card, message):
     [
         {"algorithm": "l2a.selector.arms.thompson"}, {"algorithm": "rule: nearest", "acts_on": "arms"},
         {"algorithm": "l2a.selector.algorithms.DVRL", "acts_on": "arms"},
-        {"algorithm": "stable_baselines3.PPO", "acts_on": "arms", "rescore_every": 5},
+        {"algorithm": "stable_baselines3.PPO", "acts_on": "arms", "policy": "trained"},
     ],
 )  # fmt: skip
 def test_a_card_of_arms_that_cannot_work_is_refused(changes):
