@@ -5,7 +5,7 @@ import importlib.util
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-LIMITS = {"files": 55, "code_lines": 9_120, "import_share": 0.09}
+LIMITS = {"files": 55, "code_lines": 8_500, "import_share": 0.09}
 """The aim for the code lines is 8,500."""
 ORDER = (
     "util", "config", "data", "teacher", "student", "generator", "kd", "selector", "pretrain", "evaluation", "report",

@@ -2,7 +2,6 @@
 
 import hashlib
 import html
-import json
 import logging
 import re
 from collections import Counter
@@ -18,7 +17,7 @@ import numpy as np
 from l2a.config import Columns
 from l2a.data import fetch, readers
 from l2a.data.examples import Domain, Examples, HeldOut, TextInput, normalised_hash, words_key
-from l2a.util import SILENT, Progress, RunError, UsageError, cards, did_you_mean, fingerprint, logger, sha256_file
+from l2a.util import SILENT, Progress, RunError, UsageError, cards, did_you_mean, fingerprint, logger, to_json
 
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(:[\w.-]+)?")
 UNLABELLED = "unlabelled"  # the task of cards whose text has no labels
@@ -278,7 +277,7 @@ def provenance(reference: str) -> dict[str, str]:
 
 def rows_sha256(rows: Sequence[readers.Row]) -> str:
     """Hash rows by content and order, to 64 hexadecimal digits."""
-    lines = (json.dumps([*row.text, row.label, row.split], ensure_ascii=False) for row in rows)
+    lines = (to_json([*row.text, row.label, row.split]) for row in rows)
     return hashlib.sha256("\n".join(lines).encode("utf-8")).hexdigest()
 
 
@@ -348,7 +347,8 @@ def _read_card(card: DomainCard, progress: Progress) -> RawDomain:
         if card.rows_sha256 not in (None, found := rows_sha256(rows)):
             promise = f"the card promises {card.rows_sha256}; update the card if it was changed on purpose"
             raise RunError(f"domain card {card.name}: the rows have sha256 {found}, {promise}")
-        raw = with_splits(card.name, rows, [], {Path(card.ratings.member).name: sha256_file(archive)})
+        digest = hashlib.sha256(archive.read_bytes()).hexdigest()
+        raw = with_splits(card.name, rows, [], {Path(card.ratings.member).name: digest})
     else:
         source = cards.find_card("domains", card.name)
         _, data = locate(f"domain card {source}: data", str(card.data), source.parent, progress)

@@ -6,7 +6,6 @@ them.
 """
 
 import itertools
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -136,7 +135,7 @@ def write_summary(path: Path, summary: Summary) -> None:
     def written(value: Any) -> str:
         if isinstance(value, list) and value:
             return "[\n" + ",\n".join(f"  {written(entry)}" for entry in value) + "\n ]"
-        return json.dumps(value, ensure_ascii=False)
+        return files.to_json(value)
 
     card, places = summary.card, {"pair": None, "shots": None}
     shown = (*Place._fields, "accuracy", "macro_f1", "parameters", "labels_used", "seconds", "key")

@@ -433,7 +433,6 @@ def draw_pool(
             "chains": Chains side by side.
             "degree": Probability with which operators changed a slot.
             "acceptance": By kind of move: accepted share of the proposals that would change the text.
-            "effective_sample_size": Independent draws that the samples are worth, judged by the log density.
             "proposal_log_density": Mean standardised log density of plain proposals.
             "sample_log_density": Mean over the samples of the chain.
             "target_log_density": Mean over the target texts that the density was fitted on.
@@ -477,36 +476,16 @@ def draw_pool(
     changes_text = proposed != np.concatenate([initial.row[None], rows[:-1]])
     offered, taken = (np.bincount(moves[of], minlength=3) for of in (changes_text, changes_text & was_accepted))
     sampled, visited = rows[config.burn_in :], space.visited
-    trace, plain = visited.densities(sampled), np.concatenate([initial.row, proposed[moves == 0]])
-    allowed = np.isfinite(trace).all(axis=0)
+    plain = np.concatenate([initial.row, proposed[moves == 0]])
     return pool, {
         "steps": len(history), "chains": config.chains, "degree": space.degree,
         "acceptance": dict(zip(MOVES, (taken / np.maximum(offered, 1)).tolist(), strict=True)),
-        "effective_sample_size": effective_sample_size(trace[:, allowed]) if allowed.any() else 0.0,
-        "proposal_log_density": _finite_mean(visited.densities(plain)), "sample_log_density": _finite_mean(trace),
+        "proposal_log_density": _finite_mean(visited.densities(plain)),
+        "sample_log_density": _finite_mean(visited.densities(sampled)),
         "target_log_density": float(space.density.log_density(inputs.embed(inputs.target_inputs)).mean()),
         "distinct_share": len(np.unique(sampled)) / sampled.size, "visited_texts": len(visited.inputs),
         "labelling_seconds": labelling_seconds, "seconds": time.perf_counter() - started,
     }  # fmt: skip
-
-
-def effective_sample_size(trace: Doubles) -> float:
-    """Estimate how many independent draws, 1 to T * C, the T draws of each of C chains are worth.
-
-    ``trace``, float64 (T, C), is a scalar of the state. Autocorrelations are pooled over the chains and set against the
-    variance of all draws together, so chains that disagree count for less; their sum is cut by Geyer's initial positive
-    sequence (Geyer 1992, Practical MCMC).
-    """
-    steps, chains = trace.shape
-    total = trace.var()
-    if steps < 4 or total == 0:
-        return float(chains)
-    means, padded = trace.mean(axis=0), 2 * steps
-    power = np.abs(np.fft.rfft(trace - means, padded, axis=0)) ** 2
-    covariance = (np.fft.irfft(power, padded, axis=0)[:steps] / steps).mean(axis=1) + means.var()
-    pairs = covariance[: steps // 2 * 2].reshape(-1, 2).sum(axis=1) / total
-    kept = pairs[: int(np.argmin(np.append(pairs, -1.0) > 0))]
-    return float(np.clip(steps * chains / (2 * kept.sum() - 1), 1.0, steps * chains))
 
 
 def _finite_mean(values: Doubles) -> float:

@@ -87,8 +87,8 @@ def refuse_constant_targets(data: DistillationSet) -> None:
         raise RunError(f"teacher: it gives every text the same probabilities, so nothing can be distilled; {fix}")
 
 
+# Batches whose texts are drawn and sorted by length together.
 WINDOW = 16
-"""Batches whose texts are drawn and sorted by length together."""
 
 
 def mixture_batches(
@@ -177,8 +177,8 @@ def _exchange(optimizer: torch.optim.Optimizer, old: torch.nn.Parameter, new: to
         group["params"] = [new if parameter is old else parameter for parameter in group["params"]]
 
 
+# lambda ~ Beta(0.4, 0.4), as in MixKD (Liang et al., ICLR 2021).
 MIX_CONCENTRATION = 0.4
-"""lambda ~ Beta(0.4, 0.4), as in MixKD (Liang et al., ICLR 2021)."""
 
 
 def read_mixed(

@@ -115,8 +115,8 @@ def fold(subclass_logits: Tensor, counts: tuple[int, ...]) -> Tensor:
 
 
 TEXTS_PER_SUBCLASS = 4
+# Texts of a class, at most, that its directions are fitted on; memory then does not grow with the data.
 FIT_TEXTS = 20_000
-"""Texts of a class, at most, that its directions are fitted on; memory then does not grow with the data."""
 
 
 @dataclass(frozen=True)

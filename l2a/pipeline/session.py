@@ -24,12 +24,12 @@ from l2a.teacher.labelling import Labeller, cached_labeller, predict, refuse_use
 from l2a.teacher.model import Teacher, check_teacher, load_encoder, load_fine_tuned
 from l2a.util import SILENT, Progress, cached_folder, fingerprint, training
 
+# Texts that a teacher reads in a stage on the target, repeated ones counted, unless one pass takes more.
 MOST_TARGET_TEXTS = 32_000
-"""Texts that a teacher reads in a stage on the target, repeated ones counted, unless one pass takes more."""
 
 
+# Held-out labels below which the choice between teachers would be one by chance: it is cross-fitted then, so often.
 FEWEST_TO_CHOOSE, MOST_FOLDS = 16, 4
-"""Held-out labels below which the choice between teachers would be one by chance: it is cross-fitted then, so often."""
 
 
 def apart_from(hashes: Set[str], texts: Sequence[TextInput]) -> Ints:

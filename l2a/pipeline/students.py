@@ -23,12 +23,12 @@ from l2a.student.student import Student
 from l2a.teacher import labelling, model
 from l2a.util import RunError, UsageError, logger
 
+# Logit of a real label where a teacher's would stand.
 CERTAIN = 10.0
-"""Logit of a real label where a teacher's would stand."""
+# Of the source, that stand for it where the surrogate is fitted.
 SOURCE_TEXTS = 2000
-"""Of the source, that stand for it where the surrogate is fitted."""
+# Drawing stops when enough different texts came, or after this many times as many draws.
 DRAWS_LIMIT = 10
-"""Drawing stops when enough different texts came, or after this many times as many draws."""
 Texts = tuple[TextInput, ...]
 
 

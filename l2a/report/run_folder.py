@@ -2,7 +2,6 @@
 
 import platform
 import resource
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, astuple
 from datetime import date
@@ -86,7 +85,7 @@ def metrics_content(rows: Sequence[MethodReport], facts: Mapping[str, Any]) -> d
 def peak_memory_mb() -> float:
     """Measure the largest resident memory that this process has had, in MB (10^6 bytes)."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6  # macOS counts bytes, Linux KiB
+    return peak / 1e6 if platform.system() == "Darwin" else peak * 1024 / 1e6  # macOS counts bytes, Linux KiB
 
 
 def versions() -> dict[str, str]:

@@ -49,12 +49,11 @@ def select(
     policies: tuple[TrainedPolicy, ...] = (load_policy(card.policy),) if card.policy else ()
     start = policies[0] if policies else start_from
     task, facts = build_task(problem, config, start.feature_names if start else None), dict[str, Fact]()
-    others: tuple[Floats, ...] = ()
+    others = list[Floats]()
     if policies:
         # It has not seen this surrogate. Random selections are worth much the same, and the two rewards of eight of
         # them would correlate by chance; policies that are trained in the run come near the best themselves.
-        best_first = reward.marginal_gains(task.surrogate)
-        others = (best_first, -best_first)
+        others = [sign * reward.marginal_gains(task.surrogate) for sign in (1, -1)]
     else:
         seed, judged = int(rng.integers(2**31)), []
         if card.acts_on == "arms":

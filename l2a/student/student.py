@@ -246,10 +246,10 @@ def _inputs_of(layer: torch.nn.Linear, student: Student, texts: Sequence[TextInp
     return torch.cat(states)
 
 
+# Of every preset: with so few updates, dropout costs time and helps nothing.
 NO_DROPOUT: Mapping[str, Any] = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-"""Of every preset: with so few updates, dropout costs time and helps nothing."""
+# Marks a token that continues a word.
 PIECE = "##"
-"""Marks a token that continues a word."""
 
 
 def refuse_other_tokenizers(tokenizer: Any) -> None:
@@ -422,10 +422,10 @@ def _pretrained(
     return student
 
 
+# Parameters of MiniLM-L6 over 4,000 tokens, about the fewest with which its words are not cut into small pieces.
 ROOM_FOR_MINILM = 12_300_000
-"""Parameters of MiniLM-L6 over 4,000 tokens, about the fewest with which its words are not cut into small pieces."""
+# Width from which a pretrained student wants a small learning rate: BERT-tiny, of 128, learns little at 1e-4.
 WIDE = 256
-"""Width from which a pretrained student wants a small learning rate: BERT-tiny, of 128, learns little at 1e-4."""
 PRESETS = {"narrow": _narrow, "minilm-l6": _pretrained, "bert-tiny": _pretrained}
 """How each preset is built; without weights for checks."""
 

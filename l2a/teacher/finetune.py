@@ -21,8 +21,8 @@ from l2a.data import Examples, Ints, TextInput, encoding
 from l2a.teacher.model import Teacher
 from l2a.util import SILENT, Progress, RunError, cache_root, cached_folder, fingerprint, training
 
+# Raise it whenever ``fine_tune`` gives other weights than before: cached teachers are then trained again.
 RECIPE = 4
-"""Raise it whenever ``fine_tune`` gives other weights than before: cached teachers are then trained again."""
 
 
 def fine_tuned(
@@ -106,12 +106,12 @@ def fine_tune(
 
 
 Halves = np.typing.NDArray[np.float16]
+# Raise it whenever ``lower_states`` gives other numbers than before.
 STATES_RECIPE = 1
-"""Raise it whenever ``lower_states`` gives other numbers than before."""
+# Batches between two looks at the checkpoint: seconds of a large teacher.
 TOGETHER = 16
-"""Batches between two looks at the checkpoint: seconds of a large teacher."""
+# Of logits and embeddings computed from kept states, which are rounded to float16, beside the whole model's.
 TOLERANCE = 0.02
-"""Of logits and embeddings computed from kept states, which are rounded to float16, beside the whole model's."""
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,8 @@ from l2a.teacher.finetune import LowerStates, lower_states, upper_layers
 from l2a.teacher.model import Teacher
 from l2a.util import SILENT, Progress, RunError, cluster, errors, files, fingerprint, logger, training
 
+# A writer holds the file for less than a second: after this long it hangs.
 SECONDS_TO_WAIT = 300.0
-"""A writer holds the file for less than a second: after this long it hangs."""
 NO_DAMAGE = tuple(f"SQLITE_{name}" for name in ("AUTH", "BUSY", "CANTOPEN", "FULL", "IOERR", "LOCKED", "PERM"))
 # A write-ahead log needs memory that machines on a network disk do not share, so the journal is rolled back. It is
 # set in words because one changed bit of the file can choose the other. A power cut costs one append at most.
@@ -231,12 +231,12 @@ def join_outputs(parts: Sequence[TeacherOutputs]) -> TeacherOutputs:
     return TeacherOutputs(np.concatenate([part.logits for part in parts]), states)
 
 
+# Raise it whenever ``run_teacher`` gives other numbers than before: cached labels and vectors are then made again.
 RECIPE = 2
-"""Raise it whenever ``run_teacher`` gives other numbers than before: cached labels and vectors are then made again."""
+# Texts of a piece of work on a cluster.
 SENT_AT_ONCE = 256
-"""Texts of a piece of work on a cluster."""
+# Texts after which labels are written down: memory stays the same however many there are, and little work is lost.
 LABELLED_AT_ONCE = 16_384
-"""Texts after which labels are written down: memory stays the same however many there are, and little work is lost."""
 
 
 def predict(
