@@ -37,17 +37,23 @@ def run_student(student: Student, encoded: EncodedTexts, precise: bool = True) -
     return logits, features
 
 
-def mean_divergence(student: Student, texts: kd_data.DistillationSet, precise: bool = True) -> float:
+TEMPERATURES = np.geomspace(0.25, 16.0, 25)
+
+
+def mean_divergence(
+    student: Student, texts: kd_data.DistillationSet, precise: bool = True, temperatures: Sequence[float] = (1.0,)
+) -> float:
     """Measure mean KL(teacher || student) over texts, in nats, alike in all processes.
 
     Args:
         student: Run as by ``run_student``.
         texts: At least one text with the teacher's outputs.
         precise: As ``run_student`` takes it.
+        temperatures: Of the student; the one that suits all the texts best counts.
     """
-    logits = torch.from_numpy(run_student(student, texts.encoded, precise)[0])
-    losses = kd_losses.soft_label_loss(logits, torch.from_numpy(texts.teacher.logits), 1.0)
-    return float(training.broadcast(losses.mean().numpy()))
+    logits, taught = torch.from_numpy(run_student(student, texts.encoded, precise)[0]), texts.teacher.logits
+    losses = [kd_losses.soft_label_loss(logits / by, torch.from_numpy(taught), 1.0).mean() for by in temperatures]
+    return float(training.broadcast(torch.stack(losses).min().numpy()))
 
 
 def calibrated_log_likelihoods(logits: Floats, labels: Ints) -> Doubles:
@@ -60,7 +66,7 @@ def calibrated_log_likelihoods(logits: Floats, labels: Ints) -> Doubles:
         logits: float32 (N, C).
         labels: int64 (N,), N at least 1.
     """
-    scaled = logits[None].astype(np.float64) / np.geomspace(0.25, 16.0, 25)[:, None, None]
+    scaled = logits[None].astype(np.float64) / TEMPERATURES[:, None, None]
     of_labels = log_softmax(scaled, axis=2)[:, np.arange(len(labels)), labels]
     return np.asarray(of_labels[of_labels.mean(axis=1).argmax()])
 

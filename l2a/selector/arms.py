@@ -119,7 +119,7 @@ def thompson(task: SelectionTask, arms: Ints, pulls: int, seed: int) -> tuple[Fl
     for number in range(pulls):
         pulled[number] = arm = int(np.argmax(rng.normal(sums / counts, spread / np.sqrt(counts))))
         rewards.append(pull(members[arm]))
-        if counts[arm] * task.batch <= sizes[arm]:  # seeing the same candidates again makes no arm better known
+        if (counts[arm] - 1) * task.batch < sizes[arm]:  # seeing the same candidates again makes no arm better known
             sums[arm], counts[arm] = sums[arm] + rewards[-1], counts[arm] + 1
     return (np.bincount(pulled[pulls // 2 :], minlength=len(sizes)) / (pulls - pulls // 2)).astype(np.float32), rewards
 
