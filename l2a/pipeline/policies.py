@@ -253,7 +253,7 @@ def _headroom_file(context: RunContext) -> Path:
     config, files = context.config, tuple(sorted(context.data.files.items()))
     unread = {"seed", "selector", "output_dir", "overwrite", "compare", "report", "data_root", "source", "target"}
     decisive = {name: value for name, value in asdict(config).items() if name not in unread | {"unlabelled"}}
-    return cache_root() / "headroom" / f"{fingerprint(files, config.selector.keep_rate, decisive)}.json"
+    return cache_root() / "headroom" / f"{fingerprint(2, files, config.selector.keep_rate, decisive)}.json"
 
 
 def known_headroom(context: RunContext) -> dict[str, Any]:

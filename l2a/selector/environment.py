@@ -35,7 +35,7 @@ class SelectionTask:
     Attributes:
         features: The candidates' fixed features, float32 (N, F).
         surrogate: What selections are judged by.
-        unit: What the whole pool gains, in nats, in which the gain so far is shown; 1 where it gains nothing.
+        unit: How far random selections are from gaining nothing, in nats; the gain so far is shown in it.
         unit_embeddings: float32 (N, e), rows of length 1, for the cosine to what was selected.
         batch: Candidates in one step.
         steps: Steps in an episode.
@@ -78,8 +78,10 @@ def build_task(
     batch = min(config.batch, len(problem))
     steps, surrogate = min(config.episode_steps, len(problem) // batch), surrogate_of(problem)
     features, unit_embeddings = candidate_features(problem, names), _unit_embeddings(problem.pool.teacher.embeddings)
-    unit = abs(surrogate_reward(surrogate, np.ones(len(problem), bool))) or 1.0
     budget = max(1, round(config.keep_rate * batch)) * steps  # as ``score_pool`` spends it
+    rng = np.random.default_rng(0)
+    gains = [surrogate_reward(surrogate, rng.choice(len(problem), budget, replace=False)) for _ in range(32)]
+    unit = float(np.abs(gains).mean()) or 1.0
     return SelectionTask(features, surrogate, unit, unit_embeddings, batch, steps, budget)
 
 

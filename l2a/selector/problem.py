@@ -108,8 +108,8 @@ class Selection:
 def keep_best(scores: Floats, keep_rate: float, classes: Ints) -> Bools:
     """Keep the best-scored share of each class; ties go to the earlier candidate.
 
-    A selection says which candidates of a class are used, not how many: neither reward sees a shift of the classes,
-    since both take the thresholds out, but the student's thresholds would follow it.
+    A selection says which candidates of a class are used, not how many: the student's thresholds would follow a shift
+    of the classes.
 
     Args:
         scores: float32 (N,).

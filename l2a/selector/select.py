@@ -157,7 +157,6 @@ def score_pool(policy: TrainedPolicy, task: SelectionTask, keep_rate: float, rng
     for _ in range(task.steps):
         batch, logits = episodes.batch(), policy.logits(episodes.observe())
         np.add.at(totals, batch, logits)
-
         episodes.step(np.argsort(-logits, axis=1, kind="stable").argsort(axis=1) < share)
     return (totals / np.bincount(orders.ravel())).astype(np.float32)
 
