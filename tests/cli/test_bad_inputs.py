@@ -83,9 +83,8 @@ def with_added_tokens(folder: Path) -> None:
 
 
 def with_remote_code(folder: Path) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    config |= {"model_type": "stranger", "auto_map": {"AutoConfig": "code.Config", "AutoModel": "code.Model"}}
-    (folder / "config.json").write_text(json.dumps(config))
+    code = {"AutoConfig": "code.Config", "AutoModel": "code.Model"}
+    change_json("config.json", model_type="stranger", auto_map=code)(folder)
     (folder / "code.py").write_text("raise SystemError('code of the model folder has run')\n")
 
 
@@ -103,7 +102,8 @@ def change_json(name: str, **changes: object) -> Callable[[Path], object]:
 
 WEIGHTS = "model.safetensors"
 PANIC = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
-MODEL_FAULTS: dict[str, Callable[[Path], object]] = {
+POLICY = "policy.safetensors"
+FAULTS: dict[str, Callable[[Path], object]] = {
     "bomb": change_json("config.json", hidden_size=640_000),
     "layers": change_json("config.json", num_hidden_layers=10**7),
     "negative": change_json("config.json", hidden_size=-64),
@@ -122,12 +122,6 @@ MODEL_FAULTS: dict[str, Callable[[Path], object]] = {
     "no_config": lambda folder: (folder / "config.json").unlink(),
     "no_tokenizer": lambda folder: [path.unlink() for path in folder.glob("*token*")],
     "broken_tokenizer": lambda folder: (folder / "tokenizer.json").write_text("{"),
-}
-"""What is done to a model folder, by its name."""
-
-
-POLICY = "policy.safetensors"
-POLICY_FAULTS: dict[str, Callable[[Path], object]] = {
     "policy_bomb": change_json("policy.json", hidden=[10**9, 10**9]),
     "policy_format": change_json("policy.json", format=9),
     "policy_json": lambda folder: (folder / "policy.json").write_text("{"),
@@ -137,6 +131,7 @@ POLICY_FAULTS: dict[str, Callable[[Path], object]] = {
     "policy_torn": lambda folder: os.truncate(folder / POLICY, 100),
     "policy_no_weights": lambda folder: (folder / POLICY).unlink(),
 }
+"""What is done to the folder of a model or a policy, by its name."""
 
 
 @pytest.fixture(scope="module")
@@ -146,18 +141,15 @@ def planted(encoder_folder, classifier_folder, tmp_path_factory):
     for name, content in FILES.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(content)
-    for name, change in POLICY_FAULTS.items():
-        shutil.copytree(shipped_folder("agents") / "pretrained", root / name)
-        change(root / name)
+    for name, change in FAULTS.items():
+        whole = shipped_folder("agents") / "pretrained" if name.startswith("policy") else encoder_folder
+        change(shutil.copytree(whole, root / name))
     for name in ("run", "onnx", "temperature"):
         shutil.copytree(classifier_folder, root / name / ("student" if name == "run" else ""))
     (root / "run" / "metrics.json").write_text("{")
     (root / "onnx" / WEIGHTS).unlink()
     (root / "onnx" / "model.onnx").write_bytes(b"no model")
     (root / "temperature" / "l2a.json").write_text('{"temperature": -1}')
-    for name, change in MODEL_FAULTS.items():
-        shutil.copytree(encoder_folder, root / name)
-        change(root / name)
     write_domain(root / "source", 80, 1).rename(root / "source.jsonl")
     write_domain(root / "target", 80, 2, "this ").rename(root / "target.jsonl")
     for name in ("folder", "full"):

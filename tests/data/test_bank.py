@@ -1,4 +1,3 @@
-import bz2
 import gzip
 import lzma
 import os
@@ -6,7 +5,6 @@ import re
 import tracemalloc
 
 import pandas as pd
-import pyarrow.parquet
 import pytest
 from datasets import Dataset, DatasetDict
 from hypothesis import given, strategies as st
@@ -15,8 +13,7 @@ from l2a.data import bank as bank_module, readers
 from l2a.data.bank import read_bank, sentences, unlabelled_files
 from l2a.data.domains import as_domain
 from l2a.data.examples import held_out_words, normalised_hash
-from l2a.util import SILENT, UsageError
-from l2a.util.files import sha256_file
+from l2a.util import SILENT, UsageError, sha256_file
 from tests.conftest import save_frame
 
 TEXTS = [("one fine film",), ("zwei: schöne Filme",), ("three",)]
@@ -41,15 +38,14 @@ def test_every_format_gives_the_same_texts_in_order(tmp_path, suffix):
     assert found.summary == "unlabelled: 3 texts of 1 file (nothing left out)"
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
-        [text for (text,) in TEXTS], TEXTS, FRAME, FRAME.to_dict("records"), Dataset.from_pandas(FRAME),
-        DatasetDict(train=Dataset.from_pandas(FRAME), test=Dataset.from_dict({"text": ["left out"]})),
-        {"train": TEXTS, "test": ["left out"]},
-        as_domain([(text, "xyx"[i], "train") for i, (text,) in enumerate(TEXTS)], "x"),
-    ],
-)  # fmt: skip
+KINDS = [
+    [text for (text,) in TEXTS], TEXTS, FRAME, FRAME.to_dict("records"), Dataset.from_pandas(FRAME),
+    DatasetDict(train=Dataset.from_pandas(FRAME), test=Dataset.from_dict({"text": ["left out"]})),
+    {"train": TEXTS, "test": ["left out"]}, as_domain([(text, text[0], "train") for (text,) in TEXTS], "x"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("data", KINDS)
 def test_every_kind_of_data_in_memory_gives_the_same_texts(data):
     assert read(data) == TEXTS
     (digest,) = read_bank([data], False).files.values()
@@ -168,7 +164,7 @@ def test_a_few_broken_lines_are_left_out_with_a_warning(write, caplog):
 def test_one_unreadable_row_of_a_table_does_not_stop_the_others(write):
     assert read(write("x.csv", 'text,n\na,1\n"b" c,2\nd,3,4\ne,5\n')) == [("a",), ("e",)]
     assert read(write("x.jsonl", '{"text": "a"}\nnope\n{"text": 5}\n{"text": "b"}\n')) == [("a",), ("b",)]
-    assert read(write("x.tsv", 'text\tn\n"a ""b"""\t1\n5" disk\t2\n')) == [('a "b"',), ('5" disk',)]
+    assert read(write("x.tsv", 'text\tn\n"a ""b"""\t1\n"c\t3\n5" disk\t2\n')) == [('a "b"',), ('"c',), ('5" disk',)]
 
 
 BAD = [
@@ -178,9 +174,6 @@ BAD = [
     ("wide.txt", "text\n".encode("utf-16"), "UTF-16; save it as UTF-8"),
     ("huge.txt", b"w" * 1_000_001, "line 1: .* holds 1000001 characters"),
     ("torn.txt.xz", lzma.compress(os.urandom(9999).hex().encode())[:-500], "cannot be read .*ended before"),
-    ("torn.txt.gz", gzip.compress(os.urandom(9999).hex().encode())[:-500], "cannot be read .*ended before"),
-    ("torn.txt.bz2", bz2.compress(os.urandom(9999).hex().encode())[:-500], "cannot be read .*ended before"),
-    ("bad.parquet", b"PAR1nonsense", "cannot be read"),
     ("column.csv", b"txt,label\na,x\n", r"no text column .*did you mean 'txt'"),
     ("table.xlsx", b"x", "files that end in '.xlsx' are not read here; give .txt, .csv"),
 ]
@@ -194,18 +187,18 @@ def test_what_cannot_be_read_is_refused_in_one_sentence_and_leaves_nothing(write
     assert not [entry for entry in cache.glob("banks/*") if entry.is_dir()]
 
 
-@pytest.mark.parametrize(
-    ("reference", "message"),
-    [
-        ("gone.txt", "unlabelled 'gone.txt': no such card or path"),
-        ("mroe.txt", r"did you mean 'more\.txt'"),
-        ("movis", "did you mean 'movies'"),
-        ("bare", "the folder holds no file of text; give .txt"),
-        (5, "data of type int is not read; give a list"),
-        (["a", 5, 6], "line 2: the column 'text' holds a value of type int.*; 2 of the first 3 lines"),
-        ([("a", "b", "c")], "holds a value of type tuple instead of text"),
-    ],
-)
+WRONG = [
+    ("gone.txt", "unlabelled 'gone.txt': no such card or path"),
+    ("mroe.txt", r"did you mean 'more\.txt'"),
+    ("movis", "did you mean 'movies'"),
+    ("bare", "the folder holds no file of text; give .txt"),
+    (5, "data of type int is not read; give a list"),
+    (["a", 5, 6], "line 2: the column 'text' holds a value of type int.*; 2 of the first 3 lines"),
+    ([("a", "b", "c")], "holds a value of type tuple instead of text"),
+]
+
+
+@pytest.mark.parametrize(("reference", "message"), WRONG)
 def test_wrong_references_are_refused(write, reference, message):
     write("more.txt", "text\n")
     write("bare/picture.png", "x")
@@ -231,12 +224,8 @@ def test_a_bank_is_written_once_and_again_when_anything_that_decides_it_changes(
 @pytest.mark.parametrize("suffix", [".txt.gz", ".csv", ".parquet"])
 def test_memory_does_not_grow_with_the_files(tmp_path, suffix, monkeypatch):
     monkeypatch.setattr(readers, "WINDOW", 100)
-    path, texts = tmp_path / f"x{suffix}", [f"{i} {'w' * 2000}" for i in range(2000)]
-    if suffix == ".parquet":
-        pyarrow.parquet.write_table(pyarrow.table({"text": texts}), path, row_group_size=50)
-    else:
-        content = "\n".join([*(["text"] if suffix == ".csv" else []), *texts]).encode()
-        path.write_bytes(gzip.compress(content, 1) if suffix == ".txt.gz" else content)
+    texts = pd.DataFrame({"text": [f"{i} {'w' * 2000}" for i in range(2000)]})
+    path = save_frame(texts, tmp_path / f"x{suffix}")
     read_bank([["warm"]], False)
     tracemalloc.start()
     assert len(read_bank([path], False)) == 2000

@@ -12,8 +12,7 @@ from l2a.data.bank import read_bank
 from l2a.data.domains import Ratings, as_domain, load_card, load_domain, read_domain, read_ratings
 from l2a.data.examples import Domain, Examples, HeldOut, concatenate, few_shot_splits, normalised_hash, words_key
 from l2a.data.readers import Row
-from l2a.util.cards import list_cards
-from l2a.util.errors import RunError, UsageError
+from l2a.util import RunError, UsageError, list_cards
 
 BALANCED = {"negative": 40, "positive": 40}
 
@@ -34,15 +33,10 @@ def test_every_part_has_its_examples_of_each_class_and_unlabelled_is_the_rest(ma
     assert set(splits.unlabelled) == set(domain.train.inputs) - {text for part in parts for text in part.inputs}
 
 
-def test_one_seed_gives_one_draw_and_another_gives_another(make_domain):
-    domain = make_domain(BALANCED, BALANCED, BALANCED)
-    assert draw(domain, 8, 4).train.inputs == draw(domain, 8, 4).train.inputs
-    assert draw(domain, 8, 4).train.inputs != draw(domain, 8, 4, seed=1).train.inputs
-
-
-def test_more_shots_keep_the_earlier_examples_and_the_other_parts(make_domain):
+def test_one_seed_gives_one_draw_of_which_more_shots_keep_the_examples_and_another_gives_another(make_domain):
     domain = make_domain(BALANCED, BALANCED, BALANCED)
     few, many = draw(domain, 4, 4), draw(domain, 16, 4)
+    assert few.train.inputs == draw(domain, 4, 4).train.inputs != draw(domain, 4, 4, seed=1).train.inputs
     assert set(few.train.inputs) < set(many.train.inputs)
     assert few.reward.inputs == many.reward.inputs and few.validation.inputs == many.validation.inputs
 
@@ -239,17 +233,17 @@ def test_a_users_card_names_a_file_beside_it_its_columns_and_the_order_of_labels
     assert domain.train.labels.tolist() == [1, 0]
 
 
-@pytest.mark.parametrize(
-    ("right", "wrong", "message"),
-    [
-        ("mine", "other", "name is 'other'; make it the file's name, 'mine'"),
-        ("data: posts.csv\n", "", "give either data, or both artifact and ratings"),
-        ("task", "label: x\ntask", r"unknown key label.*did you mean 'labels'"),
-        (": t", ": unlabelled", r"is 'unlabelled' and labels are \['x', 'y'\]; give labels, or the task 'unlabelled'"),
-        ("[x, y]", "[]", r"the task is 't' and labels are \[\]"),
-        ("[x, y]", "[x, z]", r"the card has the labels \['x', 'z'\], its data"),
-    ],
-)
+WRONG = [
+    ("mine", "other", "name is 'other'; make it the file's name, 'mine'"),
+    ("data: posts.csv\n", "", "give either data, or both artifact and ratings"),
+    ("task", "label: x\ntask", r"unknown key label.*did you mean 'labels'"),
+    (": t", ": unlabelled", r"is 'unlabelled' and labels are \['x', 'y'\]; give labels, or the task 'unlabelled'"),
+    ("[x, y]", "[]", r"the task is 't' and labels are \[\]"),
+    ("[x, y]", "[x, z]", r"the card has the labels \['x', 'z'\], its data"),
+]
+
+
+@pytest.mark.parametrize(("right", "wrong", "message"), WRONG)
 def test_wrong_cards_are_refused(write, right, wrong, message):
     write("domains/posts.csv", "text,label,split\na,x,train\nb,y,train\n")
     write("domains/mine.yaml", CARD.replace(right, wrong))

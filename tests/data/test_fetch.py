@@ -17,8 +17,7 @@ from hypothesis import given, strategies as st
 
 from l2a.data import fetch
 from l2a.data.fetch import Artifact, fetch_artifact, fetch_joined, unpack
-from l2a.util.errors import RunError, UsageError
-from l2a.util.files import sha256_file
+from l2a.util import RunError, UsageError, sha256_file
 
 WHEEL = "toydata-1.0-py3-none-any.whl"
 SHA256 = "0" * 64
@@ -102,14 +101,12 @@ def server(settings, tmp_path):
             page.write(f'<a href="/files/{name}{sha256 and "#sha256="}{sha256}">{name}</a>\n')
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Index, directory=folder)) as served:
-        thread = threading.Thread(target=served.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
+        threading.Thread(target=served.serve_forever, args=(0.01,), daemon=True).start()
         served.add, served.index, served.password = add, f"http://127.0.0.1:{served.server_port}/simple", None
         served.asked, served.failures, served.fails_at = [], [], "/files"
         settings.update({"no-index": "0", "index-url": served.index})
         yield served
         served.shutdown()
-        thread.join()
 
 
 @pytest.fixture
@@ -177,19 +174,16 @@ def test_nothing_of_an_sdist_is_run(server, real_settings, tmp_path, make_tar):
         assert everything_in(folder) == {"toydata/rows.csv", "manifest.json"} and not (tmp_path / "it-ran").exists()
 
 
-def test_a_folder_of_html_pages_is_an_index_too(index, settings, tmp_path):
-    page = tmp_path / "simple" / "toydata" / "index.html"
-    page.parent.mkdir(parents=True)
-    page.write_text(f'<!DOCTYPE html><a href="../../index/{WHEEL}#sha256={sha256_file(index)}">{WHEEL}</a>')
-    settings.update({"find-links": "", "no-index": "no", "index-url": (tmp_path / "simple").as_uri()})
+def test_a_folder_of_html_pages_is_an_index_too(index, settings, tmp_path, write):
+    link = f'<a href="../../../index/{WHEEL}#sha256={sha256_file(index)}">{WHEEL}</a>'
+    write("simple/toydata/index.html", f"<!DOCTYPE html>{link}")
+    settings.update({"find-links": "", "no-index": "no", "index-url": (tmp_path / "work/simple").as_uri()})
     assert fetch_artifact(artifact(sha256_file(index))).is_dir()
 
 
 def test_the_settings_are_those_of_pip_download(real_settings, monkeypatch):
-    real_settings.write_text(
-        "[global]\nindex-url = global\nproxy = p\n[download]\nindex-url = download\ntimeout = 5\n"
-        "extra-index-url =\n    a\n    b\n[install]\nproxy = no\n"
-    )
+    download = "[download]\nindex-url = download\ntimeout = 5\nextra-index-url =\n    a\n    b\n"
+    real_settings.write_text(f"[global]\nindex-url = global\nproxy = p\n{download}[install]\nproxy = no\n")
     monkeypatch.setenv("PIP_TIMEOUT", "7")
     expected = {"index-url": "download", "proxy": "p", "timeout": "7", "extra-index-url": "\na\nb"}
     found = fetch._pip_settings()  # which may hold others of this machine
@@ -260,25 +254,22 @@ def test_an_index_that_stays_busy_is_one_sentence(server, served_wheel, fails_at
         fetch_artifact(artifact())
 
 
-@pytest.mark.parametrize("kind", ["wheel", "sdist"])
-def test_a_version_that_no_index_has_is_one_sentence_with_the_fix(server, kind):
+@pytest.mark.parametrize(("kind", "no_index"), [("wheel", "false"), ("sdist", "no"), ("wheel", "true")])
+def test_a_version_that_no_index_has_is_one_sentence_with_the_fix_and_no_index_asks_nobody(
+    server, settings, kind, no_index
+):
     server.add("toydata-1.1-py3-none-any.whl", b"x")
+    settings["no-index"] = no_index
     with pytest.raises(RunError, match=rf"cannot download this {kind} of toydata==1\.0: no index offers it to you; co"):
         fetch_artifact(artifact(kind=kind))
+    assert bool(server.asked) == (no_index != "true")
 
 
-def test_no_index_at_all_asks_nobody(server, settings):
-    settings["no-index"] = "true"
-    with pytest.raises(RunError, match="no index offers it to you"):
+def test_wrong_settings_of_pip_and_a_python_without_it_are_named(settings, monkeypatch):
+    settings["cert"] = "/gone.pem"
+    with pytest.raises(UsageError, match=r"pip's settings are wrong: .*No such file"):
         fetch_artifact(artifact())
-    assert not server.asked
-
-
-def test_wrong_settings_of_pip_and_a_python_without_it_are_named(settings, real_settings, monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setattr(fetch, "_pip_settings", lambda: {"cert": "/gone.pem"})
-        with pytest.raises(UsageError, match=r"pip's settings are wrong: .*No such file"):
-            fetch_artifact(artifact())
+    monkeypatch.setattr(fetch, "_pip_settings", ASK_PIP)
     monkeypatch.setattr(fetch.sys, "executable", "/bin/false")
     with pytest.raises(RunError, match=r"cannot read pip's settings: .* ensurepip"):
         fetch_artifact(artifact())

@@ -2,7 +2,6 @@
 
 import csv
 import hashlib
-import importlib.util
 import io
 import json
 import re
@@ -14,6 +13,7 @@ import pyarrow.parquet
 import pytest
 from hypothesis import given, strategies as st
 
+from benchmarks import fuzz
 from l2a.config import Columns
 from l2a.data.domains import hashed_split, load_domain, text_key
 from l2a.data.readers import NO_LABELS, USUAL_COLUMNS, Table, check_table, read_records
@@ -89,19 +89,15 @@ def test_integer_and_float_labels_are_names(tmp_path):
     assert load_domain(str(save_frame(frame, tmp_path / "x.parquet"))).label_names == ("0", "1")
 
 
-def test_a_folder_of_splits_is_read(write):
+def test_a_folder_of_splits_is_read_and_one_with_only_train_is_split_like_one_file(write):
     write("films/train.csv", "text,label\na,x\nb,y\n")
     write("films/validation.jsonl", '{"text": "c", "label": "x"}\n')
     write("films/test.tsv", "text\tlabel\nd\ty\n")
     domain = load_domain("films")
     assert (domain.name, len(domain.train), len(domain.dev), domain.test.size) == ("films", 2, 1, 1)
     assert sorted(domain.files) == ["test.tsv", "train.csv", "validation.jsonl"]
-
-
-def test_a_folder_with_only_train_is_split_like_one_file(write):
-    write("films/train.csv", "text,label,split\na,x,train\nb,y,train\nc,x,test\n")
-    domain = load_domain("films")
-    assert domain.name == "films" and domain.test.reveal().inputs == (("c",),)
+    write("alone/train.csv", "text,label,split\na,x,train\nb,y,train\nc,x,test\n")
+    assert load_domain("alone").test.reveal().inputs == (("c",),)
 
 
 def test_relative_paths_start_at_the_data_root(write, tmp_path):
@@ -114,11 +110,6 @@ def test_long_fields_are_read_and_leave_the_csv_module_as_it_was(write):
     path = write("x.csv", f"text,label,split\n{'w' * 200_000},x,train\nb,y,train\n")
     assert len(load_domain(str(path)).train.inputs[0][0]) == 200_000
     assert csv.field_size_limit() == 131_072
-
-
-def test_tab_separated_text_with_stray_quotes_is_read_without_quoting(write):
-    path = write("x.tsv", 'text\tlabel\tsplit\n"quoted at the start\tx\ttrain\n5" disk\ty\ttrain\n')
-    assert load_domain(str(path)).train.inputs == (('"quoted at the start',), ('5" disk',))
 
 
 LABEL = TEXT.filter(lambda name: name.strip().lower() not in NO_LABELS)
@@ -169,10 +160,7 @@ def test_no_bytes_crash_a_reader(tmp_path_factory, data, suffix, labelled):
     "".join(text for row in rows for text in row.text).encode()
 
 
-SPEC = importlib.util.spec_from_file_location("fuzz", Path(__file__).parents[2] / "benchmarks" / "fuzz.py")
-FUZZ = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(FUZZ)
-CORPUS = {path: path.read_bytes() for path in sorted(FUZZ.CORPUS.glob("*/*"))}
+CORPUS = {path: path.read_bytes() for path in sorted(fuzz.CORPUS.glob("*/*"))}
 
 
 @pytest.mark.parametrize(("name", "content", "message"), BAD_FILES, ids=[name for name, *_ in BAD_FILES])
@@ -229,7 +217,7 @@ def test_what_does_not_exist_is_refused(reference):
 
 @pytest.mark.parametrize("path", CORPUS, ids=lambda path: f"{path.parent.name}-{path.name}")
 def test_hostile_input_is_refused_or_read_and_nothing_escapes(path):
-    FUZZ.attempt(path.parent.name, CORPUS[path])
+    fuzz.attempt(path.parent.name, CORPUS[path])
 
 
 @given(st.sampled_from(list(CORPUS)), st.data())
@@ -238,4 +226,4 @@ def test_damaged_input_is_refused_or_read(path, data):
     content, other = CORPUS[path], CORPUS[data.draw(st.sampled_from(list(CORPUS)))]
     start, end = sorted(data.draw(st.tuples(*[st.integers(0, len(content))] * 2)))
     put = data.draw(st.binary(max_size=8) | st.integers(0, len(other)).map(lambda place: other[place : place + 40]))
-    FUZZ.attempt(path.parent.name, content[:start] + put + content[end:])
+    fuzz.attempt(path.parent.name, content[:start] + put + content[end:])
