@@ -14,9 +14,8 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from l2a.util import files
-from l2a.util.errors import RunError, UsageError
-from l2a.util.files import MARK, Checkpoint, fingerprint, output_folder, read_mark
+from l2a.util import Checkpoint, RunError, UsageError, files, fingerprint
+from l2a.util.files import MARK, output_folder, read_mark
 
 
 @pytest.fixture
@@ -49,7 +48,6 @@ def test_an_entry_is_built_once_also_by_two_threads(entry):
 def test_processes_share_one_cache(tmp_path, private_cache):
     code = """
 import sys, time
-from pathlib import Path
 from l2a.util.files import cached_folder
 def build(folder):
     time.sleep(0.2)
@@ -242,9 +240,10 @@ def test_a_state_of_another_version_is_refused_as_such(tmp_path, monkeypatch):
         keep(tmp_path / "kept")
 
 
-@pytest.mark.parametrize(
-    ("call", "number", "said"), [("fdopen", 28, "full"), ("fsync", 28, "full"), ("replace", 30, "read")]
-)
+FAILING = [("fdopen", 28, "full"), ("fsync", 28, "full"), ("replace", 30, "read")]
+
+
+@pytest.mark.parametrize(("call", "number", "said"), FAILING)
 def test_a_write_that_fails_leaves_the_last_state(tmp_path, monkeypatch, call, number, said):
     checkpoint = keep(tmp_path / "kept", b"first", b"second")
     with monkeypatch.context() as patch, pytest.raises(RunError, match=said):
@@ -270,10 +269,10 @@ def test_two_runs_cannot_write_one_folder(tmp_path):
         write(tmp_path / "run", NEW_RUN)
 
 
-@pytest.mark.parametrize(
-    ("owner", "call", "number", "said"),
-    [(files.tempfile, "mkdtemp", 30, "is read-only"), (files, "atomic_write_text", 28, "disk is full")],
-)
+DISK = [(files.tempfile, "mkdtemp", 30, "is read-only"), (files, "atomic_write_text", 28, "disk is full")]
+
+
+@pytest.mark.parametrize(("owner", "call", "number", "said"), DISK)
 def test_a_failure_of_the_disk_is_one_sentence_and_leaves_nothing(tmp_path, monkeypatch, owner, call, number, said):
     with monkeypatch.context() as patch, pytest.raises(RunError, match=said):
         patch.setattr(owner, call, Mock(side_effect=OSError(number, "no")))
