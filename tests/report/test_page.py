@@ -13,7 +13,7 @@ from hypothesis import given, settings, strategies as st
 from l2a.cli.app import report_command
 from l2a.data.examples import Examples
 from l2a.report import page
-from l2a.util.errors import RunError, UsageError
+from l2a.util import RunError, UsageError
 from l2a.util.files import output_folder
 from tests.report.conftest import HOSTILE, METHODS, fill, label
 
@@ -28,8 +28,6 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag, attributes):
         self.elements.append((tag, dict(attributes)))
-
-    handle_startendtag = handle_starttag
 
     def handle_data(self, data):
         self.texts.append(data)

@@ -17,6 +17,8 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 OPTIONS = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
            "--allow-file-access-from-files", "--enable-logging=stderr", "--dump-dom")  # fmt: skip
 AXE = importlib.util.find_spec("axe_playwright_python")  # which comes with axe-core; nothing of it is imported
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")]
+needs_axe = pytest.mark.skipif(AXE is None, reason="there is no axe-core")
 ASK_AXE = """<script>%s</script><script>
 addEventListener("load", async () => {
   for (const part of document.querySelectorAll("details")) part.open = true;
@@ -47,8 +49,6 @@ def ask_axe(folder, page, scheme, width):
     return open_page(folder / "report.html", *options, "--virtual-time-budget=60000")[0]
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
 def test_a_reader_can_see_filter_and_walk_through_the_page(tmp_path):
     fill(tmp_path)
     (tmp_path / "report.html").write_text(render_page(tmp_path))
@@ -69,8 +69,7 @@ def test_a_reader_can_see_filter_and_walk_through_the_page(tmp_path):
     assert found["sources"] == 0 and found["reachable"] == [1]
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None or AXE is None, reason="there is no Chromium or no axe-core")
+@needs_axe
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1300), ("dark", 1300), ("light", 400), ("dark", 400)])
 def test_axe_core_finds_nothing_wrong(tmp_path, scheme, width):
     fill(tmp_path)
@@ -79,8 +78,7 @@ def test_axe_core_finds_nothing_wrong(tmp_path, scheme, width):
     assert found["wrong"] == []
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None or AXE is None, reason="there is no Chromium or no axe-core")
+@needs_axe
 def test_axe_core_finds_what_is_wrong_with_a_faulty_page(tmp_path):
     fill(tmp_path)
     wrong, shown = '<p style="color: #888; background: #777">grey</p><img src=""></main>', render_page(tmp_path)

@@ -14,17 +14,13 @@ from unittest.mock import Mock
 
 import httpx2
 import pytest
-import torch
 from huggingface_hub import HfApi, ModelCard
-from transformers import BertForSequenceClassification
 
 from l2a.cli.app import push_command
 from l2a.report import page, run_folder
-from l2a.report.run_folder import export_student, model_facts
-from l2a.student.student import class_names
-from l2a.util.errors import RunError, UsageError
-from l2a.util.files import add_to_folder, output_folder, read_mark, to_json
-from tests.conftest import LABELS, tiny_bert_config
+from l2a.report.run_folder import model_facts
+from l2a.util import RunError, UsageError, to_json
+from l2a.util.files import add_to_folder, output_folder, read_mark
 from tests.report.conftest import DATA, EXPORT, HOSTILE, METHODS, MODELS, PART, fill, metrics
 
 
@@ -33,20 +29,12 @@ def card(folder, place=".", export=None, **changes):
     return run_folder.model_card(metrics(METHODS, **changes), facts, export or {}, place)
 
 
-@pytest.fixture(scope="module")
-def student(tokenizer, tmp_path_factory):
-    torch.manual_seed(0)
-    model = BertForSequenceClassification(tiny_bert_config(tokenizer, **class_names(LABELS)))
-    export_student(model, tokenizer, tmp_path_factory.mktemp("made") / "student", "", 32)
-    return next(tmp_path_factory.getbasetemp().glob("made*")) / "student"
-
-
 @pytest.fixture
-def run(student, tmp_path):
+def run(classifier_folder, tmp_path):
     """A finished and exported run with a page and cards; its student works."""
     with output_folder(tmp_path / "run", "run") as folder:
         fill(folder, classes=2)
-        shutil.copytree(student, folder / "student")
+        shutil.copytree(classifier_folder, folder / "student")
         for name, place in run_folder.CARDS.items():
             (folder / name).write_text(card(folder, place))
         (folder / "onnx").mkdir()
@@ -76,26 +64,25 @@ def test_no_licence_is_claimed_that_does_not_follow(finished):
     assert ModelCard(card(finished, data={**DATA, "target": mine["source"]})).data.language is None
 
 
-@pytest.mark.parametrize(
-    ("model", "hub", "name"),
-    [
-        ("minilm-l6", "sentence-transformers/all-MiniLM-L6-v2", "minilm-l6"), ("google/bert", "google/bert", None),
-        ("/secret/bert", None, "bert"), ("./bert", None, "bert"), ("models/bert", None, "bert"),
-    ],
-)  # fmt: skip
+NAMES = [
+    ("minilm-l6", "sentence-transformers/all-MiniLM-L6-v2", "minilm-l6"), ("google/bert", "google/bert", "google/bert"),
+    ("/secret/bert", None, "bert"), ("./bert", None, "bert"), ("models/bert", None, "bert"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("model", "hub", "name"), NAMES)
 def test_a_model_has_a_hub_id_or_a_name_without_its_folder(model, hub, name, tmp_path, monkeypatch):
     (tmp_path / "models" / "bert").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     facts = model_facts(model)
-    assert (facts["hub"], facts["name"]) == (hub, name or model) and bool(facts["licence"]) == (model == "minilm-l6")
+    assert (facts["hub"], facts["name"]) == (hub, name) and bool(facts["licence"]) == (model == "minilm-l6")
 
 
 def test_rows_that_beat_the_student_are_named(finished):
     assert "No row was more accurate than l2a_student on this test split." in card(finished)
     ahead = ("cross_domain_teacher (81.0%)", "l2a_without_unlabelled_student (82.0%)", "l2a_student (83.0%)")
-    assert f"More accurate than target_only_teacher on this test split: {', '.join(ahead)}." in card(
-        finished, student="target_only_teacher"
-    )
+    text = card(finished, student="target_only_teacher")
+    assert f"More accurate than target_only_teacher on this test split: {', '.join(ahead)}." in text
 
 
 def test_the_card_tells_what_was_measured_and_how_to_repeat_it(finished):
@@ -113,9 +100,9 @@ def test_the_card_tells_what_was_measured_and_how_to_repeat_it(finished):
 
 
 @pytest.mark.parametrize("is_pair", [False, True])
-def test_the_snippets_run_where_the_card_lies(student, tmp_path, monkeypatch, capsys, is_pair):
+def test_the_snippets_run_where_the_card_lies(classifier_folder, tmp_path, monkeypatch, capsys, is_pair):
     fill(tmp_path, classes=2, is_pair=is_pair)
-    shutil.copytree(student, tmp_path / "student")
+    shutil.copytree(classifier_folder, tmp_path / "student")
     for name, place in run_folder.CARDS.items():
         monkeypatch.chdir((tmp_path / name).parent)
         first, second = (part.split("```")[0] for part in card(tmp_path, place).split("```python\n")[1:])
@@ -293,10 +280,12 @@ def test_what_cannot_be_pushed_is_refused_before_anything_is_sent(run, tmp_path,
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
     with pytest.raises(UsageError, match="no token of the Hub"):
         push_command(run, "me/student")
-    with pytest.raises(UsageError, match=r"REPO is 'a/b/c'; give owner/name"):
-        run_folder.files_to_push(run, "a/b/c")
-    with pytest.raises(UsageError, match="not the folder of a finished run"):
-        run_folder.files_to_push(tmp_path, "me/student")
+    for folder, repo, said in (
+        (run, "a/b/c", "REPO is 'a/b/c'; give"),
+        (tmp_path, "me/x", "not the folder of a finish"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            run_folder.files_to_push(folder, repo)
     (run / "student" / "README.md").write_text("---\nmodel-index: [1]\n---\n")
     with pytest.raises(UsageError, match=r"README\.md: its header cannot be read"):
         run_folder.files_to_push(run, "me/student")

@@ -163,18 +163,16 @@ def test_a_saved_student_of_pairs_tells_the_sides_apart_by_itself(of_pairs, tmp_
 
 
 def test_a_saved_student_cuts_texts_where_it_was_trained_to(of_pairs, tmp_path):
-    export_student(of_pairs.model, of_pairs.tokenizer, tmp_path / "student", "", 12)
-    loaded = AutoTokenizer.from_pretrained(tmp_path / "student")
-    assert loaded.model_max_length == 12
-    assert len(loaded("good " * 99, truncation=True)["input_ids"]) == 12
-    saved = json.loads((tmp_path / "student" / "tokenizer.json").read_text())
+    export_student(of_pairs.model, of_pairs.tokenizer, folder := tmp_path / "student", "", 12)
+    loaded = AutoTokenizer.from_pretrained(folder)
+    assert loaded.model_max_length == len(loaded("good " * 99, truncation=True)["input_ids"]) == 12
+    saved = json.loads((folder / "tokenizer.json").read_text())
     assert saved["truncation"] is None and saved["padding"] is None
-    assert scores(tmp_path / "student", "good " * 9, "bad " * 99) == pytest.approx(
-        scores(tmp_path / "student", "good " * 4, "bad " * 5), abs=1e-5
-    )
-    export_student(of_pairs.model, of_pairs.tokenizer, tmp_path / "student", "", 999)
-    assert AutoTokenizer.from_pretrained(tmp_path / "student").model_max_length == of_pairs.positions
-    assert sum(scores(tmp_path / "student", "good " * 999).values()) == pytest.approx(1)
+    cut = scores(folder, "good " * 4, "bad " * 5)
+    assert scores(folder, "good " * 9, "bad " * 99) == pytest.approx(cut, abs=1e-5)
+    export_student(of_pairs.model, of_pairs.tokenizer, folder, "", 999)
+    assert AutoTokenizer.from_pretrained(folder).model_max_length == of_pairs.positions
+    assert sum(scores(folder, "good " * 999).values()) == pytest.approx(1)
 
 
 SETTINGS = [
