@@ -1,4 +1,5 @@
 import sys
+from itertools import count
 
 import pytest
 from typer.main import get_command
@@ -22,3 +23,15 @@ def run(monkeypatch, capsys):
         return stopped.value.code or 0, captured.out, captured.err
 
     return call
+
+
+def stopped_after(calls, function):
+    """A function that is interrupted, as by a user, once it was called so many times."""
+    numbers = count()
+
+    def stopped(*arguments):
+        if next(numbers) == calls:
+            raise KeyboardInterrupt
+        return function(*arguments)
+
+    return stopped

@@ -11,9 +11,10 @@ from transformers import BertForMaskedLM
 import l2a.generator.operators as words_module
 import l2a.pipeline.augment as augment_file_module
 from l2a.pipeline.augment import AugmentJob, augment_file
-from l2a.util import files
-from l2a.util.errors import UsageError
+from l2a.util import UsageError, files
 from tests.conftest import make_examples, tiny_bert_config
+
+from .conftest import stopped_after
 
 
 @pytest.fixture
@@ -31,10 +32,8 @@ def read(path: Path) -> list[dict[str, object]]:
 def test_a_file_becomes_a_file(run, texts, encoder_folder, tmp_path, operator):
     out, source, other = tmp_path / "new.jsonl", tmp_path / "source.csv", [t for (t,) in make_examples(40, 3).inputs]
     pd.DataFrame({"text": other}).to_csv(source, index_label="id")
-    code, shown, err = run(
-        "augment", str(texts), str(out), "--operator", operator, "--source", str(source), "--copies", "2",
-        "--degree", "0.5", "--teacher", str(encoder_folder), "--batch-size", "8", "--seed", "5",
-    )  # fmt: skip
+    request = f"augment {texts} {out} --operator {operator} --source {source} --teacher {encoder_folder}"
+    code, shown, err = run(*request.split(), "--copies", "2", "--degree", "0.5", "--batch-size", "8", "--seed", "5")
     assert code == 0 and "50 texts" in shown, err
     rows, old = read(out), texts.read_text().splitlines()
     assert len(rows) == 50
@@ -60,23 +59,11 @@ def job(texts: Path, out: Path, encoder_folder: Path, **changes: object) -> Augm
 @pytest.mark.usefixtures("saved_after_every_step")
 def test_an_interrupted_job_leaves_what_was_there(texts, encoder_folder, tmp_path, monkeypatch):
     encoder_folder = shutil.copytree(encoder_folder, tmp_path / "encoder")
-    out, original, batches = tmp_path / "out.parquet", augment_file_module._line_maker, []
+    out, original = tmp_path / "out.parquet", augment_file_module._line_maker
     out.write_text("old")
-
-    def dying(*arguments):
-        make = original(*arguments)
-
-        def lines(*batch):
-            batches.append(batch)
-            if len(batches) > 2:
-                raise KeyboardInterrupt
-            return make(*batch)
-
-        return lines
-
     kept = tmp_path / f".{out.name}{files.CHECKPOINT}"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(augment_file_module, "_line_maker", dying)
+        patch.setattr(augment_file_module, "_line_maker", lambda *job: stopped_after(2, original(*job)))
         augment_file(job(texts, out, encoder_folder, overwrite=True))
     with pytest.raises(UsageError, match='"seed": "0" there, "seed": "1" here'):
         augment_file(job(texts, out, encoder_folder, overwrite=True, seed=1))
@@ -99,13 +86,11 @@ def test_an_output_that_is_read_or_there_is_refused(run, texts, tmp_path):
     rows, link = tmp_path / "rows.jsonl", tmp_path / "link.jsonl"
     rows.write_text('{"text": "a good film"}\n')
     link.symlink_to(rows)
-    before = rows.read_bytes()
-    code, _, err = run("augment", str(texts), str(rows))
-    assert code == 2 and "--overwrite" in err and rows.read_bytes() == before
-    for arguments in ((rows, rows), (rows, link), (texts, rows, "--source", str(rows))):
-        code, _, err = run("augment", *map(str, arguments), "--overwrite")
-        assert code == 2 and "read by the same command" in err
-        assert rows.read_bytes() == before
+    before, itself, also = rows.read_bytes(), [rows, rows, "--overwrite"], ["--source", rows, "--overwrite"]
+    for arguments in ([texts, rows], itself, [rows, link, "--overwrite"], [texts, rows, *also]):
+        code, _, err = run("augment", *map(str, arguments))
+        said = "read by the same command" if "--overwrite" in arguments else "--overwrite"
+        assert code == 2 and said in err and rows.read_bytes() == before
 
 
 def test_columns_of_either_side_can_be_named(run, encoder_folder, tmp_path, monkeypatch):

@@ -54,6 +54,7 @@ FILES = {name: content for name, content, _ in BAD_FILES} | {
     "roomy.yaml": b"student: {max_share: 1}\n",
     "rule.yaml": b"description: d\nalgorithm: 'rule: rnadom'\n",
     "width.yaml": b"description: d\nalgorithm: stable_baselines3.PPO\nhidden: [0]\n",
+    "full/metrics.json": b"mine",
     "here/agents/ppo.yaml": b"description: d\nalgorithm: 'rule: all'\n",
     "here/agents/stranger.yaml": b"description: d\nalgorithm: evil.Class\n",
     "here/configs/mine.yaml": b"kd: {alpha: 2}\n",
@@ -150,14 +151,11 @@ def planted(encoder_folder, classifier_folder, tmp_path_factory):
     (root / "onnx" / WEIGHTS).unlink()
     (root / "onnx" / "model.onnx").write_bytes(b"no model")
     (root / "temperature" / "l2a.json").write_text('{"temperature": -1}')
-    write_domain(root / "source", 80, 1).rename(root / "source.jsonl")
-    write_domain(root / "target", 80, 2, "this ").rename(root / "target.jsonl")
-    for name in ("folder", "full"):
-        (root / name).mkdir()
-    (root / "full" / "metrics.json").write_text("mine")
+    (root / "folder").mkdir()
     names = {path.name: str(path) for path in root.iterdir()} | {"missing": str(root / "missing")}
     names |= {"encoder": str(encoder_folder), "classifier": str(classifier_folder)}
-    names |= {name: str(root / f"{name}.jsonl") for name in ("source", "target")}
+    for seed, name in enumerate(("source", "target"), 1):
+        names[name] = str(write_domain(root / f"{name}.jsonl", 80, seed, f"{name} "))
     return names | {"words": str(root / "words.txt"), "below_file": str(root / "words.txt" / "run")}
 
 
@@ -174,8 +172,7 @@ FIX = (
 @pytest.mark.parametrize(("code", "line", "word"), TABLE)
 def test_a_wrong_request_is_one_clear_sentence(code, line, word, planted, run, tmp_path, monkeypatch):
     names = planted | {"out": str(tmp_path / "out")}
-    here = tmp_path / "here"
-    shutil.copytree(names["here"], here)
+    here = shutil.copytree(names["here"], tmp_path / "here")
     monkeypatch.chdir(here)
     written = re.sub(r"\b[A-Z]{4,}\b(?!=)", lambda found: COMMANDS[found[0]], line)
     asked = [re.sub(r"{([^}]+)}", lambda found: names[found[1]], one) for one in shlex.split(written)]

@@ -40,18 +40,6 @@ def test_help_is_quick():
     assert min(seconds() for _ in range(7)) < 0.3
 
 
-def test_no_network_and_nothing_cached_is_a_failed_run(run, tmp_path, monkeypatch):
-    write_domain(tmp_path / "source.jsonl", 60, seed=1)
-    write_domain(tmp_path / "target.jsonl", 60, seed=2, prefix="this ")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
-    request = "distill --source source.jsonl --target target.jsonl --output-dir run --shots 4 --dev-shots 4"
-    code, _, err = run(*request.split())
-    assert code == 1 and "all-mpnet-base-v2" in err and "Traceback" not in err
-    assert "failed.log.jsonl" in err and (tmp_path / "run" / "failed.log.jsonl").read_text()
-
-
 def test_the_configuration_is_printed_and_columns_are_named_for_both_sides_or_for_one(run):
     columns = "--source-text-column review --target-text-column tweet --label-column stars"
     code, out, _ = run("distill", "--print-config", "--shots", "7", "--preset", "fast", *columns.split())
@@ -85,19 +73,18 @@ def test_a_missing_package_is_named_with_what_installs_it(run, monkeypatch):
     assert code == 2 and "joblib" in err and "install 'l2a[experiments,export]'" in err
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        "pretrain --text {good} --protect {odd} --output-dir general", "augment {good} new.jsonl --source {folder}",
-        "export run --texts {odd}", "evaluate {student} {odd}", "distill --source {odd} --target {odd}",
-    ],
-)  # fmt: skip
+REQUESTS = [
+    "pretrain --text {good} --protect {odd} --output-dir general", "augment {good} new.jsonl --source {folder}",
+    "export run --texts {odd}", "evaluate {student} {odd}", "distill --source {odd} --target {odd}",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("words", REQUESTS)
 def test_a_missing_column_is_to_be_named_by_options_that_the_command_has(run, words, classifier_folder, tmp_path):
-    odd, good = tmp_path / "folder" / "train.csv", tmp_path / "good.csv"
-    odd.parent.mkdir()
-    odd.write_text("body,mood\na good film,positive\na bad one,negative\n")
-    good.write_text("text\na good film\n")
-    places = {"odd": odd, "good": good, "folder": odd.parent, "student": classifier_folder}
+    places = {"odd": tmp_path / "train.csv", "good": tmp_path / "good.csv"}
+    places["odd"].write_text("body,mood\na good film,positive\na bad one,negative\n")
+    places["good"].write_text("text\na good film\n")
+    places |= {"folder": tmp_path, "student": classifier_folder}
     command, *rest = words.format_map(places).split()
     code, _, err = run(command, *rest)
     assert code == 2 and "no text column" in err and "'body', 'mood'; name one by" in err
@@ -160,10 +147,10 @@ def configs(monkeypatch):
     return seen
 
 
-@pytest.mark.parametrize(
-    ("file", "flags", "trained"),
-    [("{}", "", "ppo"), ("selector: {agent: dvrl}", "", "dvrl"), ("selector: {agent: dvrl}", "--agent a2c", "a2c")],
-)
+AGENTS = [("{}", "", "ppo"), ("selector: {agent: dvrl}", "", "dvrl"), ("selector: {agent: dvrl}", "--agent a2c", "a2c")]
+
+
+@pytest.mark.parametrize(("file", "flags", "trained"), AGENTS)
 def test_the_agent_to_train_is_that_of_the_flag_then_of_the_file(run, tmp_path, configs, file, flags, trained):
     (tmp_path / "own.yaml").write_text(file)
     code, _, err = run(*f"selector train --config {tmp_path / 'own.yaml'} --output-dir policy {flags}".split())

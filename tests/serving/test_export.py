@@ -21,7 +21,7 @@ from l2a.cli.app import export_command
 from l2a.serving import export as module
 from l2a.serving.classifier import write_temperature
 from l2a.serving.export import comparison_texts, export_onnx
-from l2a.util.errors import RunError, UsageError
+from l2a.util import RunError, UsageError
 from l2a.util.files import output_folder, read_mark
 from tests.conftest import make_examples
 
