@@ -255,9 +255,7 @@ def test_an_index_that_stays_busy_is_one_sentence(server, served_wheel, fails_at
 
 
 @pytest.mark.parametrize(("kind", "no_index"), [("wheel", "false"), ("sdist", "no"), ("wheel", "true")])
-def test_a_version_that_no_index_has_is_one_sentence_with_the_fix_and_no_index_asks_nobody(
-    server, settings, kind, no_index
-):
+def test_a_version_that_no_index_has_is_told_and_without_any_nobody_is_asked(server, settings, kind, no_index):
     server.add("toydata-1.1-py3-none-any.whl", b"x")
     settings["no-index"] = no_index
     with pytest.raises(RunError, match=rf"cannot download this {kind} of toydata==1\.0: no index offers it to you; co"):
