@@ -2,6 +2,7 @@
 
 import pickle
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -123,7 +124,8 @@ class OfNumbers(l2a.L2AClassifier):
         words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"0123456789.-e", *(f"##{i}" for i in range(10))]
         tokenizer = BertTokenizerFast(vocab={word: i for i, word in enumerate(words)})
         config = tiny_bert_config(tokenizer, **class_names(tuple(sorted({label for _, label in target}))))
-        export_student(BertForSequenceClassification(config).eval(), tokenizer, output_dir / "student", "a card", 24)
+        student = Path(output_dir) / "student"
+        export_student(BertForSequenceClassification(config).eval(), tokenizer, student, "a card", 24)
 
     def predict_proba(self, X):  # noqa: N803
         return super().predict_proba(list(map(str, np.asarray(X).tolist())))
