@@ -1,23 +1,18 @@
-"""A tiny workspace: two pairs of invented domains, a card, and a row runner that trains in milliseconds."""
+"""A tiny workspace: two pairs of invented domains, a card, and a row runner that guesses in place of training."""
 
-import json
-
-import numpy as np
 import pytest
 import yaml
 
 from l2a.experiments.card import data_files, expand, load_experiment
 from l2a.experiments.runner import CellResult, Workers, plan, read_results, run_groups
+from tests.conftest import write_domain
 
 CARD = {
     "description": "A grid for tests.",
     "preset": "screening",
     "shots": [4],
     "seeds": [0, 1],
-    "pairs": [
-        {"name": "sea_sky", "source": "sea.jsonl", "target": "sky.jsonl"},
-        {"name": "land_sky", "source": "land.jsonl", "target": "sky.jsonl"},
-    ],
+    "pairs": [{"name": f"{name}_sky", "source": f"{name}.jsonl", "target": "sky.jsonl"} for name in ("sea", "land")],
     "variants": {
         "tfidf": {"method": "tfidf_logreg"},
         "plain": {"method": "plain_kd_student"},
@@ -40,8 +35,9 @@ TINY_RUN = {
 def workspace(tmp_path, monkeypatch):
     """A working directory with cards, data and a cache of its own."""
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
     for seed, name in enumerate(("sea", "land", "sky")):
-        write_domain(tmp_path / "data" / f"{name}.jsonl", name, seed)
+        write_domain(tmp_path / "data" / f"{name}.jsonl", 200, seed, f"{name} ")
     write_card(tmp_path)
     return tmp_path
 
@@ -79,18 +75,6 @@ def run_tiny(workspace, run_method, folder="results", workers=None):
     return run_groups(left, workspace / folder, run_method, workers or Workers(1))
 
 
-def write_domain(path, topic, seed):
-    rng = np.random.default_rng(seed)
-    words = {"good": ["fine", "bright", "calm", "warm"], "bad": ["grim", "dull", "rough", "cold"]}
-    rows = []
-    for split, count in (("train", 60), ("dev", 20), ("test", 40)):
-        for i in range(count):
-            said = rng.choice(words[label := ("good", "bad")[i % 2]] + ["day", "night", "wind"], size=4)
-            rows.append({"text": f"{topic} {split} {i} {' '.join(said)}", "label": label, "split": split})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(json.dumps(row) for row in rows) + "\n", "utf-8")
-
-
 @pytest.fixture
 def trace(tmp_path):
     """A file that the fake rows write what they do to, from whatever process they run in."""
@@ -117,24 +101,11 @@ def fake_run_method(trace):
             raise RunError("the row failed, as it was told to")
         time.sleep(float(os.environ.get("METHOD_SECONDS", "0")))
         data = load_run_data(config)
-        head = torch.nn.Linear(8, len(data.label_names))
-        model = torch.nn.Sequential(torch.nn.EmbeddingBag(64, 8, mode="sum"), torch.nn.Dropout(0.2), head)
-        optimiser = torch.optim.SGD(model.parameters(), 0.1)
-
-        def logits(inputs):
-            return model(torch.tensor([[sum(word.encode()) % 64 for word in text.split()] for (text,) in inputs]))
-
-        for _ in range(8):
-            optimiser.zero_grad()
-            labels = torch.from_numpy(data.target_labels.labels)
-            torch.nn.functional.cross_entropy(logits(data.target_labels.inputs), labels).backward()
-            optimiser.step()
-        model.eval()
         test = data.target.test.reveal()
         return SimpleNamespace(
-            name=row, test=test, predictions=logits(test.inputs).argmax(1).numpy(), parameters=100, seconds=0.5,
+            name=row, test=test, predictions=torch.randint(2, (len(test),)).numpy(), parameters=100, seconds=0.5,
             labels_used=data.splits.labels_used,
-            diagnostics={"threads": torch.get_num_threads(), "weights": head.weight.sum().item()},
+            diagnostics={"threads": torch.get_num_threads(), "drawn": torch.rand(1).item()},
         )  # fmt: skip
 
     return run_method

@@ -11,8 +11,9 @@ from l2a.config import DistillConfig, override
 from l2a.experiments import card
 from l2a.experiments.card import cell_files, cell_key, choose, data_files, expand, load_experiment
 from l2a.util.errors import UsageError
+from tests.conftest import write_domain
 
-from .conftest import CARD, WITH_MORE, write_card, write_domain
+from .conftest import CARD, WITH_MORE, write_card
 
 
 def test_a_card_becomes_a_grid(workspace):
@@ -144,7 +145,8 @@ def test_the_key_changes_with_what_decides_the_result(workspace, name, given, ch
 
 def test_each_pair_names_the_files_of_both_domains_even_when_they_are_called_alike(workspace):
     for seed, folder in enumerate(("one", "two")):
-        write_domain(workspace / "data" / folder / "train.jsonl", folder, seed)
+        (workspace / "data" / folder).mkdir()
+        write_domain(workspace / "data" / folder / "train.jsonl", 40, seed, f"{folder} ")
     write_card(workspace, pairs=[{"name": "folders", "source": "one/train.jsonl", "target": "two/train.jsonl"}])
     files = data_files(expand(load_experiment("tiny"), workspace / "data"))["folders"]
     assert sorted(files) == ["one/train.jsonl", "two/train.jsonl"] and len(set(files.values())) == 2
@@ -158,7 +160,7 @@ def test_the_content_of_a_file_decides_the_rows_that_read_it(workspace):
     keys = []
     for unlabelled, source in (("a calm day", "sea"), ("a rough night", "sea"), ("a rough night", "lake")):
         (workspace / "data" / "more.txt").write_text(unlabelled)
-        write_domain(workspace / "data" / "sea.jsonl", source, 0)
+        write_domain(workspace / "data" / "sea.jsonl", 200, 0, f"{source} ")
         files = data_files([group])["sea_sky"]
         keys.append([cell_key(cell, files) for cell in group])
         read = [set(cell_files(cell, files)) for cell in group]

@@ -79,7 +79,7 @@ def test_results_are_identical_with_one_and_with_two_workers(workspace, fake_run
     run_tiny(workspace, fake_run_method, "one/tiny")
     run_tiny(workspace, fake_run_method, "two/tiny", workers=Workers(2, backend))
     one = without_times(workspace / "one/tiny")
-    assert one == without_times(workspace / "two/tiny") and len({it.diagnostics["weights"] for it in one}) > 1
+    assert one == without_times(workspace / "two/tiny") and len({it.diagnostics["drawn"] for it in one}) > 1
 
 
 def test_a_failed_cell_is_reported_and_stops_no_other(workspace, fake_run_method, monkeypatch):
