@@ -19,12 +19,10 @@ from .conftest import CARD, WITH_MORE, write_card
 def test_a_card_becomes_a_grid(workspace):
     card = load_experiment("tiny")
     cells = [cell for group in expand(card, workspace / "data") for cell in group]
-    assert len(cells) == 2 * 2 * 3
-    assert tuple(card.variants) == tuple(CARD["variants"])
+    assert len(cells) == 2 * 2 * 3 and tuple(card.variants) == tuple(CARD["variants"])
     assert card == load_experiment("configs/experiments/tiny.yaml")
-    chosen = next(cell for cell in cells if cell.place.variant == "random" and cell.place.seed == 1)
-    assert (chosen.config.selector.agent, chosen.config.kd.rounds, chosen.config.seed) == ("random", 1, 1)
-    assert chosen.config.max_length == 64  # the preset's
+    config = next(cell.config for cell in cells if cell.place.variant == "random" and cell.place.seed == 1)
+    assert (config.selector.agent, config.kd.rounds, config.seed, config.max_length) == ("random", 1, 1, 64)
 
 
 def of_l2a(**overrides):
@@ -71,23 +69,20 @@ def test_the_policies_of_a_card_are_trained_with_its_ppo_row():
     assert config.kd.pool_size == 2400 and config.source == card.pairs[0].source
 
 
-@pytest.mark.parametrize(
-    ("name", "cells"), [("baselines", 6 * 3 * 7), ("baselines_standard", 6 * 7), ("shipped", 3 * 3 * 7)]
-)
-def test_the_shipped_cards_are_right(name, cells):
-    card = load_experiment(name)
-    assert sum(map(len, expand(card, None))) == cells
-    assert set(card.variants) >= {"l2a", "plain_kd", "tfidf_logreg", "target_only_teacher", "cross_domain_teacher"}
-
-
-def test_the_two_budgets_of_the_baselines_have_the_same_variants():
-    def but_for_the_pool(name):
-        card = load_experiment(name)
-        return card.pairs, {
-            name: (it.method, {**it.overrides, "kd.pool_size": 0}) for name, it in card.variants.items()
+def test_the_shipped_cards_are_right_and_both_budgets_of_the_baselines_have_the_same_variants():
+    cells, but_for_the_pool = {"baselines": 6 * 3 * 7, "baselines_standard": 6 * 7, "shipped": 3 * 3 * 7}, []
+    for shipped in map(load_experiment, cells):
+        assert sum(map(len, expand(shipped, None))) == cells[shipped.name]
+        assert set(shipped.variants) >= {
+            "l2a",
+            "plain_kd",
+            "tfidf_logreg",
+            "target_only_teacher",
+            "cross_domain_teacher",
         }
-
-    assert but_for_the_pool("baselines") == but_for_the_pool("baselines_standard")
+        methods = {name: (it.method, {**it.overrides, "kd.pool_size": 0}) for name, it in shipped.variants.items()}
+        but_for_the_pool.append((shipped.pairs, methods))
+    assert but_for_the_pool[0] == but_for_the_pool[1]
 
 
 def cell_of(name, **change):

@@ -48,8 +48,7 @@ def test_every_cell_runs_once_on_one_thread_and_none_again_for_whatever_card(wor
     assert run_tiny(workspace, fake_run_method, "results/tiny") == []
     results = read_results(workspace / "results/tiny")
     assert {result.diagnostics["threads"] for result in results} == {1}
-    assert sorted(results[0].data) == ["land.jsonl", "sky.jsonl"]
-    assert results[0].labels_used == (4 + 2 * 16) * 2
+    assert sorted(results[0].data) == ["land.jsonl", "sky.jsonl"] and results[0].labels_used == (4 + 2 * 16) * 2
     assert results[0].code == runner.code_fingerprint()
     outcomes = run_tiny(workspace, fake_run_method, "results/other")
     assert Counter(outcome.status for outcome in outcomes) == {"found": 12}
@@ -63,8 +62,7 @@ def test_cells_run_again_when_their_line_is_damaged_or_their_settings_change(wor
     path.write_text(path.read_text().replace('"accuracy": ', '"accuracy": 1', 1))
     trace.unlink()
     run_tiny(workspace, fake_run_method)
-    assert len(rows_run(trace)) == 1
-    assert without_times(workspace / "results") == before
+    assert len(rows_run(trace)) == 1 and without_times(workspace / "results") == before
     trace.unlink()
     plain = {"method": "plain_kd_student", "overrides": {"kd.alpha": 0.5}}
     write_card(workspace, variants={"tfidf": {"method": "tfidf_logreg"}, "plain": plain})
@@ -84,20 +82,17 @@ def test_results_are_identical_with_one_and_with_two_workers(workspace, fake_run
 
 def test_a_failed_cell_is_reported_and_stops_no_other(workspace, fake_run_method, monkeypatch):
     monkeypatch.setenv("FAIL_METHOD", "plain_kd_student")
-    outcomes = run_tiny(workspace, fake_run_method)
-    assert Counter(outcome.status for outcome in outcomes) == {"ran": 8, "failed": 4}
-    assert "as it was told to" in next(outcome.message for outcome in outcomes if outcome.status == "failed")
+    outcomes = Counter((status, message) for _, status, message in run_tiny(workspace, fake_run_method))
+    assert outcomes == {("ran", ""): 8, ("failed", "the row failed, as it was told to"): 4}
     monkeypatch.delenv("FAIL_METHOD")
-    assert len(run_tiny(workspace, fake_run_method)) == 4
-    assert len(read_results(workspace / "results")) == 12
+    assert len(run_tiny(workspace, fake_run_method)) == 4 and len(read_results(workspace / "results")) == 12
 
 
 def test_an_unexpected_error_is_a_failed_cell_too(workspace, caplog):
     def broken(config, row, *_):
         raise ZeroDivisionError("one over nothing")
 
-    outcomes = run_tiny(workspace, broken)
-    assert {outcome.message for outcome in outcomes} == {"ZeroDivisionError: one over nothing"}
+    assert {it.message for it in run_tiny(workspace, broken)} == {"ZeroDivisionError: one over nothing"}
     assert "Traceback" in caplog.text
 
 
@@ -148,10 +143,9 @@ def test_a_killed_runner_loses_only_the_cell_it_was_running(workspace, fake_run_
         time.sleep(0.005)
     process.kill()
     process.join()
-    finished = read_results(workspace / "results")
-    assert len(finished) >= 4
+    finished = len(read_results(workspace / "results"))
     monkeypatch.setenv("METHOD_SECONDS", "0")
-    assert len(run_tiny(workspace, fake_run_method)) == 12 - len(finished)
+    assert finished >= 4 and len(run_tiny(workspace, fake_run_method)) == 12 - finished
     run_tiny(workspace, fake_run_method, "at_once/tiny")
     assert without_times(workspace / "results") == without_times(workspace / "at_once/tiny")
 
@@ -161,10 +155,9 @@ def test_a_result_does_not_depend_on_what_is_cached(workspace, encoder_folder):
     write_card_of_one_cell(workspace, "l2a_student", encoder_folder)
     run_tiny(workspace, run_method, "cold/tiny")
     run_tiny(workspace, run_method, "warm/tiny")
-    (cold,), (warm,) = read_results(workspace / "cold/tiny"), read_results(workspace / "warm/tiny")
-    assert cold.predictions == warm.predictions
-    facts = [{name: fact for name, fact in it.diagnostics.items() if "seconds" not in name} for it in (cold, warm)]
-    assert facts[0] == facts[1]
+    both = [it for name in ("cold/tiny", "warm/tiny") for it in read_results(workspace / name)]
+    facts = [{name: fact for name, fact in it.diagnostics.items() if "seconds" not in name} for it in both]
+    assert facts[0] == facts[1] and both[0].predictions == both[1].predictions
 
 
 @pytest.mark.slow
@@ -184,9 +177,8 @@ def test_the_cost_is_learned_from_finished_cells(workspace, make_result):
     slow = [make_result(variant=name, seconds=100.0, wall_seconds=110.0) for name in ("tfidf", "plain", "random")]
     learned = planned(workspace, slow)
     assert cost_seconds(planned(workspace), 1) == 12 * 30 + 4 * 30  # a teacher for each pair and seed
-    assert cost_seconds(learned, 1) == 12 * 100 + 4 * 10
-    assert cost_seconds(learned, 2) == (12 * 100 + 4 * 10) / 2
-    assert cost_seconds(learned, 100) == 3 * 100 + 10  # the cells of a group run one after another
+    costs = [12 * 100 + 4 * 10, (12 * 100 + 4 * 10) / 2, 3 * 100 + 10]  # the cells of a group run one after another
+    assert [cost_seconds(learned, workers) for workers in (1, 2, 100)] == costs
 
 
 def test_an_address_of_a_backend_that_runs_on_this_machine_is_refused():
@@ -245,20 +237,14 @@ def test_lines_of_earlier_versions_can_be_read(card):
     assert len(read_results(card)) == len((card / RESULTS_FILE).read_text("utf-8").splitlines()) > 0
 
 
-def test_a_cell_that_ran_again_replaces_its_old_result(tmp_path, make_result):
-    for key in ("old", "new"):
-        save_result(tmp_path, make_result(key=key))
-    assert [result.key for result in read_results(tmp_path)] == ["new"]
-    assert (tmp_path / ".locks" / ".gitignore").read_text() == "*\n"
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".locks", RESULTS_FILE]
-
-
-def test_the_order_of_the_file_does_not_depend_on_the_order_of_the_run(tmp_path, make_result):
+def test_the_file_depends_neither_on_the_order_of_the_run_nor_on_results_that_were_replaced(tmp_path, make_result):
     results = [make_result(seed=seed, variant=variant) for seed in range(3) for variant in "ba"]
     for one, other in zip(results, reversed(results), strict=True):
-        save_result(tmp_path / "one", one)
-        save_result(tmp_path / "two", other)
+        for folder, result in (("one", one), ("two", replace(other, key="old")), ("two", other)):
+            save_result(tmp_path / folder, result)
     assert (tmp_path / "one" / RESULTS_FILE).read_bytes() == (tmp_path / "two" / RESULTS_FILE).read_bytes()
+    assert (tmp_path / "one" / ".locks" / ".gitignore").read_text() == "*\n"
+    assert sorted(path.name for path in (tmp_path / "two").iterdir()) == [".locks", RESULTS_FILE]
 
 
 def test_two_writers_lose_nothing(tmp_path, make_result):
