@@ -15,9 +15,7 @@ import pytest
 from benchmarks import kills
 from l2a.cli.app import print_result
 from l2a.config import as_yaml, override
-from l2a.data.examples import normalised_hash
 from l2a.evaluation.metrics import measure_latency
-from l2a.kd.trainer import KDTrainer
 from l2a.pipeline.data import load_run_data
 from l2a.pipeline.distill import distill
 from l2a.pipeline.methods import compared_methods, run_method
@@ -29,9 +27,8 @@ from l2a.util.errors import RunError, UsageError
 
 
 def test_a_run_leaves_a_complete_folder(config, result):
-    names = {path.name for path in result.output_dir.iterdir()}
-    assert {"student", "selector", "augmentations.parquet", "metrics.json", "README.md", "log.jsonl"} <= names
-    assert {"report.html", "report.json"} <= names
+    names = {"student", "selector", "augmentations.parquet", "metrics.json", "README.md", "log.jsonl", "report.html"}
+    assert names <= {path.name for path in result.output_dir.iterdir()}
     explained = json.loads((result.output_dir / "report.json").read_text())["policy"]
     assert {it["feature"] for it in explained} >= {"teacher_entropy", "operator"}
     selector = {path.name for path in (result.output_dir / "selector").iterdir()}
@@ -45,8 +42,7 @@ def test_a_run_leaves_a_complete_folder(config, result):
         assert row["latency_ms"].keys() >= {"batch_1", "batch_1_spread", "batch_32", "batch_32_spread"}
         assert row["accuracy"]["low"] <= row["accuracy"]["value"] <= row["accuracy"]["high"]
     expected = {"parameter_share", "labels_used", "seconds_by_stage", "peak_memory_mb", "seed", "versions", "command"}
-    assert expected <= metrics.keys()
-    assert metrics["labels_used"] == 2 * (8 + 6 + 6)
+    assert expected <= metrics.keys() and metrics["labels_used"] == 2 * (8 + 6 + 6)
     drawn = pd.read_parquet(result.output_dir / "augmentations.parquet")
     assert drawn.groupby("round")["kept"].mean().round(1).tolist() == [0.5] * config.kd.rounds
     inputs, labels = comparison_texts(str(result.output_dir), None)
@@ -58,8 +54,7 @@ def test_a_run_leaves_a_complete_folder(config, result):
 @pytest.mark.slow
 def test_one_seed_gives_one_result_and_another_seed_other_shots(config, result, tmp_path):
     again = distill(override(config, {"output_dir": str(tmp_path / "again")}))
-    first, second = ([dataclasses.asdict(row.metrics) for row in run.rows] for run in (result, again))
-    assert first == second
+    assert [row.metrics for row in again.rows] == [row.metrics for row in result.rows]
     other = load_run_data(override(config, {"seed": 1})).splits.train.inputs
     assert other != load_run_data(config).splits.train.inputs
 
@@ -85,10 +80,9 @@ def test_a_second_run_trains_no_teacher(config, result, monkeypatch, tmp_path):
     assert not (tmp_path / "second" / "report.html").exists() and (tmp_path / "second" / "report.json").exists()
 
 
-KINDS = [{"selector.agent": "nearest"}, {"selector.agent": "a2c"}, {"kd.objective": "lelp"}]
-
-
-@pytest.mark.parametrize("changes", KINDS)
+@pytest.mark.parametrize(
+    "changes", [{"selector.agent": "nearest"}, {"selector.agent": "a2c"}, {"kd.objective": "lelp"}]
+)
 def test_every_kind_of_selector_and_a_subclass_objective_run(config, changes):
     changed = override(config, {"kd.rounds": 1, "kd.warmup_steps": 5, **changes})
     assert len(run_method(changed, "l2a_student").predictions) == 30
@@ -113,36 +107,12 @@ def test_a_command_that_is_killed_again_and_again_leaves_the_same_bytes(tmp_path
     assert not list((tmp_path / "killed").rglob(f"*{files.CHECKPOINT}"))
 
 
-@pytest.mark.slow
-def test_plain_distillation_makes_as_many_updates(config, monkeypatch):
-    steps, train = [], KDTrainer.train
-    monkeypatch.setattr(KDTrainer, "train", lambda self, *given: steps.append(given[2]) or train(self, *given))
-    for method in ("plain_kd_student", "l2a_student"):
-        steps.clear()
-        run_method(override(config, {"selector.agent": "random"}), method)
-        assert sum(steps) == config.kd.total_steps
-
-
 @pytest.mark.parametrize(
     ("method", "said"), [("l2a_studnt", "did you mean 'l2a_student'"), ("plain_kd_unlabelled_student", "--unlabelled")]
 )
 def test_methods_that_are_unknown_or_lack_unlabelled_text_are_refused(config, method, said):
     with pytest.raises(UsageError, match=said):
         run_method(config, method)
-
-
-@pytest.mark.slow
-def test_unlabelled_text_is_reported_with_and_without(config, tmp_path):
-    domain = load_run_data(config).target
-    lines = [text for (text,) in (*domain.train.inputs, *domain.test.reveal().inputs, ("this phone is bad",))]
-    (tmp_path / "more.txt").write_text("\n".join(lines) + "\n")
-    changes = {"unlabelled": [str(tmp_path / "more.txt")], "compare": True, "selector.agent": "random"}
-    with_text = override(config, {**changes, "output_dir": str(tmp_path / "run")})
-    named = {"plain_kd_unlabelled_student", "l2a_without_unlabelled_student"}
-    assert {row.name for row in distill(with_text).rows} >= named
-    data = load_run_data(with_text)
-    assert data.unlabelled and not {normalised_hash(text) for text in data.unlabelled} & data.forbidden
-    assert "unlabelled: more.txt" in data.files
 
 
 @pytest.mark.parametrize("compare", [True, False])

@@ -11,6 +11,7 @@ import pytest
 from l2a.config import override
 from l2a.data.examples import held_out_words, normalised_hash
 from l2a.pipeline.data import load_run_data
+from l2a.pipeline.distill import distill
 from l2a.pipeline.session import RunContext, open_session
 from l2a.pipeline.students import draw_candidates, generator_inputs
 
@@ -36,16 +37,17 @@ def hashes(inputs):
 
 
 def held_out(data):
-    parts = (data.splits.reward, data.splits.validation, data.target.test.reveal())
-    return [hashes(part.inputs) for part in parts]
+    return [hashes(part.inputs) for part in (data.splits.reward, data.splits.validation, data.target.test.reveal())]
 
 
 def test_training_texts_hold_no_text_of_reward_validation_or_test(leaking, caplog):
-    data = leaking.data
-    said = r"(?s)source: \d+ of its \d+ texts are held out or near copies.*unlabelled: .*\d+ held out"
+    data, said = (
+        leaking.data,
+        r"(?s)source: \d+ of its \d+ texts are held out or near copies.*unlabelled: .*\d+ held out",
+    )
     assert re.search(said, caplog.text)
     trained_on = hashes((*data.source.inputs, *data.unlabelled, *data.splits.train.inputs))
-    assert len(data.unlabelled) > 20
+    assert len(data.unlabelled) > 20 and "unlabelled: more.txt" in data.files
     for split in held_out(data):
         assert split and not trained_on & split
     assert not held_out_words((*data.source.inputs, *data.splits.train.inputs)) & data.target.test.words
@@ -61,8 +63,7 @@ def drawing(leaking):
 def test_drawn_texts_hold_no_text_of_reward_validation_or_test(leaking, drawing):
     _, pool, inputs = drawing
     origins = {origin.rpartition(":")[0] for origin in pool.origins}
-    assert origins >= {"source", "target", "more.txt"}
-    assert origins & {"damaged 0.2", "damaged 0.6"}
+    assert origins >= {"source", "target", "more.txt"} and origins & {"damaged 0.2", "damaged 0.6"}
     for split in held_out(leaking.data):
         assert split <= inputs.forbidden_hashes
         for texts in (pool.inputs, inputs.source_inputs, inputs.target_inputs):
@@ -79,3 +80,9 @@ def test_texts_that_judge_the_student_are_neither_trained_on_nor_held_out(leakin
         assert not hashes(texts) & (choice | reward)
     for split in held_out(leaking.data):
         assert not split & (choice | reward)
+
+
+@pytest.mark.slow
+def test_unlabelled_text_is_reported_with_and_without(leaking):
+    rows = distill(override(leaking.config, {"compare": True, "selector.agent": "random"})).rows
+    assert {row.name for row in rows} >= {"plain_kd_unlabelled_student", "l2a_without_unlabelled_student"}

@@ -8,18 +8,20 @@ import l2a.pipeline.students as augmented
 from l2a.config import override
 from l2a.data.examples import Examples, normalised_hash
 from l2a.pipeline import methods
+from l2a.pipeline.data import load_run_data
 from l2a.pipeline.methods import METHODS, prepare, run_method
 from l2a.pipeline.session import RunContext, TrainingSession
 from l2a.pipeline.students import train_augmented_student, train_fine_tuned_student
 from l2a.util.errors import UsageError
 from tests.conftest import LABELS, make_examples
 
-OPERATORS = [None, "augpro_mix", "augpro_fgsm", "knn", "source", "target_only", "mixkd", "unprojected_fgsm"]
+OPERATORS = (None, "augpro_mix", "augpro_fgsm", "knn", "source", "target_only", "mixkd", "unprojected_fgsm")
+TRAINED = [*(("augmented_kd_student", it) for it in OPERATORS), ("plain_kd_student", None), ("l2a_student", None)]
 
 
 @pytest.fixture
 def context(config):
-    return RunContext(override(config, {"generator.degree": 0.5}))
+    return RunContext(override(config, {"generator.degree": 0.5, "selector.agent": "random"}))
 
 
 def with_operator(context, operator, copies=1):
@@ -33,11 +35,11 @@ def no_teacher(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("operator", OPERATORS)
-def test_every_operator_trains_as_long_as_plain_distillation(context, monkeypatch, operator):
+@pytest.mark.parametrize(("method", "operator"), TRAINED)
+def test_every_method_and_operator_trains_as_long_as_plain_distillation(context, monkeypatch, method, operator):
     steps, finish = [], augmented.finish
-    monkeypatch.setattr(augmented, "finish", lambda it, _: steps.append(it.trainer.steps_done) or finish(it, ()))
-    trained = train_augmented_student(with_operator(context, operator))
+    monkeypatch.setattr(augmented, "finish", lambda it, *a: steps.append(it.trainer.steps_done) or finish(it, *a))
+    trained = METHODS[method].fit(with_operator(context, operator)).trained
     assert steps == [context.config.kd.total_steps]
     assert np.isfinite(trained.score.log_likelihood) and not trained.student.model.training
 
@@ -78,9 +80,10 @@ def test_copies_come_from_the_domain_that_the_operator_names(context, watched):
 
 
 @pytest.mark.slow
-def test_fine_tuning_inherits_labels_and_asks_no_teacher(context, no_teacher, watched):
+def test_fine_tuning_learns_from_inherited_labels_and_asks_no_teacher(context, no_teacher, watched):
     context, (made, distilled) = with_operator(context, "augpro_mix"), watched
-    assert np.isfinite(train_fine_tuned_student(context).score.log_likelihood)
+    result = run_method(context.config, "augmented_fine_tuned_student")
+    assert (result.predictions == result.test.labels).mean() > 0.8
     assert {(it.trainer.config.alpha, it.trainer.config.hidden_weight) for it, _ in distilled} == {(0, 0)}
     parts, sets = (context.data.source, context.data.splits.train), [kept for _, kept in distilled if kept is not None]
     real = {text: label for part in parts for text, label in zip(part.inputs, part.labels.tolist(), strict=True)}
@@ -90,12 +93,6 @@ def test_fine_tuning_inherits_labels_and_asks_no_teacher(context, no_teacher, wa
         assert all(len(one[0].split()) == len(base[0].split()) for one, base in zip(inputs, bases, strict=True))
 
 
-@pytest.mark.slow
-def test_fine_tuning_learns_and_runs_by_its_name_without_any_teacher(context, no_teacher):
-    result = run_method(with_operator(context, "augpro_mix").config, "augmented_fine_tuned_student")
-    assert (result.predictions == result.test.labels).mean() > 0.8
-
-
 @pytest.mark.parametrize("operator", [None, "augpro_fgsm", "mixkd"])
 def test_fine_tuning_refuses_operators_that_ask_a_teacher(context, operator):
     with pytest.raises(UsageError, match=r"generator\.operator.*needs a teacher.*augpro_mix"):
@@ -103,11 +100,9 @@ def test_fine_tuning_refuses_operators_that_ask_a_teacher(context, operator):
 
 
 def test_the_source_can_be_cut_to_a_size(context):
-    whole = context.data.source
-    cut = RunContext(override(context.config, {"source_size": 20})).data.source
-    again = RunContext(override(context.config, {"source_size": 20})).data.source
-    assert len(cut) == 20 < len(whole) and cut.inputs == again.inputs and set(cut.inputs) <= set(whole.inputs)
-    assert RunContext(override(context.config, {"source_size": 10_000})).data.source.inputs == whole.inputs
+    cut, again, more = (load_run_data(override(context.config, {"source_size": n})).source for n in (20, 20, 10_000))
+    assert more.inputs == context.data.source.inputs
+    assert len(cut) == 20 < len(more) and cut.inputs == again.inputs and set(cut.inputs) <= set(more.inputs)
     with pytest.raises(UsageError, match="source_size"):
         override(context.config, {"source_size": 1})
 

@@ -11,16 +11,12 @@ import pytest
 from l2a.config import override
 from l2a.kd.trainer import Score
 from l2a.pipeline import methods
+from l2a.pipeline.data import load_run_data
 from l2a.pipeline.distill import distill
 from l2a.pipeline.session import RunContext, _passes
 from l2a.pipeline.students import TrainedStudent, finish
 from l2a.util.errors import RunError, UsageError
 from tests.conftest import make_examples, write_domain
-
-
-@pytest.fixture
-def no_training(monkeypatch):
-    monkeypatch.setattr("l2a.pipeline.session.fine_tuned", lambda *_, **__: pytest.fail("a teacher was trained"))
 
 
 def test_bad_data_are_refused_before_torch_is_loaded(tmp_path):
@@ -47,10 +43,10 @@ def test_bad_data_are_refused_before_torch_is_loaded(tmp_path):
         ({"max_length": 4096}, "max_length"),
     ],
 )
-def test_a_request_that_cannot_work_is_refused_before_training(config, tmp_path, no_training, changes, message):
-    wrong = override(config, {"output_dir": str(tmp_path / "run"), **changes})
+def test_a_request_that_cannot_work_is_refused_before_training(config, tmp_path, monkeypatch, changes, message):
+    monkeypatch.setattr("l2a.pipeline.session.fine_tuned", lambda *_, **__: pytest.fail("a teacher was trained"))
     with pytest.raises((UsageError, RunError), match=message):
-        distill(wrong)
+        distill(override(config, {"output_dir": str(tmp_path / "run"), **changes}))
 
 
 def test_the_output_folder_is_tried_before_the_data_are_read(config, tmp_path, monkeypatch):
@@ -61,18 +57,14 @@ def test_the_output_folder_is_tried_before_the_data_are_read(config, tmp_path, m
 
 
 def test_a_users_own_labels_are_all_used_and_those_left_aside_are_counted(config):
-    splits = RunContext(override(config, {"shots": None})).data.splits
-    assert (splits.labels_used, splits.labels_ignored) == (120, 0)
-    assert len(splits.reward) == len(splits.validation) == 2 * 6
-    assert len(splits.train) == splits.labels_used - 24
-    splits = RunContext(config).data.splits
-    assert (splits.labels_used, splits.labels_ignored) == (40, 120 - 40)
+    every, few = (load_run_data(override(config, {"shots": shots})).splits for shots in (None, 8))
+    assert (every.labels_used, every.labels_ignored, few.labels_used, few.labels_ignored) == (120, 0, 40, 80)
+    assert len(every.reward) == len(every.validation) == 2 * 6 and len(every.train) == 120 - 24
 
 
 def test_many_labels_are_not_read_as_often_as_few():
-    assert _passes(20.0, make_examples(128)) == 20.0
-    assert _passes(20.0, make_examples(6400)) == 5.0
-    assert _passes(0.5, make_examples(64)) == 0.5
+    found = [_passes(epochs, make_examples(count)) for epochs, count in ((20.0, 128), (20.0, 6400), (0.5, 64))]
+    assert found == [20.0, 5.0, 0.5]
 
 
 @pytest.mark.slow
@@ -83,9 +75,8 @@ def test_the_student_that_validation_prefers_is_saved_under_its_own_name(config,
 
     monkeypatch.setattr("l2a.pipeline.students.finish", scored)
     changed = override(config, {"output_dir": str(tmp_path / "run"), "selector.agent": "random", "compare": True})
-    assert distill(changed).student == "plain_kd_student"
-    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
-    assert metrics["student"] == "plain_kd_student"
+    saved, metrics = distill(changed).student, json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert saved == metrics["student"] == "plain_kd_student"
     assert metrics["validation_log_likelihood"] == {"plain_kd_student": -1.0, "l2a_student": -2.0}
     assert metrics["divergence"] == {"plain_kd_student": 0.1, "l2a_student": 0.2}
     assert "`plain_kd_student`, chosen by" in (tmp_path / "run" / "README.md").read_text()

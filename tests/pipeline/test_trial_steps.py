@@ -6,15 +6,13 @@ from l2a.config import override
 from l2a.pipeline.session import RunContext, open_session
 from l2a.selector.reward import real_updates, reward_score
 
+TERMS = {
+    "subclass_loss": {"kd.objective": "lelp"}, "distillation_loss": {"kd.embedding_rate": 0.0},
+    "hidden_state_loss": {"kd.embedding_rate": 0.5, "kd.hidden_weight": 1.0},
+}  # fmt: skip
 
-@pytest.mark.parametrize(
-    ("changes", "term"),
-    [
-        ({"kd.objective": "lelp"}, "subclass_loss"),
-        ({"kd.embedding_rate": 0.0}, "distillation_loss"),
-        ({"kd.embedding_rate": 0.5, "kd.hidden_weight": 1.0}, "hidden_state_loss"),
-    ],
-)
+
+@pytest.mark.parametrize(("term", "changes"), TERMS.items())
 def test_updates_on_trial_have_the_loss_of_the_run_and_leave_no_trace(config, monkeypatch, changes, term):
     session = open_session(RunContext(override(config, changes)))
     used, original, before = [], getattr(l2a.kd.losses, term), traces(session)
