@@ -57,14 +57,13 @@ def private_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.
 
 
 @pytest.fixture(scope="session")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> BertTokenizerFast:
+def tokenizer() -> BertTokenizerFast:
     from transformers import BertTokenizerFast
 
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *POSITIVE, *NEGATIVE, *NEUTRAL]
     pieces = [*"abcdefghijklmnopqrstuvwxyz.,!", *(f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz")]
-    path = tmp_path_factory.mktemp("vocabulary") / "vocab.txt"
-    path.write_text("\n".join(dict.fromkeys([*words, *pieces])) + "\n")
-    return BertTokenizerFast(vocab=str(path), do_lower_case=True)
+    vocabulary = {token: number for number, token in enumerate(dict.fromkeys([*words, *pieces]))}
+    return BertTokenizerFast(vocab=vocabulary, do_lower_case=True)
 
 
 def tiny_bert_config(tokenizer: BertTokenizerFast, **changes: object) -> BertConfig:

@@ -12,6 +12,7 @@ import shlex
 import shutil
 from functools import cache
 from http.server import HTTPServer
+from itertools import dropwhile, groupby, pairwise
 from pathlib import Path
 
 import nbformat
@@ -53,18 +54,12 @@ def commands(text):
     for line in text.replace("\\\n", " ").splitlines():
         reader = shlex.shlex(line, posix=True, punctuation_chars="|&;<>")
         reader.whitespace_split = True
-        words, skip = [], False
-        for word in [*reader, ";"]:
-            if set(word) <= set("|&;"):
-                if words:
-                    yield words
-                words = []
-            elif set(word) <= set("<>"):
-                skip = True
-            elif skip or (not words and re.match(r"[A-Z0-9_]+=", word)):
-                skip = False
-            else:
-                words.append(word)
+        # What follows < or > is a file, and what stands before a command with = a setting.
+        for is_end, part in groupby(reader, lambda word: set(word) <= set("|&;")):
+            kept = [word for before, word in pairwise(["", *part]) if not {before[:1], word[0]} & {"<", ">"}]
+            words = list(dropwhile(re.compile("[A-Z0-9_]+=").match, kept))
+            if words and not is_end:
+                yield words
 
 
 def find_command(words):
@@ -76,13 +71,8 @@ def find_command(words):
     return command, rest
 
 
-SHOWN = [
-    (page, words)
-    for page in PAGES
-    for language, _, text in blocks(page)
-    if language in ("bash", "console")
-    for words in commands(text)
-]
+SHELL = ("bash", "console")
+SHOWN = {page: [words for name, _, text in blocks(page) if name in SHELL for words in commands(text)] for page in PAGES}
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if "```" in PAGES[page]])
@@ -94,7 +84,7 @@ def test_the_commands_and_files_that_a_page_shows_are_valid(page, tmp_path, monk
             load(Path(title).stem if load is load_card else title)
         elif "agent" in title:
             load_agent(f"./{title}")
-    for words in [words for where, words in SHOWN if where == page]:
+    for words in SHOWN[page]:
         if words[0] != "l2a":
             assert words[0] in OTHERS, words
             for session in re.findall(r"^nox -s (\w+)", shlex.join(words)):
@@ -114,11 +104,8 @@ def test_the_commands_and_files_that_a_page_shows_are_valid(page, tmp_path, monk
 
 
 def test_commands_in_the_text_of_pages_exist_with_their_options():
-    inline = {
-        (page, re.sub(r"\s+", " ", command))
-        for page, text in PAGES.items()
-        for command in re.findall(r"`(l2a [a-z][^`]*)`", BLOCK.sub("", text))
-    }
+    found = {page: re.findall(r"`(l2a [a-z][^`]*)`", BLOCK.sub("", text)) for page, text in PAGES.items()}
+    inline = {(page, " ".join(command.split())) for page, shown in found.items() for command in shown}
     assert len(inline) > 30
     for page, shown in inline:
         command, rest = find_command(re.split(r" \||\.\.\.", shown)[0].split()[1:])
@@ -157,11 +144,8 @@ STAND_INS = {
     "mpnet-base": "my-encoder", "distilbert/distilbert-base-uncased": "my-encoder", "8000": "0", "4000": "3",
 }  # fmt: skip
 """What would be fetched, or taken from other programs, and the small local thing in its place."""
-ONLY_READ = {
-    "docs/experiments.md": "grids take hours, and tests/experiments runs small ones",
-    "docs/cli.md": "made from the program itself",
-}
-"""Pages whose commands are checked but not run, and why."""
+# Checked but not run: grids take hours (tests/experiments runs small ones), and the other is made from the program itself.
+ONLY_READ = {"docs/experiments.md", "docs/cli.md"}
 SKIPPED = {
     ("l2a", "domains", "check", "cardiffnlp/tweet_eval:sentiment"), ("l2a", "experiment"), ("l2a", "cache"),
     ("l2a", "push", "runs/latest"),
@@ -218,16 +202,12 @@ def run_command(words):
     assert result.exit_code == 0, (shlex.join(words), result.exception, result.output)
 
 
-RUN = [
-    page
-    for page in PAGES
-    if (page not in ONLY_READ and any(words[0] == "l2a" for where, words in SHOWN if where == page))
-    or any(language == "python" for language, _, _ in blocks(page))
-]  # fmt: skip
+WITH_PYTHON = {page for page in PAGES if any(language == "python" for language, _, _ in blocks(page))}
+WITH_L2A = {page for page in PAGES if any(words[0] == "l2a" for words in SHOWN[page])}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", RUN)
+@pytest.mark.parametrize("page", sorted(WITH_PYTHON | (WITH_L2A - ONLY_READ)))
 def test_a_page_runs_from_top_to_bottom(page, workplace, tmp_path, monkeypatch):
     folder = tmp_path / "work"
     shutil.copytree(workplace, folder, ignore=shutil.ignore_patterns("cache"))
@@ -252,7 +232,7 @@ def test_a_page_runs_from_top_to_bottom(page, workplace, tmp_path, monkeypatch):
             for name, stand_in in STAND_INS.items():
                 text = text.replace(f'"{name}"', f'"{stand_in}"').replace(f"{name})", f"{stand_in})")
             exec(compile(text, page, "exec"), names)
-        for words in commands(text) if language in ("bash", "console") else ():
+        for words in commands(text) if language in SHELL else ():
             if words[0] == "l2a" and not any(tuple(words[: len(start)]) == start for start in SKIPPED):
                 run_command(words)
 

@@ -10,6 +10,8 @@ from l2a.evaluation.metrics import measure_latency
 from l2a.pipeline.distill import distill
 from tests.conftest import write_domain
 
+QUICK = partial(measure_latency, seconds=0.05)
+
 
 @pytest.fixture(scope="session")
 def shared_cache(tmp_path_factory):
@@ -24,6 +26,7 @@ def shared_cache(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def use_shared_cache(private_cache, shared_cache, monkeypatch):
     monkeypatch.setenv("L2A_CACHE", str(shared_cache))
+    monkeypatch.setattr("l2a.pipeline.run.measure_latency", QUICK)
 
 
 @pytest.fixture(scope="session")
@@ -48,5 +51,5 @@ def config(shared_cache, encoder_folder, tmp_path_factory):
 @pytest.fixture(scope="session")
 def result(config, shared_cache):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("l2a.pipeline.run.measure_latency", partial(measure_latency, seconds=0.05))
+        patch.setattr("l2a.pipeline.run.measure_latency", QUICK)
         return distill(config)

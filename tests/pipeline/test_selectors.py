@@ -172,12 +172,8 @@ def test_the_reward_split_does_not_choose_the_model(config, monkeypatch):
     assert torch.equal(again.student.output.weight, plain.student.output.weight)
 
 
-def test_what_does_not_learn_is_not_trained(config, policy_folder, tmp_path):
-    for agent in ("nearest", str(policy_folder)):
-        with pytest.raises(UsageError, match="does not learn"):
-            train_selector([override(config, {"selector.agent": agent})], tmp_path / "policy")
-
-
-def test_a_policy_is_not_overwritten(config, policy_folder):
-    with pytest.raises(UsageError, match="--overwrite"):
-        train_selector([config], policy_folder)
+def test_what_does_not_learn_is_not_trained_and_a_policy_is_not_overwritten(config, policy_folder):
+    refused = {"nearest": "does not learn", str(policy_folder): "does not learn", "ppo": "--overwrite"}
+    for agent, said in refused.items():
+        with pytest.raises(UsageError, match=said):
+            train_selector([override(config, {"selector.agent": agent})], policy_folder)
