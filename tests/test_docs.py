@@ -144,7 +144,7 @@ STAND_INS = {
     "mpnet-base": "my-encoder", "distilbert/distilbert-base-uncased": "my-encoder", "8000": "0", "4000": "3",
 }  # fmt: skip
 """What would be fetched, or taken from other programs, and the small local thing in its place."""
-# Checked but not run: grids take hours (tests/experiments runs small ones), and the other is made from the program itself.
+# Checked but not run: grids take hours (tests/experiments runs small ones), and the other is made from the program.
 ONLY_READ = {"docs/experiments.md", "docs/cli.md"}
 SKIPPED = {
     ("l2a", "domains", "check", "cardiffnlp/tweet_eval:sentiment"), ("l2a", "experiment"), ("l2a", "cache"),
