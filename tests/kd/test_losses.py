@@ -19,20 +19,12 @@ logits = arrays(np.float32, (4, 3), elements=st.floats(-8, 8, width=32)).map(tor
 temperatures = st.floats(0.3, 8)
 
 
-@given(logits, logits, temperatures, st.floats(-5, 5))
-def test_the_divergence_is_zero_for_equal_distributions_alone_and_ignores_shifts(student, teacher, temperature, shift):
-    each = soft_label_loss(student + shift, teacher, temperature)
-    apart = ((student / temperature).softmax(1) - (teacher / temperature).softmax(1)).abs().max(1).values
-    assert (each >= -1e-4).all()
-    assert (each[apart > 0.02] > 1e-4 * temperature**2).all()  # Pinsker: KL is at least twice the square
-    assert soft_label_loss(teacher + shift, teacher, temperature).abs().max() < 1e-3
-
-
 @given(logits, logits, temperatures)
-def test_it_matches_the_formula_text_by_text(student, teacher, temperature):
+def test_the_divergence_matches_the_formula_text_by_text_and_is_zero_for_equal_logits(student, teacher, temperature):
     p, q = ((values.double() / temperature).softmax(1) for values in (teacher, student))
     expected = temperature**2 * (p * (p / q).log()).sum(1)
-    np.testing.assert_allclose(soft_label_loss(student, teacher, temperature), expected, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(soft_label_loss(student, teacher, temperature), expected, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(soft_label_loss(teacher, teacher, temperature), 0, atol=1e-4)
 
 
 @given(arrays(np.float32, (8, 3), elements=st.floats(-1, 1, width=32)), st.floats(3, 8))
@@ -75,13 +67,18 @@ def fit(outputs, weight, objective="lelp", count=3, seed=0):
     return losses.fit_subclasses(outputs, weight, objective, count, np.random.default_rng(seed))
 
 
+def fitted(texts, classes=2, objective="lelp", count=3, seed=0):
+    """Outputs, the output weights that they come from, and their subclasses."""
+    outputs, weight = make_outputs(texts, classes, seed)
+    return outputs, weight, fit(outputs, weight, objective, count, seed)
+
+
 any_objective = st.sampled_from(OBJECTIVES)
 
 
 @given(any_objective, st.integers(2, 5), st.integers(1, 60), st.integers(1, 9), temperatures, temperatures)
 def test_summed_over_a_class_the_targets_are_its_tempered_probability(objective, classes, texts, count, tau, beta):
-    outputs, weight = make_outputs(texts, classes)
-    subclasses = fit(outputs, weight, objective, count)
+    outputs, _, subclasses = fitted(texts, classes, objective, count)
     targets = subclass_targets(subclasses, outputs, tau, beta)
     sums = np.stack([targets[:, owners(subclasses.counts) == c].sum(1) for c in range(classes)], axis=1)
     assert targets.min() >= 0
@@ -91,18 +88,16 @@ def test_summed_over_a_class_the_targets_are_its_tempered_probability(objective,
 
 @given(any_objective, st.randoms(use_true_random=False))
 def test_permuted_texts_get_permuted_targets_alone_or_together(objective, random):
-    outputs, weight = make_outputs(40, 2)
-    subclasses = fit(outputs, weight, objective)
+    outputs, _, subclasses = fitted(40, objective=objective)
     order = np.array(random.sample(range(40), 40))
     targets = subclass_targets(subclasses, outputs, 2.0, 1.0)
     assert np.allclose(subclass_targets(subclasses, outputs.take(order), 2.0, 1.0), targets[order], atol=1e-6)
     assert np.allclose(subclass_targets(subclasses, outputs.take(order[:1]), 2.0, 1.0), targets[order[:1]], atol=1e-6)
 
 
-@given(st.sampled_from(OBJECTIVES), st.integers(2, 4), st.integers(1, 4), st.integers(0, 5))
+@given(any_objective, st.integers(2, 4), st.integers(1, 4), st.integers(0, 5))
 def test_directions_are_orthonormal_and_unseen_by_the_output_weights(objective, classes, count, seed):
-    outputs, weight = make_outputs(200, classes, seed)
-    subclasses = fit(outputs, weight, objective, count, seed)
+    _, weight, subclasses = fitted(200, classes, objective, count, seed)
     assert np.abs(weight @ subclasses.directions).max() < 1e-9
     for c in range(classes):
         own = subclasses.directions[:, owners(subclasses.counts) == c]
@@ -110,8 +105,7 @@ def test_directions_are_orthonormal_and_unseen_by_the_output_weights(objective, 
 
 
 def test_the_directions_span_the_leading_components_of_each_class():
-    outputs, weight = make_outputs(300, 2)
-    subclasses = fit(outputs, weight, count=3)
+    outputs, weight, subclasses = fitted(300)
     projector = np.eye(WIDTH) - weight.T @ np.linalg.pinv(weight @ weight.T) @ weight
     for c in range(2):
         rows = outputs.embeddings[outputs.logits.argmax(1) == c].astype(np.float64)
@@ -122,8 +116,7 @@ def test_the_directions_span_the_leading_components_of_each_class():
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_scores_have_unit_size_in_their_own_class(objective):
-    outputs, weight = make_outputs(2000, 2)
-    subclasses = fit(outputs, weight, objective)
+    outputs, _, subclasses = fitted(2000, objective=objective)
     for c in range(2):
         own = subclasses.scores(outputs.embeddings[outputs.logits.argmax(1) == c])[:, owners(subclasses.counts) == c]
         assert np.sqrt((own**2).mean()) == pytest.approx(1, abs=0.05)
@@ -164,20 +157,17 @@ def test_of_very_many_texts_some_are_fitted_on_and_all_are_counted(monkeypatch):
 
 
 def test_a_higher_temperature_splits_more_evenly():
-    outputs, weight = make_outputs(100, 2)
-    subclasses = fit(outputs, weight)
+    outputs, _, subclasses = fitted(100)
     sharp, even = (subclass_targets(subclasses, outputs, 2.0, beta).max(1).mean() for beta in (0.1, 100.0))
     assert even == pytest.approx(outputs.probabilities(2.0).max(1).mean() / 3, rel=0.05)
     assert sharp > 2 * even
 
 
 def test_new_texts_are_split_by_the_fitted_directions():
-    outputs, weight = make_outputs(300, 2)
-    subclasses = fit(outputs, weight)
+    _, _, subclasses = fitted(300)
     text = subclasses.means[1] + 5 * subclasses.rms[1] * subclasses.directions[:, 4]
     new = TeacherOutputs(np.array([[-9.0, 9.0]], np.float32), text[None].astype(np.float32))
-    targets = subclass_targets(subclasses, new, 1.0, 0.5)
-    assert targets[0, 4] > 0.99
+    assert subclass_targets(subclasses, new, 1.0, 0.5)[0, 4] > 0.99
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -209,12 +199,10 @@ def test_the_weight_of_a_hidden_head_is_the_map_that_fits_its_logits(classifier_
 COUNTS = (3, 1, 2)
 
 
-def make_layer(outputs: int, seed: int = 0, width: int = 5, scale: float = 1.0) -> nn.Linear:
-    layer = nn.Linear(width, outputs)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        layer.weight.normal_(0, scale, generator=generator)
-        layer.bias.normal_(0, scale, generator=generator)
+def make_layer(outputs: int, seed: int = 0, scale: float = 1.0) -> nn.Linear:
+    layer, generator = nn.Linear(5, outputs), torch.Generator().manual_seed(seed)
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter, std=scale, generator=generator)
     return layer
 
 
