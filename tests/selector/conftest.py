@@ -7,13 +7,21 @@ import pytest
 import torch
 import yaml
 
+from l2a.config import SelectorConfig
 from l2a.generator.chain import CandidatePool
 from l2a.selector.problem import SelectionProblem
 from l2a.selector.reward import Views, fit_surrogate
 from l2a.teacher.labelling import TeacherOutputs
 
+SMALL = SelectorConfig(batch=8, episode_steps=4)
+QUICK = SelectorConfig(agent="ppo", batch=16, episode_steps=4, training_steps=256, snapshots=2, real_evaluations=0)
 
-def synthetic_problem(size=512, classes=2, seed=0, width=16, **changes):
+
+def rng():
+    return np.random.default_rng(0)
+
+
+def make_problem(size=512, classes=2, seed=0, width=16, **changes):
     """Candidates x ~ N(0, 1) with labels from a linear rule; the ones far from the target have random labels.
 
     The student's states are the features; those of the reward texts have right labels.
@@ -46,17 +54,7 @@ def synthetic_problem(size=512, classes=2, seed=0, width=16, **changes):
 
 @pytest.fixture
 def problem():
-    return synthetic_problem()[0]
-
-
-@pytest.fixture
-def problem_and_good():
-    return synthetic_problem()
-
-
-@pytest.fixture(scope="session")
-def make_problem():
-    return synthetic_problem
+    return make_problem()[0]
 
 
 @pytest.fixture
@@ -71,12 +69,7 @@ def write_card(tmp_path, monkeypatch):
     return write
 
 
-@pytest.fixture
 def global_generators():
-    """Reads the state of the generators that nothing of the project may touch."""
-
-    def read():
-        numpy_state = np.random.get_state()[1].tobytes()  # noqa: NPY002
-        return numpy_state, torch.get_rng_state().numpy().tobytes(), random.getstate()
-
-    return read
+    """The state of the generators that nothing of the project may touch."""
+    numpy_state = np.random.get_state()[1].tobytes()  # noqa: NPY002
+    return numpy_state, torch.get_rng_state().numpy().tobytes(), random.getstate()

@@ -17,16 +17,10 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
 from l2a.config import SelectorConfig
 from l2a.selector.arms import SharesEnvironment
-from l2a.selector.environment import (
-    ENVIRONMENT_ID,
-    STATE_FEATURES,
-    SelectionEnvironment,
-    SelectionVecEnv,
-    build_task,
-)  # fmt: skip
+from l2a.selector.environment import ENVIRONMENT_ID, STATE_FEATURES, SelectionEnvironment, SelectionVecEnv, build_task
 from l2a.selector.reward import surrogate_reward
 
-SMALL = SelectorConfig(batch=8, episode_steps=4)
+from .conftest import SMALL, global_generators, make_problem
 
 
 @pytest.fixture
@@ -73,9 +67,7 @@ def test_shares_draw_each_candidate_once_and_earn_the_gain_of_what_they_drew(tas
 
 
 @given(integers(8, 80), integers(2, 4), integers(1, 12), integers(1, 6), floats(0.01, 1.0), integers(0, 99))
-def test_whatever_the_pool_and_the_actions_all_is_finite_and_an_episode_ends(
-    make_problem, size, classes, batch, steps, keep, seed
-):
+def test_whatever_the_pool_and_the_actions_all_is_finite_and_an_episode_ends(size, classes, batch, steps, keep, seed):
     problem, _ = make_problem(size=size, classes=classes, seed=seed)
     environment = SelectionEnvironment(build_task(problem, SelectorConfig(batch=batch, episode_steps=steps)))
     seen, rewards, ends = play(environment, seed, keep)
@@ -84,7 +76,7 @@ def test_whatever_the_pool_and_the_actions_all_is_finite_and_an_episode_ends(
     assert any(ends[-1]) and len(ends) <= steps
 
 
-def test_the_same_seed_gives_the_same_episode_and_no_global_randomness_is_touched(task, global_generators):
+def test_the_same_seed_gives_the_same_episode_and_no_global_randomness_is_touched(task):
     before = global_generators()
     first, second = play(SelectionEnvironment(task), 3), play(SelectionEnvironment(task), 3)
     assert global_generators() == before

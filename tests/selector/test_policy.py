@@ -7,7 +7,6 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
 from safetensors.torch import save
 
 from l2a.config import SelectorConfig
@@ -20,59 +19,38 @@ from l2a.selector.reward import surrogate_reward
 from l2a.selector.select import apply_policy, inspect_policy, select
 from l2a.util import RunError, UsageError
 
+from .conftest import QUICK, SMALL, make_problem, rng
+
 FEATURES = ("log_density", "operator=knn", "operator=unheard_of")
 WIDTH = len(FEATURES) + len(CHANGING_FEATURES)
 
 
-def rng():
-    return np.random.default_rng(0)
-
-
-def make_network(seed=0, activation="tanh"):
-    torch.manual_seed(seed)
+def make_network(activation="tanh"):
+    torch.manual_seed(0)
     network = CandidateNetwork(WIDTH, (8, 8), activation=activation)
     torch.nn.init.normal_(network.score.weight)
     return network.eval()
 
 
-def observations(candidates, state):
-    return torch.cat([candidates.flatten(1), state], dim=1)
-
-
-@settings(max_examples=20, deadline=None)
-@given(seed=st.integers(0, 1000), batch=st.integers(1, 9), activation=st.sampled_from(["tanh", "relu"]))
-def test_permuting_candidates_permutes_the_logits_and_leaves_the_value(seed, batch, activation):
-    generator = torch.Generator().manual_seed(seed)
-    candidates = torch.randn(3, batch, WIDTH, generator=generator)
-    state = torch.randn(3, len(STATE_FEATURES), generator=generator)
-    order = torch.randperm(batch, generator=generator)
-    network = make_network(seed, activation)
-    logits, summary = network(observations(candidates, state))
-    permuted_logits, permuted_summary = network(observations(candidates[:, order], state))
-    torch.testing.assert_close(permuted_logits, logits[:, order])
-    torch.testing.assert_close(permuted_summary, summary)
-
-
-def make_policy(problem):
-    """An environment, and an actor and a critic for it."""
-    environment = SelectionEnvironment(build_task(problem, SelectorConfig(batch=8, episode_steps=4), FEATURES))
+def make_policy(problem, activation="tanh"):
+    """An actor and a critic for batches of eight candidates."""
+    environment = SelectionEnvironment(build_task(problem, SMALL, FEATURES))
     spaces = environment.observation_space, environment.action_space
-    return environment, algorithms.CandidatePolicy(*spaces, lambda _: 1e-3, network=make_network())
+    return algorithms.CandidatePolicy(*spaces, lambda _: 1e-3, network=make_network(activation))
 
 
-def test_the_critic_and_the_actor_see_permutations_alike(problem):
-    environment, policy = make_policy(problem)
-    seen = torch.from_numpy(environment.reset(seed=0)[0])[None]
-    candidates, state = seen[:, : -len(STATE_FEATURES)].reshape(1, 8, -1), seen[:, -len(STATE_FEATURES) :]
-    order = torch.randperm(8)
-    permuted = observations(candidates[:, order], state)
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
+def test_permuting_candidates_permutes_what_the_actor_says_and_leaves_the_critics_value(problem, activation):
+    policy = make_policy(problem, activation)
+    candidates, state, order = torch.randn(3, 8, WIDTH), torch.randn(3, len(STATE_FEATURES)), torch.randperm(8)
+    seen, permuted = (torch.cat([one.flatten(1), state], dim=1) for one in (candidates, candidates[:, order]))
     torch.testing.assert_close(policy.predict_values(permuted), policy.predict_values(seen))
     probabilities = policy.get_distribution(seen).distribution.probs
     torch.testing.assert_close(policy.get_distribution(permuted).distribution.probs, probabilities[:, order])
 
 
 def test_every_weight_of_the_policy_is_trained(problem):
-    _, policy = make_policy(problem)
+    policy = make_policy(problem)
     trained = {id(weight) for group in policy.optimizer.param_groups for weight in group["params"]}
     assert {id(weight) for weight in policy.mlp_extractor.network.parameters()} <= trained
     assert trained == {id(weight) for weight in policy.parameters()}
@@ -118,7 +96,6 @@ def test_a_damaged_policy_is_refused_in_one_sentence(tmp_path, damage):
     assert "\n" not in str(caught.value)
 
 
-QUICK = SelectorConfig(agent="ppo", batch=16, episode_steps=4, training_steps=256, snapshots=1, real_evaluations=0)
 FACTS = {"pairs": ["a:b"], "steps": 256, "reward_curve": [0.1, 0.2]}
 
 
@@ -203,9 +180,6 @@ def test_a_policy_that_reads_what_is_not_measured_is_refused(problem, saved, tmp
         apply_policy(problem, load_policy(path.parent), QUICK, rng())
 
 
-CONFIG = SelectorConfig(batch=16, episode_steps=4)
-
-
 def policy_of(problem, concern):
     """A policy that reads one feature (or all operators) alone, and keeps what has much of it."""
     names = candidate_features(problem).names
@@ -220,7 +194,7 @@ def policy_of(problem, concern):
 
 @pytest.fixture
 def explained(problem):
-    return inspect_policy(problem, policy_of(problem, "log_density"), CONFIG, rng())
+    return inspect_policy(problem, policy_of(problem, "log_density"), QUICK, rng())
 
 
 def test_only_the_feature_that_decides_is_important(explained):
@@ -231,7 +205,7 @@ def test_only_the_feature_that_decides_is_important(explained):
 
 
 def test_operators_count_as_one_feature(problem):
-    found = inspect_policy(problem, policy_of(problem, "operator=knn"), CONFIG, rng())
+    found = inspect_policy(problem, policy_of(problem, "operator=knn"), QUICK, rng())
     assert found.importances["operator"][1] > 0.3
     assert not any(name.startswith("operator=") for name in found.importances)
     assert found.operators["knn"][0] > found.operators["knn"][1]
@@ -254,7 +228,7 @@ def test_ten_kept_and_ten_dropped_texts_are_shown(problem, explained):
     assert explained.dropped_texts[0][0] == explained.selection.scores.min()
 
 
-def test_small_pools_show_what_they_have(make_problem):
+def test_small_pools_show_what_they_have():
     problem = make_problem(size=5)[0]
-    found = inspect_policy(problem, policy_of(problem, "log_density"), CONFIG, rng())
+    found = inspect_policy(problem, policy_of(problem, "log_density"), QUICK, rng())
     assert len(found.kept_texts) + len(found.dropped_texts) == 5

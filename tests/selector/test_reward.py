@@ -16,6 +16,8 @@ from l2a.selector.reward import Gains, fit_surrogate, marginal_gains, reward_sco
 from l2a.util import RunError
 from tests.kd.test_trainer import CONFIG, make_set, make_trainer
 
+from .conftest import make_problem
+
 
 @pytest.fixture
 def texts(student):
@@ -96,9 +98,7 @@ def by_hand(surrogate, kept):
 
 
 @given(st.integers(0, 1000), st.floats(0.05, 0.9), st.integers(2, 4))
-def test_a_selection_gains_what_a_layer_fitted_on_it_does_with_each_class_as_in_the_pool(
-    make_problem, seed, rate, classes
-):
+def test_a_selection_gains_what_a_layer_fitted_on_it_does_with_each_class_as_in_the_pool(seed, rate, classes):
     """Whatever the order and however the candidates were dealt to the steps."""
     problem, _ = make_problem(size=96, classes=classes, seed=seed)
     surrogate, generator = problem.surrogate(), np.random.default_rng(seed)

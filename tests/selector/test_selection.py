@@ -17,13 +17,10 @@ from l2a.selector.reward import surrogate_of, surrogate_reward
 from l2a.selector.select import select
 from l2a.util import RunError, UsageError, list_cards
 
-QUICK = SelectorConfig(agent="ppo", batch=16, episode_steps=4, training_steps=256, snapshots=2, real_evaluations=5)
+from .conftest import QUICK, global_generators, make_problem, rng
+
 LEARNED = ("a2c", "dvrl", "ppo", "reinforce")
 OF_ARMS = ("bandit", "shares")
-
-
-def rng():
-    return np.random.default_rng(0)
 
 
 def test_every_shipped_card_is_valid():
@@ -61,7 +58,7 @@ def test_learning_is_the_same_for_the_same_seed(problem, agent):
     assert not np.array_equal(first.scores, select(problem, config, np.random.default_rng(1)).scores)
 
 
-def test_training_leaves_the_global_generators_alone(problem, global_generators):
+def test_training_leaves_the_global_generators_alone(problem):
     before = global_generators(), torch.get_num_threads()
     select(problem, QUICK, rng())
     assert (global_generators(), torch.get_num_threads()) == before
@@ -77,19 +74,19 @@ def test_training_can_go_on_from_a_policy(problem):
 
 
 @pytest.mark.parametrize("size", [2, 5, 33])
-def test_small_pools_are_handled(make_problem, size):
+def test_small_pools_are_handled(size):
     problem, _ = make_problem(size=size)
     assert select(problem, QUICK, rng()).kept.sum() == max(1, round(size / 2))
 
 
-def test_many_classes_are_handled(make_problem):
+def test_many_classes_are_handled():
     problem, _ = make_problem(size=64, classes=5)
     for agent in [*RULES, "ppo"]:
         assert np.isfinite(select(problem, replace(QUICK, agent=agent), rng()).scores).all()
 
 
 @pytest.mark.slow
-def test_the_trained_policy_beats_random_selection(make_problem):
+def test_the_trained_policy_beats_random_selection():
     (problem, good), config = make_problem(size=512), SelectorConfig(training_steps=10_000)
     learned, random = (select(problem, replace(config, agent=agent), rng()) for agent in ("ppo", "random"))
     surrogate = problem.surrogate()
@@ -109,9 +106,9 @@ def test_rules_do_not_depend_on_the_reward_split(problem):
         assert np.array_equal(rule(problem, rng()), rule(other, rng()))
 
 
-def test_shares_are_found_that_favour_the_arms_that_help(problem_and_good):
+def test_shares_are_found_that_favour_the_arms_that_help():
     """Good candidates are near, so the arms of near ones hold more of them; inside an arm nothing is known."""
-    problem, good = problem_and_good
+    problem, good = make_problem()
     problem = replace(problem, pool=replace(problem.pool, degrees=np.zeros_like(problem.pool.degrees)))  # four arms
     near = problem.pool.log_density >= np.median(problem.pool.log_density)
     for agent, steps in (("bandit", 400), ("shares", 6000)):
@@ -121,7 +118,7 @@ def test_shares_are_found_that_favour_the_arms_that_help(problem_and_good):
         assert len(found.diagnostics["reward_curve"]) > 0 and found.policy is None
 
 
-def test_arms_are_what_the_pool_has_and_never_too_many(make_problem):
+def test_arms_are_what_the_pool_has_and_never_too_many():
     pool = make_problem(size=4000)[0].pool
     names, arms = pool_arms(pool)
     assert len(names) == 44 == len(np.unique(arms)) and names[0] == "source, knn, degree 0.0, far"
@@ -156,7 +153,7 @@ def test_candidates_that_are_surely_of_the_target_have_finite_scores(problem):
     assert np.isfinite(RULES["domain_ratio"](replace(problem, pool=sure), rng())).all()
 
 
-def test_thompson_sampling_sees_a_candidate_once_in_a_batch(make_problem):
+def test_thompson_sampling_sees_a_candidate_once_in_a_batch():
     problem = make_problem(size=6)[0]
     surrogate, arms = problem.surrogate(), np.array([0, 1, 0, 1, 0, 1])
     shares, rewards = thompson(SimpleNamespace(surrogate=surrogate, batch=3), arms, 40, seed=0)
@@ -216,7 +213,7 @@ def test_features_are_standardised_and_found_by_name(problem):
     assert np.array_equal(picked.matrix[:, 1], column) and not picked.matrix[:, 0].any()
 
 
-def test_what_does_not_fit_the_pool_or_is_not_finite_is_refused_by_name(problem, make_problem):
+def test_what_does_not_fit_the_pool_or_is_not_finite_is_refused_by_name(problem):
     logits = problem.student_logits
     for error, changed in ((UsageError, logits[1:]), (RunError, logits * np.nan)):
         with pytest.raises(error, match="the student's logits"):
@@ -252,7 +249,9 @@ def test_wrong_options_are_refused_by_name(field, value):
         ({"algorithm": "stable_baselines3.Nothing"}, "cannot be imported"),
         ({"algorithm": "PPO"}, "outside stable_baselines3"),
         ({"algorithm": "rule: best"}, "no rule 'best'"),
-        ({"algorithm": "stable_baselines3.PPO", "hyperparameters": {"speed": 1}}, "speed"),
+        ({"algorithm": "stable_baselines3.PPO", "hyperparameters": {"speed": 1}}, "hyperparameters.*speed"),
+        ({"algorithm": "stable_baselines3.PPO", "hyperparameters": {"learning_rate": -1}}, "hyperparameters.*rate"),
+        ({"algorithm": "stable_baselines3.PPO", "hyperparameters": {"learning_rate": "fast"}}, "hyperparameters"),
         ({"algorithm": "stable_baselines3.PPO", "enviroments": 1}, "did you mean 'environments'"),
     ],
 )

@@ -5,21 +5,18 @@ import dataclasses
 import numpy as np
 import pytest
 
-from l2a.config import SelectorConfig
 from l2a.selector.environment import build_task
 from l2a.selector.reward import surrogate_reward
 from l2a.selector.select import Tiers, rank_correlation, rerank, retest, select
 
-CONFIG = SelectorConfig(agent="ppo", batch=16, episode_steps=4, training_steps=256, snapshots=2, real_evaluations=8)
+from .conftest import QUICK, make_problem, rng
 
-
-def rng():
-    return np.random.default_rng(0)
+CONFIG = dataclasses.replace(QUICK, real_evaluations=8)
 
 
 @pytest.fixture
-def policy_scores(problem_and_good):
-    problem, good = problem_and_good
+def policy_scores():
+    problem, good = make_problem()
     noise = rng().normal(size=len(problem)).astype(np.float32)
     return [good + 3 * noise, good + noise]
 
@@ -32,9 +29,9 @@ def by_surrogate(problem):
 
 
 @pytest.fixture
-def judged(problem_and_good):
+def judged():
     """The problem with a real reward: the share of good candidates among those that are kept."""
-    problem, good = problem_and_good
+    problem, good = make_problem()
     return dataclasses.replace(problem, real_reward=lambda kept: float(good[kept].mean()))
 
 
@@ -43,17 +40,13 @@ def judge(problem, scores, real_reward, evaluations=8):
     return rerank(scores, build_task(problem, config), real_reward, config, rng())
 
 
-def test_tiers_that_agree_are_trusted(problem, policy_scores, by_surrogate):
-    tiers, _ = judge(problem, policy_scores, by_surrogate)
-    assert tiers.correlation > 0.6 and tiers.trusted
-    assert tiers.chosen == int(np.argmax(tiers.real[:2]))
-
-
-def test_other_selections_do_not_compete_while_the_surrogate_is_trusted(problem_and_good, policy_scores, by_surrogate):
+def test_tiers_that_agree_are_trusted_and_other_selections_do_not_compete(policy_scores, by_surrogate):
     """Not even the best half of all by both rewards, which is judged beside the policies."""
-    task, good = build_task(problem_and_good[0], CONFIG), problem_and_good[1]
-    tiers, scores = rerank(policy_scores, task, by_surrogate, CONFIG, rng(), (good.astype(np.float32),))
-    assert tiers.trusted and int(np.argmax(tiers.real)) == 2  # the best half: it comes after the two policies
+    problem, good = make_problem()
+    task, others = build_task(problem, CONFIG), (good.astype(np.float32),)
+    tiers, scores = rerank(policy_scores, task, by_surrogate, CONFIG, rng(), others)
+    assert tiers.correlation > 0.6 and tiers.trusted
+    assert int(np.argmax(tiers.real)) == 2  # the best half: it comes after the two policies
     assert tiers.chosen == int(np.argmax(tiers.real[:2])) and scores[tiers.chosen] is policy_scores[tiers.chosen]
 
 
