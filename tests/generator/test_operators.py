@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 from transformers import BertForMaskedLM
 
 from l2a.config import GeneratorConfig
@@ -174,7 +174,6 @@ def closed_words(side, name):
 
 
 @pytest.mark.parametrize("name", OPERATORS)
-@settings(max_examples=25)
 @given(batch=batches, seed=st.integers(0, 10_000), degree=st.floats(0.05, 1.0))
 def test_guards(rewrites, name, batch, seed, degree):
     partners = batch[::-1]

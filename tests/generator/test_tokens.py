@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 from tokenizers import Tokenizer, models
 
 from l2a.generator import tokens as module
@@ -31,7 +31,6 @@ def drawn(batch, seed):
 
 
 @pytest.mark.parametrize("name", TOKEN_OPERATORS)
-@settings(max_examples=25)
 @given(batch=batches, seed=st.integers(0, 10_000), degree=st.floats(0.05, 1.0))
 def test_guards(space, table, name, batch, seed, degree):
     u = drawn(batch, seed)
@@ -111,30 +110,26 @@ def test_tokens_that_share_a_character_stay(space):
 V, D, COUNT = 300, 48, 64
 EVERYTHING = torch.ones(V, dtype=torch.bool)
 IDS = torch.randint(0, V, (COUNT,), generator=torch.Generator().manual_seed(6))
+MATRIX = torch.randn(V, D, generator=torch.Generator().manual_seed(3))
 
 
 @pytest.fixture(scope="module")
-def matrix() -> torch.Tensor:
-    return torch.randn(V, D, generator=torch.Generator().manual_seed(3))
+def full_table() -> module.NeighbourTable:
+    return module.NeighbourTable(module.find_neighbours(MATRIX, EVERYTHING, EVERYTHING, V - 1), EVERYTHING, EVERYTHING)
 
 
-@pytest.fixture(scope="module")
-def full_table(matrix: torch.Tensor) -> module.NeighbourTable:
-    return module.NeighbourTable(module.find_neighbours(matrix, EVERYTHING, EVERYTHING, V - 1), EVERYTHING, EVERYTHING)
-
-
-def test_fgsm_takes_the_neighbour_with_the_largest_first_order_gain(matrix, full_table):
+def test_fgsm_takes_the_neighbour_with_the_largest_first_order_gain(full_table):
     gradients = torch.randn(COUNT, D, generator=torch.Generator().manual_seed(1))
     few = full_table.ids[:, :5]
-    found = module.steepest_neighbours(IDS, gradients, few, matrix)
+    found = module.steepest_neighbours(IDS, gradients, few, MATRIX)
     for place, token in enumerate(IDS.tolist()):
-        gains = {w: float((matrix[w] - matrix[token]) @ gradients[place]) for w in few[token].tolist()}
+        gains = {w: float((MATRIX[w] - MATRIX[token]) @ gradients[place]) for w in few[token].tolist()}
         assert found[place] == max(gains, key=gains.__getitem__)
 
 
-def test_fgsm_over_all_rows_is_a_long_step_projected_exhaustively(matrix, full_table, monkeypatch):
+def test_fgsm_over_all_rows_is_a_long_step_projected_exhaustively(full_table, monkeypatch):
     gradients = torch.nn.functional.normalize(torch.randn(COUNT, D, generator=torch.Generator().manual_seed(2)), dim=-1)
-    rows = torch.nn.functional.normalize(matrix, dim=-1)
+    rows = torch.nn.functional.normalize(MATRIX, dim=-1)
     distances = torch.cdist(rows[IDS] + 1e3 * gradients, rows).scatter(1, IDS[:, None], torch.inf)
     for at_once in (module.POSITIONS_AT_ONCE, 7):
         monkeypatch.setattr(module, "POSITIONS_AT_ONCE", at_once)
@@ -163,7 +158,6 @@ def test_other_vocabularies_are_refused():
         module.vocabulary(SimpleNamespace(backend_tokenizer=Tokenizer(models.BPE())))
 
 
-@settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10_000), size=st.integers(2, 40), k=st.integers(1, 6))
 def test_neighbours_are_the_nearest_compatible_tokens(seed, size, k):
     rng = np.random.default_rng(seed)

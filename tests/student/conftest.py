@@ -1,6 +1,5 @@
 """A teacher with a vocabulary that is worth pruning, and texts of two domains."""
 
-import copy
 from pathlib import Path
 
 import numpy as np
@@ -51,13 +50,8 @@ def packaged(monkeypatch: pytest.MonkeyPatch, large_folder: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def loaded_large_teacher(large_folder: Path) -> Teacher:
+def large_teacher(large_folder: Path) -> Teacher:
     return load_encoder(str(large_folder), LABELS, seed=0)
-
-
-@pytest.fixture
-def large_teacher(loaded_large_teacher: Teacher) -> Teacher:
-    return copy.deepcopy(loaded_large_teacher)
 
 
 @pytest.fixture(scope="session")

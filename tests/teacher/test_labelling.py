@@ -43,13 +43,10 @@ def test_labels_survive_the_process_and_match_a_fresh_prediction(teacher, calls)
 
 def test_another_length_or_other_weights_do_not_share_labels(teacher, calls):
     cached_labeller(teacher, 24)(TEXTS)
-    calls.clear()
     cached_labeller(teacher, 16)(TEXTS)
-    assert len(calls) == len(set(TEXTS))
-    calls.clear()
     teacher.head.weight.data += 1
     cached_labeller(teacher, 24)(TEXTS)
-    assert len(calls) == len(set(TEXTS))
+    assert len(calls) == 3 * len(set(TEXTS))
 
 
 CHANGES = {"code": ("teacher.labelling.RECIPE", "teacher.finetune.RECIPE"), "arithmetic": ("util.training.arithmetic",)}

@@ -58,10 +58,8 @@ def label_again(store: OutputStore, times: int) -> None:
 
 
 def change(path: Path, row: int, column: str, value: object) -> None:
-    connection = sqlite3.connect(path)
-    connection.execute(f"UPDATE outputs SET {column} = ? WHERE row = ?", (value, row))
-    connection.commit()
-    connection.close()
+    with sqlite3.connect(path) as connection:
+        connection.execute(f"UPDATE outputs SET {column} = ? WHERE row = ?", (value, row))
 
 
 @settings(max_examples=12)
