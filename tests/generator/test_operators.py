@@ -20,12 +20,11 @@ from .conftest import FILM, MARKS, PHONE, SPECIALS, WORDS, Recorder, batches_of,
 
 
 def open_space(problem, config):
-    space = chain.AugmentationSpace(problem, replace(config, degree=0.4))
-    return space, space.visited
+    return chain.AugmentationSpace(problem, replace(config, degree=0.4))
 
 
 def test_draws_follow_the_base_law(problem):
-    space, _ = open_space(problem, GeneratorConfig(operators={"source": 2, "knn": 0}, target_share=0.25))
+    space = open_space(problem, GeneratorConfig(operators={"source": 2, "knn": 0}, target_share=0.25))
     states, sources = space.draw(4000, np.random.default_rng(0)), len(problem.source_inputs)
     assert np.bincount(states.operator, minlength=4) / 4000 == pytest.approx([0.5, 0.25, 0.25, 0.0], abs=0.03)
     assert len(np.unique(states.base)) == len(np.unique(states.partner)) == sources + 12, "every text is drawn"
@@ -39,12 +38,12 @@ def test_draws_follow_the_base_law(problem):
 @pytest.mark.parametrize(("weights", "unchanged"), [({}, 0.75 + 0.25 / 4), ({"source": 1}, 0.25)])
 def test_unlabelled_text_mostly_comes_unchanged_unless_it_is_said_how_often(problem, weights, unchanged):
     some = replace(problem, unlabelled={(f"a {i}",): "a" for i in range(3 * len(problem.source_inputs))})
-    states = open_space(some, GeneratorConfig(operators=weights))[0].draw(4000, np.random.default_rng(0))
+    states = open_space(some, GeneratorConfig(operators=weights)).draw(4000, np.random.default_rng(0))
     assert (states.operator == SOURCE).mean() == pytest.approx(unchanged, abs=0.03)
 
 
 def test_each_move_changes_its_part_and_no_other_and_local_moves_one_block(problem):
-    (space, _), rng = open_space(problem, GeneratorConfig()), np.random.default_rng(0)
+    space, rng = open_space(problem, GeneratorConfig()), np.random.default_rng(0)
     states = space.draw(600, rng)
     proposed, moves = space.propose(states, rng)
     for move, kept in (("local", {"base", "operator", "partner"}), ("partner", {"base", "operator", "u"})):
@@ -60,12 +59,11 @@ def test_each_move_changes_its_part_and_no_other_and_local_moves_one_block(probl
 
 
 def test_a_state_decides_its_text(problem):
-    space, labelled = open_space(problem, GeneratorConfig())
+    space, again = (open_space(problem, GeneratorConfig()) for _ in range(2))
     states = space.draw(50, np.random.default_rng(0))
-    again, other = open_space(problem, GeneratorConfig())
     (texts, degrees), (same, same_degrees) = space.project(states), again.project(states)
     assert texts == same and np.array_equal(degrees, same_degrees)
-    assert len(labelled.inputs) > len(other.inputs) == 0
+    assert len(space.visited.inputs) > len(again.visited.inputs) == 0
 
 
 def cell_of(states, problem):
@@ -74,7 +72,7 @@ def cell_of(states, problem):
 
 def test_the_law_of_the_chain_is_the_reweighted_base_law(problem):
     """Plain draws, weighted by exp(score), estimate the same stationary law as the chain does."""
-    (space, _), rng = open_space(problem, GeneratorConfig(tau=0.5, beta=5.0, max_degree=0.2)), np.random.default_rng(0)
+    space, rng = open_space(problem, GeneratorConfig(tau=0.5, beta=5.0, max_degree=0.2)), np.random.default_rng(0)
     plain = space.draw(12_000, rng)
     weights = np.exp(space.score(plain))
     expected = np.bincount(cell_of(plain, problem), weights=weights, minlength=8) / weights.sum()
@@ -89,7 +87,7 @@ def test_the_law_of_the_chain_is_the_reweighted_base_law(problem):
 
 
 def test_an_infinite_temperature_leaves_only_the_limit_on_the_degree(problem):
-    space, _ = open_space(problem, GeneratorConfig(tau=float("inf"), beta=2.0, max_degree=0.3))
+    space = open_space(problem, GeneratorConfig(tau=float("inf"), beta=2.0, max_degree=0.3))
     states = space.draw(200, np.random.default_rng(0))
     allowed = states.row != chain.FORBIDDEN
     expected = -2.0 * np.maximum(0.0, states.degree - 0.3)
@@ -98,11 +96,11 @@ def test_an_infinite_temperature_leaves_only_the_limit_on_the_degree(problem):
 
 
 def test_test_texts_are_never_embedded_or_visited(problem):
-    embed, (free, labelled) = Recorder(embed_toy), open_space(problem, GeneratorConfig())
+    embed, free = Recorder(embed_toy), open_space(problem, GeneratorConfig())
     free.draw(300, np.random.default_rng(0))
-    texts = set(labelled.inputs) - set(problem.source_inputs + problem.target_inputs)
+    texts = set(free.visited.inputs) - set(problem.source_inputs + problem.target_inputs)
     made = {normalised_hash(text) for text in sorted(texts)[:30]}
-    guarded, _ = open_space(replace(problem, embed=embed, forbidden_hashes=made), GeneratorConfig())
+    guarded = open_space(replace(problem, embed=embed, forbidden_hashes=made), GeneratorConfig())
     states = guarded.draw(300, np.random.default_rng(0))
     assert (states.row == chain.FORBIDDEN).any()
     assert not made & {normalised_hash(text) for text in embed.asked}
@@ -112,18 +110,18 @@ def test_test_texts_are_never_embedded_or_visited(problem):
 def test_each_text_is_embedded_once_and_each_gradient_asked_for_once(problem):
     embed, gradient = Recorder(embed_toy), Recorder(problem.space.gradient)
     watched = replace(problem, embed=embed, space=replace(problem.space, gradient=gradient))
-    space, labelled = open_space(watched, GeneratorConfig())
+    space = open_space(watched, GeneratorConfig())
     states, rng = space.draw(200, np.random.default_rng(0)), np.random.default_rng(1)
     for _ in range(3):
         states = space.propose(states, rng)[0]
     asked, differentiated = embed.asked[72:], gradient.asked  # the first are those that the density is fitted on
-    assert asked == list(dict.fromkeys(asked)) == labelled.inputs
+    assert asked == list(dict.fromkeys(asked)) == space.visited.inputs
     assert len(differentiated) == len(set(differentiated)) > 0
 
 
 def test_fgsm_needs_a_gradient(problem):
     without = replace(problem, space=replace(problem.space, gradient=None))
-    states = open_space(without, GeneratorConfig())[0].draw(300, np.random.default_rng(0))
+    states = open_space(without, GeneratorConfig()).draw(300, np.random.default_rng(0))
     assert not (states.operator == operators.CHAIN_OPERATORS.index("augpro_fgsm")).any()
     with pytest.raises(UsageError, match="without a student's gradient"):
         open_space(without, GeneratorConfig(operators={"source": 0, "augpro_mix": 0, "knn": 0}))
@@ -132,16 +130,16 @@ def test_fgsm_needs_a_gradient(problem):
 def test_a_gradient_of_the_wrong_shape_is_refused(problem):
     space = replace(problem.space, gradient=lambda inputs: [np.zeros((3, 8), np.float32) for _ in inputs])
     with pytest.raises(ValueError, match="one row for each token"):
-        open_space(replace(problem, space=space), GeneratorConfig())[0].draw(100, np.random.default_rng(0))
+        open_space(replace(problem, space=space), GeneratorConfig()).draw(100, np.random.default_rng(0))
 
 
 def test_rows_keep_their_own_density(problem):
-    space, visited = open_space(problem, GeneratorConfig())
+    space = open_space(problem, GeneratorConfig())
     texts = [("a very new phone !",), problem.source_inputs[3], ("another phone !",), ("a very new phone !",)]
-    rows = visited.rows(texts)
+    rows = space.visited.rows(texts)
     assert rows.tolist() == [0, 1, 2, 0]
-    assert visited.densities(rows) == pytest.approx(space.density.log_density(embed_toy(texts)))
-    assert visited.densities(np.array([[chain.FORBIDDEN, 0]]))[0, 0] == -np.inf
+    assert space.visited.densities(rows) == pytest.approx(space.density.log_density(embed_toy(texts)))
+    assert space.visited.densities(np.array([[chain.FORBIDDEN, 0]]))[0, 0] == -np.inf
 
 
 OPERATORS = ("augpro_mix", "augpro_fgsm", "knn", "eda", "tinybert", "masked", "source", "target_only")

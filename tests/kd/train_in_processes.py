@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import distributed
-from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
+from transformers import BertForSequenceClassification, BertTokenizerFast
 
 from l2a.config import KDConfig
 from l2a.data.encoding import encode
@@ -17,7 +17,7 @@ from l2a.kd.trainer import KDTrainer, fit_output_layer
 from l2a.student.student import Student
 from l2a.teacher.labelling import TeacherOutputs
 from l2a.util.progress import process_count, process_rank
-from tests.conftest import NEGATIVE, NEUTRAL, POSITIVE, make_examples
+from tests.conftest import NEGATIVE, NEUTRAL, POSITIVE, make_examples, tiny_bert_config
 
 CONFIG = KDConfig(warmup_steps=12, rounds=1, round_steps=1, batch_size=10, evaluate_every=4, embedding_rate=1.0)
 
@@ -26,9 +26,8 @@ def make_student(folder: Path, seed: int) -> Student:
     vocabulary = folder / f"vocab{process_rank()}.txt"
     vocabulary.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *POSITIVE, *NEGATIVE, *NEUTRAL]))
     tokenizer = BertTokenizerFast(vocab=str(vocabulary))
-    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
     torch.manual_seed(seed)  # no dropout: each process would draw its own
-    config = BertConfig(vocab_size=len(tokenizer), **sizes, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    config = tiny_bert_config(tokenizer, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     return Student(BertForSequenceClassification(config), tokenizer)
 
 

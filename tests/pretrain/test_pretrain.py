@@ -59,9 +59,7 @@ def weights(folder):
 
 
 @pytest.mark.usefixtures("saved_after_every_step")
-def test_a_killed_run_resumes_to_the_same_student_and_another_seed_gives_another(
-    make_config, tmp_path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_killed_run_resumes_to_the_same_student_and_another_seed_gives_another(make_config, tmp_path, monkeypatch):
     whole = weights(pretrain(make_config(output_dir=tmp_path / "whole")))
     assert weights(pretrain(make_config(output_dir=tmp_path / "other", seed=1))) != whole
     losses, done = trainer.distillation_losses, []

@@ -22,11 +22,6 @@ from .conftest import QUICK, SMALL, make_problem
 
 
 @pytest.fixture
-def task(problem):
-    return build_task(problem, QUICK)
-
-
-@pytest.fixture
 def two_tasks():
     problems = [make_problem(seed=0)[0], make_problem(seed=1, classes=5, size=200)[0]]
     names = candidate_features(problems[0]).names
@@ -76,13 +71,13 @@ def test_pools_that_differ_in_features_are_refused():
         SelectionVecEnv(tasks, 2, seed=0)
 
 
-def test_callbacks_of_the_user_run_and_can_end_the_training(task):
+def test_callbacks_of_the_user_run_and_can_end_the_training(problem):
     class Stop(BaseCallback):
         def _on_step(self):
             return self.n_calls < 3
 
     stop = Stop()
-    assert train([task], callbacks=[stop]).steps == 3 * load_agent("a2c").environments
+    assert train([build_task(problem, QUICK)], callbacks=[stop]).steps == 3 * load_agent("a2c").environments
     assert stop.n_calls == 3
 
 
