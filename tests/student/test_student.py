@@ -115,12 +115,12 @@ def test_features_times_output_layer_are_the_logits(student):
     assert np.allclose(features @ weight.T + bias, logits, atol=1e-4)
 
 
-def test_a_snapshot_restores_every_weight(student):
+def test_a_snapshot_restores_every_weight(student, built_student):
     saved = student.snapshot()
     for parameter in student.model.parameters():
         parameter.data += 1
     student.restore(saved)
-    assert all(torch.equal(saved[name], value) for name, value in student.snapshot().items())
+    assert all(torch.equal(value, student.snapshot()[name]) for name, value in built_student.snapshot().items())
 
 
 WIDE = StudentConfig("narrow", max_share=0.3)  # wide enough for two attention heads
