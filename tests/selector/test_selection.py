@@ -161,6 +161,15 @@ def test_thompson_sampling_sees_a_candidate_once_in_a_batch():
     assert {round(reward, 4) for reward in rewards} <= {round(gain, 4) for gain in of_arms} and shares.sum() == 1
 
 
+def test_thompson_sampling_leaves_a_small_arm_that_harms(problem):
+    """It holds fewer candidates than a batch, so that one pull shows all of them; there the labels are turned round."""
+    surrogate, arms = problem.surrogate(), (np.arange(len(problem)) >= 20).astype(np.int64)
+    rows = surrogate.rows.copy()
+    rows[:20, -2:] *= -20
+    shares, _ = thompson(SimpleNamespace(surrogate=replace(surrogate, rows=rows), batch=32), arms, 200, seed=0)
+    assert shares[0] < 0.05
+
+
 def test_without_spare_labels_there_is_no_oracle(problem):
     with pytest.raises(UsageError, match="spare texts"):
         RULES["oracle"](replace(problem, oracle=None), rng())
