@@ -65,9 +65,8 @@ def watched(context: RunContext) -> Iterator[list[State]]:
             right = run_student(self.student, texts, precise=False)[0].argmax(axis=1) == judges.labels
             found = {"step": self.steps_done, "accuracy": float(right.mean())}
             if self._apart is not None:
-                texts_apart = (self.student, self._apart, False)
-                found["divergence"] = mean_divergence(*texts_apart)
-                found["calibrated"] = mean_divergence(*texts_apart, TEMPERATURES.tolist())
+                both = run_student(self.student, self._apart.encoded, precise=False)[0], self._apart.teacher.logits
+                found |= {"divergence": mean_divergence(*both), "calibrated": mean_divergence(*both, TEMPERATURES)}
         states.append({**found, "log_likelihoods": score.log_likelihoods.tolist()})
         return score
 

@@ -37,22 +37,19 @@ def run_student(student: Student, encoded: EncodedTexts, precise: bool = True) -
     return logits, features
 
 
-TEMPERATURES = np.geomspace(0.25, 16.0, 25)
+TEMPERATURES = np.geomspace(0.25, 16.0, 25).tolist()  # among which a student's best one is found
 
 
-def mean_divergence(
-    student: Student, texts: kd_data.DistillationSet, precise: bool = True, temperatures: Sequence[float] = (1.0,)
-) -> float:
+def mean_divergence(logits: Floats, taught: Floats, temperatures: Sequence[float] = (1.0,)) -> float:
     """Measure mean KL(teacher || student) over texts, in nats, alike in all processes.
 
     Args:
-        student: Run as by ``run_student``.
-        texts: At least one text with the teacher's outputs.
-        precise: As ``run_student`` takes it.
+        logits: float32 (N, C), the student's, N at least 1.
+        taught: float32 (N, C), the teacher's.
         temperatures: Of the student; the one that suits all the texts best counts.
     """
-    logits, taught = torch.from_numpy(run_student(student, texts.encoded, precise)[0]), texts.teacher.logits
-    losses = [kd_losses.soft_label_loss(logits / by, torch.from_numpy(taught), 1.0).mean() for by in temperatures]
+    student, teacher = torch.from_numpy(logits), torch.from_numpy(taught)
+    losses = [kd_losses.soft_label_loss(student / by, teacher, 1.0).mean() for by in temperatures]
     return float(training.broadcast(torch.stack(losses).min().numpy()))
 
 
@@ -66,7 +63,7 @@ def calibrated_log_likelihoods(logits: Floats, labels: Ints) -> Doubles:
         logits: float32 (N, C).
         labels: int64 (N,), N at least 1.
     """
-    scaled = logits[None].astype(np.float64) / TEMPERATURES[:, None, None]
+    scaled = logits[None].astype(np.float64) / np.array(TEMPERATURES)[:, None, None]
     of_labels = log_softmax(scaled, axis=2)[:, np.arange(len(labels)), labels]
     return np.asarray(of_labels[of_labels.mean(axis=1).argmax()])
 
@@ -84,7 +81,8 @@ class Score:
     """How good a state of the student is.
 
     Attributes:
-        divergence: Mean KL(teacher || student) on texts that are set apart, in nats; None where there are none.
+        divergence: Mean KL(teacher || student) on texts that are set apart, in nats, at the temperature that suits the
+            student best; None where there are none.
         log_likelihoods: float64 (V,), calibrated, of the validation split's labels.
     """
 
@@ -105,7 +103,7 @@ class Score:
         """Say whether this state is to be kept in place of another.
 
         The few labels of a validation split cannot tell states apart, many texts without labels can; but the labels
-        have a veto: a state that is worse on them by more than a standard error is not kept. With neither, the last is.
+        have a veto: a state that is clearly worse on them is not kept. With neither, the last is.
         """
         if other is None:
             return True
@@ -113,7 +111,7 @@ class Score:
         gain = float(gains.mean()) if len(gains) else 0.0
         if self.divergence is None or other.divergence is None:
             return gain > 0 or not len(gains)
-        return self.divergence < other.divergence and gain >= -standard_error(gains)
+        return self.divergence < other.divergence and gain >= -CLEARLY * standard_error(gains)
 
 
 def fit_output_layer(student: Student, data: kd_data.DistillationSet) -> None:
@@ -441,7 +439,10 @@ class KDTrainer:
         return training.broadcast(calibrated_log_likelihoods(run_student(self.student, encoded)[0], labels))
 
     def _divergence(self) -> float | None:
-        return None if self._apart is None else mean_divergence(self.student, self._apart, precise=False)
+        if self._apart is None:
+            return None
+        logits = run_student(self.student, self._apart.encoded, precise=False)[0]
+        return mean_divergence(logits, self._apart.teacher.logits, TEMPERATURES)
 
     def _keep(self) -> None:
         self._best_state = copy.deepcopy(self._modules.state_dict())

@@ -7,17 +7,16 @@ from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from scipy import sparse, special
+from scipy import sparse
 from sklearn import feature_extraction, model_selection, pipeline, preprocessing
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from l2a.config import DistillConfig, override
 from l2a.data import Examples, Floats, Ints, TextInput, encoding, normalised_hash
-from l2a.kd.trainer import run_student
+from l2a.kd.trainer import TEMPERATURES, mean_divergence, run_student
 from l2a.pipeline import students
 from l2a.pipeline.session import RunContext
-from l2a.selector.problem import kl_divergence
 from l2a.student.student import Student
 from l2a.teacher import labelling, model
 from l2a.util import SILENT, Progress, UsageError, did_you_mean
@@ -424,13 +423,8 @@ def run_method(config: DistillConfig, name: str, progress: Progress = SILENT) ->
     result = evaluate_method(context, name, fitted, time.monotonic() - started)
     if fitted.trained is None or result.logits is None or "labels" not in method.needs:
         return result
-    divergence = _divergence(context, result.test.inputs, result.logits)
+    divergence = mean_divergence(result.logits, context.labeller(result.test.inputs).logits)
     return result._replace(diagnostics={**result.diagnostics, "test_divergence": divergence})
-
-
-def _divergence(context: RunContext, inputs: Sequence[TextInput], logits: Floats) -> float:
-    teacher, student = (special.softmax(one, axis=1) for one in (context.labeller(inputs).logits, logits))
-    return float(kl_divergence(teacher, student).mean())
 
 
 def rescored(context: RunContext, trained: Students) -> Students:
@@ -441,9 +435,14 @@ def rescored(context: RunContext, trained: Students) -> Students:
     """
     read = set(map(normalised_hash, context.without_unlabelled.source.inputs))
     texts = tuple(text for text in context.set_apart[0] if normalised_hash(text) not in read)
-    logits = {name: student_logits(context, one.student, texts) for name, one in trained.items()}
-    found = {name: _divergence(context, texts, logits[name]) if texts else None for name in trained}
-    return {name: replace(one, score=replace(one.score, divergence=found[name])) for name, one in trained.items()}
+
+    def measured(student: Student) -> float | None:
+        if not texts:
+            return None
+        return mean_divergence(student_logits(context, student, texts), context.labeller(texts).logits, TEMPERATURES)
+
+    scores = {name: replace(one.score, divergence=measured(one.student)) for name, one in trained.items()}
+    return {name: replace(one, score=scores[name]) for name, one in trained.items()}
 
 
 def prepare(context: RunContext, method: Method) -> None:

@@ -59,7 +59,7 @@ def real_updates(
 
 def reward_score(student: Student, reward: DistillationSet) -> float:
     """Say how a student follows the teacher on the reward texts: -KL(teacher || student), in nats; 0 without texts."""
-    return -mean_divergence(student, reward) if len(reward) else 0.0
+    return -mean_divergence(run_student(student, reward.encoded)[0], reward.teacher.logits) if len(reward) else 0.0
 
 
 def label_scores(student: Student, labelled: DistillationSet) -> Doubles:

@@ -16,7 +16,7 @@ from l2a.data.encoding import encode
 from l2a.kd import trainer as kd_trainer
 from l2a.kd.data import DistillationSet
 from l2a.kd.losses import soft_label_loss
-from l2a.kd.trainer import KDTrainer, Score, run_student
+from l2a.kd.trainer import TEMPERATURES, KDTrainer, Score, mean_divergence, run_student
 from l2a.student.student import Student
 from l2a.teacher.labelling import TeacherOutputs
 from l2a.util import Checkpoint, Progress, RunError, UsageError
@@ -236,12 +236,19 @@ def test_a_state_is_kept_for_following_the_teacher_unless_the_labels_forbid_it()
     assert Score(0.4, few - [0.01, -0.01, 0.02, 0.0]).beats(state), "no worse than by chance"
     assert not Score(0.4, few - [0.2, 0.21, 0.2, 0.19]).beats(state), "the labels' veto"
     spread = 0.1 * np.array([-1, 1, -1, 1])  # its mean has a standard error of 0.058
-    assert Score(0.4, few - 0.055 + spread).beats(state) and not Score(0.4, few - 0.062 + spread).beats(state)
+    assert Score(0.4, few - 0.113 + spread).beats(state) and not Score(0.4, few - 0.118 + spread).beats(state)
     assert not Score(0.6, few + 1).beats(state)
     assert Score(0.4, np.zeros(0)).beats(Score(0.5, np.zeros(0))), "no labels, no veto"
     assert "0.500 nats" in str(state) and "nats" not in str(Score(None, few)) and "-0.250" in str(Score(None, few))
     assert Score(None, few + 0.1).beats(Score(None, few)) and not Score(None, few - 0.1).beats(Score(None, few))
     assert Score(None, np.zeros(0)).beats(Score(None, np.zeros(0))), "nothing tells, so training does"
+
+
+def test_a_state_is_no_further_from_the_teacher_for_being_surer():
+    """What is served is divided by a fitted temperature."""
+    taught = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
+    assert mean_divergence(4 * taught, taught, TEMPERATURES) == pytest.approx(0, abs=1e-4)
+    assert mean_divergence(4 * taught, taught) > 0.5
 
 
 def test_the_best_state_is_the_one_nearest_to_the_teacher_on_texts_set_apart(student, monkeypatch):
@@ -264,9 +271,9 @@ def test_divergence_is_measured_on_the_texts_set_apart(student):
     assert make_trainer(student).evaluate().divergence is None
     trainer, apart = make_trainer(student), make_set(student, 12, seed=9)
     trainer.follow(apart)
-    logits = torch.from_numpy(run_student(student, apart.encoded)[0])
-    expected = soft_label_loss(logits, torch.from_numpy(apart.teacher.logits), 1.0).mean()
-    assert trainer.evaluate().divergence == pytest.approx(float(expected), abs=1e-5)
+    logits, taught = (torch.from_numpy(one) for one in (run_student(student, apart.encoded)[0], apart.teacher.logits))
+    expected = min(float(soft_label_loss(logits / by, taught, 1.0).mean()) for by in np.geomspace(0.25, 16, 25))
+    assert trainer.evaluate().divergence == pytest.approx(expected, abs=1e-5)
     trainer.train([make_set(student, 16)], [1.0], 5)
     trainer.restore_best()
     assert trainer.evaluate().divergence == pytest.approx(trainer.best.divergence, abs=1e-5)

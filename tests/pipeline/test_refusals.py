@@ -97,7 +97,7 @@ def test_students_with_and_without_unlabelled_text_are_compared_on_the_same_text
 
     monkeypatch.setattr(methods, "student_logits", logits)
     found = methods.rescored(context, {
-        "plain_kd_student": TrainedStudent(0.5, (), Score(0.1, np.zeros(0))),
+        "plain_kd_student": TrainedStudent(-1.0, (), Score(0.1, np.zeros(0))),
         "l2a_student": TrainedStudent(1.0, (), Score(0.2, np.zeros(0))),
     })  # fmt: skip
     assert asked[0] == asked[1] and set() < {*asked[0]} <= {*context.set_apart[0]}
