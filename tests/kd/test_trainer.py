@@ -79,10 +79,15 @@ class Told(Progress):
         self.events += [values] if name == "validation" else []
 
 
-@pytest.mark.parametrize(("killed_at", "embedding_rate"), [(9, 0.0), (21, 1.0)])
+@pytest.mark.parametrize(
+    ("killed_at", "embedding_rate", "first_is_best"), [(9, 0, False), (21, 1, False), (16, 0, True)]
+)
 def test_a_killed_training_goes_on_to_the_same_student(
-    built_student, tmp_path, monkeypatch, saved_after_every_step, killed_at, embedding_rate
+    built_student, tmp_path, monkeypatch, saved_after_every_step, killed_at, embedding_rate, first_is_best
 ):
+    if first_is_best:
+        monkeypatch.setattr(KDTrainer, "_divergence", lambda trainer: float(trainer.steps_done))
+        monkeypatch.setattr(KDTrainer, "_log_likelihoods", lambda trainer: np.zeros(4))
     config = replace(CONFIG, warmup_steps=8, round_steps=14, embedding_rate=embedding_rate)
     steps, real = [], KDTrainer._step
 
