@@ -203,9 +203,12 @@ def selection_problem(
     few = np.random.default_rng([session.context.config.seed, 8]).permutation(len(session.source))[:SOURCE_TEXTS]
 
     @cache
-    def views() -> tuple[reward.Views, list[reward.Views], reward.Views]:
-        known = [reward.view(student, part) for part in (session.target, session.source.take(few))]
-        return reward.view(student, drawn.candidates), known, reward.view(student, judges)
+    def candidates() -> reward.Views:  # some rules ask for these alone
+        return reward.view(student, drawn.candidates)
+
+    @cache
+    def others() -> list[reward.Views]:
+        return [reward.view(student, part) for part in (judges, session.target, session.source.take(few))]
 
     def problem(draw: int, repeated: SelectionProblem | None) -> SelectionProblem:
         rows, shares = np.arange(len(judges)), (kd.target_share, 1 - kd.target_share - kd.augmented_share)
@@ -214,9 +217,9 @@ def selection_problem(
 
         @cache
         def surrogate() -> reward.Surrogate:
-            candidates, known, texts = views()
+            texts, *known = others()
             parts = list(zip(known, shares, strict=True))
-            return reward.fit_surrogate(candidates, parts, kd.augmented_share, texts.take(rows))
+            return reward.fit_surrogate(candidates(), parts, kd.augmented_share, texts.take(rows))
 
         @cache
         def judge(kept: bytes) -> tuple[float, Doubles]:
@@ -225,7 +228,7 @@ def selection_problem(
                 return reward.reward_score(student, judges.take(rows)), labels
 
         return SelectionProblem(
-            drawn.pool, lambda: views()[0].student, surrogate, lambda kept: judge(kept.tobytes())[0],
+            drawn.pool, lambda: candidates().student, surrogate, lambda kept: judge(kept.tobytes())[0],
             lambda kept: judge(kept.tobytes())[1], repeated, cache(lambda: near_and_clean(session.context, drawn)),
         )  # fmt: skip
 
