@@ -19,7 +19,7 @@ from l2a.util import UsageError
 ENVIRONMENT_ID = "L2A-Selection-v0"
 CHANGING_FEATURES = ("class_share_so_far", "max_selected_cosine")
 STATE_FEATURES = ("budget_left", "steps_left", "class_balance", "gain_so_far")
-LAYOUT = {"format": 1, "changing_features": [*CHANGING_FEATURES], "state_features": [*STATE_FEATURES]}
+LAYOUT = {"format": 2, "changing_features": [*CHANGING_FEATURES], "state_features": [*STATE_FEATURES]}
 """Of observations: a saved policy is read only where it has the same."""
 OBSERVATION_BOUND = 10.0
 COSINE_DIRECTIONS = 16
