@@ -122,7 +122,7 @@ def fit_output_layer(student: Student, data: kd_data.DistillationSet) -> None:
     """
     layer = student.output
     if process_rank() == 0:
-        inputs = torch.from_numpy(run_student(student, data.encoded)[1])
+        inputs = torch.from_numpy(run_student(student, data.encoded, precise=False)[1])
         goals = torch.from_numpy(data.teacher.probabilities())
         weight, bias = (torch.zeros(part.shape, requires_grad=True) for part in (layer.weight, layer.bias))
         optimizer = torch.optim.Adam([weight, bias], lr=0.05)

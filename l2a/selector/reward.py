@@ -59,12 +59,18 @@ def real_updates(
 
 def reward_score(student: Student, reward: DistillationSet) -> float:
     """Say how a student follows the teacher on the reward texts: -KL(teacher || student), in nats; 0 without texts."""
-    return -mean_divergence(run_student(student, reward.encoded)[0], reward.teacher.logits) if len(reward) else 0.0
+    return (
+        -mean_divergence(run_student(student, reward.encoded, precise=False)[0], reward.teacher.logits)
+        if len(reward)
+        else 0.0
+    )
 
 
 def label_scores(student: Student, labelled: DistillationSet) -> Doubles:
     """Log-likelihood of each of M labels under a student, float64 (M,), at the temperature that suits them best."""
-    return calibrated_log_likelihoods(training.broadcast(run_student(student, labelled.encoded)[0]), labelled.labels)
+    return calibrated_log_likelihoods(
+        training.broadcast(run_student(student, labelled.encoded, precise=False)[0]), labelled.labels
+    )
 
 
 # 2. The surrogate: the output layer alone
