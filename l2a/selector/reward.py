@@ -59,11 +59,8 @@ def real_updates(
 
 def reward_score(student: Student, reward: DistillationSet) -> float:
     """Say how a student follows the teacher on the reward texts: -KL(teacher || student), in nats; 0 without texts."""
-    return (
-        -mean_divergence(run_student(student, reward.encoded, precise=False)[0], reward.teacher.logits)
-        if len(reward)
-        else 0.0
-    )
+    logits = run_student(student, reward.encoded, precise=False)[0]
+    return -mean_divergence(logits, reward.teacher.logits) if len(reward) else 0.0
 
 
 def label_scores(student: Student, labelled: DistillationSet) -> Doubles:
