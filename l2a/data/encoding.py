@@ -96,12 +96,9 @@ def fit_tokenizer(tokenizer: Any, config: Any, max_length: int | None = None) ->
 
 
 def refuse_long_sequences(reader: str, positions: int | None, max_length: int) -> None:
-    """Stop before training when texts, padded, would be longer than a model can read.
+    """Stop before training when texts of ``max_length`` tokens, padded, would be longer than a model can read.
 
-    Args:
-        reader: Which model, for the message.
-        positions: Tokens that it reads; None for a model without a limit.
-        max_length: Longest sequence in tokens.
+    The message names the model as ``reader``, which reads ``positions`` tokens, or any number where that is None.
 
     Raises:
         UsageError: If they would be; it names the largest length that is allowed.
@@ -135,14 +132,11 @@ def encode(tokenizer: Any, inputs: Sequence[TextInput], max_length: int) -> Enco
 
 
 def inference_batches(encoded: Any, tokens_per_batch: int = 2048) -> Iterator[Ints]:
-    """Group texts of similar length, so that little padding is computed.
+    """Group texts of similar length, so that little padding is computed: int64 positions, every text once.
 
     Args:
         encoded: Texts, whose ``lengths`` in tokens are int64 (N,).
         tokens_per_batch: Padded tokens in a batch, at most (a longer single text is a batch of its own).
-
-    Yields:
-        int64 positions; every text occurs once.
     """
     order = np.argsort(encoded.lengths, kind="stable")[::-1]
     while len(order):
@@ -152,7 +146,7 @@ def inference_batches(encoded: Any, tokens_per_batch: int = 2048) -> Iterator[In
 
 
 def training_batches(lengths: Ints, batch_size: int, rng: np.random.Generator, window: int = 16) -> Iterator[Ints]:
-    """Shuffle one epoch into batches of similar length.
+    """Shuffle one epoch into batches of similar length: int64 positions, every text once.
 
     Texts are shuffled, sorted by length inside windows of some batches, and the batches are shuffled again: the order
     stays random while padding is small. The last batch may be smaller; none is dropped.
@@ -162,9 +156,6 @@ def training_batches(lengths: Ints, batch_size: int, rng: np.random.Generator, w
         batch_size: Texts in a batch.
         rng: Source of the order.
         window: Batches sorted together.
-
-    Yields:
-        int64 positions; every text occurs once.
     """
     order = rng.permutation(len(lengths))
     chunks = [order[i : i + window * batch_size] for i in range(0, len(order), window * batch_size)]

@@ -73,16 +73,13 @@ def held_out_words(texts: Iterable[TextInput]) -> frozenset[str]:
 
 
 def seen_in(where: str, texts: Sequence[TextInput], hashes: Set[str], words: Set[str]) -> Bools:
-    """Find copies of held-out texts, and near copies: those with the same words in the same order; and warn of them.
+    """Find and warn of copies of held-out texts and near copies, with the same words in the same order: bool (N,).
 
     Args:
         where: What holds the texts, for the warning.
         texts: N texts.
         hashes: Normalised hashes of the held-out texts.
         words: ``held_out_words`` of the held-out texts.
-
-    Returns:
-        bool (N,).
     """
     known = (normalised_hash(text) in hashes or words_key(" ".join(text)) in words for text in texts)
     if (seen := np.fromiter(known, np.bool_, len(texts))).any():
@@ -171,7 +168,8 @@ def few_shot_splits(target: Domain, shots: int | None, dev_shots: int, rng: np.r
 
     With a number of shots, training examples come from the train split, and so do the other two parts, which go on in
     the dev split when train is short; with one seed, more shots keep the examples that fewer shots drew. With all
-    labels, the dev split fills the two held-out parts first and everything else is trained on.
+    labels, the dev split fills the two held-out parts first and everything else is trained on. The classes of each part
+    are interleaved.
 
     Args:
         target: The target domain.
@@ -179,9 +177,6 @@ def few_shot_splits(target: Domain, shots: int | None, dev_shots: int, rng: np.r
         dev_shots: Labelled examples per class for the reward split, and as many again for validation. With all labels,
             classes with few examples give a quarter of them to each, and at least 1.
         rng: Source of the draw.
-
-    Returns:
-        The parts, each with its classes interleaved.
 
     Raises:
         UsageError: If the domain has no test split or a class has too few examples.

@@ -243,10 +243,8 @@ def run_groups(
 
 
 def _run_group(group: PlannedGroup, folder: Path, run: RunMethod, wait: bool) -> tuple[PlannedGroup, list[Outcome]]:
-    """Run cells one after another, saving each; no outcomes where another runner holds the group.
-
-    The group is given back, since results come in any order.
-    """
+    """Run cells one after another, saving each; no outcomes where another runner holds the group."""
+    # The group is given back, since results come in any order.
     try:
         with lock_for(folder, fingerprint(*group[0].cell.place[:3])).acquire(timeout=-1 if wait else 0):
             return group, [_run_or_find(cell, folder, run) for cell in group]
@@ -278,11 +276,9 @@ def _run_or_find(planned: PlannedCell, folder: Path, run_method: RunMethod) -> O
 
 
 def _measure(planned: PlannedCell, run_method: RunMethod, progress: Progress) -> CellResult:
-    """Run one cell on one thread, with freshly seeded global generators.
-
-    Sums in another order differ in the last bits, so the number of threads is part of a result: one thread a cell, and
-    as many cells side by side as there are cores, gives the same numbers on any machine and with any number of workers.
-    """
+    """Run one cell on one thread, with freshly seeded global generators."""
+    # Sums in another order differ in the last bits, so the threads are part of a result: one thread a cell, and as many
+    # cells side by side as there are cores, gives the same numbers on any machine and with any number of workers.
     cell = planned.cell
     set_seed(cell.config.seed)  # for libraries that are given no generator
     started = time.perf_counter()

@@ -134,7 +134,7 @@ def choose_texts(
     bank: Sequence[TextInput], target: Sequence[TextInput], count: int, choice: Choice, embed: Embed,
     rng: np.random.Generator, progress: Progress = SILENT,
 ) -> Ints:  # fmt: skip
-    """Choose texts of a bank by their nearness to the target.
+    """Choose texts of a bank by their nearness to the target: int64, their places in the bank, in order.
 
     Args:
         bank: Any number of texts; they are read in order, some at a time.
@@ -144,9 +144,6 @@ def choose_texts(
         embed: Embeds texts.
         rng: Draws random texts, and those that stand for the bank where nearness is judged.
         progress: Shows the texts judged.
-
-    Returns:
-        int64, the places of the texts in the bank, in order.
     """
     if count >= len(bank):
         return np.arange(len(bank))
@@ -181,8 +178,7 @@ def metropolis_hastings(
 ) -> Iterator[tuple[States, States, Ints, Bools]]:  # fmt: skip
     """Run chains whose stationary density is proportional to exp(score) times the base law of the proposals.
 
-    A move is accepted with probability min(1, exp(score(z') - score(z))). A score of minus infinity forbids a state; a
-    chain that starts in a forbidden state leaves it with the first allowed proposal.
+    A score of minus infinity forbids a state; a chain that starts in one leaves it with the first allowed proposal.
 
     Args:
         initial: The starting states of C chains.

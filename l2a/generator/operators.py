@@ -416,7 +416,7 @@ def operator_law(config: GeneratorConfig, has_gradient: bool, unlabelled_share: 
 def draw_changes(
     operator: Operator, store: tokens.TokenStore, rows: Ints, partners: Ints, degree: float, rng: Generator
 ) -> tuple[tokens.Slots, Ints]:
-    """Draw which tokens change, each open one with probability ``degree``, and to what.
+    """Draw which open tokens change, each with probability ``degree``, and to what: K slots and int64 (K,), the tokens.
 
     Args:
         operator: One that works on tokens.
@@ -425,9 +425,6 @@ def draw_changes(
         partners: int64 (B,), numbers of their partners.
         degree: Probability that an open token changes.
         rng: Source of all randomness.
-
-    Returns:
-        K slots, and int64 (K,), the tokens that come into them.
     """
     read = np.concatenate([rows, partners]) if operator.reads_partner else rows
     u = rng.random((len(rows), int(store.lengths[read].max()), 2), dtype=np.float32)

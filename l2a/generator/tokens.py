@@ -207,7 +207,7 @@ class TokenStore:
         return self.ids[order], firsts, ranks
 
     def offered(self, places: Ints, partners: Ints) -> Ints:
-        """Find what a partner offers in the place of a token.
+        """Find what partners offer in the places of tokens, int64 (K,); the own token where one has nothing to offer.
 
         The j-th word start of a side meets the j-th word start of the same side of the partner, counted in a circle
         where the partner is shorter; continuations likewise. Matching by rank and not by bare position keeps first
@@ -216,9 +216,6 @@ class TokenStore:
         Args:
             places: int64 (K,), open tokens, among all T.
             partners: int64 (K,), numbers of texts.
-
-        Returns:
-            int64 (K,), the tokens; the own one where the partner has nothing to offer.
         """
         by_slot, firsts, ranks = self._by_slot
         kind = partners * (SLOT_KINDS + 1) + self.slots[places] + 1

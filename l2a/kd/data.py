@@ -55,10 +55,7 @@ BatchReader = Callable[[Student, DistillationSet, Ints], tuple[Batch, TeacherOut
 def read_tokens(student: Student, data: DistillationSet, indices: Ints) -> tuple[Batch, TeacherOutputs]:
     """Read a padded batch as it is, with the teacher's outputs: the reader of all training that changes no embeddings.
 
-    Args:
-        student: Says where the batch goes.
-        data: The examples.
-        indices: int64 (B,), positions.
+    The ``indices`` are positions, int64 (B,); the batch goes to the student's device.
     """
     return data.encoded.padded(indices, student.model.device), data.teacher.take(indices)
 
@@ -77,11 +74,7 @@ def join_encoded(parts: Sequence[EncodedTexts]) -> EncodedTexts:
 
 
 def refuse_constant_targets(data: DistillationSet) -> None:
-    """Stop when every teacher label is the same: the student would learn a constant.
-
-    Raises:
-        RunError: If more than one text came and all soft labels agree to 1e-6.
-    """
+    """Raise a RunError when all soft labels of several texts agree to 1e-6: the student would learn a constant."""
     if len(data) > 1 and float(np.ptp(data.teacher.probabilities(), axis=0).max()) < 1e-6:
         fix = "fine-tune it (teacher.fine_tuned: false) or check the order of its labels"
         raise RunError(f"teacher: it gives every text the same probabilities, so nothing can be distilled; {fix}")
@@ -95,7 +88,7 @@ def mixture_batches(
     cycles: Sequence[Iterator[int]], shares: Sequence[float], lengths: Ints, size: int, steps: int,
     rng: np.random.Generator,
 ) -> Iterator[Ints]:  # fmt: skip
-    """Draw batches from several joined sets, each contributing a fixed share.
+    """Draw batches, int64 (B,) positions, from several joined sets, each contributing a fixed share.
 
     Every set is cycled through in its own shuffled order, so that a small set repeats evenly. Texts are sorted by
     length inside a window of batches, so that little padding is computed.
@@ -107,9 +100,6 @@ def mixture_batches(
         size: Texts in a batch, B.
         steps: Batches to draw.
         rng: Source of the draws.
-
-    Yields:
-        int64 (B,) positions in the joined set.
     """
     bounds = np.cumsum(np.array(shares) / np.sum(shares))
     for done in range(0, steps, WINDOW):
@@ -228,12 +218,9 @@ def mix_pairs(model: Any, encoded: EncodedTexts, first: Ints, second: Ints, weig
 
 
 def mixed_outputs(teacher: Teacher, pairs: EncodedTexts, weights: Floats) -> TeacherOutputs:
-    """Run the teacher on N interpolations of its own word embeddings.
+    """Run the teacher, in eval mode, on N interpolations of its own word embeddings, with weights lambda, float32 (N,).
 
-    Args:
-        teacher: In eval mode.
-        pairs: 2N texts in its tokens: N texts, then the partner of each.
-        weights: float32 (N,), lambda.
+    The pairs are 2N texts in its tokens: N texts, then the partner of each.
     """
     count, found = len(weights), []
     order = np.argsort(np.maximum(pairs.lengths[:count], pairs.lengths[count:]), kind="stable")
@@ -293,15 +280,10 @@ def read_perturbed(
 
 
 def token_steps(model: Teacher | Student, rng: np.random.Generator) -> torch.Tensor:
-    """Say how far each entry of a token's embedding moves, so that the token stays among words.
+    """Say how far each entry of a token's embedding moves, float32 (V,), so that the token stays among words.
 
-    Args:
-        model: Has the vocabulary and its embeddings.
-        rng: Draws the words that are measured.
-
-    Returns:
-        float32 (V,): for words and pieces of letters, steps as long in all as the way from a word to its nearest other
-        word (the median over at most 512); 0 for tokens that no operator may change.
+    For words and pieces of letters the steps are as long in all as the way from a word to its nearest other word (the
+    median over at most 512 words that ``rng`` draws); they are 0 for tokens that no operator may change.
     """
     may_move = token_kinds(vocabulary(model.tokenizer))[1]
     words = may_move.nonzero().flatten()

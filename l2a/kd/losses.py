@@ -22,15 +22,12 @@ from l2a.teacher.model import Teacher
 def soft_label_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
     """T^2 KL(softmax(z_T / T) || softmax(z_S / T)), so that the gradient's size hardly depends on T.
 
-    Source: Hinton, Vinyals and Dean (2015), equation 4 and the remark on T^2.
+    It is float32 (B,), 0 iff both are equal. Source: Hinton, Vinyals and Dean (2015), equation 4 and the remark on T^2.
 
     Args:
         student_logits: float32 (B, C).
         teacher_logits: float32 (B, C).
         temperature: T, above 0.
-
-    Returns:
-        float32 (B,); 0 iff the two distributions are equal.
     """
     student = nn.functional.log_softmax(student_logits / temperature, dim=1)
     teacher = nn.functional.log_softmax(teacher_logits / temperature, dim=1)
@@ -40,7 +37,7 @@ def soft_label_loss(student_logits: Tensor, teacher_logits: Tensor, temperature:
 def distillation_loss(
     student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, temperature: float, alpha: float
 ) -> Tensor:
-    """Soft labels everywhere, cross-entropy where a real label exists.
+    """Soft labels everywhere, cross-entropy where a real label exists: float32 (B,).
 
     L_i = alpha T^2 KL_i + (1 - alpha) CE_i with a real label, L_i = T^2 KL_i without one. Source: Hinton et al. (2015),
     section 2; which texts have a real label is ours.
@@ -51,9 +48,6 @@ def distillation_loss(
         labels: int64 (B,), -1 where only the teacher's label exists (augmented text).
         temperature: T, above 0.
         alpha: Weight of the soft-label term, 0 to 1.
-
-    Returns:
-        float32 (B,).
     """
     soft = soft_label_loss(student_logits, teacher_logits, temperature)
     hard = nn.functional.cross_entropy(student_logits, labels.clamp(min=0), reduction="none")
@@ -62,7 +56,7 @@ def distillation_loss(
 
 
 def hidden_state_loss(student_states: Tensor, teacher_states: Tensor, projection: Tensor) -> Tensor:
-    """Mean squared distance of projected student states to teacher states, both on the unit sphere.
+    """Squared distance of projected student states to teacher states, both on the unit sphere: float32 (B,), 0 to 4.
 
     Source: the hidden-state loss of TinyBERT (Jiao et al., 2020, equation 8) on pooled states; the normalisation,
     which makes the weight independent of the teacher's scale, is our own.
@@ -71,9 +65,6 @@ def hidden_state_loss(student_states: Tensor, teacher_states: Tensor, projection
         student_states: float32 (B, h).
         teacher_states: float32 (B, d).
         projection: float32 (h, d), learned and dropped on export.
-
-    Returns:
-        float32 (B,), 0 to 4.
     """
     projected = nn.functional.normalize(student_states @ projection, dim=1)
     return (projected - nn.functional.normalize(teacher_states, dim=1)).pow(2).sum(1)
@@ -85,7 +76,7 @@ def subclass_loss(
     """-sum t(c, s) log p(c, s), and a term that teaches the output layer alone what the head says of the classes.
 
     The second term is KL(folded head || output(features)) with the gradient stopped at both; the body never feels it,
-    and the student is an ordinary C-class model at every step (our derivation).
+    and the student is an ordinary C-class model at every step (our derivation). The loss is float32 (B,).
 
     Args:
         features: float32 (B, h), what the student's output layer reads.
@@ -93,9 +84,6 @@ def subclass_loss(
         output: The student's output layer, (h) -> (C).
         targets: float32 (B, K).
         counts: S_c for each class.
-
-    Returns:
-        float32 (B,).
     """
     logits = head(features)
     followed = nn.functional.linear(features.detach(), output.weight, output.bias)
@@ -166,7 +154,7 @@ def fit_subclasses(
 
     With P the projection onto the null space of W and X_c = {P(h - mu_c)}, U_c is the top-S_c right singular vectors
     of X_c times a random orthonormal Q, so that the directions have equal variance in expectation. "Random directions"
-    draws U_c uniformly in the null space instead.
+    draws U_c uniformly in the null space instead; the sizes are the same for both.
 
     Args:
         outputs: The teacher's outputs for N texts.
@@ -174,9 +162,6 @@ def fit_subclasses(
         objective: "lelp" or its control "lelp_random_directions".
         count: S; S_c is at most a quarter of the texts of class c and the width of the null space, and at least 1.
         rng: Draws Q or the random directions.
-
-    Returns:
-        The subclasses, of the same sizes for both objectives.
     """
     seen = linalg.orth(output_weight.T)  # (d, rank)
     assigned = outputs.logits.argmax(axis=1)
@@ -222,14 +207,8 @@ def subclass_targets(
 ) -> Floats:
     """Soft labels over subclasses: t(c, s) = softmax(z_T / tau)_c softmax(r_c / beta)_s, for any text.
 
-    Args:
-        subclasses: As fitted.
-        outputs: The teacher's outputs for N texts.
-        temperature: tau, above 0.
-        subclass_temperature: beta, above 0; the higher, the more even the split.
-
-    Returns:
-        float32 (N, K); rows sum to 1, and the sum over a class's columns is its tempered probability.
+    ``temperature`` is tau, ``subclass_temperature`` beta, both above 0; the higher beta, the more even the split. For N
+    texts the labels are float32 (N, K): rows sum to 1, and the sum over a class's columns is its tempered probability.
     """
     scaled = subclasses.scores(outputs.embeddings) / subclass_temperature
     parts = np.split(scaled, np.cumsum(subclasses.counts)[:-1], axis=1)
@@ -240,12 +219,7 @@ def subclass_targets(
 def subclass_head(output: nn.Linear, counts: tuple[int, ...]) -> nn.Linear:
     """Make the training head: every subclass starts as its class, so that folding gives the output layer exactly.
 
-    Args:
-        output: The student's output layer, (h) -> (C).
-        counts: S_c for each class.
-
-    Returns:
-        (h) -> (K), on the same device.
+    It is (h) -> (K), with ``counts[c]`` = S_c subclasses of class c, on the device of the output layer, (h) -> (C).
     """
     owner = torch.from_numpy(owners(counts)).to(output.weight.device)
     head = nn.Linear(output.in_features, len(owner)).to(output.weight.device)
@@ -271,16 +245,14 @@ def refit_output_layer(
 ) -> dict[str, float]:
     """Fit the output layer to the folded head on fixed features; logsumexp is not linear, so it is a best fit.
 
-    The cross-entropy against the folded probabilities is convex in the layer: L-BFGS from where it stands.
+    The cross-entropy against the folded probabilities is convex in the layer: L-BFGS from where it stands. What comes
+    back is the ``fold_parity`` on the given texts.
 
     Args:
         output: (h) -> (C), changed in place.
         head: (h) -> (K), the trained head.
         counts: S_c for each class.
         features: float32 (N, h), of training texts.
-
-    Returns:
-        The ``fold_parity`` on these texts.
     """
     inputs = torch.from_numpy(features).double()
     weight, bias = (p.detach().cpu().double().requires_grad_() for p in (output.weight, output.bias))

@@ -28,8 +28,6 @@ Logits = Callable[[Sequence[TextInput]], Floats]
 Part = Literal["pretrained", "small", "target_only_teacher", "cross_domain_teacher", "labels", "unlabelled"]
 """What methods share: the encoder as it was pretrained, two fine-tuned teachers, the labels that one of them gives to
 the source, and text without labels."""
-
-
 SHARED = {"target_only_teacher": "target_only_teacher", "cross_domain_teacher": "teacher", "labels": "labeller"}
 """What ``RunContext`` calls the parts that take long."""
 
@@ -281,10 +279,7 @@ PLAIN, AUGMENTED = ("teacher", "student", "kd"), ("teacher", "student", "kd", "g
 
 
 def register_method(*needs: Part, reads: tuple[str, ...] = (), shown: Shown = "compare") -> Callable[[Fit], Fit]:
-    """Enter a function into ``METHODS``, by its name without the underscore; its docstring is the help.
-
-    The arguments are the fields of ``Method``.
-    """
+    """Enter a function into ``METHODS``, by its name without the underscore, its docstring as help; see ``Method``."""
 
     def enter(fit: Fit) -> Fit:
         name = fit.__name__.removeprefix("_")
@@ -430,8 +425,7 @@ def run_method(config: DistillConfig, name: str, progress: Progress = SILENT) ->
 def rescored(context: RunContext, trained: Students) -> Students:
     """Score the students of a run with unlabelled text on the same texts; those that learned without set others apart.
 
-    Returns:
-        The same students, the divergences measured on texts that none of them was trained on.
+    The divergences are measured on texts that none of them was trained on.
     """
     read = set(map(normalised_hash, context.without_unlabelled.source.inputs))
     texts = tuple(text for text in context.set_apart[0] if normalised_hash(text) not in read)
@@ -460,14 +454,7 @@ def prepare(context: RunContext, method: Method) -> None:
 
 
 def evaluate_method(context: RunContext, name: str, fitted: FittedMethod, seconds: float) -> MethodResult:
-    """Open the test split and classify it: the only place of a run that does.
-
-    Args:
-        context: The run.
-        name: The method.
-        fitted: The trained classifier.
-        seconds: What its training took.
-    """
+    """Open the test split and classify it, the only place of a run that does; ``seconds`` is what training took."""
     test = context.data.target.test.reveal()
     logits = None if fitted.logits is None else fitted.logits(test.inputs)
     predictions = fitted.predict(test.inputs) if logits is None else logits.argmax(axis=1)

@@ -46,8 +46,7 @@ class Verdict(NamedTuple):
         name: "policy", a rule, an oracle or another choice.
         kept: Candidates kept.
         real: Gain of the student's score on the reward texts after real updates, in nats.
-        surrogate: Gain of the output layer alone, in nats, against keeping nothing; not a number where none was
-            measured.
+        surrogate: Gain of the output layer alone, in nats, against keeping nothing; not a number if none was measured.
         accuracy: After these updates, on target labels that no run reads; not a number where there are none.
     """
 
@@ -80,16 +79,9 @@ def pair_name(config: DistillConfig) -> str:
 def training_facts(
     configs: Sequence[DistillConfig], steps: int, speed: float, curve: Sequence[float]
 ) -> dict[str, Any]:
-    """Say how a policy was trained, for its folder.
+    """Say how a policy was trained, for its folder, in values that JSON can hold.
 
-    Args:
-        configs: One a pair and seed.
-        steps: Environment steps.
-        speed: Of the training, in steps a second.
-        curve: Mean gains in the course of the training, in nats.
-
-    Returns:
-        Values that JSON can hold.
+    There is one configuration a pair and seed, the speed is in steps a second, and the curve has mean gains in nats.
     """
     return {
         "pairs": list(dict.fromkeys(pair_name(config) for config in configs)),
@@ -165,9 +157,6 @@ def evaluate_policy(
         policy: The policy.
         updates: Real updates of the student for each selection; None for those of a round.
         progress: Shows how far it is.
-
-    Returns:
-        Both rewards of every selection.
     """
     pair, steps = prepare_pair(config, progress), updates or config.kd.round_steps
     surrogate, before = reward.surrogate_of(pair.problem), _score(pair)
@@ -199,10 +188,9 @@ def measure_headroom(config: DistillConfig, progress: Progress = SILENT) -> dict
     """Distil a whole round on what oracles choose from a pair's first pool, and on random choices.
 
     The oracles read labels that no run reads (``spare_labels``), and so do the judges, others of them. "Near and clean"
-    is the rule "oracle" (``near_and_clean``); "greedy by labels" keeps those of which more would help the labels
-    most, by the surrogate judged on them. The
-    better of the two is taken by what the judges say, which flatters it a little. The result goes to the cache, where a
-    run on the same data, pool and budget finds it (``known_headroom``).
+    is the rule "oracle" (``near_and_clean``); "greedy by labels" keeps those of which more would help the labels most,
+    by the surrogate judged on them. The better of the two is taken by what the judges say, which flatters it a little.
+    The result goes to the cache, where a run on the same data, pool and budget finds it (``known_headroom``).
 
     Returns:
         "points", by which the better oracle's accuracy exceeds that of a random choice, with their standard error

@@ -70,10 +70,7 @@ Comparison = tuple[dict[str, TrainedStudent], tuple[run_folder.MethodReport, ...
 
 
 def _compare(context: RunContext) -> Comparison:
-    """Train every method that a distillation shows, then evaluate each on the test split.
-
-    The students come by the name of their method, "l2a_student" among them.
-    """
+    """Train every method that a distillation shows, then evaluate each on the test split; students come by method."""
     methods, fitted = compared_methods(context.config), {}
     advance_whole = context.progress.whole("methods", len(methods))
     for number, method in enumerate(methods, 1):
@@ -127,10 +124,8 @@ def _write(
     context: RunContext, facts: Mapping[str, Any], folder: Path, students: Mapping[str, TrainedStudent],
     rows: tuple[run_folder.MethodReport, ...], results: Mapping[str, MethodResult],
 ) -> dict[str, Any]:  # fmt: skip
-    """Write student, selector, candidates, metrics, model card and page; the content of ``metrics.json`` comes back.
-
-    The facts are what that says beside what is known here; their "student" names the one to save.
-    """
+    """Write student, selector, candidates, metrics, model card and page; the content of ``metrics.json`` comes back."""
+    # The facts are what that says beside what is known here; their "student" names the one to save.
     config, data, rounds = context.config, context.data, students["l2a_student"].rounds
     student = students[facts["student"]].student
     student.model.to("cpu")

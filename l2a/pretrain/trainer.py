@@ -131,15 +131,12 @@ def similarity_loss(predicted: torch.Tensor, target: torch.Tensor, temperature: 
     """Match who is near whom in the batch (our derivation, in the manner of relational distillation).
 
     Every text's cosines to the others, divided by the temperature, are softmaxed; the loss is the mean over texts of
-    KL(teacher || student).
+    KL(teacher || student), and 0 when there is no other text in the batch.
 
     Args:
         predicted: float (B, d), B >= 1.
         target: float (B, d).
         temperature: Lower looks at nearer neighbours only; 0.05 is the scale that sentence encoders are trained with.
-
-    Returns:
-        A scalar >= 0, and 0 when there is no other text in the batch.
     """
     if len(predicted) < 2:
         return predicted.sum() * 0.0
@@ -171,14 +168,7 @@ def train(
     model: GeneralStudent, teacher: Teacher, encoded: encoding.EncodedTexts, config: PretrainConfig,
     progress: Progress = SILENT,
 ) -> None:  # fmt: skip
-    """Train in place, from the checkpoint of the progress if it has one.
-
-    Args:
-        model: On the teacher's device.
-        teacher: The pretrained teacher.
-        encoded: The texts.
-        config: Steps, rate and seed.
-        progress: Shows the steps and records the losses.
+    """Train in place, on the teacher's device, from the checkpoint of the progress if it has one; losses are recorded.
 
     Raises:
         RunError: If a loss is not finite.

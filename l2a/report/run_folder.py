@@ -197,16 +197,13 @@ def write_augmentations(path: Path, rounds: Sequence[tuple[CandidatePool, Select
 
 
 def model_card(metrics: Mapping[str, Any], facts: Mapping[str, Any], export: Any, place: str) -> str:
-    """Write the card of a distilled student.
+    """Write the card of a distilled student: Markdown with a YAML header that the Hub reads.
 
     Args:
         metrics: The content of ``metrics.json``.
         facts: The content of ``report.json``.
         export: The content of ``export.json``; an empty mapping before an export.
         place: Where the student lies, seen from the card's folder.
-
-    Returns:
-        Markdown with a YAML header that the Hub reads.
     """
     data, models = metrics["data"], metrics["models"]
     target, rows = data["target"][0], {row["name"]: row for row in metrics["rows"]}
@@ -244,8 +241,7 @@ def _licence(data: Mapping[str, Any], models: Mapping[str, Any]) -> tuple[str, s
 def refresh(run: Path) -> None:
     """Draw the page and the model cards of a finished run again after an export; what a user has changed stays.
 
-    Args:
-        run: The run's output folder; without the evidence of a page nothing is drawn.
+    Without the evidence of a page nothing is drawn.
 
     Raises:
         RunError: If the files of the run are not as it left them.
@@ -290,15 +286,12 @@ def files_to_push(run: Path, repo: str) -> dict[str, Path]:
 
 
 def push(files: Mapping[str, Path], repo: str, private: bool = False) -> str:
-    """Upload a student in one commit; what an interrupted push has uploaded is not sent again.
+    """Upload a student in one commit and return its address; what an interrupted push has uploaded is not sent again.
 
     Args:
         files: As ``files_to_push`` gives them.
         repo: "name" or "owner/name"; made where it does not exist.
         private: Whether nobody else may see it.
-
-    Returns:
-        The address of the repository.
 
     Raises:
         UsageError: If there is no token, or a private repository is wanted and it is public.

@@ -58,10 +58,7 @@ class CandidateNetwork(nn.Module):
         nn.init.constant_(self.score.bias, math.log(keep_rate / max(1.0 - keep_rate, 1e-3)))
 
     def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
-        """Score the candidates of each batch.
-
-        Args:
-            observations: float32 (E, B * width + 4), see ``Episodes.observe``.
+        """Score the candidates of each batch, float32 (E, B * width + 4) as ``Episodes.observe`` gives it.
 
         Returns:
             float32 (E, B) logits of the probability to keep each candidate, and float32 (E, summary_width): the mean
@@ -92,10 +89,7 @@ class TrainedPolicy(NamedTuple):
 
     @torch.no_grad()
     def logits(self, observations: Floats) -> Floats:
-        """Score batches of candidates: logits, float32 (E, B), of the probability to keep each.
-
-        The observations are those of ``CandidateNetwork``.
-        """
+        """Give logits, float32 (E, B), of the probability to keep each candidate; see ``CandidateNetwork.forward``."""
         return np.asarray(self.network(torch.from_numpy(observations))[0].numpy())
 
 
@@ -105,12 +99,9 @@ def snapshot(network: CandidateNetwork) -> CandidateNetwork:
 
 
 def save_policy(policy: TrainedPolicy, folder: Path, facts: Mapping[str, Any] | None = None) -> None:
-    """Write a policy: weights as safetensors, the rest as JSON.
+    """Write a policy: weights as safetensors, the rest as JSON, with facts of its training that JSON can hold.
 
-    Args:
-        policy: The policy.
-        folder: Made where it is missing; its two files are replaced, other files stay.
-        facts: How it was trained, such as pairs and reward curve; values that JSON can hold.
+    The folder is made where it is missing; its two files are replaced, other files stay.
     """
     network = policy.network
     description = {**environment.LAYOUT, "agent": policy.agent, "feature_names": list(policy.feature_names)}
@@ -243,9 +234,6 @@ def train_agent(
         start_from: A policy to train further; None for a new one.
         progress: Shown as "selector training".
         callbacks: Callbacks of Stable-Baselines3 that run besides; one that returns False ends the training.
-
-    Returns:
-        The policies and the course of the training.
 
     Raises:
         UsageError: If the card's hyper-parameters are not the algorithm's.

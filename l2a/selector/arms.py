@@ -26,9 +26,6 @@ SHARPEST = 3.0  # times a number of the action, before the softmax: the largest 
 def pool_arms(pool: CandidatePool) -> tuple[list[str], Ints]:
     """Cut a pool into arms by origin, operator, degree (in tenths) and nearness (above or below the median density).
 
-    Args:
-        pool: N candidates.
-
     Returns:
         The names of the A arms, at most 48: the smallest are one arm, "others"; and int64 (N,), each candidate's.
     """

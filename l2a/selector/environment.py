@@ -70,10 +70,7 @@ def build_task(
 ) -> SelectionTask:
     """Prepare episodes over a pool; small pools get smaller batches and shorter episodes.
 
-    Args:
-        problem: The pool and the student.
-        config: Batch, steps and keep rate.
-        names: Feature columns of a saved policy; None for those of this pool.
+    ``config`` gives batch, steps and keep rate; ``names`` the columns of a saved policy, None for those of this pool.
     """
     batch = min(config.batch, len(problem))
     steps, surrogate = min(config.episode_steps, len(problem) // batch), surrogate_of(problem)
@@ -130,11 +127,7 @@ class Episodes:
         return np.take_along_axis(self.candidates, first[:, None] + np.arange(self.task.batch), axis=1)
 
     def observe(self) -> Floats:
-        """Describe what each episode is to decide on.
-
-        Returns:
-            float32 (E, batch * candidate_width + 4): the candidates one after another, then the state.
-        """
+        """Describe each episode's candidates one after another, and its state: float32 (E, B * candidate_width + 4)."""
         task, batch, counts = self.task, self.batch(), self.gains.counts
         shares: Floats = (counts / np.maximum(self.kept_count, 1)[:, None]).astype(np.float32)
         of_class = np.take_along_axis(shares, task.classes[batch], axis=1) * counts.shape[1]
@@ -149,10 +142,7 @@ class Episodes:
         return np.asarray(np.clip(observed, -OBSERVATION_BOUND, OBSERVATION_BOUND))
 
     def step(self, actions: Bools) -> tuple[Floats, Bools]:
-        """Keep or drop the candidates in front of each episode.
-
-        Args:
-            actions: bool (E, B); what exceeds an episode's budget is dropped, later candidates first.
+        """Keep or drop candidates, bool (E, B); what exceeds an episode's budget is dropped, later candidates first.
 
         Returns:
             float32 (E,) rewards, what the step adds to the gain in nats; bool (E,) whether each episode ended.
@@ -202,11 +192,7 @@ class SelectionEnvironment(gymnasium.Env[Any, Any]):
         self._episodes = Episodes(task, 1)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Floats, dict[str, Any]]:
-        """Start an episode over freshly drawn candidates.
-
-        Args:
-            seed: Seeds the environment's own generator.
-            options: Not used.
+        """Start an episode over freshly drawn candidates; ``seed`` seeds the environment's own generator.
 
         Returns:
             The first observation, and {"candidates"}: positions in the pool of the first batch.
@@ -216,10 +202,7 @@ class SelectionEnvironment(gymnasium.Env[Any, Any]):
         return self._episodes.observe()[0], {"candidates": self._episodes.batch()[0]}
 
     def step(self, action: np.typing.NDArray[np.int8]) -> tuple[Floats, float, bool, bool, dict[str, Any]]:
-        """Decide on one batch.
-
-        Args:
-            action: int8 (batch,), 1 keeps a candidate.
+        """Decide on one batch by an action, int8 (batch,), in which 1 keeps a candidate.
 
         Returns:
             The next observation, the reward, whether the episode terminated, False for truncated (a time limit is the
@@ -266,11 +249,9 @@ class SelectionVecEnv(vec_env.DummyVecEnv):
         return np.concatenate([group.observe() for group in self._groups])
 
     def step_wait(self) -> vec_env.base_vec_env.VecEnvStepReturn:
-        """Take the step.
+        """Take the step: observations (E, width), rewards (E,), whether each ended (E,), and infos.
 
-        Returns:
-            Observations (E, width), rewards (E,), whether each ended (E,), and infos, in which an ended environment's
-            last observation stands as "terminal_observation".
+        In its info an ended environment's last observation stands as "terminal_observation".
         """
         actions = np.split(np.asarray(self.actions, bool), self._ends[:-1])
         parts = [self._step(group, part) for group, part in zip(self._groups, actions, strict=True)]

@@ -34,13 +34,11 @@ class SelectionProblem:
 
     Attributes:
         pool: N labelled candidates.
-        predict: Asks the student, as it is then, for its logits of each candidate, float32 (N, C); ``student_logits``
-            asks it once, and most rules never do.
+        predict: Asks the student, as it is then, for its logits, float32 (N, C); ``student_logits`` asks at most once.
         surrogate: Builds what a policy's selections are judged by. Only policies ask for it; None where rules choose.
         real_reward: Distils the student for some updates with the kept candidates (bool (N,)), from a saved state, and
             returns its score on the reward texts (``l2a.selector.reward``), in nats; None for no second tier.
-        veto: Log-likelihoods, float64 (M,), of the reward split's labels after the same updates; they reward nothing,
-            but can refuse a selection.
+        veto: Log-likelihoods, float64 (M,), of the reward split's labels after the same updates; they can only refuse.
         repeated: The same problem, whose rewards are measured again with other draws; None where that is not asked for.
         oracle: What spare texts of the target say of each candidate, float32 (N,), for the rule "oracle" alone.
     """
@@ -93,8 +91,7 @@ class Selection:
         agent: Name of the agent or rule.
         diagnostics: Facts of the run, such as steps per second and tier correlation; values that JSON can hold.
         policy: The learned policy; None for a rule.
-        fell_back: Whether other scores were used in place of the policy's, which the real reward found worse, or which
-            the labels refused.
+        fell_back: Whether other scores replaced the policy's, which the real reward found worse or the labels refused.
     """
 
     kept: Bools
@@ -106,18 +103,15 @@ class Selection:
 
 
 def keep_best(scores: Floats, keep_rate: float, classes: Ints) -> Bools:
-    """Keep the best-scored share of each class; ties go to the earlier candidate.
+    """Keep the best-scored share of each class, bool (N,); ties go to the earlier candidate.
 
-    A selection says which candidates of a class are used, not how many: the student's thresholds would follow a shift
-    of the classes.
+    Of N candidates round(keep_rate * N) are kept, at least one. A selection says which of a class are used, not how
+    many: the student's thresholds would follow a shift of the classes.
 
     Args:
         scores: float32 (N,).
         keep_rate: Share to keep, in (0, 1].
         classes: int64 (N,), the class that the teacher predicts (``SelectionProblem.classes``).
-
-    Returns:
-        bool (N,), round(keep_rate * N) true and never fewer than one.
     """
     places = (ranks_within(-scores, classes) - 0.5) / np.bincount(classes)[classes]
     kept = np.zeros(len(scores), bool)
@@ -231,17 +225,13 @@ def _random_per_origin(problem: SelectionProblem, rng: np.random.Generator) -> F
 
 
 def in_shares(shares: Floats, arms: Ints, classes: Ints, rng: np.random.Generator) -> Floats:
-    """Score candidates at random, so that the best-scored of each class hold the arms in given shares.
+    """Score candidates at random, float32 (N,), so that the best-scored of each class hold the arms in given shares.
 
     Args:
-        shares: float32 (A,), how much of each arm is wanted; only the proportions count. Where an arm is used up, the
-            others go on in theirs.
+        shares: float32 (A,), the proportions of the arms; where one is used up, the others go on in theirs.
         arms: int64 (N,), the arm of each candidate.
         classes: int64 (N,), the class that the teacher predicts.
         rng: Draws the order inside an arm.
-
-    Returns:
-        float32 (N,).
     """
     cells = arms * (classes.max() + 1) + classes
     places = quantiles(rng.random(len(arms), np.float32), cells) * np.bincount(cells)[cells]
@@ -254,10 +244,8 @@ def _nearest(problem: SelectionProblem, rng: np.random.Generator) -> Floats:
 
 
 def _domain_ratio(problem: SelectionProblem, rng: np.random.Generator) -> Floats:
-    """Draw candidates in proportion to the target's density over theirs, by the domain classifier.
-
-    That is importance resampling without replacement (Xie et al., NeurIPS 2023, arXiv 2302.03169), by Gumbel's noise.
-    """
+    """Draw in proportion to the target's density over theirs, by the domain classifier (Xie et al., NeurIPS 2023)."""
+    # Importance resampling without replacement (arXiv 2302.03169), by Gumbel's noise.
     odds = special.logit(np.clip(problem.pool.domain_probability.astype(np.float64), 1e-6, 1 - 1e-6))
     return np.asarray(odds + rng.gumbel(size=len(odds)), np.float32)
 
@@ -268,36 +256,25 @@ def _confidence(problem: SelectionProblem, rng: np.random.Generator) -> Floats:
 
 
 def _glitter(problem: SelectionProblem, rng: np.random.Generator) -> Floats:
-    """Prefer candidates on which the student is furthest from the teacher.
-
-    Glitter (Kamalloo et al., Findings of ACL 2022, arXiv 2203.09391) keeps the augmentations with the largest loss,
-    here the temperature-scaled KL(p_T || p_S), 2 of 8 in the paper. The paper chooses among each text's own
-    augmentations in every step; this rule chooses from the whole pool once a round, at the keep rate of every other
-    agent (our adaptation).
-    """
+    """Prefer candidates on which the student is furthest from the teacher (Kamalloo et al., Findings of ACL 2022)."""
+    # Glitter (arXiv 2203.09391) keeps, in every step, those 2 of each text's 8 augmentations of the largest loss.
+    # Our adaptation chooses from the whole pool once a round, at the keep rate of every other agent.
     student = special.softmax(problem.student_logits / np.float32(GLITTER_TEMPERATURE), axis=1)
     return kl_divergence(problem.pool.teacher.probabilities(GLITTER_TEMPERATURE), student)
 
 
 def _llkd(problem: SelectionProblem, rng: np.random.Generator) -> Floats:
-    """Prefer candidates of which the teacher is sure and the student is not.
-
-    LLKD (arXiv 2411.08028) keeps what passes two thresholds of its class, one on the teacher's confidence and one on
-    the student's uncertainty. Here both thresholds are the same quantile within the class that the teacher predicts,
-    and the keep rate sets that quantile (our derivation): the score is the smaller of the two quantiles. The choice is
-    made once a round, and the paper's weights of the loss are left out.
-    """
+    """Prefer candidates of which the teacher is sure and the student is not (LLKD, arXiv 2411.08028)."""
+    # LLKD has two thresholds in each class. Here both are the same quantile within the predicted class, which the keep
+    # rate sets (our derivation); the choice is made once a round, and the paper's weights of the loss are left out.
     teacher, student = problem.pool.teacher.probabilities(), special.softmax(problem.student_logits, axis=1)
     return np.minimum(quantiles(teacher.max(axis=1), problem.classes), quantiles(entropy(student), problem.classes))
 
 
 def _low_variance(problem: SelectionProblem, rng: np.random.Generator) -> Floats:
-    """Prefer candidates that keep the teacher's mean probability steady.
-
-    Wang et al. (NeurIPS 2022, arXiv 2012.02909) state that augmentation is better the smaller the standard deviation
-    of the teacher's mean probability. Over draws from the kept set that is proportional to the spread of the kept
-    outputs, so those nearest to the pool's mean are preferred (our derivation).
-    """
+    """Prefer candidates that keep the teacher's mean probability steady (Wang et al., NeurIPS 2022)."""
+    # Augmentation is better the smaller its standard deviation (arXiv 2012.02909). Over draws from the kept set that is
+    # proportional to the spread of the kept outputs, so those nearest to the pool's mean come first (our derivation).
     teacher = problem.pool.teacher.probabilities()
     return np.asarray(-((teacher - teacher.mean(axis=0)) ** 2).sum(axis=1))
 

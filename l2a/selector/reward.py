@@ -241,12 +241,7 @@ class Gains:
         self._sums[which] = self.counts[which] = self.gain[which] = 0.0
 
     def add(self, candidates: Ints, kept: Bools) -> None:
-        """Let the selections keep some more candidates.
-
-        Args:
-            candidates: int64 (E, B), the candidates in front of each selection.
-            kept: bool (E, B), which of them it keeps.
-        """
+        """Let each selection keep those of its next candidates, int64 (E, B), that ``kept``, bool (E, B), marks."""
         judge = self._surrogate
         for label, share in enumerate(judge.class_shares):
             counted = (kept & (judge.classes[candidates] == label)) if share else np.zeros_like(kept)

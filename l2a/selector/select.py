@@ -34,9 +34,6 @@ def select(
         start_from: A policy to train further, such as the previous round's; rules and trained policies ignore it.
         progress: Shows the training.
 
-    Returns:
-        Exactly round(keep_rate * N) kept candidates, whichever agent or rule chose them; "all" keeps all.
-
     Raises:
         UsageError: If the agent's card is missing or wrong.
         RunError: If the training diverges, or a saved policy cannot be read.
@@ -121,11 +118,7 @@ def apply_policy(
 ) -> Selection:
     """Choose round(keep_rate * N) candidates with a policy as it is: nothing is trained and no real step taken.
 
-    Args:
-        problem: The pool and the state of the student.
-        policy: Trained here or on other domains.
-        config: Keep rate, batch and steps.
-        rng: Draws the orders in which candidates are shown.
+    The policy was trained here or on other domains; ``rng`` draws the orders in which candidates are shown.
     """
     scores = score_pool(policy, build_task(problem, config, policy.feature_names), config.keep_rate, rng)
     return Selection(keep_best(scores, config.keep_rate, problem.classes), scores, policy.agent, {}, policy)
@@ -135,16 +128,7 @@ def score_pool(policy: TrainedPolicy, task: SelectionTask, keep_rate: float, rng
     """Score every candidate the way the policy was trained: in episodes, each over a random part of the pool.
 
     The pool is cut into episodes several times in different orders; in each batch the best-scored share is kept, so
-    that the state moves as it did in training; a candidate's score is its mean logit.
-
-    Args:
-        policy: The policy.
-        task: The pool and the shape of an episode.
-        keep_rate: Share that is kept in each batch.
-        rng: Draws the orders.
-
-    Returns:
-        float32 (N,), mean logits.
+    that the state moves as it did in training; a candidate's score is its mean logit, float32 (N,).
     """
     # The last episode is filled up with candidates of the first: an episode is never longer than the pool, so none is
     # shown twice in one.
@@ -258,14 +242,7 @@ class Inspection(NamedTuple):
 def inspect_policy(
     problem: SelectionProblem, policy: TrainedPolicy, config: SelectorConfig, rng: np.random.Generator
 ) -> Inspection:
-    """Explain what a policy keeps of a pool.
-
-    Args:
-        problem: The pool and the state of the student.
-        policy: Trained here or on other domains.
-        config: Keep rate, batch and steps.
-        rng: Draws the orders in which candidates are shown, and the permutations.
-    """
+    """Explain what a policy keeps of a pool; ``rng`` draws the orders in which it is shown, and the permutations."""
     task = build_task(problem, config, policy.feature_names)
     matrix, seed = task.features.matrix, int(rng.integers(2**31))  # every scoring shows candidates in the same orders
 

@@ -45,13 +45,9 @@ class Student:
         self._features = arguments[0]
 
     def __call__(self, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Classify a padded batch.
+        """Give a padded batch's logits, float32 (B, C), and the features that gave them, float32 (B, h).
 
-        Args:
-            batch: As made by ``EncodedTexts.padded``; inputs_embeds, float32 (B, L, e), may stand for input_ids.
-
-        Returns:
-            Logits, float32 (B, C), and the features that gave them, float32 (B, h).
+        The batch is made by ``EncodedTexts.padded``; inputs_embeds, float32 (B, L, e), may stand for input_ids.
         """
         return self.model(**encoding.model_inputs(self.model.config, batch)).logits, self._features
 
@@ -142,10 +138,8 @@ def aligned_size(body: Any) -> int:
 
 
 def _start_by_aligning(body: Any) -> None:
-    """Let the first layer add to every word how it differs from its match in the other sentence.
-
-    The words must fill the first ``aligned_size`` - 1 entries of the embeddings, the others must be 0.
-    """
+    """Let the first layer add to every word how it differs from its match in the other sentence."""
+    # The words must fill the first ``aligned_size`` - 1 entries of the embeddings, the others must be 0.
     size, layer, types = aligned_size(body), body.encoder.layer[0], body.embeddings.token_type_embeddings.weight
     types.zero_()
     types[0, size - 1], types[1, size - 1] = 0.15, -0.15  # beside word entries of deviation 0.1
@@ -182,8 +176,7 @@ def start_from_words(student: Student, vectors: Floats, of_pairs: bool) -> None:
     Args:
         student: A BERT classifier, changed in place.
         vectors: float32 (V, d), one vector for each token of its vocabulary.
-        of_pairs: Whether it is to align the two texts that it reads; it needs two attention heads, and a tokenizer
-            that marks the texts.
+        of_pairs: Whether to align the two texts, where there are two attention heads and a tokenizer that marks them.
     """
     body, table = student.model.base_model, student.model.get_input_embeddings()
     aligned = aligned_size(body) if of_pairs and any(student.tokenizer("a", "a")["token_type_ids"]) else 0
@@ -216,14 +209,11 @@ def start_from_layers(student: Student, original: Any, kept: Ints, texts: Sequen
 
 
 def open_head(student: Student, texts: Sequence[TextInput] = ()) -> None:
-    """Let the square layer start as the identity, or centre and scale what it reads on some texts.
+    """Let the square layer start as the identity, or, given texts, centre and scale what it reads on them.
 
-    A trained body's entries differ widely in size; a fresh body's do not. They are divided by their size, not by their
-    deviation between texts, which may be a hundredth of it: the body would then be too sensitive to be trained.
-
-    Args:
-        student: A BERT classifier in eval mode, its square layer changed in place.
-        texts: Texts to measure on; none for the identity.
+    The student is a BERT classifier in eval mode, changed in place. A trained body's entries differ widely in size; a
+    fresh body's do not. They are divided by their size, not by their deviation between texts, which may be a hundredth
+    of it: the body would then be too sensitive to be trained.
     """
     dense = [module for module in student.model.modules() if isinstance(module, torch.nn.Linear)][-2]
     mean, size = torch.zeros(dense.in_features), torch.ones(dense.in_features)
@@ -253,11 +243,7 @@ PIECE = "##"
 
 
 def refuse_other_tokenizers(tokenizer: Any) -> None:
-    """Stop when a fast tokenizer's vocabulary is not WordPiece, which the generator needs.
-
-    Raises:
-        UsageError: If it is not.
-    """
+    """Raise a UsageError when a fast tokenizer's vocabulary is not WordPiece, which the generator needs."""
     model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
     if model["type"] != "WordPiece" or model["continuing_subword_prefix"] != PIECE:
         needed = f"needs a WordPiece vocabulary, and this one is {model['type']}"
@@ -288,7 +274,7 @@ def needed_tokens(tokenizer: Any, counts: Ints) -> Bools:
 
 
 def choose_tokens(tokenizer: Any, counts: Ints, size: int) -> Ints:
-    """Choose the tokens of a pruned vocabulary.
+    """Choose the tokens of a pruned vocabulary: int64 (n,), ids in the full vocabulary, rising.
 
     After the needed tokens come all other characters, while characters take a third of the vocabulary at most, then the
     tokens that the texts use most, then the vocabulary's first ones, which are its most common words.
@@ -297,9 +283,6 @@ def choose_tokens(tokenizer: Any, counts: Ints, size: int) -> Ints:
         tokenizer: A fast WordPiece tokenizer.
         counts: int64 (V,), from ``count_tokens``.
         size: n, at least the number of needed tokens.
-
-    Returns:
-        int64 (n,), ids in the full vocabulary, rising.
     """
     tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
     needed = needed_tokens(tokenizer, counts)
@@ -350,11 +333,7 @@ def parameters_count(config: Any) -> int:
 def largest_fitting(config: StudentConfig, teacher: Teacher, sizes: Sequence[int], shape: Callable[[int], Any]) -> Any:
     """Find the config of the largest model whose share of the teacher's parameters is allowed.
 
-    Args:
-        config: Names the preset and the share.
-        teacher: The teacher.
-        sizes: At least one size, rising; the model grows with it.
-        shape: Gives the config of a size.
+    ``shape`` gives the config of a size; the model grows with the ``sizes``, at least one, which rise.
 
     Raises:
         UsageError: If not even the first fits.

@@ -61,11 +61,7 @@ class Teacher(torch.nn.Module):
         return torch.as_tensor(self.encoder.get_input_embeddings().weight).detach().float()
 
     def fingerprint(self, wanted: Callable[[str], bool] = lambda _: True) -> str:
-        """Hash weights, class names, tokenizer and settings: the key of everything that the teacher labels.
-
-        Args:
-            wanted: Which weights count, by name.
-        """
+        """Hash the ``wanted`` weights, class names, tokenizer and settings: the key of everything that it labels."""
         weights = {name: value.cpu().float().numpy() for name, value in self.state_dict().items() if wanted(name)}
         tokenizer = json.loads(self.tokenizer.backend_tokenizer.to_str())
         tokenizer |= {"truncation": None, "padding": None}  # these change with every call

@@ -116,13 +116,10 @@ def _move(temporary: Path, path: Path, mode: int) -> None:
 
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Fill a temporary folder beside, which takes the place of the final one only on success.
+    """Give a temporary folder beside to fill, which takes the place of the final one only on success.
 
     Args:
         path: The final folder, which one process at a time may write; an older one is removed at the end.
-
-    Yields:
-        The folder to fill.
 
     Raises:
         RunError: If the system refuses.
@@ -144,9 +141,6 @@ def output_folder(path: Path, kind: str, overwrite: bool = False) -> Iterator[Pa
         path: The output folder.
         kind: What is written, such as "run" or "policy"; the mark keeps it.
         overwrite: Whether an older result of the same kind may be replaced.
-
-    Yields:
-        The folder to fill.
 
     Raises:
         UsageError: If the path is a file, holds files that are not ours, or an older result without ``overwrite``.
@@ -413,13 +407,10 @@ def cache_root() -> Path:
 
 
 def fingerprint(*parts: Any) -> str:
-    """Hash values by content: equal values give equal fingerprints in every process and on every machine.
+    """Hash values by content, to 32 hexadecimal digits, which equal values share in every process and on every machine.
 
     Args:
         *parts: Strings, bytes, numbers, None, arrays, and lists, tuples or mappings with string keys of these.
-
-    Returns:
-        32 hexadecimal digits.
     """
     digest = hashlib.sha256()
     _update(digest, list(parts))
@@ -497,13 +488,10 @@ def cache_sizes() -> dict[str, tuple[int, int]]:
 
 
 def clear_cache(kinds: tuple[str, ...] = ()) -> int:
-    """Remove cache entries; whatever a later run needs is fetched or computed again.
+    """Remove cache entries and count the bytes freed; whatever a later run needs is fetched or computed again.
 
     Args:
         kinds: Kinds of entries to remove; none for all.
-
-    Returns:
-        Bytes freed.
 
     Raises:
         UsageError: If the cache holds no such kind.

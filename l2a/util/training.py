@@ -78,12 +78,7 @@ def arithmetic(device: torch.device) -> str:
 def mixed_precision(device: torch.device, width: int | None = None) -> torch.autocast:
     """Run matrix products in bfloat16 where that pays; weights, sums and losses stay float32.
 
-    Args:
-        device: Where the model is.
-        width: Of the model's states where it may be narrow: on CPUs, matrices below 256 do not gain.
-
-    Returns:
-        A context, without effect on other hardware.
+    ``width`` is that of the model's states where it may be narrow: on CPUs, matrices below 256 do not gain.
     """
     return torch.autocast(device.type, torch.bfloat16, enabled=_bfloat16_pays(device, width))
 
@@ -145,9 +140,7 @@ def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
 def adamw(groups: Groups, weight_decay: float = 0.01) -> torch.optim.AdamW:
     """Build bias-corrected AdamW, fused, without decay on biases and norms.
 
-    Args:
-        groups: Parameters with their peak learning rates.
-        weight_decay: Decoupled decay of matrices (Loshchilov and Hutter, 2019).
+    Each group of parameters has its peak learning rate; the decay is decoupled (Loshchilov and Hutter, 2019).
     """
     options = [
         {"params": [p for p in parameters if p.requires_grad and (p.ndim > 1) == decayed], "lr": rate,
@@ -159,13 +152,7 @@ def adamw(groups: Groups, weight_decay: float = 0.01) -> torch.optim.AdamW:
 
 
 def linear_schedule(optimizer: torch.optim.Optimizer, total_steps: int, warmup_share: float = 0.1) -> LambdaLR:
-    """Warm up linearly, then decay linearly; the scheduler is to step after each update.
-
-    Args:
-        optimizer: Its peak rates are scaled.
-        total_steps: Steps until a rate of 0.
-        warmup_share: Share of the steps that warm up.
-    """
+    """Warm up for a share of the steps, then decay to 0, both linearly; the scheduler is to step after each update."""
     warmup = max(1, round(total_steps * warmup_share))
 
     def scale(step: int) -> float:
@@ -182,9 +169,7 @@ def trained_parameters(optimizer: torch.optim.Optimizer) -> list[torch.nn.Parame
 def carry_second_moments(source: torch.optim.Optimizer, target: torch.optim.Optimizer) -> None:
     """Give an AdamW another's second moments and number of steps, but no momentum.
 
-    Args:
-        source: Has taken some steps; without any, nothing is carried.
-        target: Of parameters of the same shapes in the same order.
+    Both train parameters of the same shapes in the same order; from one without steps nothing is carried.
     """
     for old, new in zip(trained_parameters(source), trained_parameters(target), strict=True):
         if state := source.state.get(old):
@@ -258,10 +243,7 @@ class Loop:
         self.update_done()
 
     def update_done(self, beside: Callable[[], tuple[Tensors, Mapping[str, Any]]] = lambda: ({}, {})) -> None:
-        """Count an update and, when it is time, keep the state.
-
-        Args:
-            beside: Gives what the stage keeps beside: tensors, and facts as JSON holds them.
+        """Count an update and, when it is time, keep the state and what ``beside`` gives: tensors, and facts for JSON.
 
         Raises:
             RunError: If it cannot be written.
