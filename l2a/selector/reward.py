@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import special
+from scipy import optimize, special
 
 from l2a.data import Bools, Doubles, Floats, Ints
 from l2a.kd.data import DistillationSet
@@ -58,9 +58,17 @@ def real_updates(
 
 
 def reward_score(student: Student, reward: DistillationSet) -> float:
-    """Say how a student follows the teacher on the reward texts: -KL(teacher || student), in nats; 0 without texts."""
-    logits = run_student(student, reward.encoded, precise=False)[0]
-    return -mean_divergence(logits, reward.teacher.logits) if len(reward) else 0.0
+    """Say how a student follows the teacher on the reward texts: -KL(teacher || student), in nats; 0 without texts.
+
+    It is taken at the temperature and the thresholds that suit the student best. A few updates move both from batch to
+    batch by more than selections differ, and what a selection keeps has the classes of its pool anyway.
+    """
+    logits = run_student(student, reward.encoded, precise=False)[0].astype(np.float64)
+
+    def divergence(at: Doubles) -> float:
+        return mean_divergence(logits * np.exp(at[0]) + at[1:], reward.teacher.logits)
+
+    return -float(optimize.minimize(divergence, np.zeros(1 + logits.shape[1])).fun) if len(reward) else 0.0
 
 
 def label_scores(student: Student, labelled: DistillationSet) -> Doubles:

@@ -36,10 +36,15 @@ def trainer(student, texts):
     return trainer
 
 
-def test_the_score_is_the_divergence_from_the_teacher(student, judge):
-    logits = torch.from_numpy(run_student(student, judge.encoded)[0])
-    divergence = float(soft_label_loss(logits, torch.from_numpy(judge.teacher.logits), 1.0).mean())
-    assert reward_score(student, judge) == pytest.approx(-divergence) != 0
+def test_the_score_is_the_divergence_from_the_teacher_at_the_best_temperature_and_thresholds(student, judge):
+    logits, score = torch.from_numpy(run_student(student, judge.encoded)[0]), reward_score(student, judge)
+    assert -float(soft_label_loss(logits, torch.from_numpy(judge.teacher.logits), 1.0).mean()) < score < 0
+    with torch.no_grad():
+        student.output.weight.mul_(3.0)
+        student.output.bias.mul_(3.0).add_(torch.arange(len(student.output.bias)))
+    assert reward_score(student, judge) == pytest.approx(score, abs=1e-4)
+    same = replace(judge, teacher=replace(judge.teacher, logits=run_student(student, judge.encoded)[0] / 2))
+    assert reward_score(student, same) == pytest.approx(0, abs=1e-5)
     assert reward_score(student, judge.take(np.arange(0))) == 0, "a number, so that the page of a run can show it"
 
 
