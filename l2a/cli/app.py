@@ -181,7 +181,7 @@ def augment_command(
     source: Annotated[str | None, Option(help="File or domain whose texts are mixed in; else the input's.")] = None,
     teacher: options.Encoder = "minilm-l6",
     student: Annotated[str | None, Option(help="For augpro_fgsm: a student with the teacher's labels.")] = None,
-    batch_size: Annotated[int, Option(min=1, help="Texts per step; it also changes the random draws.")] = 256,
+    batch_size: Annotated[int, Option(min=1, help="Texts per step; it also changes the random draws.")] = 1024,
     max_length: Annotated[int, Option(min=8, help="Tokens read of each text.")] = 128,
     text_column: options.TextColumn = None, text_pair_column: options.TextPairColumn = None,
     source_text_column: Annotated[str | None, Option(help="Column of the text in --source.")] = None,

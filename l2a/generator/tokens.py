@@ -1,5 +1,6 @@
 """How text becomes tokens with places in the text, which tokens may stand in each place, and how text comes back."""
 
+import gc
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -144,7 +145,13 @@ class TokenSpace:
     def tokenize(self, inputs: Sequence[TextInput]) -> "TokenStore":
         """Tokenize texts, all single or all pairs, as the models do, and mark the slots that operators may change."""
         sides = [list(side) for side in zip(*inputs, strict=True)]
-        encodings = self.tokenizer(*sides, truncation=True, max_length=self.max_length).encodings
+        collecting = gc.isenabled()
+        gc.disable()  # while many objects are made, the collector would walk all that torch loaded again and again
+        try:
+            encodings = self.tokenizer(*sides, truncation=True, max_length=self.max_length).encodings
+        finally:
+            if collecting:
+                gc.enable()
         starts = np.cumsum([0, *(len(encoding.ids) for encoding in encodings)])
         ids = np.fromiter(itertools.chain.from_iterable(one.ids for one in encodings), np.int64, starts[-1])
         flat = itertools.chain.from_iterable(encoding.sequence_ids for encoding in encodings)

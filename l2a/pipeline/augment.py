@@ -57,7 +57,7 @@ class AugmentJob:
     source: str | None = None
     teacher: str = "minilm-l6"
     student: str | None = None
-    batch_size: int = 256
+    batch_size: int = 1024
     max_length: int = 128
     overwrite: bool = False
     columns: Columns = readers.USUAL_COLUMNS

@@ -14,6 +14,7 @@ import os
 import shutil
 import tempfile
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -335,24 +336,23 @@ class Growing:
     """
 
     def __init__(self, checkpoint: Checkpoint, file: IO[bytes]) -> None:
-        """Cut a file, at its beginning and open to append, to what the checkpoint tells by size and hash."""
-        self._checkpoint, self.file, self._digest = checkpoint, file, hashlib.sha256()
-        kept = json.loads(checkpoint.load("written") or '{"size": 0}')
-        while piece := file.read(min(1 << 20, kept["size"] - file.tell())):
-            self._digest.update(piece)
-        if self._digest.hexdigest() != kept.get("sha256"):
-            kept, self._digest = {"size": 0}, hashlib.sha256()
-        self.size = file.truncate(kept["size"])
+        """Cut a file, at its beginning and open to append, to what the checkpoint tells by size and checksum."""
+        self._checkpoint, self.file, self._checksum = checkpoint, file, 0
+        kept = json.loads(checkpoint.load("written") or "{}")
+        while piece := file.read(min(1 << 20, kept.get("size", 0) - file.tell())):
+            self._checksum = zlib.crc32(piece, self._checksum)
+        if self._checksum != kept.get("crc32"):
+            kept, self._checksum = {}, 0
+        self.size = file.truncate(kept.get("size", 0))
         file.seek(0)
 
     def append(self, data: bytes) -> None:
         """Add what was made next, and save now and then."""
         self.size += self.file.write(data)
-        self._digest.update(data)
+        self._checksum = zlib.crc32(data, self._checksum)
         if self._checkpoint.is_due():
             self.flush()
-            facts = {"size": self.size, "sha256": self._digest.hexdigest()}
-            self._checkpoint.save("written", to_json(facts).encode(), "json")
+            self._checkpoint.save("written", to_json({"size": self.size, "crc32": self._checksum}).encode(), "json")
 
     def flush(self) -> None:
         """Have all of the file on the disk."""
