@@ -70,9 +70,8 @@ def evaluate(
     best_first = sorted(result.verdicts, key=lambda verdict: -verdict.real)
     rows = [(row.name, str(row.kept), f"{row.surrogate:+.4f}", f"{row.real:+.4f}") for row in best_first]
     print_table(("selector", "kept", "surrogate gain", "real gain"), rows)
-    surrogate = "correlation of the logits, by the output layer alone, against keeping nothing"
-    real = f"nats after {result.updates} updates of the student; rank correlation of the two: {result.correlation:.2f}"
-    echo(f"gain in following the teacher on texts set apart; surrogate: {surrogate}; real: {real}")
+    echo("surrogate: what the output layer alone gains of correlation with the teacher's logits, on texts set apart")
+    echo(f"real: nats gained there by {result.updates} updates; Spearman's rho of the two: {result.correlation:.2f}")
     if pair_name(config) in trained.facts.get("pairs", []):
         echo(f"note: the policy was trained on {pair_name(config)}")
 

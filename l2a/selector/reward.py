@@ -73,9 +73,8 @@ def reward_score(student: Student, reward: DistillationSet) -> float:
 
 def label_scores(student: Student, labelled: DistillationSet) -> Doubles:
     """Log-likelihood of each of M labels under a student, float64 (M,), at the temperature that suits them best."""
-    return calibrated_log_likelihoods(
-        training.broadcast(run_student(student, labelled.encoded, precise=False)[0]), labelled.labels
-    )
+    logits = training.broadcast(run_student(student, labelled.encoded, precise=False)[0])
+    return calibrated_log_likelihoods(logits, labelled.labels)
 
 
 # 2. The surrogate: the output layer alone
@@ -184,8 +183,7 @@ def fit_surrogate(candidates: Views, known: Sequence[tuple[Views, float]], share
 
 
 def _centred(logits: Floats) -> Floats:
-    even = logits - logits.mean(axis=1, keepdims=True)
-    return np.asarray(even - even.mean(axis=0))
+    return np.asarray(logits - logits.mean(axis=1, keepdims=True) - logits.mean(axis=0) + logits.mean())
 
 
 def marginal_gains(surrogate: Surrogate) -> Floats:

@@ -42,7 +42,7 @@ def config(shared_cache, encoder_folder, tmp_path_factory):
             "output_dir": str(folder / "run"), "teacher.model": str(encoder_folder), "teacher.learning_rate": 1e-3,
             "teacher.frozen_layers": 0, "teacher.source_epochs": 4, "teacher.learns_from": "both",
             "student.max_share": 0.9, "kd.warmup_steps": 20, "kd.rounds": 2, "kd.round_steps": 10, "kd.pool_size": 32,
-            "kd.learning_rate": 2e-3, "generator.chains": 8, "selector.agent": "ppo", "selector.training_steps": 64,
+            "kd.learning_rate": 1e-3, "generator.chains": 8, "selector.agent": "ppo", "selector.training_steps": 64,
             "selector.real_evaluations": 3, "selector.batch": 8, "selector.episode_steps": 4,
             "selector.tier_correlation": -1.0,
         },
