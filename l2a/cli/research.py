@@ -70,8 +70,9 @@ def evaluate(
     best_first = sorted(result.verdicts, key=lambda verdict: -verdict.real)
     rows = [(row.name, str(row.kept), f"{row.surrogate:+.4f}", f"{row.real:+.4f}") for row in best_first]
     print_table(("selector", "kept", "surrogate gain", "real gain"), rows)
-    echo("surrogate: what the output layer alone gains of correlation with the teacher's logits, on texts set apart")
-    echo(f"real: nats gained there by {result.updates} updates; Spearman's rho of the two: {result.correlation:.2f}")
+    surrogate = "of the output layer alone, against keeping nothing"
+    real = f"after {result.updates} updates of the student; Spearman correlation of the two: {result.correlation:.2f}"
+    echo(f"gain in following the teacher on texts set apart, in nats; surrogate: {surrogate}; real: {real}")
     if pair_name(config) in trained.facts.get("pairs", []):
         echo(f"note: the policy was trained on {pair_name(config)}")
 
@@ -113,12 +114,12 @@ def _print_curve(curve: Sequence[float]) -> None:
     if curve:
         low, spread = min(curve), max(max(curve) - min(curve), 1e-12)
         bars = "".join(BARS[round((len(BARS) - 1) * (value - low) / spread)] for value in curve)
-        echo(f"reward of training episodes, mean surrogate gain: {curve[0]:+.4f} {bars} {curve[-1]:+.4f}")
+        echo(f"reward of training episodes, mean gain in nats: {curve[0]:+.4f} {bars} {curve[-1]:+.4f}")
 
 
 def _print_inspection(explained: Any) -> None:
     importances = [(name, f"{loss:+.4f}", f"{part:.0%}") for name, (loss, part) in explained.importances.items()]
-    print_table(("feature", "loss", "decisions changed"), importances, "permutation importance")
+    print_table(("feature", "loss (nats)", "decisions changed"), importances, "permutation importance")
     quartiles, shares = explained.quartiles.items(), explained.operators.items()
     rows = [(name, *(" ".join(f"{value:.3g}" for value in side) for side in sides)) for name, sides in quartiles]
     rows += [(f"operator {name}", *(f"{share:.0%}" for share in kept_and_dropped)) for name, kept_and_dropped in shares]

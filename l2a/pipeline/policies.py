@@ -46,7 +46,7 @@ class Verdict(NamedTuple):
         name: "policy", a rule, an oracle or another choice.
         kept: Candidates kept.
         real: Gain of the student's score on the reward texts after real updates, in nats.
-        surrogate: What the output layer alone gains of correlation; not a number where none was measured.
+        surrogate: Gain of the output layer alone, in nats, against keeping nothing; not a number if none was measured.
         accuracy: After these updates, on target labels that no run reads; not a number where there are none.
     """
 
@@ -81,7 +81,7 @@ def training_facts(
 ) -> dict[str, Any]:
     """Say how a policy was trained, for its folder, in values that JSON can hold.
 
-    There is one configuration a pair and seed, the speed is in steps a second, the curve of surrogate gains.
+    There is one configuration a pair and seed, the speed is in steps a second, and the curve has mean gains in nats.
     """
     return {
         "pairs": list(dict.fromkeys(pair_name(config) for config in configs)),

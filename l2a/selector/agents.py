@@ -33,9 +33,9 @@ class AgentCard(Checked):
         hidden: Widths of the shared network's hidden layers.
         activation: Of those layers.
         hyperparameters: Keyword arguments of the class.
-        scale_rewards: Divide rewards by their running spread; off for an algorithm that needs them as they are.
+        scale_rewards: Divide rewards by their running spread; off for an algorithm that needs them in nats.
         acts_on: What it chooses: each candidate, or the shares of arms (``l2a.selector.arms``), for which it is trained
-            in the run, with rewards as they are and tanh.
+            in the run, with rewards in nats and tanh.
     """
 
     description: str

@@ -188,7 +188,7 @@ class Training(NamedTuple):
 
     Attributes:
         snapshots: Policies at equal distances of the training, the last one fully trained.
-        reward_curve: Mean gain of each twentieth of the episodes, in the order in which they ended.
+        reward_curve: Mean gain of each twentieth of the episodes, in nats, in the order in which they ended.
         steps: Environment steps taken.
         steps_per_second: Environment steps a second, the policy's updates included.
     """
@@ -323,7 +323,7 @@ class DVRL(OnPolicyAlgorithm):
 
     Each rollout plays every environment from its start. The baseline is what keeping everything gains. The paper's
     estimator also reads |y - y_val|; here the candidates' features hold KL(p_T || p_S) in its place (our adaptation),
-    and an episode stands for the paper's batch. There is no critic; rewards must come as they are.
+    and an episode stands for the paper's batch. There is no critic; rewards must come in nats.
     """
 
     def __init__(self, policy: Any, env: vec_env.VecEnv, learning_rate: float = 0.01, **options: Any) -> None:

@@ -51,7 +51,7 @@ class SharesEnvironment(gymnasium.Env[Any, Any]):
     Attributes:
         observation_space: Box, float32 (A + 2,): what part of each arm was drawn, the budget left and the gain so far.
         action_space: Box, float32 (A,): the shares, as ``shares_of`` reads them.
-        returns: What each finished episode gained.
+        returns: What each finished episode gained, in nats.
     """
 
     def __init__(self, task: SelectionTask, arms: Ints) -> None:
@@ -102,7 +102,7 @@ def thompson(task: SelectionTask, arms: Ints, pulls: int, seed: int) -> tuple[Fl
         seed: Of all draws.
 
     Returns:
-        float32 (A,), the share that each arm got of the second half of the pulls, and the gain of each pull.
+        float32 (A,), the share that each arm got of the second half of the pulls, and the gain of each pull, in nats.
     """
     rng, sizes = np.random.default_rng(seed), np.bincount(arms)
     members = np.split(np.argsort(arms, kind="stable"), np.cumsum(sizes)[:-1])

@@ -35,7 +35,7 @@ class SelectionTask:
     Attributes:
         features: The candidates' fixed features, float32 (N, F).
         surrogate: What selections are judged by.
-        unit: How far random selections are from gaining nothing; the gain so far is shown in it.
+        unit: How far random selections are from gaining nothing, in nats; the gain so far is shown in it.
         unit_embeddings: float32 (N, e), rows of length 1, for the cosine to what was selected.
         batch: Candidates in one step.
         steps: Steps in an episode.
@@ -145,7 +145,7 @@ class Episodes:
         """Keep or drop candidates, bool (E, B); what exceeds an episode's budget is dropped, later candidates first.
 
         Returns:
-            float32 (E,) rewards, what the step adds to the gain; bool (E,) whether each episode ended.
+            float32 (E,) rewards, what the step adds to the gain in nats; bool (E,) whether each episode ended.
         """
         batch, before = self.batch(), self.gains.gain
         position = self.kept_count[:, None] + np.cumsum(actions, axis=1) - 1
@@ -165,7 +165,7 @@ def draw_orders(task: SelectionTask, count: int, rng: np.random.Generator) -> In
 
 
 def gain_of_everything(task: SelectionTask, rng: np.random.Generator, episodes: int = 32) -> float:
-    """Measure what an episode gains that keeps all it is shown: the mean of several random ones."""
+    """Measure what an episode gains, in nats, that keeps all it is shown: the mean of several random ones."""
     gains, shown = Gains(task.surrogate, episodes), draw_orders(task, episodes, rng)
     for start in range(0, shown.shape[1], task.batch):
         gains.add(shown[:, start : start + task.batch], np.ones((episodes, task.batch), bool))

@@ -6,8 +6,8 @@
    those of the reward split's labels after the same updates: too few to reward anything, they can only refuse a choice.
 2. A policy tries thousands of selections. The surrogate fits the student's output layer alone, on its states as they
    are, by a ridge regression of what it lacks of the teacher's logits, on the same mixture of texts: ``fit_surrogate``.
-3. The surrogate reward of a selection is how much better the logits of such a layer correlate with the teacher's on
-   the same reward texts: ``surrogate_reward``, and ``Gains`` while selections grow step by step.
+3. The surrogate reward of a selection is what such a layer gains on the same reward texts: ``surrogate_reward``, and
+   ``Gains`` while selections grow step by step.
 
 How far 3 foretells 1, and how far each of them repeats itself, is measured in every run (``l2a.selector.select``).
 """
@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import optimize
+from scipy import optimize, special
 
 from l2a.data import Bools, Doubles, Floats, Ints
 from l2a.kd.data import DistillationSet
@@ -119,9 +119,9 @@ class Surrogate:
         rows: float32 (N, k + C): k leading directions of each candidate's states and a 1, then its gaps.
         known: float32 (k, k + C): moments of what every student reads, weighted by its shares, and the ridge.
         share: What the kept candidates contribute to the mixture.
-        judged: float32 (M, k), directions of the reward texts, of mean 0.
-        judged_student: float32 (M, C), the student's logits there, less the means over classes and texts.
-        judged_teacher: float32 (M, C), the teacher's likewise, divided by the root of the sum of their squares.
+        judged: float32 (M, k), directions of the reward texts.
+        judged_student: float32 (M, C), the student's logits there.
+        judged_teacher: float32 (M, C), the teacher's probabilities there.
         classes: int64 (N,), the class that the teacher predicts for each candidate.
         class_shares: float32 (C,), each class's share of the pool.
     """
@@ -136,14 +136,14 @@ class Surrogate:
     class_shares: Floats
 
     def scores(self, moments: Floats) -> Floats:
-        """Judge E output layers, each fitted on moments, float32 (E, k, k + C): float32 (E,), from -1 to 1.
-
-        It is the correlation of their logits with the teacher's, in which temperature and thresholds have no part.
-        """
+        """Judge E output layers, each fitted on moments, float32 (E, k, k + C): -cross-entropy, float32 (E,), nats."""
         width = self.judged.shape[1]
-        logits = self.judged @ np.linalg.solve(moments[..., :width], moments[..., width:]) + self.judged_student
-        lengths = np.sqrt(np.square(logits).sum(axis=(1, 2))) + 1e-12
-        return np.asarray((logits * self.judged_teacher).sum(axis=(1, 2)) / lengths, np.float32)
+        layers = np.linalg.solve(moments[..., :width], moments[..., width:])
+        logits = self.judged @ layers + self.judged_student
+        highest = logits.max(axis=2, keepdims=True)
+        normaliser = np.log(np.exp(logits - highest).sum(axis=2)) + highest[..., 0]
+        likelihoods = (self.judged_teacher * logits).sum(axis=2) - normaliser
+        return np.asarray(likelihoods.sum(axis=1) / max(len(self.judged), 1), np.float32)
 
 
 def fit_surrogate(candidates: Views, known: Sequence[tuple[Views, float]], share: float, judged: Views) -> Surrogate:
@@ -176,14 +176,8 @@ def fit_surrogate(candidates: Views, known: Sequence[tuple[Views, float]], share
     for (_, weight), part in zip(known, rows[1:], strict=True):
         moments += weight * part[:, :width].T @ part / max(len(part), 1)
     class_shares = (np.bincount(classes, minlength=candidates.teacher.shape[1]) / len(classes)).astype(np.float32)
-    taught, places = _centred(judged.teacher), read(judged)
-    taught /= np.linalg.norm(taught) + 1e-12
-    places -= places.mean(axis=0)
-    return Surrogate(rows[0], moments, share, places, _centred(judged.student), taught, classes, class_shares)
-
-
-def _centred(logits: Floats) -> Floats:
-    return np.asarray(logits - logits.mean(axis=1, keepdims=True) - logits.mean(axis=0) + logits.mean())
+    taught = special.softmax(judged.teacher, axis=1)
+    return Surrogate(rows[0], moments, share, read(judged), judged.student, taught, classes, class_shares)
 
 
 def marginal_gains(surrogate: Surrogate) -> Floats:
@@ -194,11 +188,10 @@ def marginal_gains(surrogate: Surrogate) -> Floats:
     width, rows = surrogate.judged.shape[1], surrogate.rows
     states, moments = rows[:, :width], surrogate.known + surrogate.share * rows[:, :width].T @ rows / len(rows)
     layer = np.linalg.solve(moments[:, :width], moments[:, width:])
-    logits = surrogate.judged @ layer + surrogate.judged_student
-    length = np.linalg.norm(logits) + 1e-12
-    ascent = (surrogate.judged_teacher - (logits * surrogate.judged_teacher).sum() * logits / length**2) / length
-    slope = np.linalg.solve(moments[:, :width], surrogate.judged.T @ ascent)
-    return np.asarray(((states @ slope) * (rows[:, width:] - states @ layer)).sum(axis=1), np.float32)
+    said = special.softmax(surrogate.judged @ layer + surrogate.judged_student, axis=1)
+    slope = np.linalg.solve(moments[:, :width], surrogate.judged.T @ (surrogate.judged_teacher - said))
+    gains = ((states @ slope) * (rows[:, width:] - states @ layer)).sum(axis=1)
+    return np.asarray(gains / max(len(surrogate.judged), 1), np.float32)
 
 
 # 3. The surrogate reward of selections
@@ -225,7 +218,7 @@ def surrogate_only(problem: SelectionProblem) -> SelectionProblem:
 
 
 def surrogate_reward(surrogate: Surrogate, kept: Bools | Ints) -> float:
-    """Say what a selection, bool (N,) or int64 (K,), adds to the correlation where nothing is kept."""
+    """Say what a selection, bool (N,) or int64 (K,), gains in nats on the reward texts against keeping nothing."""
     gains, chosen = Gains(surrogate, 1), np.arange(len(surrogate.rows))[None, kept]
     gains.add(chosen, np.ones(chosen.shape, bool))
     return float(gains.gain[0])
@@ -239,7 +232,7 @@ class Gains:
 
     Attributes:
         counts: float32 (E, C), candidates kept so far of each class that the teacher predicts.
-        gain: float32 (E,), of correlation; what a step adds to it is the policy's reward.
+        gain: float32 (E,), in nats; what a step adds to it is the policy's reward.
     """
 
     def __init__(self, surrogate: Surrogate, count: int) -> None:

@@ -223,7 +223,7 @@ class Inspection(NamedTuple):
     Attributes:
         selection: The choice.
         importances: By feature, what shuffling it over the candidates costs on the mean (permutation importance:
-            Breiman, 2001): surrogate reward, and the share of candidates then decided on otherwise. The most
+            Breiman, 2001): surrogate reward in nats, and the share of candidates then decided on otherwise. The most
             important comes first; all operators together count as one, and all origins.
         quartiles: By feature, the quartiles among the kept and among the dropped candidates, in its own units.
         operators: By operator, its share of the kept and of the dropped candidates.

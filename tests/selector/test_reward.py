@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, strategies as st
+from scipy.special import log_softmax, softmax
 from scipy.stats import spearmanr
 
 from l2a.kd.losses import soft_label_loss
@@ -97,7 +98,7 @@ def by_hand(surrogate, kept):
     scores = []
     for moments in both:
         logits = surrogate.judged @ np.linalg.solve(moments[:, :width], moments[:, width:]) + surrogate.judged_student
-        scores.append(np.corrcoef(logits.ravel(), surrogate.judged_teacher.ravel())[0, 1])
+        scores.append((surrogate.judged_teacher * log_softmax(logits, axis=1)).sum(axis=1).mean())
     return scores[1] - scores[0]
 
 
@@ -134,20 +135,11 @@ def test_the_layer_reads_the_leading_directions_of_the_states():
     assert surrogate.rows.shape == (400, reward.DIRECTIONS + 1 + 2)
     assert np.abs(surrogate.rows[:, 0]).std() < 1 and surrogate.rows[:, 0].std() == pytest.approx(1, rel=1e-3)
     gain = surrogate_reward(surrogate, np.ones(400, bool))
-    assert 0.9 < gain <= 1
+    taught = softmax(teacher, axis=1)
+    best = (taught * np.log(taught)).sum(axis=1).mean() - np.log(0.5)
+    assert 0.9 * best < gain <= best
     with pytest.raises(RunError, match="states are not all finite"):
         fit_surrogate(replace(seen, states=states * np.nan), [], 0.9, seen)
-
-
-def test_temperature_thresholds_and_what_all_classes_share_have_no_part_in_the_surrogate(student, texts, judge):
-    candidates, judged = view(student, texts), view(student, judge)
-    changed = judged.teacher * 3 + np.arange(judged.teacher.shape[1]) + np.arange(len(judged.teacher))[:, None]
-    half = np.arange(24) < 12
-    gains = [
-        surrogate_reward(fit_surrogate(candidates, [(judged, 0.1)], 0.9, replace(judged, teacher=teacher)), half)
-        for teacher in (judged.teacher, changed.astype(np.float32))
-    ]
-    assert gains[0] == pytest.approx(gains[1], abs=1e-5) != 0
 
 
 def test_marginal_gains_are_what_a_little_more_of_a_candidate_adds(problem):
